@@ -1,0 +1,179 @@
+"""Read any source: the one entry that commands use."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+from cgconvert.checkpoint import config as configs
+from cgconvert.checkpoint import hub, jaxformer, weights
+from cgconvert.checkpoint.checkpoint import Checkpoint
+from cgconvert.checkpoint.source import Source, find
+from cgconvert.errors import InputError, UsageError
+from cgconvert.manifest import find_manifest
+from cgconvert.model import CODEGEN, PHI
+from cgconvert.tokenizer import Tokenizer
+
+__all__ = ["ReadOptions", "layout_of", "read"]
+
+
+@dataclass(frozen=True)
+class ReadOptions:
+    """What a user can say about a source that the source itself may not.
+
+    `tokenizer` and `config` replace the source's own, `mp_num` the number of groups in qkv_proj,
+    `step` chooses among a Jaxformer run's, `revision` is the Hub's.
+    """
+
+    tokenizer: Path | None = None
+    config: Path | None = None
+    mp_num: int | None = None
+    step: int | None = None
+    revision: str | None = None
+
+
+def read(given: str, options: ReadOptions | None = None) -> Checkpoint:
+    """A checkpoint from whatever names one; only headers are read.
+
+    Raises InputError where it is missing, broken or not a CodeGen.
+    """
+    options = options or ReadOptions()
+    source = find(given, options.revision)
+    layout = layout_of(source.path)
+    if options.step is not None and layout != "jaxformer":
+        raise UsageError(f"--step is for Jaxformer checkpoints; {given} is {layout}")
+    checkpoint = _READERS[layout](source, options)
+    manifest = find_manifest(source.path)
+    if manifest is not None:
+        checkpoint = replace(checkpoint, name=manifest.name)
+    if checkpoint.tokenizer.size > checkpoint.geometry.vocab_size:
+        raise InputError(
+            f"{source.path}: the tokenizer has {checkpoint.tokenizer.size} entries, the embedding "
+            f"only {checkpoint.geometry.vocab_size} rows; give the right one with --tokenizer"
+        )
+    return checkpoint
+
+
+def layout_of(path: Path) -> str:
+    """How a checkpoint is stored. Raises InputError where nothing known is there."""
+    if path.is_file():
+        if path.suffix == ".gguf":
+            return "gguf"
+        if path.suffix in (".bin", ".safetensors"):
+            return "huggingface"
+        if path.suffix == ".onnx":
+            return "onnx"
+    elif path.is_dir():
+        if any((path / "onnx").glob("*.onnx")):
+            return "onnx"
+        if weights.find(path)[0]:
+            return "huggingface"
+        if jaxformer.is_step(path) or any(jaxformer.is_step(c) for c in path.iterdir()):
+            return "jaxformer"
+        files = sorted(path.glob("*.gguf"))
+        if len(files) == 1:
+            return "gguf"
+    raise InputError(
+        f"{path}: no checkpoint found; expected pytorch_model.bin, model.safetensors (or their "
+        "index), a Jaxformer step, a .tar.gz, or one of cgconvert's own outputs"
+    )
+
+
+def _huggingface(source: Source, options: ReadOptions) -> Checkpoint:
+    path = source.path
+    folder = path if path.is_dir() else path.parent
+    layout, files = weights.find(folder) if path.is_dir() else (path.suffix[1:], (path,))
+    where = options.config or folder / "config.json"
+    config = configs.read_json(where)
+    if config.get("model_type") == "phi":
+        names, geometry, layout = PHI, configs.from_phi(config, where), "phi"
+    else:
+        names, geometry = CODEGEN, configs.from_codegen(config, where, options.mp_num)
+    tokenizer, used = _tokenizer(folder, options)
+    return Checkpoint(
+        name=source.name,
+        path=path,
+        layout={"bin": "torch"}.get(layout, layout),
+        config=config,
+        decoder=names.decoder(geometry, weights.read(files), str(path)),
+        tokenizer=tokenizer,
+        files=(*files, where, *used),
+        origin=source.origin,
+    )
+
+
+def _jaxformer(source: Source, options: ReadOptions) -> Checkpoint:
+    step = jaxformer.choose_step(source.path, options.step)
+    where = options.config or _training_config(source.path, step)
+    config = configs.read_json(where)
+    geometry = configs.from_jaxformer(config, where, options.mp_num)
+    tensors = jaxformer.tensors(step, geometry)
+    tokenizer, used = _tokenizer(source.path, options)
+    return Checkpoint(
+        name=source.name if not source.name.isdigit() else source.path.resolve().parent.name,
+        path=step,
+        layout="jaxformer",
+        config=config,
+        decoder=CODEGEN.decoder(geometry, tensors, str(step)),
+        tokenizer=tokenizer,
+        files=(step / "model" / "0.npz", where, *used),
+        origin={**source.origin, "step": step.name},
+    )
+
+
+def _training_config(folder: Path, step: Path) -> Path:
+    """The training configuration: a JSON file with model_layers, in the folder or the step's."""
+    places = dict.fromkeys((folder, step, step.parent))
+    found = [
+        path
+        for place in places
+        for path in sorted(place.glob("*.json"))
+        if configs.is_jaxformer(configs.read_json(path))
+    ]
+    if not found:
+        raise InputError(
+            f"{folder}: no Jaxformer training configuration (a .json with model_layers) in it; "
+            "give it with --config"
+        )
+    return found[0]
+
+
+def _gguf(source: Source, options: ReadOptions) -> Checkpoint:
+    from cgconvert.checkpoint import gguf
+
+    path = source.path if source.path.is_file() else next(source.path.glob("*.gguf"))
+    return _with_options(gguf.read(path, source.name), options)
+
+
+def _onnx(source: Source, options: ReadOptions) -> Checkpoint:
+    from cgconvert.checkpoint import onnx
+
+    folder = source.path if source.path.is_dir() else source.path.parent.parent
+    return _with_options(onnx.read(folder, source.name), options)
+
+
+def _with_options(checkpoint: Checkpoint, options: ReadOptions) -> Checkpoint:
+    if options.tokenizer is None:
+        return checkpoint
+    return replace(checkpoint, tokenizer=Tokenizer.load(options.tokenizer))
+
+
+def _tokenizer(folder: Path, options: ReadOptions) -> tuple[Tokenizer, tuple[Path, ...]]:
+    """The tokenizer given, else the source's, else GPT-2's; and the files it came from."""
+    place = options.tokenizer or folder
+    if options.tokenizer is None and not any(
+        (place / name).is_file() for name in ("tokenizer.json", "vocab.json")
+    ):
+        place = hub.tokenizer()
+    here = place if place.is_dir() else place.parent
+    used = tuple(here / name for name in hub.TOKENIZER if (here / name).is_file())
+    return Tokenizer.load(place), used
+
+
+_READERS: Mapping[str, Callable[[Source, ReadOptions], Checkpoint]] = {
+    "huggingface": _huggingface,
+    "jaxformer": _jaxformer,
+    "gguf": _gguf,
+    "onnx": _onnx,
+}

@@ -1,0 +1,345 @@
+"""The one description of a CodeGen model that every writer draws from.
+
+Rows of q and k are kept in CodeGen's own rotary order (interleaved pairs); `half_split` gives them
+in the order that Phi, llama.cpp's phi2 and most engines want.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field, replace
+from typing import Any
+
+import numpy as np
+import torch
+
+from cgconvert.errors import InputError
+from cgconvert.tensor import LazyTensor, Rows, Stacked
+
+__all__ = [
+    "CODEGEN",
+    "PHI",
+    "Block",
+    "Decoder",
+    "Geometry",
+    "Names",
+    "half_split_rows",
+    "interleaved_rows",
+    "packed_rows",
+    "split_rows",
+]
+
+
+@dataclass(frozen=True)
+class Geometry:
+    """Sizes of a model (all in elements) and the constants of its mathematics.
+
+    `mp_num` is the number of groups in a packed qkv_proj, 0 where q, k and v are stored apart.
+    """
+
+    n_layer: int
+    n_embd: int
+    n_head: int
+    rotary_dim: int
+    n_positions: int
+    vocab_size: int
+    mp_num: int
+    n_inner: int = 0
+    layer_norm_epsilon: float = 1e-5
+    rotary_base: float = 10000.0
+
+    def __post_init__(self) -> None:
+        if not self.n_inner:
+            object.__setattr__(self, "n_inner", 4 * self.n_embd)
+        for name in ("n_layer", "n_embd", "n_head", "rotary_dim", "n_positions", "vocab_size"):
+            if getattr(self, name) < 1:
+                raise InputError(f"config: {name} is {getattr(self, name)}; it must be at least 1")
+        if self.n_embd % self.n_head:
+            raise InputError(
+                f"config: n_embd {self.n_embd} is not a multiple of n_head {self.n_head}"
+            )
+        if self.mp_num and self.n_head % self.mp_num:
+            raise InputError(
+                f"config: n_head {self.n_head} does not divide into {self.mp_num} groups; "
+                "give the right number with --mp-num"
+            )
+        if self.rotary_dim % 2 or self.rotary_dim > self.head_dim:
+            raise InputError(
+                f"config: rotary_dim {self.rotary_dim} must be even and at most the head size "
+                f"{self.head_dim}"
+            )
+
+    @property
+    def head_dim(self) -> int:
+        return self.n_embd // self.n_head
+
+    @property
+    def parameters(self) -> int:
+        """Number of weights, CodeGen's own (no zero biases of other formats)."""
+        block = self.n_embd * (4 * self.n_embd + 2 * self.n_inner + 3) + self.n_inner
+        ends = self.vocab_size * (2 * self.n_embd + 1) + 2 * self.n_embd
+        return self.n_layer * block + ends
+
+    def as_dict(self) -> dict[str, Any]:
+        return asdict(self) | {"head_dim": self.head_dim}
+
+
+# Row orders. Each returns an index array: row r of the result is row index[r] of the source.
+
+
+def split_rows(n_embd: int, mp_num: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Where the rows of q, k and v (each [n_embd]) lie in a packed qkv_proj.
+
+    The packed matrix is `mp_num` groups of q, v, k in that order, n_embd / mp_num rows each
+    (transformers, modeling_codegen.py: CodeGenAttention.forward).
+    """
+    index = np.arange(3 * n_embd).reshape(mp_num, 3, n_embd // mp_num)
+    query, value, key = (index[:, part].reshape(-1) for part in range(3))
+    return query, key, value
+
+
+def packed_rows(n_embd: int, mp_num: int) -> np.ndarray:
+    """The inverse of `split_rows`: a packed qkv_proj out of q, k and v one below the other."""
+    return np.argsort(np.concatenate(split_rows(n_embd, mp_num)))
+
+
+def half_split_rows(n_head: int, head_dim: int, rotary_dim: int) -> np.ndarray:
+    """From interleaved rotary pairs (2i, 2i+1) to halves (i, i + rotary_dim/2), head by head."""
+    head = np.arange(head_dim)
+    head[:rotary_dim] = np.concatenate([np.arange(0, rotary_dim, 2), np.arange(1, rotary_dim, 2)])
+    return (np.arange(n_head)[:, None] * head_dim + head).reshape(-1)
+
+
+def interleaved_rows(n_head: int, head_dim: int, rotary_dim: int) -> np.ndarray:
+    """The inverse of `half_split_rows`."""
+    return np.argsort(half_split_rows(n_head, head_dim, rotary_dim))
+
+
+@dataclass(frozen=True)
+class Block:
+    """One layer: x + attn(ln(x)) + mlp(ln(x)). Matrices are [out, in], vectors [out]."""
+
+    ln_weight: LazyTensor
+    ln_bias: LazyTensor
+    q: LazyTensor
+    k: LazyTensor
+    v: LazyTensor
+    o: LazyTensor
+    fc_in: LazyTensor
+    fc_in_bias: LazyTensor
+    fc_out: LazyTensor
+    fc_out_bias: LazyTensor
+
+    @property
+    def qkv(self) -> LazyTensor:
+        """q, k and v one below the other, [3 n_embd, n_embd]."""
+        return _stack_same(self.q, self.k, self.v)
+
+    def packed(self, mp_num: int) -> LazyTensor:
+        """qkv_proj as CodeGen stores it, in `mp_num` groups."""
+        return self.qkv.rows(packed_rows(self.q.shape[0], mp_num))
+
+
+@dataclass(frozen=True)
+class Decoder:
+    """A whole model; every tensor lazy."""
+
+    geometry: Geometry
+    wte: LazyTensor
+    blocks: tuple[Block, ...]
+    ln_f_weight: LazyTensor
+    ln_f_bias: LazyTensor
+    head: LazyTensor
+    head_bias: LazyTensor
+
+    def half_split(self) -> Decoder:
+        """The same model with q and k in half-split rotary order."""
+        g = self.geometry
+        index = half_split_rows(g.n_head, g.head_dim, g.rotary_dim)
+        return replace(
+            self,
+            blocks=tuple(replace(b, q=b.q.rows(index), k=b.k.rows(index)) for b in self.blocks),
+        )
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """The type most of the source's numbers are stored in."""
+        return self.head.stored_dtype
+
+
+@dataclass(frozen=True)
+class Names:
+    """How a layout calls its tensors.
+
+    `model` and `block` map a field of Decoder and Block to a name (`{i}` is the layer);
+    `block["qkv"]` stands for a packed matrix. `zero_biases` are tensors the layout has and CodeGen
+    has not: they must be all zero. `dropped` are buffers that old files carry.
+    """
+
+    model: Mapping[str, str]
+    block: Mapping[str, str]
+    half_split: bool = False
+    zero_biases: tuple[str, ...] = ()
+    dropped: tuple[str, ...] = ()
+
+    def decoder(
+        self,
+        geometry: Geometry,
+        tensors: Mapping[str, LazyTensor],
+        where: str,
+    ) -> Decoder:
+        """Bind a layout's tensors, each used exactly once or dropped by name.
+
+        Raises InputError listing every tensor that is missing, unknown or of another shape.
+        """
+        return _Binder(self, geometry, tensors, where).decoder()
+
+
+_MODEL = {
+    "wte": "transformer.wte.weight",
+    "ln_f_weight": "transformer.ln_f.weight",
+    "ln_f_bias": "transformer.ln_f.bias",
+    "head": "lm_head.weight",
+    "head_bias": "lm_head.bias",
+}
+
+CODEGEN = Names(
+    model=_MODEL,
+    block={
+        "ln_weight": "transformer.h.{i}.ln_1.weight",
+        "ln_bias": "transformer.h.{i}.ln_1.bias",
+        "qkv": "transformer.h.{i}.attn.qkv_proj.weight",
+        "o": "transformer.h.{i}.attn.out_proj.weight",
+        "fc_in": "transformer.h.{i}.mlp.fc_in.weight",
+        "fc_in_bias": "transformer.h.{i}.mlp.fc_in.bias",
+        "fc_out": "transformer.h.{i}.mlp.fc_out.weight",
+        "fc_out_bias": "transformer.h.{i}.mlp.fc_out.bias",
+    },
+    dropped=(
+        "transformer.h.{i}.attn.bias",
+        "transformer.h.{i}.attn.masked_bias",
+        "transformer.h.{i}.attn.causal_mask",
+    ),
+)
+
+PHI = Names(
+    model={
+        "wte": "model.embed_tokens.weight",
+        "ln_f_weight": "model.final_layernorm.weight",
+        "ln_f_bias": "model.final_layernorm.bias",
+        "head": "lm_head.weight",
+        "head_bias": "lm_head.bias",
+    },
+    block={
+        "ln_weight": "model.layers.{i}.input_layernorm.weight",
+        "ln_bias": "model.layers.{i}.input_layernorm.bias",
+        "q": "model.layers.{i}.self_attn.q_proj.weight",
+        "k": "model.layers.{i}.self_attn.k_proj.weight",
+        "v": "model.layers.{i}.self_attn.v_proj.weight",
+        "o": "model.layers.{i}.self_attn.dense.weight",
+        "fc_in": "model.layers.{i}.mlp.fc1.weight",
+        "fc_in_bias": "model.layers.{i}.mlp.fc1.bias",
+        "fc_out": "model.layers.{i}.mlp.fc2.weight",
+        "fc_out_bias": "model.layers.{i}.mlp.fc2.bias",
+    },
+    half_split=True,
+    zero_biases=(
+        "model.layers.{i}.self_attn.q_proj.bias",
+        "model.layers.{i}.self_attn.k_proj.bias",
+        "model.layers.{i}.self_attn.v_proj.bias",
+        "model.layers.{i}.self_attn.dense.bias",
+    ),
+)
+
+
+@dataclass
+class _Binder:
+    names: Names
+    geometry: Geometry
+    tensors: Mapping[str, LazyTensor]
+    where: str
+    used: set[str] = field(default_factory=set)
+    faults: list[str] = field(default_factory=list)
+
+    def decoder(self) -> Decoder:
+        g, shape = self.geometry, self._shapes()
+        top = {part: self._take(name, shape[part]) for part, name in self.names.model.items()}
+        layers = [
+            {
+                part: self._take(name.format(i=i), shape[part])
+                for part, name in self.names.block.items()
+            }
+            for i in range(g.n_layer)
+        ]
+        self._check_biases()
+        self._check_rest()
+        if self.faults:
+            raise InputError(f"{self.where}: " + "; ".join(self.faults))
+        return Decoder(
+            geometry=g,
+            blocks=tuple(self._block(parts) for parts in layers),
+            **top,  # type: ignore[arg-type] - complete: a gap is a fault
+        )
+
+    def _shapes(self) -> dict[str, tuple[int, ...]]:
+        g = self.geometry
+        square, vector = (g.n_embd, g.n_embd), (g.n_embd,)
+        return {
+            "wte": (g.vocab_size, g.n_embd), "head": (g.vocab_size, g.n_embd),
+            "head_bias": (g.vocab_size,), "ln_f_weight": vector, "ln_f_bias": vector,
+            "ln_weight": vector, "ln_bias": vector, "q": square, "k": square, "v": square,
+            "o": square, "qkv": (3 * g.n_embd, g.n_embd), "fc_in": (g.n_inner, g.n_embd),
+            "fc_in_bias": (g.n_inner,), "fc_out": (g.n_embd, g.n_inner), "fc_out_bias": vector,
+        }  # fmt: skip
+
+    def _take(self, name: str, shape: tuple[int, ...]) -> LazyTensor | None:
+        self.used.add(name)
+        tensor = self.tensors.get(name)
+        if tensor is None:
+            self.faults.append(f"{name} is missing")
+        elif tuple(tensor.shape) != shape:
+            self.faults.append(f"{name} is {list(tensor.shape)}, the config says {list(shape)}")
+        elif not tensor.dtype.is_floating_point:
+            self.faults.append(f"{name} is {tensor.dtype}, not a floating type")
+        return tensor
+
+    def _check_biases(self) -> None:
+        for pattern in self.names.zero_biases:
+            for i in range(self.geometry.n_layer):
+                name = pattern.format(i=i)
+                tensor = self.tensors.get(name)
+                self.used.add(name)
+                if tensor is not None and bool(tensor.read().count_nonzero()):
+                    self.faults.append(f"{name} is not zero, and CodeGen has no such bias")
+
+    def _check_rest(self) -> None:
+        dropped = {
+            name.format(i=i) for name in self.names.dropped for i in range(self.geometry.n_layer)
+        }
+        self.faults += [
+            f"{name} is not a CodeGen tensor"
+            for name in sorted(set(self.tensors) - self.used - dropped)
+        ]
+
+    def _block(self, parts: Mapping[str, LazyTensor | None]) -> Block:
+        g, parts = self.geometry, dict(parts)
+        packed = parts.pop("qkv", None)
+        if packed is not None:
+            index = split_rows(g.n_embd, g.mp_num)
+            parts |= {name: packed.rows(r) for name, r in zip("qkv", index, strict=True)}
+        if self.names.half_split:
+            back = interleaved_rows(g.n_head, g.head_dim, g.rotary_dim)
+            parts |= {name: parts[name].rows(back) for name in "qk"}  # type: ignore[union-attr]
+        return Block(**parts)  # type: ignore[arg-type]
+
+
+def _stack_same(*tensors: LazyTensor) -> LazyTensor:
+    """Stacked, but rows of one file tensor stay rows of that tensor: read once, in runs."""
+    if all(isinstance(t, Rows) for t in tensors):
+        sources = {id(t.source) for t in tensors if isinstance(t, Rows)}
+        if len(sources) == 1:
+            first = tensors[0]
+            assert isinstance(first, Rows)
+            index = np.concatenate([t.index for t in tensors if isinstance(t, Rows)])
+            return first.source.rows(index)
+    return Stacked(tensors)

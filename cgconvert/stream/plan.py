@@ -1,0 +1,124 @@
+"""A plan: everything that will be written, made from headers alone, before a byte is."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from cgconvert.quant.encoding import Encoding
+from cgconvert.tensor import LazyTensor
+
+__all__ = ["CHUNK_BYTES", "FilePlan", "Item", "Piece", "Plan", "lay_out"]
+
+CHUNK_BYTES = 32 << 20
+"""float32 bytes of one chunk of rows: large enough for the disk, small enough for a laptop."""
+
+
+@dataclass(frozen=True)
+class Piece:
+    """One stored array: `offset` in bytes from the start of its file."""
+
+    name: str
+    dtype: str
+    shape: tuple[int, ...]
+    offset: int
+    nbytes: int
+    row_bytes: int
+
+
+@dataclass(frozen=True)
+class Item:
+    """One tensor of the model, how it is encoded, and where its arrays go."""
+
+    name: str
+    source: LazyTensor
+    encoding: Encoding
+    pieces: tuple[Piece, ...]
+
+    @property
+    def nbytes(self) -> int:
+        return sum(piece.nbytes for piece in self.pieces)
+
+    @property
+    def chunk_rows(self) -> int:
+        width = math.prod(self.source.shape[1:]) * 4
+        return max(1, CHUNK_BYTES // max(1, width))
+
+
+@dataclass(frozen=True)
+class FilePlan:
+    """A file: fixed bytes at the start, then tensors; gaps between pieces are zero bytes.
+
+    `size` is the file's whole length in bytes.
+    """
+
+    path: str
+    header: bytes = b""
+    items: tuple[Item, ...] = ()
+    size: int = -1
+
+    def __post_init__(self) -> None:
+        if self.size < 0:
+            ends = [piece.offset + piece.nbytes for item in self.items for piece in item.pieces]
+            object.__setattr__(self, "size", max([len(self.header), *ends]))
+
+
+@dataclass(frozen=True)
+class Plan:
+    """An artefact to be written at `output`: a folder, or (`folder` false) the one file itself.
+
+    `format` and `type` name what it is (for example gguf, Q8_0); `files` paths are relative to
+    the folder, or the file's own name; `options` go into the manifest.
+    """
+
+    output: Path
+    folder: bool
+    format: str
+    type: str
+    files: tuple[FilePlan, ...]
+    options: Mapping[str, Any] = field(default_factory=dict)
+
+    @property
+    def nbytes(self) -> int:
+        return sum(file.size for file in self.files)
+
+    @property
+    def items(self) -> Iterable[Item]:
+        return (item for file in self.files for item in file.items)
+
+    @property
+    def peak_memory(self) -> int:
+        """Bytes a run needs at most beyond the interpreter: a chunk, its float32 and its code."""
+        largest = max((_chunk_bytes(item) for item in self.items), default=0)
+        return 3 * largest + max((len(file.header) for file in self.files), default=0)
+
+
+def lay_out(
+    tensors: Iterable[tuple[str, LazyTensor, Encoding]], *, start: int = 0, align: int = 1
+) -> tuple[Item, ...]:
+    """Give every array of every tensor its place, one after the other from byte `start`.
+
+    Each array begins at a multiple of `align` bytes.
+    """
+    items, offset = [], start
+    for name, source, encoding in tensors:
+        pieces = []
+        for array in encoding.arrays(source.shape):
+            offset = -(-offset // align) * align
+            rows = source.shape[0] if source.shape else 1
+            nbytes = rows * array.row_bytes
+            pieces.append(
+                Piece(name + array.suffix, array.dtype, array.shape, offset, nbytes,
+                      array.row_bytes)
+            )  # fmt: skip
+            offset += nbytes
+        items.append(Item(name, source, encoding, tuple(pieces)))
+    return tuple(items)
+
+
+def _chunk_bytes(item: Item) -> int:
+    rows = min(item.chunk_rows, item.source.shape[0] if item.source.shape else 1)
+    return rows * math.prod(item.source.shape[1:]) * 4

@@ -1,0 +1,285 @@
+"""Lazy tensors: where a tensor's numbers lie and how to get at some of its rows.
+
+Nothing is read before `read` is called, and no more than was asked for, so memory follows the size
+of a chunk, never that of the model. Files are read with pread and not mapped: mapped pages count
+as resident memory, and a file cut short while it is mapped ends the process with SIGBUS.
+"""
+
+from __future__ import annotations
+
+import math
+import os
+from abc import ABC, abstractmethod
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from cgconvert.errors import InputError
+
+__all__ = ["Cast", "InMemory", "LazyTensor", "RowBias", "Rows", "Stacked", "Stored", "Zeros"]
+
+ALL = slice(None)
+
+
+class LazyTensor(ABC):
+    """A tensor of one or two dimensions, read by rows and columns.
+
+    `shape` is the logical shape and `dtype` the type `read` returns. `stored_dtype` is the type of
+    the numbers in the file, before any cast.
+    """
+
+    shape: tuple[int, ...]
+    dtype: torch.dtype
+
+    @abstractmethod
+    def read(self, rows: slice = ALL, cols: slice = ALL) -> torch.Tensor:
+        """Return the block [rows, cols] (only rows for one dimension) as a new tensor.
+
+        Raises InputError where the file ends too early.
+        """
+
+    @property
+    def stored_dtype(self) -> torch.dtype:
+        return self.dtype
+
+    @property
+    def nbytes(self) -> int:
+        return math.prod(self.shape) * self.dtype.itemsize
+
+    @property
+    def T(self) -> LazyTensor:  # noqa: N802 - the name torch and numpy use
+        return Transposed(self)
+
+    def to(self, dtype: torch.dtype) -> LazyTensor:
+        return self if dtype == self.dtype else Cast(self, dtype)
+
+    def rows(self, index: np.ndarray) -> LazyTensor:
+        """The tensor made of these rows, in this order."""
+        if np.array_equal(index, np.arange(self.shape[0])):
+            return self
+        return Rows(self, index)
+
+
+@dataclass(frozen=True)
+class Stored(LazyTensor):
+    """A row-major tensor at a byte offset of a file."""
+
+    path: Path
+    offset: int
+    shape: tuple[int, ...]
+    dtype: torch.dtype
+    name: str = ""
+
+    def read(self, rows: slice = ALL, cols: slice = ALL) -> torch.Tensor:
+        if len(self.shape) == 0:
+            return self._at(0, 1).reshape(())
+        start, stop, _ = rows.indices(self.shape[0])
+        width = math.prod(self.shape[1:])
+        if len(self.shape) == 1 or cols == ALL:
+            flat = self._at(start * width, max(0, stop - start) * width)
+            return flat.reshape(-1, *self.shape[1:])
+        left, right, _ = cols.indices(self.shape[1])
+        return self._block(start, stop, left, right)
+
+    def _at(self, first: int, count: int) -> torch.Tensor:
+        """`count` elements from element `first`."""
+        buffer = bytearray(count * self.dtype.itemsize)
+        with open(self.path, "rb", buffering=0) as file:
+            self._fill(file.fileno(), memoryview(buffer), first)
+        return _from_bytes(buffer, self.dtype)
+
+    def _block(self, start: int, stop: int, left: int, right: int) -> torch.Tensor:
+        width, item = self.shape[1], self.dtype.itemsize
+        line = (right - left) * item
+        buffer = bytearray((stop - start) * line)
+        view = memoryview(buffer)
+        with open(self.path, "rb", buffering=0) as file:
+            for row in range(start, stop):
+                at = (row - start) * line
+                self._fill(file.fileno(), view[at : at + line], row * width + left)
+        return _from_bytes(buffer, self.dtype).reshape(stop - start, right - left)
+
+    def _fill(self, descriptor: int, view: memoryview, first: int) -> None:
+        position = self.offset + first * self.dtype.itemsize
+        while view:
+            got = os.preadv(descriptor, [view], position)
+            if got == 0:
+                raise InputError(
+                    f"{self.path}: the file ends inside tensor {self.name or '?'}; "
+                    "it is truncated, fetch it again"
+                )
+            view, position = view[got:], position + got
+
+
+@dataclass(frozen=True)
+class InMemory(LazyTensor):
+    """A tensor that is already there (norms, tables, tests)."""
+
+    tensor: torch.Tensor
+
+    @property
+    def shape(self) -> tuple[int, ...]:  # type: ignore[override]
+        return tuple(self.tensor.shape)
+
+    @property
+    def dtype(self) -> torch.dtype:  # type: ignore[override]
+        return self.tensor.dtype
+
+    def read(self, rows: slice = ALL, cols: slice = ALL) -> torch.Tensor:
+        if self.tensor.ndim < 2:
+            return self.tensor[rows].clone() if self.tensor.ndim else self.tensor.clone()
+        return self.tensor[rows, cols].contiguous()
+
+
+@dataclass(frozen=True)
+class Zeros(LazyTensor):
+    """Zeros, for a bias that CodeGen does not have and a target format demands."""
+
+    shape: tuple[int, ...]
+    dtype: torch.dtype
+
+    def read(self, rows: slice = ALL, cols: slice = ALL) -> torch.Tensor:
+        return torch.zeros(self.shape, dtype=self.dtype)[
+            (rows, cols) if len(self.shape) == 2 else rows
+        ]
+
+
+@dataclass(frozen=True)
+class Transposed(LazyTensor):
+    """[a, b] as [b, a]."""
+
+    source: LazyTensor
+
+    @property
+    def shape(self) -> tuple[int, ...]:  # type: ignore[override]
+        return self.source.shape[::-1]
+
+    @property
+    def dtype(self) -> torch.dtype:  # type: ignore[override]
+        return self.source.dtype
+
+    @property
+    def stored_dtype(self) -> torch.dtype:
+        return self.source.stored_dtype
+
+    @property
+    def T(self) -> LazyTensor:  # noqa: N802
+        return self.source
+
+    def read(self, rows: slice = ALL, cols: slice = ALL) -> torch.Tensor:
+        return self.source.read(cols, rows).T.contiguous()
+
+
+@dataclass(frozen=True)
+class Cast(LazyTensor):
+    """The same numbers in another type, rounded to nearest even."""
+
+    source: LazyTensor
+    dtype: torch.dtype
+
+    @property
+    def shape(self) -> tuple[int, ...]:  # type: ignore[override]
+        return self.source.shape
+
+    @property
+    def stored_dtype(self) -> torch.dtype:
+        return self.source.stored_dtype
+
+    def read(self, rows: slice = ALL, cols: slice = ALL) -> torch.Tensor:
+        return self.source.read(rows, cols).to(self.dtype)
+
+
+@dataclass(frozen=True)
+class RowBias(LazyTensor):
+    """weight + bias for every row, added in float32 and rounded once to `weight`'s type.
+
+    Jaxformer's embedding is a Linear on one-hot rows, so its table is w + b.
+    """
+
+    weight: LazyTensor
+    bias: LazyTensor
+
+    @property
+    def shape(self) -> tuple[int, ...]:  # type: ignore[override]
+        return self.weight.shape
+
+    @property
+    def dtype(self) -> torch.dtype:  # type: ignore[override]
+        return torch.float32
+
+    @property
+    def stored_dtype(self) -> torch.dtype:
+        return self.weight.stored_dtype
+
+    def read(self, rows: slice = ALL, cols: slice = ALL) -> torch.Tensor:
+        return self.weight.read(rows, cols).float() + self.bias.read(cols).float()
+
+
+class Rows(LazyTensor):
+    """Some rows of a tensor in another order."""
+
+    def __init__(self, source: LazyTensor, index: np.ndarray) -> None:
+        if isinstance(source, Rows):
+            source, index = source.source, source.index[index]
+        self.source, self.index = source, index
+        self.shape = (len(index), *source.shape[1:])
+        self.dtype = source.dtype
+
+    @property
+    def stored_dtype(self) -> torch.dtype:
+        return self.source.stored_dtype
+
+    def rows(self, index: np.ndarray) -> LazyTensor:
+        return self.source.rows(self.index[index])
+
+    def read(self, rows: slice = ALL, cols: slice = ALL) -> torch.Tensor:
+        wanted = self.index[rows]
+        order = np.argsort(wanted, kind="stable")
+        runs = np.split(wanted[order], np.flatnonzero(np.diff(wanted[order]) != 1) + 1)
+        pieces = [
+            self.source.read(slice(int(run[0]), int(run[-1]) + 1), cols) for run in runs if len(run)
+        ]
+        if not pieces:
+            return self.source.read(slice(0, 0), cols)
+        block = torch.cat(pieces) if len(pieces) > 1 else pieces[0]
+        if np.array_equal(order, np.arange(len(order))):
+            return block
+        return block[torch.from_numpy(np.argsort(order))]
+
+
+class Stacked(LazyTensor):
+    """Tensors one below the other."""
+
+    def __init__(self, sources: Sequence[LazyTensor]) -> None:
+        if len({(s.shape[1:], s.dtype) for s in sources}) != 1:
+            raise ValueError("stacked tensors differ in width or type")
+        self.sources = tuple(sources)
+        self.shape = (sum(s.shape[0] for s in sources), *sources[0].shape[1:])
+        self.dtype = sources[0].dtype
+
+    @property
+    def stored_dtype(self) -> torch.dtype:
+        return self.sources[0].stored_dtype
+
+    @cached_property
+    def _starts(self) -> list[int]:
+        return [0, *np.cumsum([s.shape[0] for s in self.sources]).tolist()]
+
+    def read(self, rows: slice = ALL, cols: slice = ALL) -> torch.Tensor:
+        start, stop, _ = rows.indices(self.shape[0])
+        pieces = []
+        for source, first in zip(self.sources, self._starts, strict=False):
+            low, high = max(start - first, 0), min(stop - first, source.shape[0])
+            if low < high:
+                pieces.append(source.read(slice(low, high), cols))
+        return torch.cat(pieces) if pieces else self.sources[0].read(slice(0, 0), cols)
+
+
+def _from_bytes(buffer: bytearray, dtype: torch.dtype) -> torch.Tensor:
+    if not buffer:  # torch.frombuffer refuses an empty buffer
+        return torch.empty(0, dtype=dtype)
+    return torch.frombuffer(buffer, dtype=dtype)
