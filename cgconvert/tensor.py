@@ -143,9 +143,9 @@ class Zeros(LazyTensor):
     dtype: torch.dtype
 
     def read(self, rows: slice = ALL, cols: slice = ALL) -> torch.Tensor:
-        return torch.zeros(self.shape, dtype=self.dtype)[
-            (rows, cols) if len(self.shape) == 2 else rows
-        ]
+        slices = (rows, cols)[: len(self.shape)]
+        shape = [len(range(*s.indices(n))) for s, n in zip(slices, self.shape, strict=True)]
+        return torch.zeros(shape, dtype=self.dtype)
 
 
 @dataclass(frozen=True)

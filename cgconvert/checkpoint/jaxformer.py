@@ -23,7 +23,7 @@ from cgconvert.errors import InputError
 from cgconvert.model import CODEGEN, Geometry
 from cgconvert.tensor import LazyTensor, RowBias, Stored
 
-__all__ = ["LEAVES", "choose_step", "is_step", "tensors"]
+__all__ = ["LEAVES", "choose_step", "is_step", "step_number", "tensors"]
 
 LEAVES = (
     "embed.b", "embed.w",
@@ -53,9 +53,9 @@ def choose_step(folder: Path, step: int | None) -> Path:
 
     Raises InputError where there is none, or not that one.
     """
-    if is_step(folder) and step in (None, _number(folder)):
+    if is_step(folder) and step in (None, step_number(folder)):
         return folder
-    steps = {_number(child): child for child in folder.iterdir() if is_step(child)}
+    steps = {step_number(child): child for child in folder.iterdir() if is_step(child)}
     steps.pop(None, None)
     if not steps:
         raise InputError(f"{folder}: no step with model/0.npz in it")
@@ -151,7 +151,7 @@ def _member(archive: zipfile.ZipFile, info: zipfile.ZipInfo, path: Path) -> Stor
     return Stored(path, start + head.tell(), tuple(shape), torch_dtype, info.filename)
 
 
-def _number(folder: Path) -> int | None:
+def step_number(folder: Path) -> int | None:
     """The step a folder stands for: its name's digits, as in `1000` or `step_1000`."""
     digits = "".join(c for c in folder.name if c.isdigit())
     return int(digits) if digits else None

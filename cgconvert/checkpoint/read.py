@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 from cgconvert.checkpoint import config as configs
 from cgconvert.checkpoint import hub, jaxformer, weights
@@ -32,6 +33,26 @@ class ReadOptions:
     step: int | None = None
     revision: str | None = None
 
+    def given(self) -> dict[str, str | int]:
+        """What was said, as a manifest keeps it."""
+        said = {key: getattr(self, key) for key in ("tokenizer", "config", "mp_num")}
+        return {
+            key: str(value) if isinstance(value, Path) else value
+            for key, value in said.items()
+            if value is not None
+        }
+
+    @classmethod
+    def from_origin(cls, origin: Mapping[str, Any]) -> ReadOptions:
+        """The options a manifest kept."""
+        paths = {k: Path(origin[k]) for k in ("tokenizer", "config") if k in origin}
+        return cls(
+            **paths,
+            mp_num=origin.get("mp_num"),
+            step=origin.get("step"),
+            revision=origin.get("revision"),
+        )
+
 
 def read(given: str, options: ReadOptions | None = None) -> Checkpoint:
     """A checkpoint from whatever names one; only headers are read.
@@ -44,9 +65,12 @@ def read(given: str, options: ReadOptions | None = None) -> Checkpoint:
     if options.step is not None and layout != "jaxformer":
         raise UsageError(f"--step is for Jaxformer checkpoints; {given} is {layout}")
     checkpoint = _READERS[layout](source, options)
-    manifest = find_manifest(source.path)
-    if manifest is not None:
-        checkpoint = replace(checkpoint, name=manifest.name)
+    manifest = find_manifest(checkpoint.path)
+    checkpoint = replace(
+        checkpoint,
+        name=manifest.name if manifest else checkpoint.name,
+        origin={"given": given, **checkpoint.origin, **options.given()},
+    )
     if checkpoint.tokenizer.size > checkpoint.geometry.vocab_size:
         raise InputError(
             f"{source.path}: the tokenizer has {checkpoint.tokenizer.size} entries, the embedding "
@@ -118,7 +142,7 @@ def _jaxformer(source: Source, options: ReadOptions) -> Checkpoint:
         decoder=CODEGEN.decoder(geometry, tensors, str(step)),
         tokenizer=tokenizer,
         files=(step / "model" / "0.npz", where, *used),
-        origin={**source.origin, "step": step.name},
+        origin={**source.origin, "step": jaxformer.step_number(step)},
     )
 
 

@@ -1,0 +1,66 @@
+"""What a path holds, if it is something cgconvert writes."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+from cgconvert.errors import InputError
+from cgconvert.manifest import Manifest, find_manifest
+
+__all__ = ["OUT", "Artefact", "find_all", "identify"]
+
+OUT = Path("out")
+"""Where artefacts go without -o."""
+
+
+@dataclass(frozen=True)
+class Artefact:
+    """A folder (huggingface, onnx) or file (gguf) and its manifest where it has one."""
+
+    path: Path
+    format: str
+    manifest: Manifest | None
+
+    @property
+    def name(self) -> str:
+        """What the model in it is called."""
+        return self.manifest.name if self.manifest else self.path.stem
+
+
+def identify(path: Path) -> Artefact:
+    """Tell an artefact's format from its files. Raises InputError where it is none."""
+    if not path.exists():
+        raise InputError(f"{path}: no such file or folder")
+    kind = _format(path)
+    if kind is None:
+        raise InputError(
+            f"{path}: not an artefact; expected a folder that to-hf or to-onnx wrote, or a .gguf"
+        )
+    return Artefact(path, kind, find_manifest(path))
+
+
+def find_all(folder: Path) -> list[Artefact]:
+    """Every artefact below a folder (or the folder itself), in order of its path."""
+    if not folder.is_dir():
+        return []
+    if _format(folder) is not None:
+        return [identify(folder)]
+    found: list[Artefact] = []
+    for child in sorted(folder.iterdir()):
+        if child.name.startswith("."):
+            continue
+        if child.is_dir():
+            found += find_all(child)
+        elif _format(child) is not None:
+            found.append(identify(child))
+    return found
+
+
+def _format(path: Path) -> str | None:
+    if path.is_file():
+        return "gguf" if path.suffix == ".gguf" else None
+    if any((path / "onnx").glob("*.onnx")):
+        return "onnx"
+    weights = (*path.glob("*.safetensors"), *path.glob("*.safetensors.index.json"))
+    return "huggingface" if (path / "config.json").is_file() and weights else None

@@ -1,0 +1,49 @@
+"""What the converting commands have in common: show the plan, or carry it out."""
+
+from __future__ import annotations
+
+import click
+
+from cgconvert.checkpoint.checkpoint import Checkpoint
+from cgconvert.cli.progress import TerminalProgress, human_bytes
+from cgconvert.errors import OutputError
+from cgconvert.stream.execute import check, execute, free_space
+from cgconvert.stream.plan import Plan
+
+__all__ = ["carry_out"]
+
+
+def carry_out(plan: Plan, checkpoint: Checkpoint, *, force: bool, dry_run: bool) -> None:
+    """Write the artefact and say where it is, or only print the plan."""
+    if dry_run:
+        _show(plan)
+        check(plan, checkpoint)
+        return
+    manifest = execute(plan, checkpoint, force=force, progress=TerminalProgress())
+    size = sum(int(entry["bytes"]) for entry in manifest.files.values())
+    click.echo(f"{plan.output}  {plan.format} {plan.type}, {human_bytes(size)}")
+
+
+def _show(plan: Plan) -> None:
+    for file in plan.files:
+        click.echo(f"{file.path}  {human_bytes(file.size)}")
+        for item in file.items:
+            stored = item.source.stored_dtype
+            for piece in item.pieces:
+                shape = "x".join(map(str, piece.shape))
+                origin = f"from {str(stored).removeprefix('torch.')} {_shape(item.source.shape)}"
+                click.echo(
+                    f"  {piece.name:<48} {piece.dtype:<6} {shape:>14} "
+                    f"{piece.nbytes:>14,} B  {origin}"
+                )
+    free = free_space(plan.output)
+    click.echo(
+        f"{plan.output}: {human_bytes(plan.nbytes)} to write ({human_bytes(free)} free), "
+        f"about {human_bytes(plan.peak_memory)} of memory beyond the interpreter's"
+    )
+    if plan.nbytes > free:
+        raise OutputError(f"{plan.output}: does not fit on its disk")
+
+
+def _shape(shape: tuple[int, ...]) -> str:
+    return "x".join(map(str, shape))

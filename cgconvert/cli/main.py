@@ -1,0 +1,97 @@
+"""`cgconvert`: finds the command, and turns every failure into one line and an exit code."""
+
+from __future__ import annotations
+
+import importlib
+import signal
+import sys
+import traceback
+from collections.abc import Sequence
+from types import FrameType
+from typing import NoReturn
+
+import click
+
+from cgconvert import __version__
+from cgconvert.cli.options import verbosity
+from cgconvert.errors import CgconvertError
+
+__all__ = ["main"]
+
+COMMANDS = ("to-hf", "to-onnx", "to-gguf", "quantize", "verify", "inspect", "generate", "run")
+
+INTERRUPTED = 130
+IO_ERROR = 5
+
+
+class Commands(click.Group):
+    """Imports a command's module only when it is asked for, so that --help is quick."""
+
+    def list_commands(self, ctx: click.Context) -> list[str]:
+        return list(COMMANDS)
+
+    def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
+        if cmd_name not in COMMANDS:
+            return None
+        module = importlib.import_module(f"cgconvert.cli.{cmd_name.replace('-', '_')}")
+        command: click.Command = module.command
+        return command
+
+
+@click.command(cls=Commands, context_settings={"help_option_names": ["-h", "--help"]})
+@click.version_option(__version__, prog_name="cgconvert")
+def cli() -> None:
+    """Convert Salesforce CodeGen checkpoints to safetensors, ONNX and GGUF, and prove the result.
+
+    \b
+    Try it on the model that is built in:
+      cgconvert to-gguf codegen-tiny-mono --type Q8_0
+      cgconvert verify
+    """
+
+
+def main(arguments: Sequence[str] | None = None) -> NoReturn:
+    """Run a command and leave with its exit code.
+
+    0 done, 1 our own bug, 2 usage or a missing runtime or device, 3 bad or missing input,
+    4 verification failed, 5 I/O or no space, 130 interrupted.
+    """
+    signal.signal(signal.SIGTERM, _terminated)
+    sys.exit(_run(arguments))
+
+
+def _run(arguments: Sequence[str] | None) -> int:
+    try:
+        cli.main(args=arguments, prog_name="cgconvert", standalone_mode=False)
+    except click.exceptions.Exit as leaving:
+        return leaving.exit_code
+    except (click.Abort, KeyboardInterrupt) as error:
+        return _say("interrupted", INTERRUPTED, error)
+    except click.UsageError as error:
+        where = error.ctx.command_path if error.ctx else "cgconvert"
+        return _say(f"{error.format_message()} (see {where} --help)", 2, error)
+    except click.ClickException as error:
+        return _say(error.format_message(), error.exit_code, error)
+    except CgconvertError as error:
+        return _say(str(error), error.exit_code, error)
+    except BrokenPipeError:
+        sys.stdout = None  # type: ignore[assignment] - the reader went away: nothing to flush to
+        return 0
+    except OSError as error:
+        return _say(f"{error.filename or 'I/O'}: {error.strerror or error}", IO_ERROR, error)
+    except Exception as error:
+        text = f"internal error: {type(error).__name__}: {error}; --verbose shows where"
+        return _say(text, 1, error)
+    return 0
+
+
+def _say(message: str, code: int, error: BaseException) -> int:
+    if verbosity.verbose:
+        traceback.print_exception(error)
+    line = " ".join(message.split())
+    click.echo(f"cgconvert: {line}", err=True)
+    return code
+
+
+def _terminated(signum: int, frame: FrameType | None) -> NoReturn:
+    raise KeyboardInterrupt

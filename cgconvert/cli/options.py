@@ -1,0 +1,120 @@
+"""Options that several commands share, and how sizes are written."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import click
+
+from cgconvert.checkpoint.read import ReadOptions
+
+__all__ = ["SIZE", "common", "device", "force", "output", "reading", "verbosity", "writing"]
+
+Decorator = Callable[[Callable[..., Any]], Callable[..., Any]]
+
+
+@dataclass
+class Verbosity:
+    """Whether a failure shows its traceback; known before the options are all parsed."""
+
+    verbose: bool = False
+
+
+verbosity = Verbosity()
+
+
+def _set_verbose(ctx: click.Context, param: click.Parameter, value: bool) -> None:
+    verbosity.verbose = verbosity.verbose or value
+
+
+def common(function: Callable[..., Any]) -> Callable[..., Any]:
+    """--verbose, for every command."""
+    return click.option(
+        "-v",
+        "--verbose",
+        is_flag=True,
+        is_eager=True,
+        expose_value=False,
+        callback=_set_verbose,
+        help="Show the traceback of a failure.",
+    )(function)
+
+
+def reading(function: Callable[..., Any]) -> Callable[..., Any]:
+    """What a user can say about a source; the command gets one `options: ReadOptions`."""
+
+    def with_options(**values: Any) -> Any:
+        names = ("tokenizer", "config", "mp_num", "step", "revision")
+        return function(options=ReadOptions(**{n: values.pop(n) for n in names}), **values)
+
+    with_options.__doc__ = function.__doc__
+    with_options.__name__ = function.__name__
+    # Click passes on the parameters that decorators below have left on the function.
+    with_options.__click_params__ = getattr(function, "__click_params__", [])  # type: ignore[attr-defined]
+    path = click.Path(exists=True, path_type=Path)
+    for option in (
+        click.option("--revision", help="Branch, tag or commit on the Hub."),
+        click.option("--step", type=click.IntRange(0), help="Step of a Jaxformer run (the last)."),
+        click.option(
+            "--mp-num",
+            type=click.IntRange(1),
+            help="Groups in qkv_proj, where neither configuration nor family tells.",
+        ),
+        click.option("--config", type=path, help="Configuration to use instead of the source's."),
+        click.option(
+            "--tokenizer",
+            type=path,
+            help="Folder (tokenizer.json, or vocab and merges) to use instead of the source's.",
+        ),
+    ):
+        with_options = option(with_options)
+    return with_options
+
+
+def writing(function: Callable[..., Any]) -> Callable[..., Any]:
+    """--force and --dry-run."""
+    function = click.option(
+        "--dry-run", is_flag=True, help="Print the plan, its size and its needs; write nothing."
+    )(function)
+    return force(function)
+
+
+force: Decorator = click.option(
+    "--force", is_flag=True, help="Replace an existing output, once the new one is complete."
+)
+
+output: Decorator = click.option(
+    "-o", "--output", type=click.Path(path_type=Path), help="Where to write (under ./out/<name>)."
+)
+
+device: Decorator = click.option(
+    "--device",
+    type=click.Choice(["auto", "cpu", "cuda"]),
+    default="auto",
+    show_default=True,
+    help="Where the runtime computes; cuda is an error where there is none.",
+)
+
+
+class _Size(click.ParamType):
+    name = "size"
+    units = {"": 1, "K": 10**3, "M": 10**6, "G": 10**9, "T": 10**12}  # noqa: RUF012
+    binary = {"KI": 2**10, "MI": 2**20, "GI": 2**30, "TI": 2**40}  # noqa: RUF012
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> int:
+        if isinstance(value, int):
+            return value
+        match = re.fullmatch(r"\s*(\d+(?:\.\d+)?)\s*([KMGT]I?)?B?\s*", str(value).upper())
+        size = 0
+        if match:
+            size = int(float(match[1]) * (self.units | self.binary)[match[2] or ""])
+        if size < 1:
+            self.fail(f"{value!r} is not a size; write 5GB, 500MB or a number of bytes", param, ctx)
+        return size
+
+
+SIZE = _Size()

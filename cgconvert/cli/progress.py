@@ -1,0 +1,44 @@
+"""Progress for a person: a bar on a terminal, plain lines otherwise."""
+
+from __future__ import annotations
+
+import sys
+from typing import Any
+
+import click
+
+__all__ = ["TerminalProgress", "human_bytes"]
+
+
+class TerminalProgress:
+    """Writes to stderr, so that stdout stays what was asked for."""
+
+    def __init__(self) -> None:
+        self._bar: Any = None
+
+    def step(self, label: str, total: int) -> None:
+        self.finish()
+        if sys.stderr.isatty():
+            self._bar = click.progressbar(length=max(total, 1), label=label, file=sys.stderr)
+            self._bar.__enter__()
+        else:
+            click.echo(f"cgconvert: {label}", err=True)
+
+    def advance(self, amount: int) -> None:
+        if self._bar is not None:
+            self._bar.update(amount)
+
+    def finish(self) -> None:
+        if self._bar is not None:
+            self._bar.render_finish()
+            self._bar = None
+
+
+def human_bytes(count: int) -> str:
+    """A size as people write it: decimal units, three digits."""
+    value, unit = float(count), "B"
+    for unit in ("B", "kB", "MB", "GB", "TB"):
+        if value < 1000 or unit == "TB":
+            break
+        value /= 1000
+    return f"{count} B" if unit == "B" else f"{value:.3g} {unit}"

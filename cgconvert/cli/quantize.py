@@ -1,0 +1,68 @@
+"""`cgconvert quantize`."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import click
+
+from cgconvert import convert
+from cgconvert.artefact import OUT, find_all
+from cgconvert.checkpoint.read import ReadOptions, read
+from cgconvert.cli.convert import carry_out
+from cgconvert.cli.options import common, output, reading, writing
+from cgconvert.errors import UsageError
+
+__all__ = ["command"]
+
+
+@click.command("quantize")
+@click.argument("source", required=False)
+@output
+@click.option("--bits", type=click.Choice(["4", "8"]), required=True, help="Bits a weight.")
+@click.option(
+    "--format",
+    "kind",
+    type=click.Choice(["gguf", "onnx"]),
+    default="gguf",
+    show_default=True,
+    help="GGUF Q4_0 or Q8_0, or ONNX MatMulNBits.",
+)
+@writing
+@reading
+@common
+def command(
+    source: str | None,
+    output: Path | None,
+    bits: str,
+    kind: str,
+    force: bool,
+    dry_run: bool,
+    options: ReadOptions,
+) -> None:
+    """Write SOURCE in 4 or 8 bits. Without SOURCE: the one unquantized model under ./out.
+
+    \b
+    Example:
+      cgconvert quantize codegen-350M-mono --bits 4
+    """
+    checkpoint = read(source or _only_source(), options)
+    plan = convert.quantize(checkpoint, output, bits=int(bits), format=kind)
+    carry_out(plan, checkpoint, force=force, dry_run=dry_run)
+
+
+def _only_source() -> str:
+    """The unquantized artefact under ./out, where all there are come from one model."""
+    found = [a for a in find_all(OUT) if a.manifest and a.manifest.format == "huggingface"]
+    names = sorted({artefact.name for artefact in found})
+    if not found:
+        raise UsageError(
+            f"nothing to quantize under ./{OUT}; type the source: cgconvert quantize SOURCE "
+            "--bits 4 (for example codegen-350M-mono)"
+        )
+    if len(names) > 1:
+        raise UsageError(
+            f"several models under ./{OUT} ({', '.join(names)}); type which: "
+            f"cgconvert quantize {found[0].path} --bits 4"
+        )
+    return str(found[0].path)

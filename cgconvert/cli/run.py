@@ -1,0 +1,74 @@
+"""`cgconvert run`."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import click
+
+from cgconvert import convert, recipe
+from cgconvert.checkpoint.checkpoint import Checkpoint
+from cgconvert.checkpoint.read import ReadOptions, read
+from cgconvert.cli.convert import carry_out
+from cgconvert.cli.options import SIZE, common, writing
+from cgconvert.cli.verifying import verify_all
+from cgconvert.verify.thresholds import known_checks
+
+__all__ = ["command"]
+
+
+@click.command("run")
+@click.argument("recipe_file", metavar="RECIPE.yaml")
+@writing
+@common
+def command(recipe_file: str, force: bool, dry_run: bool) -> None:
+    """Take the steps of a recipe, in order. RECIPE is a file, or the name of a shipped one.
+
+    \b
+    Example:
+      cgconvert run codegen-tiny-mono
+    """
+    found = recipe.load(recipe.find(recipe_file), known_checks())
+    paths = {k: Path(v) for k, v in found.reading.items() if k in ("tokenizer", "config")}
+    checkpoint = read(found.source, ReadOptions(**{**found.reading, **paths}))
+    written: list[Path] = []
+    for number, step in enumerate(found.steps, 1):
+        click.echo(f"[{number}/{len(found.steps)}] {step.command}", err=True)
+        if step.command == "verify":
+            _verify(step.options, found, checkpoint, written, dry_run)
+        else:
+            plan = convert.CONVERSIONS[step.command](checkpoint, **_options(step.options))
+            carry_out(plan, checkpoint, force=force, dry_run=dry_run)
+            written.append(plan.output)
+
+
+def _options(options: Any) -> dict[str, Any]:
+    given = dict(options)
+    if "output" in given:
+        given["output"] = Path(given["output"])
+    if "max_shard_size" in given:
+        given["max_shard_size"] = SIZE.convert(given["max_shard_size"], None, None)
+    return given
+
+
+def _verify(
+    options: Any,
+    found: recipe.Recipe,
+    checkpoint: Checkpoint,
+    written: list[Path],
+    dry_run: bool,
+) -> None:
+    """Verify what the steps before have written."""
+    if dry_run:
+        for path in written:
+            click.echo(f"verify {path}")
+        return
+    report = options.get("report")
+    verify_all(
+        written,
+        reference=checkpoint,
+        device=options.get("device", "auto"),
+        report=Path(report) if report else None,
+        thresholds=found.thresholds,
+    )

@@ -1,0 +1,85 @@
+"""The conversions by name: from a checkpoint and options to a plan, output folder included.
+
+Commands and recipe steps both come through here, so they mean the same.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+
+from cgconvert.artefact import OUT
+from cgconvert.checkpoint.checkpoint import Checkpoint
+from cgconvert.errors import UsageError
+from cgconvert.stream.plan import Plan
+
+__all__ = ["CONVERSIONS", "quantize", "to_gguf", "to_hf", "to_onnx"]
+
+SHARD_BYTES = 5 * 10**9
+
+
+def to_hf(
+    checkpoint: Checkpoint,
+    output: Path | None = None,
+    *,
+    dtype: str = "float16",
+    layout: str = "codegen",
+    max_shard_size: int = SHARD_BYTES,
+) -> Plan:
+    """safetensors, config, tokenizer, generation config and model card."""
+    from cgconvert.formats import huggingface
+
+    folder = {"codegen": "hf", "phi": "hf-phi"}[layout]
+    return huggingface.plan(
+        checkpoint,
+        output or OUT / checkpoint.name / folder,
+        dtype=dtype,
+        layout=layout,
+        max_shard_size=max_shard_size,
+    )
+
+
+def to_onnx(
+    checkpoint: Checkpoint,
+    output: Path | None = None,
+    *,
+    dtype: str = "float32",
+    bits: int | None = None,
+) -> Plan:
+    """A decoder with KV-cache inputs and outputs."""
+    from cgconvert.formats import onnx
+
+    folder = f"onnx-int{bits}" if bits else {"float32": "onnx", "float16": "onnx-fp16"}[dtype]
+    return onnx.plan(checkpoint, output or OUT / checkpoint.name / folder, dtype=dtype, bits=bits)
+
+
+def to_gguf(checkpoint: Checkpoint, output: Path | None = None, *, type: str = "F16") -> Plan:  # noqa: A002
+    """A file for llama.cpp, architecture phi2."""
+    from cgconvert.formats import gguf
+
+    default = OUT / checkpoint.name / "gguf" / gguf.file_name(checkpoint, type)
+    output = output or default
+    if output.suffix != ".gguf":
+        raise UsageError(f"{output}: a GGUF file's name ends in .gguf")
+    return gguf.plan(checkpoint, output, type=type)
+
+
+def quantize(
+    checkpoint: Checkpoint,
+    output: Path | None = None,
+    *,
+    bits: int,
+    format: str = "gguf",  # noqa: A002
+) -> Plan:
+    """4 or 8 bits a weight: GGUF Q4_0 or Q8_0, ONNX MatMulNBits."""
+    if format == "onnx":
+        return to_onnx(checkpoint, output, bits=bits)
+    return to_gguf(checkpoint, output, type={4: "Q4_0", 8: "Q8_0"}[bits])
+
+
+CONVERSIONS: dict[str, Callable[..., Plan]] = {
+    "to-hf": to_hf,
+    "to-onnx": to_onnx,
+    "to-gguf": to_gguf,
+    "quantize": quantize,
+}

@@ -1,0 +1,206 @@
+"""Recipes: a source, the steps to take, the thresholds to hold, in one YAML file.
+
+    source: codegen-350M-mono
+    steps:
+      - to-hf: {dtype: float16}
+      - quantize: {bits: 4}
+      - verify: {}
+    thresholds:
+      Q4_0: {mean_kl: 0.1}
+
+A step is a command of cgconvert with its options, dashes or underscores alike. Mistakes are
+reported with the line they stand on.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from importlib import resources
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from cgconvert.errors import InputError
+
+__all__ = ["STEPS", "Recipe", "Step", "find", "load"]
+
+STEPS: Mapping[str, Mapping[str, type | tuple[Any, ...]]] = {
+    "to-hf": {
+        "output": str,
+        "dtype": ("float16", "bfloat16", "float32"),
+        "layout": ("codegen", "phi"),
+        "max_shard_size": str,
+    },
+    "to-onnx": {"output": str, "dtype": ("float32", "float16")},
+    "to-gguf": {"output": str, "type": ("F32", "F16", "BF16", "Q8_0", "Q4_0")},
+    "quantize": {"output": str, "bits": (4, 8), "format": ("gguf", "onnx")},
+    "verify": {"device": ("auto", "cpu", "cuda"), "report": str},
+}
+"""The steps, and for each option its type or its choices."""
+
+REQUIRED = {"quantize": ("bits",)}
+TOP = {
+    "source": str, "tokenizer": str, "config": str, "mp_num": int, "step": int, "revision": str,
+    "description": str, "steps": list, "thresholds": dict,
+}  # fmt: skip
+MAX_BYTES = 1 << 20
+
+
+@dataclass(frozen=True)
+class Step:
+    """One command and its options; `line` is where it stands, from 1."""
+
+    command: str
+    options: Mapping[str, Any]
+    line: int
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """What a recipe says. `thresholds` is by stored type, then by check."""
+
+    path: Path
+    source: str
+    steps: tuple[Step, ...]
+    reading: Mapping[str, Any] = field(default_factory=dict)
+    thresholds: Mapping[str, Mapping[str, float]] = field(default_factory=dict)
+
+
+def find(given: str) -> Path:
+    """A recipe by path, or by the name of one that cgconvert brings along."""
+    path = Path(given)
+    if path.is_file():
+        return path
+    shipped = Path(str(resources.files("cgconvert.recipes"))) / f"{path.stem}.yaml"
+    if path.name in (shipped.stem, shipped.name) and shipped.is_file():
+        return shipped
+    known = ", ".join(sorted(p.stem for p in shipped.parent.glob("*.yaml")))
+    raise InputError(f"{given}: no such recipe; shipped are {known}")
+
+
+def load(path: Path, known_checks: Mapping[str, set[str]] | None = None) -> Recipe:
+    """Read and check a recipe. Raises InputError naming the file, the line and the mistake."""
+    try:
+        if path.stat().st_size > MAX_BYTES:
+            raise InputError(f"{path}: too large for a recipe")
+        root = yaml.compose(path.read_text(encoding="utf-8"), Loader=yaml.SafeLoader)
+    except OSError as error:
+        raise InputError(f"{path}: cannot be read: {error.strerror}") from error
+    except UnicodeDecodeError as error:
+        raise InputError(f"{path}: is not UTF-8 text") from error
+    except (yaml.YAMLError, RecursionError) as error:
+        mark = getattr(error, "problem_mark", None)
+        line = f":{mark.line + 1}" if mark else ""
+        problem = getattr(error, "problem", None) or "is not YAML"
+        raise InputError(f"{path}{line}: {problem}") from error
+    return _Reader(path, known_checks).recipe(root)
+
+
+class _Reader:
+    def __init__(self, path: Path, known_checks: Mapping[str, set[str]] | None) -> None:
+        self.path, self.known_checks = path, known_checks
+
+    def recipe(self, root: yaml.Node | None) -> Recipe:
+        if root is None:
+            raise InputError(f"{self.path}: is empty; a recipe has source and steps")
+        fields = self.mapping(root, "a recipe")
+        for name, (key, value) in fields.items():
+            if name not in TOP:
+                self.fail(key, f"{name!r} is not part of a recipe; there are {', '.join(TOP)}")
+            if TOP[name] in (str, int):
+                self.scalar(value, name, TOP[name])
+        for name in ("source", "steps"):
+            if name not in fields:
+                self.fail(root, f"{name} is missing")
+        reading = ("tokenizer", "config", "mp_num", "step", "revision")
+        return Recipe(
+            path=self.path,
+            source=self.scalar(fields["source"][1], "source", str),
+            steps=self.steps(fields["steps"][1]),
+            reading={
+                n: self.scalar(fields[n][1], n, TOP[n]) for n in reading if n in fields
+            },
+            thresholds=self.thresholds(fields["thresholds"][1]) if "thresholds" in fields else {},
+        )
+
+    def steps(self, node: yaml.Node) -> tuple[Step, ...]:
+        if not isinstance(node, yaml.SequenceNode) or not node.value:
+            self.fail(node, "steps is not a list of commands")
+        return tuple(self.step(entry) for entry in node.value)
+
+    def step(self, node: yaml.Node) -> Step:
+        if isinstance(node, yaml.ScalarNode):
+            command, key, value = str(node.value), node, None
+        else:
+            entry = self.mapping(node, "a step")
+            if len(entry) != 1:
+                self.fail(node, "a step is one command and its options")
+            command, (key, value) = next(iter(entry.items()))
+        if command not in STEPS:
+            self.fail(key, f"no step {command!r}; there are {', '.join(STEPS)}")
+        options = {}
+        if value is not None and not self.is_null(value):
+            for name, (at, node_) in self.mapping(value, f"the options of {command}").items():
+                name = name.replace("-", "_")
+                if name not in STEPS[command]:
+                    known = ", ".join(STEPS[command])
+                    self.fail(at, f"{command} has no option {name!r}; it has {known}")
+                options[name] = self.scalar(node_, name, STEPS[command][name])
+        for name in REQUIRED.get(command, ()):
+            if name not in options:
+                self.fail(key, f"{command} needs {name}")
+        return Step(command, options, key.start_mark.line + 1)
+
+    def thresholds(self, node: yaml.Node) -> dict[str, dict[str, float]]:
+        found: dict[str, dict[str, float]] = {}
+        for kind, (key, value) in self.mapping(node, "thresholds").items():
+            if self.known_checks is not None and kind not in self.known_checks:
+                self.fail(key, f"no type {kind!r}; there are {', '.join(self.known_checks)}")
+            found[kind] = {}
+            for check, (at, number) in self.mapping(value, f"thresholds of {kind}").items():
+                if self.known_checks is not None and check not in self.known_checks[kind]:
+                    known = ", ".join(sorted(self.known_checks[kind]))
+                    self.fail(at, f"{kind} has no check {check!r}; it has {known}")
+                found[kind][check] = self.scalar(number, check, float)
+        return found
+
+    def mapping(
+        self, node: yaml.Node, what: str
+    ) -> dict[str, tuple[yaml.Node, yaml.Node]]:
+        if not isinstance(node, yaml.MappingNode):
+            self.fail(node, f"{what} is not a mapping of names to values")
+        found: dict[str, tuple[yaml.Node, yaml.Node]] = {}
+        for key, value in node.value:
+            if not isinstance(key, yaml.ScalarNode):
+                self.fail(key, f"a name in {what} is not a word")
+            if key.value in found:
+                self.fail(key, f"{key.value!r} stands twice")
+            found[key.value] = (key, value)
+        return found
+
+    def scalar(self, node: yaml.Node, name: str, wanted: Any) -> Any:
+        value = (
+            yaml.SafeLoader("").construct_object(node)  # type: ignore[no-untyped-call]
+            if isinstance(node, yaml.ScalarNode)
+            else None
+        )
+        if isinstance(wanted, tuple):
+            if value not in wanted or isinstance(value, bool):
+                self.fail(node, f"{name} is one of {', '.join(map(str, wanted))}")
+        elif wanted is float and isinstance(value, int | float) and not isinstance(value, bool):
+            return float(value)
+        elif wanted is str and isinstance(value, int | float) and name == "max_shard_size":
+            return str(value)
+        elif not isinstance(value, wanted) or isinstance(value, bool):
+            kind = {str: "text", int: "a whole number", float: "a number"}[wanted]
+            self.fail(node, f"{name} is not {kind}")
+        return value
+
+    @staticmethod
+    def is_null(node: yaml.Node) -> bool:
+        return isinstance(node, yaml.ScalarNode) and node.tag == "tag:yaml.org,2002:null"
+
+    def fail(self, node: yaml.Node, problem: str) -> Any:
+        raise InputError(f"{self.path}:{node.start_mark.line + 1}: {problem}")

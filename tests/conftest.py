@@ -1,0 +1,61 @@
+"""Checkpoints that tests share. No runtime is optional here: a missing one fails its tests."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+
+from cgconvert import embedded, family, synthetic
+from cgconvert.model import Geometry
+
+torch.set_num_threads(2)
+
+SMALL = Geometry(
+    n_layer=2, n_embd=256, n_head=4, rotary_dim=32, n_positions=128, vocab_size=4096, mp_num=4
+)
+
+
+def cut(size: str, vocab_size: int = 4096) -> Geometry:
+    """A published geometry with two layers and a vocabulary the embedded tokenizer fits."""
+    return replace(family.SIZES[size], n_layer=2, vocab_size=vocab_size)
+
+
+@pytest.fixture(scope="session")
+def tokenizer_folder() -> Path:
+    return embedded.path()
+
+
+@pytest.fixture(scope="session")
+def small_state() -> synthetic.RandomState:
+    return synthetic.RandomState(SMALL, seed=1, sharpness=4)
+
+
+@pytest.fixture(autouse=True)
+def _private_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Unpacked tarballs go to the test's own folder, and nothing is asked of the Hub."""
+    monkeypatch.setenv("CGCONVERT_CACHE", str(tmp_path / "cache"))
+    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+
+
+@pytest.fixture
+def make_checkpoint(
+    tmp_path: Path, small_state: synthetic.RandomState, tokenizer_folder: Path
+) -> Callable[..., Path]:
+    """Write the small random model in a layout; returns what to give as SOURCE."""
+
+    def make(
+        layout: str = "safetensors",
+        state: synthetic.State | None = None,
+        geometry: Geometry = SMALL,
+        name: str = "codegen-small-mono",
+    ) -> Path:
+        folder = tmp_path / f"source-{layout}"
+        return synthetic.write(
+            layout, state or small_state, geometry, folder, name, tokenizer_folder
+        )
+
+    return make

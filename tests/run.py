@@ -1,0 +1,61 @@
+"""Set up what the tests need and run them all: `python3 tests/run.py [pytest arguments]`.
+
+Two environments, because optimum-onnx wants an older transformers than everything else:
+.venv-test (lint, types, all tests) and .venv-optimum (its interoperation tests). llama-cpp-python
+is compiled, which takes minutes the first time. Only the standard library is used here.
+"""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parents[1]
+TORCH = "torch==2.13.0"
+
+
+def run(*command: str | Path, **environment: str) -> None:
+    """Run a command in the repository; leave with its exit code where it fails."""
+    began = time.monotonic()
+    print("$", " ".join(map(str, command)), flush=True)
+    done = subprocess.run([str(c) for c in command], cwd=ROOT, env=os.environ | environment)
+    print(f"  {time.monotonic() - began:.0f} s", flush=True)
+    if done.returncode:
+        sys.exit(done.returncode)
+
+
+def environment(name: str, constraints: str, *packages: str) -> Path:
+    """A virtual environment with these packages; its python."""
+    folder = ROOT / name
+    python = folder / "bin" / "python"
+    if not python.exists():
+        run(sys.executable, "-m", "venv", folder)
+    pinned = ("-c", ROOT / "tests" / constraints)
+    flags = os.environ.get("CMAKE_ARGS", "-DLLAVA_BUILD=OFF")
+    jobs = os.environ.get("CMAKE_BUILD_PARALLEL_LEVEL", str(os.cpu_count() or 2))
+    # torch first and alone: what comes after takes the build that is there.
+    for wanted in ((TORCH,), packages):
+        run(
+            python, "-m", "pip", "install", "-q", *pinned, *wanted,
+            CMAKE_ARGS=flags, CMAKE_BUILD_PARALLEL_LEVEL=jobs,
+        )  # fmt: skip
+    return python
+
+
+def main() -> None:
+    main_ = environment(
+        ".venv-test", "constraints-main.txt", "-e", ".[runtimes,test,lint]"
+    )
+    run(main_, "-m", "ruff", "check")
+    run(main_, "-m", "ruff", "format", "--check")
+    run(main_, "-m", "mypy")
+    run(main_, "-m", "pytest", *sys.argv[1:])
+    optimum = environment(".venv-optimum", "constraints-optimum.txt", "-e", ".[optimum,test]")
+    run(optimum, "-m", "pytest", "tests/interop_optimum", "--override-ini", "norecursedirs=.*")
+
+
+if __name__ == "__main__":
+    main()
