@@ -7,7 +7,16 @@ from __future__ import annotations
 
 from cgconvert.model import Geometry
 
-__all__ = ["MP_NUM", "NAMES", "ORGANISATION", "SIZES", "VARIANTS", "geometry", "hub_id", "is_member"]
+__all__ = [
+    "MP_NUM",
+    "NAMES",
+    "ORGANISATION",
+    "SIZES",
+    "VARIANTS",
+    "geometry",
+    "hub_id",
+    "is_member",
+]
 
 ORGANISATION = "Salesforce"
 VARIANTS = ("nl", "multi", "mono")

@@ -1,4 +1,6 @@
-"""Checkpoints of any geometry with random weights, in every original layout, for tests and benchmarks.
+"""Checkpoints of any geometry with random weights, in every original layout.
+
+For tests and benchmarks:
 
     python -m cgconvert.synthetic codegen-350M-mono --layout tarball -o checkpoints --seed 0
 
@@ -57,9 +59,9 @@ class RandomState(Mapping[str, torch.Tensor]):
         if "qkv_proj" in name and self.sharpness != 1.0:
             query, key, _ = split_rows(self.geometry.n_embd, self.geometry.mp_num)
             values[np.concatenate([query, key])] *= self.sharpness
-        return (
-            values.clamp(-0.45, 0.45).to(self.dtype) if "ln_" not in name else values.to(self.dtype)
-        )
+        if "ln_" not in name:
+            values = values.clamp(-0.45, 0.45)
+        return values.to(self.dtype) + 0.0  # no -0.0: Jaxformer's sum of two cannot give it
 
     def __iter__(self) -> Iterator[str]:
         return iter(self.shapes)
@@ -153,7 +155,7 @@ def _safetensors_sharded(state: State, g: Geometry, target: Path, tokenizer: Pat
 def _tarball(state: State, g: Geometry, target: Path, tokenizer: Path | None) -> Path:
     _torch(state, g, target, None)
     archive = target.with_name(f"{target.name}.tar.gz")
-    with tarfile.open(archive, "w:gz", compresslevel=1) as tar:
+    with tarfile.open(archive, "w:gz", compresslevel=0) as tar:
         tar.add(target, arcname=target.name)
     shutil.rmtree(target)
     return archive

@@ -8,6 +8,7 @@ from collections.abc import Iterator, Mapping
 from contextlib import redirect_stdout
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -213,7 +214,7 @@ def test_shards(model: CodeGenForCausalLM, checkpoint: Checkpoint, tmp_path: Pat
     count = len(shards)
     assert shards == [f"model-{n:05}-of-{count:05}.safetensors" for n in range(1, count + 1)]
     assert index["metadata"] == {"total_size": 2 * GEOMETRY.parameters}
-    seen = {}
+    seen: dict[str, str] = {}
     for name in shards:
         tensors = load_file(tmp_path / name)
         assert len(tensors) == 1 or sum(t.nbytes for t in tensors.values()) <= limit
@@ -316,7 +317,7 @@ def test_unknown_options_are_refused(checkpoint: Checkpoint, tmp_path: Path) -> 
 
 def test_a_padded_batch_generates_what_each_text_does(folder: Path) -> None:
     tokenizer = AutoTokenizer.from_pretrained(folder)
-    model = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32)
+    model: Any = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32)
     texts = ["def f(x):\n    return", "a", "\t\tif x:"]
     batch = tokenizer(texts, padding=True, return_tensors="pt")
     together = model.generate(**batch, max_new_tokens=12, do_sample=False)

@@ -23,7 +23,7 @@ from cgconvert.errors import InputError
 from cgconvert.model import CODEGEN, Geometry
 from cgconvert.tensor import LazyTensor, RowBias, Stored
 
-__all__ = ["LEAVES", "choose_step", "is_step", "step_number", "tensors"]
+__all__ = ["LEAVES", "choose_step", "is_step", "leaves", "step_number", "tensors"]
 
 LEAVES = (
     "embed.b", "embed.w",
@@ -69,23 +69,23 @@ def choose_step(folder: Path, step: int | None) -> Path:
 def tensors(step: Path, geometry: Geometry) -> dict[str, LazyTensor]:
     """The state dict of one step, lazily. Raises InputError for an archive that does not fit."""
     path = step / "model" / "0.npz"
-    leaves = dict(zip(LEAVES, _leaves(path), strict=True))
+    stored = dict(zip(LEAVES, leaves(path), strict=True))
     shapes = _shapes(geometry)
-    for name, leaf in leaves.items():
+    for name, leaf in stored.items():
         if leaf.shape != shapes[name]:
             raise InputError(
                 f"{path}: {leaf.name} ({name}) is {list(leaf.shape)}, "
                 f"the configuration says {list(shapes[name])}"
             )
     found: dict[str, LazyTensor] = {
-        CODEGEN.model["wte"]: RowBias(leaves["embed.w"], leaves["embed.b"])
+        CODEGEN.model["wte"]: RowBias(stored["embed.w"], stored["embed.b"])
     }
     for part in ("ln_f_weight", "ln_f_bias", "head_bias"):
-        found[CODEGEN.model[part]] = leaves[part]
-    found[CODEGEN.model["head"]] = leaves["head"].T
+        found[CODEGEN.model[part]] = stored[part]
+    found[CODEGEN.model["head"]] = stored["head"].T
     for part, name in CODEGEN.block.items():
         for layer in range(geometry.n_layer):
-            one = _layer(leaves[part], layer, name.format(i=layer))
+            one = _layer(stored[part], layer, name.format(i=layer))
             found[name.format(i=layer)] = one.T if len(one.shape) == 2 else one
     return found
 
@@ -107,7 +107,8 @@ def _layer(leaf: Stored, layer: int, name: str) -> Stored:
     return replace(leaf, offset=offset, shape=shape, name=name)
 
 
-def _leaves(path: Path) -> list[Stored]:
+def leaves(path: Path) -> list[Stored]:
+    """The archive's arrays as stored, in the order of `LEAVES`."""
     wanted = [f"arr_{i}.npy" for i in range(len(LEAVES))]
     try:
         with zipfile.ZipFile(path) as archive:

@@ -28,7 +28,10 @@ class Array:
 class Encoding(Protocol):
     """Rows in, bytes out. Rows are independent of one another, so any chunking is the same."""
 
-    name: str
+    @property
+    def name(self) -> str:
+        """What plans and manifests call it."""
+        ...
 
     def arrays(self, shape: Sequence[int]) -> tuple[Array, ...]:
         """The arrays for a tensor of this shape. Raises InputError where it does not fit."""

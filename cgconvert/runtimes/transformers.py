@@ -1,0 +1,154 @@
+"""Hugging Face transformers: runs the folders `to-hf` writes, in either layout."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from cgconvert.errors import InputError, MissingRuntimeError, UsageError
+from cgconvert.runtimes.runtime import Runtime
+
+__all__ = ["Transformers"]
+
+
+class Transformers(Runtime):
+    """A causal model of transformers with a growing DynamicCache.
+
+    The weights are computed in float32 on the CPU, whatever they are stored as, and in float16
+    on CUDA.
+    """
+
+    name = "transformers"
+
+    def __init__(self, model: Any, tokenizer: Any, device: str, restore: int | None) -> None:
+        self.device = device
+        self._model = model
+        self._tokenizer = tokenizer
+        self._restore = restore
+        self.reset()
+
+    @classmethod
+    def open(cls, path: Path, device: str = "cpu", threads: int | None = None) -> Transformers:
+        """Load a folder; see Runtime.open. Code that a folder brings along is never run.
+
+        `threads` is PyTorch's own setting, for the whole process; `close` puts it back. Raises
+        UsageError for a device that is not there, InputError for a folder that does not load or
+        whose tensors are not exactly the model's.
+        """
+        try:
+            from transformers import AutoModelForCausalLM, AutoTokenizer
+        except ImportError as error:
+            raise MissingRuntimeError("transformers", "transformers") from error
+        if device not in ("cpu", "cuda"):
+            raise UsageError(f"device {device}: transformers runs on cpu or cuda here")
+        if device == "cuda" and not torch.cuda.is_available():
+            raise UsageError("device cuda: PyTorch finds none; use --device cpu")
+        # Anything else transformers would take for a name on the Hub.
+        if not (path / "config.json").is_file():
+            raise InputError(f"{path}: not a Hugging Face folder, it has no config.json")
+        with _quiet(), _loading(path):
+            tokenizer = AutoTokenizer.from_pretrained(path, local_files_only=True)
+            # Any: with output_loading_info it returns a pair, which its signature leaves out.
+            factory: Any = AutoModelForCausalLM
+            model, report = factory.from_pretrained(
+                path,
+                local_files_only=True,
+                use_safetensors=True,
+                dtype=torch.float32 if device == "cpu" else torch.float16,
+                output_loading_info=True,
+            )
+        _check_complete(path, report)
+        restore = torch.get_num_threads() if threads else None
+        if threads:
+            torch.set_num_threads(threads)
+        return cls(model.eval().to(device), tokenizer, device, restore)
+
+    @property
+    def n_positions(self) -> int:
+        return int(self._model.config.max_position_embeddings)
+
+    def reset(self) -> None:
+        from transformers import DynamicCache
+
+        self._cache = DynamicCache()
+
+    def feed(self, ids: Sequence[int]) -> np.ndarray:
+        past = self._cache.get_seq_length()
+        total = past + len(ids)
+        if total > self.n_positions:
+            raise UsageError(
+                f"{total} tokens are more than the model's context of {self.n_positions}"
+            )
+        if not ids:
+            return np.empty((0, self._model.config.vocab_size), dtype=np.float32)
+        with torch.inference_mode():
+            logits = self._model(
+                input_ids=torch.tensor([list(ids)], device=self.device),
+                attention_mask=torch.ones(1, total, dtype=torch.long, device=self.device),
+                position_ids=torch.arange(past, total, device=self.device)[None],
+                past_key_values=self._cache,
+                use_cache=True,
+            ).logits
+        scores: np.ndarray = logits[0].float().cpu().numpy()
+        return scores
+
+    def tokenize(self, text: str) -> list[int]:
+        # verbose=False: text longer than the context is no mistake here.
+        return list(self._tokenizer(text, add_special_tokens=False, verbose=False)["input_ids"])
+
+    def detokenize(self, ids: Sequence[int]) -> str:
+        return str(self._tokenizer.decode(list(ids), skip_special_tokens=False))
+
+    @property
+    def end_of_text(self) -> int:
+        eos = self._model.generation_config.eos_token_id
+        if not isinstance(eos, int):
+            raise InputError(f"{self._model.name_or_path}: eos_token_id is {eos!r}, not one id")
+        return eos
+
+    def close(self) -> None:
+        del self._model, self._tokenizer, self._cache
+        if self._restore is not None:
+            torch.set_num_threads(self._restore)
+        if self.device == "cuda":
+            torch.cuda.empty_cache()
+
+
+def _check_complete(path: Path, report: dict[str, Any]) -> None:
+    """transformers fills a missing tensor with random numbers and only warns."""
+    faults = {kind: sorted(map(str, names)) for kind, names in report.items() if names}
+    if faults:
+        said = "; ".join(f"{kind}: {', '.join(names[:3])}" for kind, names in faults.items())
+        raise InputError(f"{path}: its tensors are not the model's: {said}")
+
+
+@contextmanager
+def _loading(path: Path) -> Iterator[None]:
+    """Whatever loading raises is about the folder: the library has no exception of its own."""
+    try:
+        yield
+    except Exception as error:
+        reason = " ".join(str(error).split())[:300]
+        raise InputError(f"{path}: transformers cannot load it: {reason}") from error
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """No progress bars or reports on stderr, whose lines belong to the command."""
+    from transformers import utils
+
+    logging: Any = utils.logging  # its functions carry no types
+    level, bars = logging.get_verbosity(), logging.is_progress_bar_enabled()
+    logging.set_verbosity_error()
+    logging.disable_progress_bar()
+    try:
+        yield
+    finally:
+        logging.set_verbosity(level)
+        if bars:
+            logging.enable_progress_bar()
