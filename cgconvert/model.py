@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, replace
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import torch
@@ -278,7 +278,7 @@ class _Binder:
         return Decoder(
             geometry=g,
             blocks=tuple(self._block(parts) for parts in layers),
-            **top,  # type: ignore[arg-type] - complete: a gap is a fault
+            **cast(dict[str, LazyTensor], top),  # a gap would have been a fault
         )
 
     def _shapes(self) -> dict[str, tuple[int, ...]]:
@@ -321,16 +321,16 @@ class _Binder:
             for name in sorted(set(self.tensors) - self.used - dropped)
         ]
 
-    def _block(self, parts: Mapping[str, LazyTensor | None]) -> Block:
-        g, parts = self.geometry, dict(parts)
+    def _block(self, found: Mapping[str, LazyTensor | None]) -> Block:
+        g, parts = self.geometry, cast(dict[str, LazyTensor], dict(found))
         packed = parts.pop("qkv", None)
         if packed is not None:
             index = split_rows(g.n_embd, g.mp_num)
             parts |= {name: packed.rows(r) for name, r in zip("qkv", index, strict=True)}
         if self.names.half_split:
             back = interleaved_rows(g.n_head, g.head_dim, g.rotary_dim)
-            parts |= {name: parts[name].rows(back) for name in "qk"}  # type: ignore[union-attr]
-        return Block(**parts)  # type: ignore[arg-type]
+            parts |= {name: parts[name].rows(back) for name in "qk"}
+        return Block(**parts)
 
 
 def _stack_same(*tensors: LazyTensor) -> LazyTensor:

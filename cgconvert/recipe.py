@@ -16,7 +16,6 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from importlib import resources
 from pathlib import Path
 from typing import Any
 
@@ -73,11 +72,17 @@ def find(given: str) -> Path:
     path = Path(given)
     if path.is_file():
         return path
-    shipped = Path(str(resources.files("cgconvert.recipes"))) / f"{path.stem}.yaml"
+    shipped = _shipped_folder() / f"{path.stem}.yaml"
     if path.name in (shipped.stem, shipped.name) and shipped.is_file():
         return shipped
     known = ", ".join(sorted(p.stem for p in shipped.parent.glob("*.yaml")))
     raise InputError(f"{given}: no such recipe; shipped are {known}")
+
+
+def _shipped_folder() -> Path:
+    """In an installed package inside it, in a checkout at its top."""
+    here = Path(__file__).resolve().parent
+    return here / "recipes" if (here / "recipes").is_dir() else here.parent / "recipes"
 
 
 def load(path: Path, known_checks: Mapping[str, set[str]] | None = None) -> Recipe:
@@ -119,9 +124,7 @@ class _Reader:
             path=self.path,
             source=self.scalar(fields["source"][1], "source", str),
             steps=self.steps(fields["steps"][1]),
-            reading={
-                n: self.scalar(fields[n][1], n, TOP[n]) for n in reading if n in fields
-            },
+            reading={n: self.scalar(fields[n][1], n, TOP[n]) for n in reading if n in fields},
             thresholds=self.thresholds(fields["thresholds"][1]) if "thresholds" in fields else {},
         )
 
@@ -131,8 +134,10 @@ class _Reader:
         return tuple(self.step(entry) for entry in node.value)
 
     def step(self, node: yaml.Node) -> Step:
+        key: yaml.Node = node
+        value: yaml.Node | None = None
         if isinstance(node, yaml.ScalarNode):
-            command, key, value = str(node.value), node, None
+            command = str(node.value)
         else:
             entry = self.mapping(node, "a step")
             if len(entry) != 1:
@@ -166,9 +171,7 @@ class _Reader:
                 found[kind][check] = self.scalar(number, check, float)
         return found
 
-    def mapping(
-        self, node: yaml.Node, what: str
-    ) -> dict[str, tuple[yaml.Node, yaml.Node]]:
+    def mapping(self, node: yaml.Node, what: str) -> dict[str, tuple[yaml.Node, yaml.Node]]:
         if not isinstance(node, yaml.MappingNode):
             self.fail(node, f"{what} is not a mapping of names to values")
         found: dict[str, tuple[yaml.Node, yaml.Node]] = {}
@@ -182,7 +185,7 @@ class _Reader:
 
     def scalar(self, node: yaml.Node, name: str, wanted: Any) -> Any:
         value = (
-            yaml.SafeLoader("").construct_object(node)  # type: ignore[no-untyped-call]
+            yaml.SafeLoader("").construct_object(node)
             if isinstance(node, yaml.ScalarNode)
             else None
         )

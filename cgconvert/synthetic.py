@@ -72,8 +72,9 @@ class RandomState(Mapping[str, torch.Tensor]):
 
 def names(g: Geometry) -> dict[str, tuple[int, ...]]:
     """Names and shapes of a CodeGen state dict, in the order torch gives them."""
-    d, shapes = g.n_embd, {CODEGEN.model["wte"]: (g.vocab_size, g.n_embd)}
-    block = {
+    d = g.n_embd
+    shapes: dict[str, tuple[int, ...]] = {CODEGEN.model["wte"]: (g.vocab_size, d)}
+    block: dict[str, tuple[int, ...]] = {
         "ln_weight": (d,), "ln_bias": (d,), "qkv": (3 * d, d), "o": (d, d),
         "fc_in": (g.n_inner, d), "fc_in_bias": (g.n_inner,),
         "fc_out": (d, g.n_inner), "fc_out_bias": (d,),
@@ -243,7 +244,7 @@ def _sharded(
 ) -> None:
     order = list(state)
     halves = (order[: len(order) // 2], order[len(order) // 2 :])
-    weight_map = {}
+    weight_map: dict[str, str] = {}
     for number, half in enumerate(halves, 1):
         file = pattern.format(number)
         save({name: state[name] for name in half}, target / file)

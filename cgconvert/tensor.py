@@ -223,9 +223,10 @@ class Rows(LazyTensor):
     """Some rows of a tensor in another order."""
 
     def __init__(self, source: LazyTensor, index: np.ndarray) -> None:
+        self.source: LazyTensor = source
+        self.index: np.ndarray = index
         if isinstance(source, Rows):
-            source, index = source.source, source.index[index]
-        self.source, self.index = source, index
+            self.source, self.index = source.source, source.index[index]
         self.shape = (len(index), *source.shape[1:])
         self.dtype = source.dtype
 

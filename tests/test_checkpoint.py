@@ -357,7 +357,7 @@ def test_a_geometry_needs_whole_numbers(make_checkpoint: Make) -> None:
     config = json.loads((folder / "config.json").read_text())
     for value in ("4", 4.5, True, -1, 1 << 40):
         (folder / "config.json").write_text(json.dumps(config | {"n_head": value}))
-        with pytest.raises(InputError, match="n_head is .*not a positive whole number"):
+        with pytest.raises(InputError, match=r"n_head is .*not a positive whole number"):
             read(str(folder))
 
 

@@ -10,7 +10,7 @@ import tarfile
 import tempfile
 import zlib
 from pathlib import Path
-from typing import IO, Any
+from typing import IO, Any, cast
 
 from cgconvert.errors import InputError, OutputError
 
@@ -96,7 +96,7 @@ def _into(path: Path, parent: Path, final: Path) -> None:
 
 def _extract(path: Path, raw: _Hashing, folder: Path) -> None:
     try:
-        with tarfile.open(fileobj=raw, mode="r|gz") as archive:
+        with tarfile.open(fileobj=cast(IO[bytes], raw), mode="r|gz") as archive:
             for count, member in enumerate(archive):
                 if count > MAX_MEMBERS:
                     raise InputError(f"{path}: holds more than {MAX_MEMBERS} members")

@@ -42,10 +42,14 @@ STORAGES = {
 
 # What a pickled state dict needs, and nothing that calls, imports or builds anything else.
 OPCODES = frozenset(
-    "PROTO STOP MARK EMPTY_DICT EMPTY_TUPLE EMPTY_LIST TUPLE TUPLE1 TUPLE2 TUPLE3 GLOBAL REDUCE "
-    "BINPUT LONG_BINPUT BINGET LONG_BINGET MEMOIZE FRAME BINUNICODE SHORT_BINUNICODE BINUNICODE8 "
-    "BININT BININT1 BININT2 LONG1 NEWTRUE NEWFALSE NONE SETITEM SETITEMS BINPERSID BINFLOAT "
-    "STACK_GLOBAL BUILD".split()
+    (
+        *("PROTO", "FRAME", "STOP", "MARK", "EMPTY_DICT", "EMPTY_LIST", "EMPTY_TUPLE"),
+        *("TUPLE", "TUPLE1", "TUPLE2", "TUPLE3", "SETITEM", "SETITEMS"),
+        *("GLOBAL", "STACK_GLOBAL", "REDUCE", "BUILD", "BINPERSID"),
+        *("BINPUT", "LONG_BINPUT", "MEMOIZE", "BINGET", "LONG_BINGET"),
+        *("SHORT_BINUNICODE", "BINUNICODE", "BINUNICODE8"),
+        *("BININT", "BININT1", "BININT2", "LONG1", "BINFLOAT", "NEWTRUE", "NEWFALSE", "NONE"),
+    )
 )
 MAX_PICKLE_BYTES = 64 << 20
 LOCAL_HEADER = struct.Struct("<4s5H3I2H")
@@ -164,7 +168,7 @@ class _Unpickler(pickle.Unpickler):
         self.path = path
 
     def find_class(self, module: str, name: str) -> Any:
-        found = _ALLOWED.get((module, name))
+        found: Any = _ALLOWED.get((module, name))
         if found is None and module == "torch" and name in STORAGES:
             found = STORAGES[name]
         if found is None:
@@ -232,6 +236,6 @@ def _guess(path: Path) -> str:
         return "it is a git-lfs pointer; fetch the real file with 'git lfs pull'"
     if head.lstrip()[:1] == b"<":
         return "it is an HTML page; the download went wrong"
-    if head.startswith(b"\x80\x02") or head.startswith(b"\x80\x03"):
+    if head.startswith((b"\x80\x02", b"\x80\x03")):
         return "torch's old format; load and save it again with torch 1.6 or newer"
     return ""

@@ -8,7 +8,7 @@ import click
 
 from cgconvert.artefact import identify
 from cgconvert.cli.options import common, device
-from cgconvert.runtimes import RUNTIMES, choose_device, runtime_for
+from cgconvert.runtimes import RUNTIMES, open_runtime
 from cgconvert.runtimes.generate import generate
 
 __all__ = ["command"]
@@ -28,7 +28,11 @@ __all__ = ["command"]
     help="0 takes the most likely token each time.",
 )
 @click.option("--seed", type=click.IntRange(0), default=0, show_default=True)
-@click.option("--runtime", type=click.Choice(list(RUNTIMES)), help="Instead of the format's own.")
+@click.option(
+    "--runtime",
+    type=click.Choice([name for table in RUNTIMES.values() for name in table]),
+    help="Instead of the format's own.",
+)
 @device
 @common
 def command(
@@ -47,7 +51,7 @@ def command(
       cgconvert generate out/codegen-tiny-mono/hf "def hello_world():"
     """
     found = identify(artefact)
-    opened = runtime_for(found.format, runtime).open(found.path, choose_device(device))
+    opened = open_runtime(found.format, found.path, device, name=runtime)
     try:
         ids = opened.tokenize(prompt)
         tokens = generate(

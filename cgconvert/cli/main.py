@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib
+import os
 import signal
 import sys
 import traceback
@@ -75,7 +76,8 @@ def _run(arguments: Sequence[str] | None) -> int:
     except CgconvertError as error:
         return _say(str(error), error.exit_code, error)
     except BrokenPipeError:
-        sys.stdout = None  # type: ignore[assignment] - the reader went away: nothing to flush to
+        # The reader went away; what is still in the buffer has nowhere to go.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 0
     except OSError as error:
         return _say(f"{error.filename or 'I/O'}: {error.strerror or error}", IO_ERROR, error)

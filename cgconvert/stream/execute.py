@@ -7,7 +7,6 @@ import shutil
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 
-import numpy as np
 import torch
 
 from cgconvert.checkpoint.checkpoint import Checkpoint
@@ -119,8 +118,7 @@ def _not_finite(array: torch.Tensor) -> int:
 
 
 def _bytes(array: torch.Tensor) -> memoryview:
-    flat: np.ndarray = array.contiguous().reshape(-1).view(torch.uint8).numpy()
-    return memoryview(flat).cast("B")
+    return array.contiguous().reshape(-1).view(torch.uint8).numpy().data
 
 
 def _write(descriptor: int, data: memoryview, position: int) -> None:
