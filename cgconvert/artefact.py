@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+from collections import Counter
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
+from cgconvert.checkpoint import weights
 from cgconvert.errors import InputError
 from cgconvert.manifest import Manifest, find_manifest
 
@@ -21,6 +24,14 @@ class Artefact:
     path: Path
     format: str
     manifest: Manifest | None
+
+    @property
+    def type(self) -> str:
+        """What most of its bytes are stored as, read from its headers and not its manifest.
+
+        Raises InputError where they are broken.
+        """
+        return _TYPES[self.format](self.path)
 
     @property
     def name(self) -> str:
@@ -55,6 +66,38 @@ def find_all(folder: Path) -> list[Artefact]:
         elif _format(child) is not None:
             found.append(identify(child))
     return found
+
+
+def _most(sizes: Iterable[tuple[str, int]]) -> str:
+    total: Counter[str] = Counter()
+    for kind, nbytes in sizes:
+        total[kind] += nbytes
+    return total.most_common(1)[0][0] if total else "empty"
+
+
+def _huggingface_type(path: Path) -> str:
+    tensors = weights.read(weights.find(path)[1]).values()
+    return _most((str(t.dtype).removeprefix("torch."), t.nbytes) for t in tensors)
+
+
+def _onnx_type(path: Path) -> str:
+    from cgconvert.checkpoint import onnx
+
+    return onnx.type_of(onnx.find_graph(path))
+
+
+def _gguf_type(path: Path) -> str:
+    from cgconvert.checkpoint import gguf_header
+
+    header = gguf_header.read_header(path)
+    return _most((tensor.type, tensor.nbytes) for tensor in header.tensors)
+
+
+_TYPES: Mapping[str, Callable[[Path], str]] = {
+    "huggingface": _huggingface_type,
+    "onnx": _onnx_type,
+    "gguf": _gguf_type,
+}
 
 
 def _format(path: Path) -> str | None:

@@ -6,7 +6,7 @@
       - quantize: {bits: 4}
       - verify: {}
     thresholds:
-      Q4_0: {mean_kl: 0.1}
+      gguf Q4_0: {logits.kl_mean: 0.1}
 
 A step is a command of cgconvert with its options, dashes or underscores alike. Mistakes are
 reported with the line they stand on.
@@ -85,7 +85,7 @@ def _shipped_folder() -> Path:
     return here / "recipes" if (here / "recipes").is_dir() else here.parent / "recipes"
 
 
-def load(path: Path, known_checks: Mapping[str, set[str]] | None = None) -> Recipe:
+def load(path: Path, known_bounds: Mapping[str, set[str]] | None = None) -> Recipe:
     """Read and check a recipe. Raises InputError naming the file, the line and the mistake."""
     try:
         if path.stat().st_size > MAX_BYTES:
@@ -100,12 +100,12 @@ def load(path: Path, known_checks: Mapping[str, set[str]] | None = None) -> Reci
         line = f":{mark.line + 1}" if mark else ""
         problem = getattr(error, "problem", None) or "is not YAML"
         raise InputError(f"{path}{line}: {problem}") from error
-    return _Reader(path, known_checks).recipe(root)
+    return _Reader(path, known_bounds).recipe(root)
 
 
 class _Reader:
-    def __init__(self, path: Path, known_checks: Mapping[str, set[str]] | None) -> None:
-        self.path, self.known_checks = path, known_checks
+    def __init__(self, path: Path, known_bounds: Mapping[str, set[str]] | None) -> None:
+        self.path, self.known_bounds = path, known_bounds
 
     def recipe(self, root: yaml.Node | None) -> Recipe:
         if root is None:
@@ -161,12 +161,12 @@ class _Reader:
     def thresholds(self, node: yaml.Node) -> dict[str, dict[str, float]]:
         found: dict[str, dict[str, float]] = {}
         for kind, (key, value) in self.mapping(node, "thresholds").items():
-            if self.known_checks is not None and kind not in self.known_checks:
-                self.fail(key, f"no type {kind!r}; there are {', '.join(self.known_checks)}")
+            if self.known_bounds is not None and kind not in self.known_bounds:
+                self.fail(key, f"no type {kind!r}; there are {', '.join(self.known_bounds)}")
             found[kind] = {}
             for check, (at, number) in self.mapping(value, f"thresholds of {kind}").items():
-                if self.known_checks is not None and check not in self.known_checks[kind]:
-                    known = ", ".join(sorted(self.known_checks[kind]))
+                if self.known_bounds is not None and check not in self.known_bounds[kind]:
+                    known = ", ".join(sorted(self.known_bounds[kind]))
                     self.fail(at, f"{kind} has no check {check!r}; it has {known}")
                 found[kind][check] = self.scalar(number, check, float)
         return found
@@ -184,11 +184,12 @@ class _Reader:
         return found
 
     def scalar(self, node: yaml.Node, name: str, wanted: Any) -> Any:
-        value = (
-            yaml.SafeLoader("").construct_object(node)
-            if isinstance(node, yaml.ScalarNode)
-            else None
-        )
+        value = None
+        if isinstance(node, yaml.ScalarNode) and node.tag.startswith("tag:yaml.org,2002:"):
+            try:
+                value = yaml.SafeLoader("").construct_object(node)
+            except (yaml.YAMLError, ValueError):
+                self.fail(node, f"{name} has a value that is not plain YAML")
         if isinstance(wanted, tuple):
             if value not in wanted or isinstance(value, bool):
                 self.fail(node, f"{name} is one of {', '.join(map(str, wanted))}")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -13,6 +14,7 @@ from cgconvert import embedded, family, synthetic
 from cgconvert.model import Geometry
 
 # Tiny models are slower on several threads, far slower where cores are shared.
+os.environ.setdefault("OMP_NUM_THREADS", "1")
 torch.set_num_threads(1)
 
 SMALL = Geometry(

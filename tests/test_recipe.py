@@ -9,14 +9,14 @@ import pytest
 
 from cgconvert import embedded, family, recipe
 from cgconvert.errors import InputError
-from cgconvert.verify.thresholds import known_checks
+from cgconvert.verify.thresholds import known_bounds
 
 SHIPPED = sorted((Path(__file__).parents[1] / "recipes").glob("*.yaml"))
 
 
 @pytest.mark.parametrize("path", SHIPPED, ids=lambda p: p.stem)
 def test_shipped_recipes_load(path: Path) -> None:
-    found = recipe.load(path, known_checks())
+    found = recipe.load(path, known_bounds())
     assert family.is_member(found.source) or found.source == embedded.NAME
     assert found.steps[-1].command == "verify"
 
@@ -43,7 +43,7 @@ steps:
   - quantize:
       bits: 4
 thresholds:
-  Q4_0: {mean_kl: 0.5}
+  gguf Q4_0: {logits.kl_mean: 0.5}
 """
 
 
@@ -57,7 +57,7 @@ def test_what_a_recipe_says(tmp_path: Path) -> None:
         recipe.Step("verify", {}, 5),
         recipe.Step("quantize", {"bits": 4}, 6),
     )
-    assert found.thresholds == {"Q4_0": {"mean_kl": 0.5}}
+    assert found.thresholds == {"gguf Q4_0": {"logits.kl_mean": 0.5}}
 
 
 MISTAKES = [
@@ -70,10 +70,10 @@ MISTAKES = [
     ("mp_num: 4", "colour: red", "2: 'colour' is not part of a recipe"),
     ("mp_num: 4", "source: again", "2: 'source' stands twice"),
     ("source: codegen-tiny-mono", "tokenizer: x", "1: source is missing"),
-    ("steps:", "steps: nothing", "3: "),
-    ("mean_kl: 0.5", "mean_kl: low", "9: mean_kl is not a number"),
-    ("mean_kl: 0.5", "mean: 0.5", "9: Q4_0 has no check 'mean'"),
-    ("Q4_0: {", "Q9: {", "9: no type 'Q9'"),
+    ("thresholds:\n", "thresholds: 3\n#", "8: thresholds is not a mapping"),
+    ("kl_mean: 0.5", "kl_mean: low", "9: logits.kl_mean is not a number"),
+    ("kl_mean: 0.5", "mean: 0.5", "9: gguf Q4_0 has no check 'logits.mean'"),
+    ("Q4_0: {", "Q9: {", "9: no type 'gguf Q9'"),
     ("source: codegen-tiny-mono", "source: !!python/object:os.system x", "1: "),
     ("mp_num: 4", "mp_num: [4", "3: "),
 ]
@@ -86,7 +86,7 @@ def test_a_mistake_is_reported_with_its_line(
     path = tmp_path / "bad.yaml"
     path.write_text(GOOD.replace(old, new, 1))
     with pytest.raises(InputError, match=re.escape(f"{path}:{message}")) as caught:
-        recipe.load(path, known_checks())
+        recipe.load(path, known_bounds())
     assert "\n" not in str(caught.value)
 
 

@@ -13,7 +13,7 @@ from cgconvert.checkpoint.read import ReadOptions, read
 from cgconvert.cli.convert import carry_out
 from cgconvert.cli.options import SIZE, common, writing
 from cgconvert.cli.verifying import verify_all
-from cgconvert.verify.thresholds import known_checks
+from cgconvert.verify.thresholds import known_bounds
 
 __all__ = ["command"]
 
@@ -29,7 +29,7 @@ def command(recipe_file: str, force: bool, dry_run: bool) -> None:
     Example:
       cgconvert run codegen-tiny-mono
     """
-    found = recipe.load(recipe.find(recipe_file), known_checks())
+    found = recipe.load(recipe.find(recipe_file), known_bounds())
     paths = {k: Path(v) for k, v in found.reading.items() if k in ("tokenizer", "config")}
     checkpoint = read(found.source, ReadOptions(**{**found.reading, **paths}))
     written: list[Path] = []

@@ -13,7 +13,7 @@ from cgconvert.checkpoint.checkpoint import Checkpoint
 from cgconvert.checkpoint.read import ReadOptions, read
 from cgconvert.cli.progress import TerminalProgress
 from cgconvert.errors import CgconvertError, UsageError, VerificationError
-from cgconvert.verify.report import as_table, check_suffix, summary, write_report
+from cgconvert.verify.report import as_table, check_suffix, summary, write_reports
 from cgconvert.verify.verify import verify
 
 __all__ = ["verify_all"]
@@ -40,16 +40,18 @@ def verify_all(
     for artefact in found:
         source = reference or _reference(artefact, options or ReadOptions(), references)
         done = verify(
-            artefact,
+            artefact.path,
+            artefact.format,
+            artefact.type,
             source,
-            device=device,
-            thresholds=thresholds or {},
+            device,
+            thresholds=(thresholds or {}).get(f"{artefact.format} {artefact.type}"),
             progress=TerminalProgress(),
         )
         click.echo(as_table(done))
         reports.append(done)
     if report is not None:
-        write_report(reports, report)
+        write_reports(reports, report)
     if len(reports) > 1:
         click.echo(summary(reports))
     failed = [str(r.artefact["path"]) for r in reports if not r.passed]

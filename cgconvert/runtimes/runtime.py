@@ -49,9 +49,14 @@ class Runtime(ABC):
 
     @property
     @abstractmethod
+    def tokens(self) -> int:
+        """How many ids the artefact's own tokenizer has; rows of logits past them are padding."""
+
+    @property
+    @abstractmethod
     def end_of_text(self) -> int:
         """The id at which the artefact itself says generation ends."""
 
     def close(self) -> None:
         """Free what the runtime holds."""
-        return None
+        return

@@ -105,6 +105,10 @@ class Transformers(Runtime):
         return str(self._tokenizer.decode(list(ids), skip_special_tokens=False))
 
     @property
+    def tokens(self) -> int:
+        return len(self._tokenizer)
+
+    @property
     def end_of_text(self) -> int:
         eos = self._model.generation_config.eos_token_id
         if not isinstance(eos, int):

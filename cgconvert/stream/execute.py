@@ -92,14 +92,14 @@ def _write_file(root: Path, file: FilePlan, progress: Progress) -> None:
 
 def _write_item(descriptor: int, item: Item, progress: Progress) -> None:
     rows = item.source.shape[0] if item.source.shape else 1
-    lost = broken = 0
+    broken = lost = 0
     for start in range(0, rows, item.chunk_rows):
         block = item.source.read(slice(start, min(rows, start + item.chunk_rows)))
-        encoded = item.encoding.encode(block)
-        bad = _not_finite(block)
-        broken += bad
-        for piece, array in zip(item.pieces, encoded, strict=True):
-            lost += max(0, _not_finite(array) - bad)
+        broken += _not_finite(block)
+        if broken:
+            continue  # to the tensor's end, for the count
+        for piece, array in zip(item.pieces, _encode(item, block), strict=True):
+            lost += _not_finite(array)
             data = _bytes(array)
             _write(descriptor, data, piece.offset + start * piece.row_bytes)
             progress.advance(len(data))
@@ -109,6 +109,13 @@ def _write_item(descriptor: int, item: Item, progress: Progress) -> None:
         raise InputError(
             f"tensor {item.name}: {lost} values overflow {item.encoding.name}; choose a wider type"
         )
+
+
+def _encode(item: Item, block: torch.Tensor) -> tuple[torch.Tensor, ...]:
+    try:
+        return item.encoding.encode(block)
+    except InputError as error:
+        raise InputError(f"tensor {item.name}: {error}") from error
 
 
 def _not_finite(array: torch.Tensor) -> int:

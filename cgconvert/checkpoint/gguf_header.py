@@ -1,0 +1,240 @@
+"""The header of a GGUF file, read strictly: whatever llama.cpp would refuse is refused here.
+
+Format: docs/gguf.md of ggml-org/ggml; the rules are those of llama.cpp's ggml/src/gguf.cpp, plus
+bounds on time and memory. Nothing but the header is read.
+"""
+
+from __future__ import annotations
+
+import math
+import struct
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, BinaryIO
+
+import gguf
+import numpy as np
+
+from cgconvert.errors import InputError
+
+__all__ = ["GgufHeader", "GgufTensor", "read_header"]
+
+MAX_HEADER_BYTES = 32 << 20
+"""Several times the header of a vocabulary of 250,000 tokens."""
+MAX_ENTRIES = 1 << 16
+MAX_KEY_BYTES = (1 << 16) - 1
+MAX_NAME_BYTES = 63  # GGML_MAX_NAME without the 0 at the end
+MAX_DIMENSIONS = 4  # GGML_MAX_DIMS
+MAX_ELEMENTS = 1 << 48
+
+_BOOL, _STRING, _ARRAY = 7, 8, 9
+_SCALARS = {
+    0: "<u1", 1: "<i1", 2: "<u2", 3: "<i2", 4: "<u4", 5: "<i4", 6: "<f4", _BOOL: "<u1",
+    10: "<u8", 11: "<i8", 12: "<f8",
+}  # fmt: skip
+
+
+@dataclass(frozen=True)
+class GgufTensor:
+    """One tensor: `shape` is torch's ([rows, columns]), `type` ggml's name for how it is stored.
+
+    `offset` counts bytes from the start of the file.
+    """
+
+    name: str
+    shape: tuple[int, ...]
+    type: str
+    offset: int
+    nbytes: int
+
+
+@dataclass(frozen=True)
+class GgufHeader:
+    """Metadata (arrays of numbers as numpy's, of strings as lists), tensors, where data begins."""
+
+    version: int
+    metadata: Mapping[str, Any]
+    tensors: tuple[GgufTensor, ...]
+    alignment: int
+    data_start: int
+
+
+def read_header(path: Path) -> GgufHeader:
+    """Parse the header of a GGUF file.
+
+    Raises InputError for anything but a whole, well-formed file of version 2 or 3, little-endian.
+    """
+    try:
+        with path.open("rb") as file:
+            return _Parser(path, file, path.stat().st_size).header()
+    except OSError as error:
+        raise InputError(f"{path}: cannot be read: {error.strerror}") from error
+
+
+class _Parser:
+    def __init__(self, path: Path, file: BinaryIO, size: int) -> None:
+        self.path, self.file, self.size = path, file, size
+        self.position, self.end = 0, min(size, MAX_HEADER_BYTES)
+
+    def fault(self, text: str) -> InputError:
+        return InputError(f"{self.path}: not a valid GGUF file: {text}; fetch or convert it again")
+
+    def header(self) -> GgufHeader:
+        magic = self.file.read(4)
+        self.position = 4
+        if magic != b"GGUF":
+            raise self.fault(f"it begins with {magic!r} instead of b'GGUF'")
+        version = self.number("<u4")
+        if version not in (2, 3):
+            order = " (big-endian?)" if version & 0xFFFF == 0 else ""
+            raise self.fault(f"version {version}{order}, only 2 and 3 are known")
+        n_tensors, n_pairs = self.number("<u8"), self.number("<u8")
+        for count, what in ((n_tensors, "tensors"), (n_pairs, "metadata entries")):
+            if count > MAX_ENTRIES:
+                raise self.fault(f"{count} {what}, more than {MAX_ENTRIES}")
+        metadata: dict[str, Any] = {}
+        for _ in range(n_pairs):
+            self.pair(metadata)
+        alignment = self.alignment(metadata)
+        tensors, end = self.tensors(n_tensors, alignment)
+        start = _padded(self.position, alignment)
+        self.check_size(start, tensors, end, alignment)
+        placed = tuple(
+            GgufTensor(t.name, t.shape, t.type, start + t.offset, t.nbytes) for t in tensors
+        )
+        return GgufHeader(version, metadata, placed, alignment, start)
+
+    def pair(self, metadata: dict[str, Any]) -> None:
+        key = self.string(MAX_KEY_BYTES, "a metadata key")
+        if not key or not key.isascii():
+            raise self.fault(f"metadata key {key!r} is not ASCII")
+        if key in metadata:
+            raise self.fault(f"metadata key {key!r} is given twice")
+        metadata[key] = self.value(self.number("<u4"), key)
+
+    def value(self, kind: int, key: str) -> Any:
+        if kind == _STRING:
+            return self.string(MAX_HEADER_BYTES, key)
+        if kind == _ARRAY:
+            return self.array(key)
+        if kind not in _SCALARS:
+            raise self.fault(f"metadata {key!r} has unknown type {kind}")
+        value = self.number(_SCALARS[kind])
+        return self.truth(value, key) if kind == _BOOL else value
+
+    def array(self, key: str) -> Any:
+        kind, count = self.number("<u4"), self.number("<u8")
+        if kind == _STRING:
+            if count * 8 > self.end - self.position:
+                raise self.too_long(f"metadata {key!r} with {count} strings")
+            return [self.string(MAX_HEADER_BYTES, key) for _ in range(count)]
+        if kind not in _SCALARS:
+            raise self.fault(f"metadata {key!r} is an array of unknown type {kind}")
+        item = np.dtype(_SCALARS[kind])
+        values = np.frombuffer(self.take(count * item.itemsize, f"metadata {key!r}"), item)
+        if kind == _BOOL:
+            self.truth(int(values.max(initial=0)), key)
+            return values.astype(bool)
+        return values
+
+    def truth(self, value: int, key: str) -> bool:
+        if value > 1:
+            raise self.fault(f"metadata {key!r} holds {value} for a truth value")
+        return bool(value)
+
+    def alignment(self, metadata: Mapping[str, Any]) -> int:
+        value = metadata.get("general.alignment", gguf.GGUF_DEFAULT_ALIGNMENT)
+        if not isinstance(value, int) or not 0 < value <= 1 << 20 or value & (value - 1):
+            raise self.fault(f"general.alignment is {value!r}, not a power of two up to 2^20")
+        return value
+
+    def tensors(self, count: int, alignment: int) -> tuple[list[GgufTensor], int]:
+        """The tensors, offsets still counted from the start of the data, and where they end."""
+        found: dict[str, GgufTensor] = {}
+        expected = 0
+        for _ in range(count):
+            tensor = self.tensor()
+            if tensor.name in found:
+                raise self.fault(f"tensor {tensor.name!r} is given twice")
+            if tensor.offset != expected:  # so none overlaps another, and none hides between two
+                raise self.fault(
+                    f"tensor {tensor.name!r} is at offset {tensor.offset} instead of {expected}"
+                )
+            found[tensor.name] = tensor
+            expected = _padded(expected + tensor.nbytes, alignment)
+        last = list(found.values())[-1:]
+        return list(found.values()), sum(t.offset + t.nbytes for t in last)
+
+    def tensor(self) -> GgufTensor:
+        name = self.string(MAX_NAME_BYTES, "a tensor name")
+        dimensions = self.number("<u4")
+        if not 1 <= dimensions <= MAX_DIMENSIONS:
+            raise self.fault(f"tensor {name!r} has {dimensions} dimensions")
+        shape = tuple(self.number("<u8") for _ in range(dimensions))[::-1]
+        if not 0 < math.prod(shape) < MAX_ELEMENTS:
+            raise self.fault(f"tensor {name!r} has shape {list(shape)}")
+        number = self.number("<u4")
+        if number not in _SIZES:
+            raise self.fault(f"tensor {name!r} has unknown type {number}")
+        block, nbytes = _SIZES[number]
+        if shape[-1] % block:
+            raise self.fault(
+                f"tensor {name!r} has rows of {shape[-1]}, not a multiple of its type's {block}"
+            )
+        kind = gguf.GGMLQuantizationType(number).name
+        size = math.prod(shape) // block * nbytes
+        return GgufTensor(name, shape, kind, self.number("<u8"), size)
+
+    def check_size(
+        self, start: int, tensors: list[GgufTensor], length: int, alignment: int
+    ) -> None:
+        if not tensors:
+            start = self.position
+        end, padded = start + length, start + _padded(length, alignment)
+        if self.size < end:
+            last = next((t for t in tensors if start + t.offset + t.nbytes > self.size), None)
+            where = f" in tensor {last.name!r}" if last else ""
+            raise self.fault(f"it ends{where} at byte {self.size} of {end}, so it is truncated")
+        if self.size > padded:
+            raise self.fault(f"{self.size - padded} bytes follow the last tensor")
+
+    def take(self, count: int, what: str) -> bytes:
+        if count > self.end - self.position:
+            raise self.too_long(what)
+        data = self.file.read(count)
+        if len(data) != count:  # cut short since its size was asked
+            raise self.fault(f"it ends inside {what}")
+        self.position += count
+        return data
+
+    def too_long(self, what: str) -> InputError:
+        if self.size <= MAX_HEADER_BYTES:
+            return self.fault(f"it ends inside {what}")
+        return self.fault(f"{what} goes beyond the {MAX_HEADER_BYTES >> 20} MiB a header may have")
+
+    def number(self, kind: str) -> Any:
+        scalar = _STRUCTS[kind]
+        return scalar.unpack(self.take(scalar.size, "the header"))[0]
+
+    def string(self, most: int, what: str) -> str:
+        count = _LENGTH.unpack(self.take(8, what))[0]
+        if most < count <= self.end - self.position:
+            raise self.fault(f"{what} is {count} bytes long")
+        data = self.take(count, what)
+        try:
+            return data.decode()
+        except UnicodeDecodeError:
+            raise self.fault(f"{what} is not UTF-8: {data[:40]!r}") from None
+
+
+_LENGTH = struct.Struct("<Q")
+_STRUCTS = {
+    kind: struct.Struct("<" + np.dtype(kind).char.replace("l", "q").replace("L", "Q"))
+    for kind in _SCALARS.values()
+}
+_SIZES = {int(kind): sizes for kind, sizes in gguf.GGML_QUANT_SIZES.items()}
+
+
+def _padded(size: int, alignment: int) -> int:
+    return -(-size // alignment) * alignment

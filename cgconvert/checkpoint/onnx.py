@@ -1,0 +1,241 @@
+"""Reader of the ONNX folders that cgconvert writes.
+
+Nothing the graph says about its external data is believed before it is checked: onnx and its
+checker accept data that lies outside the folder or ends too early.
+"""
+
+from __future__ import annotations
+
+import math
+from collections import Counter
+from collections.abc import Iterator, Mapping
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import onnx
+import torch
+from google.protobuf.message import DecodeError
+from onnx import TensorProto
+
+from cgconvert.checkpoint import config as configs
+from cgconvert.checkpoint import hub
+from cgconvert.checkpoint.checkpoint import Checkpoint
+from cgconvert.errors import InputError
+from cgconvert.formats.onnx.weights import COS, ONNX_NAMES, QKV, ROTARY_BASE, ROTARY_ORDER
+from cgconvert.model import Geometry
+from cgconvert.tensor import LazyTensor, Stored
+from cgconvert.tokenizer import Tokenizer
+
+__all__ = ["find_graph", "float_tensors", "folder_of", "read", "stored_tensors", "type_of"]
+
+MAX_GRAPH_BYTES = 64 << 20
+"""A graph of this family without its weights has a few hundred kilobytes."""
+
+_DTYPES: Mapping[int, torch.dtype] = {
+    TensorProto.FLOAT: torch.float32,
+    TensorProto.FLOAT16: torch.float16,
+    TensorProto.UINT8: torch.uint8,
+}
+
+
+def find_graph(path: Path) -> Path:
+    """The one .onnx file of a folder (in onnx/, else at its root), or the file itself.
+
+    Raises InputError where there is none or more than one.
+    """
+    if not path.is_dir():
+        if path.is_file():
+            return path
+        raise InputError(f"{path}: no such file or folder")
+    graphs = sorted((path / "onnx").glob("*.onnx")) or sorted(path.glob("*.onnx"))
+    if len(graphs) == 1:
+        return graphs[0]
+    if graphs:
+        names = ", ".join(str(graph.relative_to(path)) for graph in graphs)
+        raise InputError(f"{path}: has several graphs, give the path of one: {names}")
+    raise InputError(f"{path}: no .onnx file in it or in its folder onnx")
+
+
+def folder_of(graph: Path) -> Path:
+    """Where configuration and tokenizer of a graph lie: its folder, or the one above onnx/."""
+    return graph.parent.parent if graph.parent.name == "onnx" else graph.parent
+
+
+def stored_tensors(graph: Path) -> dict[str, Stored]:
+    """Every initializer with external data, of float and quantized graphs alike, as it is stored.
+
+    Raises InputError for a file that is no ONNX graph, and for data that is not wholly inside a
+    regular file beside the graph.
+    """
+    return _tensors(graph, _parse(graph))
+
+
+def type_of(graph: Path) -> str:
+    """float32, float16, int8 or int4: the bits of its matrices, or the type of them all."""
+    bits = [
+        attribute.i
+        for node in _parse(graph).graph.node
+        if node.op_type == "MatMulNBits"
+        for attribute in node.attribute
+        if attribute.name == "bits"
+    ]
+    if bits:
+        return f"int{min(bits)}"
+    types: Counter[str] = Counter()
+    for tensor in stored_tensors(graph).values():
+        types[str(tensor.dtype).removeprefix("torch.")] += tensor.nbytes
+    return types.most_common(1)[0][0] if types else "empty"
+
+
+def float_tensors(path: Path) -> dict[str, LazyTensor]:
+    """The tensors of a float graph in the names and orientation of `ONNX_NAMES`.
+
+    Matrices come as [out, in], packed qkv as its three parts. Raises InputError as
+    `stored_tensors`, and for a quantized graph.
+    """
+    graph = find_graph(path)
+    return _float(graph, stored_tensors(graph))
+
+
+def read(path: Path, name: str) -> Checkpoint:
+    """A float artefact as a source, geometry from its config.json, only headers read.
+
+    Raises InputError where it is broken, quantized, or not one that cgconvert wrote.
+    """
+    graph = find_graph(path)
+    folder = folder_of(graph)
+    where = folder / "config.json"
+    config = configs.read_json(where)
+    model = _parse(graph)
+    stored = _tensors(graph, model)
+    geometry = _geometry(graph, configs.from_codegen(config, where, 1), model, stored)
+    data = sorted({tensor.path for tensor in stored.values()})
+    tokenizer_files = [folder / file for file in hub.TOKENIZER if (folder / file).is_file()]
+    return Checkpoint(
+        name=name,
+        path=path,
+        layout="onnx",
+        config=config,
+        decoder=ONNX_NAMES.decoder(geometry, _float(graph, stored), str(graph)),
+        tokenizer=Tokenizer.load(folder),
+        files=(*data, graph, where, *tokenizer_files),
+    )
+
+
+def _parse(graph: Path) -> onnx.ModelProto:
+    try:
+        size = graph.stat().st_size
+        if size > MAX_GRAPH_BYTES:
+            raise InputError(
+                f"{graph}: {size} bytes; a graph with its weights inside is not one of cgconvert's"
+            )
+        model = onnx.ModelProto.FromString(graph.read_bytes())
+    except DecodeError as error:
+        raise InputError(f"{graph}: not an ONNX graph, or a damaged one") from error
+    except OSError as error:
+        raise InputError(f"{graph}: cannot be read: {error.strerror}") from error
+    if not model.graph.node:
+        raise InputError(f"{graph}: not an ONNX graph, or an empty one")
+    if not all(isinstance(text, str) for text in _texts(model)):  # protobuf lets bytes through
+        raise InputError(f"{graph}: a damaged ONNX graph: a name in it is not text")
+    return model
+
+
+def _texts(model: onnx.ModelProto) -> Iterator[object]:
+    for entry in model.metadata_props:
+        yield from (entry.key, entry.value)
+    for tensor in model.graph.initializer:
+        yield tensor.name
+        for entry in tensor.external_data:
+            yield from (entry.key, entry.value)
+
+
+def _tensors(graph: Path, model: onnx.ModelProto) -> dict[str, Stored]:
+    found: dict[str, Stored] = {}
+    sizes: dict[Path, int] = {}
+    for tensor in model.graph.initializer:
+        if tensor.data_location != TensorProto.EXTERNAL:
+            continue
+        if tensor.name in found:
+            raise InputError(f"{graph}: tensor {tensor.name!r} is there twice")
+        found[tensor.name] = _stored(graph, tensor, sizes)
+    return found
+
+
+def _stored(graph: Path, tensor: TensorProto, sizes: dict[Path, int]) -> Stored:
+    where = f"{graph}: tensor {tensor.name!r}"
+    entries = {entry.key: entry.value for entry in tensor.external_data}
+    dtype, shape = _DTYPES.get(tensor.data_type), tuple(tensor.dims)
+    if dtype is None or min(shape, default=1) < 1:
+        raise InputError(f"{where} has type {tensor.data_type} and shape {list(shape)}")
+    path = _data_file(graph, where, entries.get("location", ""))
+    if path not in sizes:
+        sizes[path] = path.stat().st_size
+    offset, length = (_number(where, key, entries.get(key, "")) for key in ("offset", "length"))
+    if length != math.prod(shape) * dtype.itemsize:
+        raise InputError(f"{where} has shape {list(shape)} but {length} bytes of data")
+    if offset + length > sizes[path]:
+        raise InputError(
+            f"{where} ends at byte {offset + length} of {path.name}, which has {sizes[path]}; "
+            "it is truncated"
+        )
+    return Stored(path, offset, shape, dtype, tensor.name)
+
+
+def _data_file(graph: Path, where: str, location: str) -> Path:
+    """A regular file beside the graph; a link only where the graph is one too and both lead into
+    the same folder, as in the Hub's cache."""
+    if location in ("", "..") or Path(location).name != location or "\\" in location:
+        raise InputError(f"{where} has its data outside the folder, at {location!r}")
+    path = graph.parent / location
+    if not path.is_file():
+        raise InputError(f"{where} has its data in {location!r}, which is not there")
+    if path.resolve().parent not in (graph.parent.resolve(), graph.resolve().parent):
+        raise InputError(f"{where} has its data outside the folder: {location} is a link")
+    return path
+
+
+def _number(where: str, key: str, text: str) -> int:
+    if not (text.isascii() and text.isdigit() and len(text) < 19):
+        raise InputError(f"{where} has {key} {text!r} for its data, not a number")
+    return int(text)
+
+
+def _float(graph: Path, stored: Mapping[str, Stored]) -> dict[str, LazyTensor]:
+    found: dict[str, LazyTensor] = {}
+    straight = {ONNX_NAMES.model["wte"], *ONNX_NAMES.dropped}
+    packed = {QKV.format(i=i): i for i in range(len(stored))}
+    for name, tensor in stored.items():
+        if not tensor.dtype.is_floating_point:
+            raise InputError(
+                f"{graph}: its weights are quantized ({name!r}); a source has to be a float graph"
+            )
+        oriented = tensor.T if len(tensor.shape) == 2 and name not in straight else tensor
+        if name in packed:
+            parts = np.array_split(np.arange(oriented.shape[0]), 3)
+            for part, rows in zip("qkv", parts, strict=True):
+                found[ONNX_NAMES.block[part].format(i=packed[name])] = oriented.rows(rows)
+        else:
+            found[name] = oriented
+    return found
+
+
+def _geometry(
+    graph: Path, claimed: Geometry, model: onnx.ModelProto, stored: Mapping[str, Stored]
+) -> Geometry:
+    """What config.json claims, with what only the graph knows: order and base of the rotary."""
+    facts = {entry.key: entry.value for entry in model.metadata_props}
+    try:
+        base = float(facts[ROTARY_BASE])
+    except (KeyError, ValueError) as error:
+        raise InputError(f"{graph}: not a graph that cgconvert wrote: no {ROTARY_BASE}") from error
+    if facts.get(ROTARY_ORDER) != "half_split":
+        raise InputError(f"{graph}: {ROTARY_ORDER} is {facts.get(ROTARY_ORDER)!r}, not half_split")
+    table = stored[COS].shape if COS in stored else ()
+    if table != (claimed.n_positions, claimed.rotary_dim // 2):
+        raise InputError(
+            f"{graph}: its rotary table is {list(table)}, config.json says "
+            f"{[claimed.n_positions, claimed.rotary_dim // 2]}"
+        )
+    return replace(claimed, mp_num=0, rotary_base=base)

@@ -1,0 +1,1 @@
+"""Writers: each makes a plan for one format."""

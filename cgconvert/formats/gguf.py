@@ -1,0 +1,208 @@
+"""GGUF for an unmodified llama.cpp, which runs CodeGen as its architecture `phi2`.
+
+Format: docs/gguf.md of ggml-org/ggml; tensors and keys: src/models/phi2.cpp of llama.cpp.
+"""
+
+from __future__ import annotations
+
+import io
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+import gguf
+import numpy as np
+from gguf.gguf_writer import WriterState
+
+from cgconvert import family
+from cgconvert.checkpoint.checkpoint import Checkpoint
+from cgconvert.errors import UsageError
+from cgconvert.model import Decoder, Geometry, Names
+from cgconvert.quant.encoding import Encoding
+from cgconvert.quant.plain import BF16, F16, F32
+from cgconvert.quant.q4_0 import Q4_0
+from cgconvert.quant.q8_0 import Q8_0
+from cgconvert.stream.plan import FilePlan, Item, Plan, lay_out
+from cgconvert.tensor import LazyTensor, Zeros
+from cgconvert.tokenizer import Tokenizer
+
+__all__ = ["ARCHITECTURE", "GGUF_NAMES", "PRE_TOKENIZER", "TYPES", "FileType", "file_name", "plan"]
+
+ARCHITECTURE = "phi2"
+PRE_TOKENIZER = "gpt-2"
+ALIGNMENT = gguf.GGUF_DEFAULT_ALIGNMENT
+SUPPRESSED = "tokenizer.ggml.suppress_tokens"
+"""Ids that llama.cpp's own samplers never pick (since mid-2026; older ones ignore the key)."""
+
+GGUF_NAMES = Names(
+    model={
+        "wte": "token_embd.weight",
+        "ln_f_weight": "output_norm.weight",
+        "ln_f_bias": "output_norm.bias",
+        "head": "output.weight",
+        "head_bias": "output.bias",
+    },
+    block={
+        "ln_weight": "blk.{i}.attn_norm.weight",
+        "ln_bias": "blk.{i}.attn_norm.bias",
+        "q": "blk.{i}.attn_q.weight",
+        "k": "blk.{i}.attn_k.weight",
+        "v": "blk.{i}.attn_v.weight",
+        "o": "blk.{i}.attn_output.weight",
+        "fc_in": "blk.{i}.ffn_up.weight",
+        "fc_in_bias": "blk.{i}.ffn_up.bias",
+        "fc_out": "blk.{i}.ffn_down.weight",
+        "fc_out_bias": "blk.{i}.ffn_down.bias",
+    },
+    half_split=True,
+    # Every llama.cpp demands the last; those before 2026 the others too, where q, k and v are
+    # stored apart.
+    zero_biases=(
+        "blk.{i}.attn_q.bias",
+        "blk.{i}.attn_k.bias",
+        "blk.{i}.attn_v.bias",
+        "blk.{i}.attn_output.bias",
+    ),
+)
+
+
+@dataclass(frozen=True)
+class FileType:
+    """A file's type: its number in the metadata and how its matrices are stored."""
+
+    number: gguf.LlamaFileType
+    encoding: Encoding
+
+
+TYPES: Mapping[str, FileType] = {
+    "F32": FileType(gguf.LlamaFileType.ALL_F32, F32),
+    "F16": FileType(gguf.LlamaFileType.MOSTLY_F16, F16),
+    "BF16": FileType(gguf.LlamaFileType.MOSTLY_BF16, BF16),
+    "Q8_0": FileType(gguf.LlamaFileType.MOSTLY_Q8_0, Q8_0()),
+    "Q4_0": FileType(gguf.LlamaFileType.MOSTLY_Q4_0, Q4_0()),
+}
+
+
+def file_name(checkpoint: Checkpoint, type: str) -> str:  # noqa: A002 - the option's name
+    """`<name>-<type>.gguf`: BaseName, SizeLabel, FineTune and Encoding of GGUF's convention."""
+    return f"{checkpoint.name.replace(' ', '-')}-{type}.gguf"
+
+
+def plan(checkpoint: Checkpoint, output: Path, *, type: str = "F16") -> Plan:  # noqa: A002
+    """The file at `output`, its matrices stored as `type`, its vectors as F32.
+
+    Raises UsageError for an unknown type, InputError where a row does not divide into blocks.
+    """
+    if type not in TYPES:
+        raise UsageError(f"type {type!r} is not one of {', '.join(TYPES)}")
+    tensors = list(_tensors(checkpoint.decoder.half_split(), TYPES[type].encoding))
+    # Offsets in the header count from the end of the header, so its length does not matter yet.
+    header = _header(checkpoint, type, lay_out(tensors, align=ALIGNMENT))
+    items = lay_out(tensors, start=_padded(len(header)), align=ALIGNMENT)
+    end = items[-1].pieces[-1].offset + items[-1].pieces[-1].nbytes
+    file = FilePlan(output.name, header, items, _padded(end))
+    return Plan(output, False, "gguf", type, (file,), {"type": type})
+
+
+def _tensors(decoder: Decoder, matrix: Encoding) -> Iterator[tuple[str, LazyTensor, Encoding]]:
+    """Every tensor by name, in the order the model uses them."""
+
+    def named(name: str, tensor: LazyTensor) -> tuple[str, LazyTensor, Encoding]:
+        return name, tensor, matrix if len(tensor.shape) == 2 else F32
+
+    top = {part: named(n, getattr(decoder, part)) for part, n in GGUF_NAMES.model.items()}
+    yield top.pop("wte")
+    for i, block in enumerate(decoder.blocks):
+        for part, name in GGUF_NAMES.block.items():
+            yield named(name.format(i=i), getattr(block, part))
+        for name in GGUF_NAMES.zero_biases:
+            yield named(name.format(i=i), Zeros((decoder.geometry.n_embd,), F32.dtype))
+    yield from top.values()
+
+
+class _HeaderWriter(gguf.GGUFWriter):
+    """gguf's writer, into memory: a plan touches no disk."""
+
+    def open_output_file(self, path: Path | None = None) -> None:
+        self.buffer = io.BytesIO()
+        self.fout = [self.buffer]  # type: ignore[list-item]  # declared as files on a disk
+        self.state = WriterState.EMPTY
+
+
+def _header(checkpoint: Checkpoint, type: str, items: tuple[Item, ...]) -> bytes:  # noqa: A002
+    writer = _HeaderWriter(None, ARCHITECTURE)
+    _describe(writer, checkpoint)
+    writer.add_file_type(TYPES[type].number)
+    writer.add_quantization_version(gguf.GGML_QUANT_VERSION)
+    _add_geometry(writer, checkpoint.geometry)
+    _add_tokenizer(writer, checkpoint.tokenizer, checkpoint.geometry.vocab_size)
+    for item in items:
+        number = gguf.GGMLQuantizationType[item.encoding.name]
+        # The type of the numbers is in `number`; float32 only says that shapes are logical.
+        writer.add_tensor_info(
+            item.name, item.source.shape, np.dtype(np.float32), item.nbytes, number
+        )
+    writer.write_header_to_file()
+    writer.write_kv_data_to_file()
+    writer.write_ti_data_to_file()
+    return writer.buffer.getvalue()
+
+
+def _describe(writer: gguf.GGUFWriter, checkpoint: Checkpoint) -> None:
+    name, parameters = checkpoint.name, checkpoint.geometry.parameters
+    _, _, base, finetune, version, size = gguf.Metadata.get_model_id_components(name, parameters)
+    writer.add_type(gguf.GGUFType.MODEL)
+    writer.add_name(name)
+    writer.add_basename(base or name)
+    writer.add_finetune(finetune or "")  # the writer leaves out what is empty
+    writer.add_version(version or "")
+    writer.add_size_label(size or gguf.size_label(parameters, parameters, 0, 0))
+    writer.add_tags(["text-generation", "code", "codegen"])
+    writer.add_license("bsd-3-clause")
+    if family.is_member(name):  # of a fine-tune nothing of this is known
+        writer.add_organization(family.ORGANISATION)
+        writer.add_languages(["en"])
+
+
+def _add_geometry(writer: gguf.GGUFWriter, geometry: Geometry) -> None:
+    writer.add_context_length(geometry.n_positions)
+    writer.add_embedding_length(geometry.n_embd)
+    writer.add_feed_forward_length(geometry.n_inner)
+    writer.add_block_count(geometry.n_layer)
+    writer.add_head_count(geometry.n_head)
+    writer.add_head_count_kv(geometry.n_head)
+    writer.add_layer_norm_eps(geometry.layer_norm_epsilon)
+    writer.add_rope_dimension_count(geometry.rotary_dim)
+    writer.add_rope_freq_base(geometry.rotary_base)
+
+
+def _add_tokenizer(writer: gguf.GGUFWriter, tokenizer: Tokenizer, rows: int) -> None:
+    """One entry for each row of the embedding; rows that no token has are named and unused."""
+    tokens = [f"[PAD{index}]" for index in range(rows)]
+    types = [gguf.TokenType.UNUSED] * rows
+    for token, index in tokenizer.vocabulary.items():
+        tokens[index], types[index] = token, gguf.TokenType.NORMAL
+    for added in tokenizer.added:
+        tokens[added.id] = added.content
+        types[added.id] = gguf.TokenType.CONTROL if added.special else gguf.TokenType.USER_DEFINED
+    writer.add_tokenizer_model("gpt2")
+    writer.add_tokenizer_pre(PRE_TOKENIZER)
+    writer.add_token_list(tokens)
+    writer.add_token_types(types)
+    writer.add_token_merges([f"{left} {right}" for left, right in tokenizer.merges])
+    end = tokenizer.end_of_text
+    writer.add_bos_token_id(end)
+    writer.add_eos_token_id(end)
+    writer.add_eot_token_id(end)
+    writer.add_unk_token_id(end)
+    writer.add_pad_token_id(end)
+    writer.add_add_bos_token(False)
+    writer.add_add_space_prefix(False)
+    padding = list(range(tokenizer.size, rows))
+    if padding:
+        kind, item = gguf.GGUFValueType.ARRAY, gguf.GGUFValueType.INT32
+        writer.add_key_value(SUPPRESSED, padding, kind, item)
+
+
+def _padded(size: int) -> int:
+    return -(-size // ALIGNMENT) * ALIGNMENT

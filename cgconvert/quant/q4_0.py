@@ -1,0 +1,52 @@
+"""GGUF's Q4_0: 32 weights in 18 bytes, a float16 scale d and 32 codes of 4 bits.
+
+weight = d * (code - 8); byte j holds the codes of weights j (low) and j + 16 (high). Equal byte for
+byte to quantize_row_q4_0_ref of llama.cpp (ggml/src/ggml-quants.c): the weight of largest
+magnitude becomes code 0, whatever its sign.
+"""
+
+from __future__ import annotations
+
+import torch
+
+from cgconvert.quant.blocks import BlockType, column_bytes, reciprocal
+
+__all__ = ["Q4_0"]
+
+NIBBLES = 0x0F0F0F0F0F0F0F0F
+
+
+class Q4_0(BlockType):  # noqa: N801 - the type's name
+    name = "Q4_0"
+    block_size = 32
+    block_bytes = 18
+
+    def encode_blocks(self, blocks: torch.Tensor) -> torch.Tensor:
+        scales = _largest(blocks) / -8
+        inverse, tiny = reciprocal(scales)
+        codes = (blocks * inverse).add_(8.5).to(torch.int8).clamp_(max=15)  # truncates
+        if tiny.any():
+            codes.masked_fill_(tiny, 0)
+        # Eight codes at a time: none is above 15, so the shift moves nothing into the next byte.
+        words = codes.view(torch.int64)
+        coded = torch.empty((len(blocks), self.block_bytes), dtype=torch.uint8)
+        coded[:, :2] = self.float16_bytes(scales)
+        coded[:, 2:] = (words[:, :2] | words[:, 2:] << 4).view(torch.uint8)
+        return coded
+
+    def decode_blocks(self, blocks: torch.Tensor) -> torch.Tensor:
+        scales = column_bytes(blocks, 0, 2).view(torch.float16).float()
+        words = column_bytes(blocks, 2, 18).view(torch.int64)
+        codes = torch.cat([words & NIBBLES, words >> 4 & NIBBLES], 1).view(torch.int8)
+        return scales * (codes - 8)
+
+
+def _largest(blocks: torch.Tensor) -> torch.Tensor:
+    """The first value of largest magnitude in each block, with its sign; +0 for zeros, [n, 1]."""
+    high, low = blocks.amax(1, keepdim=True), blocks.amin(1, keepdim=True)
+    largest = torch.where(high > -low, high, low)
+    tied = (high == -low).squeeze(1).nonzero().squeeze(1)
+    if len(tied):  # argmax is five times slower, so only where +x and -x may both be there
+        some = blocks[tied]
+        largest[tied] = some.gather(1, some.abs().argmax(1, keepdim=True))
+    return torch.where(largest == 0, 0.0, largest)

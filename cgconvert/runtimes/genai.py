@@ -1,0 +1,127 @@
+"""onnxruntime-genai: an ONNX folder run by its genai_config.json."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from cgconvert.checkpoint.config import read_json
+from cgconvert.checkpoint.onnx import stored_tensors
+from cgconvert.errors import InputError, MissingRuntimeError, UsageError
+from cgconvert.runtimes.onnxruntime import check_length, first_line
+from cgconvert.runtimes.runtime import Runtime
+from cgconvert.tokenizer import Tokenizer
+
+if TYPE_CHECKING:
+    import onnxruntime_genai
+
+__all__ = ["Genai"]
+
+
+class Genai(Runtime):
+    """Tokenizer, cache and graph are all onnxruntime-genai's own doing."""
+
+    name = "onnxruntime-genai"
+
+    def __init__(self, model: onnxruntime_genai.Model, folder: Path, device: str) -> None:
+        import onnxruntime_genai
+
+        self.device = device
+        self._genai = onnxruntime_genai
+        self._model = model
+        self._config = folder / "genai_config.json"
+        self._tokenizer = onnxruntime_genai.Tokenizer(model)
+        self._tokenizer.update_options(skip_special_tokens="false")
+        self._generator: Any = None
+
+    @classmethod
+    def open(cls, path: Path, device: str = "cpu", threads: int | None = None) -> Genai:
+        """Load a folder that has a genai_config.json."""
+        try:
+            import onnxruntime_genai
+        except ImportError as error:
+            raise MissingRuntimeError("onnxruntime-genai", "genai") from error
+        if device == "cuda" and not onnxruntime_genai.is_cuda_available():
+            raise UsageError("onnxruntime-genai has no CUDA here: install onnxruntime-genai-cuda")
+        stored_tensors(_graph(path))
+        options = {"log_severity_level": 4}  # failures come as exceptions, once
+        if threads is not None:
+            options["intra_op_num_threads"] = threads
+        try:
+            config = onnxruntime_genai.Config(str(path))
+            config.overlay(json.dumps({"model": {"decoder": {"session_options": options}}}))
+            config.clear_providers()
+            if device == "cuda":
+                config.append_provider("cuda")
+            return cls(onnxruntime_genai.Model(config), path, device)
+        except Exception as error:  # its errors have no common base
+            raise InputError(
+                f"{path}: onnxruntime-genai cannot load it: {first_line(error)}"
+            ) from error
+
+    @property
+    def n_positions(self) -> int:
+        return _entry(self._config, "context_length")
+
+    @property
+    def tokens(self) -> int:
+        return Tokenizer.load(self._config.parent).size
+
+    @property
+    def end_of_text(self) -> int:
+        return _entry(self._config, "eos_token_id")
+
+    def reset(self) -> None:
+        self._generator = None
+
+    def feed(self, ids: Sequence[int]) -> np.ndarray:
+        if not ids:
+            return np.empty((0, _entry(self._config, "vocab_size")), dtype=np.float32)
+        if self._generator is None:
+            parameters = self._genai.GeneratorParams(self._model)
+            parameters.set_search_options(max_length=self.n_positions, do_sample=False)
+            self._generator = self._genai.Generator(self._model, parameters)
+        check_length(self._generator.token_count() + len(ids), self.n_positions)
+        try:
+            self._generator.append_tokens(np.asarray(ids, dtype=np.int32))
+            logits: np.ndarray = self._generator.get_output("logits")
+        except Exception as error:  # a graph that loads may still not fit together
+            raise InputError(
+                f"{self._config.parent}: onnxruntime-genai cannot run it: {first_line(error)}"
+            ) from error
+        return logits[0].astype(np.float32, copy=False)
+
+    def tokenize(self, text: str) -> list[int]:
+        return [int(token) for token in self._tokenizer.encode(text)]
+
+    def detokenize(self, ids: Sequence[int]) -> str:
+        text: str = self._tokenizer.decode(np.asarray(ids, dtype=np.int32))
+        return text
+
+    def close(self) -> None:
+        self._generator = None
+
+
+def _entry(path: Path, key: str) -> int:
+    model = read_json(path).get("model")
+    value = model.get(key) if isinstance(model, dict) else None
+    if not isinstance(value, int):
+        raise InputError(f"{path}: model.{key} is {value!r}, not a number")
+    return value
+
+
+def _graph(folder: Path) -> Path:
+    """The graph that the configuration names, which has to be inside the folder."""
+    path = folder / "genai_config.json"
+    model = read_json(path).get("model")
+    decoder = model.get("decoder") if isinstance(model, dict) else None
+    name = decoder.get("filename") if isinstance(decoder, dict) else None
+    if not isinstance(name, str) or not (folder / name).is_file():
+        raise InputError(f"{path}: names the graph {name!r}, which is not there")
+    if ".." in Path(name).parts or Path(name).is_absolute():
+        raise InputError(f"{path}: names the graph {name!r}, outside the folder")
+    return folder / name

@@ -1,0 +1,212 @@
+"""llama.cpp through llama-cpp-python's low-level interface: runs the GGUF files."""
+
+from __future__ import annotations
+
+import ctypes
+import os
+from collections.abc import Sequence
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from cgconvert.checkpoint import gguf
+from cgconvert.checkpoint.gguf_header import read_header
+from cgconvert.errors import CgconvertError, InputError, MissingRuntimeError, UsageError
+from cgconvert.runtimes.runtime import Runtime
+
+__all__ = ["LlamaCpp"]
+
+BATCH = 256
+"""Tokens computed at once; their logits, 52 MB at CodeGen's vocabulary, are kept meanwhile."""
+
+LOG_ERROR = 4  # GGML_LOG_LEVEL_ERROR
+
+
+class LlamaCpp(Runtime):
+    """A model and one context of one sequence.
+
+    The KV cache is float32 and flash attention is off, so that what is measured is the file and
+    not the float16 cache llama.cpp takes by default; pass `cache` and `flash` for others. Weights
+    are not repacked: that takes a second copy of them, and where a virtual machine announces AMX
+    but does not run it, llama.cpp's AMX kernels end the process with an illegal instruction.
+    """
+
+    name = "llama.cpp"
+
+    def __init__(self, library: Any, model: Any, context: Any, device: str, n_ctx: int) -> None:
+        self.device = device
+        self._lib, self._model, self._context = library, model, context
+        self._vocab = library.llama_model_get_vocab(model)
+        self._width = library.llama_vocab_n_tokens(self._vocab)
+        self._n_ctx, self._past = n_ctx, 0
+        self._batch = library.llama_batch_init(BATCH, 0, 1)
+
+    @classmethod
+    def open(
+        cls,
+        path: Path,
+        device: str = "cpu",
+        threads: int | None = None,
+        *,
+        n_ctx: int | None = None,
+        cache: str = "F32",
+        flash: bool = False,
+        repack: bool = False,
+    ) -> LlamaCpp:
+        """Load a file; see Runtime.open. `n_ctx` caps the context, and so the cache's memory.
+
+        `cache` is the type of the KV cache, F32 or F16. `repack` lets llama.cpp store quantized
+        matrices in the order its fastest kernels for this CPU want. Raises UsageError for a device
+        that this build of llama.cpp cannot use: the CPU never stands in for it.
+        """
+        library = _library()
+        if device not in ("cpu", "cuda"):
+            raise UsageError(f"device {device}: llama.cpp runs on cpu or cuda here")
+        if device == "cuda":
+            _require_cuda(library)
+        # llama.cpp aborts the process on some broken files, and hangs on others.
+        gguf.geometry(path, read_header(path))
+        offload = device == "cuda"
+        model_params = library.llama_model_default_params()
+        model_params.n_gpu_layers = -1 if offload else 0
+        model_params.use_extra_bufts = repack
+        _errors.clear()
+        model = library.llama_model_load_from_file(os.fsencode(path), model_params)
+        if not model:
+            raise InputError(f"{path}: llama.cpp cannot load it: {_reason()}")
+        length = library.llama_model_n_ctx_train(model)
+        params = library.llama_context_default_params()
+        params.n_ctx = n_ctx = min(length, n_ctx or length)
+        params.n_batch = params.n_ubatch = BATCH
+        params.n_outputs_max_per_seq = BATCH  # logits after every token
+        params.n_threads = params.n_threads_batch = threads or os.cpu_count() or 1
+        params.type_k = params.type_v = {"F32": 0, "F16": 1}[cache]
+        params.flash_attn_type = int(flash)
+        params.offload_kqv = params.op_offload = offload
+        context = library.llama_init_from_model(model, params)
+        if not context:
+            library.llama_model_free(model)
+            raise InputError(f"{path}: llama.cpp cannot run it: {_reason()}")
+        return cls(library, model, context, device, n_ctx)
+
+    @property
+    def n_positions(self) -> int:
+        return self._n_ctx
+
+    def reset(self) -> None:
+        self._lib.llama_memory_clear(self._lib.llama_get_memory(self._context), True)
+        self._past = 0
+
+    def feed(self, ids: Sequence[int]) -> np.ndarray:
+        total = self._past + len(ids)
+        if total > self._n_ctx:
+            raise UsageError(f"{total} tokens are more than the model's context of {self._n_ctx}")
+        wrong = next((token for token in ids if not 0 <= token < self._width), None)
+        if wrong is not None:
+            raise UsageError(f"token {wrong} is not one of the model's {self._width}")
+        logits = np.empty((len(ids), self._width), dtype=np.float32)
+        for first in range(0, len(ids), BATCH):
+            part = ids[first : first + BATCH]
+            logits[first : first + len(part)] = self._decode(part)
+        return logits
+
+    def _decode(self, ids: Sequence[int]) -> np.ndarray:
+        """Logits of at most BATCH tokens, in llama.cpp's own memory until the next call."""
+        batch = self._batch
+        batch.n_tokens = len(ids)
+        for i, token in enumerate(ids):
+            batch.token[i], batch.pos[i], batch.logits[i] = token, self._past + i, 1
+            batch.n_seq_id[i], batch.seq_id[i][0] = 1, 0
+        status = self._lib.llama_decode(self._context, batch)
+        if status != 0:
+            raise CgconvertError(f"llama.cpp: llama_decode returned {status}")
+        self._past += len(ids)
+        pointer = self._lib.llama_get_logits(self._context)
+        return np.ctypeslib.as_array(pointer, shape=(len(ids), self._width))
+
+    def tokenize(self, text: str) -> list[int]:
+        data = text.encode()
+        tokens = (ctypes.c_int32 * (len(data) + 1))()  # never more tokens than bytes
+        count = self._lib.llama_tokenize(
+            self._vocab, data, len(data), tokens, len(tokens), False, True
+        )
+        if count < 0:
+            raise CgconvertError(f"llama.cpp: llama_tokenize returned {count}")
+        return tokens[:count]
+
+    def detokenize(self, ids: Sequence[int]) -> str:
+        # Piece by piece: llama_detokenize would take out spaces before punctuation.
+        return b"".join(map(self._piece, ids)).decode(errors="replace")
+
+    def _piece(self, token: int) -> bytes:
+        size = 64
+        while True:
+            buffer = ctypes.create_string_buffer(size)
+            length = self._lib.llama_token_to_piece(self._vocab, token, buffer, size, 0, True)
+            if length >= 0:
+                return buffer.raw[:length]
+            size = -length
+
+    @property
+    def tokens(self) -> int:
+        unused = self._lib.LLAMA_TOKEN_ATTR_UNUSED
+        last = self._width
+        while last and self._lib.llama_vocab_get_attr(self._vocab, last - 1) & unused:
+            last -= 1
+        return last
+
+    @property
+    def end_of_text(self) -> int:
+        return int(self._lib.llama_vocab_eos(self._vocab))
+
+    def close(self) -> None:
+        if self._model is not None:
+            self._lib.llama_batch_free(self._batch)
+            self._lib.llama_free(self._context)
+            self._lib.llama_model_free(self._model)
+            self._model = self._context = self._vocab = None
+
+
+@cache
+def _library() -> Any:
+    """The ctypes functions of llama.cpp, its log silenced. Raises MissingRuntimeError."""
+    try:
+        from llama_cpp import llama_cpp as library
+    except ImportError as error:
+        raise MissingRuntimeError("llama-cpp-python", "llamacpp") from error
+    except (OSError, RuntimeError) as error:  # the package is there, its shared library is not
+        raise UsageError(f"llama-cpp-python cannot be loaded: {error}") from error
+    library.llama_log_set(_log(library), None)
+    library.llama_backend_init()
+    return library
+
+
+_errors: list[str] = []
+"""What llama.cpp logged as errors since the last load began; its log is one for the process."""
+
+
+@cache  # llama.cpp keeps the pointer, so this object has to stay
+def _log(library: Any) -> Any:
+    def keep_errors(level: int, text: bytes, _: object) -> None:
+        if level == LOG_ERROR:
+            _errors.append(text.decode(errors="replace"))
+
+    return library.llama_log_callback(keep_errors)
+
+
+def _reason() -> str:
+    """The first error is the cause, those after it only say what failed in turn."""
+    return " ".join(_errors[0].split()) if _errors else "it gives no reason"
+
+
+def _require_cuda(library: Any) -> None:
+    system = library.llama_print_system_info().decode(errors="replace")
+    if "CUDA" not in system:
+        raise UsageError(
+            "device cuda: this llama-cpp-python was built without CUDA; "
+            "reinstall it with CMAKE_ARGS=-DGGML_CUDA=on, or use --device cpu"
+        )
+    if not library.llama_supports_gpu_offload():
+        raise UsageError("device cuda: llama.cpp finds no CUDA device; use --device cpu")

@@ -1,0 +1,216 @@
+"""The fp16 reference: CodeGen's own mathematics over a checkpoint's weights, streamed.
+
+It is an independent witness. It works in CodeGen's interleaved rotary form and shares nothing
+with the writers but the lazy tensors, so a wrong reorder cannot be wrong on both sides. All
+sequences go through the model at once and a matrix is in memory only a chunk of rows at a time:
+memory follows the number of positions, not the size of the model, and the file is read once.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Sequence
+
+import numpy as np
+import torch
+import torch.nn.functional as F  # noqa: N812 - the name torch's own documentation uses
+
+from cgconvert.errors import InputError, UsageError
+from cgconvert.model import Block, Decoder
+from cgconvert.stream.progress import Progress, Silent
+from cgconvert.tensor import LazyTensor
+from cgconvert.verify.metrics import TopTwo, top_two
+
+__all__ = ["Reference", "torch_device"]
+
+CHUNK_BYTES = 128 << 20
+"""float32 bytes of the rows of a matrix in memory at once."""
+
+SCORES_BYTES = 64 << 20
+"""float32 bytes of attention scores in memory at once."""
+
+
+def torch_device(name: str) -> torch.device:
+    """The device called "cpu", "cuda" or "auto" (cuda where torch has one).
+
+    Raises UsageError where cuda is asked for and absent, or for any other name.
+    """
+    if name not in ("cpu", "cuda", "auto"):
+        raise UsageError(f"device {name!r}: give cpu, cuda or auto")
+    if name == "cuda" and not torch.cuda.is_available():
+        raise UsageError("device cuda: torch finds no CUDA device; use --device cpu")
+    return torch.device("cuda" if name != "cpu" and torch.cuda.is_available() else "cpu")
+
+
+class Reference:
+    """A decoder, run block by block over whole sequences, no cache.
+
+    The source's numbers are rounded to `weights` (None: as they are stored) and computed in
+    `compute`: float32 on a CPU and float16 on CUDA unless told otherwise. Attention scores and
+    their softmax are float32 in either case, as in CodeGen (transformers, modeling_codegen.py:
+    CodeGenAttention._attn).
+
+    `progress` gets one step a call, an advance a layer.
+    """
+
+    def __init__(
+        self,
+        decoder: Decoder,
+        *,
+        device: str = "cpu",
+        weights: torch.dtype | None = torch.float16,
+        compute: torch.dtype | None = None,
+        progress: Progress | None = None,
+    ) -> None:
+        self.decoder = decoder
+        self.device = torch_device(device)
+        self.weights = weights
+        default = torch.float16 if self.device.type == "cuda" else torch.float32
+        self.compute = compute or default
+        self.progress = progress or Silent()
+
+    def logits(self, sequences: Sequence[Sequence[int]]) -> list[np.ndarray]:
+        """Logits after every token of every sequence: float32 [len(sequence), vocab_size] each.
+
+        Raises InputError for an empty or over-long sequence and for an id outside the vocabulary.
+        """
+        self._check(sequences)
+        if not sequences:
+            return []
+        with torch.inference_mode():
+            out = self._forward(sequences)
+        lengths = [len(s) for s in sequences]
+        return np.split(out.numpy(), np.cumsum(lengths)[:-1])
+
+    def greedy(self, sequences: Sequence[Sequence[int]], allowed: int) -> list[TopTwo]:
+        """What greedy decoding would take after every token, among the first `allowed` ids."""
+        return [top_two(logits, allowed) for logits in self.logits(sequences)]
+
+    def _check(self, sequences: Sequence[Sequence[int]]) -> None:
+        g = self.decoder.geometry
+        for sequence in sequences:
+            if not 0 < len(sequence) <= g.n_positions:
+                raise InputError(
+                    f"reference: a sequence of {len(sequence)} tokens; "
+                    f"it must have 1 to {g.n_positions}"
+                )
+            if min(sequence) < 0 or max(sequence) >= g.vocab_size:
+                raise InputError(
+                    f"reference: id {max(sequence, key=abs)} is outside the model's "
+                    f"{g.vocab_size} rows; is this the model's own tokenizer?"
+                )
+
+    def _forward(self, sequences: Sequence[Sequence[int]]) -> torch.Tensor:
+        d = self.decoder
+        x = self._embed(np.concatenate([np.asarray(s, dtype=np.int64) for s in sequences]))
+        lengths = [len(s) for s in sequences]
+        sin, cos = self._rotary(max(lengths))
+        self.progress.step("running the reference", len(d.blocks))
+        for block in d.blocks:
+            x = self._block(x, block, lengths, sin, cos)
+            self.progress.advance(1)
+        x = self._norm(x, d.ln_f_weight, d.ln_f_bias)
+        out = torch.empty(x.shape[0], d.head.shape[0])
+        for rows, part in self._linear_parts(x, d.head, d.head_bias):
+            out[:, rows] = part.float().cpu()
+        return out
+
+    def _block(
+        self,
+        x: torch.Tensor,
+        block: Block,
+        lengths: list[int],
+        sin: torch.Tensor,
+        cos: torch.Tensor,
+    ) -> torch.Tensor:
+        """x + attn(ln(x)) + mlp(ln(x)): attention and MLP stand side by side."""
+        normed = self._norm(x, block.ln_weight, block.ln_bias)
+        heads = self.decoder.geometry.n_head
+        q, k, v = (
+            self._linear(normed, w).unflatten(1, (heads, -1)) for w in (block.q, block.k, block.v)
+        )
+        context = torch.cat(
+            [
+                self._attend(qs, ks, vs, sin[:length], cos[:length])
+                for length, qs, ks, vs in zip(
+                    lengths, q.split(lengths), k.split(lengths), v.split(lengths), strict=True
+                )
+            ]
+        )
+        attention = self._linear(context.flatten(1), block.o)
+        inner = F.gelu(self._linear(normed, block.fc_in, block.fc_in_bias), approximate="tanh")
+        return x + attention + self._linear(inner, block.fc_out, block.fc_out_bias)
+
+    def _attend(
+        self,
+        q: torch.Tensor,
+        k: torch.Tensor,
+        v: torch.Tensor,
+        sin: torch.Tensor,
+        cos: torch.Tensor,
+    ) -> torch.Tensor:
+        """Causal attention of one sequence, [T, heads, head_dim] in and out."""
+        length, heads, head_dim = q.shape
+        q, k = self._turn(q, sin, cos).transpose(0, 1), self._turn(k, sin, cos).transpose(0, 1)
+        v = v.transpose(0, 1)
+        future = torch.ones(length, length, dtype=torch.bool, device=q.device).triu(1)
+        step = max(1, SCORES_BYTES // (4 * length * length))
+        out = torch.empty_like(v)
+        for first in range(0, heads, step):
+            some = slice(first, first + step)
+            scores = q[some].float() @ k[some].float().transpose(1, 2) / math.sqrt(head_dim)
+            weights = scores.masked_fill_(future, -torch.inf).softmax(-1)
+            out[some] = weights.to(v.dtype) @ v[some]
+        return out.transpose(0, 1)
+
+    def _turn(self, x: torch.Tensor, sin: torch.Tensor, cos: torch.Tensor) -> torch.Tensor:
+        """Rotary position of GPT-J on interleaved pairs: x * cos + rotate_every_two(x) * sin."""
+        n = self.decoder.geometry.rotary_dim
+        turned, rest = x[..., :n], x[..., n:]
+        rotated = torch.stack((-turned[..., 1::2], turned[..., ::2]), dim=-1).flatten(-2)
+        return torch.cat((turned * cos[:, None] + rotated * sin[:, None], rest), dim=-1)
+
+    def _rotary(self, length: int) -> tuple[torch.Tensor, torch.Tensor]:
+        """sin and cos, [length, rotary_dim], each angle twice in a row.
+
+        The angles are float32 products, as transformers' create_sinusoidal_positions has them.
+        """
+        g = self.decoder.geometry
+        inverse = 1.0 / (g.rotary_base ** (torch.arange(0, g.rotary_dim, 2) / g.rotary_dim))
+        angles = torch.outer(torch.arange(length).float(), inverse).repeat_interleave(2, dim=1)
+        return angles.sin().to(self.device, self.compute), angles.cos().to(
+            self.device, self.compute
+        )
+
+    def _embed(self, ids: np.ndarray) -> torch.Tensor:
+        unique, where = np.unique(ids, return_inverse=True)
+        return self._load(self.decoder.wte.rows(unique))[torch.from_numpy(where).to(self.device)]
+
+    def _norm(self, x: torch.Tensor, weight: LazyTensor, bias: LazyTensor) -> torch.Tensor:
+        eps = self.decoder.geometry.layer_norm_epsilon
+        return F.layer_norm(x, x.shape[-1:], self._load(weight), self._load(bias), eps)
+
+    def _linear(
+        self, x: torch.Tensor, weight: LazyTensor, bias: LazyTensor | None = None
+    ) -> torch.Tensor:
+        out = torch.empty(x.shape[0], weight.shape[0], dtype=x.dtype, device=x.device)
+        for rows, part in self._linear_parts(x, weight, bias):
+            out[:, rows] = part
+        return out
+
+    def _linear_parts(
+        self, x: torch.Tensor, weight: LazyTensor, bias: LazyTensor | None
+    ) -> Iterator[tuple[slice, torch.Tensor]]:
+        """x @ weight.T + bias, some output columns at a time: (columns, [N, columns])."""
+        rows, width = weight.shape
+        step = max(1, CHUNK_BYTES // (4 * width))
+        for first in range(0, rows, step):
+            some = slice(first, min(first + step, rows))
+            part = x @ self._load(weight, some).T
+            yield some, part if bias is None else part + self._load(bias, some)
+
+    def _load(self, tensor: LazyTensor, rows: slice = slice(None)) -> torch.Tensor:
+        read = tensor.read(rows)
+        if self.weights is not None:
+            read = read.to(self.weights)
+        return read.to(self.device, self.compute)

@@ -1,0 +1,181 @@
+"""What a verification says: a table for a person, JSON for a machine.
+
+The JSON object, schema 1 (a key is never renamed or given another meaning without a new number;
+new keys may come):
+
+    schema      1
+    tool        {name, version}
+    verdict     pass, warning or fail: the worst of all
+    artefacts   one object for each artefact:
+      artefact    {path, format, type, files: {relative path: sha256}}
+      source      {name, layout, sha256} of the checkpoint it is compared with
+      reference   {weights, compute, device}: torch's names of the types the source's numbers were
+                  rounded to ("stored": not at all) and computed in
+      runtime     {name, version, device}
+      prompts     {sha256, sequences, tokens} of the prompts' texts; tokens behind the logits
+      texts       {sha256, count} of the texts the tokenizers were compared on
+      checks      [{name, value, threshold, comparison, verdict, detail}]: value is null where there
+                  was nothing to measure or it is not finite, threshold null where none is demanded;
+                  comparison is "<=" or ">="; verdict is pass, info, warning or fail
+      verdict     pass, warning or fail
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from cgconvert import __version__
+from cgconvert.errors import OutputError, UsageError
+from cgconvert.verify.verdict import Check, Verdict, overall
+
+__all__ = [
+    "SCHEMA",
+    "WRITERS",
+    "Report",
+    "as_json",
+    "as_table",
+    "check_suffix",
+    "write_report",
+]
+
+SCHEMA = 1
+
+
+@dataclass(frozen=True)
+class Report:
+    """See the module's text for what each mapping holds."""
+
+    artefact: Mapping[str, Any]
+    source: Mapping[str, Any]
+    reference: Mapping[str, str]
+    runtime: Mapping[str, str]
+    prompts: Mapping[str, Any]
+    texts: Mapping[str, Any]
+    checks: tuple[Check, ...]
+
+    @property
+    def verdict(self) -> Verdict:
+        return overall(self.checks)
+
+    @property
+    def passed(self) -> bool:
+        """Whether no check failed; a warning is not a failure."""
+        return self.verdict != Verdict.FAIL
+
+    def as_dict(self) -> dict[str, Any]:
+        return {
+            **{key: value for key, value in asdict(self).items() if key != "checks"},
+            "checks": [check.as_dict() for check in self.checks],
+            "verdict": self.verdict,
+        }
+
+
+def as_json(reports: Sequence[Report]) -> str:
+    """Schema 1, with a newline at the end. The same reports give the same bytes."""
+    whole = {
+        "schema": SCHEMA,
+        "tool": {"name": "cgconvert", "version": __version__},
+        "verdict": overall(check for report in reports for check in report.checks),
+        "artefacts": [report.as_dict() for report in reports],
+    }
+    return json.dumps(whole, indent=2, ensure_ascii=False, allow_nan=False) + "\n"
+
+
+def as_text(reports: Sequence[Report]) -> str:
+    """A table for each artefact and, where there are several, one of them all."""
+    tables = [as_table(report) for report in reports]
+    return "\n".join([*tables, summary(reports)] if len(reports) > 1 else tables)
+
+
+def summary(reports: Sequence[Report]) -> str:
+    """One line an artefact: verdict, what it is, the divergence, agreement and generation."""
+    columns = ("logits.kl_mean", "logits.relative_error", "logits.top1", "generation")
+    rows: list[tuple[str, ...]] = [
+        ("", "artefact", "type", "runtime", "mean KL", "rel. error", "top-1", "generation")
+    ]
+    for report in reports:
+        values = {check.name: check.value for check in report.checks}
+        rows.append(
+            (
+                report.verdict.upper() if report.verdict == Verdict.FAIL else str(report.verdict),
+                str(report.artefact["path"]),
+                f"{report.artefact['format']} {report.artefact['type']}",
+                f"{report.runtime['name']} {report.runtime['version']}",
+                *(_number(values.get(name)) for name in columns),
+            )
+        )
+    widths = [max(len(row[column]) for row in rows) for column in range(len(rows[0]))]
+    lines = (
+        "  ".join(f"{cell:<{width}}" for cell, width in zip(row, widths, strict=True)).rstrip()
+        for row in rows
+    )
+    return "\n".join(lines) + "\n"
+
+
+def as_table(report: Report) -> str:
+    """Plain aligned text; the last line is the verdict."""
+    artefact, reference, runtime = report.artefact, report.reference, report.runtime
+    rows = [
+        (
+            check.verdict.upper() if check.verdict == Verdict.FAIL else str(check.verdict),
+            check.name,
+            _number(check.value),
+            "" if check.threshold is None else f"{check.comparison} {_number(check.threshold)}",
+            check.detail,
+        )
+        for check in report.checks
+    ]
+    table = [("", "check", "value", "bound", ""), *rows]
+    widths = [max(len(row[column]) for row in table) for column in range(4)]
+    lines = [
+        f"{artefact['path']}: {artefact['format']} {artefact['type']} in {runtime['name']} "
+        f"{runtime['version']} on {runtime['device']}",
+        f"reference: {report.source['name']}, weights {reference['weights']}, computed in "
+        f"{reference['compute']} on {reference['device']}",
+        "",
+    ]
+    for row in table:
+        cells = [f"{cell:<{width}}" for cell, width in zip(row, widths, strict=False)]
+        lines.append("  ".join([*cells, row[4]]).rstrip())
+    failed = [check.name for check in report.checks if check.verdict == Verdict.FAIL]
+    ending = f"FAILED: {', '.join(failed)}" if failed else _passed(report)
+    return "\n".join([*lines, "", ending]) + "\n"
+
+
+WRITERS: Mapping[str, Callable[[Sequence[Report]], str]] = {".json": as_json, ".txt": as_text}
+"""Report formats by the suffix of the file they are written to."""
+
+
+def write_reports(reports: Sequence[Report], path: Path) -> None:
+    """Write in the format of the path's suffix.
+
+    Raises UsageError for a suffix without a format, OutputError where writing fails.
+    """
+    check_suffix(path)
+    try:
+        path.write_text(WRITERS[path.suffix](reports), encoding="utf-8")
+    except OSError as error:
+        raise OutputError(f"{path}: cannot be written: {error.strerror or error}") from error
+
+
+def check_suffix(path: Path) -> None:
+    """Raise UsageError where no report format has the path's suffix: before the long work."""
+    if path.suffix not in WRITERS:
+        raise UsageError(f"{path}: a report ends in {' or '.join(WRITERS)}")
+
+
+def _passed(report: Report) -> str:
+    judged = [check for check in report.checks if check.verdict != Verdict.INFO]
+    warned = [check.name for check in judged if check.verdict == Verdict.WARNING]
+    ending = f"passed: {len(judged)} checks"
+    return f"{ending}, warnings: {', '.join(warned)}" if warned else ending
+
+
+def _number(value: float | None) -> str:
+    if value is None:
+        return "-"
+    return f"{value:g}" if float(value).is_integer() else f"{value:.3g}"
