@@ -140,7 +140,9 @@ def oracle(model: Model) -> Iterator[Oracle]:
 
 
 def full_and_cached(
-    path: Path, format: str, prompts: Sequence[list[int]]  # noqa: A002
+    path: Path,
+    format: str,
+    prompts: Sequence[list[int]],  # noqa: A002
 ) -> tuple[list[np.ndarray], list[np.ndarray]]:
     runtime = open_runtime(format, path, "cpu", threads=2)
     full, cached = [], []

@@ -21,9 +21,7 @@ from cgconvert.model import (
 )
 from cgconvert.tensor import InMemory, LazyTensor
 
-G = Geometry(
-    n_layer=2, n_embd=32, n_head=4, rotary_dim=4, n_positions=16, vocab_size=50, mp_num=4
-)
+G = Geometry(n_layer=2, n_embd=32, n_head=4, rotary_dim=4, n_positions=16, vocab_size=50, mp_num=4)
 
 
 def tensors(state: synthetic.State) -> dict[str, LazyTensor]:

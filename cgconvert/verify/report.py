@@ -9,8 +9,8 @@ new keys may come):
     artefacts   one object for each artefact:
       artefact    {path, format, type, files: {relative path: sha256}}
       source      {name, layout, sha256} of the checkpoint it is compared with
-      reference   {weights, compute, device}: torch's names of the types the source's numbers were
-                  rounded to ("stored": not at all) and computed in
+      reference   {weights, compute, device}: torch's names of the types the source's numbers had
+                  (float16: after rounding, where they were wider) and were computed in
       runtime     {name, version, device}
       prompts     {sha256, sequences, tokens} of the prompts' texts; tokens behind the logits
       texts       {sha256, count} of the texts the tokenizers were compared on
@@ -38,8 +38,10 @@ __all__ = [
     "Report",
     "as_json",
     "as_table",
+    "as_text",
     "check_suffix",
-    "write_report",
+    "summary",
+    "write_reports",
 ]
 
 SCHEMA = 1

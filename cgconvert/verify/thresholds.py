@@ -21,7 +21,7 @@ import torch
 
 from cgconvert.errors import InputError
 
-__all__ = ["MINIMUMS", "TABLE", "Row", "thresholds_for"]
+__all__ = ["MINIMUMS", "TABLE", "Row", "known_bounds", "thresholds_for"]
 
 MINIMUMS = ("logits.top1", "logits.top1_sure", "logits.top5")
 """Bounds that a value must reach; all others it must not exceed."""

@@ -1,0 +1,1 @@
+"""Reference, evidence, checks, thresholds, reports."""
