@@ -79,29 +79,28 @@ class Stored(LazyTensor):
             return self._at(0, 1).reshape(())
         start, stop, _ = rows.indices(self.shape[0])
         width = math.prod(self.shape[1:])
-        if len(self.shape) == 1 or cols == ALL:
-            flat = self._at(start * width, max(0, stop - start) * width)
-            return flat.reshape(-1, *self.shape[1:])
-        left, right, _ = cols.indices(self.shape[1])
-        return self._block(start, stop, left, right)
+        left, right, _ = cols.indices(width) if len(self.shape) == 2 else (0, width, 1)
+        if (left, right) != (0, width):
+            return self._block(start, stop, left, right)
+        flat = self._at(start * width, max(0, stop - start) * width)
+        return flat.reshape(-1, *self.shape[1:])
 
     def _at(self, first: int, count: int) -> torch.Tensor:
         """`count` elements from element `first`."""
-        buffer = bytearray(count * self.dtype.itemsize)
+        numbers = torch.empty(count, dtype=self.dtype)
         with open(self.path, "rb", buffering=0) as file:
-            self._fill(file.fileno(), memoryview(buffer), first)
-        return _from_bytes(buffer, self.dtype)
+            self._fill(file.fileno(), _bytes(numbers), first)
+        return numbers
 
     def _block(self, start: int, stop: int, left: int, right: int) -> torch.Tensor:
-        width, item = self.shape[1], self.dtype.itemsize
-        line = (right - left) * item
-        buffer = bytearray((stop - start) * line)
-        view = memoryview(buffer)
+        width = self.shape[1]
+        numbers = torch.empty((max(0, stop - start), max(0, right - left)), dtype=self.dtype)
+        view, line = _bytes(numbers), numbers.shape[1] * self.dtype.itemsize
         with open(self.path, "rb", buffering=0) as file:
-            for row in range(start, stop):
-                at = (row - start) * line
-                self._fill(file.fileno(), view[at : at + line], row * width + left)
-        return _from_bytes(buffer, self.dtype).reshape(stop - start, right - left)
+            for row in range(numbers.shape[0]):
+                part = view[row * line : (row + 1) * line]
+                self._fill(file.fileno(), part, (start + row) * width + left)
+        return numbers
 
     def _fill(self, descriptor: int, view: memoryview, first: int) -> None:
         position = self.offset + first * self.dtype.itemsize
@@ -280,7 +279,6 @@ class Stacked(LazyTensor):
         return torch.cat(pieces) if pieces else self.sources[0].read(slice(0, 0), cols)
 
 
-def _from_bytes(buffer: bytearray, dtype: torch.dtype) -> torch.Tensor:
-    if not buffer:  # torch.frombuffer refuses an empty buffer
-        return torch.empty(0, dtype=dtype)
-    return torch.frombuffer(buffer, dtype=dtype)
+def _bytes(numbers: torch.Tensor) -> memoryview:
+    """The memory of a contiguous tensor, to be filled."""
+    return numbers.reshape(-1).view(torch.uint8).numpy().data

@@ -15,6 +15,7 @@ from cgconvert.model import Geometry
 
 # Tiny models are slower on several threads, far slower where cores are shared.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
+os.environ["HF_HUB_OFFLINE"] = "1"  # read when huggingface_hub is imported
 torch.set_num_threads(1)
 
 SMALL = Geometry(
@@ -39,9 +40,8 @@ def small_state() -> synthetic.RandomState:
 
 @pytest.fixture(autouse=True)
 def _private_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Unpacked tarballs go to the test's own folder, and nothing is asked of the Hub."""
+    """Unpacked tarballs go to the test's own folder."""
     monkeypatch.setenv("CGCONVERT_CACHE", str(tmp_path / "cache"))
-    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
 
 
 @pytest.fixture

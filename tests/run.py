@@ -46,9 +46,7 @@ def environment(name: str, constraints: str, *packages: str) -> Path:
 
 
 def main() -> None:
-    main_ = environment(
-        ".venv-test", "constraints-main.txt", "-e", ".[runtimes,test,lint]"
-    )
+    main_ = environment(".venv-test", "constraints-main.txt", "-e", ".[runtimes,test,lint]")
     run(main_, "-m", "ruff", "check")
     run(main_, "-m", "ruff", "format", "--check")
     run(main_, "-m", "mypy")

@@ -78,7 +78,7 @@ def model(
         name = embedded.NAME
     else:
         geometry = cut(request.param)
-        state = dict(synthetic.RandomState(geometry, seed=3, sharpness=4))
+        state = dict(synthetic.RandomState(geometry, seed=3, sharpness=2))
         name = f"codegen-{request.param}-mono"
     yield Model(name, geometry, state, folder)
     shutil.rmtree(folder)
@@ -141,10 +141,10 @@ def oracle(model: Model) -> Iterator[Oracle]:
 
 def full_and_cached(
     path: Path,
-    format: str,
-    prompts: Sequence[list[int]],  # noqa: A002
+    kind: str,
+    prompts: Sequence[list[int]],
 ) -> tuple[list[np.ndarray], list[np.ndarray]]:
-    runtime = open_runtime(format, path, "cpu", threads=2)
+    runtime = open_runtime(kind, path, "cpu", threads=2)
     full, cached = [], []
     try:
         for ids in prompts:

@@ -173,8 +173,7 @@ def _gguf(source: Source, options: ReadOptions) -> Checkpoint:
 def _onnx(source: Source, options: ReadOptions) -> Checkpoint:
     from cgconvert.checkpoint import onnx
 
-    folder = source.path if source.path.is_dir() else source.path.parent.parent
-    return _with_options(onnx.read(folder, source.name), options)
+    return _with_options(onnx.read(source.path, source.name), options)
 
 
 def _with_options(checkpoint: Checkpoint, options: ReadOptions) -> Checkpoint:

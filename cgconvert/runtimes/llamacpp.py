@@ -81,7 +81,7 @@ class LlamaCpp(Runtime):
         params.n_ctx = n_ctx = min(length, n_ctx or length)
         params.n_batch = params.n_ubatch = BATCH
         params.n_outputs_max_per_seq = BATCH  # logits after every token
-        params.n_threads = params.n_threads_batch = threads or os.cpu_count() or 1
+        params.n_threads = params.n_threads_batch = threads or _cores()
         params.type_k = params.type_v = {"F32": 0, "F16": 1}[cache]
         params.flash_attn_type = int(flash)
         params.offload_kqv = params.op_offload = offload
@@ -167,6 +167,11 @@ class LlamaCpp(Runtime):
             self._lib.llama_free(self._context)
             self._lib.llama_model_free(self._model)
             self._model = self._context = self._vocab = None
+
+
+def _cores() -> int:
+    """Physical cores, two threads each assumed: ggml's threads spin while they wait."""
+    return max(1, (os.cpu_count() or 1) // 2)
 
 
 @cache

@@ -119,7 +119,10 @@ def _encode(item: Item, block: torch.Tensor) -> tuple[torch.Tensor, ...]:
 
 
 def _not_finite(array: torch.Tensor) -> int:
-    if not array.dtype.is_floating_point:
+    if not array.dtype.is_floating_point or not array.numel():
+        return 0
+    low, high = torch.aminmax(array)  # a NaN anywhere is both; far quicker than looking at each
+    if torch.isfinite(low) and torch.isfinite(high):
         return 0
     return int(array.numel() - torch.isfinite(array).sum())
 

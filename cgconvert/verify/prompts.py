@@ -131,7 +131,7 @@ _TEXTS: tuple[str, ...] = (
     "²³¹ ½ Ⅷ ٣٤ ①",
     "one<|endoftext|>two<|endoftext|>\n<|endoftext|>",
     "<|endofprompt|> <s> </s> [INST] <unk> <pad> <0x0A>",
-    "\x00\x01\x7f\x1b[0m",
+    "\x01\x7f\x1b[0m",
 )
 
 EVALUATION_BYTES = 40_000

@@ -180,4 +180,4 @@ def _passed(report: Report) -> str:
 def _number(value: float | None) -> str:
     if value is None:
         return "-"
-    return f"{value:g}" if float(value).is_integer() else f"{value:.3g}"
+    return f"{value:g}" if float(value).is_integer() else f"{value:.4g}"

@@ -1,0 +1,121 @@
+"""Nodes, shapes and initializers of an ONNX graph, put together without weights."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from typing import Any
+
+import onnx
+from onnx import TensorProto, helper
+
+from cgconvert import __version__
+from cgconvert.stream.plan import Piece
+
+__all__ = ["IR_VERSION", "MICROSOFT", "OPSET", "GraphBuilder", "Shape"]
+
+OPSET = 17
+"""The first with LayerNormalization; newer ones have nothing that the decoder needs."""
+
+IR_VERSION = 8
+"""The one that goes with opset 17."""
+
+MICROSOFT = "com.microsoft"
+_CONTRIB = frozenset(
+    ("FastGelu", "GatherBlockQuantized", "GroupQueryAttention", "MatMulNBits",
+     "SkipLayerNormalization")
+)  # fmt: skip
+_TYPES = {"F32": TensorProto.FLOAT, "F16": TensorProto.FLOAT16, "U8": TensorProto.UINT8}
+
+Shape = Sequence[int | str]
+
+
+class GraphBuilder:
+    """Collects a graph whose activations are float32 or float16 (`dtype` F32 or F16).
+
+    Every intermediate value is declared with its shape, since onnx's shape inference knows
+    nothing of ONNX Runtime's operators.
+    """
+
+    def __init__(self, dtype: str) -> None:
+        self.type = _TYPES[dtype]
+        self._nodes: list[onnx.NodeProto] = []
+        self._values: list[onnx.ValueInfoProto] = []
+        self._initializers: list[onnx.TensorProto] = []
+        self._inputs: list[onnx.ValueInfoProto] = []
+        self._outputs: list[onnx.ValueInfoProto] = []
+
+    def input(self, name: str, shape: Shape, elem_type: int | None = None) -> str:
+        self._inputs.append(self._value(name, shape, elem_type))
+        return name
+
+    def output(self, name: str, shape: Shape) -> str:
+        self._outputs.append(self._value(name, shape))
+        return name
+
+    def declare(self, name: str, shape: Shape, elem_type: int | None = None) -> str:
+        """Say what an intermediate value is; the graph's own type unless told otherwise."""
+        self._values.append(self._value(name, shape, elem_type))
+        return name
+
+    def node(
+        self,
+        op: str,
+        inputs: Sequence[str],
+        output: str,
+        shape: Shape | None = None,
+        elem_type: int | None = None,
+        *,
+        more: Sequence[str] = (),
+        **attributes: Any,
+    ) -> str:
+        """Append a node called as its first output, which is returned.
+
+        Without a shape that output is declared elsewhere; `more` are the outputs after it, ""
+        for one not wanted.
+        """
+        domain = MICROSOFT if op in _CONTRIB else ""
+        self._nodes.append(
+            helper.make_node(op, inputs, [output, *more], name=output, domain=domain, **attributes)
+        )
+        return output if shape is None else self.declare(output, shape, elem_type)
+
+    def constant(
+        self, name: str, elem_type: int, shape: Sequence[int], values: Sequence[int | float]
+    ) -> str:
+        """A few numbers kept in the graph itself."""
+        self._initializers.append(helper.make_tensor(name, elem_type, shape, values))
+        return name
+
+    def external(self, piece: Piece, location: str) -> None:
+        """An array in the file `location` beside the graph."""
+        tensor = TensorProto(
+            name=piece.name,
+            data_type=_TYPES[piece.dtype],
+            dims=piece.shape,
+            data_location=TensorProto.EXTERNAL,
+        )
+        place = {"location": location, "offset": piece.offset, "length": piece.nbytes}
+        for key, value in place.items():
+            tensor.external_data.add(key=key, value=str(value))
+        self._initializers.append(tensor)
+
+    def serialize(self, name: str, properties: Iterable[tuple[str, str]]) -> bytes:
+        """The model's bytes, the same for the same calls."""
+        graph = helper.make_graph(
+            self._nodes, name, self._inputs, self._outputs, self._initializers,
+            value_info=self._values,
+        )  # fmt: skip
+        model = helper.make_model(
+            graph,
+            producer_name="cgconvert",
+            producer_version=__version__,
+            ir_version=IR_VERSION,
+            opset_imports=[helper.make_opsetid("", OPSET), helper.make_opsetid(MICROSOFT, 1)],
+        )
+        helper.set_model_props(model, dict(properties))
+        serialized: bytes = model.SerializeToString(deterministic=True)
+        return serialized
+
+    def _value(self, name: str, shape: Shape, elem_type: int | None = None) -> onnx.ValueInfoProto:
+        kind = self.type if elem_type is None else elem_type
+        return helper.make_tensor_value_info(name, kind, shape)

@@ -1,0 +1,94 @@
+"""Which ONNX graph is wanted: its type, its file names and how each kind of tensor is encoded."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+from cgconvert.errors import UsageError
+from cgconvert.quant.encoding import Encoding
+from cgconvert.quant.matmul_nbits import MatMulNBits
+from cgconvert.quant.plain import F16, F32, Plain
+
+__all__ = ["Variant"]
+
+_STEMS = {
+    ("float32", None): "model",
+    ("float16", None): "model_fp16",
+    ("float32", 8): "model_int8",
+    ("float32", 4): "model_q4",
+    ("float16", 4): "model_q4f16",
+}
+"""transformers.js' names (src/utils/dtypes.js), which the Hub and optimum follow."""
+
+
+@dataclass(frozen=True)
+class Variant:
+    """`dtype` is the type of activations and KV cache, `bits` that of the matrices if not `dtype`.
+
+    4-bit blocks have zero points unless `symmetric`, 8-bit blocks never: there 0.25 bits a weight
+    more buy almost nothing. Raises UsageError for a combination that has no name.
+    """
+
+    dtype: str = "float32"
+    bits: int | None = None
+    block_size: int = 32
+    symmetric: bool = False
+    accuracy_level: int = 4
+
+    def __post_init__(self) -> None:
+        if (self.dtype, self.bits) not in _STEMS:
+            raise UsageError(
+                f"no ONNX variant with dtype {self.dtype} and {self.bits} bits; "
+                "float32 goes with 4 or 8 bits, float16 with 4, and each alone"
+            )
+
+    @property
+    def stem(self) -> str:
+        return _STEMS[self.dtype, self.bits]
+
+    @property
+    def transformers_js(self) -> str:
+        """What transformers.js calls this dtype."""
+        return self.stem.removeprefix("model").removeprefix("_") or "fp32"
+
+    @property
+    def type(self) -> str:
+        """What the artefact is called in plans, manifests and folder names."""
+        return f"int{self.bits}" if self.bits else self.dtype
+
+    @property
+    def plain(self) -> Plain:
+        """Of whatever is not quantized: norms, biases, rotary tables."""
+        return F16 if self.dtype == "float16" else F32
+
+    @property
+    def matrix(self) -> Encoding:
+        return self._blocks(self.bits) if self.bits else self.plain
+
+    @property
+    def head(self) -> Encoding:
+        """8 bits always: an error here is an error of the logits, which nothing averages out."""
+        return self._blocks(8) if self.bits else self.plain
+
+    @property
+    def embedding(self) -> Encoding:
+        """8 bits always: a step reads one row of it, so its size costs no speed, and on the
+        embedded model 4 bits here lose more (KL 4.0e-4) than in all the matrices (1.4e-4)."""
+        return self._blocks(8, table=True) if self.bits else self.plain
+
+    @property
+    def options(self) -> dict[str, Any]:
+        """For the manifest."""
+        if self.bits is None:
+            return {"dtype": self.dtype}
+        return {
+            "dtype": self.dtype,
+            "bits": self.bits,
+            "block_size": self.block_size,
+            "symmetric": self.symmetric or self.bits == 8,
+            "accuracy_level": self.accuracy_level,
+        }
+
+    def _blocks(self, bits: int, table: bool = False) -> MatMulNBits:
+        return MatMulNBits(bits, self.block_size, self.symmetric or bits == 8, table)

@@ -1,0 +1,116 @@
+"""The tensors of the graph: their names, in the order they lie in the data file."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import torch
+
+from cgconvert.formats.onnx.variant import Variant
+from cgconvert.model import Decoder, Geometry, Names
+from cgconvert.quant.encoding import Encoding
+from cgconvert.quant.matmul_nbits import MatMulNBits
+from cgconvert.stream.plan import Item, lay_out
+from cgconvert.tensor import InMemory, LazyTensor
+
+__all__ = [
+    "COS",
+    "ONNX_NAMES",
+    "QKV",
+    "ROTARY_BASE",
+    "ROTARY_ORDER",
+    "SIN",
+    "place",
+    "rotary_tables",
+    "weights",
+]
+
+ROTARY_BASE, ROTARY_ORDER = "cgconvert.rotary_base", "cgconvert.rotary_order"
+"""Metadata of the graph: what a reader cannot tell from the tensors or config.json."""
+
+COS, SIN = "rotary.cos", "rotary.sin"
+QKV = "model.layers.{i}.attn.qkv_proj.weight"
+
+ONNX_NAMES = Names(
+    model={
+        "wte": "model.embed_tokens.weight",
+        "ln_f_weight": "model.final_layernorm.weight",
+        "ln_f_bias": "model.final_layernorm.bias",
+        "head": "lm_head.weight",
+        "head_bias": "lm_head.bias",
+    },
+    block={
+        "ln_weight": "model.layers.{i}.input_layernorm.weight",
+        "ln_bias": "model.layers.{i}.input_layernorm.bias",
+        "q": "model.layers.{i}.attn.q_proj.weight",
+        "k": "model.layers.{i}.attn.k_proj.weight",
+        "v": "model.layers.{i}.attn.v_proj.weight",
+        "o": "model.layers.{i}.attn.o_proj.weight",
+        "fc_in": "model.layers.{i}.mlp.fc1.weight",
+        "fc_in_bias": "model.layers.{i}.mlp.fc1.bias",
+        "fc_out": "model.layers.{i}.mlp.fc2.weight",
+        "fc_out_bias": "model.layers.{i}.mlp.fc2.bias",
+    },
+    half_split=True,
+    dropped=(COS, SIN),
+)
+"""Initializers of a float graph. q, k and v lie in one, `QKV`, which a reader cuts in three.
+
+Matrices are stored [in, out] there, as MatMul wants them; the embedding as it is.
+"""
+
+PAGE = 4096
+CACHE_LINE = 64
+LARGE = 1 << 20
+
+
+def rotary_tables(geometry: Geometry) -> tuple[torch.Tensor, torch.Tensor]:
+    """cos and sin of position / base^(2i / rotary_dim), float64 [n_positions, rotary_dim / 2].
+
+    Float64 because float32 angles are wrong by up to 1e-4 at the context's end.
+    """
+    pair = torch.arange(0, geometry.rotary_dim, 2, dtype=torch.float64) / geometry.rotary_dim
+    position = torch.arange(geometry.n_positions, dtype=torch.float64)
+    angle = position[:, None] / geometry.rotary_base**pair
+    return angle.cos(), angle.sin()
+
+
+def weights(decoder: Decoder, variant: Variant) -> Iterator[tuple[str, LazyTensor, Encoding]]:
+    """Name, numbers and encoding of every initializer, q and k in half-split rotary order."""
+    decoder = decoder.half_split()
+    plain, top = variant.plain, ONNX_NAMES.model
+    cos, sin = rotary_tables(decoder.geometry)
+    yield top["wte"], decoder.wte, variant.embedding
+    yield COS, InMemory(cos), plain
+    yield SIN, InMemory(sin), plain
+    for i, block in enumerate(decoder.blocks):
+        name = {part: pattern.format(i=i) for part, pattern in ONNX_NAMES.block.items()}
+        yield name["ln_weight"], block.ln_weight, plain
+        yield name["ln_bias"], block.ln_bias, plain
+        yield QKV.format(i=i), *_matrix(block.qkv, variant.matrix)
+        yield name["o"], *_matrix(block.o, variant.matrix)
+        yield name["fc_in"], *_matrix(block.fc_in, variant.matrix)
+        yield name["fc_in_bias"], block.fc_in_bias, plain
+        yield name["fc_out"], *_matrix(block.fc_out, variant.matrix)
+        yield name["fc_out_bias"], block.fc_out_bias, plain
+    yield top["ln_f_weight"], decoder.ln_f_weight, plain
+    yield top["ln_f_bias"], decoder.ln_f_bias, plain
+    yield top["head"], *_matrix(decoder.head, variant.head)
+    yield top["head_bias"], decoder.head_bias, plain
+
+
+def place(decoder: Decoder, variant: Variant) -> tuple[Item, ...]:
+    """The data file: large tensors on page boundaries, so that onnxruntime can map them."""
+    items: list[Item] = []
+    end = 0
+    for name, source, encoding in weights(decoder, variant):
+        align = PAGE if source.nbytes >= LARGE else CACHE_LINE
+        items += lay_out([(name, source, encoding)], start=end, align=align)
+        last = items[-1].pieces[-1]
+        end = last.offset + last.nbytes
+    return tuple(items)
+
+
+def _matrix(tensor: LazyTensor, encoding: Encoding) -> tuple[LazyTensor, Encoding]:
+    """MatMulNBits keeps [out, in]; a plain MatMul wants [in, out]."""
+    return (tensor if isinstance(encoding, MatMulNBits) else tensor.T), encoding

@@ -1,0 +1,98 @@
+"""Small random models as ONNX artefacts, and transformers' own numbers for them."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from transformers import CodeGenConfig, CodeGenForCausalLM
+
+from cgconvert import embedded, synthetic
+from cgconvert.checkpoint.checkpoint import Checkpoint
+from cgconvert.checkpoint.read import ReadOptions, read
+from cgconvert.formats.onnx import plan
+from cgconvert.model import CODEGEN, Decoder, Geometry
+from cgconvert.stream.execute import execute
+
+THREADS = 2
+LENGTHS = (40, 17, 3)
+
+# Head sizes 64, 80 and 256, as the family has them.
+GEOMETRIES = {
+    64: Geometry(2, 256, 4, rotary_dim=32, n_positions=128, vocab_size=4096, mp_num=4),
+    80: Geometry(2, 320, 4, rotary_dim=64, n_positions=128, vocab_size=4096, mp_num=4),
+    256: Geometry(1, 1024, 4, rotary_dim=64, n_positions=128, vocab_size=4096, mp_num=4),
+}
+
+VARIANTS: dict[str, dict[str, Any]] = {
+    "model": {},
+    "model_fp16": {"dtype": "float16"},
+    "model_int8": {"bits": 8},
+    "model_q4": {"bits": 4},
+    "model_q4f16": {"bits": 4, "dtype": "float16", "symmetric": True},
+}
+
+
+@dataclass
+class Model:
+    """A source, what transformers makes of it, and the artefacts made from it so far."""
+
+    checkpoint: Checkpoint
+    theirs: Any  # a CodeGenForCausalLM, whose generate does not type
+    folder: Path
+
+    def artefact(self, stem: str) -> Path:
+        output = self.folder / stem
+        if not output.exists():
+            execute(plan(self.checkpoint, output, **VARIANTS[stem]), self.checkpoint)
+        return output
+
+    def prompts(self) -> list[list[int]]:
+        rng = np.random.default_rng(0)
+        return [rng.integers(0, 4000, size=n).tolist() for n in LENGTHS]
+
+    def logits(self, ids: list[int]) -> np.ndarray:
+        return logits_of(self.theirs, ids)
+
+
+def logits_of(model: CodeGenForCausalLM, ids: list[int]) -> np.ndarray:
+    with torch.inference_mode():
+        return model(torch.tensor([ids])).logits[0].numpy()
+
+
+def transformers_model(decoder: Decoder) -> CodeGenForCausalLM:
+    g = decoder.geometry
+    config = CodeGenConfig(**synthetic.codegen_config(g, torch.float32))
+    model = CodeGenForCausalLM(config).eval()
+    state = {name: getattr(decoder, part) for part, name in CODEGEN.model.items()}
+    for i, block in enumerate(decoder.blocks):
+        for part, name in CODEGEN.block.items():
+            state[name.format(i=i)] = block.packed(4) if part == "qkv" else getattr(block, part)
+    model.load_state_dict({name: tensor.read().float() for name, tensor in state.items()})
+    return model
+
+
+def make(geometry: Geometry, folder: Path) -> Model:
+    # Sharp attention: with q and k as small as a fresh model's, rotary mistakes do not show.
+    state = synthetic.RandomState(geometry, seed=1, sharpness=4)
+    name = "codegen-small-mono"
+    path = synthetic.write("safetensors", state, geometry, folder, name, embedded.path())
+    checkpoint = read(str(path), ReadOptions())
+    return Model(checkpoint, transformers_model(checkpoint.decoder), folder)
+
+
+def relative_error(one: np.ndarray, other: np.ndarray) -> float:
+    return float(np.linalg.norm(one - other) / np.linalg.norm(other))
+
+
+def copy(small: Model, tmp_path: Path) -> Path:
+    """The float32 artefact again, to be damaged."""
+    source, target = small.artefact("model"), tmp_path / "copy"
+    (target / "onnx").mkdir(parents=True)
+    for file in source.rglob("*"):
+        if file.is_file():
+            (target / file.relative_to(source)).write_bytes(file.read_bytes())
+    return target

@@ -1,0 +1,113 @@
+"""A small random model, and mistakes as a wrong writer would make them."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import torch
+from tokenizers import pre_tokenizers
+
+from cgconvert.checkpoint.checkpoint import Checkpoint
+from cgconvert.model import CODEGEN, Block, Decoder, Geometry, split_rows
+from cgconvert.synthetic import RandomState, codegen_config
+from cgconvert.tensor import InMemory, LazyTensor, Zeros
+from cgconvert.tokenizer import END_OF_TEXT, AddedToken, Tokenizer
+
+GEOMETRY = Geometry(
+    n_layer=3, n_embd=256, n_head=4, rotary_dim=32, n_positions=96, vocab_size=320, mp_num=4
+)
+
+
+def tokenizer() -> Tokenizer:
+    """Bytes, two merges, the end of text and the white-space runs."""
+    letters = sorted(pre_tokenizers.ByteLevel.alphabet())
+    vocabulary = {letter: n for n, letter in enumerate([*letters, "se", "sel"])}
+    end = AddedToken(len(vocabulary), END_OF_TEXT, True)
+    base = Tokenizer.from_parts(vocabulary, [("s", "e"), ("se", "l")], [end])
+    return base.with_whitespace_runs()
+
+
+def checkpoint(path: Path, geometry: Geometry = GEOMETRY, sharpness: float = 3.0) -> Checkpoint:
+    state = dict(RandomState(geometry, seed=3, sharpness=sharpness))
+    state["lm_head.bias"][tokenizer().size :] = -9  # rows that no token has do not win
+    weights = path / "weights.bin"
+    weights.write_bytes(b"stands for the source's file")
+    return Checkpoint(
+        name="codegen-test-mono",
+        path=path,
+        layout="torch",
+        config=codegen_config(geometry, torch.float16),
+        decoder=CODEGEN.decoder(geometry, {n: InMemory(t) for n, t in state.items()}, "test"),
+        tokenizer=tokenizer(),
+        files=(weights,),
+    )
+
+
+# Planted mistakes: a model, as a writer would have got it wrong.
+
+
+def on_block(change: Callable[[Block], Block], layer: int = 1) -> Callable[[Decoder], Decoder]:
+    def apply(d: Decoder) -> Decoder:
+        blocks = list(d.blocks)
+        blocks[layer] = change(blocks[layer])
+        return replace(d, blocks=tuple(blocks))
+
+    return apply
+
+
+def scaled(tensor: LazyTensor, factor: float) -> LazyTensor:
+    return InMemory(tensor.read().float() * factor)
+
+
+def regrouped(d: Decoder) -> Decoder:
+    """qkv_proj taken apart as if it were packed in 2 groups."""
+    g = d.geometry
+    index = split_rows(g.n_embd, 2)
+    blocks = []
+    for block in d.blocks:
+        packed = block.packed(4)
+        q, k, v = (packed.rows(rows) for rows in index)
+        blocks.append(replace(block, q=q, k=k, v=v))
+    return replace(d, blocks=tuple(blocks))
+
+
+def exchanged(tensor: LazyTensor, first: int, second: int) -> LazyTensor:
+    index = np.arange(tensor.shape[0])
+    index[[first, second]] = index[[second, first]]
+    return tensor.rows(index)
+
+
+def no_last_layer(d: Decoder) -> Decoder:
+    return replace(
+        d, geometry=replace(d.geometry, n_layer=d.geometry.n_layer - 1), blocks=d.blocks[:-1]
+    )
+
+
+MISTAKES: dict[str, Callable[[Decoder], Decoder]] = {
+    "rotary in halves": Decoder.half_split,
+    "k and v exchanged": on_block(lambda b: replace(b, k=b.v, v=b.k)),
+    "q and k exchanged": on_block(lambda b: replace(b, k=b.q, q=b.k)),
+    "groups of another mp_num": regrouped,
+    "a bias dropped": on_block(
+        lambda b: replace(b, fc_in_bias=Zeros(b.fc_in_bias.shape, torch.float16))
+    ),
+    "the head's bias dropped": lambda d: replace(
+        d, head_bias=Zeros(d.head_bias.shape, torch.float16)
+    ),
+    "an MLP scaled": on_block(lambda b: replace(b, fc_out=scaled(b.fc_out, 1.05))),
+    "epsilon": lambda d: replace(d, geometry=replace(d.geometry, layer_norm_epsilon=1e-6)),
+    "rotary base": lambda d: replace(d, geometry=replace(d.geometry, rotary_base=500000.0)),
+    "rotary over half its width": lambda d: replace(d, geometry=replace(d.geometry, rotary_dim=16)),
+    "no last layer": no_last_layer,
+    "layers exchanged": lambda d: replace(d, blocks=(d.blocks[1], d.blocks[0], *d.blocks[2:])),
+    "out_proj transposed": on_block(lambda b: replace(b, o=b.o.T)),
+    "two embedding rows exchanged": lambda d: replace(d, wte=exchanged(d.wte, 70, 71)),
+    "two rows of the head exchanged": lambda d: replace(d, head=exchanged(d.head, 70, 71)),
+    "vocabulary shifted by one": lambda d: replace(
+        d, head=d.head.rows(np.roll(np.arange(d.head.shape[0]), 1))
+    ),
+    "last norm left out": lambda d: replace(d, ln_f_weight=InMemory(torch.ones(d.geometry.n_embd))),
+}
