@@ -6,6 +6,7 @@ optimum-onnx wants an older transformers than the rest, so this runs in an envir
 
 from __future__ import annotations
 
+import json
 import logging
 from pathlib import Path
 from typing import Any
@@ -107,3 +108,16 @@ def test_a_left_padded_batch_is_each_prompt_alone(
         alone = model.generate(**given, **options)[0, given.input_ids.shape[1] :]
         assert torch.equal(row[: len(alone)], alone)
         assert (row[len(alone) :] == tokenizer.pad_token_id).all()
+
+
+def test_64_pinned_tokens(folders: dict[str, Path], theirs: CodeGenForCausalLM) -> None:
+    """The tokens that every other runtime gives (tests/test_greedy.py)."""
+    pinned = json.loads((Path(__file__).parents[1] / "greedy.json").read_text())
+    tokenizer = AutoTokenizer.from_pretrained(folders["model"])
+    ours = ORTModelForCausalLM.from_pretrained(folders["model"])
+    options = {"max_new_tokens": 64, "do_sample": False, "pad_token_id": tokenizer.pad_token_id}
+    for entry in pinned:
+        given = tokenizer(entry["text"], return_tensors="pt")
+        for model in (ours, theirs):
+            done = model.generate(**given, **options)[0]
+            assert done[given.input_ids.shape[1] :].tolist() == entry["tokens"]
