@@ -26,7 +26,8 @@ import torch
 from cgconvert import embedded, family
 from cgconvert.checkpoint.jaxformer import LEAVES
 from cgconvert.errors import UsageError
-from cgconvert.model import CODEGEN, Geometry, packed_rows, split_rows
+from cgconvert.model import Geometry, packed_rows, split_rows
+from cgconvert.names import CODEGEN
 
 __all__ = ["LAYOUTS", "RandomState", "codegen_config", "names", "write"]
 

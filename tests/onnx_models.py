@@ -14,7 +14,8 @@ from cgconvert import embedded, synthetic
 from cgconvert.checkpoint.checkpoint import Checkpoint
 from cgconvert.checkpoint.read import ReadOptions, read
 from cgconvert.formats.onnx import plan
-from cgconvert.model import CODEGEN, Decoder, Geometry
+from cgconvert.model import Decoder, Geometry
+from cgconvert.names import CODEGEN
 from cgconvert.stream.execute import execute
 
 THREADS = 2

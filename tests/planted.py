@@ -11,7 +11,8 @@ import torch
 from tokenizers import pre_tokenizers
 
 from cgconvert.checkpoint.checkpoint import Checkpoint
-from cgconvert.model import CODEGEN, Block, Decoder, Geometry, split_rows
+from cgconvert.model import Block, Decoder, Geometry, split_rows
+from cgconvert.names import CODEGEN
 from cgconvert.synthetic import RandomState, codegen_config
 from cgconvert.tensor import InMemory, LazyTensor, Zeros
 from cgconvert.tokenizer import END_OF_TEXT, AddedToken, Tokenizer

@@ -23,8 +23,9 @@ from cgconvert.checkpoint.checkpoint import Checkpoint
 from cgconvert.checkpoint.gguf_header import read_header
 from cgconvert.checkpoint.read import read as read_source
 from cgconvert.errors import InputError, UsageError
-from cgconvert.formats.gguf import GGUF_NAMES, TYPES, file_name, plan
-from cgconvert.model import CODEGEN, Geometry
+from cgconvert.formats.gguf import TYPES, file_name, plan
+from cgconvert.model import Geometry
+from cgconvert.names import CODEGEN, GGUF
 from cgconvert.runtimes import llamacpp
 from cgconvert.runtimes.llamacpp import LlamaCpp
 from cgconvert.stream.execute import execute
@@ -457,10 +458,10 @@ def test_source_comes_back_bit_by_bit(
     assert (again.name, again.layout, again.files) == (original.name, "gguf", (path,))
     assert again.geometry == replace(original.geometry, mp_num=0)
     assert again.tokenizer == original.tokenizer
-    for part in GGUF_NAMES.model:
+    for part in GGUF.model:
         assert _same(getattr(again.decoder, part), getattr(original.decoder, part)), part
     for ours, theirs in zip(again.decoder.blocks, original.decoder.blocks, strict=True):
-        for part in GGUF_NAMES.block:
+        for part in GGUF.block:
             assert _same(getattr(ours, part), getattr(theirs, part)), part
     output = tmp_path / "again.gguf"
     execute(plan(again, output, type=type_), again)

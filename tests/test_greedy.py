@@ -35,7 +35,9 @@ def test_the_pinned_tokens_are_transformers() -> None:
         )[0]
         assert done[given.input_ids.shape[1] :].tolist() == pinned["tokens"]
         with torch.inference_mode():
-            logits = model(done[None]).logits[0, given.input_ids.shape[1] - 1 : -1, : len(tokenizer)]
+            logits = model(done[None]).logits[
+                0, given.input_ids.shape[1] - 1 : -1, : len(tokenizer)
+            ]
         best = logits.topk(2).values
         assert float((best[:, 0] - best[:, 1]).min()) == pytest.approx(pinned["margin"], abs=1e-3)
         assert pinned["margin"] > 0.02
@@ -63,9 +65,7 @@ def test_every_runtime_gives_them(kind: str, name: str, tmp_path: Path) -> None:
         for pinned in PINNED:
             ids = runtime.tokenize(pinned["text"])
             tokens = list(
-                generate(
-                    runtime, ids, NEW, allowed=runtime.tokens, end_of_text=runtime.end_of_text
-                )
+                generate(runtime, ids, NEW, allowed=runtime.tokens, end_of_text=runtime.end_of_text)
             )
             assert tokens == pinned["tokens"], pinned["text"]
     finally:

@@ -22,7 +22,8 @@ from transformers import AutoModelForCausalLM, AutoTokenizer, CodeGenConfig, Cod
 from cgconvert.checkpoint.checkpoint import Checkpoint
 from cgconvert.errors import InputError, MissingRuntimeError, UsageError
 from cgconvert.formats import huggingface
-from cgconvert.model import CODEGEN, PHI, Geometry, packed_rows, split_rows
+from cgconvert.model import Geometry, packed_rows, split_rows
+from cgconvert.names import CODEGEN, PHI
 from cgconvert.runtimes.transformers import Transformers
 from cgconvert.stream.plan import Plan
 from cgconvert.tensor import InMemory

@@ -11,14 +11,13 @@ import torch
 from cgconvert import synthetic
 from cgconvert.errors import InputError
 from cgconvert.model import (
-    CODEGEN,
-    PHI,
     Geometry,
     half_split_rows,
     interleaved_rows,
     packed_rows,
     split_rows,
 )
+from cgconvert.names import CODEGEN, PHI
 from cgconvert.tensor import InMemory, LazyTensor
 
 G = Geometry(n_layer=2, n_embd=32, n_head=4, rotary_dim=4, n_positions=16, vocab_size=50, mp_num=4)

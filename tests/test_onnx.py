@@ -20,10 +20,11 @@ from cgconvert import synthetic
 from cgconvert.checkpoint import onnx as reader
 from cgconvert.checkpoint.checkpoint import Checkpoint
 from cgconvert.errors import InputError, UsageError
-from cgconvert.formats.onnx import ONNX_NAMES, plan
+from cgconvert.formats.onnx import plan
 from cgconvert.formats.onnx.variant import Variant
 from cgconvert.formats.onnx.weights import QKV, weights
-from cgconvert.model import CODEGEN, Decoder, Geometry
+from cgconvert.model import Decoder, Geometry
+from cgconvert.names import CODEGEN, ONNX
 from cgconvert.quant.matmul_nbits import MatMulNBits
 from cgconvert.runtimes.genai import Genai
 from cgconvert.runtimes.onnxruntime import OnnxRuntime
@@ -125,8 +126,8 @@ def dequantized(graph: Path, geometry: Geometry) -> Decoder:
             shapes[name] = InMemory(decoded)
         else:
             parts = zip("qkv", decoded.split(geometry.n_embd), strict=True)
-            shapes |= {ONNX_NAMES.block[p].format(i=i): InMemory(rows) for p, rows in parts}
-    return ONNX_NAMES.decoder(geometry, shapes, str(graph))
+            shapes |= {ONNX.block[p].format(i=i): InMemory(rows) for p, rows in parts}
+    return ONNX.decoder(geometry, shapes, str(graph))
 
 
 def make_like(geometry: Geometry) -> Decoder:

@@ -11,7 +11,8 @@ import torch
 from transformers import CodeGenConfig, CodeGenForCausalLM
 
 from cgconvert.errors import InputError, UsageError
-from cgconvert.model import CODEGEN, Decoder, Geometry
+from cgconvert.model import Decoder, Geometry
+from cgconvert.names import CODEGEN
 from cgconvert.synthetic import RandomState, codegen_config
 from cgconvert.tensor import InMemory, LazyTensor
 from cgconvert.verify import reference as module

@@ -15,8 +15,9 @@ import torch
 from cgconvert.checkpoint.checkpoint import Checkpoint
 from cgconvert.checkpoint.gguf_header import GgufHeader, GgufTensor, read_header
 from cgconvert.errors import InputError
-from cgconvert.formats.gguf import ARCHITECTURE, GGUF_NAMES, PRE_TOKENIZER, TYPES
+from cgconvert.formats.gguf import ARCHITECTURE, PRE_TOKENIZER, TYPES
 from cgconvert.model import Decoder, Geometry
+from cgconvert.names import GGUF
 from cgconvert.quant.blocks import BlockType
 from cgconvert.quant.plain import Plain
 from cgconvert.tensor import ALL, LazyTensor, Stored
@@ -71,7 +72,7 @@ def decoder(path: Path, header: GgufHeader | None = None) -> Decoder:
     Raises InputError where the file is broken, not a CodeGen, or of a type without a codec here.
     """
     header = header or read_header(path)
-    return GGUF_NAMES.decoder(geometry(path, header), tensors(path, header), str(path))
+    return GGUF.decoder(geometry(path, header), tensors(path, header), str(path))
 
 
 def tensors(path: Path, header: GgufHeader) -> dict[str, LazyTensor]:
@@ -102,7 +103,7 @@ def geometry(path: Path, header: GgufHeader) -> Geometry:
         raise InputError(
             f"{path}: its architecture is {architecture!r}; CodeGen's in GGUF is {ARCHITECTURE!r}"
         )
-    table = GGUF_NAMES.model["wte"]
+    table = GGUF.model["wte"]
     rows = next((tensor.shape[0] for tensor in header.tensors if tensor.name == table), 0)
     if not rows:
         raise InputError(f"{path}: {table} is missing")
@@ -111,7 +112,7 @@ def geometry(path: Path, header: GgufHeader) -> Geometry:
         return _integer(path, metadata, f"{ARCHITECTURE}.{key}")
 
     layers, heads = integer("block_count"), integer("attention.head_count")
-    if layers * len(GGUF_NAMES.block) > len(header.tensors):  # before anything counts up to it
+    if layers * len(GGUF.block) > len(header.tensors):  # before anything counts up to it
         raise InputError(f"{path}: {layers} layers do not fit its {len(header.tensors)} tensors")
     if integer("attention.head_count_kv") != heads:
         raise InputError(f"{path}: head_count_kv differs from head_count; CodeGen's are the same")

@@ -20,7 +20,8 @@ import torch
 
 from cgconvert.checkpoint.torch_zip import stored_member
 from cgconvert.errors import InputError
-from cgconvert.model import CODEGEN, Geometry
+from cgconvert.model import Geometry
+from cgconvert.names import CODEGEN
 from cgconvert.tensor import LazyTensor, RowBias, Stored
 
 __all__ = ["LEAVES", "choose_step", "is_step", "leaves", "step_number", "tensors"]

@@ -22,8 +22,9 @@ from cgconvert.checkpoint import config as configs
 from cgconvert.checkpoint import hub
 from cgconvert.checkpoint.checkpoint import Checkpoint
 from cgconvert.errors import InputError
-from cgconvert.formats.onnx.weights import COS, ONNX_NAMES, QKV, ROTARY_BASE, ROTARY_ORDER
+from cgconvert.formats.onnx.weights import COS, QKV, ROTARY_BASE, ROTARY_ORDER
 from cgconvert.model import Geometry
+from cgconvert.names import ONNX
 from cgconvert.tensor import LazyTensor, Stored
 from cgconvert.tokenizer import Tokenizer
 
@@ -89,7 +90,7 @@ def type_of(graph: Path) -> str:
 
 
 def float_tensors(path: Path) -> dict[str, LazyTensor]:
-    """The tensors of a float graph in the names and orientation of `ONNX_NAMES`.
+    """The tensors of a float graph in the names and orientation of `ONNX`.
 
     Matrices come as [out, in], packed qkv as its three parts. Raises InputError as
     `stored_tensors`, and for a quantized graph.
@@ -117,7 +118,7 @@ def read(path: Path, name: str) -> Checkpoint:
         path=path,
         layout="onnx",
         config=config,
-        decoder=ONNX_NAMES.decoder(geometry, _float(graph, stored), str(graph)),
+        decoder=ONNX.decoder(geometry, _float(graph, stored), str(graph)),
         tokenizer=Tokenizer.load(folder),
         files=(*data, graph, where, *tokenizer_files),
     )
@@ -204,7 +205,7 @@ def _number(where: str, key: str, text: str) -> int:
 
 def _float(graph: Path, stored: Mapping[str, Stored]) -> dict[str, LazyTensor]:
     found: dict[str, LazyTensor] = {}
-    straight = {ONNX_NAMES.model["wte"], *ONNX_NAMES.dropped}
+    straight = {ONNX.model["wte"], *ONNX.dropped}
     packed = {QKV.format(i=i): i for i in range(len(stored))}
     for name, tensor in stored.items():
         if not tensor.dtype.is_floating_point:
@@ -215,7 +216,7 @@ def _float(graph: Path, stored: Mapping[str, Stored]) -> dict[str, LazyTensor]:
         if name in packed:
             parts = np.array_split(np.arange(oriented.shape[0]), 3)
             for part, rows in zip("qkv", parts, strict=True):
-                found[ONNX_NAMES.block[part].format(i=packed[name])] = oriented.rows(rows)
+                found[ONNX.block[part].format(i=packed[name])] = oriented.rows(rows)
         else:
             found[name] = oriented
     return found

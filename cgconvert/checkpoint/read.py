@@ -13,7 +13,7 @@ from cgconvert.checkpoint.checkpoint import Checkpoint
 from cgconvert.checkpoint.source import Source, find
 from cgconvert.errors import InputError, UsageError
 from cgconvert.manifest import find_manifest
-from cgconvert.model import CODEGEN, PHI
+from cgconvert.names import CODEGEN, PHI
 from cgconvert.tokenizer import Tokenizer
 
 __all__ = ["ReadOptions", "layout_of", "read"]

@@ -17,7 +17,8 @@ from gguf.gguf_writer import WriterState
 from cgconvert import family
 from cgconvert.checkpoint.checkpoint import Checkpoint
 from cgconvert.errors import UsageError
-from cgconvert.model import Decoder, Geometry, Names
+from cgconvert.model import Decoder, Geometry
+from cgconvert.names import GGUF
 from cgconvert.quant.encoding import Encoding
 from cgconvert.quant.plain import BF16, F16, F32
 from cgconvert.quant.q4_0 import Q4_0
@@ -26,44 +27,13 @@ from cgconvert.stream.plan import FilePlan, Item, Plan, lay_out
 from cgconvert.tensor import LazyTensor, Zeros
 from cgconvert.tokenizer import Tokenizer
 
-__all__ = ["ARCHITECTURE", "GGUF_NAMES", "PRE_TOKENIZER", "TYPES", "FileType", "file_name", "plan"]
+__all__ = ["ARCHITECTURE", "PRE_TOKENIZER", "TYPES", "FileType", "file_name", "plan"]
 
 ARCHITECTURE = "phi2"
 PRE_TOKENIZER = "gpt-2"
 ALIGNMENT = gguf.GGUF_DEFAULT_ALIGNMENT
 SUPPRESSED = "tokenizer.ggml.suppress_tokens"
 """Ids that llama.cpp's own samplers never pick (since mid-2026; older ones ignore the key)."""
-
-GGUF_NAMES = Names(
-    model={
-        "wte": "token_embd.weight",
-        "ln_f_weight": "output_norm.weight",
-        "ln_f_bias": "output_norm.bias",
-        "head": "output.weight",
-        "head_bias": "output.bias",
-    },
-    block={
-        "ln_weight": "blk.{i}.attn_norm.weight",
-        "ln_bias": "blk.{i}.attn_norm.bias",
-        "q": "blk.{i}.attn_q.weight",
-        "k": "blk.{i}.attn_k.weight",
-        "v": "blk.{i}.attn_v.weight",
-        "o": "blk.{i}.attn_output.weight",
-        "fc_in": "blk.{i}.ffn_up.weight",
-        "fc_in_bias": "blk.{i}.ffn_up.bias",
-        "fc_out": "blk.{i}.ffn_down.weight",
-        "fc_out_bias": "blk.{i}.ffn_down.bias",
-    },
-    half_split=True,
-    # Every llama.cpp demands the last; those before 2026 the others too, where q, k and v are
-    # stored apart.
-    zero_biases=(
-        "blk.{i}.attn_q.bias",
-        "blk.{i}.attn_k.bias",
-        "blk.{i}.attn_v.bias",
-        "blk.{i}.attn_output.bias",
-    ),
-)
 
 
 @dataclass(frozen=True)
@@ -110,12 +80,12 @@ def _tensors(decoder: Decoder, matrix: Encoding) -> Iterator[tuple[str, LazyTens
     def named(name: str, tensor: LazyTensor) -> tuple[str, LazyTensor, Encoding]:
         return name, tensor, matrix if len(tensor.shape) == 2 else F32
 
-    top = {part: named(n, getattr(decoder, part)) for part, n in GGUF_NAMES.model.items()}
+    top = {part: named(n, getattr(decoder, part)) for part, n in GGUF.model.items()}
     yield top.pop("wte")
     for i, block in enumerate(decoder.blocks):
-        for part, name in GGUF_NAMES.block.items():
+        for part, name in GGUF.block.items():
             yield named(name.format(i=i), getattr(block, part))
-        for name in GGUF_NAMES.zero_biases:
+        for name in GGUF.zero_biases:
             yield named(name.format(i=i), Zeros((decoder.geometry.n_embd,), F32.dtype))
     yield from top.values()
 

@@ -14,7 +14,8 @@ from cgconvert.checkpoint.checkpoint import Checkpoint
 from cgconvert.errors import InputError, UsageError
 from cgconvert.formats.config import codegen_config, phi_config
 from cgconvert.formats.model_card import model_card
-from cgconvert.model import CODEGEN, PHI, Decoder, Geometry
+from cgconvert.model import Decoder, Geometry
+from cgconvert.names import CODEGEN, PHI
 from cgconvert.quant.encoding import Encoding
 from cgconvert.quant.plain import BF16, F16, F32
 from cgconvert.stream.plan import FilePlan, Item, Plan, lay_out

@@ -12,11 +12,11 @@ from cgconvert.formats.config import codegen_config
 from cgconvert.formats.onnx.genai import genai_config
 from cgconvert.formats.onnx.graph import build
 from cgconvert.formats.onnx.variant import Variant
-from cgconvert.formats.onnx.weights import ONNX_NAMES, place
+from cgconvert.formats.onnx.weights import place
 from cgconvert.model import Geometry
 from cgconvert.stream.plan import FilePlan, Plan
 
-__all__ = ["ONNX_NAMES", "Variant", "plan"]
+__all__ = ["Variant", "plan"]
 
 
 def plan(

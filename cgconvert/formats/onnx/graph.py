@@ -16,8 +16,9 @@ from onnx import TensorProto
 
 from cgconvert.formats.onnx.builder import GraphBuilder
 from cgconvert.formats.onnx.variant import Variant
-from cgconvert.formats.onnx.weights import COS, ONNX_NAMES, QKV, ROTARY_BASE, ROTARY_ORDER, SIN
+from cgconvert.formats.onnx.weights import COS, QKV, ROTARY_BASE, ROTARY_ORDER, SIN
 from cgconvert.model import Geometry
+from cgconvert.names import ONNX
 from cgconvert.quant.matmul_nbits import MatMulNBits
 from cgconvert.stream.plan import Item
 
@@ -108,9 +109,9 @@ class _Decoder:
         graph.node("Expand", ["row_bias", "bias_shape"], "attention_bias", shape)
 
     def _layers(self) -> None:
-        top = ONNX_NAMES.model
+        top = ONNX.model
         residual = self._embedding(self.items[top["wte"]])
-        first = [ONNX_NAMES.block[part].format(i=0) for part in ("ln_weight", "ln_bias")]
+        first = [ONNX.block[part].format(i=0) for part in ("ln_weight", "ln_bias")]
         normed = self.graph.node(
             "LayerNormalization", [residual, *first], "layers.0.normed", self.hidden,
             axis=-1, epsilon=self.geometry.layer_norm_epsilon,
@@ -133,7 +134,7 @@ class _Decoder:
     def _layer(self, i: int, residual: str, normed: str) -> tuple[str, str]:
         """Returns the residual stream after layer `i` and its normalization by the next norm."""
         g, graph = self.geometry, self.graph
-        name = {part: pattern.format(i=i) for part, pattern in ONNX_NAMES.block.items()}
+        name = {part: pattern.format(i=i) for part, pattern in ONNX.block.items()}
         attention = self._attention(i, self._linear(f"layers.{i}.qkv", QKV.format(i=i), normed))
         attention = self._linear(f"layers.{i}.attention_out", name["o"], attention)
         inner = self._linear(f"layers.{i}.fc1", name["fc_in"], normed)
@@ -144,9 +145,9 @@ class _Decoder:
         skip = graph.node("Add", [residual, attention], f"layers.{i}.skip", self.hidden)
         last = i + 1 == g.n_layer
         if last:
-            norm = [ONNX_NAMES.model[part] for part in ("ln_f_weight", "ln_f_bias")]
+            norm = [ONNX.model[part] for part in ("ln_f_weight", "ln_f_bias")]
         else:
-            norm = [ONNX_NAMES.block[part].format(i=i + 1) for part in ("ln_weight", "ln_bias")]
+            norm = [ONNX.block[part].format(i=i + 1) for part in ("ln_weight", "ln_bias")]
         normed, residual = f"layers.{i + 1}.normed", f"layers.{i + 1}.residual"
         graph.node(
             "SkipLayerNormalization", [mlp, skip, *norm, name["fc_out_bias"]], normed, self.hidden,

@@ -7,7 +7,8 @@ from collections.abc import Iterator
 import torch
 
 from cgconvert.formats.onnx.variant import Variant
-from cgconvert.model import Decoder, Geometry, Names
+from cgconvert.model import Decoder, Geometry
+from cgconvert.names import ONNX
 from cgconvert.quant.encoding import Encoding
 from cgconvert.quant.matmul_nbits import MatMulNBits
 from cgconvert.stream.plan import Item, lay_out
@@ -15,7 +16,6 @@ from cgconvert.tensor import InMemory, LazyTensor
 
 __all__ = [
     "COS",
-    "ONNX_NAMES",
     "QKV",
     "ROTARY_BASE",
     "ROTARY_ORDER",
@@ -28,36 +28,8 @@ __all__ = [
 ROTARY_BASE, ROTARY_ORDER = "cgconvert.rotary_base", "cgconvert.rotary_order"
 """Metadata of the graph: what a reader cannot tell from the tensors or config.json."""
 
-COS, SIN = "rotary.cos", "rotary.sin"
+COS, SIN = ONNX.dropped
 QKV = "model.layers.{i}.attn.qkv_proj.weight"
-
-ONNX_NAMES = Names(
-    model={
-        "wte": "model.embed_tokens.weight",
-        "ln_f_weight": "model.final_layernorm.weight",
-        "ln_f_bias": "model.final_layernorm.bias",
-        "head": "lm_head.weight",
-        "head_bias": "lm_head.bias",
-    },
-    block={
-        "ln_weight": "model.layers.{i}.input_layernorm.weight",
-        "ln_bias": "model.layers.{i}.input_layernorm.bias",
-        "q": "model.layers.{i}.attn.q_proj.weight",
-        "k": "model.layers.{i}.attn.k_proj.weight",
-        "v": "model.layers.{i}.attn.v_proj.weight",
-        "o": "model.layers.{i}.attn.o_proj.weight",
-        "fc_in": "model.layers.{i}.mlp.fc1.weight",
-        "fc_in_bias": "model.layers.{i}.mlp.fc1.bias",
-        "fc_out": "model.layers.{i}.mlp.fc2.weight",
-        "fc_out_bias": "model.layers.{i}.mlp.fc2.bias",
-    },
-    half_split=True,
-    dropped=(COS, SIN),
-)
-"""Initializers of a float graph. q, k and v lie in one, `QKV`, which a reader cuts in three.
-
-Matrices are stored [in, out] there, as MatMul wants them; the embedding as it is.
-"""
 
 PAGE = 4096
 CACHE_LINE = 64
@@ -78,13 +50,13 @@ def rotary_tables(geometry: Geometry) -> tuple[torch.Tensor, torch.Tensor]:
 def weights(decoder: Decoder, variant: Variant) -> Iterator[tuple[str, LazyTensor, Encoding]]:
     """Name, numbers and encoding of every initializer, q and k in half-split rotary order."""
     decoder = decoder.half_split()
-    plain, top = variant.plain, ONNX_NAMES.model
+    plain, top = variant.plain, ONNX.model
     cos, sin = rotary_tables(decoder.geometry)
     yield top["wte"], decoder.wte, variant.embedding
     yield COS, InMemory(cos), plain
     yield SIN, InMemory(sin), plain
     for i, block in enumerate(decoder.blocks):
-        name = {part: pattern.format(i=i) for part, pattern in ONNX_NAMES.block.items()}
+        name = {part: pattern.format(i=i) for part, pattern in ONNX.block.items()}
         yield name["ln_weight"], block.ln_weight, plain
         yield name["ln_bias"], block.ln_bias, plain
         yield QKV.format(i=i), *_matrix(block.qkv, variant.matrix)
