@@ -265,6 +265,17 @@ def test_ambiguous_sources(run: Callable[..., Outcome], tmp_path: Path) -> None:
     assert (told.code, f"several models under ./out ({TINY}, other)" in told.last) == (2, True)
 
 
+@pytest.mark.parametrize("made", ["to-onnx", "to-gguf", "to-hf"])
+def test_quantize_takes_what_is_there(made: str, run: Callable[..., Outcome]) -> None:
+    """Whichever unquantized artefact there is under ./out, the bytes are the same."""
+    run("quantize", TINY, "--bits", "8", "-o", "wanted.gguf")
+    assert run(made, TINY).code == 0
+    assert run("quantize", "--bits", "8").code == 0
+    written, wanted = Path(f"out/{TINY}/gguf/{TINY}-Q8_0.gguf"), Path("wanted.gguf")
+    assert written.read_bytes() == wanted.read_bytes()
+    assert run("quantize", "--bits", "4").code == 0  # a quantized one is no source
+
+
 def test_verbose_shows_the_traceback(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -15,6 +15,9 @@ from cgconvert.errors import UsageError
 
 __all__ = ["command"]
 
+UNQUANTIZED = ("float32", "f32", "float16", "f16", "bfloat16", "bf16")
+"""Stored types that can be a source, the widest first."""
+
 
 @click.command("quantize")
 @click.argument("source", required=False)
@@ -52,8 +55,8 @@ def command(
 
 
 def _only_source() -> str:
-    """The unquantized artefact under ./out, where all there are come from one model."""
-    found = [a for a in find_all(OUT) if a.manifest and a.manifest.format == "huggingface"]
+    """An unquantized artefact under ./out, where all that are there come from one model."""
+    found = [artefact for artefact in find_all(OUT) if artefact.type.lower() in UNQUANTIZED]
     names = sorted({artefact.name for artefact in found})
     if not found:
         raise UsageError(
@@ -65,4 +68,6 @@ def _only_source() -> str:
             f"several models under ./{OUT} ({', '.join(names)}); type which: "
             f"cgconvert quantize {found[0].path} --bits 4"
         )
-    return str(found[0].path)
+    # The widest type; of equals the Hugging Face folder.
+    best = min(found, key=lambda a: (UNQUANTIZED.index(a.type.lower()), a.format != "huggingface"))
+    return str(best.path)

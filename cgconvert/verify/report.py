@@ -97,7 +97,7 @@ def summary(reports: Sequence[Report]) -> str:
     """One line an artefact: verdict, what it is, the divergence, agreement and generation."""
     columns = ("logits.kl_mean", "logits.relative_error", "logits.top1", "generation")
     rows: list[tuple[str, ...]] = [
-        ("", "artefact", "type", "runtime", "mean KL", "rel. error", "top-1", "generation")
+        ("", "artefact", "type", "runtime", "mean KL", "rel. error", "top-1", "other tokens")
     ]
     for report in reports:
         values = {check.name: check.value for check in report.checks}
