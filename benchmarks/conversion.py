@@ -5,11 +5,14 @@
 
 The model has the family's true shape and random weights: speed and memory do not depend on the
 numbers. All commands take turns, repeat by repeat, each in a process of its own; the table has
-medians, and the ratio to `cp` of the same checkpoint (with sync) in the same run.
+medians, and the ratio to `cp` of the same checkpoint (with sync) in the same run. This script
+itself imports nothing large: a child's peak memory, as the kernel counts it, begins with what its
+parent had.
 """
 
 from __future__ import annotations
 
+import importlib.metadata
 import json
 import os
 import platform
@@ -23,9 +26,6 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 import click
-import torch
-
-from cgconvert import embedded, family, synthetic
 
 RESULTS = Path(__file__).parent / "results"
 
@@ -80,11 +80,10 @@ def main(
     """Measure all conversions of one member of the family."""
     with tempfile.TemporaryDirectory(dir=work) as folder:
         place = Path(folder)
-        geometry = family.geometry(name)
-        if layers:
-            geometry = type(geometry)(**{**vars(geometry), "n_layer": layers})
-        state = synthetic.RandomState(geometry)
-        source = synthetic.write("torch", state, geometry, place, name, embedded.path())
+        cuts = ["--layers", str(layers)] if layers else []
+        make = [sys.executable, "-m", "cgconvert.synthetic", name, "-o", str(place), *cuts]
+        subprocess.run(make, check=True, stdout=subprocess.DEVNULL)
+        source = place / name
         jobs = _jobs(source, place / "out", optimum)
         for job in jobs * repeats:  # interleaved: the machine's moods are shared by all
             click.echo(job.name, err=True)
@@ -149,7 +148,7 @@ def _write(name: str, repeats: int, jobs: list[Job], source_bytes: int) -> None:
         "memory_gb": round(os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 1e9, 1),
         "architecture": platform.machine(),
         "python": platform.python_version(),
-        "torch": torch.__version__,
+        "torch": importlib.metadata.version("torch"),
     }
     rows = [
         {

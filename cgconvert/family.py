@@ -48,7 +48,7 @@ def is_member(name: str) -> bool:
 
 
 def geometry(name: str) -> Geometry:
-    """The published geometry of a member, for a dry run before anything is downloaded."""
+    """The published geometry of a member; a checkpoint's own is read from its configuration."""
     return SIZES[name.split("-")[1]]
 
 

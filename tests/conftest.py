@@ -23,9 +23,13 @@ SMALL = Geometry(
 )
 
 
-def cut(size: str, vocab_size: int = 4096) -> Geometry:
-    """A published geometry with two layers and a vocabulary the embedded tokenizer fits."""
-    return replace(family.SIZES[size], n_layer=2, vocab_size=vocab_size)
+def cut(size: str) -> Geometry:
+    """A published geometry with two layers and a vocabulary the embedded tokenizer fits.
+
+    CGCONVERT_TEST_VOCABULARY=51200 makes it whole, for a longer run by hand.
+    """
+    rows = int(os.environ.get("CGCONVERT_TEST_VOCABULARY", "4096"))
+    return replace(family.SIZES[size], n_layer=2, vocab_size=rows)
 
 
 @pytest.fixture(scope="session")
