@@ -2,19 +2,24 @@
 
 from __future__ import annotations
 
+import json
+import struct
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
+import onnx
 import torch
 from tokenizers import pre_tokenizers
 
 from cgconvert.checkpoint.checkpoint import Checkpoint
+from cgconvert.checkpoint.gguf import BlockTensor
+from cgconvert.checkpoint.onnx import BlocksTensor
 from cgconvert.model import Block, Decoder, Geometry, split_rows
 from cgconvert.names import CODEGEN
 from cgconvert.synthetic import RandomState, codegen_config
-from cgconvert.tensor import InMemory, LazyTensor, Zeros
+from cgconvert.tensor import InMemory, LazyTensor, Stored, Zeros
 from cgconvert.tokenizer import END_OF_TEXT, AddedToken, Tokenizer
 
 GEOMETRY = Geometry(
@@ -112,3 +117,81 @@ MISTAKES: dict[str, Callable[[Decoder], Decoder]] = {
     ),
     "last norm left out": lambda d: replace(d, ln_f_weight=InMemory(torch.ones(d.geometry.n_embd))),
 }
+
+
+# Planted in the files: what no wrong writer does and a disk or an editor may.
+
+
+def rewritten(stored: Stored, change: Callable[[torch.Tensor], None]) -> None:
+    """Read a tensor, change it in place, write it back where it lies."""
+    numbers = stored.read()
+    change(numbers)
+    with stored.path.open("r+b") as file:
+        file.seek(stored.offset)
+        file.write(numbers.contiguous().flatten().view(torch.uint8).numpy().tobytes())
+
+
+def arrays(tensor: LazyTensor) -> tuple[Stored, ...]:
+    """What a tensor of an artefact is stored in: itself, its coded rows, or codes and scales."""
+    if isinstance(tensor, BlockTensor):
+        return (tensor.stored,)
+    if isinstance(tensor, BlocksTensor):
+        return tensor.arrays
+    assert isinstance(tensor, Stored)
+    return (tensor,)
+
+
+def rescaled(tensor: LazyTensor, row: int, factor: float) -> None:
+    """Change one value of a row, in a quantized tensor the scale of its first block."""
+
+    def change(numbers: torch.Tensor) -> None:
+        numbers[row, 0] *= factor
+
+    def change_coded(rows: torch.Tensor) -> None:
+        scale = rows[row, :2].clone().view(torch.float16) * factor
+        rows[row, :2] = scale.view(torch.uint8)
+
+    if isinstance(tensor, BlockTensor):
+        rewritten(tensor.stored, change_coded)
+    else:
+        rewritten(arrays(tensor)[isinstance(tensor, BlocksTensor)], change)
+
+
+def swapped(tensor: LazyTensor, first: int, second: int) -> None:
+    def change(rows: torch.Tensor) -> None:
+        rows[[first, second]] = rows[[second, first]]
+
+    for stored in arrays(tensor):
+        rewritten(stored, change)
+
+
+def flipped(tensor: LazyTensor) -> None:
+    """The lowest bit of one number, or of one code."""
+
+    def change(numbers: torch.Tensor) -> None:
+        numbers.view(torch.uint8).reshape(-1)[8] ^= 1
+
+    rewritten(arrays(tensor)[0], change)
+
+
+def other_epsilon(artefact: Path, format: str) -> None:  # noqa: A002
+    """1e-5 becomes 1e-6 where the runtime reads it."""
+    if format == "huggingface":
+        path = artefact / "config.json"
+        config = json.loads(path.read_text())
+        key = next(key for key in config if key.startswith("layer_norm_eps"))
+        path.write_text(json.dumps(config | {key: 1e-6}))
+    elif format == "gguf":
+        raw = artefact.read_bytes()
+        key = b"phi2.attention.layer_norm_epsilon" + struct.pack("<I", 6)
+        old, new = (key + struct.pack("<f", value) for value in (1e-5, 1e-6))
+        assert raw.count(old) == 1
+        artefact.write_bytes(raw.replace(old, new))
+    else:
+        (path,) = (artefact / "onnx").glob("*.onnx")
+        model = onnx.load(path, load_external_data=False)
+        for node in model.graph.node:
+            for attribute in node.attribute:
+                if attribute.name == "epsilon":
+                    attribute.f = 1e-6
+        path.write_bytes(model.SerializeToString())

@@ -110,7 +110,10 @@ def test_an_old_end_of_text_in_a_folder_is_caught(
         config = json.loads((plan.output / name).read_text())
         (plan.output / name).write_text(json.dumps(config | {"eos_token_id": 2}))
     report = verified(plan, source)
-    assert [c.name for c in report.checks if c.verdict == Verdict.FAIL] == ["end_of_text"]
+    assert [c.name for c in report.checks if c.verdict == Verdict.FAIL] == [
+        "provenance",
+        "end_of_text",
+    ]
 
 
 def test_the_report(source: Checkpoint, write: Callable[[str, Checkpoint], Plan]) -> None:

@@ -6,7 +6,7 @@ import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import gguf
 import numpy as np
@@ -19,6 +19,7 @@ from cgconvert.formats.gguf import ARCHITECTURE, PRE_TOKENIZER, TYPES
 from cgconvert.model import Decoder, Geometry
 from cgconvert.names import GGUF
 from cgconvert.quant.blocks import BlockType
+from cgconvert.quant.matmul_nbits import Blocks
 from cgconvert.quant.plain import Plain
 from cgconvert.tensor import ALL, LazyTensor, Stored
 from cgconvert.tokenizer import AddedToken, Tokenizer
@@ -36,6 +37,26 @@ class BlockTensor(LazyTensor):
     shape: tuple[int, ...]
     codec: BlockType
     dtype: torch.dtype = torch.float32
+    symmetric: ClassVar[bool] = True
+
+    @property
+    def bits(self) -> int:
+        """Of a code; a float16 scale is before the codes of each block."""
+        return (self.codec.block_bytes - 2) * 8 // self.codec.block_size
+
+    def blocks(self, rows: slice = ALL) -> Blocks:
+        """Codes, scales and zero points: a code of 8 bits, signed in the file, counts from -128."""
+        coded = self.stored.read(rows)
+        blocks = coded.reshape(-1, self.codec.block_bytes).clone()
+        shape = (len(coded), -1, self.codec.block_size)
+        scales = blocks[:, :2].clone(memory_format=torch.contiguous_format).view(torch.float16)
+        blocks[:, :2] = torch.ones(1, dtype=torch.float16).view(torch.uint8)
+        middle = 1 << self.bits - 1
+        codes = self.codec.decode(blocks, (len(blocks), self.codec.block_size)).add_(middle)
+        scales = scales.reshape(shape[:2])
+        return Blocks(
+            codes.byte().reshape(shape), scales, torch.full_like(scales, middle, dtype=torch.uint8)
+        )
 
     def read(self, rows: slice = ALL, cols: slice = ALL) -> torch.Tensor:
         coded = self.stored.read(rows)

@@ -9,7 +9,7 @@ from __future__ import annotations
 import math
 from collections import Counter
 from collections.abc import Iterator, Mapping
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -21,14 +21,25 @@ from onnx import TensorProto
 from cgconvert.checkpoint import config as configs
 from cgconvert.checkpoint import hub
 from cgconvert.checkpoint.checkpoint import Checkpoint
-from cgconvert.errors import InputError
+from cgconvert.errors import InputError, UsageError
 from cgconvert.formats.onnx.weights import COS, QKV, ROTARY_BASE, ROTARY_ORDER
 from cgconvert.model import Geometry
 from cgconvert.names import ONNX
-from cgconvert.tensor import LazyTensor, Stored
+from cgconvert.quant.matmul_nbits import Blocks, MatMulNBits
+from cgconvert.tensor import ALL, LazyTensor, Stored
 from cgconvert.tokenizer import Tokenizer
 
-__all__ = ["find_graph", "float_tensors", "folder_of", "read", "stored_tensors", "type_of"]
+__all__ = [
+    "BlocksTensor",
+    "decoded_tensors",
+    "find_graph",
+    "float_tensors",
+    "folder_of",
+    "parse",
+    "read",
+    "stored_tensors",
+    "type_of",
+]
 
 MAX_GRAPH_BYTES = 64 << 20
 """A graph of this family without its weights has a few hundred kilobytes."""
@@ -38,6 +49,35 @@ _DTYPES: Mapping[int, torch.dtype] = {
     TensorProto.FLOAT16: torch.float16,
     TensorProto.UINT8: torch.uint8,
 }
+
+
+@dataclass(frozen=True)
+class BlocksTensor(LazyTensor):
+    """A quantized matrix or table, decoded as it is read: float32 [N, K].
+
+    `arrays` are its codes, scales and, where asymmetric, zero points.
+    """
+
+    arrays: tuple[Stored, ...]
+    shape: tuple[int, ...]
+    codec: MatMulNBits
+    dtype: torch.dtype = torch.float32
+
+    @property
+    def bits(self) -> int:
+        return self.codec.bits
+
+    @property
+    def symmetric(self) -> bool:
+        return self.codec.symmetric
+
+    def read(self, rows: slice = ALL, cols: slice = ALL) -> torch.Tensor:
+        arrays = [array.read(rows) for array in self.arrays]
+        return self.codec.decode(arrays, (len(arrays[0]), self.shape[1]))[:, cols].contiguous()
+
+    def blocks(self, rows: slice = ALL) -> Blocks:
+        """Codes, scales and zero points as stored."""
+        return self.codec.unpack([array.read(rows) for array in self.arrays])
 
 
 def find_graph(path: Path) -> Path:
@@ -69,14 +109,14 @@ def stored_tensors(graph: Path) -> dict[str, Stored]:
     Raises InputError for a file that is no ONNX graph, and for data that is not wholly inside a
     regular file beside the graph.
     """
-    return _tensors(graph, _parse(graph))
+    return _tensors(graph, parse(graph))
 
 
 def type_of(graph: Path) -> str:
     """float32, float16, int8 or int4: the bits of its matrices, or the type of them all."""
     bits = [
         attribute.i
-        for node in _parse(graph).graph.node
+        for node in parse(graph).graph.node
         if node.op_type == "MatMulNBits"
         for attribute in node.attribute
         if attribute.name == "bits"
@@ -99,6 +139,45 @@ def float_tensors(path: Path) -> dict[str, LazyTensor]:
     return _float(graph, stored_tensors(graph))
 
 
+def decoded_tensors(graph: Path) -> dict[str, LazyTensor]:
+    """Every initializer with external data: plain ones as stored, quantized ones decoded.
+
+    Quantized ones go by the matrix's name and as the operator that uses them is told to read them.
+    Raises InputError as `stored_tensors`, and where an operator and its arrays do not agree.
+    """
+    model = parse(graph)
+    stored = _tensors(graph, model)
+    found: dict[str, LazyTensor] = {}
+    used: set[str] = set()
+    for node in model.graph.node:
+        if node.op_type not in ("MatMulNBits", "GatherBlockQuantized"):
+            continue
+        if len(node.input) < 3:
+            raise InputError(f"{graph}: {node.name}: not the inputs of {node.op_type}")
+        table = node.op_type == "GatherBlockQuantized"
+        codes = node.input[0 if table else 1]
+        told = {attribute.name: attribute.i for attribute in node.attribute}
+        bits, name = told.get("bits", 4), codes.rpartition("_Q")[0]
+        # The scales of a float32 graph come through a Cast, so the arrays are told by name.
+        names = [codes, f"{name}_scales"]
+        if len(node.input) > 3 and node.input[3]:
+            names.append(node.input[3])
+        if not name or not all(part in stored for part in names):
+            continue
+        arrays = tuple(stored[part] for part in names)
+        try:
+            codec = MatMulNBits(bits, told.get("block_size", 32), len(arrays) == 2, table)
+        except UsageError as error:
+            raise InputError(f"{graph}: {node.name}: {error}") from None
+        width = math.prod(arrays[0].shape[1:]) * 8 // bits
+        shape = (arrays[0].shape[0], width)
+        if [a.shape for a in codec.arrays(shape)] != [a.shape for a in arrays]:
+            raise InputError(f"{graph}: {node.name}: its arrays and attributes do not agree")
+        found[name] = BlocksTensor(arrays, shape, codec)
+        used.update(names)
+    return found | {name: tensor for name, tensor in stored.items() if name not in used}
+
+
 def read(path: Path, name: str) -> Checkpoint:
     """A float artefact as a source, geometry from its config.json, only headers read.
 
@@ -108,7 +187,7 @@ def read(path: Path, name: str) -> Checkpoint:
     folder = folder_of(graph)
     where = folder / "config.json"
     config = configs.read_json(where)
-    model = _parse(graph)
+    model = parse(graph)
     stored = _tensors(graph, model)
     geometry = _geometry(graph, configs.from_codegen(config, where, 1), model, stored)
     data = sorted({tensor.path for tensor in stored.values()})
@@ -124,7 +203,8 @@ def read(path: Path, name: str) -> Checkpoint:
     )
 
 
-def _parse(graph: Path) -> onnx.ModelProto:
+def parse(graph: Path) -> onnx.ModelProto:
+    """The graph without its external data. Raises InputError for a file that is none."""
     try:
         size = graph.stat().st_size
         if size > MAX_GRAPH_BYTES:

@@ -24,7 +24,7 @@ __all__ = ["command"]
 @click.option(
     "--report",
     type=click.Path(path_type=Path, dir_okay=False),
-    help="Write the verdict to a file too (.json).",
+    help="Write the verdict to a file too: .json, .xml (JUnit), .html or .txt.",
 )
 @device
 @reading

@@ -1,7 +1,8 @@
-"""What a verification says: a table for a person, JSON for a machine.
+"""What a verification says: a table for a person, JSON for a machine, JUnit and HTML for a CI.
 
-The JSON object, schema 1 (a key is never renamed or given another meaning without a new number;
-new keys may come):
+JUnit and HTML are drawn from the JSON object alone, so that they cannot say anything else. It is,
+in schema 1 (a key is never renamed or given another meaning without a new number; new keys may
+come):
 
     schema      1
     tool        {name, version}
@@ -12,24 +13,32 @@ new keys may come):
       reference   {weights, compute, device}: torch's names of the types the source's numbers had
                   (float16: after rounding, where they were wider) and were computed in
       runtime     {name, version, device}
-      prompts     {sha256, sequences, tokens} of the prompts' texts; tokens behind the logits
+      prompts     {sha256, sequences, tokens, lengths} of the prompts' texts; tokens behind the
+                  logits, in all and of each prompt
       texts       {sha256, count} of the texts the tokenizers were compared on
       checks      [{name, value, threshold, comparison, verdict, detail}]: value is null where there
                   was nothing to measure or it is not finite, threshold null where none is demanded;
                   comparison is "<=" or ">="; verdict is pass, info, warning or fail
+      series      {name: [value or null]} of three significant digits: "logits.kl" is KL(reference
+                  || artefact) in nats at every position, prompts one after the other; null where
+                  it is not finite; no such key where the logits could not be compared
       verdict     pass, warning or fail
 """
 
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass
+import math
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
 from cgconvert import __version__
 from cgconvert.errors import OutputError, UsageError
+from cgconvert.verify.report_html import as_html
+from cgconvert.verify.report_junit import as_junit
+from cgconvert.verify.report_words import SUMMARY, bound, number, ran
 from cgconvert.verify.verdict import Check, Verdict, overall
 
 __all__ = [
@@ -39,7 +48,9 @@ __all__ = [
     "as_json",
     "as_table",
     "as_text",
+    "as_whole",
     "check_suffix",
+    "rounded",
     "summary",
     "write_reports",
 ]
@@ -58,6 +69,7 @@ class Report:
     prompts: Mapping[str, Any]
     texts: Mapping[str, Any]
     checks: tuple[Check, ...]
+    series: Mapping[str, Sequence[float | None]] = field(default_factory=dict)
 
     @property
     def verdict(self) -> Verdict:
@@ -70,21 +82,26 @@ class Report:
 
     def as_dict(self) -> dict[str, Any]:
         return {
-            **{key: value for key, value in asdict(self).items() if key != "checks"},
+            **{k: v for k, v in asdict(self).items() if k not in ("checks", "series")},
             "checks": [check.as_dict() for check in self.checks],
+            "series": {name: list(values) for name, values in self.series.items()},
             "verdict": self.verdict,
         }
 
 
-def as_json(reports: Sequence[Report]) -> str:
-    """Schema 1, with a newline at the end. The same reports give the same bytes."""
-    whole = {
+def as_whole(reports: Sequence[Report]) -> dict[str, Any]:
+    """The object of schema 1, which JSON, JUnit and HTML are written from."""
+    return {
         "schema": SCHEMA,
         "tool": {"name": "cgconvert", "version": __version__},
         "verdict": overall(check for report in reports for check in report.checks),
         "artefacts": [report.as_dict() for report in reports],
     }
-    return json.dumps(whole, indent=2, ensure_ascii=False, allow_nan=False) + "\n"
+
+
+def as_json(reports: Sequence[Report]) -> str:
+    """Schema 1, with a newline at the end. The same reports give the same bytes."""
+    return json.dumps(as_whole(reports), indent=2, ensure_ascii=False, allow_nan=False) + "\n"
 
 
 def as_text(reports: Sequence[Report]) -> str:
@@ -95,10 +112,7 @@ def as_text(reports: Sequence[Report]) -> str:
 
 def summary(reports: Sequence[Report]) -> str:
     """One line an artefact: verdict, what it is, the divergence, agreement and generation."""
-    columns = ("logits.kl_mean", "logits.relative_error", "logits.top1", "generation")
-    rows: list[tuple[str, ...]] = [
-        ("", "artefact", "type", "runtime", "mean KL", "rel. error", "top-1", "other tokens")
-    ]
+    rows: list[tuple[str, ...]] = [("", "artefact", "type", "runtime", *SUMMARY.values())]
     for report in reports:
         values = {check.name: check.value for check in report.checks}
         rows.append(
@@ -107,7 +121,7 @@ def summary(reports: Sequence[Report]) -> str:
                 str(report.artefact["path"]),
                 f"{report.artefact['format']} {report.artefact['type']}",
                 f"{report.runtime['name']} {report.runtime['version']}",
-                *(_number(values.get(name)) for name in columns),
+                *(number(values.get(name)) for name in SUMMARY),
             )
         )
     widths = [max(len(row[column]) for row in rows) for column in range(len(rows[0]))]
@@ -120,13 +134,13 @@ def summary(reports: Sequence[Report]) -> str:
 
 def as_table(report: Report) -> str:
     """Plain aligned text; the last line is the verdict."""
-    artefact, reference, runtime = report.artefact, report.reference, report.runtime
+    reference = report.reference
     rows = [
         (
             check.verdict.upper() if check.verdict == Verdict.FAIL else str(check.verdict),
             check.name,
-            _number(check.value),
-            "" if check.threshold is None else f"{check.comparison} {_number(check.threshold)}",
+            number(check.value),
+            bound(check.comparison, check.threshold),
             check.detail,
         )
         for check in report.checks
@@ -134,8 +148,7 @@ def as_table(report: Report) -> str:
     table = [("", "check", "value", "bound", ""), *rows]
     widths = [max(len(row[column]) for row in table) for column in range(4)]
     lines = [
-        f"{artefact['path']}: {artefact['format']} {artefact['type']} in {runtime['name']} "
-        f"{runtime['version']} on {runtime['device']}",
+        f"{report.artefact['path']}: {ran(vars(report))}",
         f"reference: {report.source['name']}, weights {reference['weights']}, computed in "
         f"{reference['compute']} on {reference['device']}",
         "",
@@ -148,7 +161,12 @@ def as_table(report: Report) -> str:
     return "\n".join([*lines, "", ending]) + "\n"
 
 
-WRITERS: Mapping[str, Callable[[Sequence[Report]], str]] = {".json": as_json, ".txt": as_text}
+WRITERS: Mapping[str, Callable[[Sequence[Report]], str]] = {
+    ".json": as_json,
+    ".xml": lambda reports: as_junit(as_whole(reports)),
+    ".html": lambda reports: as_html(as_whole(reports)),
+    ".txt": as_text,
+}
 """Report formats by the suffix of the file they are written to."""
 
 
@@ -159,15 +177,22 @@ def write_reports(reports: Sequence[Report], path: Path) -> None:
     """
     check_suffix(path)
     try:
-        path.write_text(WRITERS[path.suffix](reports), encoding="utf-8")
+        # A file's name may hold bytes that are no UTF-8: escaped as JSON has them.
+        text = WRITERS[path.suffix](reports)
+        path.write_text(text, encoding="utf-8", errors="backslashreplace")
     except OSError as error:
         raise OutputError(f"{path}: cannot be written: {error.strerror or error}") from error
+
+
+def rounded(values: Iterable[float]) -> list[float | None]:
+    """For a series: three significant digits, None for what is not finite."""
+    return [float(f"{v:.3g}") if math.isfinite(v) else None for v in map(float, values)]
 
 
 def check_suffix(path: Path) -> None:
     """Raise UsageError where no report format has the path's suffix: before the long work."""
     if path.suffix not in WRITERS:
-        raise UsageError(f"{path}: a report ends in {' or '.join(WRITERS)}")
+        raise UsageError(f"{path}: a report ends in {', '.join(WRITERS)}")
 
 
 def _passed(report: Report) -> str:
@@ -175,9 +200,3 @@ def _passed(report: Report) -> str:
     warned = [check.name for check in judged if check.verdict == Verdict.WARNING]
     ending = f"passed: {len(judged)} checks"
     return f"{ending}, warnings: {', '.join(warned)}" if warned else ending
-
-
-def _number(value: float | None) -> str:
-    if value is None:
-        return "-"
-    return f"{value:g}" if float(value).is_integer() else f"{value:.4g}"

@@ -5,18 +5,24 @@ from __future__ import annotations
 from collections.abc import Mapping
 from pathlib import Path
 
+import numpy as np
 import torch
 
 from cgconvert.checkpoint.checkpoint import Checkpoint
+from cgconvert.errors import CgconvertError, UsageError
 from cgconvert.manifest import digest_of, file_sha256, manifest_path
-from cgconvert.runtimes import Runtime, open_runtime, version_of
+from cgconvert.runtimes import RUNTIMES, Runtime, open_runtime, version_of
 from cgconvert.stream.progress import Progress, Silent
 from cgconvert.verify.checks import run_checks
-from cgconvert.verify.evidence import Observed, observe, witness
+from cgconvert.verify.evidence import Evidence, Observed, observe, witness
+from cgconvert.verify.metrics import kl_divergence
 from cgconvert.verify.prompts import PROMPTS, digest, tokenizer_texts
+from cgconvert.verify.provenance import check_provenance
 from cgconvert.verify.reference import Reference
-from cgconvert.verify.report import Report
+from cgconvert.verify.report import Report, rounded
 from cgconvert.verify.thresholds import thresholds_for
+from cgconvert.verify.verdict import Check, Verdict, overall
+from cgconvert.verify.weights import check_weights
 
 __all__ = ["NEW_TOKENS", "run", "verify"]
 
@@ -44,7 +50,9 @@ def verify(
 ) -> Report:
     """Check the artefact at `artefact` against the checkpoint it was made from.
 
-    The artefact runs first and is closed, then the reference goes through its layers once.
+    Its manifest and stored weights come first, before anything runs: where they fail and the
+    runtime cannot open it or breaks off, that is a failed check called runtime. Then the artefact
+    runs and is closed, then the reference goes through its layers once.
     `device` (cpu, cuda, auto) is for both; auto takes what each can have. `thresholds` replaces
     bounds by name of check, `threads` is the runtime's. A check that fails is in the report and
     raises nothing.
@@ -60,26 +68,41 @@ def verify(
         progress=progress,
     )
     bounds = thresholds_for(format, type, witness_of.compute, thresholds)
-    opened = open_runtime(format, artefact, device, threads=threads)
+    files, digest_now = _hashes(artefact), digest_of(reference.files)["sha256"]
+    checks = [check_provenance(artefact, files, digest_now, reference.origin)]
+    checks += check_weights(artefact, format, reference.decoder, progress)
+    broken = overall(checks[1:]) == Verdict.FAIL
+    observed, runtime = (
+        None,
+        {"name": next(iter(RUNTIMES[format])), "version": "-", "device": device},
+    )
     try:
-        runtime = {"name": opened.name, "version": version_of(opened), "device": opened.device}
-        observed = run(opened, reference, new_tokens=new_tokens, progress=progress)
-    finally:
-        opened.close()
-    evidence = witness(observed, witness_of, reference.tokenizer)
+        opened = open_runtime(format, artefact, device, threads=threads)
+        try:
+            runtime = {"name": opened.name, "version": version_of(opened), "device": opened.device}
+            observed = run(opened, reference, new_tokens=new_tokens, progress=progress)
+        finally:
+            opened.close()
+    except CgconvertError as error:
+        absent = isinstance(error, UsageError) and not runtime["version"]
+        if absent or not broken:
+            raise
+        checks.append(Check("runtime", None, None, "<=", Verdict.FAIL, str(error)))
+    evidence = witness(observed, witness_of, reference.tokenizer) if observed else None
     progress.finish()
-    texts = [text.text for text in observed.texts]
+    sequences = observed.sequences if observed else ()
+    texts = [text.text for text in observed.texts] if observed else []
     return Report(
         artefact={
             "path": str(artefact),
             "format": format,
             "type": type,
-            "files": _hashes(artefact),
+            "files": files,
         },
         source={
             "name": reference.name,
             "layout": reference.layout,
-            "sha256": digest_of(reference.files)["sha256"],
+            "sha256": digest_now,
         },
         reference={
             "weights": _name(witness_of.weights or reference.decoder.dtype),
@@ -89,11 +112,13 @@ def verify(
         runtime=runtime,
         prompts={
             "sha256": digest(PROMPTS),
-            "sequences": len(observed.sequences),
-            "tokens": sum(map(len, observed.sequences)),
+            "sequences": len(sequences),
+            "tokens": sum(map(len, sequences)),
+            "lengths": tuple(map(len, sequences)),
         },
         texts={"sha256": digest(texts), "count": len(texts)},
-        checks=tuple(run_checks(evidence, bounds)),
+        checks=(*checks, *(run_checks(evidence, bounds) if evidence else ())),
+        series=_series(evidence) if evidence else {},
     )
 
 
@@ -119,6 +144,16 @@ def run(
         texts=tokenizer_texts(),
         progress=progress or Silent(),
     )
+
+
+def _series(evidence: Evidence) -> dict[str, list[float | None]]:
+    """What a report plots: the divergence at every position, where logits can be compared."""
+    size = evidence.allowed
+    if evidence.observed.logits.shape[1] < size:
+        return {}
+    with np.errstate(invalid="ignore"):  # infinite logits give NaN
+        kl = kl_divergence(evidence.reference[:, :size], evidence.observed.logits[:, :size])
+    return {"logits.kl": rounded(kl)}
 
 
 def _hashes(artefact: Path) -> dict[str, str]:

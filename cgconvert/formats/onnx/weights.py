@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
+import numpy as np
 import torch
 
 from cgconvert.formats.onnx.variant import Variant
@@ -39,12 +40,13 @@ LARGE = 1 << 20
 def rotary_tables(geometry: Geometry) -> tuple[torch.Tensor, torch.Tensor]:
     """cos and sin of position / base^(2i / rotary_dim), float64 [n_positions, rotary_dim / 2].
 
-    Float64 because float32 angles are wrong by up to 1e-4 at the context's end.
+    Float64 because float32 angles are wrong by up to 1e-4 at the context's end, and numpy because
+    torch's cos differs in the last place with the number of its threads.
     """
-    pair = torch.arange(0, geometry.rotary_dim, 2, dtype=torch.float64) / geometry.rotary_dim
-    position = torch.arange(geometry.n_positions, dtype=torch.float64)
+    pair = np.arange(0, geometry.rotary_dim, 2, dtype=np.float64) / geometry.rotary_dim
+    position = np.arange(geometry.n_positions, dtype=np.float64)
     angle = position[:, None] / geometry.rotary_base**pair
-    return angle.cos(), angle.sin()
+    return torch.from_numpy(np.cos(angle)), torch.from_numpy(np.sin(angle))
 
 
 def weights(decoder: Decoder, variant: Variant) -> Iterator[tuple[str, LazyTensor, Encoding]]:

@@ -1,0 +1,197 @@
+"""Every stored tensor against the source's, and nothing run: what no prompt reaches shows here.
+
+The source's rows are put into the layout's order and compared where they lie, some rows at a time,
+so memory follows a chunk and each file is read once, in its own order.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+
+from cgconvert.checkpoint.gguf import BlockTensor
+from cgconvert.checkpoint.onnx import BlocksTensor
+from cgconvert.formats.onnx.weights import COS, SIN
+from cgconvert.model import Decoder
+from cgconvert.quant.matmul_nbits import Blocks
+from cgconvert.stream.progress import Progress, Silent
+from cgconvert.tensor import LazyTensor
+from cgconvert.verify.stored import StoredArtefact, open_stored
+from cgconvert.verify.verdict import Check, at_most
+
+__all__ = ["TensorError", "block_error", "check_weights", "compare"]
+
+CHUNK_BYTES = 16 << 20
+"""float32 bytes of the rows of a tensor in memory at once."""
+
+NAMED = 3
+"""How many tensors a check's detail names, the worst first."""
+
+COMPUTED = frozenset({COS, SIN})
+"""Not the source's but a function of its geometry: another machine's cosine may differ in the last
+place, so these are held to one unit of it (at 1, the largest there is)."""
+
+HALF_ULP, TINY = 2.0**-11, 2.0**-25
+"""Rounding to float16: relative for normal numbers, absolute for subnormal ones."""
+
+SLACK = 1 + 2.0**-10
+"""For the float32 arithmetic of an encoder: some 2^-17 of a step at 8 bits."""
+
+
+@dataclass(frozen=True)
+class TensorError:
+    """What became of one tensor.
+
+    `differing` counts values of an unquantized tensor that are not the source's in its type, bit
+    for bit; `worst` is the largest error of a quantized one as a multiple of its type's bound.
+    """
+
+    name: str
+    size: int
+    nonfinite: int
+    differing: int
+    worst: float | None = None
+
+
+def check_weights(
+    artefact: Path,
+    format: str,  # noqa: A002 - what a plan and a manifest call it
+    source: Decoder,
+    progress: Progress | None = None,
+) -> list[Check]:
+    """weights.geometry, .tensors, .finite, .equal and, where some are quantized, .error.
+
+    Raises InputError where the artefact cannot be read at all.
+    """
+    stored = open_stored(artefact, format, source)
+    errors = compare(stored, progress or Silent())
+    faults = _faults(stored)
+    equal = [e for e in errors if e.worst is None]
+    quantized = [e for e in errors if e.worst is not None]
+    differences = stored.differences
+    checks = [
+        at_most("weights.geometry", float(len(differences)), 0, "; ".join(differences)),
+        at_most("weights.tensors", float(len(faults)), 0, _some(faults)),
+        _counted("weights.finite", [(e.name, e.nonfinite, e.size) for e in errors], "not finite"),
+        _counted("weights.equal", [(e.name, e.differing, e.size) for e in equal], "differ"),
+    ]
+    if quantized:
+        quantized.sort(key=lambda e: -(e.worst or 0))
+        worst = quantized[0].worst
+        detail = ", ".join(f"{e.name} {e.worst:.3g}" for e in quantized[:NAMED])
+        checks.append(at_most("weights.error", worst, 1, detail))
+    return checks
+
+
+def compare(stored: StoredArtefact, progress: Progress) -> list[TensorError]:
+    """Every tensor that is there in the shape it should have, in the layout's order."""
+    total = sum(math.prod(tensor.shape) for tensor in stored.expected.values())
+    progress.step("comparing weights", total)
+    errors = []
+    for name, wanted in stored.expected.items():
+        found = stored.tensors.get(name)
+        if found is not None and _fault(found, wanted) is None:
+            errors.append(_compare(name, found, wanted, name in COMPUTED))
+        progress.advance(math.prod(wanted.shape))
+    return errors
+
+
+def block_error(blocks: Blocks, source: torch.Tensor, bits: int, symmetric: bool) -> torch.Tensor:
+    """The worst error of each block over what its type allows, float32 [rows, blocks].
+
+    `source` is float32, of the shape of the codes. Rounding to nearest allows half a step, and
+    more where the format clips or rounds its scale to float16: see docs/verify.md. The scale
+    itself has to be the one its block demands, within the rounding.
+    """
+    scales = blocks.scales.float()
+    steps = blocks.codes.float() - blocks.zero_points.float()[..., None]
+    if symmetric:
+        # ggml-quants.c, quantize_row_q4_0_ref and quantize_row_q8_0_ref; the same rule in ONNX.
+        demanded = source.abs().amax(-1) / (8 if bits == 4 else 127)
+    else:
+        top = (1 << bits) - 1
+        demanded = (source.amax(-1).clamp(min=0) - source.amin(-1).clamp(max=0)) / top
+    rounding = (demanded * HALF_ULP).clamp(min=TINY) * SLACK
+    scale = (scales.abs() - demanded).abs() / rounding
+    error = source - steps * scales[..., None]
+    if symmetric:
+        # Codes come from the scale before it is rounded, so a code of n steps is n roundings off.
+        bound = steps.abs() * rounding[..., None]
+        bound += ((scales.abs() + rounding) / 2 * SLACK)[..., None]
+        if bits == 4:  # 8 steps have no code: what lies beyond the last one is clipped to 7
+            beyond = error.signbit() == scales.signbit()[..., None]  # a scale may be -0
+            error = torch.where((steps == 7) & beyond, error / 2, error)
+    else:
+        # Codes come from the rounded scale, so only the range may be some roundings too short.
+        bound = (scales.abs() / 2 * SLACK + top * rounding)[..., None]
+    ratio = (error.abs_() / bound).amax(-1)
+    return torch.maximum(ratio, scale).nan_to_num_(nan=math.inf)
+
+
+def _compare(
+    name: str, found: LazyTensor, wanted: LazyTensor, computed: bool = False
+) -> TensorError:
+    width = math.prod(found.shape[1:])
+    step = max(1, CHUNK_BYTES // (4 * width))
+    nonfinite = differing = 0
+    worst: float | None = None
+    for first in range(0, found.shape[0], step):
+        rows = slice(first, min(first + step, found.shape[0]))
+        source = wanted.read(rows)
+        if isinstance(found, BlockTensor | BlocksTensor):
+            blocks = found.blocks(rows)
+            errors = block_error(
+                blocks, source.float().reshape(blocks.codes.shape), found.bits, found.symmetric
+            )
+            worst = max(worst or 0.0, float(errors.max()))
+            nonfinite += int((~blocks.scales.isfinite()).sum()) * blocks.codes.shape[-1]
+        else:
+            values = found.read(rows)
+            nonfinite += int((~values.isfinite()).sum())
+            if computed:
+                slack = torch.finfo(values.dtype).eps
+                differing += int((~((values.double() - source.double()).abs() <= slack)).sum())
+            else:
+                differing += _differing(values, source.to(values.dtype))
+    return TensorError(name, math.prod(found.shape), nonfinite, differing, worst)
+
+
+def _differing(values: torch.Tensor, wanted: torch.Tensor) -> int:
+    """How many are not equal bit for bit, so that NaN equals itself and -0 is not 0."""
+    kind = {2: torch.int16, 4: torch.int32, 8: torch.int64}[values.element_size()]
+    values, wanted = values.contiguous().view(kind), wanted.contiguous().view(kind)
+    return 0 if torch.equal(values, wanted) else int((values != wanted).sum())
+
+
+def _faults(stored: StoredArtefact) -> list[str]:
+    found = []
+    for name, wanted in stored.expected.items():
+        tensor = stored.tensors.get(name)
+        if tensor is None:
+            if name not in stored.optional:
+                found.append(f"{name} is missing")
+        elif fault := _fault(tensor, wanted):
+            found.append(f"{name} is {fault}")
+    extra = stored.tensors.keys() - stored.expected.keys() - stored.ignored
+    return found + [f"{name} is not one of the source's" for name in sorted(extra)]
+
+
+def _fault(found: LazyTensor, wanted: LazyTensor) -> str | None:
+    if tuple(found.shape) != tuple(wanted.shape):
+        return f"{list(found.shape)}, not {list(wanted.shape)}"
+    return None if found.dtype.is_floating_point else f"{found.dtype}, not a floating type"
+
+
+def _counted(name: str, counts: Sequence[tuple[str, int, int]], what: str) -> Check:
+    bad = sorted((c for c in counts if c[1]), key=lambda c: -c[1] / c[2])
+    texts = [f"{count} of {size} {what} in {tensor}" for tensor, count, size in bad]
+    return at_most(name, float(sum(c[1] for c in bad)), 0, _some(texts))
+
+
+def _some(texts: Sequence[str]) -> str:
+    more = [f"{len(texts) - NAMED} more"] if len(texts) > NAMED else []
+    return "; ".join([*texts[:NAMED], *more])
