@@ -19,7 +19,7 @@ import torch
 
 from cgconvert.checkpoint.checkpoint import Checkpoint
 from cgconvert.checkpoint.gguf_header import read_header
-from cgconvert.errors import InputError
+from cgconvert.errors import InputError, MissingRuntimeError
 from cgconvert.manifest import digest_of, file_sha256, manifest_path
 from cgconvert.quant.matmul_nbits import MatMulNBits
 from cgconvert.stream.execute import execute
@@ -345,6 +345,21 @@ def test_a_file_the_runtime_cannot_open_is_named_for_what_it_lacks(
     assert "blk.2.ffn_up.weight is missing" in checks["weights.tensors"].detail
     assert "cannot load it" in checks["runtime"].detail
     assert "logits.nmse" not in checks
+
+
+def test_a_missing_runtime_is_an_error_however_broken_the_artefact(
+    source: Checkpoint, right: dict[str, Plan], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    artefact = copied(right["gguf-F16"], tmp_path)
+    raw = artefact.read_bytes()
+    artefact.write_bytes(raw.replace(b"blk.2.ffn_up.weight", b"blk.2.ffn_uq.weight"))
+
+    def absent(*_: object, **__: object) -> None:
+        raise MissingRuntimeError("llama-cpp-python", "llamacpp")
+
+    monkeypatch.setattr("cgconvert.verify.verify.open_runtime", absent)
+    with pytest.raises(MissingRuntimeError, match=r"pip install 'cgconvert\[llamacpp\]'"):
+        verify(artefact, "gguf", "F16", source, "cpu", new_tokens=2, threads=1)
 
 
 def test_what_cannot_be_read_is_no_check(

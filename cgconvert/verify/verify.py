@@ -32,6 +32,9 @@ NEW_TOKENS = 64
 OPENINGS = (2, 3)
 """The prompts that are continued: a function and a class, each with its text ahead."""
 
+NOT_OPENED = "-"
+"""The version of a runtime that could not open the artefact."""
+
 WIDER_THAN_HALF = frozenset({"F32", "float32", "BF16", "bfloat16"})
 """Types that need not round the source to float16, so that the reference does not either."""
 
@@ -72,10 +75,8 @@ def verify(
     checks = [check_provenance(artefact, files, digest_now, reference.origin)]
     checks += check_weights(artefact, format, reference.decoder, progress)
     broken = overall(checks[1:]) == Verdict.FAIL
-    observed, runtime = (
-        None,
-        {"name": next(iter(RUNTIMES[format])), "version": "-", "device": device},
-    )
+    observed: Observed | None = None
+    runtime = {"name": next(iter(RUNTIMES[format])), "version": NOT_OPENED, "device": device}
     try:
         opened = open_runtime(format, artefact, device, threads=threads)
         try:
@@ -84,7 +85,7 @@ def verify(
         finally:
             opened.close()
     except CgconvertError as error:
-        absent = isinstance(error, UsageError) and not runtime["version"]
+        absent = isinstance(error, UsageError) and runtime["version"] == NOT_OPENED
         if absent or not broken:
             raise
         checks.append(Check("runtime", None, None, "<=", Verdict.FAIL, str(error)))
