@@ -31,7 +31,8 @@ from cgconvert.runtimes.llamacpp import LlamaCpp
 from cgconvert.stream.execute import execute
 from cgconvert.tensor import InMemory
 from cgconvert.tokenizer import Tokenizer
-from cgconvert.verify.metrics import kl_divergence, noise
+
+from .measured import kl_divergence, noise
 
 ROWS = 4200
 """More than the embedded tokenizer has ids, so that there is padding."""

@@ -117,16 +117,6 @@ def test_float16_arithmetic_as_on_cuda() -> None:
     assert 1e-5 < relative_error(exact, half) < 5e-3
 
 
-def test_greedy_decisions_and_their_margins() -> None:
-    g = geometry()
-    reference = Reference(decoder(dict(RandomState(g)), g))
-    logits = reference.logits([[1, 2, 3]])[0][:, :200]
-    (found,) = reference.greedy([[1, 2, 3]], allowed=200)
-    ordered = np.sort(logits, axis=-1)
-    assert found.ids.tolist() == logits.argmax(-1).tolist()
-    assert found.margins == pytest.approx(ordered[:, -1] - ordered[:, -2])
-
-
 @pytest.mark.parametrize(
     ("sequence", "words"),
     [([], "0 tokens"), ([1] * 193, "193 tokens"), ([1, 300], "300"), ([-1], "-1")],

@@ -1,13 +1,16 @@
-"""What a verification saw: the artefact's own numbers and the reference's, gathered once.
+"""What a verification saw: the artefact's own numbers and the references', gathered once.
 
-The artefact runs first, alone; then one pass of the reference covers the prompts and everything
-the artefact generated. Nothing is judged here.
+The artefact runs first, alone; then one pass of each reference covers the prompts and everything
+the artefact generated. There are two: the source, and what the artefact itself has stored. The
+first says what was lost, the second whether the runtime computes what the file says. Nothing is
+judged here.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Protocol
 
 import numpy as np
 
@@ -16,13 +19,36 @@ from cgconvert.runtimes.generate import generate
 from cgconvert.runtimes.runtime import Runtime
 from cgconvert.stream.progress import Progress
 from cgconvert.tokenizer import Tokenizer
-from cgconvert.verify.metrics import TopTwo, relative_error, top_two
-from cgconvert.verify.reference import Reference
+from cgconvert.verify.distribution import Distribution
+from cgconvert.verify.metrics import relative_error
 
-__all__ = ["CacheRun", "Evidence", "Generation", "Observed", "TextRun", "observe", "witness"]
+__all__ = [
+    "BatchRun", "CacheRun", "Evidence", "Observed", "TextRun", "Witness", "Witnessed", "observe",
+    "testify",
+]  # fmt: skip
 
 STEPS = 16
 """Single tokens after a prefill: enough for a cache that forgets or misplaces one to show."""
+
+BATCHED = 4
+"""Sequences in the padded batch."""
+
+BATCH_STEPS = 4
+"""Single tokens that the padded batch decodes after its prefill."""
+
+CHUNK = 256
+"""Tokens at a time on the way to the context's end."""
+
+
+class Witness(Protocol):
+    """Reference, or one that remembers what it said."""
+
+    def distributions(
+        self,
+        sequences: Sequence[Sequence[int]],
+        allowed: int,
+        first: Sequence[int] | None = None,
+    ) -> list[Distribution]: ...
 
 
 @dataclass(frozen=True)
@@ -31,6 +57,14 @@ class CacheRun:
 
     name: str
     pieces: tuple[int, ...]
+    relative_error: float
+
+
+@dataclass(frozen=True)
+class BatchRun:
+    """Sequences of these lengths in one left-padded batch, compared with each alone."""
+
+    lengths: tuple[int, ...]
     relative_error: float
 
 
@@ -48,13 +82,17 @@ class TextRun:
 class Observed:
     """What the artefact did. `logits` is float32 [all tokens of `sequences`, vocabulary].
 
-    `generated` holds what it wrote greedily after each of `openings`; `broken` says why that
-    ended too early, if it did.
+    `whole` fills the context; `tail` are the logits of its last tokens, fed one by one after
+    chunks. `generated` holds what was written greedily after each of `openings`; `broken` says why
+    that ended too early, if it did. `batch` is None where the runtime takes one sequence only.
     """
 
     sequences: tuple[tuple[int, ...], ...]
     logits: np.ndarray
     caches: tuple[CacheRun, ...]
+    batch: BatchRun | None
+    whole: tuple[int, ...]
+    tail: np.ndarray
     openings: tuple[tuple[int, ...], ...]
     generated: tuple[tuple[int, ...], ...]
     broken: str
@@ -64,20 +102,27 @@ class Observed:
 
 
 @dataclass(frozen=True)
-class Generation:
-    """Greedy ids, and what the reference would have taken at each place after the same tokens."""
+class Witnessed:
+    """What a reference says after the same tokens: those of the prompts, of the context's end, and
+    of each generation, at the places where a token was taken."""
 
-    ids: tuple[int, ...]
-    reference: TopTwo
+    logits: Distribution
+    tail: Distribution
+    generated: tuple[Distribution, ...]
 
 
 @dataclass(frozen=True)
 class Evidence:
-    """Everything the checks judge. `allowed` is the tokenizer's size."""
+    """Everything the checks judge. `allowed` is the tokenizer's size.
+
+    `source` is the source's testimony. `stored` is that of the artefact's own weights, None where
+    `unmade` says why they make no model.
+    """
 
     observed: Observed
-    reference: np.ndarray
-    generations: tuple[Generation, ...]
+    source: Witnessed
+    stored: Witnessed | None
+    unmade: str
     allowed: int
     n_positions: int
     end_of_text: int
@@ -88,22 +133,29 @@ def observe(
     tokenizer: Tokenizer,
     sequences: Sequence[Sequence[int]],
     openings: Sequence[Sequence[int]],
+    whole: Sequence[int],
     max_new_tokens: int,
     texts: Sequence[str],
     progress: Progress,
 ) -> Observed:
-    """Run the artefact: full passes, cached passes, greedy generation, its tokenizer.
+    """Run the artefact: full passes, cached passes, a batch, the context, greedy generation, its
+    tokenizer.
 
     The longest sequence is also fed as a prefill, a chunk and single tokens, the longest of at
     most 64 token by token. Generation ends where logits are not finite.
     """
     logits = _full_passes(runtime, sequences, progress)
     caches = _cached_passes(runtime, sequences, logits[:, : tokenizer.size], progress)
+    batch = _batch(runtime, sequences, logits[:, : tokenizer.size]) if runtime.batches else None
+    tail = _tail(runtime, whole, progress)
     generated, broken = _generated(runtime, openings, max_new_tokens, tokenizer.size, progress)
     return Observed(
         sequences=tuple(tuple(s) for s in sequences),
         logits=logits,
         caches=caches,
+        batch=batch,
+        whole=tuple(whole),
+        tail=tail,
         openings=tuple(tuple(o) for o in openings),
         generated=generated,
         broken=broken,
@@ -113,26 +165,25 @@ def observe(
     )
 
 
-def witness(observed: Observed, reference: Reference, tokenizer: Tokenizer) -> Evidence:
-    """One pass of the reference over the prompts and over all that was generated."""
+def testify(witness: Witness, observed: Observed, allowed: int) -> Witnessed:
+    """One pass of a reference over all that the artefact was given and wrote.
+
+    Raises InputError where the reference cannot take those tokens.
+    """
     continued = [
         opening + new for opening, new in zip(observed.openings, observed.generated, strict=True)
     ]
-    logits = reference.logits([*observed.sequences, *continued])
+    first = [
+        *[0] * len(observed.sequences),
+        len(observed.whole) - len(observed.tail),
+        *(len(opening) - 1 for opening in observed.openings),
+    ]
+    found = witness.distributions([*observed.sequences, observed.whole, *continued], allowed, first)
     count = len(observed.sequences)
-    generations = tuple(
-        Generation(new, top_two(after[len(opening) - 1 : -1], tokenizer.size))
-        for opening, new, after in zip(
-            observed.openings, observed.generated, logits[count:], strict=True
-        )
-    )
-    return Evidence(
-        observed=observed,
-        reference=np.concatenate(logits[:count]),
-        generations=generations,
-        allowed=tokenizer.size,
-        n_positions=reference.decoder.geometry.n_positions,
-        end_of_text=tokenizer.end_of_text,
+    return Witnessed(
+        logits=Distribution.joined(found[:count]),
+        tail=found[count],
+        generated=tuple(after[:-1] for after in found[count + 1 :]),
     )
 
 
@@ -185,6 +236,39 @@ def _cached_passes(
         full = logits[starts[index] : starts[index + 1]]
         runs.append(CacheRun(name, pieces, relative_error(full, np.concatenate(parts))))
     return tuple(runs)
+
+
+def _batch(
+    runtime: Runtime, sequences: Sequence[Sequence[int]], logits: np.ndarray
+) -> BatchRun | None:
+    """The shortest sequences of different lengths, each with tokens left for single steps."""
+    starts = np.cumsum([0, *map(len, sequences)])
+    by_length = {len(s): i for i, s in enumerate(sequences) if len(s) > BATCH_STEPS}
+    chosen = [by_length[length] for length in sorted(by_length)[:BATCHED]]
+    if len(chosen) < 2:
+        return None
+    together = runtime.batch([sequences[i] for i in chosen], BATCH_STEPS)
+    errors = [
+        relative_error(logits[starts[i] : starts[i + 1]], found[:, : logits.shape[1]])
+        for i, found in zip(chosen, together, strict=True)
+    ]
+    return BatchRun(tuple(len(sequences[i]) for i in chosen), float(np.max(errors)))
+
+
+def _tail(runtime: Runtime, whole: Sequence[int], progress: Progress) -> np.ndarray:
+    """Fill the context in chunks, the last tokens one by one: their logits."""
+    progress.step("filling the context", len(whole))
+    runtime.reset()
+    ahead = max(1, len(whole) - STEPS)
+    parts = []
+    for first in range(0, ahead, CHUNK):
+        piece = whole[first : min(first + CHUNK, ahead)]
+        parts = [runtime.feed(piece)[-1:]]
+        progress.advance(len(piece))
+    for token in whole[ahead:]:
+        parts.append(runtime.feed([token]))
+        progress.advance(1)
+    return np.concatenate(parts)
 
 
 def _generated(

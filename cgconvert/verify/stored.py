@@ -18,6 +18,7 @@ import torch
 from cgconvert.checkpoint import config as configs
 from cgconvert.checkpoint import gguf, onnx, weights
 from cgconvert.checkpoint.gguf_header import read_header
+from cgconvert.checkpoint.read import huggingface_decoder
 from cgconvert.errors import UsageError
 from cgconvert.formats.config import codegen_config, phi_config
 from cgconvert.formats.gguf import ARCHITECTURE
@@ -34,7 +35,7 @@ from cgconvert.model import Decoder, Geometry
 from cgconvert.names import CODEGEN, GGUF, ONNX, PHI, Names
 from cgconvert.tensor import InMemory, LazyTensor, Stored, Zeros
 
-__all__ = ["StoredArtefact", "open_stored"]
+__all__ = ["StoredArtefact", "open_stored", "stored_decoder"]
 
 GROUPS = 4
 """transformers' mp_num for CodeGen (modeling_codegen.py: CodeGenAttention.forward)."""
@@ -81,6 +82,21 @@ def open_stored(artefact: Path, format: str, source: Decoder) -> StoredArtefact:
     if format not in _FORMATS:
         raise UsageError(f"nothing here reads {format!r}; there are {', '.join(_FORMATS)}")
     return _FORMATS[format](artefact, source)
+
+
+def stored_decoder(artefact: Path, format: str) -> Decoder:  # noqa: A002
+    """The model that an artefact's own weights and headers make, read decoded.
+
+    Raises InputError where they make none.
+    """
+    if format == "gguf":
+        return gguf.decoder(artefact)
+    if format == "onnx":
+        return onnx.decoder(artefact)
+    where = artefact / "config.json"
+    return huggingface_decoder(
+        artefact, weights.find(artefact)[1], configs.read_json(where), where, GROUPS
+    )
 
 
 def _huggingface(folder: Path, source: Decoder) -> StoredArtefact:

@@ -2,29 +2,32 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
+from functools import partial
+from itertools import chain, cycle, islice
 from pathlib import Path
 
-import numpy as np
 import torch
 
 from cgconvert.checkpoint.checkpoint import Checkpoint
-from cgconvert.errors import CgconvertError, UsageError
+from cgconvert.checkpoint.tarball import cache_folder
+from cgconvert.errors import CgconvertError, InputError, UsageError
 from cgconvert.manifest import digest_of, file_sha256, manifest_path
 from cgconvert.runtimes import RUNTIMES, Runtime, open_runtime, version_of
 from cgconvert.stream.progress import Progress, Silent
-from cgconvert.verify.checks import run_checks
-from cgconvert.verify.evidence import Evidence, Observed, observe, witness
-from cgconvert.verify.metrics import kl_divergence
+from cgconvert.verify.checks import Losses, run_checks
+from cgconvert.verify.evidence import Evidence, Observed, Witness, Witnessed, observe, testify
 from cgconvert.verify.prompts import PROMPTS, digest, tokenizer_texts
 from cgconvert.verify.provenance import check_provenance
 from cgconvert.verify.reference import Reference
+from cgconvert.verify.reference_cache import CachedReference
 from cgconvert.verify.report import Report, rounded
+from cgconvert.verify.stored import stored_decoder
 from cgconvert.verify.thresholds import thresholds_for
 from cgconvert.verify.verdict import Check, Verdict, overall
 from cgconvert.verify.weights import check_weights
 
-__all__ = ["NEW_TOKENS", "run", "verify"]
+__all__ = ["NEW_TOKENS", "gather", "run", "verify"]
 
 NEW_TOKENS = 64
 """Greedy tokens after each opening, fewer where the context ends."""
@@ -64,13 +67,13 @@ def verify(
     UsageError where a runtime (MissingRuntimeError) or device is not there.
     """
     progress = progress or Silent()
-    witness_of = Reference(
+    source = Reference(
         reference.decoder,
         device=device,
         weights=None if type in WIDER_THAN_HALF else torch.float16,
         progress=progress,
     )
-    bounds = thresholds_for(format, type, witness_of.compute, thresholds)
+    bounds = thresholds_for(format, type, source.compute, thresholds)
     files, digest_now = _hashes(artefact), digest_of(reference.files)["sha256"]
     checks = [check_provenance(artefact, files, digest_now, reference.origin)]
     checks += check_weights(artefact, format, reference.decoder, progress)
@@ -89,7 +92,15 @@ def verify(
         if absent or not broken:
             raise
         checks.append(Check("runtime", None, None, "<=", Verdict.FAIL, str(error)))
-    evidence = witness(observed, witness_of, reference.tokenizer) if observed else None
+    series: dict[str, list[float | None]] = {}
+    if observed is not None:
+        same = _same_numbers(checks[1:], type, reference.decoder.dtype)
+        witness = CachedReference(source, digest_now, cache_folder() / "reference")
+        stored = partial(_stored_reference, artefact, format, device, progress)
+        evidence = gather(observed, reference, witness, None if same else stored)
+        losses = Losses.of(evidence)
+        checks += run_checks(evidence, losses, bounds)
+        series = {"logits.kl": rounded(losses.source.kl)} if losses.source else {}
     progress.finish()
     sequences = observed.sequences if observed else ()
     texts = [text.text for text in observed.texts] if observed else []
@@ -106,9 +117,9 @@ def verify(
             "sha256": digest_now,
         },
         reference={
-            "weights": _name(witness_of.weights or reference.decoder.dtype),
-            "compute": _name(witness_of.compute),
-            "device": witness_of.device.type,
+            "weights": _name(source.weights or reference.decoder.dtype),
+            "compute": _name(source.compute),
+            "device": source.device.type,
         },
         runtime=runtime,
         prompts={
@@ -118,8 +129,8 @@ def verify(
             "lengths": tuple(map(len, sequences)),
         },
         texts={"sha256": digest(texts), "count": len(texts)},
-        checks=(*checks, *(run_checks(evidence, bounds) if evidence else ())),
-        series=_series(evidence) if evidence else {},
+        checks=tuple(checks),
+        series=series,
     )
 
 
@@ -132,29 +143,62 @@ def run(
 ) -> Observed:
     """Have an open runtime do all that is judged, on the default prompts and texts.
 
-    Prompts are cut to the shorter of the two contexts, what is continued to half of it.
+    Prompts are cut to the shorter of the two contexts, what is continued to half of it; repeated
+    they fill it.
     """
     limit = min(runtime.n_positions, source.geometry.n_positions)
-    sequences = [source.tokenizer.encode(prompt)[:limit] for prompt in PROMPTS]
+    prompts = [source.tokenizer.encode(prompt) for prompt in PROMPTS]
+    sequences = [prompt[:limit] for prompt in prompts]
     return observe(
         runtime,
         source.tokenizer,
         sequences,
         openings=[sequences[i][: max(1, limit // 2)] for i in OPENINGS],
+        whole=list(islice(cycle(chain.from_iterable(prompts)), limit)),
         max_new_tokens=new_tokens,
         texts=tokenizer_texts(),
         progress=progress or Silent(),
     )
 
 
-def _series(evidence: Evidence) -> dict[str, list[float | None]]:
-    """What a report plots: the divergence at every position, where logits can be compared."""
-    size = evidence.allowed
-    if evidence.observed.logits.shape[1] < size:
-        return {}
-    with np.errstate(invalid="ignore"):  # infinite logits give NaN
-        kl = kl_divergence(evidence.reference[:, :size], evidence.observed.logits[:, :size])
-    return {"logits.kl": rounded(kl)}
+def gather(
+    observed: Observed, source: Checkpoint, witness: Witness, stored: Callable[[], Witness] | None
+) -> Evidence:
+    """Have both references testify; without `stored` the source's numbers are the stored ones."""
+    allowed = source.tokenizer.size
+    of_source = testify(witness, observed, allowed)
+    of_stored: Witnessed | None = of_source
+    unmade = ""
+    if stored is not None:
+        try:
+            of_stored = testify(stored(), observed, allowed)
+        except InputError as error:
+            of_stored, unmade = None, f"its weights make no model: {error}"
+    return Evidence(
+        observed=observed,
+        source=of_source,
+        stored=of_stored,
+        unmade=unmade,
+        allowed=allowed,
+        n_positions=source.geometry.n_positions,
+        end_of_text=source.tokenizer.end_of_text,
+    )
+
+
+def _same_numbers(static: Sequence[Check], type: str, dtype: torch.dtype) -> bool:  # noqa: A002
+    """Whether what is stored was found to be the reference's own weights, all of them.
+
+    Formats keep vectors in float32 that the reference rounds with the rest, so a float16 artefact
+    is the reference's own only where the source is float16 too.
+    """
+    if overall(static) == Verdict.FAIL or any(c.name == "weights.error" for c in static):
+        return False
+    return type in ("F32", "float32") or (type in ("F16", "float16") and dtype == torch.float16)
+
+
+def _stored_reference(artefact: Path, format: str, device: str, progress: Progress) -> Reference:  # noqa: A002
+    decoder = stored_decoder(artefact, format)
+    return Reference(decoder, device=device, weights=None, progress=progress)
 
 
 def _hashes(artefact: Path) -> dict[str, str]:
