@@ -75,15 +75,6 @@ def test_float16_is_close_to_transformers(model: Model) -> None:
         assert 1e-6 < relative_error(logits, model.logits(ids)) <= 2e-3
 
 
-@pytest.mark.parametrize(("stem", "bound"), [("model", 1e-5), ("model_fp16", 5e-3)])
-def test_a_left_padded_batch_is_each_prompt_alone(small: Model, stem: str, bound: float) -> None:
-    runtime = OnnxRuntime.open(small.artefact(stem), "cpu", THREADS)
-    prompts = small.prompts()
-    for ids, logits in zip(prompts, runtime.batch(prompts), strict=True):
-        assert logits.shape == (len(ids), 4096)
-        assert relative_error(logits, small.logits(ids)) <= bound
-
-
 def test_a_left_padded_batch_decodes_on(small: Model) -> None:
     """With the position_ids that transformers makes: 1 for padding, then from 0 for each row."""
     session = onnxruntime.InferenceSession(str(small.artefact("model") / "onnx/model.onnx"))

@@ -12,7 +12,7 @@ import numpy as np
 from cgconvert.checkpoint.config import read_json
 from cgconvert.checkpoint.onnx import stored_tensors
 from cgconvert.errors import InputError, MissingRuntimeError, UsageError
-from cgconvert.runtimes.onnxruntime import check_length, first_line
+from cgconvert.runtimes.onnxruntime import first_line
 from cgconvert.runtimes.runtime import Runtime
 from cgconvert.tokenizer import Tokenizer
 
@@ -85,7 +85,7 @@ class Genai(Runtime):
             parameters = self._genai.GeneratorParams(self._model)
             parameters.set_search_options(max_length=self.n_positions, do_sample=False)
             self._generator = self._genai.Generator(self._model, parameters)
-        check_length(self._generator.token_count() + len(ids), self.n_positions)
+        self.check_length(self._generator.token_count() + len(ids))
         try:
             self._generator.append_tokens(np.asarray(ids, dtype=np.int32))
             logits: np.ndarray = self._generator.get_output("logits")

@@ -100,9 +100,7 @@ class LlamaCpp(Runtime):
         self._past = 0
 
     def feed(self, ids: Sequence[int]) -> np.ndarray:
-        total = self._past + len(ids)
-        if total > self._n_ctx:
-            raise UsageError(f"{total} tokens are more than the model's context of {self._n_ctx}")
+        self.check_length(self._past + len(ids))
         wrong = next((token for token in ids if not 0 <= token < self._width), None)
         if wrong is not None:
             raise UsageError(f"token {wrong} is not one of the model's {self._width}")

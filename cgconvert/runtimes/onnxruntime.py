@@ -11,13 +11,14 @@ import numpy as np
 from cgconvert.checkpoint.config import read_json
 from cgconvert.checkpoint.onnx import find_graph, folder_of, stored_tensors
 from cgconvert.errors import InputError, MissingRuntimeError, UsageError
+from cgconvert.runtimes.batch import left_padded
 from cgconvert.runtimes.runtime import Runtime
 from cgconvert.tokenizer import Tokenizer
 
 if TYPE_CHECKING:
     import onnxruntime
 
-__all__ = ["OnnxRuntime", "check_length", "first_line"]
+__all__ = ["OnnxRuntime", "first_line"]
 
 INPUTS = ("input_ids", "attention_mask", "position_ids")
 PAST, PRESENT = "past_key_values.", "present."
@@ -29,6 +30,7 @@ class OnnxRuntime(Runtime):
     """The cache stays on the device; only logits come back."""
 
     name = "onnxruntime"
+    batches = True
 
     def __init__(self, session: onnxruntime.InferenceSession, folder: Path, device: str) -> None:
         self.device = device
@@ -43,7 +45,7 @@ class OnnxRuntime(Runtime):
         self._vocabulary = int(session.get_outputs()[0].shape[2])
         self._n_positions = _integer(folder / "config.json", "n_positions")
         self._tokenizer = Tokenizer.load(folder)
-        self._cache: dict[str, Any] = {}
+        self._cache: Mapping[str, Any] = {}
         self._length = 0
 
     @classmethod
@@ -94,7 +96,7 @@ class OnnxRuntime(Runtime):
         if not ids:
             return np.empty((0, self._vocabulary), dtype=np.float32)
         total = self._length + len(ids)
-        check_length(total, self.n_positions)
+        self.check_length(total)
         tokens = np.asarray(ids, dtype=np.int64)[None]
         positions = np.arange(self._length, total)[None]
         mask = np.ones((1, total), dtype=np.int64)
@@ -102,21 +104,10 @@ class OnnxRuntime(Runtime):
         self._length = total
         return logits[0]
 
-    def batch(self, prompts: Sequence[Sequence[int]]) -> list[np.ndarray]:
-        """Run prompts of different lengths as one left-padded batch, apart from the cache.
-
-        Returns each prompt's logits, float32 [its length, vocabulary].
-        """
-        width = max(map(len, prompts))
-        check_length(width, self.n_positions)
-        tokens = np.full((len(prompts), width), self.end_of_text, dtype=np.int64)
-        mask = np.zeros_like(tokens)
-        for row, prompt in enumerate(prompts):
-            tokens[row, width - len(prompt) :] = prompt
-            mask[row, width - len(prompt) :] = 1
-        positions = np.maximum(mask.cumsum(axis=1) - 1, 0)
-        logits, _ = self._run(tokens, mask, positions, {})
-        return [row[width - len(prompt) :] for row, prompt in zip(logits, prompts, strict=True)]
+    def batch(self, sequences: Sequence[Sequence[int]], steps: int = 0) -> list[np.ndarray]:
+        self.check_length(max(map(len, sequences), default=0))
+        cache: Mapping[str, Any] = {}
+        return left_padded(self._run, cache, sequences, steps)
 
     def tokenize(self, text: str) -> list[int]:
         return self._tokenizer.encode(text)
@@ -126,7 +117,7 @@ class OnnxRuntime(Runtime):
 
     def _run(
         self, tokens: np.ndarray, mask: np.ndarray, positions: np.ndarray, cache: Mapping[str, Any]
-    ) -> tuple[np.ndarray, dict[str, Any]]:
+    ) -> tuple[np.ndarray, Mapping[str, Any]]:
         """Logits float32 [batch, length, vocabulary], and the cache grown by `tokens`."""
         binding = self._session.io_binding()
         for name, array in zip(INPUTS, (tokens, mask, positions), strict=True):
@@ -175,12 +166,6 @@ def _is_decoder(session: onnxruntime.InferenceSession) -> bool:
             for value in past
         )
     )
-
-
-def check_length(total: int, n_positions: int) -> None:
-    """Raises UsageError where the cache would grow beyond the context."""
-    if total > n_positions:
-        raise UsageError(f"{total} tokens are more than the model's context of {n_positions}")
 
 
 def _integer(path: Path, key: str) -> int:

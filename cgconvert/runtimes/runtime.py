@@ -5,8 +5,11 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from pathlib import Path
+from typing import ClassVar
 
 import numpy as np
+
+from cgconvert.errors import UsageError
 
 __all__ = ["Runtime"]
 
@@ -16,6 +19,9 @@ class Runtime(ABC):
 
     name: str
     device: str
+
+    batches: ClassVar[bool] = False
+    """Whether `batch` works: whether it takes several sequences at once, padded."""
 
     @classmethod
     @abstractmethod
@@ -39,6 +45,18 @@ class Runtime(ABC):
     def feed(self, ids: Sequence[int]) -> np.ndarray:
         """Append tokens to the cache; logits after each of them, float32 [len(ids), vocabulary]."""
 
+    def batch(self, sequences: Sequence[Sequence[int]], steps: int = 0) -> list[np.ndarray]:
+        """Run sequences of different lengths as one left-padded batch, apart from the cache.
+
+        All but the last `steps` tokens of each are prefilled, those are then decoded one by one,
+        with the attention mask and the position ids that clients give. What `feed` has fed stays.
+        Returns each sequence's logits, float32 [its length, vocabulary].
+
+        Raises UsageError where this runtime takes one sequence at a time (`batches` is False), for
+        a sequence longer than the context or not longer than `steps`.
+        """
+        raise UsageError(f"{self.name} takes one sequence at a time here, no padded batch")
+
     @abstractmethod
     def tokenize(self, text: str) -> list[int]:
         """Ids of a text in the artefact's own tokenizer, nothing added at either end."""
@@ -56,6 +74,13 @@ class Runtime(ABC):
     @abstractmethod
     def end_of_text(self) -> int:
         """The id at which the artefact itself says generation ends."""
+
+    def check_length(self, total: int) -> None:
+        """Raises UsageError where `total` tokens are more than the context."""
+        if total > self.n_positions:
+            raise UsageError(
+                f"{total} tokens are more than the model's context of {self.n_positions}"
+            )
 
     def close(self) -> None:
         """Free what the runtime holds."""

@@ -11,6 +11,7 @@ import numpy as np
 import torch
 
 from cgconvert.errors import InputError, MissingRuntimeError, UsageError
+from cgconvert.runtimes.batch import left_padded
 from cgconvert.runtimes.runtime import Runtime
 
 __all__ = ["Transformers"]
@@ -24,6 +25,7 @@ class Transformers(Runtime):
     """
 
     name = "transformers"
+    batches = True
 
     def __init__(self, model: Any, tokenizer: Any, device: str, restore: int | None) -> None:
         self.device = device
@@ -80,22 +82,32 @@ class Transformers(Runtime):
     def feed(self, ids: Sequence[int]) -> np.ndarray:
         past = self._cache.get_seq_length()
         total = past + len(ids)
-        if total > self.n_positions:
-            raise UsageError(
-                f"{total} tokens are more than the model's context of {self.n_positions}"
-            )
+        self.check_length(total)
         if not ids:
             return np.empty((0, self._model.config.vocab_size), dtype=np.float32)
+        tokens = np.asarray(ids, dtype=np.int64)[None]
+        mask = np.ones((1, total), dtype=np.int64)
+        logits, _ = self._run(tokens, mask, np.arange(past, total)[None], self._cache)
+        return logits[0]
+
+    def batch(self, sequences: Sequence[Sequence[int]], steps: int = 0) -> list[np.ndarray]:
+        from transformers import DynamicCache
+
+        self.check_length(max(map(len, sequences), default=0))
+        return left_padded(self._run, DynamicCache(), sequences, steps)
+
+    def _run(
+        self, tokens: np.ndarray, mask: np.ndarray, positions: np.ndarray, cache: Any
+    ) -> tuple[np.ndarray, Any]:
+        """Logits float32 [batch, length, vocabulary], and `cache`, which has grown by `tokens`."""
+        given = {"input_ids": tokens, "attention_mask": mask, "position_ids": positions}
         with torch.inference_mode():
             logits = self._model(
-                input_ids=torch.tensor([list(ids)], device=self.device),
-                attention_mask=torch.ones(1, total, dtype=torch.long, device=self.device),
-                position_ids=torch.arange(past, total, device=self.device)[None],
-                past_key_values=self._cache,
+                **{name: torch.tensor(array, device=self.device) for name, array in given.items()},
+                past_key_values=cache,
                 use_cache=True,
             ).logits
-        scores: np.ndarray = logits[0].float().cpu().numpy()
-        return scores
+        return logits.float().cpu().numpy(), cache
 
     def tokenize(self, text: str) -> list[int]:
         # verbose=False: text longer than the context is no mistake here.
