@@ -62,7 +62,6 @@ def test_chunks_change_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
     d = decoder(dict(RandomState(g)), g)
     whole = Reference(d).logits(sequences(g))
     monkeypatch.setattr(module, "CHUNK_BYTES", 4 * g.n_embd * 7)
-    monkeypatch.setattr(module, "SCORES_BYTES", 1)
     for before, after in zip(whole, Reference(d).logits(sequences(g)), strict=True):
         assert relative_error(before, after) < 2e-6
 

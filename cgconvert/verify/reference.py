@@ -9,7 +9,6 @@ memory follows the number of positions, not the size of the model, and the file 
 from __future__ import annotations
 
 import itertools
-import math
 from collections.abc import Iterator, Sequence
 
 import numpy as np
@@ -26,9 +25,6 @@ __all__ = ["Reference", "torch_device"]
 
 CHUNK_BYTES = 128 << 20
 """float32 bytes of the rows of a matrix in memory at once."""
-
-SCORES_BYTES = 64 << 20
-"""float32 bytes of attention scores in memory at once."""
 
 POSITIONS = 1024
 """Whose logits are whole in memory at once: 210 MB at CodeGen's vocabulary."""
@@ -185,18 +181,10 @@ class Reference:
         cos: torch.Tensor,
     ) -> torch.Tensor:
         """Causal attention of one sequence, [T, heads, head_dim] in and out."""
-        length, heads, head_dim = q.shape
-        q, k = self._turn(q, sin, cos).transpose(0, 1), self._turn(k, sin, cos).transpose(0, 1)
-        v = v.transpose(0, 1)
-        future = torch.ones(length, length, dtype=torch.bool, device=q.device).triu(1)
-        step = max(1, SCORES_BYTES // (4 * length * length))
-        out = torch.empty_like(v)
-        for first in range(0, heads, step):
-            some = slice(first, first + step)
-            scores = q[some].float() @ k[some].float().transpose(1, 2) / math.sqrt(head_dim)
-            weights = scores.masked_fill_(future, -torch.inf).softmax(-1)
-            out[some] = weights.to(v.dtype) @ v[some]
-        return out.transpose(0, 1)
+        q, k = self._turn(q, sin, cos), self._turn(k, sin, cos)
+        batch = (x.transpose(0, 1).float()[None] for x in (q, k, v))
+        context = F.scaled_dot_product_attention(*batch, is_causal=True)[0]
+        return context.to(v.dtype).transpose(0, 1)
 
     def _turn(self, x: torch.Tensor, sin: torch.Tensor, cos: torch.Tensor) -> torch.Tensor:
         """Rotary position of GPT-J on interleaved pairs: x * cos + rotate_every_two(x) * sin."""
