@@ -182,8 +182,9 @@ class Reference:
     ) -> torch.Tensor:
         """Causal attention of one sequence, [T, heads, head_dim] in and out."""
         q, k = self._turn(q, sin, cos), self._turn(k, sin, cos)
-        batch = (x.transpose(0, 1).float()[None] for x in (q, k, v))
-        context = F.scaled_dot_product_attention(*batch, is_causal=True)[0]
+        # A batch of one, without which torch does not take its fused kernel.
+        qs, ks, vs = (x.transpose(0, 1).float()[None] for x in (q, k, v))
+        context = F.scaled_dot_product_attention(qs, ks, vs, is_causal=True)[0]
         return context.to(v.dtype).transpose(0, 1)
 
     def _turn(self, x: torch.Tensor, sin: torch.Tensor, cos: torch.Tensor) -> torch.Tensor:
