@@ -10,11 +10,14 @@ from pathlib import Path
 import gguf
 import numpy as np
 import pytest
+from tokenizers import pre_tokenizers
 
 from cgconvert.checkpoint.gguf_header import read_header
-from cgconvert.errors import UsageError
+from cgconvert.errors import InputError, UsageError
 from cgconvert.formats.gguf import TYPES, file_name, plan
+from cgconvert.runtimes.llamacpp import LlamaCpp
 from cgconvert.stream.execute import execute
+from cgconvert.tokenizer import END_OF_TEXT, AddedToken, Tokenizer
 
 from .gguf_models import ROWS, converted, random_checkpoint, tokenizer
 
@@ -117,6 +120,24 @@ def test_only_matrices_are_narrow(convert: Callable[..., Path]) -> None:
 )
 def test_file_name(name: str, expected: str) -> None:
     assert file_name(replace(random_checkpoint(64), name=name), "Q8_0") == expected
+
+
+def test_no_merges_is_said_before_anything_is_written(tmp_path: Path) -> None:
+    """llama.cpp refuses a file without them; one is enough."""
+    checkpoint = random_checkpoint(64)
+    letters = {token: n for n, token in enumerate(sorted(pre_tokenizers.ByteLevel.alphabet()))}
+    bytes_only = Tokenizer.from_parts(letters, [], [AddedToken(len(letters), END_OF_TEXT, True)])
+    bare = replace(checkpoint, tokenizer=bytes_only)
+    with pytest.raises(InputError, match=r"^random: its tokenizer has no merges.*--tokenizer"):
+        plan(bare, tmp_path / "bare.gguf")
+    one = {**letters, "ab": len(letters)}
+    added = [AddedToken(len(one), END_OF_TEXT, True)]
+    merging = replace(checkpoint, tokenizer=Tokenizer.from_parts(one, [("a", "b")], added))
+    output = tmp_path / "merging.gguf"
+    execute(plan(merging, output), merging)
+    runtime = LlamaCpp.open(output, "cpu", 1)
+    assert runtime.tokenize("abc") == merging.tokenizer.encode("abc")
+    runtime.close()
 
 
 def test_unknown_type() -> None:
