@@ -29,6 +29,7 @@ from cgconvert.checkpoint.jaxformer import LEAVES
 from cgconvert.errors import UsageError
 from cgconvert.model import Geometry, packed_rows, split_rows
 from cgconvert.names import CODEGEN
+from cgconvert.tokenizer_files import TOKENIZER_FILES
 
 __all__ = ["LAYOUTS", "RandomState", "codegen_config", "names", "write"]
 
@@ -279,9 +280,7 @@ def _hub_files(state: State, g: Geometry, target: Path, tokenizer: Path | None) 
 
 
 def _copy_tokenizer(tokenizer: Path | None, target: Path) -> None:
-    from cgconvert.checkpoint.hub import TOKENIZER
-
-    for name in TOKENIZER if tokenizer else ():
+    for name in TOKENIZER_FILES if tokenizer else ():
         if (tokenizer / name).is_file():  # type: ignore[operator]
             shutil.copy(tokenizer / name, target / name)  # type: ignore[operator]
 

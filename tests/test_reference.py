@@ -10,14 +10,14 @@ import pytest
 import torch
 from transformers import CodeGenConfig, CodeGenForCausalLM
 
-from cgconvert.errors import InputError, UsageError
+from cgconvert.errors import InputError
 from cgconvert.model import Decoder, Geometry
 from cgconvert.names import CODEGEN
 from cgconvert.synthetic import RandomState, codegen_config
 from cgconvert.tensor import InMemory, LazyTensor
 from cgconvert.verify import reference as module
 from cgconvert.verify.metrics import relative_error
-from cgconvert.verify.reference import Reference, torch_device
+from cgconvert.verify.reference import Reference
 
 SHAPES = {"350M": (64, 32), "2B": (80, 64), "6B": (256, 64)}  # 16B has the head of 6B
 
@@ -124,14 +124,3 @@ def test_bad_sequences_are_refused(sequence: list[int], words: str) -> None:
     g = geometry()
     with pytest.raises(InputError, match=words):
         Reference(decoder(dict(RandomState(g)), g)).logits([sequence])
-
-
-def test_devices(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
-    assert torch_device("auto").type == torch_device("cpu").type == "cpu"
-    with pytest.raises(UsageError, match="no CUDA device"):
-        torch_device("cuda")
-    with pytest.raises(UsageError, match="cpu, cuda or auto"):
-        torch_device("tpu")
-    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
-    assert torch_device("auto").type == torch_device("cuda").type == "cuda"

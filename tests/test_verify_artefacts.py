@@ -10,7 +10,6 @@ from pathlib import Path
 
 import pytest
 
-from cgconvert import runtimes
 from cgconvert.checkpoint.checkpoint import Checkpoint
 from cgconvert.errors import InputError, OutputError, UsageError
 from cgconvert.formats import gguf, huggingface, onnx
@@ -193,17 +192,3 @@ def test_every_runtime_is_where_the_table_says(name: str) -> None:
     assert issubclass(runtime, Runtime)
     assert runtime.name == name
     assert version_of(runtime.__new__(runtime))[0].isdigit()
-
-
-def test_a_device_that_is_asked_for_has_to_be_there(
-    source: Checkpoint, write: Callable[[str, Checkpoint], Plan], monkeypatch: pytest.MonkeyPatch
-) -> None:
-    plan = write("gguf-F16", source)
-    monkeypatch.setattr(runtimes, "_has_gpu", lambda: True)  # but llama.cpp was built without CUDA
-    with pytest.raises(UsageError, match="device cuda"):
-        open_runtime("gguf", plan.output, "cuda", threads=1)
-    opened = open_runtime("gguf", plan.output, "auto", threads=1)
-    assert opened.device == "cpu"
-    opened.close()
-    with pytest.raises(UsageError, match="cpu, cuda or auto"):
-        open_runtime("gguf", plan.output, "tpu")

@@ -19,7 +19,6 @@ from google.protobuf.message import DecodeError
 from onnx import TensorProto
 
 from cgconvert.checkpoint import config as configs
-from cgconvert.checkpoint import hub
 from cgconvert.checkpoint.checkpoint import Checkpoint
 from cgconvert.errors import InputError, UsageError
 from cgconvert.formats.onnx.weights import COS, QKV, ROTARY_BASE, ROTARY_ORDER
@@ -28,6 +27,7 @@ from cgconvert.names import ONNX
 from cgconvert.quant.matmul_nbits import Blocks, MatMulNBits
 from cgconvert.tensor import ALL, LazyTensor, Stored
 from cgconvert.tokenizer import Tokenizer
+from cgconvert.tokenizer_files import TOKENIZER_FILES
 
 __all__ = [
     "BlocksTensor",
@@ -205,7 +205,7 @@ def read(path: Path, name: str) -> Checkpoint:
     stored = _tensors(graph, model)
     geometry = _geometry(graph, configs.from_codegen(config, where, 1), model, stored)
     data = sorted({tensor.path for tensor in stored.values()})
-    tokenizer_files = [folder / file for file in hub.TOKENIZER if (folder / file).is_file()]
+    tokenizer_files = [folder / file for file in TOKENIZER_FILES if (folder / file).is_file()]
     return Checkpoint(
         name=name,
         path=path,

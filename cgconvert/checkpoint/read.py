@@ -16,6 +16,7 @@ from cgconvert.manifest import find_manifest
 from cgconvert.model import Decoder
 from cgconvert.names import CODEGEN, PHI
 from cgconvert.tokenizer import Tokenizer
+from cgconvert.tokenizer_files import TOKENIZER_FILES
 
 __all__ = ["ReadOptions", "huggingface_decoder", "layout_of", "read"]
 
@@ -210,7 +211,7 @@ def _tokenizer(folder: Path, options: ReadOptions) -> tuple[Tokenizer, tuple[Pat
     ):
         place = hub.tokenizer()
     here = place if place.is_dir() else place.parent
-    used = tuple(here / name for name in hub.TOKENIZER if (here / name).is_file())
+    used = tuple(here / name for name in TOKENIZER_FILES if (here / name).is_file())
     return Tokenizer.load(place), used
 
 

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import IO, Any, cast
 
 from cgconvert.errors import InputError, OutputError
+from cgconvert.tokenizer_files import TOKENIZER_FILES
 
 __all__ = ["cache_folder", "is_tarball", "unpack"]
 
@@ -23,12 +24,7 @@ WANTED = frozenset(
         "generation_config.json",
         "pytorch_model.bin",
         "model.safetensors",
-        "tokenizer.json",
-        "tokenizer_config.json",
-        "special_tokens_map.json",
-        "added_tokens.json",
-        "vocab.json",
-        "merges.txt",
+        *TOKENIZER_FILES,
     )
 )
 RECORD = ".cgconvert-archive.json"

@@ -16,7 +16,7 @@ from gguf.gguf_writer import WriterState
 
 from cgconvert import family
 from cgconvert.checkpoint.checkpoint import Checkpoint
-from cgconvert.errors import UsageError
+from cgconvert.errors import InputError, UsageError
 from cgconvert.model import Decoder, Geometry
 from cgconvert.names import GGUF
 from cgconvert.quant.encoding import Encoding
@@ -61,10 +61,16 @@ def file_name(checkpoint: Checkpoint, type: str) -> str:  # noqa: A002 - the opt
 def plan(checkpoint: Checkpoint, output: Path, *, type: str = "F16") -> Plan:  # noqa: A002
     """The file at `output`, its matrices stored as `type`, its vectors as F32.
 
-    Raises UsageError for an unknown type, InputError where a row does not divide into blocks.
+    Raises UsageError for an unknown type, InputError where a row does not divide into blocks or
+    the tokenizer has no merges, without which llama.cpp loads no vocabulary.
     """
     if type not in TYPES:
         raise UsageError(f"type {type!r} is not one of {', '.join(TYPES)}")
+    if not checkpoint.tokenizer.merges:
+        raise InputError(
+            f"{checkpoint.path}: its tokenizer has no merges, and llama.cpp loads no GGUF without; "
+            "give the model's tokenizer with --tokenizer, or convert to another format"
+        )
     tensors = list(_tensors(checkpoint.decoder.half_split(), TYPES[type].encoding))
     # Offsets in the header count from the end of the header, so its length does not matter yet.
     header = _header(checkpoint, type, lay_out(tensors, align=ALIGNMENT))

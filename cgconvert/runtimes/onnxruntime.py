@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -10,7 +11,7 @@ import numpy as np
 
 from cgconvert.checkpoint.config import read_json
 from cgconvert.checkpoint.onnx import find_graph, folder_of, stored_tensors
-from cgconvert.errors import InputError, MissingRuntimeError, UsageError
+from cgconvert.errors import CgconvertError, InputError, MissingRuntimeError, UsageError
 from cgconvert.runtimes.batch import left_padded
 from cgconvert.runtimes.runtime import Runtime
 from cgconvert.tokenizer import Tokenizer
@@ -18,11 +19,15 @@ from cgconvert.tokenizer import Tokenizer
 if TYPE_CHECKING:
     import onnxruntime
 
-__all__ = ["OnnxRuntime", "first_line"]
+__all__ = ["CUDA_OPTIONS", "OnnxRuntime", "failure"]
 
 INPUTS = ("input_ids", "attention_mask", "position_ids")
 PAST, PRESENT = "past_key_values.", "present."
 PROVIDERS = {"cpu": "CPUExecutionProvider", "cuda": "CUDAExecutionProvider"}
+CUDA_OPTIONS = {"use_tf32": "0"}
+"""Float32 means float32: by itself the provider rounds what it multiplies to 10 bits."""
+
+_CUDA_FAULT = re.compile(r"(CUDA|CUDNN|CUBLAS) failure|CUDA_PATH is set|Failed to allocate memory")
 _DTYPES = {"tensor(float)": np.float32, "tensor(float16)": np.float16}
 
 
@@ -34,7 +39,7 @@ class OnnxRuntime(Runtime):
 
     def __init__(self, session: onnxruntime.InferenceSession, folder: Path, device: str) -> None:
         self.device = device
-        self._session = session
+        self._session: Any = session  # None once closed
         self._folder = folder
         self._outputs = [output.name for output in session.get_outputs()]
         self._empty = {
@@ -55,9 +60,14 @@ class OnnxRuntime(Runtime):
             import onnxruntime
         except ImportError as error:
             raise MissingRuntimeError("onnxruntime", "onnxruntime") from error
+        if device not in PROVIDERS:
+            raise UsageError(f"device {device}: onnxruntime runs on cpu or cuda here")
         provider = PROVIDERS[device]
         if provider not in onnxruntime.get_available_providers():
-            raise MissingRuntimeError("onnxruntime with CUDA", "onnxruntime-gpu")
+            raise UsageError(
+                "device cuda: this onnxruntime was built without CUDA; pip uninstall onnxruntime, "
+                "then pip install 'cgconvert[onnxruntime-gpu]', or use --device cpu"
+            )
         graph = find_graph(path)
         stored_tensors(graph)  # where its data lies, whatever this onnxruntime checks
         options = onnxruntime.SessionOptions()
@@ -66,13 +76,19 @@ class OnnxRuntime(Runtime):
             options.intra_op_num_threads = threads
         try:
             session = onnxruntime.InferenceSession(
-                str(graph), options, providers=[provider], enable_fallback=0
+                str(graph),
+                options,
+                providers=[(provider, CUDA_OPTIONS if device == "cuda" else {})],
+                enable_fallback=0,
             )
             is_decoder = _is_decoder(session)  # names that are not text show here
         except Exception as error:  # onnxruntime's errors have no common base
-            raise InputError(f"{graph}: onnxruntime cannot load it: {first_line(error)}") from error
+            raise failure(f"{graph}: onnxruntime cannot load it", error, device) from error
         if provider not in session.get_providers():  # its libraries did not load
-            raise UsageError(f"onnxruntime cannot use {device} here: {provider} does not start")
+            raise UsageError(
+                f"device {device}: {provider} does not start; install the CUDA and cuDNN that this "
+                "onnxruntime was built for, or use --device cpu"
+            )
         if not is_decoder:
             raise InputError(f"{graph}: not a decoder with a KV cache: its inputs are other ones")
         return cls(session, folder_of(graph), device)
@@ -115,6 +131,10 @@ class OnnxRuntime(Runtime):
     def detokenize(self, ids: Sequence[int]) -> str:
         return self._tokenizer.decode(ids)
 
+    def close(self) -> None:
+        self.reset()
+        self._session = None
+
     def _run(
         self, tokens: np.ndarray, mask: np.ndarray, positions: np.ndarray, cache: Mapping[str, Any]
     ) -> tuple[np.ndarray, Mapping[str, Any]]:
@@ -129,9 +149,8 @@ class OnnxRuntime(Runtime):
         try:
             self._session.run_with_iobinding(binding)
         except Exception as error:  # a graph that loads may still not fit together
-            raise InputError(
-                f"{self._folder}: onnxruntime cannot run it: {first_line(error)}"
-            ) from error
+            where = f"{self._folder}: onnxruntime cannot run it"
+            raise failure(where, error, self.device) from error
         values = dict(zip(self._outputs, binding.get_outputs(), strict=True))
         logits = values.pop("logits").numpy().astype(np.float32, copy=False)
         return logits, {name.replace(PRESENT, PAST): value for name, value in values.items()}
@@ -175,6 +194,13 @@ def _integer(path: Path, key: str) -> int:
     return value
 
 
-def first_line(error: Exception) -> str:
-    """A runtime's message on one line."""
-    return " ".join(str(error).split())[:300]
+def failure(what: str, error: Exception, device: str) -> CgconvertError:
+    """onnxruntime's exception on one line: the GPU is at fault, or else the file that `what` names.
+
+    Of a GPU that is absent, too small or too old it says so behind a C++ signature.
+    """
+    said = " ".join(str(error).split())
+    fault = _CUDA_FAULT.search(said) if device == "cuda" else None
+    if fault:
+        return UsageError(f"{what} on cuda, use --device cpu: {said[fault.start() :][:200]}")
+    return InputError(f"{what}: {said[:300]}")

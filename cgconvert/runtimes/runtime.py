@@ -28,8 +28,9 @@ class Runtime(ABC):
     def open(cls, path: Path, device: str = "cpu", threads: int | None = None) -> Runtime:
         """Load the artefact at `path` on `device` ("cpu" or "cuda").
 
-        Raises MissingRuntimeError where the package or the device is not there, InputError where
-        the runtime cannot load the file.
+        Raises MissingRuntimeError where the package is not there, UsageError where the device is
+        not or cannot take it (the CPU never stands in), InputError where the runtime cannot load
+        the file.
         """
 
     @property

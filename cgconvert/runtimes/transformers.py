@@ -65,10 +65,17 @@ class Transformers(Runtime):
                 output_loading_info=True,
             )
         _check_complete(path, report)
+        try:
+            model.eval().to(device)
+        except RuntimeError as error:  # what PyTorch raises where a GPU has not enough memory
+            reason = " ".join(str(error).split())[:200]
+            raise UsageError(
+                f"{path}: cannot be moved to {device}, use --device cpu: {reason}"
+            ) from error
         restore = torch.get_num_threads() if threads else None
         if threads:
             torch.set_num_threads(threads)
-        return cls(model.eval().to(device), tokenizer, device, restore)
+        return cls(model, tokenizer, device, restore)
 
     @property
     def n_positions(self) -> int:
