@@ -24,8 +24,8 @@ WRITERS: Mapping[str, Writer] = {
     **{f"onnx-{dtype}": partial(convert.to_onnx, dtype=dtype) for dtype in ("float32", "float16")},
     **{f"onnx-int{bits}": partial(convert.to_onnx, bits=bits) for bits in (8, 4)},
     **{
-        f"gguf-{type}": partial(convert.to_gguf, type=type)
-        for type in ("F32", "F16", "BF16", "Q8_0", "Q4_0")
+        f"gguf-{type_}": partial(convert.to_gguf, type=type_)
+        for type_ in ("F32", "F16", "BF16", "Q8_0", "Q4_0")
     },
 }
 

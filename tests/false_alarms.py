@@ -80,8 +80,14 @@ class Worst:
     failed: int
 
 
-def geometry(size: str, vocabulary: int, layers: int = 2, heads: int | None = None) -> Geometry:
-    """A published geometry with fewer layers and, where `heads` is given, fewer heads."""
+def geometry(
+    size: str,
+    vocabulary: int,
+    layers: int = 2,
+    heads: int | None = None,
+    positions: int | None = None,
+) -> Geometry:
+    """A published geometry with fewer layers and, where told so, fewer heads and positions."""
     whole = family.SIZES[size]
     heads = heads or whole.n_head
     return replace(
@@ -90,6 +96,7 @@ def geometry(size: str, vocabulary: int, layers: int = 2, heads: int | None = No
         n_head=heads,
         n_embd=heads * whole.head_dim,
         n_inner=4 * heads * whole.head_dim,
+        n_positions=positions or whole.n_positions,
         vocab_size=vocabulary,
     )
 
@@ -170,9 +177,8 @@ def as_markdown(found: Sequence[Worst]) -> str:
         bound = "" if check.threshold is None else f"{check.comparison} {check.threshold:.4g}"
         share = "" if seen.share is None else f"{seen.share:.0%}"
         failed = f"**{worst.failed} of {worst.count}**" if worst.failed else f"0 of {worst.count}"
-        lines.append(
-            f"| {seen.type} | {check.name} | {value} | {bound} | {share} | {seen.model} | {failed} |"
-        )
+        cells = (seen.type, check.name, value, bound, share, seen.model, failed)
+        lines.append(f"| {' | '.join(cells)} |")
     if exact:
         lines += [
             "",
@@ -201,6 +207,7 @@ def _is(type_: str, name: str) -> bool:
 @click.option("--vocabulary", type=click.IntRange(1), default=51200, show_default=True)
 @click.option("--layers", type=click.IntRange(1), default=2, show_default=True)
 @click.option("--heads", type=click.IntRange(4), help="Cut the width to so many heads.")
+@click.option("--positions", type=click.IntRange(2), help="Cut the context to so many.")
 @click.option(
     "--sharpness", type=float, multiple=True, default=(1.0, 4.0), show_default=True,
     help="Of attention; the seeds take turns.",
@@ -217,6 +224,7 @@ def main(
     vocabulary: int,
     layers: int,
     heads: int | None,
+    positions: int | None,
     sharpness: tuple[float, ...],
     trained: bool,
     new_tokens: int,
@@ -237,7 +245,7 @@ def main(
         seed, sharp = first_seed + number, sharpness[number % len(sharpness)]
         for size in sizes or family.SIZES:
             with tempfile.TemporaryDirectory(dir=work) as folder:
-                made = geometry(size, vocabulary, layers, heads)
+                made = geometry(size, vocabulary, layers, heads, positions)
                 source = random_model(size, made, seed, sharp, Path(folder))
                 add(source, f"{size} seed {seed} sharpness {sharp:g}", Path(folder))
     if trained:
