@@ -86,6 +86,9 @@ class Transformers(Runtime):
             )
         if not ids:
             return np.empty((0, self._model.config.vocab_size), dtype=np.float32)
+        rows = self._model.get_input_embeddings().num_embeddings
+        if max(ids) >= rows:  # PyTorch has an IndexError of its own, and CUDA ends the process
+            raise UsageError(f"token {max(ids)} is not one of the model's {rows}")
         with torch.inference_mode():
             logits = self._model(
                 input_ids=torch.tensor([list(ids)], device=self.device),
