@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -16,7 +16,14 @@ from cgconvert.stream.progress import Progress, Silent
 from cgconvert.verify.checks import run_checks
 from cgconvert.verify.evidence import Evidence, Observed, observe, witness
 from cgconvert.verify.metrics import kl_divergence
-from cgconvert.verify.prompts import PROMPTS, digest, tokenizer_texts
+from cgconvert.verify.prompts import (
+    PROMPTS,
+    TEXT_TOKENS,
+    Text,
+    digest,
+    tokenizer_texts,
+    windows,
+)
 from cgconvert.verify.provenance import check_provenance
 from cgconvert.verify.reference import Reference
 from cgconvert.verify.report import Report, rounded
@@ -48,6 +55,9 @@ def verify(
     *,
     thresholds: Mapping[str, float | None] | None = None,
     new_tokens: int = NEW_TOKENS,
+    texts: Sequence[Text] = (),
+    text_tokens: int = TEXT_TOKENS,
+    runtime: str | None = None,
     threads: int | None = None,
     progress: Progress | None = None,
 ) -> Report:
@@ -57,11 +67,12 @@ def verify(
     runtime cannot open it or breaks off, that is a failed check called runtime. Then the artefact
     runs and is closed, then the reference goes through its layers once.
     `device` (cpu, cuda, auto) is for both; auto takes what each can have. `thresholds` replaces
-    bounds by name of check, `threads` is the runtime's. A check that fails is in the report and
-    raises nothing.
+    bounds by name of check; `runtime` is the format's first unless named, `threads` is for it.
+    Logits are compared on the prompts and on the first `text_tokens` tokens of each of `texts`.
+    A check that fails is in the report and raises nothing.
 
-    Raises InputError where the artefact or the reference cannot be read or a threshold is unknown,
-    UsageError where a runtime (MissingRuntimeError) or device is not there.
+    Raises InputError where the artefact or the reference cannot be read, a threshold is unknown or
+    a text too short, UsageError where a runtime (MissingRuntimeError) or device is not there.
     """
     progress = progress or Silent()
     witness_of = Reference(
@@ -71,28 +82,33 @@ def verify(
         progress=progress,
     )
     bounds = thresholds_for(format, type, witness_of.compute, thresholds)
+    context = reference.geometry.n_positions
+    passages = {text: windows(text, reference.tokenizer, text_tokens, context) for text in texts}
     files, digest_now = _hashes(artefact), digest_of(reference.files)["sha256"]
     checks = [check_provenance(artefact, files, digest_now, reference.origin)]
-    checks += check_weights(artefact, format, reference.decoder, progress)
+    stored, tensors = check_weights(artefact, format, reference.decoder, progress)
+    checks += stored
     broken = overall(checks[1:]) == Verdict.FAIL
     observed: Observed | None = None
-    runtime = {"name": next(iter(RUNTIMES[format])), "version": NOT_OPENED, "device": device}
+    name = runtime or next(iter(RUNTIMES[format]))
+    ran = {"name": name, "version": NOT_OPENED, "device": device}
     try:
-        opened = open_runtime(format, artefact, device, threads=threads)
+        opened = open_runtime(format, artefact, device, name=name, threads=threads)
         try:
-            runtime = {"name": opened.name, "version": version_of(opened), "device": opened.device}
-            observed = run(opened, reference, new_tokens=new_tokens, progress=progress)
+            ran = {"name": opened.name, "version": version_of(opened), "device": opened.device}
+            more = [window for cut in passages.values() for window in cut]
+            observed = run(opened, reference, more, new_tokens=new_tokens, progress=progress)
         finally:
             opened.close()
     except CgconvertError as error:
-        absent = isinstance(error, UsageError) and runtime["version"] == NOT_OPENED
+        absent = isinstance(error, UsageError) and ran["version"] == NOT_OPENED
         if absent or not broken:
             raise
         checks.append(Check("runtime", None, None, "<=", Verdict.FAIL, str(error)))
     evidence = witness(observed, witness_of, reference.tokenizer) if observed else None
     progress.finish()
     sequences = observed.sequences if observed else ()
-    texts = [text.text for text in observed.texts] if observed else []
+    tokenized = [text.text for text in observed.texts] if observed else []
     return Report(
         artefact={
             "path": str(artefact),
@@ -110,32 +126,44 @@ def verify(
             "compute": _name(witness_of.compute),
             "device": witness_of.device.type,
         },
-        runtime=runtime,
+        runtime=ran,
         prompts={
             "sha256": digest(PROMPTS),
             "sequences": len(sequences),
             "tokens": sum(map(len, sequences)),
             "lengths": tuple(map(len, sequences)),
+            "texts": tuple(
+                {
+                    "name": text.name,
+                    "sha256": text.sha256,
+                    "sequences": len(cut),
+                    "tokens": sum(map(len, cut)),
+                }
+                for text, cut in passages.items()
+            ),
         },
-        texts={"sha256": digest(texts), "count": len(texts)},
+        texts={"sha256": digest(tokenized), "count": len(tokenized)},
         checks=(*checks, *(run_checks(evidence, bounds) if evidence else ())),
         series=_series(evidence) if evidence else {},
+        tensors=tuple(tensors),
     )
 
 
 def run(
     runtime: Runtime,
     source: Checkpoint,
+    more: Sequence[Sequence[int]] = (),
     *,
     new_tokens: int = NEW_TOKENS,
     progress: Progress | None = None,
 ) -> Observed:
-    """Have an open runtime do all that is judged, on the default prompts and texts.
+    """Have an open runtime do all that is judged, on the default prompts and on `more` sequences.
 
-    Prompts are cut to the shorter of the two contexts, what is continued to half of it.
+    They are cut to the shorter of the two contexts, what is continued to half of it.
     """
     limit = min(runtime.n_positions, source.geometry.n_positions)
-    sequences = [source.tokenizer.encode(prompt)[:limit] for prompt in PROMPTS]
+    prompts = [source.tokenizer.encode(prompt) for prompt in PROMPTS]
+    sequences = [sequence[:limit] for sequence in (*prompts, *more)]
     return observe(
         runtime,
         source.tokenizer,
