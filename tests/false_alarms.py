@@ -25,8 +25,9 @@ from cgconvert.checkpoint.checkpoint import Checkpoint
 from cgconvert.checkpoint.read import read
 from cgconvert.model import Geometry
 from cgconvert.tokenizer import Tokenizer
+from cgconvert.verify.observe import NEW_TOKENS
 from cgconvert.verify.verdict import Check, Verdict
-from cgconvert.verify.verify import NEW_TOKENS, verify
+from cgconvert.verify.verify import verify
 
 from .artefacts import WRITERS, write
 

@@ -60,6 +60,16 @@ def test_what_a_recipe_says(tmp_path: Path) -> None:
     assert found.thresholds == {"gguf Q4_0": {"logits.kl_mean": 0.5}}
 
 
+@pytest.mark.parametrize(
+    ("said", "bound"), [("1e-6", 1e-6), ("1", 1.0), ("none", None), ("null", None)]
+)
+def test_bounds_of_a_recipe(tmp_path: Path, said: str, bound: float | None) -> None:
+    path = tmp_path / "good.yaml"
+    path.write_text(GOOD.replace("0.5", said))
+    found = recipe.load(path, known_bounds())
+    assert found.thresholds == {"gguf Q4_0": {"logits.kl_mean": bound}}
+
+
 MISTAKES = [
     ("  - verify", "  - verfy", "5: no step 'verfy'; there are to-hf,"),
     ("bits: 4", "bits: 5", "7: bits is one of 4, 8"),
@@ -71,8 +81,12 @@ MISTAKES = [
     ("mp_num: 4", "source: again", "2: 'source' stands twice"),
     ("source: codegen-tiny-mono", "tokenizer: x", "1: source is missing"),
     ("thresholds:\n", "thresholds: 3\n#", "8: thresholds is not a mapping"),
-    ("kl_mean: 0.5", "kl_mean: low", "9: logits.kl_mean is not a number"),
-    ("kl_mean: 0.5", "mean: 0.5", "9: gguf Q4_0 has no check 'logits.mean'"),
+    ("kl_mean: 0.5", "kl_mean: low", "9: gguf Q4_0: logits.kl_mean: 'low' is not a number"),
+    ("kl_mean: 0.5", "kl_mean: .inf", "9: gguf Q4_0: logits.kl_mean: inf is not a number"),
+    ("kl_mean: 0.5", "kl_mean: [1]", "9: gguf Q4_0: logits.kl_mean: () is not a number"),
+    ("kl_mean: 0.5", "mean: 0.5", "9: gguf Q4_0: no check 'logits.mean' has a bound to set"),
+    ("- verify", "- verify: {runtime: vllm}", "5: runtime is one of transformers, onnxruntime,"),
+    ("- verify", "- verify: {text: []}", "5: text is not text"),
     ("Q4_0: {", "Q9: {", "9: no type 'gguf Q9'"),
     ("source: codegen-tiny-mono", "source: !!python/object:os.system x", "1: "),
     ("mp_num: 4", "mp_num: [4", "3: "),

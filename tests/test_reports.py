@@ -15,7 +15,8 @@ import pytest
 from cgconvert.formats import gguf
 from cgconvert.stream.execute import execute
 from cgconvert.verify.report import Report, as_whole, rounded, write_reports
-from cgconvert.verify.report_plot import HEIGHT, TOP, WIDTH, Scale, kl_plot
+from cgconvert.verify.report_axes import WIDTH, Scale
+from cgconvert.verify.report_plot import HEIGHT, TOP, kl_plot
 from cgconvert.verify.verdict import Check, Verdict, at_most
 from cgconvert.verify.verify import verify
 
@@ -219,7 +220,7 @@ def points(plot: ElementTree.Element, kind: str) -> list[tuple[float, float]]:
 
 def test_every_position_is_drawn_once_and_those_above_the_bound_apart() -> None:
     values = [1e-5, 0.02, -1e-17, None, 3e-4, 0.01]
-    plot = kl_plot(values, {"bound": 0.01}, [4, 2], 0.01)
+    plot = kl_plot(values, {"bound": 0.01}, [("one", 4), ("two", 2)], 0.01)
     inside, above, broken = (points(plot, f"points{k}") for k in ("", " above", " broken"))
     assert (len(inside), len(above), len(broken)) == (4, 1, 1)
     assert broken[0][1] == TOP
@@ -232,7 +233,7 @@ def test_every_position_is_drawn_once_and_those_above_the_bound_apart() -> None:
 
 
 def test_a_decade_is_a_decade_everywhere() -> None:
-    scale = Scale(count=10, low=-8, high=0)
+    scale = Scale(count=10, low=-8, high=0, top=22, bottom=240)
     steps = np.diff([scale.y(10.0**power) for power in range(-8, 1)])
     assert np.allclose(steps, steps[0], atol=0.11)
     assert scale.y(0.0) == scale.y(1e-16) > scale.y(1e-8)
@@ -240,7 +241,7 @@ def test_a_decade_is_a_decade_everywhere() -> None:
 
 @pytest.mark.parametrize("values", [[0.0], [None], [1e-3] * 3, [1e-16, 12.0]])
 def test_series_without_a_range_can_be_drawn(values: list[float | None]) -> None:
-    plot = kl_plot(values, {}, [len(values)], None)
+    plot = kl_plot(values, {}, [("one", len(values))], None)
     drawn = points(plot, "points") + points(plot, "points broken")
     assert len(drawn) == len(values)
 

@@ -16,11 +16,11 @@ from cgconvert.runtimes import Runtime
 from cgconvert.tensor import InMemory
 from cgconvert.verify import reference as reference_module
 from cgconvert.verify.checks import Losses, run_checks
-from cgconvert.verify.evidence import Evidence
+from cgconvert.verify.evidence import Evidence, gather
+from cgconvert.verify.observe import observe
 from cgconvert.verify.reference import Reference
 from cgconvert.verify.thresholds import TABLE, thresholds_for
 from cgconvert.verify.verdict import Check, Verdict, at_least, at_most, overall
-from cgconvert.verify.verify import gather, run
 
 from .planted import MISTAKES, checkpoint
 
@@ -76,7 +76,7 @@ class StandIn(Runtime):
 
 def evidence(runtime: Runtime, source: Checkpoint, stored: Checkpoint | None = None) -> Evidence:
     """What the runtime does, and `stored` if the artefact's weights are not the source's."""
-    seen = run(runtime, source, new_tokens=12)
+    seen = observe(runtime, source, new_tokens=12)
     own = (lambda: Reference(stored.decoder)) if stored else None
     return gather(seen, source, Reference(source.decoder), own)
 

@@ -82,7 +82,7 @@ def checked(artefact: Path, format: str, source: Checkpoint) -> dict[str, Check]
     digest = digest_of(source.files)["sha256"]
     checks = [
         check_provenance(artefact, hashes, digest, source.origin),
-        *check_weights(artefact, format, source.decoder),
+        *check_weights(artefact, format, source.decoder)[0],
     ]
     return {check.name: check for check in checks}
 

@@ -11,8 +11,19 @@ from typing import Any
 import click
 
 from cgconvert.checkpoint.read import ReadOptions
+from cgconvert.runtimes import RUNTIMES
 
-__all__ = ["SIZE", "common", "device", "force", "output", "reading", "verbosity", "writing"]
+__all__ = [
+    "SIZE",
+    "common",
+    "device",
+    "force",
+    "output",
+    "reading",
+    "runtime",
+    "verbosity",
+    "writing",
+]
 
 Decorator = Callable[[Callable[..., Any]], Callable[..., Any]]
 
@@ -97,6 +108,12 @@ device: Decorator = click.option(
     default="auto",
     show_default=True,
     help="Where the runtime computes; cuda is an error where there is none.",
+)
+
+runtime: Decorator = click.option(
+    "--runtime",
+    type=click.Choice([name for table in RUNTIMES.values() for name in table]),
+    help="Instead of the format's own.",
 )
 
 

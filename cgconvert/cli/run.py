@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +14,7 @@ from cgconvert.checkpoint.read import ReadOptions, read
 from cgconvert.cli.convert import carry_out
 from cgconvert.cli.options import SIZE, common, writing
 from cgconvert.cli.verifying import verify_all
+from cgconvert.verify.prompts import TEXT_TOKENS, Text, read_text
 from cgconvert.verify.thresholds import known_bounds
 
 __all__ = ["command"]
@@ -30,13 +32,16 @@ def command(recipe_file: str, force: bool, dry_run: bool) -> None:
       cgconvert run codegen-tiny-mono
     """
     found = recipe.load(recipe.find(recipe_file), known_bounds())
+    texts = {  # before anything is written
+        text: read_text(text) for step in found.steps if (text := step.options.get("text"))
+    }
     paths = {k: Path(v) for k, v in found.reading.items() if k in ("tokenizer", "config")}
     checkpoint = read(found.source, ReadOptions(**{**found.reading, **paths}))
     written: list[Path] = []
     for number, step in enumerate(found.steps, 1):
         click.echo(f"[{number}/{len(found.steps)}] {step.command}", err=True)
         if step.command == "verify":
-            _verify(step.options, found, checkpoint, written, dry_run)
+            _verify(step.options, found, checkpoint, written, texts, dry_run)
         else:
             plan = convert.CONVERSIONS[step.command](checkpoint, **_options(step.options))
             carry_out(plan, checkpoint, force=force, dry_run=dry_run)
@@ -57,6 +62,7 @@ def _verify(
     found: recipe.Recipe,
     checkpoint: Checkpoint,
     written: list[Path],
+    texts: Mapping[str, Text],
     dry_run: bool,
 ) -> None:
     """Verify what the steps before have written."""
@@ -64,11 +70,13 @@ def _verify(
         for path in written:
             click.echo(f"verify {path}")
         return
-    report = options.get("report")
     verify_all(
         written,
         reference=checkpoint,
         device=options.get("device", "auto"),
-        report=Path(report) if report else None,
+        runtime=options.get("runtime"),
+        texts=[texts[options["text"]]] if "text" in options else [],
+        text_tokens=options.get("text_tokens", TEXT_TOKENS),
+        reports=[Path(options["report"])] if "report" in options else [],
         thresholds=found.thresholds,
     )

@@ -7,16 +7,14 @@ from pathlib import Path
 import click
 
 from cgconvert import convert
-from cgconvert.checkpoint.read import ReadOptions, read
-from cgconvert.cli.convert import carry_out
-from cgconvert.cli.options import common, output, reading, writing
+from cgconvert.checkpoint.checkpoint import Checkpoint
+from cgconvert.cli.convert import converting
+from cgconvert.stream.plan import Plan
 
 __all__ = ["command"]
 
 
 @click.command("to-onnx")
-@click.argument("source")
-@output
 @click.option(
     "--dtype",
     type=click.Choice(["float32", "float16"]),
@@ -24,17 +22,12 @@ __all__ = ["command"]
     show_default=True,
     help="Type of weights and arithmetic.",
 )
-@writing
-@reading
-@common
+@converting()
 def command(
-    source: str,
+    checkpoint: Checkpoint,
     output: Path | None,
     dtype: str,
-    force: bool,
-    dry_run: bool,
-    options: ReadOptions,
-) -> None:
+) -> Plan:
     """Write SOURCE as an ONNX decoder with KV-cache inputs and outputs.
 
     The folder is a whole repository: onnxruntime, onnxruntime-genai, optimum and transformers.js
@@ -44,6 +37,4 @@ def command(
     Example:
       cgconvert to-onnx codegen-6B-mono
     """
-    checkpoint = read(source, options)
-    plan = convert.to_onnx(checkpoint, output, dtype=dtype)
-    carry_out(plan, checkpoint, force=force, dry_run=dry_run)
+    return convert.to_onnx(checkpoint, output, dtype=dtype)

@@ -92,6 +92,9 @@ class Transformers(Runtime):
         self.check_length(total)
         if not ids:
             return np.empty((0, self._model.config.vocab_size), dtype=np.float32)
+        rows = self._model.get_input_embeddings().num_embeddings
+        if max(ids) >= rows:  # PyTorch has an IndexError of its own, and CUDA ends the process
+            raise UsageError(f"token {max(ids)} is not one of the model's {rows}")
         tokens = np.asarray(ids, dtype=np.int64)[None]
         mask = np.ones((1, total), dtype=np.int64)
         logits, _ = self._run(tokens, mask, np.arange(past, total)[None], self._cache)

@@ -183,11 +183,15 @@ def _expected(source: Decoder, names: Names) -> Iterator[tuple[str, LazyTensor]]
 def _packed(
     named: Iterator[tuple[str, LazyTensor]], source: Decoder
 ) -> Iterator[tuple[str, LazyTensor]]:
-    """q, k and v of each layer as the one matrix that the graph has."""
-    apart = {ONNX.block[part].format(i=i) for part in "qkv" for i in range(source.geometry.n_layer)}
-    yield from ((name, tensor) for name, tensor in named if name not in apart)
-    for i, block in enumerate(source.half_split().blocks):
-        yield QKV.format(i=i), block.qkv
+    """q, k and v of each layer as the one matrix that the graph has, in the place of its q."""
+    blocks = source.half_split().blocks
+    packed = {ONNX.block["q"].format(i=i): i for i in range(len(blocks))}
+    apart = {ONNX.block[part].format(i=i) for part in "kv" for i in range(len(blocks))}
+    for name, tensor in named:
+        if name in packed:
+            yield QKV.format(i=packed[name]), blocks[packed[name]].qkv
+        elif name not in apart:
+            yield name, tensor
 
 
 def _bound(

@@ -2,22 +2,22 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from functools import partial
-from itertools import chain, cycle, islice
 from pathlib import Path
 
 import torch
 
 from cgconvert.checkpoint.checkpoint import Checkpoint
 from cgconvert.checkpoint.tarball import cache_folder
-from cgconvert.errors import CgconvertError, InputError, UsageError
+from cgconvert.errors import CgconvertError, UsageError
 from cgconvert.manifest import digest_of, file_sha256, manifest_path
-from cgconvert.runtimes import RUNTIMES, Runtime, open_runtime, version_of
+from cgconvert.runtimes import RUNTIMES, open_runtime, version_of
 from cgconvert.stream.progress import Progress, Silent
 from cgconvert.verify.checks import Losses, run_checks
-from cgconvert.verify.evidence import Evidence, Observed, Witness, Witnessed, observe, testify
-from cgconvert.verify.prompts import PROMPTS, digest, tokenizer_texts
+from cgconvert.verify.evidence import Observed, gather
+from cgconvert.verify.observe import NEW_TOKENS, observe
+from cgconvert.verify.prompts import PROMPTS, TEXT_TOKENS, Text, digest, windows
 from cgconvert.verify.provenance import check_provenance
 from cgconvert.verify.reference import Reference
 from cgconvert.verify.reference_cache import CachedReference
@@ -27,13 +27,7 @@ from cgconvert.verify.thresholds import thresholds_for
 from cgconvert.verify.verdict import Check, Verdict, overall
 from cgconvert.verify.weights import check_weights
 
-__all__ = ["NEW_TOKENS", "gather", "run", "verify"]
-
-NEW_TOKENS = 64
-"""Greedy tokens after each opening, fewer where the context ends."""
-
-OPENINGS = (2, 3)
-"""The prompts that are continued: a function and a class, each with its text ahead."""
+__all__ = ["verify"]
 
 NOT_OPENED = "-"
 """The version of a runtime that could not open the artefact."""
@@ -51,6 +45,9 @@ def verify(
     *,
     thresholds: Mapping[str, float | None] | None = None,
     new_tokens: int = NEW_TOKENS,
+    texts: Sequence[Text] = (),
+    text_tokens: int = TEXT_TOKENS,
+    runtime: str | None = None,
     threads: int | None = None,
     progress: Progress | None = None,
 ) -> Report:
@@ -60,11 +57,12 @@ def verify(
     runtime cannot open it or breaks off, that is a failed check called runtime. Then the artefact
     runs and is closed, then the reference goes through its layers once.
     `device` (cpu, cuda, auto) is for both; auto takes what each can have. `thresholds` replaces
-    bounds by name of check, `threads` is the runtime's. A check that fails is in the report and
-    raises nothing.
+    bounds by name of check; `runtime` is the format's first unless named, `threads` is for it.
+    Logits are compared on the prompts and on the first `text_tokens` tokens of each of `texts`.
+    A check that fails is in the report and raises nothing.
 
-    Raises InputError where the artefact or the reference cannot be read or a threshold is unknown,
-    UsageError where a runtime (MissingRuntimeError) or device is not there.
+    Raises InputError where the artefact or the reference cannot be read, a threshold is unknown or
+    a text too short, UsageError where a runtime (MissingRuntimeError) or device is not there.
     """
     progress = progress or Silent()
     source = Reference(
@@ -74,36 +72,41 @@ def verify(
         progress=progress,
     )
     bounds = thresholds_for(format, type, source.compute, thresholds)
+    context = reference.geometry.n_positions
+    passages = {text: windows(text, reference.tokenizer, text_tokens, context) for text in texts}
     files, digest_now = _hashes(artefact), digest_of(reference.files)["sha256"]
     checks = [check_provenance(artefact, files, digest_now, reference.origin)]
-    checks += check_weights(artefact, format, reference.decoder, progress)
-    broken = overall(checks[1:]) == Verdict.FAIL
+    stored, tensors = check_weights(artefact, format, reference.decoder, progress)
+    checks += stored
+    broken = overall(stored) == Verdict.FAIL
     observed: Observed | None = None
-    runtime = {"name": next(iter(RUNTIMES[format])), "version": NOT_OPENED, "device": device}
+    name = runtime or next(iter(RUNTIMES[format]))
+    ran = {"name": name, "version": NOT_OPENED, "device": device}
     try:
-        opened = open_runtime(format, artefact, device, threads=threads)
+        opened = open_runtime(format, artefact, device, name=name, threads=threads)
         try:
-            runtime = {"name": opened.name, "version": version_of(opened), "device": opened.device}
-            observed = run(opened, reference, new_tokens=new_tokens, progress=progress)
+            ran = {"name": opened.name, "version": version_of(opened), "device": opened.device}
+            more = [window for cut in passages.values() for window in cut]
+            observed = observe(opened, reference, more, new_tokens=new_tokens, progress=progress)
         finally:
             opened.close()
     except CgconvertError as error:
-        absent = isinstance(error, UsageError) and runtime["version"] == NOT_OPENED
+        absent = isinstance(error, UsageError) and ran["version"] == NOT_OPENED
         if absent or not broken:
             raise
         checks.append(Check("runtime", None, None, "<=", Verdict.FAIL, str(error)))
     series: dict[str, list[float | None]] = {}
     if observed is not None:
-        same = _same_numbers(checks[1:], type, reference.decoder.dtype)
         witness = CachedReference(source, digest_now, cache_folder() / "reference")
-        stored = partial(_stored_reference, artefact, format, device, progress)
-        evidence = gather(observed, reference, witness, None if same else stored)
+        own = partial(_stored_reference, artefact, format, device, progress)
+        same = _same_numbers(stored, type, reference.decoder.dtype)
+        evidence = gather(observed, reference, witness, None if same else own)
         losses = Losses.of(evidence)
         checks += run_checks(evidence, losses, bounds)
         series = {"logits.kl": rounded(losses.source.kl)} if losses.source else {}
     progress.finish()
     sequences = observed.sequences if observed else ()
-    texts = [text.text for text in observed.texts] if observed else []
+    tokenized = [text.text for text in observed.texts] if observed else []
     return Report(
         artefact={
             "path": str(artefact),
@@ -121,67 +124,26 @@ def verify(
             "compute": _name(source.compute),
             "device": source.device.type,
         },
-        runtime=runtime,
+        runtime=ran,
         prompts={
             "sha256": digest(PROMPTS),
             "sequences": len(sequences),
             "tokens": sum(map(len, sequences)),
             "lengths": tuple(map(len, sequences)),
+            "texts": tuple(
+                {
+                    "name": text.name,
+                    "sha256": text.sha256,
+                    "sequences": len(cut),
+                    "tokens": sum(map(len, cut)),
+                }
+                for text, cut in passages.items()
+            ),
         },
-        texts={"sha256": digest(texts), "count": len(texts)},
+        texts={"sha256": digest(tokenized), "count": len(tokenized)},
         checks=tuple(checks),
         series=series,
-    )
-
-
-def run(
-    runtime: Runtime,
-    source: Checkpoint,
-    *,
-    new_tokens: int = NEW_TOKENS,
-    progress: Progress | None = None,
-) -> Observed:
-    """Have an open runtime do all that is judged, on the default prompts and texts.
-
-    Prompts are cut to the shorter of the two contexts, what is continued to half of it; repeated
-    they fill it.
-    """
-    limit = min(runtime.n_positions, source.geometry.n_positions)
-    prompts = [source.tokenizer.encode(prompt) for prompt in PROMPTS]
-    sequences = [prompt[:limit] for prompt in prompts]
-    return observe(
-        runtime,
-        source.tokenizer,
-        sequences,
-        openings=[sequences[i][: max(1, limit // 2)] for i in OPENINGS],
-        whole=list(islice(cycle(chain.from_iterable(prompts)), limit)),
-        max_new_tokens=new_tokens,
-        texts=tokenizer_texts(),
-        progress=progress or Silent(),
-    )
-
-
-def gather(
-    observed: Observed, source: Checkpoint, witness: Witness, stored: Callable[[], Witness] | None
-) -> Evidence:
-    """Have both references testify; without `stored` the source's numbers are the stored ones."""
-    allowed = source.tokenizer.size
-    of_source = testify(witness, observed, allowed)
-    of_stored: Witnessed | None = of_source
-    unmade = ""
-    if stored is not None:
-        try:
-            of_stored = testify(stored(), observed, allowed)
-        except InputError as error:
-            of_stored, unmade = None, f"its weights make no model: {error}"
-    return Evidence(
-        observed=observed,
-        source=of_source,
-        stored=of_stored,
-        unmade=unmade,
-        allowed=allowed,
-        n_positions=source.geometry.n_positions,
-        end_of_text=source.tokenizer.end_of_text,
+        tensors=tuple(tensors),
     )
 
 
