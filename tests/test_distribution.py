@@ -6,7 +6,6 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-import torch
 
 from cgconvert.names import CODEGEN
 from cgconvert.synthetic import RandomState
@@ -97,7 +96,6 @@ def test_an_answer_is_computed_once(tmp_path: Path) -> None:
     [
         {"sha256": "b"},
         {"weights": None},
-        {"compute": torch.float64},
     ],
 )
 def test_another_source_or_arithmetic_is_another_question(

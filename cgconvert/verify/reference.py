@@ -46,9 +46,8 @@ class Reference:
     """A decoder, run block by block over whole sequences, no cache.
 
     The source's numbers are rounded to `weights` (None: as they are stored) and computed in
-    `compute`: float32 on a CPU and float16 on CUDA unless told otherwise. Attention scores and
-    their softmax are float32 in either case, as in CodeGen (transformers, modeling_codegen.py:
-    CodeGenAttention._attn).
+    float32, on a GPU too: it streams, so that costs no memory, and float16 would cost what is to be
+    measured (transformers, modeling_codegen.py: CodeGenAttention._attn has float32 scores).
 
     `progress` gets one step a call, an advance a layer.
     """
@@ -59,14 +58,11 @@ class Reference:
         *,
         device: str = "cpu",
         weights: torch.dtype | None = torch.float16,
-        compute: torch.dtype | None = None,
         progress: Progress | None = None,
     ) -> None:
         self.decoder = decoder
         self.device = torch_device(device)
         self.weights = weights
-        default = torch.float16 if self.device.type == "cuda" else torch.float32
-        self.compute = compute or default
         self.progress = progress or Silent()
 
     def logits(self, sequences: Sequence[Sequence[int]]) -> list[np.ndarray]:
@@ -143,7 +139,7 @@ class Reference:
         """Logits on the CPU, float32 [positions, vocab_size]."""
         out = torch.empty(x.shape[0], self.decoder.head.shape[0])
         for rows, part in self._linear_parts(x, self.decoder.head, self.decoder.head_bias):
-            out[:, rows] = part.float().cpu()
+            out[:, rows] = part.cpu()
         return out
 
     def _block(
@@ -183,9 +179,9 @@ class Reference:
         """Causal attention of one sequence, [T, heads, head_dim] in and out."""
         q, k = self._turn(q, sin, cos), self._turn(k, sin, cos)
         # A batch of one, without which torch does not take its fused kernel.
-        qs, ks, vs = (x.transpose(0, 1).float()[None] for x in (q, k, v))
+        qs, ks, vs = (x.transpose(0, 1)[None] for x in (q, k, v))
         context = F.scaled_dot_product_attention(qs, ks, vs, is_causal=True)[0]
-        return context.to(v.dtype).transpose(0, 1)
+        return context.transpose(0, 1)
 
     def _turn(self, x: torch.Tensor, sin: torch.Tensor, cos: torch.Tensor) -> torch.Tensor:
         """Rotary position of GPT-J on interleaved pairs: x * cos + rotate_every_two(x) * sin."""
@@ -202,9 +198,7 @@ class Reference:
         g = self.decoder.geometry
         inverse = 1.0 / (g.rotary_base ** (torch.arange(0, g.rotary_dim, 2) / g.rotary_dim))
         angles = torch.outer(torch.arange(length).float(), inverse).repeat_interleave(2, dim=1)
-        return angles.sin().to(self.device, self.compute), angles.cos().to(
-            self.device, self.compute
-        )
+        return angles.sin().to(self.device), angles.cos().to(self.device)
 
     def _embed(self, ids: np.ndarray) -> torch.Tensor:
         unique, where = np.unique(ids, return_inverse=True)
@@ -237,4 +231,4 @@ class Reference:
         read = tensor.read(rows)
         if self.weights is not None:
             read = read.to(self.weights)
-        return read.to(self.device, self.compute)
+        return read.to(self.device, torch.float32)

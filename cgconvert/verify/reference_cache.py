@@ -29,8 +29,8 @@ VERSION = 1
 class CachedReference:
     """A reference over the source of a SHA-256, its answers in `folder`.
 
-    An answer goes by the source's hash, how it was read (geometry, groups of qkv), the types of
-    weights and arithmetic, the device and torch's version, the tokens, and what is kept of them.
+    An answer goes by the source's hash, how it was read (geometry, groups of qkv), the type of
+    weights, the device and torch's version, the tokens, and what is kept of them.
     One that is damaged, or cannot be written, is computed again.
     """
 
@@ -38,8 +38,7 @@ class CachedReference:
         self.reference, self.folder = reference, folder
         self._identity = [
             VERSION, TOP, source_sha256, reference.decoder.geometry.as_dict(),
-            str(reference.weights), str(reference.compute), reference.device.type,
-            torch.__version__,
+            str(reference.weights), reference.device.type, torch.__version__,
         ]  # fmt: skip
 
     def distributions(
