@@ -20,6 +20,7 @@ from cgconvert.verify.prompts import PROMPTS, digest, tokenizer_texts
 from cgconvert.verify.provenance import check_provenance
 from cgconvert.verify.reference import Reference
 from cgconvert.verify.report import Report, rounded
+from cgconvert.verify.settings import check_settings
 from cgconvert.verify.thresholds import thresholds_for
 from cgconvert.verify.verdict import Check, Verdict, overall
 from cgconvert.verify.weights import check_weights
@@ -74,6 +75,7 @@ def verify(
     files, digest_now = _hashes(artefact), digest_of(reference.files)["sha256"]
     checks = [check_provenance(artefact, files, digest_now, reference.origin)]
     checks += check_weights(artefact, format, reference.decoder, progress)
+    checks += check_settings(artefact, format, reference)
     broken = overall(checks[1:]) == Verdict.FAIL
     observed: Observed | None = None
     runtime = {"name": next(iter(RUNTIMES[format])), "version": NOT_OPENED, "device": device}
