@@ -22,6 +22,7 @@ from cgconvert.verify.provenance import check_provenance
 from cgconvert.verify.reference import Reference
 from cgconvert.verify.reference_cache import CachedReference
 from cgconvert.verify.report import Report, rounded
+from cgconvert.verify.settings import check_settings
 from cgconvert.verify.stored import stored_decoder
 from cgconvert.verify.thresholds import thresholds_for
 from cgconvert.verify.verdict import Check, Verdict, overall
@@ -77,8 +78,9 @@ def verify(
     files, digest_now = _hashes(artefact), digest_of(reference.files)["sha256"]
     checks = [check_provenance(artefact, files, digest_now, reference.origin)]
     stored, tensors = check_weights(artefact, format, reference.decoder, progress)
-    checks += stored
-    broken = overall(stored) == Verdict.FAIL
+    settings = check_settings(artefact, format, reference)
+    checks += [*stored, *settings]
+    broken = overall(checks[1:]) == Verdict.FAIL
     observed: Observed | None = None
     name = runtime or next(iter(RUNTIMES[format]))
     ran = {"name": name, "version": NOT_OPENED, "device": device}

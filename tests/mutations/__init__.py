@@ -1,0 +1,17 @@
+"""Conversion bugs, planted in real artefacts of every format: verify has to catch each of them.
+
+`python -m tests.mutations` runs them all and says which checks fail; see docs/mutations.md.
+"""
+
+from __future__ import annotations
+
+from .configs import CONFIGS
+from .graphs import GRAPHS
+from .keys import KEYS
+from .mutation import Mutation, plant, write_right
+from .tensors import TENSORS
+from .writers import WRITERS
+
+__all__ = ["MUTATIONS", "Mutation", "plant", "write_right"]
+
+MUTATIONS: tuple[Mutation, ...] = (*WRITERS, *TENSORS, *CONFIGS, *GRAPHS, *KEYS)
