@@ -111,6 +111,7 @@ def test_an_old_end_of_text_in_a_folder_is_caught(
     report = verified(plan, source)
     assert [c.name for c in report.checks if c.verdict == Verdict.FAIL] == [
         "provenance",
+        "settings",
         "end_of_text",
     ]
 
