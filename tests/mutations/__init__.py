@@ -9,9 +9,12 @@ from .configs import CONFIGS
 from .graphs import GRAPHS
 from .keys import KEYS
 from .mutation import Mutation, plant, write_right
+from .survey import Outcome, survey, verified
 from .tensors import TENSORS
 from .writers import WRITERS
 
-__all__ = ["MUTATIONS", "Mutation", "plant", "write_right"]
+__all__ = [
+    "MUTATIONS", "Mutation", "Outcome", "plant", "survey", "verified", "write_right",
+]  # fmt: skip
 
 MUTATIONS: tuple[Mutation, ...] = (*WRITERS, *TENSORS, *CONFIGS, *GRAPHS, *KEYS)
