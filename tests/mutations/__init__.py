@@ -14,7 +14,10 @@ from .tensors import TENSORS
 from .writers import WRITERS
 
 __all__ = [
-    "MUTATIONS", "Mutation", "Outcome", "plant", "survey", "verified", "write_right",
+    "MUTATIONS", "WRONG", "Mutation", "Outcome", "plant", "survey", "verified", "write_right",
 ]  # fmt: skip
+
+WRONG = {mutation.name: mutation.model for mutation in WRITERS if mutation.model}
+"""Models as a wrong writer would have them, by the name of its mistake."""
 
 MUTATIONS: tuple[Mutation, ...] = (*WRITERS, *TENSORS, *CONFIGS, *GRAPHS, *KEYS)
