@@ -22,9 +22,16 @@ from typing import Any
 import yaml
 
 from cgconvert.errors import InputError
+from cgconvert.formats.onnx.variant import ACCURACY_LEVELS
+from cgconvert.quant.matmul_nbits import BLOCK_SIZES
 
 __all__ = ["STEPS", "Recipe", "Step", "find", "load"]
 
+BLOCKS: Mapping[str, type | tuple[Any, ...]] = {
+    "block_size": BLOCK_SIZES,
+    "symmetric": bool,
+    "accuracy_level": ACCURACY_LEVELS,
+}
 STEPS: Mapping[str, Mapping[str, type | tuple[Any, ...]]] = {
     "to-hf": {
         "output": str,
@@ -32,9 +39,9 @@ STEPS: Mapping[str, Mapping[str, type | tuple[Any, ...]]] = {
         "layout": ("codegen", "phi"),
         "max_shard_size": str,
     },
-    "to-onnx": {"output": str, "dtype": ("float32", "float16")},
+    "to-onnx": {"output": str, "dtype": ("float32", "float16"), "bits": (4, 8), **BLOCKS},
     "to-gguf": {"output": str, "type": ("F32", "F16", "BF16", "Q8_0", "Q4_0")},
-    "quantize": {"output": str, "bits": (4, 8), "format": ("gguf", "onnx")},
+    "quantize": {"output": str, "bits": (4, 8), "format": ("gguf", "onnx"), **BLOCKS},
     "verify": {"device": ("auto", "cpu", "cuda"), "report": str},
 }
 """The steps, and for each option its type or its choices."""
@@ -197,8 +204,9 @@ class _Reader:
             return float(value)
         elif wanted is str and isinstance(value, int | float) and name == "max_shard_size":
             return str(value)
-        elif not isinstance(value, wanted) or isinstance(value, bool):
-            kind = {str: "text", int: "a whole number", float: "a number"}[wanted]
+        elif not isinstance(value, wanted) or isinstance(value, bool) != (wanted is bool):
+            words = {str: "text", int: "a whole number", float: "a number", bool: "true or false"}
+            kind = words[wanted]
             self.fail(node, f"{name} is not {kind}")
         return value
 

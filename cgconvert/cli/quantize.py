@@ -10,7 +10,7 @@ from cgconvert import convert
 from cgconvert.artefact import OUT, find_all
 from cgconvert.checkpoint.read import ReadOptions, read
 from cgconvert.cli.convert import carry_out
-from cgconvert.cli.options import common, output, reading, writing
+from cgconvert.cli.options import blocks, common, output, reading, writing
 from cgconvert.errors import UsageError
 
 __all__ = ["command"]
@@ -31,6 +31,7 @@ UNQUANTIZED = ("float32", "f32", "float16", "f16", "bfloat16", "bf16")
     show_default=True,
     help="GGUF Q4_0 or Q8_0, or ONNX MatMulNBits.",
 )
+@blocks
 @writing
 @reading
 @common
@@ -39,6 +40,9 @@ def command(
     output: Path | None,
     bits: str,
     kind: str,
+    block_size: int | None,
+    symmetric: bool | None,
+    accuracy_level: int | None,
     force: bool,
     dry_run: bool,
     options: ReadOptions,
@@ -50,7 +54,15 @@ def command(
       cgconvert quantize codegen-350M-mono --bits 4
     """
     checkpoint = read(source or _only_source(), options)
-    plan = convert.quantize(checkpoint, output, bits=int(bits), format=kind)
+    plan = convert.quantize(
+        checkpoint,
+        output,
+        bits=int(bits),
+        format=kind,
+        block_size=block_size,
+        symmetric=symmetric,
+        accuracy_level=accuracy_level,
+    )
     carry_out(plan, checkpoint, force=force, dry_run=dry_run)
 
 

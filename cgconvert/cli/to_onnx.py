@@ -9,7 +9,7 @@ import click
 from cgconvert import convert
 from cgconvert.checkpoint.read import ReadOptions, read
 from cgconvert.cli.convert import carry_out
-from cgconvert.cli.options import common, output, reading, writing
+from cgconvert.cli.options import blocks, common, output, reading, writing
 
 __all__ = ["command"]
 
@@ -24,6 +24,8 @@ __all__ = ["command"]
     show_default=True,
     help="Type of weights and arithmetic.",
 )
+@click.option("--bits", type=click.Choice(["4", "8"]), help="Quantize the matrices.")
+@blocks
 @writing
 @reading
 @common
@@ -31,6 +33,10 @@ def command(
     source: str,
     output: Path | None,
     dtype: str,
+    bits: str | None,
+    block_size: int | None,
+    symmetric: bool | None,
+    accuracy_level: int | None,
     force: bool,
     dry_run: bool,
     options: ReadOptions,
@@ -45,5 +51,13 @@ def command(
       cgconvert to-onnx codegen-6B-mono
     """
     checkpoint = read(source, options)
-    plan = convert.to_onnx(checkpoint, output, dtype=dtype)
+    plan = convert.to_onnx(
+        checkpoint,
+        output,
+        dtype=dtype,
+        bits=int(bits) if bits else None,
+        block_size=block_size,
+        symmetric=symmetric,
+        accuracy_level=accuracy_level,
+    )
     carry_out(plan, checkpoint, force=force, dry_run=dry_run)

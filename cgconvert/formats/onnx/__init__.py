@@ -27,15 +27,16 @@ def plan(
     bits: int | None = None,
     block_size: int = 32,
     symmetric: bool = False,
+    accuracy_level: int = 4,
 ) -> Plan:
     """The complete repository: graph and data in onnx/, everything else at the root.
 
     Raises InputError where the geometry is not one that ONNX Runtime's attention takes or a
-    matrix does not divide into blocks, UsageError for a combination of options without a name.
+    matrix does not divide into blocks, UsageError for options that do not exist or go together.
     """
     geometry = checkpoint.geometry
     _check(geometry)
-    variant = Variant(dtype, bits, block_size, symmetric)
+    variant = Variant(dtype, bits, block_size, symmetric, accuracy_level)
     graph, data = f"{variant.stem}.onnx", f"{variant.stem}.onnx_data"
     items = place(checkpoint.decoder, variant)
     return Plan(

@@ -10,7 +10,10 @@ from cgconvert.quant.encoding import Encoding
 from cgconvert.quant.matmul_nbits import MatMulNBits
 from cgconvert.quant.plain import F16, F32, Plain
 
-__all__ = ["Variant"]
+__all__ = ["ACCURACY_LEVELS", "Variant"]
+
+ACCURACY_LEVELS = (0, 1, 2, 3, 4)
+"""MatMulNBits' accuracy_level: the operator's choice, float32, float16, bfloat16, int8."""
 
 _STEMS = {
     ("float32", None): "model",
@@ -27,7 +30,8 @@ class Variant:
     """`dtype` is the type of activations and KV cache, `bits` that of the matrices if not `dtype`.
 
     4-bit blocks have zero points unless `symmetric`, 8-bit blocks never: there 0.25 bits a weight
-    more buy almost nothing. Raises UsageError for a combination that has no name.
+    more buy almost nothing. `accuracy_level` says in what MatMulNBits may compute. Raises
+    UsageError for a combination without a name and a block size or level that does not exist.
     """
 
     dtype: str = "float32"
@@ -42,6 +46,9 @@ class Variant:
                 f"no ONNX variant with dtype {self.dtype} and {self.bits} bits; "
                 "float32 goes with 4 or 8 bits, float16 with 4, and each alone"
             )
+        if self.accuracy_level not in ACCURACY_LEVELS:
+            raise UsageError(f"accuracy level {self.accuracy_level}: give 0, 1, 2, 3 or 4")
+        _ = self.matrix, self.head  # which know their block sizes
 
     @property
     def stem(self) -> str:

@@ -78,7 +78,9 @@ def place(decoder: Decoder, variant: Variant) -> tuple[Item, ...]:
     items: list[Item] = []
     end = 0
     for name, source, encoding in weights(decoder, variant):
-        align = PAGE if source.nbytes >= LARGE else CACHE_LINE
+        # By what is stored, so that the place does not depend on the type of the source.
+        stored = source.shape[0] * encoding.arrays(source.shape)[0].row_bytes
+        align = PAGE if stored >= LARGE else CACHE_LINE
         items += lay_out([(name, source, encoding)], start=end, align=align)
         last = items[-1].pieces[-1]
         end = last.offset + last.nbytes
