@@ -49,10 +49,12 @@ def to_onnx(
     block_size: int | None = None,
     symmetric: bool | None = None,
     accuracy_level: int | None = None,
+    client: str = "any",
 ) -> Plan:
     """A decoder with KV-cache inputs and outputs.
 
-    The last three are options of `bits`. Raises UsageError where they come without it.
+    Block size, symmetry and accuracy level are options of `bits`. Raises UsageError where they
+    come without it.
     """
     from cgconvert.formats import onnx
 
@@ -60,8 +62,9 @@ def to_onnx(
     if blocks and not bits:
         raise UsageError(f"{_option(blocks)} is an option of quantized matrices: add --bits 4 or 8")
     folder = "onnx" + (f"-int{bits}" if bits else "") + ("-fp16" if dtype == "float16" else "")
+    folder += "" if client == "any" else "-js"
     output = output or OUT / checkpoint.name / folder
-    return onnx.plan(checkpoint, output, dtype=dtype, bits=bits, **blocks)
+    return onnx.plan(checkpoint, output, dtype=dtype, bits=bits, client=client, **blocks)
 
 
 def to_gguf(checkpoint: Checkpoint, output: Path | None = None, *, type: str = "F16") -> Plan:  # noqa: A002

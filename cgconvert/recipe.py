@@ -22,7 +22,7 @@ from typing import Any
 import yaml
 
 from cgconvert.errors import InputError
-from cgconvert.formats.onnx.variant import ACCURACY_LEVELS
+from cgconvert.formats.onnx.variant import ACCURACY_LEVELS, CLIENTS
 from cgconvert.quant.matmul_nbits import BLOCK_SIZES
 
 __all__ = ["STEPS", "Recipe", "Step", "find", "load"]
@@ -39,7 +39,13 @@ STEPS: Mapping[str, Mapping[str, type | tuple[Any, ...]]] = {
         "layout": ("codegen", "phi"),
         "max_shard_size": str,
     },
-    "to-onnx": {"output": str, "dtype": ("float32", "float16"), "bits": (4, 8), **BLOCKS},
+    "to-onnx": {
+        "output": str,
+        "dtype": ("float32", "float16"),
+        "bits": (4, 8),
+        **BLOCKS,
+        "client": CLIENTS,
+    },
     "to-gguf": {"output": str, "type": ("F32", "F16", "BF16", "Q8_0", "Q4_0")},
     "quantize": {"output": str, "bits": (4, 8), "format": ("gguf", "onnx"), **BLOCKS},
     "verify": {"device": ("auto", "cpu", "cuda"), "report": str},

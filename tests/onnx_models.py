@@ -12,6 +12,7 @@ from transformers import CodeGenConfig, CodeGenForCausalLM
 
 from cgconvert import embedded, synthetic
 from cgconvert.checkpoint.checkpoint import Checkpoint
+from cgconvert.checkpoint.onnx import find_graph
 from cgconvert.checkpoint.read import ReadOptions, read
 from cgconvert.formats.onnx import plan
 from cgconvert.model import Decoder, Geometry
@@ -33,6 +34,7 @@ VARIANTS: dict[str, dict[str, Any]] = {
     "model_fp16": {"dtype": "float16"},
     "model_int8": {"bits": 8},
     "model_q4": {"bits": 4},
+    "model_js": {"client": "transformers.js"},
     "model_q4f16": {"bits": 4, "dtype": "float16", "symmetric": True},
 }
 
@@ -45,11 +47,14 @@ class Model:
     theirs: Any  # a CodeGenForCausalLM, whose generate does not type
     folder: Path
 
-    def artefact(self, stem: str) -> Path:
-        output = self.folder / stem
+    def artefact(self, kind: str) -> Path:
+        output = self.folder / kind
         if not output.exists():
-            execute(plan(self.checkpoint, output, **VARIANTS[stem]), self.checkpoint)
+            execute(plan(self.checkpoint, output, **VARIANTS[kind]), self.checkpoint)
         return output
+
+    def graph(self, kind: str) -> Path:
+        return find_graph(self.artefact(kind))
 
     def prompts(self) -> list[list[int]]:
         rng = np.random.default_rng(0)

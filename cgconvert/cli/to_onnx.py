@@ -26,6 +26,13 @@ __all__ = ["command"]
 )
 @click.option("--bits", type=click.Choice(["4", "8"]), help="Quantize the matrices.")
 @blocks
+@click.option(
+    "--client",
+    type=click.Choice(["any", "transformers.js"]),
+    default="any",
+    show_default=True,
+    help="transformers.js: it asks for the last logits alone; optimum cannot load such a graph.",
+)
 @writing
 @reading
 @common
@@ -37,6 +44,7 @@ def command(
     block_size: int | None,
     symmetric: bool | None,
     accuracy_level: int | None,
+    client: str,
     force: bool,
     dry_run: bool,
     options: ReadOptions,
@@ -59,5 +67,6 @@ def command(
         block_size=block_size,
         symmetric=symmetric,
         accuracy_level=accuracy_level,
+        client=client,
     )
     carry_out(plan, checkpoint, force=force, dry_run=dry_run)

@@ -39,6 +39,11 @@ class Runtime(ABC):
     def feed(self, ids: Sequence[int]) -> np.ndarray:
         """Append tokens to the cache; logits after each of them, float32 [len(ids), vocabulary]."""
 
+    def last(self, ids: Sequence[int]) -> np.ndarray:
+        """As `feed` of one token or more, but the last one's logits alone: float32 [vocabulary]."""
+        logits: np.ndarray = self.feed(ids)[-1]
+        return logits
+
     @abstractmethod
     def tokenize(self, text: str) -> list[int]:
         """Ids of a text in the artefact's own tokenizer, nothing added at either end."""

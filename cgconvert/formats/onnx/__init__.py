@@ -28,6 +28,7 @@ def plan(
     block_size: int = 32,
     symmetric: bool = False,
     accuracy_level: int = 4,
+    client: str = "any",
 ) -> Plan:
     """The complete repository: graph and data in onnx/, everything else at the root.
 
@@ -36,7 +37,7 @@ def plan(
     """
     geometry = checkpoint.geometry
     _check(geometry)
-    variant = Variant(dtype, bits, block_size, symmetric, accuracy_level)
+    variant = Variant(dtype, bits, block_size, symmetric, accuracy_level, client)
     graph, data = f"{variant.stem}.onnx", f"{variant.stem}.onnx_data"
     items = place(checkpoint.decoder, variant)
     return Plan(

@@ -27,6 +27,7 @@ __all__ = ["build"]
 # transformers.js makes the empty cache from these names: the batch must be called just that.
 BATCH, LENGTH = "batch_size", "sequence_length"
 PAST, TOTAL = "past_sequence_length", "total_sequence_length"
+KEEP = "num_logits_to_keep"
 
 INT32, INT64, BOOL = TensorProto.INT32, TensorProto.INT64, TensorProto.BOOL
 
@@ -36,7 +37,10 @@ def build(geometry: Geometry, variant: Variant, items: Sequence[Item], data: str
 
     Inputs: input_ids, attention_mask (0 for padding, which lies before the tokens), position_ids,
     and past_key_values.N.key and .value for each layer. Outputs: logits after every token, and
-    present.N.key and .value.
+    present.N.key and .value. For transformers.js also num_logits_to_keep: logits after the last
+    that many tokens alone, 0 for all. With a default in the graph it would be no input to
+    onnxruntime-node, which lists only those that must be fed; without one it has to be fed, which
+    optimum does not.
 
     position_ids is there because clients expect it, and is not used. A token's rotary position is
     its place in the cache, padding counted, and attention sees only differences of positions, so
@@ -69,7 +73,9 @@ class _Decoder:
         graph.input("input_ids", (BATCH, LENGTH), INT64)
         graph.input("attention_mask", (BATCH, TOTAL), INT64)
         graph.input("position_ids", (BATCH, LENGTH), INT64)
-        graph.output("logits", (BATCH, LENGTH, g.vocab_size))
+        if self.variant.client == "transformers.js":
+            graph.input(KEEP, (), INT64)
+        graph.output("logits", (BATCH, self._kept, g.vocab_size))
         for i in range(g.n_layer):
             for part in ("key", "value"):
                 graph.input(f"past_key_values.{i}.{part}", (BATCH, g.n_head, PAST, g.head_dim))
@@ -118,8 +124,24 @@ class _Decoder:
         )  # fmt: skip
         for i in range(self.geometry.n_layer):
             residual, normed = self._layer(i, residual, normed)
-        logits = self._linear("lm_head", top["head"], normed)
+        if self.variant.client == "transformers.js":
+            normed = self._last(normed)
+        logits = self._linear("lm_head", top["head"], normed, self._kept)
         self.graph.node("Add", [logits, top["head_bias"]], "logits")
+
+    @property
+    def _kept(self) -> str:
+        """How many tokens have logits."""
+        return "num_logits" if self.variant.client == "transformers.js" else LENGTH
+
+    def _last(self, normed: str) -> str:
+        """The last num_logits_to_keep tokens: from -n to the end, where -0 is the beginning."""
+        graph = self.graph
+        graph.constant("end", INT64, [1], [2**63 - 1])
+        graph.node("Reshape", [KEEP, "one_int64"], "keep", (1,), INT64)
+        graph.node("Neg", ["keep"], "first_kept", (1,), INT64)
+        shape = (BATCH, self._kept, self.geometry.n_embd)
+        return graph.node("Slice", [normed, "first_kept", "end", "one_int64"], "last", shape)
 
     def _embedding(self, item: Item) -> str:
         if not isinstance(item.encoding, MatMulNBits):
@@ -169,15 +191,15 @@ class _Decoder:
             num_heads=g.n_head, kv_num_heads=g.n_head, do_rotary=1, rotary_interleaved=0,
         )  # fmt: skip
 
-    def _linear(self, output: str, weight: str, value: str) -> str:
+    def _linear(self, output: str, weight: str, value: str, length: str = LENGTH) -> str:
         item = self.items[weight]
         if not isinstance(item.encoding, MatMulNBits):
-            shape = (BATCH, LENGTH, item.source.shape[1])
+            shape = (BATCH, length, item.source.shape[1])
             return self.graph.node("MatMul", [value, weight], output, shape)
         n, k = item.source.shape
         codes, scales, *zeros = self._blocks(item)
         return self.graph.node(
-            "MatMulNBits", [value, codes, scales, *zeros], output, (BATCH, LENGTH, n),
+            "MatMulNBits", [value, codes, scales, *zeros], output, (BATCH, length, n),
             N=n, K=k, bits=item.encoding.bits, block_size=item.encoding.block_size,
             accuracy_level=self.variant.accuracy_level,
         )  # fmt: skip

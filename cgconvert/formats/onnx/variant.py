@@ -10,10 +10,12 @@ from cgconvert.quant.encoding import Encoding
 from cgconvert.quant.matmul_nbits import MatMulNBits
 from cgconvert.quant.plain import F16, F32, Plain
 
-__all__ = ["ACCURACY_LEVELS", "Variant"]
+__all__ = ["ACCURACY_LEVELS", "CLIENTS", "Variant"]
 
 ACCURACY_LEVELS = (0, 1, 2, 3, 4)
 """MatMulNBits' accuracy_level: the operator's choice, float32, float16, bfloat16, int8."""
+
+CLIENTS = ("any", "transformers.js")
 
 _STEMS = {
     ("float32", None): "model",
@@ -30,8 +32,9 @@ class Variant:
     """`dtype` is the type of activations and KV cache, `bits` that of the matrices if not `dtype`.
 
     4-bit blocks have zero points unless `symmetric`, 8-bit blocks never: there 0.25 bits a weight
-    more buy almost nothing. `accuracy_level` says in what MatMulNBits may compute. Raises
-    UsageError for a combination without a name and a block size or level that does not exist.
+    more buy almost nothing. `accuracy_level` says in what MatMulNBits may compute. For the `client`
+    transformers.js the graph has its input num_logits_to_keep, which optimum does not feed. Raises
+    UsageError for a combination without a name and a value that does not exist.
     """
 
     dtype: str = "float32"
@@ -39,6 +42,7 @@ class Variant:
     block_size: int = 32
     symmetric: bool = False
     accuracy_level: int = 4
+    client: str = "any"
 
     def __post_init__(self) -> None:
         if (self.dtype, self.bits) not in _STEMS:
@@ -46,6 +50,8 @@ class Variant:
                 f"no ONNX variant with dtype {self.dtype} and {self.bits} bits; "
                 "float32 goes with 4 or 8 bits, float16 with 4, and each alone"
             )
+        if self.client not in CLIENTS:
+            raise UsageError(f"client {self.client!r}: give {' or '.join(CLIENTS)}")
         if self.accuracy_level not in ACCURACY_LEVELS:
             raise UsageError(f"accuracy level {self.accuracy_level}: give 0, 1, 2, 3 or 4")
         _ = self.matrix, self.head  # which know their block sizes
@@ -88,9 +94,10 @@ class Variant:
     def options(self) -> dict[str, Any]:
         """For the manifest."""
         if self.bits is None:
-            return {"dtype": self.dtype}
+            return {"dtype": self.dtype, "client": self.client}
         return {
             "dtype": self.dtype,
+            "client": self.client,
             "bits": self.bits,
             "block_size": self.block_size,
             "symmetric": self.symmetric or self.bits == 8,
