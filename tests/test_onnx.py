@@ -109,6 +109,30 @@ def test_a_left_padded_batch_decodes_on(small: Model) -> None:
         assert relative_error(np.stack(logits)[:, row], expected) <= 1e-5
 
 
+def test_a_batch_padded_after_its_prompts_decodes_on(small: Model) -> None:
+    """As genai pads: a row goes on at the end of the mask, in the cache where its padding was."""
+    session = onnxruntime.InferenceSession(str(small.graph("model")))
+    prompts = small.prompts()
+    width, new = max(LENGTHS), [7, 8, 9]
+    tokens = np.array([ids + [5] * (width - len(ids)) for ids in prompts])
+    mask = np.array([[1] * len(ids) + [0] * (width - len(ids)) for ids in prompts])
+    past = {f"past_key_values.{i}.{part}": np.zeros((3, 4, 0, 64), np.float32)
+            for i in range(2) for part in ("key", "value")}  # fmt: skip
+    logits = []
+    for step in range(len(new) + 1):
+        positions = np.zeros_like(tokens)
+        given = {"input_ids": tokens, "attention_mask": mask, "position_ids": positions, **past}
+        first, *present = session.run(None, given)
+        last = [len(ids) - 1 if step == 0 else 0 for ids in prompts]
+        logits.append(first[np.arange(3), last])
+        past = dict(zip(past, present, strict=True))
+        tokens = np.full((3, 1), new[step % len(new)])
+        mask = np.concatenate([mask, np.ones((3, 1), np.int64)], axis=1)
+    for row, ids in enumerate(prompts):
+        expected = small.logits(ids + new)[-len(new) - 1 :]
+        assert relative_error(np.stack(logits)[:, row], expected) <= 1e-5
+
+
 def dequantized(graph: Path, geometry: Geometry) -> Decoder:
     """The decoder that the codes in an artefact's data file stand for."""
     stored = reader.stored_tensors(graph)

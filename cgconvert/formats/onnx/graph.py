@@ -35,12 +35,13 @@ INT32, INT64, BOOL = TensorProto.INT32, TensorProto.INT64, TensorProto.BOOL
 def build(geometry: Geometry, variant: Variant, items: Sequence[Item], data: str) -> bytes:
     """The serialized model, its initializers pointing into the file `data` beside it.
 
-    Inputs: input_ids, attention_mask (0 for padding, which lies before the tokens), position_ids,
-    and past_key_values.N.key and .value for each layer. Outputs: logits after every token, and
-    present.N.key and .value. For transformers.js also num_logits_to_keep: logits after the last
-    that many tokens alone, 0 for all. With a default in the graph it would be no input to
-    onnxruntime-node, which lists only those that must be fed; without one it has to be fed, which
-    optimum does not.
+    Inputs: input_ids, attention_mask (0 for padding, which lies before the tokens or, as genai has
+    it, after the prompt), position_ids, and past_key_values.N.key and .value for each layer.
+    Outputs: logits after every token, and present.N.key and .value.
+
+    For transformers.js also num_logits_to_keep: logits after the last that many tokens alone, 0 for
+    all. With a default in the graph it would be no input to onnxruntime-node, which lists only what
+    has to be fed, and every onnxruntime would warn of it; without one optimum does not feed it.
 
     position_ids is there because clients expect it, and is not used. A token's rotary position is
     its place in the cache, padding counted, and attention sees only differences of positions, so
@@ -82,19 +83,29 @@ class _Decoder:
                 graph.output(f"present.{i}.{part}", (BATCH, g.n_head, TOTAL, g.head_dim))
 
     def _lengths(self) -> None:
-        """Lengths as GroupQueryAttention wants them: every row of the batch is full."""
+        """The cache's length, and in each row the place of its newest token, `seqlens_k`.
+
+        A row that starts with padding is full to its end. One that starts with a token has as many
+        as the mask has ones: genai pads after the prompt and then goes on at the end of the mask,
+        while the new tokens' keys take the places of the padding.
+        """
         graph = self.graph
+        graph.constant("zero", INT64, [], [0])
         graph.constant("one", INT32, [], [1])
-        graph.constant("last_axis", INT64, [], [1])
-        graph.node("Shape", ["input_ids"], "batch", (1,), INT64, end=1)
-        graph.node("Shape", ["attention_mask"], "mask_shape", (2,), INT64)
-        graph.node("Gather", ["mask_shape", "last_axis"], "total_int64", (), INT64)
-        graph.node("Cast", ["total_int64"], "total", (), INT32, to=INT32)
-        graph.node("Sub", ["total", "one"], "total_less_one", (), INT32)
-        graph.node("Expand", ["total_less_one", "batch"], "seqlens_k", (BATCH,), INT32)
+        graph.constant("one_int64", INT64, [1], [1])
+        graph.node("Shape", ["attention_mask"], "total_int64", (1,), INT64, start=1)
+        graph.node("Cast", ["total_int64"], "total", (1,), INT32, to=INT32)
+        graph.node("Cast", ["attention_mask"], "is_token", (BATCH, TOTAL), BOOL, to=BOOL)
+        graph.node("Gather", ["is_token", "zero"], "starts", (BATCH,), BOOL, axis=1)
+        graph.node(
+            "ReduceSum", ["attention_mask", "one_int64"], "tokens", (BATCH,), INT64, keepdims=0
+        )
+        graph.node("Where", ["starts", "tokens", "total_int64"], "used", (BATCH,), INT64)
+        graph.node("Cast", ["used"], "used_int32", (BATCH,), INT32, to=INT32)
+        graph.node("Sub", ["used_int32", "one"], "seqlens_k", (BATCH,), INT32)
 
     def _attention_bias(self) -> None:
-        """0 for a token and hugely negative for padding: half of the type's lowest number.
+        """0 for a token, hugely negative for padding before it: half of the type's lowest number.
 
         The lowest itself would overflow to -inf where a negative score is added, and padding that
         sees only padding would become NaN.
@@ -105,9 +116,9 @@ class _Decoder:
         graph.constant("unseen", graph.type, [], [lowest])
         graph.constant("head_and_query", INT64, [2], [1, 2])
         graph.constant("ones", INT64, [2], [1, 1])
-        graph.constant("one_int64", INT64, [1], [1])
-        graph.node("Cast", ["attention_mask"], "is_token", (BATCH, TOTAL), BOOL, to=BOOL)
-        graph.node("Where", ["is_token", "seen", "unseen"], "key_bias", (BATCH, TOTAL))
+        graph.node("Unsqueeze", ["starts", "one_int64"], "row_starts", (BATCH, 1), BOOL)
+        graph.node("Or", ["is_token", "row_starts"], "is_seen", (BATCH, TOTAL), BOOL)
+        graph.node("Where", ["is_seen", "seen", "unseen"], "key_bias", (BATCH, TOTAL))
         graph.node("Unsqueeze", ["key_bias", "head_and_query"], "row_bias", (BATCH, 1, 1, TOTAL))
         graph.node("Shape", ["input_ids"], "length", (1,), INT64, start=1)
         graph.node("Concat", ["ones", "length", "one_int64"], "bias_shape", (4,), INT64, axis=0)
