@@ -50,6 +50,7 @@ def to_onnx(
     symmetric: bool | None = None,
     accuracy_level: int | None = None,
     client: str = "any",
+    target: str = "cpu",
 ) -> Plan:
     """A decoder with KV-cache inputs and outputs.
 
@@ -62,9 +63,11 @@ def to_onnx(
     if blocks and not bits:
         raise UsageError(f"{_option(blocks)} is an option of quantized matrices: add --bits 4 or 8")
     folder = "onnx" + (f"-int{bits}" if bits else "") + ("-fp16" if dtype == "float16" else "")
-    folder += "" if client == "any" else "-js"
+    folder += ("" if client == "any" else "-js") + ("" if target == "cpu" else f"-{target}")
     output = output or OUT / checkpoint.name / folder
-    return onnx.plan(checkpoint, output, dtype=dtype, bits=bits, client=client, **blocks)
+    return onnx.plan(
+        checkpoint, output, dtype=dtype, bits=bits, client=client, target=target, **blocks
+    )
 
 
 def to_gguf(checkpoint: Checkpoint, output: Path | None = None, *, type: str = "F16") -> Plan:  # noqa: A002

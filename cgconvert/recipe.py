@@ -22,7 +22,7 @@ from typing import Any
 import yaml
 
 from cgconvert.errors import InputError
-from cgconvert.formats.onnx.variant import ACCURACY_LEVELS, CLIENTS
+from cgconvert.formats.onnx.variant import ACCURACY_LEVELS, CLIENTS, TARGETS
 from cgconvert.quant.matmul_nbits import BLOCK_SIZES
 
 __all__ = ["STEPS", "Recipe", "Step", "find", "load"]
@@ -45,6 +45,7 @@ STEPS: Mapping[str, Mapping[str, type | tuple[Any, ...]]] = {
         "bits": (4, 8),
         **BLOCKS,
         "client": CLIENTS,
+        "target": TARGETS,
     },
     "to-gguf": {"output": str, "type": ("F32", "F16", "BF16", "Q8_0", "Q4_0")},
     "quantize": {"output": str, "bits": (4, 8), "format": ("gguf", "onnx"), **BLOCKS},

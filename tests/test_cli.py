@@ -237,6 +237,7 @@ MISTAKES: list[tuple[list[str], int, str]] = [
     (["to-onnx", TINY, "--symmetric"], 2, "--symmetric is an option of quantized matrices"),
     (["to-onnx", TINY, "--bits", "4", "--block-size", "24"], 2, "block size 24: give 16, 32, 64"),
     (["to-onnx", TINY, "--bits", "4", "--accuracy-level", "9"], 2, "accuracy level 9: give 0, 1"),
+    (["to-onnx", TINY, "--target", "cuda"], 2, "add --dtype float16"),
     (["quantize", TINY, "--bits", "4", "--block-size", "64"], 2, "is an option of --format onnx"),
     (["verify"], 2, "nothing to verify under ./out; type the artefact"),
     (["verify", "nowhere"], 3, "nowhere: no such file or folder"),

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import json
 import os
+from copy import deepcopy
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -15,6 +16,7 @@ import numpy as np
 import onnx
 import onnxruntime
 import pytest
+import torch
 
 from cgconvert import synthetic
 from cgconvert.checkpoint import onnx as reader
@@ -67,12 +69,38 @@ def test_float32_is_transformers(model: Model) -> None:
 
 
 def test_float16_is_close_to_transformers(model: Model) -> None:
-    runtime = OnnxRuntime.open(model.artefact("model_fp16"), "cpu", THREADS)
-    for ids in model.prompts():
-        runtime.reset()
-        logits = np.concatenate([runtime.feed(ids[:2]), runtime.feed(ids[2:])])
-        assert logits.dtype == np.float32
-        assert 1e-6 < relative_error(logits, model.logits(ids)) <= 2e-3
+    for kind in ("model_fp16", "model_cuda"):
+        runtime = OnnxRuntime.open(model.artefact(kind), "cpu", THREADS)
+        for ids in model.prompts():
+            runtime.reset()
+            logits = np.concatenate([runtime.feed(ids[:2]), runtime.feed(ids[2:])])
+            assert logits.dtype == np.float32
+            assert 1e-6 < relative_error(logits, model.logits(ids)) <= 2e-3
+
+
+def test_a_graph_for_cuda_says_what_it_does_not_take(small: Model) -> None:
+    runtime = OnnxRuntime.open(small.artefact("model_cuda"), "cpu", THREADS)
+    with pytest.raises(UsageError, match="no padding before a prompt"):
+        runtime.batch(small.prompts())
+
+
+def test_float16_does_not_overflow(tmp_path: Path) -> None:
+    """Branches within float16's range whose sum, the residual stream, leaves it (65504).
+
+    transformers in float16 gives NaN there; the graphs keep that sum in float32.
+    """
+    model = make(replace(GEOMETRIES[64], n_layer=8), tmp_path, gain=60_000)
+    ids = model.prompts()[0]
+    with torch.inference_mode():
+        hidden = model.theirs(torch.tensor([ids]), output_hidden_states=True).hidden_states
+        assert float(hidden[1].abs().max()) < 40_000
+        assert float(hidden[7].abs().max()) > 70_000
+        half = deepcopy(model.theirs).half()(torch.tensor([ids])).logits
+    assert not half.isfinite().all()
+    for kind in ("model_fp16", "model_cuda"):
+        runtime = OnnxRuntime.open(model.artefact(kind), "cpu", THREADS)
+        logits = np.concatenate([runtime.feed(ids[:20]), *(runtime.feed([i]) for i in ids[20:])])
+        assert relative_error(logits, model.logits(ids)) <= 5e-3
 
 
 @pytest.mark.parametrize(("stem", "bound"), [("model", 1e-5), ("model_fp16", 5e-3)])
@@ -191,7 +219,7 @@ def test_a_quantized_graph_computes_what_its_weights_say(
         assert relative_error(expected, small.logits(ids)) > 1e-3
 
 
-@pytest.mark.parametrize("stem", ["model_int8", "model_q4", "model_q4f16"])
+@pytest.mark.parametrize("stem", ["model_int8", "model_q4", "model_q4f16", "model_cuda_q4"])
 def test_every_quantized_variant_runs_everywhere(small: Model, stem: str) -> None:
     folder = small.artefact(stem)
     ids = small.prompts()[0]
@@ -209,7 +237,7 @@ def test_the_graph_is_valid_and_its_interface_is_optimums(small: Model, stem: st
     proto = onnx.load(path, load_external_data=False)
     onnx.shape_inference.infer_shapes(proto, check_type=True, strict_mode=True, data_prop=True)
     assert path.stat().st_size < 100_000
-    kind = "FLOAT16" if "f16" in stem or "fp16" in stem else "FLOAT"
+    kind = Variant(**VARIANTS[stem]).dtype.upper().replace("FLOAT32", "FLOAT")
     interface = {
         value.name: (
             onnx.TensorProto.DataType.Name(value.type.tensor_type.elem_type),
@@ -243,7 +271,8 @@ def test_the_graph_is_valid_and_its_interface_is_optimums(small: Model, stem: st
 @pytest.mark.parametrize("stem", VARIANTS)
 def test_the_folder_is_a_whole_repository(small: Model, stem: str) -> None:
     folder = small.artefact(stem)
-    stem = stem.removesuffix("_js")
+    variant = Variant(**VARIANTS[stem])
+    stem = variant.stem
     assert sorted(os.listdir(folder / "onnx")) == [f"{stem}.onnx", f"{stem}.onnx_data"]
     config, generation, genai = (
         json.loads((folder / name).read_text())
@@ -259,6 +288,8 @@ def test_the_folder_is_a_whole_repository(small: Model, stem: str) -> None:
     assert for_js["dtype"] == names[stem]
     assert for_js["use_external_data_format"] is True
     decoder = genai["model"]["decoder"]
+    providers = [{"cuda": {}}] if variant.target == "cuda" else []
+    assert decoder["session_options"]["provider_options"] == providers
     assert (folder / decoder["filename"]).is_file()
     assert (decoder["head_size"], decoder["num_attention_heads"]) == (64, 4)
     assert {"tokenizer.json", "tokenizer_config.json"} <= set(os.listdir(folder))

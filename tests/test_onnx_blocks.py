@@ -130,7 +130,7 @@ def test_commands_and_recipes_mean_the_same(call: Any) -> None:
     call(run.command, "r.yaml")
     files = [json.loads(Path(f, "cgconvert.json").read_text()) for f in ("one", "two", "three")]
     assert all(file == files[0] for file in files)
-    assert files[0]["options"] == {"dtype": "float32", "client": "any", **OPTIONS}
+    assert files[0]["options"] == {"dtype": "float32", "client": "any", "target": "cpu", **OPTIONS}
     nodes = [
         {a.name: a.i for a in node.attribute}
         for node in onnx.load("one/onnx/model_q4.onnx", load_external_data=False).graph.node

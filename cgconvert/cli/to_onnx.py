@@ -33,6 +33,13 @@ __all__ = ["command"]
     show_default=True,
     help="transformers.js: it asks for the last logits alone; optimum cannot load such a graph.",
 )
+@click.option(
+    "--target",
+    type=click.Choice(["cpu", "cuda"]),
+    default="cpu",
+    show_default=True,
+    help="cuda, with --dtype float16: for flash attention; batches are padded after the prompt.",
+)
 @writing
 @reading
 @common
@@ -45,6 +52,7 @@ def command(
     symmetric: bool | None,
     accuracy_level: int | None,
     client: str,
+    target: str,
     force: bool,
     dry_run: bool,
     options: ReadOptions,
@@ -68,5 +76,6 @@ def command(
         symmetric=symmetric,
         accuracy_level=accuracy_level,
         client=client,
+        target=target,
     )
     carry_out(plan, checkpoint, force=force, dry_run=dry_run)

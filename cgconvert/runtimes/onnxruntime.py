@@ -12,6 +12,7 @@ import numpy as np
 from cgconvert.checkpoint.config import read_json
 from cgconvert.checkpoint.onnx import find_graph, folder_of, stored_tensors
 from cgconvert.errors import InputError, MissingRuntimeError, UsageError
+from cgconvert.formats.onnx.weights import PADDING
 from cgconvert.runtimes.onnx_decode import DTYPES, INPUTS, KEEP, PAST, PRESENT, SharedCache
 from cgconvert.runtimes.runtime import Runtime
 from cgconvert.tokenizer import Tokenizer
@@ -110,8 +111,15 @@ class OnnxRuntime(Runtime):
     def batch(self, prompts: Sequence[Sequence[int]]) -> list[np.ndarray]:
         """Run prompts of different lengths as one left-padded batch, apart from the cache.
 
-        Returns each prompt's logits, float32 [its length, vocabulary].
+        Returns each prompt's logits, float32 [its length, vocabulary]. Raises UsageError where the
+        graph takes no such padding.
         """
+        facts = self._session.get_modelmeta().custom_metadata_map
+        if facts.get(PADDING) == "after":
+            raise UsageError(
+                f"{self._folder}: made for CUDA, so it takes no padding before a prompt; "
+                "feed one prompt at a time, or write it without --target cuda"
+            )
         width = max(map(len, prompts))
         check_length(width, self.n_positions)
         tokens = np.full((len(prompts), width), self.end_of_text, dtype=np.int64)

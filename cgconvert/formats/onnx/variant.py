@@ -10,12 +10,13 @@ from cgconvert.quant.encoding import Encoding
 from cgconvert.quant.matmul_nbits import MatMulNBits
 from cgconvert.quant.plain import F16, F32, Plain
 
-__all__ = ["ACCURACY_LEVELS", "CLIENTS", "Variant"]
+__all__ = ["ACCURACY_LEVELS", "CLIENTS", "TARGETS", "Variant"]
 
 ACCURACY_LEVELS = (0, 1, 2, 3, 4)
 """MatMulNBits' accuracy_level: the operator's choice, float32, float16, bfloat16, int8."""
 
 CLIENTS = ("any", "transformers.js")
+TARGETS = ("cpu", "cuda")
 
 _STEMS = {
     ("float32", None): "model",
@@ -33,8 +34,9 @@ class Variant:
 
     4-bit blocks have zero points unless `symmetric`, 8-bit blocks never: there 0.25 bits a weight
     more buy almost nothing. `accuracy_level` says in what MatMulNBits may compute. For the `client`
-    transformers.js the graph has its input num_logits_to_keep, which optimum does not feed. Raises
-    UsageError for a combination without a name and a value that does not exist.
+    transformers.js the graph has its input num_logits_to_keep, which optimum does not feed. For the
+    `target` cuda it is float16, symmetric and without attention bias, and so without padding before
+    a prompt. Raises UsageError for a combination without a name and a value that does not exist.
     """
 
     dtype: str = "float32"
@@ -43,6 +45,7 @@ class Variant:
     symmetric: bool = False
     accuracy_level: int = 4
     client: str = "any"
+    target: str = "cpu"
 
     def __post_init__(self) -> None:
         if (self.dtype, self.bits) not in _STEMS:
@@ -52,6 +55,13 @@ class Variant:
             )
         if self.client not in CLIENTS:
             raise UsageError(f"client {self.client!r}: give {' or '.join(CLIENTS)}")
+        if self.target not in TARGETS:
+            raise UsageError(f"target {self.target!r}: give {' or '.join(TARGETS)}")
+        if self.target == "cuda" and self.dtype != "float16":
+            raise UsageError(
+                f"target cuda with dtype {self.dtype}: GroupQueryAttention has no {self.dtype} "
+                "there; add --dtype float16"
+            )
         if self.accuracy_level not in ACCURACY_LEVELS:
             raise UsageError(f"accuracy level {self.accuracy_level}: give 0, 1, 2, 3 or 4")
         _ = self.matrix, self.head  # which know their block sizes
@@ -71,8 +81,18 @@ class Variant:
         return f"int{self.bits}" if self.bits else self.dtype
 
     @property
+    def has_bias(self) -> bool:
+        """Whether attention gets a bias, for padding before a prompt."""
+        return self.target != "cuda"
+
+    @property
+    def norm(self) -> Plain:
+        """Of what is added to the residual stream or normalizes it, which is float32 always."""
+        return F32
+
+    @property
     def plain(self) -> Plain:
-        """Of whatever is not quantized: norms, biases, rotary tables."""
+        """Of whatever else is not quantized: biases, rotary tables."""
         return F16 if self.dtype == "float16" else F32
 
     @property
@@ -93,16 +113,18 @@ class Variant:
     @property
     def options(self) -> dict[str, Any]:
         """For the manifest."""
+        common = {"dtype": self.dtype, "client": self.client, "target": self.target}
         if self.bits is None:
-            return {"dtype": self.dtype, "client": self.client}
-        return {
-            "dtype": self.dtype,
-            "client": self.client,
+            return common
+        return common | {
             "bits": self.bits,
             "block_size": self.block_size,
-            "symmetric": self.symmetric or self.bits == 8,
+            "symmetric": self._symmetric(self.bits),
             "accuracy_level": self.accuracy_level,
         }
 
+    def _symmetric(self, bits: int) -> bool:
+        return self.symmetric or bits == 8 or self.target == "cuda"
+
     def _blocks(self, bits: int, table: bool = False) -> MatMulNBits:
-        return MatMulNBits(bits, self.block_size, self.symmetric or bits == 8, table)
+        return MatMulNBits(bits, self.block_size, self._symmetric(bits), table)
