@@ -131,13 +131,15 @@ def test_commands_and_recipes_mean_the_same(call: Any) -> None:
     files = [json.loads(Path(f, "cgconvert.json").read_text()) for f in ("one", "two", "three")]
     assert all(file == files[0] for file in files)
     assert files[0]["options"] == {"dtype": "float32", "client": "any", "target": "cpu", **OPTIONS}
-    nodes = [
-        {a.name: a.i for a in node.attribute}
+    nodes = {
+        node.name: {a.name: a.i for a in node.attribute}
         for node in onnx.load("one/onnx/model_q4.onnx", load_external_data=False).graph.node
         if node.op_type == "MatMulNBits"
-    ]
-    assert {node["block_size"] for node in nodes} == {64}
-    assert {node["accuracy_level"] for node in nodes} == {1}
+    }
+    assert {node["accuracy_level"] for node in nodes.values()} == {1}
+    head = nodes.pop("lm_head")
+    assert (head["bits"], head["block_size"]) == (8, 128)
+    assert {node["block_size"] for node in nodes.values()} == {64}
     symmetric = decoded_tensors(Path("one/onnx/model_q4.onnx"))[QKV.format(i=0)]
     assert isinstance(symmetric, BlocksTensor)
     assert symmetric.symmetric

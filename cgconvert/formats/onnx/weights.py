@@ -73,7 +73,7 @@ def weights(decoder: Decoder, variant: Variant) -> Iterator[tuple[str, LazyTenso
         yield name["fc_out_bias"], block.fc_out_bias, norm
     yield top["ln_f_weight"], decoder.ln_f_weight, norm
     yield top["ln_f_bias"], decoder.ln_f_bias, norm
-    yield top["head"], *_matrix(decoder.head, variant.head)
+    yield top["head"], *_matrix(decoder.head, variant.head(decoder.head.shape[1]))
     yield top["head_bias"], decoder.head_bias, plain
 
 
