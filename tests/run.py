@@ -68,7 +68,7 @@ def main() -> None:
     run(main_, "-m", "mypy")
     run(main_, "-m", "pytest", *sys.argv[1:])
     run(main_, "-c", NPM_CI, "--prefix", INTEROP_NODE, "--ignore-scripts", "--no-audit")
-    run(main_, "-m", "pytest", INTEROP_NODE, "--override-ini", "norecursedirs=node_modules")
+    run(main_, "-m", "pytest", INTEROP_NODE, "--override-ini", "norecursedirs=.* node_modules")
     oldest_onnxruntimes(main_)
     optimum = environment(".venv-optimum", "constraints-optimum.txt", "-e", ".[optimum,test]")
     run(optimum, "-m", "pytest", "tests/interop_optimum", "--override-ini", "norecursedirs=.*")
