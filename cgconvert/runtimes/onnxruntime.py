@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from cgconvert.checkpoint.config import read_json
-from cgconvert.checkpoint.onnx import find_graph, folder_of, stored_tensors
+from cgconvert.checkpoint.onnx import find_graph, folder_of, parse, stored_tensors
 from cgconvert.errors import CgconvertError, InputError, MissingRuntimeError, UsageError
 from cgconvert.formats.onnx.weights import PADDING
 from cgconvert.runtimes.batch import left_padded
@@ -29,6 +29,8 @@ CUDA_OPTIONS = {"use_tf32": "0"}
 """Float32 means float32: by itself the provider rounds what it multiplies to 10 bits."""
 
 _CUDA_FAULT = re.compile(r"(CUDA|CUDNN|CUBLAS) failure|CUDA_PATH is set|Failed to allocate memory")
+DATA_FOLDER = "session.model_external_initializers_file_folder_path"
+"""Where the weights of a graph lie that is not itself read from a file."""
 
 
 class OnnxRuntime(Runtime):
@@ -59,8 +61,13 @@ class OnnxRuntime(Runtime):
         self._shared: SharedCache | None = None
 
     @classmethod
-    def open(cls, path: Path, device: str = "cpu", threads: int | None = None) -> OnnxRuntime:
-        """Load the one graph of a folder, or the graph itself."""
+    def open(
+        cls, path: Path, device: str = "cpu", threads: int | None = None, *, exact: bool = False
+    ) -> OnnxRuntime:
+        """Load the one graph of a folder, or the graph itself.
+
+        `exact` computes matrices of 4 and 8 bits in float32, whatever accuracy the graph asks for.
+        """
         try:
             import onnxruntime
         except ImportError as error:
@@ -79,9 +86,11 @@ class OnnxRuntime(Runtime):
         options.log_severity_level = 4  # failures come as exceptions, once
         if threads is not None:
             options.intra_op_num_threads = threads
+        if exact:
+            options.add_session_config_entry(DATA_FOLDER, str(graph.parent))
         try:
             session = onnxruntime.InferenceSession(
-                str(graph),
+                _exact(graph) if exact else str(graph),
                 options,
                 providers=[(provider, CUDA_OPTIONS if device == "cuda" else {})],
                 enable_fallback=0,
@@ -195,6 +204,17 @@ class OnnxRuntime(Runtime):
             )
             for name, (shape, dtype) in self._empty.items()
         }
+
+
+def _exact(graph: Path) -> bytes:
+    """The graph with every MatMulNBits at accuracy level 1, float32."""
+    model = parse(graph)
+    for node in model.graph.node:
+        for attribute in node.attribute:
+            if attribute.name == "accuracy_level":
+                attribute.i = 1
+    serialized: bytes = model.SerializeToString()
+    return serialized
 
 
 def _is_decoder(session: onnxruntime.InferenceSession) -> bool:
