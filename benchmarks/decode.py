@@ -5,8 +5,8 @@
 
 Random weights of the family's true shape: speed does not depend on the numbers. Every contender is
 a process of its own that loads its model once; then all take turns, repeat by repeat, so the
-machine's moods are shared. `--peers` is a Python with optimum and ctranslate2 (their transformers is
-an older one), `--llama` one with llama-cpp-python; both are this Python unless given.
+machine's moods are shared. `--peers` is a Python with optimum and ctranslate2 (which want an older
+transformers), `--llama` one with llama-cpp-python; both are this Python unless given.
 
 The share of memory bandwidth is that of the weights a step reads, in bytes a second, over what all
 threads read from a large array in the same run.
