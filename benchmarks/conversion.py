@@ -5,8 +5,8 @@
 
 The model has the family's true shape and random weights: speed and memory do not depend on the
 numbers. All commands take turns, repeat by repeat, each in a process of its own; the table has
-medians, and the ratio to `cp` of the same checkpoint (with sync) in the same run. Verification has
-a cache of its own, empty at first, so the first of the artefacts pays for the reference.
+medians, and the ratio to `cp` of the same checkpoint (with sync) in the same run. Every
+verification has an empty cache of its own, so each pays for its reference.
 """
 
 from __future__ import annotations
@@ -91,7 +91,14 @@ def _verify_jobs(jobs: list[Job], source: Path) -> list[Job]:
     return [
         Job(
             f"verify {job.name.removeprefix('cgconvert ')}",
-            [*ours, str(job.output), "--reference", str(source)],
+            [
+                "env",
+                f"CGCONVERT_CACHE={job.output}-cache",
+                *ours,
+                str(job.output),
+                "--reference",
+                str(source),
+            ],
             None,
         )
         for job in jobs
