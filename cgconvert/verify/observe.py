@@ -28,6 +28,10 @@ OPENINGS = (2, 3)
 STEPS = 16
 """Single tokens after a prefill: enough for a cache that forgets or misplaces one to show."""
 
+CHUNKED = 256
+"""Tokens of the longest sequence that go in as a prefill, a chunk and steps; what comes after them
+does not change their logits."""
+
 BATCHED = 4
 """Sequences in the padded batch."""
 
@@ -83,11 +87,11 @@ def observe(
 
 
 def _cache_plans(sequences: Sequence[Sequence[int]]) -> list[tuple[str, int, tuple[int, ...]]]:
-    """(name, sequence, lengths of its pieces); pieces sum to the sequence's length."""
+    """(name, sequence, lengths of its pieces)."""
     by_length = sorted(range(len(sequences)), key=lambda i: len(sequences[i]))
     short = [i for i in by_length if len(sequences[i]) <= 64] or by_length[:1]
     stepped, chunked = short[-1], by_length[-1]
-    length = len(sequences[chunked])
+    length = min(len(sequences[chunked]), CHUNKED)
     steps = min(STEPS, max(0, length - 2))
     prefill = max(1, (length - steps) // 2)
     pieces = (prefill, length - steps - prefill, *[1] * steps)
@@ -128,7 +132,7 @@ def _cached_passes(
             parts.append(fed[:, : logits.shape[1]])
             first += length
             progress.advance(length)
-        full = logits[starts[index] : starts[index + 1]]
+        full = logits[starts[index] : starts[index] + first]
         runs.append(CacheRun(name, pieces, relative_error(full, np.concatenate(parts))))
     return tuple(runs)
 
