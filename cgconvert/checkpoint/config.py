@@ -2,33 +2,16 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 from cgconvert.errors import InputError
 from cgconvert.family import MP_NUM, TPU_CORES
+from cgconvert.json_file import read_json
 from cgconvert.model import Geometry
 
 __all__ = ["from_codegen", "from_jaxformer", "from_phi", "is_jaxformer", "read_json"]
-
-MAX_JSON_BYTES = 64 << 20
-
-
-def read_json(path: Path) -> dict[str, Any]:
-    """A JSON object from a file. Raises InputError where there is none."""
-    try:
-        if path.stat().st_size > MAX_JSON_BYTES:
-            raise InputError(f"{path}: larger than any JSON file of a checkpoint; it is not one")
-        value = json.loads(path.read_text(encoding="utf-8"))
-    except OSError as error:
-        raise InputError(f"{path}: cannot be read: {error.strerror}") from error
-    except (ValueError, RecursionError) as error:
-        raise InputError(f"{path}: is not valid JSON: {_one_line(error)}") from error
-    if not isinstance(value, dict):
-        raise InputError(f"{path}: is not a JSON object")
-    return value
 
 
 def is_jaxformer(config: Mapping[str, Any]) -> bool:
@@ -45,7 +28,7 @@ def from_codegen(config: Mapping[str, Any], where: Path, mp_num: int | None) -> 
     kind = config.get("model_type")
     remote = "auto_map" in config
     if mp_num is None:
-        if remote or kind not in MP_NUM:
+        if remote or not isinstance(kind, str) or kind not in MP_NUM:
             what = "brings its own modelling code" if remote else f"has model_type {kind!r}"
             raise InputError(
                 f"{where}: {what}, so the number of groups in qkv_proj is not known; "
@@ -54,7 +37,8 @@ def from_codegen(config: Mapping[str, Any], where: Path, mp_num: int | None) -> 
         mp_num = MP_NUM[kind]
     _expect(config, where, "activation_function", "gelu_new")
     _expect(config, where, "tie_word_embeddings", False)
-    return Geometry(
+    return _geometry(
+        where,
         n_layer=_integer(config, where, "n_layer", "num_hidden_layers"),
         n_embd=_integer(config, where, "n_embd", "hidden_size"),
         n_head=_integer(config, where, "n_head", "num_attention_heads"),
@@ -71,13 +55,14 @@ def from_jaxformer(config: Mapping[str, Any], where: Path, mp_num: int | None) -
     """Geometry of a Jaxformer training configuration (config/*.json of salesforce/jaxformer)."""
     if mp_num is None:
         version = config.get("tpu_version")
-        if version not in TPU_CORES:
+        if not isinstance(version, int) or version not in TPU_CORES:
             raise InputError(
                 f"{where}: tpu_version is {version!r}, which does not tell the number of groups "
                 "in qkv_proj; give it with --mp-num"
             )
         mp_num = TPU_CORES[version]
-    return Geometry(
+    return _geometry(
+        where,
         n_layer=_integer(config, where, "model_layers"),
         n_embd=_integer(config, where, "model_dim"),
         n_head=_integer(config, where, "model_heads"),
@@ -100,7 +85,8 @@ def from_phi(config: Mapping[str, Any], where: Path) -> Geometry:
     rope = config.get("rope_parameters")
     rope = {**config, **(rope if isinstance(rope, dict) else {})}
     fraction = _number(rope, where, "partial_rotary_factor")
-    return Geometry(
+    return _geometry(
+        where,
         n_layer=_integer(config, where, "num_hidden_layers"),
         n_embd=width,
         n_head=heads,
@@ -112,6 +98,13 @@ def from_phi(config: Mapping[str, Any], where: Path) -> Geometry:
         rotary_base=_number(rope, where, "rope_theta", default=10000.0),
         mp_num=0,
     )
+
+
+def _geometry(where: Path, **sizes: Any) -> Geometry:
+    try:
+        return Geometry(**sizes)
+    except InputError as error:  # it does not know the file
+        raise InputError(f"{where}: {str(error).removeprefix('config: ')}") from None
 
 
 def _integer(config: Mapping[str, Any], where: Path, *keys: str, default: int | None = None) -> int:
@@ -140,7 +133,3 @@ def _expect(config: Mapping[str, Any], where: Path, key: str, wanted: Any) -> No
     value = config.get(key, wanted)
     if value != wanted:
         raise InputError(f"{where}: {key} is {value!r}; CodeGen has {wanted!r}")
-
-
-def _one_line(error: BaseException) -> str:
-    return " ".join(str(error).split())[:200]

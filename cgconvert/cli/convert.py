@@ -5,6 +5,7 @@ from __future__ import annotations
 import click
 
 from cgconvert.checkpoint.checkpoint import Checkpoint
+from cgconvert.cli.options import WriteOptions
 from cgconvert.cli.progress import TerminalProgress, human_bytes
 from cgconvert.errors import OutputError
 from cgconvert.stream.execute import check, execute, free_space
@@ -13,13 +14,20 @@ from cgconvert.stream.plan import Plan
 __all__ = ["carry_out"]
 
 
-def carry_out(plan: Plan, checkpoint: Checkpoint, *, force: bool, dry_run: bool) -> None:
+def carry_out(plan: Plan, checkpoint: Checkpoint, how: WriteOptions) -> None:
     """Write the artefact and say where it is, or only print the plan."""
-    if dry_run:
+    if how.dry_run:
         _show(plan)
         check(plan, checkpoint)
         return
-    manifest = execute(plan, checkpoint, force=force, progress=TerminalProgress())
+    manifest = execute(
+        plan,
+        checkpoint,
+        force=how.force,
+        resume=how.resume,
+        allow_nonfinite=how.allow_nonfinite,
+        progress=TerminalProgress(),
+    )
     size = sum(int(entry["bytes"]) for entry in manifest.files.values())
     click.echo(f"{plan.output}  {plan.format} {plan.type}, {human_bytes(size)}")
 

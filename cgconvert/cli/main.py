@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import importlib
+import io
 import os
 import signal
 import sys
 import traceback
+import warnings
 from collections.abc import Sequence
 from types import FrameType
 from typing import NoReturn
@@ -14,7 +16,7 @@ from typing import NoReturn
 import click
 
 from cgconvert import __version__
-from cgconvert.cli.options import verbosity
+from cgconvert.cli.text import one_line
 from cgconvert.errors import CgconvertError
 
 __all__ = ["main"]
@@ -58,6 +60,12 @@ def main(arguments: Sequence[str] | None = None) -> NoReturn:
     4 verification failed, 5 I/O or no space, 130 interrupted.
     """
     signal.signal(signal.SIGTERM, _terminated)
+    if signal.getsignal(signal.SIGHUP) == signal.SIG_DFL:  # not under nohup
+        signal.signal(signal.SIGHUP, _terminated)
+    if isinstance(sys.stdout, io.TextIOWrapper):  # what files say need not be text to a terminal
+        sys.stdout.reconfigure(errors="backslashreplace")
+    if not sys.warnoptions:
+        warnings.simplefilter("ignore")  # libraries' advice to programmers
     sys.exit(_run(arguments))
 
 
@@ -81,6 +89,8 @@ def _run(arguments: Sequence[str] | None) -> int:
         return 0
     except OSError as error:
         return _say(f"{error.filename or 'I/O'}: {error.strerror or error}", IO_ERROR, error)
+    except MemoryError as error:
+        return _say("not enough memory", IO_ERROR, error)
     except Exception as error:
         text = f"internal error: {type(error).__name__}: {error}; --verbose shows where"
         return _say(text, 1, error)
@@ -88,10 +98,12 @@ def _run(arguments: Sequence[str] | None) -> int:
 
 
 def _say(message: str, code: int, error: BaseException) -> int:
-    if verbosity.verbose:
+    # Not imported at the top: it brings torch, and an interruption while that loads is caught here.
+    options = sys.modules.get("cgconvert.cli.options")
+    verbosity = getattr(options, "verbosity", None)
+    if verbosity is not None and verbosity.verbose:
         traceback.print_exception(error)
-    line = " ".join(message.split())
-    click.echo(f"cgconvert: {line}", err=True)
+    click.echo(f"cgconvert: {one_line(message)}", err=True)
     return code
 
 

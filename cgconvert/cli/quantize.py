@@ -10,7 +10,7 @@ from cgconvert import convert
 from cgconvert.artefact import OUT, find_all
 from cgconvert.checkpoint.read import ReadOptions, read
 from cgconvert.cli.convert import carry_out
-from cgconvert.cli.options import common, output, reading, writing
+from cgconvert.cli.options import WriteOptions, common, output, reading, writing
 from cgconvert.errors import UsageError
 
 __all__ = ["command"]
@@ -39,8 +39,7 @@ def command(
     output: Path | None,
     bits: str,
     kind: str,
-    force: bool,
-    dry_run: bool,
+    how: WriteOptions,
     options: ReadOptions,
 ) -> None:
     """Write SOURCE in 4 or 8 bits. Without SOURCE: the one unquantized model under ./out.
@@ -51,7 +50,7 @@ def command(
     """
     checkpoint = read(source or _only_source(), options)
     plan = convert.quantize(checkpoint, output, bits=int(bits), format=kind)
-    carry_out(plan, checkpoint, force=force, dry_run=dry_run)
+    carry_out(plan, checkpoint, how)
 
 
 def _only_source() -> str:

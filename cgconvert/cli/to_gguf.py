@@ -9,7 +9,7 @@ import click
 from cgconvert import convert
 from cgconvert.checkpoint.read import ReadOptions, read
 from cgconvert.cli.convert import carry_out
-from cgconvert.cli.options import common, output, reading, writing
+from cgconvert.cli.options import WriteOptions, common, output, reading, writing
 
 __all__ = ["command"]
 
@@ -32,8 +32,7 @@ def command(
     source: str,
     output: Path | None,
     kind: str,
-    force: bool,
-    dry_run: bool,
+    how: WriteOptions,
     options: ReadOptions,
 ) -> None:
     """Write SOURCE as a GGUF file that an unmodified llama.cpp runs (architecture phi2).
@@ -44,4 +43,4 @@ def command(
     """
     checkpoint = read(source, options)
     plan = convert.to_gguf(checkpoint, output, type=kind)
-    carry_out(plan, checkpoint, force=force, dry_run=dry_run)
+    carry_out(plan, checkpoint, how)

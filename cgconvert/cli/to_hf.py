@@ -9,7 +9,7 @@ import click
 from cgconvert import convert
 from cgconvert.checkpoint.read import ReadOptions, read
 from cgconvert.cli.convert import carry_out
-from cgconvert.cli.options import SIZE, common, output, reading, writing
+from cgconvert.cli.options import SIZE, WriteOptions, common, output, reading, writing
 
 __all__ = ["command"]
 
@@ -43,8 +43,7 @@ def command(
     dtype: str,
     layout: str,
     max_shard_size: int,
-    force: bool,
-    dry_run: bool,
+    how: WriteOptions,
     options: ReadOptions,
 ) -> None:
     """Write SOURCE as Hugging Face safetensors with configuration, tokenizer and model card.
@@ -57,4 +56,4 @@ def command(
     plan = convert.to_hf(
         checkpoint, output, dtype=dtype, layout=layout, max_shard_size=max_shard_size
     )
-    carry_out(plan, checkpoint, force=force, dry_run=dry_run)
+    carry_out(plan, checkpoint, how)

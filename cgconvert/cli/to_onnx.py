@@ -9,7 +9,7 @@ import click
 from cgconvert import convert
 from cgconvert.checkpoint.read import ReadOptions, read
 from cgconvert.cli.convert import carry_out
-from cgconvert.cli.options import common, output, reading, writing
+from cgconvert.cli.options import WriteOptions, common, output, reading, writing
 
 __all__ = ["command"]
 
@@ -31,8 +31,7 @@ def command(
     source: str,
     output: Path | None,
     dtype: str,
-    force: bool,
-    dry_run: bool,
+    how: WriteOptions,
     options: ReadOptions,
 ) -> None:
     """Write SOURCE as an ONNX decoder with KV-cache inputs and outputs.
@@ -46,4 +45,4 @@ def command(
     """
     checkpoint = read(source, options)
     plan = convert.to_onnx(checkpoint, output, dtype=dtype)
-    carry_out(plan, checkpoint, force=force, dry_run=dry_run)
+    carry_out(plan, checkpoint, how)
