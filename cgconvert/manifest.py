@@ -67,7 +67,7 @@ def find_manifest(artefact: Path) -> Manifest | None:
     if not path.is_file():
         return None
     raw = read_json(path)
-    if raw.get("schema") != SCHEMA:
+    if raw.get("schema", SCHEMA) != SCHEMA:
         raise InputError(f"{path}: has schema {raw.get('schema')!r}; this version reads {SCHEMA}")
     if not _is_sound(raw):
         raise InputError(f"{path}: is not a cgconvert manifest")

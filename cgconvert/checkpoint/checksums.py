@@ -14,7 +14,6 @@ from cgconvert.errors import InputError
 __all__ = ["sha256"]
 
 BLOCK = 4 << 20
-ARCHIVES = (".bin", ".npz")
 
 
 def sha256(path: Path, cancelled: Callable[[], bool] = lambda: False) -> str:
@@ -30,7 +29,7 @@ def sha256(path: Path, cancelled: Callable[[], bool] = lambda: False) -> str:
 
 
 def _sha256(path: Path, cancelled: Callable[[], bool]) -> str:
-    archived = members(path).values() if path.suffix in ARCHIVES else ()
+    archived = members(path).values() if _is_archive(path) else ()
     checks = [_Crc(member) for member in sorted(archived, key=lambda m: m.offset)]
     digest, block, position = hashlib.sha256(), bytearray(BLOCK), 0
     with path.open("rb", buffering=0) as file:
@@ -50,6 +49,11 @@ def _sha256(path: Path, cancelled: Callable[[], bool]) -> str:
     if checks:
         raise InputError(f"{path}: became shorter while it was read")
     return digest.hexdigest()
+
+
+def _is_archive(path: Path) -> bool:
+    with path.open("rb") as file:
+        return path.suffix in (".bin", ".npz") and file.read(4) == b"PK\3\4"
 
 
 class _Crc:

@@ -11,7 +11,7 @@ from cgconvert.family import MP_NUM, TPU_CORES
 from cgconvert.json_file import read_json
 from cgconvert.model import Geometry
 
-__all__ = ["from_codegen", "from_jaxformer", "from_phi", "is_jaxformer", "read_json"]
+__all__ = ["from_codegen", "from_jaxformer", "from_phi", "integer", "is_jaxformer", "read_json"]
 
 
 def is_jaxformer(config: Mapping[str, Any]) -> bool:
@@ -39,13 +39,13 @@ def from_codegen(config: Mapping[str, Any], where: Path, mp_num: int | None) -> 
     _expect(config, where, "tie_word_embeddings", False)
     return _geometry(
         where,
-        n_layer=_integer(config, where, "n_layer", "num_hidden_layers"),
-        n_embd=_integer(config, where, "n_embd", "hidden_size"),
-        n_head=_integer(config, where, "n_head", "num_attention_heads"),
-        rotary_dim=_integer(config, where, "rotary_dim"),
-        n_positions=_integer(config, where, "n_positions", "n_ctx", "max_position_embeddings"),
-        vocab_size=_integer(config, where, "vocab_size"),
-        n_inner=_integer(config, where, "n_inner", default=0),
+        n_layer=integer(config, where, "n_layer", "num_hidden_layers"),
+        n_embd=integer(config, where, "n_embd", "hidden_size"),
+        n_head=integer(config, where, "n_head", "num_attention_heads"),
+        rotary_dim=integer(config, where, "rotary_dim"),
+        n_positions=integer(config, where, "n_positions", "n_ctx", "max_position_embeddings"),
+        vocab_size=integer(config, where, "vocab_size"),
+        n_inner=integer(config, where, "n_inner", default=0),
         layer_norm_epsilon=_number(config, where, "layer_norm_epsilon", default=1e-5),
         mp_num=mp_num,
     )
@@ -63,12 +63,12 @@ def from_jaxformer(config: Mapping[str, Any], where: Path, mp_num: int | None) -
         mp_num = TPU_CORES[version]
     return _geometry(
         where,
-        n_layer=_integer(config, where, "model_layers"),
-        n_embd=_integer(config, where, "model_dim"),
-        n_head=_integer(config, where, "model_heads"),
-        rotary_dim=_integer(config, where, "model_pe_rotary_dims"),
-        n_positions=_integer(config, where, "model_seq_len"),
-        vocab_size=_integer(config, where, "model_vocab_size"),
+        n_layer=integer(config, where, "model_layers"),
+        n_embd=integer(config, where, "model_dim"),
+        n_head=integer(config, where, "model_heads"),
+        rotary_dim=integer(config, where, "model_pe_rotary_dims"),
+        n_positions=integer(config, where, "model_seq_len"),
+        vocab_size=integer(config, where, "model_vocab_size"),
         mp_num=mp_num,
     )
 
@@ -78,22 +78,22 @@ def from_phi(config: Mapping[str, Any], where: Path) -> Geometry:
     _expect(config, where, "hidden_act", "gelu_new")
     _expect(config, where, "tie_word_embeddings", False)
     _expect(config, where, "qk_layernorm", False)
-    heads = _integer(config, where, "num_attention_heads")
-    if _integer(config, where, "num_key_value_heads", default=heads) != heads:
+    heads = integer(config, where, "num_attention_heads")
+    if integer(config, where, "num_key_value_heads", default=heads) != heads:
         raise InputError(f"{where}: num_key_value_heads differs; CodeGen has one for each head")
-    width = _integer(config, where, "hidden_size")
+    width = integer(config, where, "hidden_size")
     rope = config.get("rope_parameters")
     rope = {**config, **(rope if isinstance(rope, dict) else {})}
     fraction = _number(rope, where, "partial_rotary_factor")
     return _geometry(
         where,
-        n_layer=_integer(config, where, "num_hidden_layers"),
+        n_layer=integer(config, where, "num_hidden_layers"),
         n_embd=width,
         n_head=heads,
         rotary_dim=round(fraction * (width // max(heads, 1))),
-        n_positions=_integer(config, where, "max_position_embeddings"),
-        vocab_size=_integer(config, where, "vocab_size"),
-        n_inner=_integer(config, where, "intermediate_size"),
+        n_positions=integer(config, where, "max_position_embeddings"),
+        vocab_size=integer(config, where, "vocab_size"),
+        n_inner=integer(config, where, "intermediate_size"),
         layer_norm_epsilon=_number(config, where, "layer_norm_eps"),
         rotary_base=_number(rope, where, "rope_theta", default=10000.0),
         mp_num=0,
@@ -107,7 +107,8 @@ def _geometry(where: Path, **sizes: Any) -> Geometry:
         raise InputError(f"{where}: {str(error).removeprefix('config: ')}") from None
 
 
-def _integer(config: Mapping[str, Any], where: Path, *keys: str, default: int | None = None) -> int:
+def integer(config: Mapping[str, Any], where: Path, *keys: str, default: int | None = None) -> int:
+    """The positive whole number under the first of `keys` that is there. Raises InputError."""
     for key in keys:
         value = config.get(key)
         if value is None:

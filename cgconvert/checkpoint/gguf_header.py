@@ -28,9 +28,11 @@ MAX_NAME_BYTES = 63  # GGML_MAX_NAME without the 0 at the end
 MAX_DIMENSIONS = 4  # GGML_MAX_DIMS
 MAX_ELEMENTS = 1 << 48
 
-_BOOL, _STRING, _ARRAY = 7, 8, 9
+ALIGNMENT = "general.alignment"
+
+_UINT32, _BOOL, _STRING, _ARRAY = 4, 7, 8, 9
 _SCALARS = {
-    0: "<u1", 1: "<i1", 2: "<u2", 3: "<i2", 4: "<u4", 5: "<i4", 6: "<f4", _BOOL: "<u1",
+    0: "<u1", 1: "<i1", 2: "<u2", 3: "<i2", _UINT32: "<u4", 5: "<i4", 6: "<f4", _BOOL: "<u1",
     10: "<u8", 11: "<i8", 12: "<f8",
 }  # fmt: skip
 
@@ -111,7 +113,10 @@ class _Parser:
             raise self.fault(f"metadata key {key!r} is not ASCII")
         if key in metadata:
             raise self.fault(f"metadata key {key!r} is given twice")
-        metadata[key] = self.value(self.number("<u4"), key)
+        kind = self.number("<u4")
+        if key == ALIGNMENT and kind != _UINT32:  # llama.cpp aborts on any other
+            raise self.fault(f"{ALIGNMENT} has type {kind} instead of uint32")
+        metadata[key] = self.value(kind, key)
 
     def value(self, kind: int, key: str) -> Any:
         if kind == _STRING:
@@ -144,8 +149,8 @@ class _Parser:
         return bool(value)
 
     def alignment(self, metadata: Mapping[str, Any]) -> int:
-        value = metadata.get("general.alignment", gguf.GGUF_DEFAULT_ALIGNMENT)
-        if not isinstance(value, int) or not 0 < value <= 1 << 20 or value & (value - 1):
+        value = metadata.get(ALIGNMENT, gguf.GGUF_DEFAULT_ALIGNMENT)
+        if not 0 < value <= 1 << 20 or value & (value - 1):
             raise self.fault(f"general.alignment is {value!r}, not a power of two up to 2^20")
         return value
 

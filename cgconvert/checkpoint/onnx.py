@@ -41,8 +41,9 @@ __all__ = [
     "type_of",
 ]
 
-MAX_GRAPH_BYTES = 64 << 20
-"""A graph of this family without its weights has a few hundred kilobytes."""
+MAX_GRAPH_BYTES = 4 << 20
+"""A graph of this family without its weights has a few hundred kilobytes; empty nodes of a larger
+file would take GBs in memory."""
 
 _DTYPES: Mapping[int, torch.dtype] = {
     TensorProto.FLOAT: torch.float32,
@@ -206,6 +207,8 @@ def read(path: Path, name: str) -> Checkpoint:
 def parse(graph: Path) -> onnx.ModelProto:
     """The graph without its external data. Raises InputError for a file that is none."""
     try:
+        if not graph.is_file():
+            raise InputError(f"{graph}: cannot be read: not a regular file")
         size = graph.stat().st_size
         if size > MAX_GRAPH_BYTES:
             raise InputError(

@@ -9,8 +9,9 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from cgconvert.checkpoint.config import read_json
-from cgconvert.checkpoint.onnx import find_graph, folder_of, stored_tensors
+from cgconvert.checkpoint.onnx import find_graph, folder_of
 from cgconvert.errors import InputError, MissingRuntimeError, UsageError
+from cgconvert.runtimes.admission import admit_onnx
 from cgconvert.runtimes.runtime import Runtime
 from cgconvert.tokenizer import Tokenizer
 
@@ -57,7 +58,7 @@ class OnnxRuntime(Runtime):
         if provider not in onnxruntime.get_available_providers():
             raise MissingRuntimeError("onnxruntime with CUDA", "onnxruntime-gpu")
         graph = find_graph(path)
-        stored_tensors(graph)  # where its data lies, whatever this onnxruntime checks
+        admit_onnx(graph)
         options = onnxruntime.SessionOptions()
         options.log_severity_level = 4  # failures come as exceptions, once
         if threads is not None:

@@ -11,6 +11,7 @@ import numpy as np
 import torch
 
 from cgconvert.errors import InputError, MissingRuntimeError, UsageError
+from cgconvert.runtimes.admission import admit_huggingface
 from cgconvert.runtimes.runtime import Runtime
 
 __all__ = ["Transformers"]
@@ -51,13 +52,17 @@ class Transformers(Runtime):
         # Anything else transformers would take for a name on the Hub.
         if not (path / "config.json").is_file():
             raise InputError(f"{path}: not a Hugging Face folder, it has no config.json")
+        admit_huggingface(path)
         with _quiet(), _loading(path):
-            tokenizer = AutoTokenizer.from_pretrained(path, local_files_only=True)
+            tokenizer = AutoTokenizer.from_pretrained(
+                path, local_files_only=True, trust_remote_code=False
+            )
             # Any: with output_loading_info it returns a pair, which its signature leaves out.
             factory: Any = AutoModelForCausalLM
             model, report = factory.from_pretrained(
                 path,
                 local_files_only=True,
+                trust_remote_code=False,
                 use_safetensors=True,
                 dtype=torch.float32 if device == "cpu" else torch.float16,
                 output_loading_info=True,
