@@ -11,7 +11,15 @@ from cgconvert.family import MP_NUM, TPU_CORES
 from cgconvert.json_file import read_json
 from cgconvert.model import Geometry
 
-__all__ = ["from_codegen", "from_jaxformer", "from_phi", "integer", "is_jaxformer", "read_json"]
+__all__ = [
+    "from_codegen",
+    "from_jaxformer",
+    "from_phi",
+    "geometry",
+    "integer",
+    "is_jaxformer",
+    "read_json",
+]
 
 
 def is_jaxformer(config: Mapping[str, Any]) -> bool:
@@ -37,7 +45,7 @@ def from_codegen(config: Mapping[str, Any], where: Path, mp_num: int | None) -> 
         mp_num = MP_NUM[kind]
     _expect(config, where, "activation_function", "gelu_new")
     _expect(config, where, "tie_word_embeddings", False)
-    return _geometry(
+    return geometry(
         where,
         n_layer=integer(config, where, "n_layer", "num_hidden_layers"),
         n_embd=integer(config, where, "n_embd", "hidden_size"),
@@ -61,7 +69,7 @@ def from_jaxformer(config: Mapping[str, Any], where: Path, mp_num: int | None) -
                 "in qkv_proj; give it with --mp-num"
             )
         mp_num = TPU_CORES[version]
-    return _geometry(
+    return geometry(
         where,
         n_layer=integer(config, where, "model_layers"),
         n_embd=integer(config, where, "model_dim"),
@@ -85,7 +93,7 @@ def from_phi(config: Mapping[str, Any], where: Path) -> Geometry:
     rope = config.get("rope_parameters")
     rope = {**config, **(rope if isinstance(rope, dict) else {})}
     fraction = _number(rope, where, "partial_rotary_factor")
-    return _geometry(
+    return geometry(
         where,
         n_layer=integer(config, where, "num_hidden_layers"),
         n_embd=width,
@@ -100,7 +108,8 @@ def from_phi(config: Mapping[str, Any], where: Path) -> Geometry:
     )
 
 
-def _geometry(where: Path, **sizes: Any) -> Geometry:
+def geometry(where: Path, **sizes: Any) -> Geometry:
+    """A Geometry whose faults are those of the file `where`. Raises InputError."""
     try:
         return Geometry(**sizes)
     except InputError as error:  # it does not know the file

@@ -23,6 +23,8 @@ __all__ = ["GgufHeader", "GgufTensor", "read_header"]
 MAX_HEADER_BYTES = 32 << 20
 """Several times the header of a vocabulary of 250,000 tokens."""
 MAX_ENTRIES = 1 << 16
+MAX_STRINGS = 1 << 20
+"""In arrays: a vocabulary of 250,000 tokens has half as many, merges counted."""
 MAX_KEY_BYTES = (1 << 16) - 1
 MAX_NAME_BYTES = 63  # GGML_MAX_NAME without the 0 at the end
 MAX_DIMENSIONS = 4  # GGML_MAX_DIMS
@@ -68,6 +70,8 @@ def read_header(path: Path) -> GgufHeader:
     Raises InputError for anything but a whole, well-formed file of version 2 or 3, little-endian.
     """
     try:
+        if not path.is_file():  # to open a FIFO waits for a writer
+            raise InputError(f"{path}: cannot be read: not a regular file")
         with path.open("rb") as file:
             return _Parser(path, file, path.stat().st_size).header()
     except OSError as error:
@@ -78,6 +82,7 @@ class _Parser:
     def __init__(self, path: Path, file: BinaryIO, size: int) -> None:
         self.path, self.file, self.size = path, file, size
         self.position, self.end = 0, min(size, MAX_HEADER_BYTES)
+        self.strings = 0
 
     def fault(self, text: str) -> InputError:
         return InputError(f"{self.path}: not a valid GGUF file: {text}; fetch or convert it again")
@@ -131,6 +136,9 @@ class _Parser:
     def array(self, key: str) -> Any:
         kind, count = self.number("<u4"), self.number("<u8")
         if kind == _STRING:
+            self.strings += count
+            if self.strings > MAX_STRINGS:
+                raise self.fault(f"{self.strings} strings, more than {MAX_STRINGS}")
             if count * 8 > self.end - self.position:
                 raise self.too_long(f"metadata {key!r} with {count} strings")
             return [self.string(MAX_HEADER_BYTES, key) for _ in range(count)]

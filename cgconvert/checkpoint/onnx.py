@@ -45,6 +45,8 @@ MAX_GRAPH_BYTES = 4 << 20
 """A graph of this family without its weights has a few hundred kilobytes; empty nodes of a larger
 file would take GBs in memory."""
 
+MAX_ENTRIES = 1 << 16
+
 _DTYPES: Mapping[int, torch.dtype] = {
     TensorProto.FLOAT: torch.float32,
     TensorProto.FLOAT16: torch.float16,
@@ -123,6 +125,8 @@ def type_of(graph: Path) -> str:
         if attribute.name == "bits"
     ]
     if bits:
+        if min(bits) not in (4, 8):
+            raise InputError(f"{graph}: matrices of {min(bits)} bits; ONNX Runtime's have 4 or 8")
         return f"int{min(bits)}"
     types: Counter[str] = Counter()
     for tensor in stored_tensors(graph).values():
@@ -168,11 +172,11 @@ def decoded_tensors(graph: Path) -> dict[str, LazyTensor]:
         arrays = tuple(stored[part] for part in names)
         try:
             codec = MatMulNBits(bits, told.get("block_size", 32), len(arrays) == 2, table)
-        except UsageError as error:
+            shape = (arrays[0].shape[0], math.prod(arrays[0].shape[1:]) * 8 // bits)
+            wanted = [array.shape for array in codec.arrays(shape)]
+        except (UsageError, InputError) as error:
             raise InputError(f"{graph}: {node.name}: {error}") from None
-        width = math.prod(arrays[0].shape[1:]) * 8 // bits
-        shape = (arrays[0].shape[0], width)
-        if [a.shape for a in codec.arrays(shape)] != [a.shape for a in arrays]:
+        if wanted != [array.shape for array in arrays]:
             raise InputError(f"{graph}: {node.name}: its arrays and attributes do not agree")
         found[name] = BlocksTensor(arrays, shape, codec)
         used.update(names)
@@ -219,6 +223,8 @@ def parse(graph: Path) -> onnx.ModelProto:
         raise InputError(f"{graph}: not an ONNX graph, or a damaged one") from error
     except OSError as error:
         raise InputError(f"{graph}: cannot be read: {error.strerror}") from error
+    if len(model.graph.node) + len(model.graph.initializer) > MAX_ENTRIES:
+        raise InputError(f"{graph}: more nodes and tensors than any decoder has")
     if not model.graph.node:
         raise InputError(f"{graph}: not an ONNX graph, or an empty one")
     if not all(isinstance(text, str) for text in _texts(model)):  # protobuf lets bytes through

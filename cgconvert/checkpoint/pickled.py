@@ -18,7 +18,7 @@ __all__ = ["MAX_BYTES", "RefusedError", "Storage", "View", "views"]
 
 MAX_BYTES = 8 << 20
 """The pickle of 400 tensors has 60 kB."""
-MAX_OPCODES = 1 << 19
+MAX_OPCODES = 1 << 18
 MAX_DIMENSIONS = 8
 MAX_ARGUMENTS = 8
 MAX_ELEMENTS = 1 << 48

@@ -31,8 +31,8 @@ DTYPES = {
     "BOOL": torch.bool,
 }
 
-MAX_HEADER_BYTES = 8 << 20
-"""A shard of 70,000 tensors has as much; the library allows 100 MB, which take GBs to parse."""
+MAX_HEADER_BYTES = 4 << 20
+"""A shard of 35,000 tensors has as much; the library allows 100 MB, which take GBs to parse."""
 MAX_DIMENSIONS = 8
 MAX_BYTES = 1 << 60
 

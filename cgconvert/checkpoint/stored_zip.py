@@ -32,6 +32,10 @@ _ENTRY = struct.Struct("<4s6H3I5H2I")
 _LOCAL = struct.Struct("<4s5H3I2H")
 
 
+_ABSENT = (ABSENT16, ABSENT16, ABSENT16, ABSENT16, ABSENT32, ABSENT32)
+"""In the fields of the directory's end."""
+
+
 @dataclass(frozen=True)
 class Member:
     """Where a member's bytes lie in the archive, and the CRC-32 they should have."""
@@ -106,22 +110,20 @@ class _Archive:
         if self.size < _END.size:
             raise self.fault(f"it has {self.size} bytes")
         end = self.size - _END.size
-        mark, disk, first, here, count, length, start, comment = _END.unpack(
-            self.read(end, _END.size)
-        )
+        mark, *told, comment = _END.unpack(self.read(end, _END.size))
         if mark != b"PK\5\6" or comment:
             raise self.fault("its end is missing or has something behind it: truncated")
-        told = [(here, ABSENT16), (count, ABSENT16), (length, ABSENT32), (start, ABSENT32)]
         if end >= _LOCATOR.size + _END64.size:
-            mark, disk64, place, _ = _LOCATOR.unpack(self.read(end - _LOCATOR.size, _LOCATOR.size))
+            mark, disk, place, _ = _LOCATOR.unpack(self.read(end - _LOCATOR.size, _LOCATOR.size))
             if mark == b"PK\6\7":
                 end -= _LOCATOR.size + _END64.size
-                mark, rest, _, _, disk, first, *wide = _END64.unpack(self.read(end, _END64.size))
-                pairs = zip(told, wide, strict=True)
-                lies = [n for (n, absent), other in pairs if n not in (other, absent)]
-                if mark != b"PK\6\6" or rest != _END64.size - 12 or place != end or lies or disk64:
-                    raise self.fault("its two ends do not say the same")
-                here, count, length, start = wide
+                mark, rest, _, _, *wide = _END64.unpack(self.read(end, _END64.size))
+                pairs = zip(told, wide, _ABSENT, strict=True)
+                lies = [n for n, other, absent in pairs if n not in (other, absent)]
+                if mark != b"PK\6\6" or rest != _END64.size - 12 or place != end or lies or disk:
+                    raise self.fault("the two ends of its directory do not say the same")
+                told = wide
+        disk, first, here, count, length, start = told
         if disk or first or here != count:
             raise self.fault("it has several parts")
         if length > MAX_DIRECTORY_BYTES:

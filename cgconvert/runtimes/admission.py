@@ -91,7 +91,8 @@ def admit_huggingface(folder: Path) -> None:
         return configs.integer(config, where, *keys, default=default)
 
     width = integer("n_embd", "hidden_size")
-    geometry = Geometry(
+    geometry = configs.geometry(
+        where,
         n_layer=integer("n_layer", "num_hidden_layers"),
         n_embd=width,
         n_head=integer("n_head", "num_attention_heads"),
