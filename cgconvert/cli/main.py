@@ -17,11 +17,18 @@ import click
 
 from cgconvert import __version__
 from cgconvert.cli.text import one_line
-from cgconvert.errors import CgconvertError
+from cgconvert.errors import CgconvertError, Interrupted
 
 __all__ = ["main"]
 
 COMMANDS = ("to-hf", "to-onnx", "to-gguf", "quantize", "verify", "inspect", "generate", "run")
+
+_SIGNALS = {
+    signal.SIGINT: signal.default_int_handler,
+    signal.SIGTERM: signal.SIG_DFL,
+    signal.SIGHUP: signal.SIG_DFL,
+}
+"""What interrupts a run, and who handles it unless somebody has said otherwise."""
 
 INTERRUPTED = 130
 IO_ERROR = 5
@@ -59,9 +66,9 @@ def main(arguments: Sequence[str] | None = None) -> NoReturn:
     0 done, 1 our own bug, 2 usage or a missing runtime or device, 3 bad or missing input,
     4 verification failed, 5 I/O or no space, 130 interrupted.
     """
-    signal.signal(signal.SIGTERM, _terminated)
-    if signal.getsignal(signal.SIGHUP) == signal.SIG_DFL:  # not under nohup
-        signal.signal(signal.SIGHUP, _terminated)
+    for number, ours in _SIGNALS.items():
+        if signal.getsignal(number) == ours:  # others are ignored on purpose, as under nohup
+            signal.signal(number, _interrupted)
     if isinstance(sys.stdout, io.TextIOWrapper):  # what files say need not be text to a terminal
         sys.stdout.reconfigure(errors="backslashreplace")
     if not sys.warnoptions:
@@ -74,7 +81,9 @@ def _run(arguments: Sequence[str] | None) -> int:
         cli.main(args=arguments, prog_name="cgconvert", standalone_mode=False)
     except click.exceptions.Exit as leaving:
         return leaving.exit_code
-    except (click.Abort, KeyboardInterrupt) as error:
+    except (Interrupted, click.Abort, KeyboardInterrupt) as error:
+        if sys.stderr.isatty():  # where ^C is echoed
+            click.echo(err=True)
         return _say("interrupted", INTERRUPTED, error)
     except click.UsageError as error:
         where = error.ctx.command_path if error.ctx else "cgconvert"
@@ -107,5 +116,5 @@ def _say(message: str, code: int, error: BaseException) -> int:
     return code
 
 
-def _terminated(signum: int, frame: FrameType | None) -> NoReturn:
-    raise KeyboardInterrupt
+def _interrupted(signum: int, frame: FrameType | None) -> NoReturn:
+    raise Interrupted

@@ -11,7 +11,7 @@ import shutil
 from pathlib import Path
 from types import TracebackType
 
-from cgconvert.errors import OutputError, UsageError
+from cgconvert.errors import Interrupted, OutputError, UsageError
 
 __all__ = ["Staging"]
 
@@ -64,7 +64,9 @@ class Staging:
         error: BaseException | None,
         trace: TracebackType | None,
     ) -> None:
-        self._release(keep=self.resume and isinstance(error, KeyboardInterrupt | OSError))
+        self._release(
+            keep=self.resume and isinstance(error, Interrupted | KeyboardInterrupt | OSError)
+        )
 
     def clear(self) -> None:
         """Forget what an interrupted run has written."""

@@ -9,17 +9,23 @@ from __future__ import annotations
 
 import gc
 import importlib
+import itertools
 import json
 import os
 import resource
+import shutil
 import signal
 import subprocess
 import sys
 import tempfile
 import time
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
+
+from cgconvert.cli.main import main
+from cgconvert.stream import commit, write
 
 ROOT = Path(__file__).resolve().parents[2]
 WARM = (
@@ -59,7 +65,8 @@ class Server:
 
     def run(self, *arguments: str, cwd: Path, **how: Any) -> Outcome:
         """How: `limit` seconds before it is killed, `kill` = [signal, seconds after the start],
-        `file_bytes` (RLIMIT_FSIZE), `journal` = bytes between two notes of progress, `env`."""
+        `die` = before which change to the file system it kills itself, `file_bytes` =
+        RLIMIT_FSIZE, `journal` = bytes between two notes of progress, `env`."""
         assert self.process.stdin is not None
         assert self.process.stdout is not None
         request = {"arguments": arguments, "cwd": str(cwd), **how}
@@ -116,6 +123,25 @@ def _waited(child: int, request: dict[str, Any]) -> tuple[int, resource.struct_r
         time.sleep(0.0005)
 
 
+def _die_before(number: int) -> None:
+    """Kill this process before its so-manieth rename, removal or sync."""
+    calls = itertools.count()
+
+    def dying(function: Callable[..., Any]) -> Callable[..., Any]:
+        def call(*arguments: Any, **how: Any) -> Any:
+            if next(calls) == number:
+                os.kill(os.getpid(), signal.SIGKILL)
+            return function(*arguments, **how)
+
+        return call
+
+    for owner, name in (
+        (Path, "rename"), (Path, "replace"), (Path, "unlink"), (shutil, "rmtree"),
+        (commit, "_exchange"), (commit, "_sync"),
+    ):  # fmt: skip
+        setattr(owner, name, dying(getattr(owner, name)))
+
+
 def _command(request: dict[str, Any], out: int, err: int) -> None:
     code = 70
     try:
@@ -128,11 +154,9 @@ def _command(request: dict[str, Any], out: int, err: int) -> None:
         if "file_bytes" in request:
             resource.setrlimit(resource.RLIMIT_FSIZE, (request["file_bytes"],) * 2)
         if "journal" in request:
-            from cgconvert.stream import write
-
             write.JOURNAL_BYTES = request["journal"]
-        from cgconvert.cli.main import main
-
+        if "die" in request:
+            _die_before(request["die"])
         sys.argv = ["cgconvert", *request["arguments"]]
         main(request["arguments"])
     except SystemExit as leaving:

@@ -10,7 +10,6 @@ import hashlib
 import os
 import re
 import stat
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -32,18 +31,6 @@ MOST_COMMANDS = int(os.environ.get("CGCONVERT_TEST_COMMANDS", "2"))
 
 CPU_SECONDS, MEMORY_BYTES = 5.0, 600 << 20
 """Memory is counted beyond the imports, which take 250 MB."""
-
-
-@pytest.fixture(scope="session")
-def server() -> Iterator[Server]:
-    running = Server()
-    yield running
-    running.close()
-
-
-@pytest.fixture(scope="session")
-def sound(tmp_path_factory: pytest.TempPathFactory) -> Sound:
-    return Sound(tmp_path_factory.mktemp("sound"))
 
 
 def placed(case_kind: str, sound: Sound, folder: Path) -> Path:
