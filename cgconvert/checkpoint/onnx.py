@@ -46,6 +46,8 @@ MAX_GRAPH_BYTES = 4 << 20
 file would take GBs in memory."""
 
 MAX_ENTRIES = 1 << 16
+MAX_NAME = 60
+"""Characters of a file's name: 4 bytes each at most, of the 255 that file systems take."""
 
 _DTYPES: Mapping[int, torch.dtype] = {
     TensorProto.FLOAT: torch.float32,
@@ -158,7 +160,7 @@ def decoded_tensors(graph: Path) -> dict[str, LazyTensor]:
         if node.op_type not in ("MatMulNBits", "GatherBlockQuantized"):
             continue
         if len(node.input) < 3:
-            raise InputError(f"{graph}: {node.name}: not the inputs of {node.op_type}")
+            raise InputError(f"{graph}: node {node.name!r}: not the inputs of {node.op_type}")
         table = node.op_type == "GatherBlockQuantized"
         codes = node.input[0 if table else 1]
         told = {attribute.name: attribute.i for attribute in node.attribute}
@@ -175,9 +177,9 @@ def decoded_tensors(graph: Path) -> dict[str, LazyTensor]:
             shape = (arrays[0].shape[0], math.prod(arrays[0].shape[1:]) * 8 // bits)
             wanted = [array.shape for array in codec.arrays(shape)]
         except (UsageError, InputError) as error:
-            raise InputError(f"{graph}: {node.name}: {error}") from None
+            raise InputError(f"{graph}: node {node.name!r}: {error}") from None
         if wanted != [array.shape for array in arrays]:
-            raise InputError(f"{graph}: {node.name}: its arrays and attributes do not agree")
+            raise InputError(f"{graph}: node {node.name!r}: its arrays and attributes do not agree")
         found[name] = BlocksTensor(arrays, shape, codec)
         used.update(names)
     return found | {name: tensor for name, tensor in stored.items() if name not in used}
@@ -235,6 +237,14 @@ def parse(graph: Path) -> onnx.ModelProto:
 def _texts(model: onnx.ModelProto) -> Iterator[object]:
     for entry in model.metadata_props:
         yield from (entry.key, entry.value)
+    for opset in model.opset_import:
+        yield opset.domain
+    for node in model.graph.node:
+        yield from (node.name, node.op_type, node.domain, *node.input, *node.output)
+        for attribute in node.attribute:
+            yield attribute.name
+    for value in (*model.graph.input, *model.graph.output):
+        yield value.name
     for tensor in model.graph.initializer:
         yield tensor.name
         for entry in tensor.external_data:
@@ -276,7 +286,12 @@ def _stored(graph: Path, tensor: TensorProto, sizes: dict[Path, int]) -> Stored:
 def _data_file(graph: Path, where: str, location: str) -> Path:
     """A regular file beside the graph; a link only where the graph is one too and both lead into
     the same folder, as in the Hub's cache."""
-    if location in ("", "..") or Path(location).name != location or "\\" in location:
+    if (
+        location in ("", "..")
+        or Path(location).name != location
+        or "\\" in location
+        or len(location) > MAX_NAME
+    ):
         raise InputError(f"{where} has its data outside the folder, at {location!r}")
     path = graph.parent / location
     if not path.is_file():

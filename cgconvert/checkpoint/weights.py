@@ -18,6 +18,9 @@ KINDS: tuple[tuple[str, str, str, Callable[[Path], Mapping[str, Stored]]], ...] 
     ("torch", "pytorch_model.bin", ".bin", torch_zip.tensors),
 )
 
+MAX_NAME = 60
+"""Characters of a file's name: 4 bytes each at most, of the 255 that file systems take."""
+
 
 def find(folder: Path) -> tuple[str, tuple[Path, ...]]:
     """Which layout a folder's weights have ("" where there are none), and their files."""
@@ -73,7 +76,8 @@ def _shards(index: Path) -> tuple[Path, ...]:
         raise InputError(f"{index}: names a shard that is not text")
     names = sorted(set(table.values()))
     for name in names:
-        if "/" in name or "\\" in name or name.startswith("."):
+        plain = name.isprintable() and len(name) <= MAX_NAME and not name.startswith(".")
+        if not plain or "/" in name or "\\" in name:
             raise InputError(f"{index}: names a shard outside its folder: {name!r}")
         if not (index.parent / name).is_file():
             raise InputError(f"{index}: names {name}, which is not there")

@@ -181,9 +181,9 @@ def _check_nodes(graph: Path, model: ModelProto) -> None:
     known |= {tensor.name for tensor in model.graph.initializer} | {""}
     for node in model.graph.node:
         if OPERATORS.get(node.op_type) != node.domain.removeprefix("ai.onnx"):
+            kind = f"{node.domain}:{node.op_type}"
             raise InputError(
-                f"{graph}: node {node.name!r} is {node.domain}:{node.op_type}, an operator that "
-                "cgconvert does not write"
+                f"{graph}: node {node.name!r} is {kind!r}, an operator that cgconvert does not write"
             )
         if any(attribute.type not in _NUMBERS for attribute in node.attribute):
             raise InputError(f"{graph}: node {node.name!r} has an attribute that is no number")
@@ -208,6 +208,8 @@ def admit_genai(folder: Path) -> None:
     name = decoder.get("filename") if isinstance(decoder, dict) else None
     if not isinstance(name, str) or ".." in Path(name).parts or Path(name).is_absolute():
         raise InputError(f"{where}: names the graph {name!r}, outside the folder")
+    if len(name) > 200:
+        raise InputError(f"{where}: names the graph {name!r}, too long a name")
     graph = folder / name
     if not graph.is_file():
         raise InputError(f"{where}: names the graph {name!r}, which is not there")
