@@ -183,7 +183,7 @@ def _check_nodes(graph: Path, model: ModelProto) -> None:
         if OPERATORS.get(node.op_type) != node.domain.removeprefix("ai.onnx"):
             kind = f"{node.domain}:{node.op_type}"
             raise InputError(
-                f"{graph}: node {node.name!r} is {kind!r}, an operator that cgconvert does not write"
+                f"{graph}: node {node.name!r} is {kind!r}, which cgconvert does not write"
             )
         if any(attribute.type not in _NUMBERS for attribute in node.attribute):
             raise InputError(f"{graph}: node {node.name!r} has an attribute that is no number")
