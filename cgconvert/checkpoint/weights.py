@@ -57,7 +57,7 @@ def _check_places(files: tuple[Path, ...], placed: Mapping[str, Path]) -> None:
         for name, shard in table.items() if isinstance(table, dict) else ():
             here = any(shard == path.name for path in files)
             if here and (name not in placed or placed[name].name != shard):
-                raise InputError(f"{index}: places tensor {name} in {shard}, which has none such")
+                raise InputError(f"{index}: places tensor {name!r} in {shard}, which has none such")
 
 
 def _reader(path: Path) -> Callable[[Path], Mapping[str, Stored]]:
