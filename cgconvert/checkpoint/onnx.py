@@ -160,7 +160,7 @@ def decoded_tensors(graph: Path) -> dict[str, LazyTensor]:
         if node.op_type not in ("MatMulNBits", "GatherBlockQuantized"):
             continue
         if len(node.input) < 3:
-            raise InputError(f"{graph}: node {node.name!r}: not the inputs of {node.op_type}")
+            raise InputError(f"{graph}: {node.name}: not the inputs of {node.op_type}")
         table = node.op_type == "GatherBlockQuantized"
         codes = node.input[0 if table else 1]
         told = {attribute.name: attribute.i for attribute in node.attribute}
@@ -177,9 +177,9 @@ def decoded_tensors(graph: Path) -> dict[str, LazyTensor]:
             shape = (arrays[0].shape[0], math.prod(arrays[0].shape[1:]) * 8 // bits)
             wanted = [array.shape for array in codec.arrays(shape)]
         except (UsageError, InputError) as error:
-            raise InputError(f"{graph}: node {node.name!r}: {error}") from None
+            raise InputError(f"{graph}: {node.name}: {error}") from None
         if wanted != [array.shape for array in arrays]:
-            raise InputError(f"{graph}: node {node.name!r}: its arrays and attributes do not agree")
+            raise InputError(f"{graph}: {node.name}: its arrays and attributes do not agree")
         found[name] = BlocksTensor(arrays, shape, codec)
         used.update(names)
     return found | {name: tensor for name, tensor in stored.items() if name not in used}
@@ -229,7 +229,8 @@ def parse(graph: Path) -> onnx.ModelProto:
         raise InputError(f"{graph}: more nodes and tensors than any decoder has")
     if not model.graph.node:
         raise InputError(f"{graph}: not an ONNX graph, or an empty one")
-    if not all(isinstance(text, str) for text in _texts(model)):  # protobuf lets bytes through
+    # protobuf lets bytes through, and names of several lines are not ours.
+    if not all(isinstance(text, str) and text.isprintable() for text in _texts(model)):
         raise InputError(f"{graph}: a damaged ONNX graph: a name in it is not text")
     return model
 

@@ -81,12 +81,11 @@ def execute(
                     staging, key_of(plan, checkpoint, nonfinite=allow_nonfinite), plan
                 )
                 # The source is hashed while the disk is busy anyway.
-                source = pool.submit(digest_of, checkpoint.files, stop.is_set)
+                source = pool.submit(_digest, checkpoint, journal, stop)
                 progress.step(f"writing {plan.output}", plan.nbytes)
                 writer = Writer(checkpoint, allow_nonfinite, journal, pool, progress)
                 for number, file in enumerate(plan.files):
                     writer.write(staging.content, number, file)
-                journal.hashed(str(source.result()["sha256"]))
                 manifest = _manifest(plan, checkpoint, staging.content, source, progress)
             finally:
                 stop.set()
@@ -113,6 +112,13 @@ def _journal(staging: Staging, key: str, plan: Plan) -> Journal:
         staging.content.mkdir()
         journal.begin()
     return journal
+
+
+def _digest(checkpoint: Checkpoint, journal: Journal, stop: threading.Event) -> dict[str, object]:
+    digest = digest_of(checkpoint.files, stop.is_set)
+    if not stop.is_set():
+        journal.hashed(str(digest["sha256"]), checkpoint.path)
+    return digest
 
 
 def _size(path: Path) -> int:

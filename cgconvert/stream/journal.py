@@ -81,10 +81,10 @@ class Journal:
         """Everything before `place` is written and synced."""
         self._append({"place": place})
 
-    def hashed(self, sha256: str) -> None:
+    def hashed(self, sha256: str, where: Path) -> None:
         """The source's digest is known. Raises InputError where it was another one before."""
         if self.source not in ("", sha256):
-            raise InputError("the source is not what it was before; run again without --resume")
+            raise InputError(f"{where}: is not what it was before; run again without --resume")
         if not self.source:
             self._append({"source": sha256})
 

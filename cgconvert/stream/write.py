@@ -37,6 +37,7 @@ class Writer:
         self.pool, self.progress = pool, progress
         self.noting: Future[None] | None = None
         self.unsaved = 0
+        self.loose = False
 
     def write(self, root: Path, number: int, file: FilePlan) -> None:
         if (number + 1, 0, 0) <= self.begin:
@@ -52,11 +53,21 @@ class Writer:
             self.progress.advance(len(file.header))
             for index, item in enumerate(file.items):
                 self._item(descriptor, (number, index), item)
-            self._note(descriptor, (number + 1, 0, 0), least=JOURNAL_BYTES // 2)
+            self._close(descriptor, number, file)
         finally:
             if self.noting is not None:
                 self.noting.result()
             os.close(descriptor)
+
+    def _close(self, descriptor: int, number: int, file: FilePlan) -> None:
+        """A file with weights is synced and noted; behind one that is not, nothing is noted."""
+        if not file.items or self.loose:
+            self.loose = True
+            return
+        if self.noting is not None:
+            self.noting.result()
+        self._sync(descriptor, (number + 1, 0, 0))
+        self.unsaved = 0
 
     def _item(self, descriptor: int, place: tuple[int, int], item: Item) -> None:
         rows = item.source.shape[0] if item.source.shape else 1
@@ -106,9 +117,9 @@ class Writer:
                 f"{where}: {lost} values overflow {item.encoding.name}; choose a wider type{advice}"
             )
 
-    def _note(self, descriptor: int, place: Place, least: int = -1) -> None:
+    def _note(self, descriptor: int, place: Place) -> None:
         """Sync what is written and note it, while the next rows are worked on."""
-        if self.unsaved < (JOURNAL_BYTES if least < 0 else least):
+        if self.unsaved < JOURNAL_BYTES or self.loose:
             return
         if self.noting is not None:
             if not self.noting.done():

@@ -145,6 +145,8 @@ def _die_before(number: int) -> None:
 def _command(request: dict[str, Any], out: int, err: int) -> None:
     code = 70
     try:
+        signal.signal(signal.SIGINT, signal.default_int_handler)  # in a shell's background: ignored
+        signal.signal(signal.SIGHUP, signal.SIG_DFL)
         os.dup2(out, 1)
         os.dup2(err, 2)
         os.chdir(request["cwd"])

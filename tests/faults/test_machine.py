@@ -176,6 +176,18 @@ def test_two_runs_at_once(server: Server, sound: Sound, tmp_path: Path) -> None:
     assert not staging.exists()
 
 
+def test_killed_between_two_renames(server: Server, sound: Sound, tmp_path: Path) -> None:
+    """Where folders cannot be exchanged in one step, the old one waits beside."""
+    sound.copy("safetensors", tmp_path)
+    aside = tmp_path / ".out.cgconvert-tmp" / "replaced"
+    aside.mkdir(parents=True)
+    (aside / "earlier").write_text("precious")
+    told = server.run("to-hf", "source", "-o", "out", cwd=tmp_path)
+    failed(told, 2, "out exists; give --force")
+    assert (tmp_path / "out" / "earlier").read_text() == "precious"
+    assert not list(tmp_path.glob(".*"))
+
+
 # Resuming
 
 
