@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gzip
 import struct
+import warnings
 import zipfile
 from collections.abc import Callable
 from pathlib import Path
@@ -55,7 +56,8 @@ def entry_of(data: bytearray, name: bytes) -> int:
 
 def twice(path: Path, name: str) -> None:
     """A second member of a name that is there."""
-    with zipfile.ZipFile(path, "a") as archive:
+    with zipfile.ZipFile(path, "a") as archive, warnings.catch_warnings():
+        warnings.simplefilter("ignore")
         archive.writestr(name, b"\x80\x02}.")
 
 

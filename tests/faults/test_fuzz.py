@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 
 from .fuzz import CORPUS, TARGETS, Ground, mutated
 
-EXAMPLES = int(os.environ.get("CGCONVERT_TEST_EXAMPLES", "150"))
+EXAMPLES = int(os.environ.get("CGCONVERT_TEST_EXAMPLES", "100"))
 """For each target."""
 
 KEPT = sorted(path.relative_to(CORPUS) for path in CORPUS.rglob("*") if path.is_file())

@@ -9,7 +9,6 @@ from __future__ import annotations
 import hashlib
 import os
 import re
-import stat
 from pathlib import Path
 
 import pytest
@@ -52,13 +51,15 @@ def earlier(folder: Path) -> None:
 
 
 def snapshot(folder: Path) -> dict[str, object]:
+    """What is there and when it was last written; of earlier artefacts the bytes."""
     found: dict[str, object] = {}
     for path in sorted(folder.rglob("*")):
-        status = path.lstat()
-        content: object = None
-        if stat.S_ISREG(status.st_mode) and status.st_size < 64 << 20:  # sparse ones stay as made
-            content = hashlib.sha256(path.read_bytes()).hexdigest()
-        found[str(path.relative_to(folder))] = (status.st_mode, status.st_size, content)
+        name, status = str(path.relative_to(folder)), path.lstat()
+        digest = ""
+        if name.startswith("out") and path.is_file():
+            digest = hashlib.sha256(path.read_bytes()).hexdigest()
+        written = 0 if path.is_dir() else status.st_mtime_ns  # staging comes and goes in folders
+        found[name] = (status.st_mode, status.st_size, written, digest)
     return found
 
 
