@@ -47,16 +47,14 @@ NAMED = 5
 MISSING = 1000
 """Tensors that may be missing and be named; beyond that the number of layers is a lie."""
 
-_MODEL = {
-    "wte": "transformer.wte.weight",
-    "ln_f_weight": "transformer.ln_f.weight",
-    "ln_f_bias": "transformer.ln_f.bias",
-    "head": "lm_head.weight",
-    "head_bias": "lm_head.bias",
-}
-
 CODEGEN = Names(
-    model=_MODEL,
+    model={
+        "wte": "transformer.wte.weight",
+        "ln_f_weight": "transformer.ln_f.weight",
+        "ln_f_bias": "transformer.ln_f.bias",
+        "head": "lm_head.weight",
+        "head_bias": "lm_head.bias",
+    },
     block={
         "ln_weight": "transformer.h.{i}.ln_1.weight",
         "ln_bias": "transformer.h.{i}.ln_1.bias",
@@ -74,25 +72,33 @@ CODEGEN = Names(
     ),
 )
 
+_PHI_MODEL = {
+    "wte": "model.embed_tokens.weight",
+    "ln_f_weight": "model.final_layernorm.weight",
+    "ln_f_bias": "model.final_layernorm.bias",
+    "head": "lm_head.weight",
+    "head_bias": "lm_head.bias",
+}
+_PHI_NORM = {
+    "ln_weight": "model.layers.{i}.input_layernorm.weight",
+    "ln_bias": "model.layers.{i}.input_layernorm.bias",
+}
+_PHI_MLP = {
+    "fc_in": "model.layers.{i}.mlp.fc1.weight",
+    "fc_in_bias": "model.layers.{i}.mlp.fc1.bias",
+    "fc_out": "model.layers.{i}.mlp.fc2.weight",
+    "fc_out_bias": "model.layers.{i}.mlp.fc2.bias",
+}
+
 PHI = Names(
-    model={
-        "wte": "model.embed_tokens.weight",
-        "ln_f_weight": "model.final_layernorm.weight",
-        "ln_f_bias": "model.final_layernorm.bias",
-        "head": "lm_head.weight",
-        "head_bias": "lm_head.bias",
-    },
+    model=_PHI_MODEL,
     block={
-        "ln_weight": "model.layers.{i}.input_layernorm.weight",
-        "ln_bias": "model.layers.{i}.input_layernorm.bias",
+        **_PHI_NORM,
         "q": "model.layers.{i}.self_attn.q_proj.weight",
         "k": "model.layers.{i}.self_attn.k_proj.weight",
         "v": "model.layers.{i}.self_attn.v_proj.weight",
         "o": "model.layers.{i}.self_attn.dense.weight",
-        "fc_in": "model.layers.{i}.mlp.fc1.weight",
-        "fc_in_bias": "model.layers.{i}.mlp.fc1.bias",
-        "fc_out": "model.layers.{i}.mlp.fc2.weight",
-        "fc_out_bias": "model.layers.{i}.mlp.fc2.bias",
+        **_PHI_MLP,
     },
     half_split=True,
     zero_biases=(
@@ -135,24 +141,14 @@ GGUF = Names(
 )
 
 ONNX = Names(
-    model={
-        "wte": "model.embed_tokens.weight",
-        "ln_f_weight": "model.final_layernorm.weight",
-        "ln_f_bias": "model.final_layernorm.bias",
-        "head": "lm_head.weight",
-        "head_bias": "lm_head.bias",
-    },
+    model=_PHI_MODEL,
     block={
-        "ln_weight": "model.layers.{i}.input_layernorm.weight",
-        "ln_bias": "model.layers.{i}.input_layernorm.bias",
+        **_PHI_NORM,
         "q": "model.layers.{i}.attn.q_proj.weight",
         "k": "model.layers.{i}.attn.k_proj.weight",
         "v": "model.layers.{i}.attn.v_proj.weight",
         "o": "model.layers.{i}.attn.o_proj.weight",
-        "fc_in": "model.layers.{i}.mlp.fc1.weight",
-        "fc_in_bias": "model.layers.{i}.mlp.fc1.bias",
-        "fc_out": "model.layers.{i}.mlp.fc2.weight",
-        "fc_out_bias": "model.layers.{i}.mlp.fc2.bias",
+        **_PHI_MLP,
     },
     half_split=True,
     dropped=("rotary.cos", "rotary.sin"),

@@ -6,7 +6,7 @@
       - quantize: {bits: 4}
       - verify: {}
     thresholds:
-      gguf Q4_0: {logits.kl_mean: 0.1}
+      gguf Q4_0: {logits.kl_mean: 0.1, logits.top1_sure: none}
 
 A step is a command of cgconvert with its options, dashes or underscores alike. Mistakes are
 reported with the line they stand on.
@@ -22,9 +22,18 @@ from typing import Any
 import yaml
 
 from cgconvert.errors import InputError
+from cgconvert.formats.onnx.variant import ACCURACY_LEVELS, CLIENTS, TARGETS
+from cgconvert.quant.matmul_nbits import BLOCK_SIZES
+from cgconvert.runtimes import RUNTIMES
+from cgconvert.verify.override import bound_of
 
 __all__ = ["STEPS", "Recipe", "Step", "find", "load"]
 
+BLOCKS: Mapping[str, type | tuple[Any, ...]] = {
+    "block_size": BLOCK_SIZES,
+    "symmetric": bool,
+    "accuracy_level": ACCURACY_LEVELS,
+}
 STEPS: Mapping[str, Mapping[str, type | tuple[Any, ...]]] = {
     "to-hf": {
         "output": str,
@@ -32,10 +41,23 @@ STEPS: Mapping[str, Mapping[str, type | tuple[Any, ...]]] = {
         "layout": ("codegen", "phi"),
         "max_shard_size": str,
     },
-    "to-onnx": {"output": str, "dtype": ("float32", "float16")},
+    "to-onnx": {
+        "output": str,
+        "dtype": ("float32", "float16"),
+        "bits": (4, 8),
+        **BLOCKS,
+        "client": CLIENTS,
+        "target": TARGETS,
+    },
     "to-gguf": {"output": str, "type": ("F32", "F16", "BF16", "Q8_0", "Q4_0")},
-    "quantize": {"output": str, "bits": (4, 8), "format": ("gguf", "onnx")},
-    "verify": {"device": ("auto", "cpu", "cuda"), "report": str},
+    "quantize": {"output": str, "bits": (4, 8), "format": ("gguf", "onnx"), **BLOCKS},
+    "verify": {
+        "device": ("auto", "cpu", "cuda"),
+        "runtime": tuple(name for table in RUNTIMES.values() for name in table),
+        "text": str,
+        "text_tokens": int,
+        "report": str,
+    },
 }
 """The steps, and for each option its type or its choices."""
 
@@ -59,13 +81,13 @@ class Step:
 
 @dataclass(frozen=True)
 class Recipe:
-    """What a recipe says. `thresholds` is by stored type, then by check."""
+    """What a recipe says. `thresholds` is by stored type, then by check; None is reported only."""
 
     path: Path
     source: str
     steps: tuple[Step, ...]
     reading: Mapping[str, Any] = field(default_factory=dict)
-    thresholds: Mapping[str, Mapping[str, float]] = field(default_factory=dict)
+    thresholds: Mapping[str, Mapping[str, float | None]] = field(default_factory=dict)
 
 
 def find(given: str) -> Path:
@@ -159,17 +181,18 @@ class _Reader:
                 self.fail(key, f"{command} needs {name}")
         return Step(command, options, key.start_mark.line + 1)
 
-    def thresholds(self, node: yaml.Node) -> dict[str, dict[str, float]]:
-        found: dict[str, dict[str, float]] = {}
+    def thresholds(self, node: yaml.Node) -> dict[str, dict[str, float | None]]:
+        found: dict[str, dict[str, float | None]] = {}
         for kind, (key, value) in self.mapping(node, "thresholds").items():
             if self.known_bounds is not None and kind not in self.known_bounds:
                 self.fail(key, f"no type {kind!r}; there are {', '.join(self.known_bounds)}")
             found[kind] = {}
             for check, (at, number) in self.mapping(value, f"thresholds of {kind}").items():
-                if self.known_bounds is not None and check not in self.known_bounds[kind]:
-                    known = ", ".join(sorted(self.known_bounds[kind]))
-                    self.fail(at, f"{kind} has no check {check!r}; it has {known}")
-                found[kind][check] = self.scalar(number, check, float)
+                known = {check} if self.known_bounds is None else self.known_bounds[kind]
+                try:
+                    found[kind][check] = bound_of(check, self.plain(number, check), sorted(known))
+                except ValueError as error:
+                    self.fail(at, f"{kind}: {error}")
         return found
 
     def mapping(self, node: yaml.Node, what: str) -> dict[str, tuple[yaml.Node, yaml.Node]]:
@@ -184,24 +207,24 @@ class _Reader:
             found[key.value] = (key, value)
         return found
 
-    def scalar(self, node: yaml.Node, name: str, wanted: Any) -> Any:
-        value = None
+    def plain(self, node: yaml.Node, name: str) -> Any:
+        """The value of a scalar; () for a list, a mapping and other tags, as no option has it."""
         if isinstance(node, yaml.ScalarNode) and node.tag.startswith("tag:yaml.org,2002:"):
             try:
-                value = yaml.SafeLoader("").construct_object(node)
+                return yaml.SafeLoader("").construct_object(node)
             except Exception:  # a tag that does not fit its text fails in many ways
                 self.fail(node, f"{name} has a value that is not plain YAML")
+        return ()
+
+    def scalar(self, node: yaml.Node, name: str, wanted: Any) -> Any:
+        value = self.plain(node, name)
         if isinstance(wanted, tuple):
             if value not in wanted or isinstance(value, bool):
                 self.fail(node, f"{name} is one of {', '.join(map(str, wanted))}")
-        elif wanted is float and isinstance(value, int | float) and not isinstance(value, bool):
-            if not abs(value) < 1e300:
-                self.fail(node, f"{name} is not a finite number")
-            return float(value)
         elif wanted is str and isinstance(value, int | float) and name == "max_shard_size":
             return str(value)
-        elif not isinstance(value, wanted) or isinstance(value, bool):
-            kind = {str: "text", int: "a whole number", float: "a number"}[wanted]
+        elif not isinstance(value, wanted) or isinstance(value, bool) != (wanted is bool):
+            kind = {str: "text", int: "a whole number", bool: "true or false"}[wanted]
             self.fail(node, f"{name} is not {kind}")
         return value
 

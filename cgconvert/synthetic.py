@@ -10,6 +10,7 @@ Random weights say nothing about quality; they have the real shapes, types and f
 from __future__ import annotations
 
 import json
+import math
 import shutil
 import tarfile
 import zipfile
@@ -28,6 +29,7 @@ from cgconvert.checkpoint.jaxformer import LEAVES
 from cgconvert.errors import UsageError
 from cgconvert.model import Geometry, packed_rows, split_rows
 from cgconvert.names import CODEGEN
+from cgconvert.tokenizer_files import TOKENIZER_FILES
 
 __all__ = ["LAYOUTS", "RandomState", "codegen_config", "names", "write"]
 
@@ -146,6 +148,22 @@ def _safetensors(state: State, g: Geometry, target: Path, tokenizer: Path | None
     return target
 
 
+def _sparse(state: State, g: Geometry, target: Path, tokenizer: Path | None) -> Path:
+    """All zeros and no disk: a file of a size that a benchmark of time and memory asks for."""
+    _hub_files(state, g, target, tokenizer)
+    header: dict[str, dict[str, Any]] = {}
+    end = 0
+    for name, shape in names(g).items():
+        begin, end = end, end + 2 * math.prod(shape)
+        header[name] = {"dtype": "F16", "shape": shape, "data_offsets": [begin, end]}
+    text = json.dumps(header).encode()
+    text += b" " * (-len(text) % 8)
+    with (target / "model.safetensors").open("wb") as file:
+        file.write(len(text).to_bytes(8, "little") + text)
+        file.truncate(8 + len(text) + end)
+    return target
+
+
 def _safetensors_sharded(state: State, g: Geometry, target: Path, tokenizer: Path | None) -> Path:
     from safetensors.torch import save_file
 
@@ -217,6 +235,7 @@ LAYOUTS: dict[str, Callable[[State, Geometry, Path, Path | None], Path]] = {
     "torch-sharded": _torch_sharded,
     "safetensors": _safetensors,
     "safetensors-sharded": _safetensors_sharded,
+    "sparse": _sparse,
     "tarball": _tarball,
     "jaxformer": _jaxformer,
 }
@@ -261,9 +280,7 @@ def _hub_files(state: State, g: Geometry, target: Path, tokenizer: Path | None) 
 
 
 def _copy_tokenizer(tokenizer: Path | None, target: Path) -> None:
-    from cgconvert.checkpoint.hub import TOKENIZER
-
-    for name in TOKENIZER if tokenizer else ():
+    for name in TOKENIZER_FILES if tokenizer else ():
         if (tokenizer / name).is_file():  # type: ignore[operator]
             shutil.copy(tokenizer / name, target / name)  # type: ignore[operator]
 

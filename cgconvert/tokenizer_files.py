@@ -10,7 +10,17 @@ from typing import Any
 from cgconvert.errors import InputError
 from cgconvert.json_file import read_json, read_text
 
-__all__ = ["Parts", "read_parts"]
+__all__ = ["TOKENIZER_FILES", "Parts", "read_parts"]
+
+TOKENIZER_FILES = (
+    "tokenizer.json",
+    "tokenizer_config.json",
+    "special_tokens_map.json",
+    "added_tokens.json",
+    "vocab.json",
+    "merges.txt",
+)
+"""The names a tokenizer's files have beside a checkpoint, some or all of them there."""
 
 _ROLES = ("eos_token", "bos_token", "unk_token", "pad_token")
 

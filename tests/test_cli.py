@@ -15,6 +15,7 @@ import pytest
 
 from cgconvert import embedded
 from cgconvert.cli.main import COMMANDS, main
+from cgconvert.manifest import file_sha256
 
 TINY = embedded.NAME
 
@@ -206,6 +207,40 @@ def test_verify_finds_sources_by_manifest_and_fails_with_4(
     )
 
 
+def test_verify_with_a_text_bounds_and_another_runtime(
+    run: Callable[..., Outcome], tmp_path: Path
+) -> None:
+    run("to-gguf", TINY, "--type", "F16")
+    run("to-onnx", TINY)
+    (tmp_path / "mine.txt").write_text("def area(r):\n    return 3.14159 * r * r\n" * 40)
+    told = run(
+        "verify", "--runtime", "onnxruntime-genai", "--text", "stdlib", "--text", "mine.txt",
+        "--text-tokens", "700", "--threshold", "logits.kl_mean=-1", "--threshold",
+        "logits.kl_p99=none", "--report", "verdict.json", "--report", "verdict.html",
+    )  # fmt: skip
+    assert told.code == 4, told.err
+    assert (tmp_path / "verdict.html").is_file()
+    report = json.loads((tmp_path / "verdict.json").read_text())
+    used = {a["artefact"]["format"]: a["runtime"]["name"] for a in report["artefacts"]}
+    assert used == {"gguf": "llama.cpp", "onnx": "onnxruntime-genai"}
+    for artefact in report["artefacts"]:
+        checks = {check["name"]: check for check in artefact["checks"]}
+        assert (checks["logits.kl_mean"]["verdict"], checks["logits.kl_p99"]["verdict"]) == (
+            "fail",
+            "info",
+        )
+        texts = {text["name"]: text for text in artefact["prompts"]["texts"]}
+        assert list(texts) == ["stdlib", "mine.txt"]
+        assert (texts["stdlib"]["tokens"], texts["stdlib"]["sequences"]) == (700, 2)
+        assert texts["mine.txt"]["sha256"] == file_sha256(tmp_path / "mine.txt")
+        assert artefact["prompts"]["lengths"][-4:] == [512, 188, 512, 188]
+    told = run("verify", "--runtime", "transformers")
+    assert (told.code, "does not run gguf or onnx; use llama.cpp or onnx" in told.last) == (2, True)
+    for text in ("nowhere", ".", "verdict.html/x"):
+        told = run("verify", "--text", text)
+        assert (told.code, f"{text}: cannot be read as a text" in told.last) == (3, True)
+
+
 def test_verify_without_a_manifest(run: Callable[..., Outcome], tmp_path: Path) -> None:
     run("to-gguf", TINY, "-o", "x.gguf")
     (tmp_path / "x.gguf.cgconvert.json").unlink()
@@ -234,8 +269,18 @@ MISTAKES: list[tuple[list[str], int, str]] = [
     (["to-gguf", TINY, "-o", "/etc/passwd/x.gguf"], 5, "cannot be written"),
     (["quantize", "--bits", "4"], 2, "nothing to quantize under ./out; type the source"),
     (["quantize", TINY], 2, "Missing option '--bits'"),
+    (["to-onnx", TINY, "--symmetric"], 2, "--symmetric is an option of quantized matrices"),
+    (["to-onnx", TINY, "--bits", "4", "--block-size", "24"], 2, "block size 24: give 16, 32, 64"),
+    (["to-onnx", TINY, "--bits", "4", "--accuracy-level", "9"], 2, "accuracy level 9: give 0, 1"),
+    (["to-onnx", TINY, "--target", "cuda"], 2, "add --dtype float16"),
+    (["quantize", TINY, "--bits", "4", "--block-size", "64"], 2, "is an option of --format onnx"),
     (["verify"], 2, "nothing to verify under ./out; type the artefact"),
     (["verify", "nowhere"], 3, "nowhere: no such file or folder"),
+    (["verify", "nowhere", "--runtime", "vllm"], 2, "'vllm' is not one of 'transformers'"),
+    (["verify", "--threshold", "logits.kl=1"], 2, "no check 'logits.kl' has a bound to set"),
+    (["verify", "--threshold", "logits.top1=high"], 2, "'high' is not a number, nor none"),
+    (["verify", "--threshold", "logits.top1"], 2, "write CHECK=VALUE, as in logits.kl_mean=0.05"),
+    (["verify", "--text-tokens", "1"], 2, "1 is not in the range x>=2"),
     (["inspect", "nowhere"], 3, "nowhere: no such file or folder"),
     (["generate", "nowhere", "x"], 3, "nowhere: no such file or folder"),
     (["run", "nowhere.yaml"], 3, "nowhere.yaml: no such recipe; shipped are"),

@@ -26,6 +26,7 @@ from cgconvert.stream.plan import Plan
 from cgconvert.verify import metrics
 
 from .conftest import cut
+from .measured import kl_divergence
 
 MODELS = ("350M", "2B", "6B", "16B", embedded.NAME)
 LAYOUTS = ("tarball", "torch-sharded", "safetensors", "jaxformer")
@@ -167,7 +168,7 @@ def relative_error(oracle: Oracle, logits: list[np.ndarray]) -> float:
 def mean_kl(oracle: Oracle, logits: list[np.ndarray]) -> float:
     tokens = oracle.checkpoint.tokenizer.size
     reference, candidate = np.concatenate(oracle.logits), np.concatenate(logits)
-    return float(metrics.kl_divergence(reference[:, :tokens], candidate[:, :tokens]).mean())
+    return float(kl_divergence(reference[:, :tokens], candidate[:, :tokens]).mean())
 
 
 def test_onnx_float32(model: Model, oracle: Oracle) -> None:

@@ -9,6 +9,8 @@ import pytest
 
 from cgconvert.verify import metrics
 
+from .measured import loss
+
 
 def logits(*rows: list[float]) -> np.ndarray:
     """Logits whose softmax is the rows given."""
@@ -17,7 +19,7 @@ def logits(*rows: list[float]) -> np.ndarray:
 
 def test_kl_of_two_coins() -> None:
     # 0.5 ln(0.5 / 0.25) + 0.5 ln(0.5 / 0.75) = 0.5 ln 2 + 0.5 ln(2/3) = 0.5 ln(4/3)
-    found = metrics.kl_divergence(logits([0.5, 0.5]), logits([0.25, 0.75]))
+    found = loss(logits([0.5, 0.5]), logits([0.25, 0.75])).kl
     assert found == pytest.approx([0.5 * math.log(4 / 3)], rel=1e-6)
 
 
@@ -25,28 +27,54 @@ def test_kl_is_the_references_average_and_shifts_do_not_count() -> None:
     # 0.25 ln(0.25 / 0.5) + 0.75 ln(0.75 / 0.5) = 0.75 ln 3 - ln 2
     base, other = logits([0.25, 0.75]), logits([0.5, 0.5])
     expected = 0.75 * math.log(3) - math.log(2)
-    assert metrics.kl_divergence(base, other + 7) == pytest.approx([expected], rel=1e-5)
+    assert loss(base, other + 7).kl == pytest.approx([expected], rel=1e-5)
+
+
+def test_ids_that_are_not_kept_count_as_one() -> None:
+    # Kept: 0.5 and 0.3; the rest 0.2 against 0.1, however it lies within.
+    base, other = logits([0.3, 0.15, 0.5, 0.05]), logits([0.4, 0.02, 0.5, 0.08])
+    kept = 0.3 * math.log(0.3 / 0.4) + 0.2 * math.log(0.2 / 0.1)
+    whole = 0.3 * math.log(3 / 4) + 0.15 * math.log(7.5) + 0.05 * math.log(5 / 8)
+    assert loss(base, other, top=2).kl == pytest.approx([kept], rel=1e-5)
+    assert loss(base, other).kl == pytest.approx([whole], rel=1e-5)
+    assert kept < whole
+
+
+def test_kl_of_itself_is_nothing() -> None:
+    base = np.random.default_rng(0).normal(size=(5, 1000)).astype(np.float32) * 8
+    assert np.abs(loss(base, base).kl).max() < 1e-14
 
 
 def test_relative_error_nmse_and_noise() -> None:
     base, other = np.array([[3.0, 4.0], [0.0, 0.0]]), np.array([[3.0, 4.0], [1.0, -2.0]])
-    assert metrics.noise(base, other) == 2
-    assert metrics.relative_error(base, other) == 2 / 4
-    assert metrics.nmse(base, other) == (1 + 4) / (9 + 16)
+    found = loss(base, other)
+    assert found.noise == 2
+    assert found.relative_error == metrics.relative_error(base, other) == 2 / 4
+    assert found.nmse == (1 + 4) / (9 + 16)
 
 
 def test_against_nothing_but_zeros() -> None:
     zeros = np.zeros((1, 2))
-    assert metrics.relative_error(zeros, zeros) == metrics.nmse(zeros, zeros) == 0
-    assert metrics.nmse(zeros, zeros + 1) == math.inf
+    assert loss(zeros, zeros).relative_error == loss(zeros, zeros).nmse == 0
+    assert loss(zeros, zeros + 1).nmse == math.inf
 
 
-def test_top_k_agreement_counts_common_ids() -> None:
-    base = np.array([[5.0, 4.0, 3.0, 2.0], [1.0, 2.0, 3.0, 4.0]])
-    other = np.array([[5.0, 1.0, 4.0, 0.0], [9.0, 2.0, 3.0, 4.0]])
-    assert metrics.top_k_agreement(base, other, 1) == 1 / 2  # 0 and 0; 3 and 0
-    assert metrics.top_k_agreement(base, other, 2) == 1 / 2  # {0,1} {0,2}; {3,2} {0,3}
-    assert metrics.top_k_agreement(base, other, 9) == 1  # no more than there are
+def test_the_best_that_are_the_same() -> None:
+    base = np.array([[6.0, 5, 4, 3, 2, 1, 0], [0.0, 1, 2, 3, 4, 5, 6]])
+    other = np.array([[6.0, 5, 4, 3, 0, 0, 9], [0.0, 1, 2, 3, 4, 5, 6]])
+    found = loss(base, other)
+    assert found.top1 == 1 / 2
+    assert found.top5 == pytest.approx((4 / 5 + 1) / 2)
+    assert loss(base[:, :3], other[:, :3]).top5 == 1  # no more than there are
+
+
+def test_where_the_reference_is_sure() -> None:
+    base = logits([0.7, 0.2, 0.1], [0.6, 0.3, 0.1], [0.1, 0.8, 0.1])
+    other = logits([0.7, 0.2, 0.1], [0.1, 0.8, 0.1], [0.8, 0.1, 0.1])
+    found = loss(base, other)
+    assert (found.sure, found.top1_sure, found.top1) == (2, 1 / 2, 1 / 3)
+    unsure = loss(base[1:2], other[1:2])
+    assert (unsure.sure, unsure.top1_sure) == (0, None)
 
 
 def test_perplexity_ratio_and_its_error() -> None:
@@ -54,31 +82,34 @@ def test_perplexity_ratio_and_its_error() -> None:
     # d = ln 2, ln 1.25; ratio = sqrt(2.5); error = ratio * std(d) / sqrt(2).
     base = logits([0.5, 0.5], [0.5, 0.5], [0.9, 0.1])
     other = logits([0.75, 0.25], [0.4, 0.6], [0.1, 0.9])
-    ratio, error = metrics.perplexity_ratio(base, other, [[0, 1, 0]])
-    assert ratio == pytest.approx(math.sqrt(2.5), rel=1e-6)
-    spread = abs(math.log(2) - math.log(1.25)) / math.sqrt(2)
-    assert error == pytest.approx(ratio * spread / math.sqrt(2), rel=1e-5)
+    for top in (1, 2):  # the next token's logit is kept whether it is among the best or not
+        found = loss(base, other, [0, 1, 0], top=top)
+        assert found.perplexity_ratio == pytest.approx(math.sqrt(2.5), rel=1e-6)
+        spread = abs(math.log(2) - math.log(1.25)) / math.sqrt(2)
+        error = found.perplexity_ratio * spread / math.sqrt(2)
+        assert found.perplexity_error == pytest.approx(error, rel=1e-5)
 
 
 def test_sequences_do_not_predict_one_another() -> None:
     base = logits([0.5, 0.5], [0.9, 0.1], [0.5, 0.5], [0.9, 0.1])
     other = logits([0.25, 0.75], [0.1, 0.9], [0.25, 0.75], [0.1, 0.9])
-    ratio, error = metrics.perplexity_ratio(base, other, [[1, 0], [1, 0]])
-    assert (ratio, error) == (pytest.approx(2, rel=1e-6), pytest.approx(0, abs=1e-6))
+    found = loss(base, other, [1, 0], [1, 0])
+    assert found.perplexity_ratio == pytest.approx(2, rel=1e-6)
+    assert found.perplexity_error == pytest.approx(0, abs=1e-6)
 
 
 def test_one_token_has_no_perplexity() -> None:
-    assert np.isnan(metrics.perplexity_ratio(logits([1.0, 1.0]), logits([1.0, 1.0]), [[0]])).all()
+    assert loss(logits([1.0, 1.0]), logits([1.0, 1.0]), [0]).perplexity_ratio is None
 
 
 def test_chunks_of_positions_change_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
     random = np.random.default_rng(0)
-    base = random.normal(size=(20, 9))
+    base = random.normal(size=(20, 9)).astype(np.float32)
     other = base + random.normal(size=(20, 9)) * 0.1
     sequences = [random.integers(0, 9, 13).tolist(), random.integers(0, 9, 7).tolist()]
-    whole = metrics.measure(base, other, sequences)
+    whole = loss(base, other, *sequences)
     monkeypatch.setattr(metrics, "ROWS", 3)
-    parts = metrics.measure(base, other, sequences)
+    parts = loss(base, other, *sequences)
     assert np.array_equal(whole.kl, parts.kl)
     assert (whole.kl_mean, whole.top1, whole.top5) == (parts.kl_mean, parts.top1, parts.top5)
     assert whole.nmse == pytest.approx(parts.nmse)
@@ -86,19 +117,19 @@ def test_chunks_of_positions_change_nothing(monkeypatch: pytest.MonkeyPatch) -> 
     assert whole.kl_p99 == pytest.approx(np.sort(whole.kl)[-2:] @ [0.19, 0.81])  # 0.99 * 19 = 18.81
 
 
-def test_nan_and_infinity_come_through() -> None:
-    base = np.zeros((2, 3))
-    for bad in (np.nan, np.inf, -np.inf):
+@pytest.mark.parametrize("shape", [(3, 4), (2, 3)])
+def test_other_positions_or_too_few_ids_are_no_comparison(shape: tuple[int, int]) -> None:
+    with pytest.raises(ValueError, match="2 positions"):
+        loss(np.zeros((2, 4)), np.zeros(shape))
+
+
+@pytest.mark.parametrize("top", [1, 3])
+def test_nan_and_infinity_come_through(top: int) -> None:
+    base = np.array([[3.0, 2.0, 1.0], [3.0, 2.0, 1.0]])
+    for bad in (np.nan, np.inf):
         other = base.copy()
-        other[1, 2] = bad
-        loss = metrics.measure(base, other, [[0, 1]])
-        assert not loss.kl_mean <= 1
-        assert not loss.nmse <= 1
-        assert not loss.noise <= 1
-
-
-def test_top_two_among_the_allowed() -> None:
-    found = metrics.top_two(np.array([[1.0, 3.0, 3.0, 9.0], [4.0, 1.0, 2.0, 0.0]]), allowed=3)
-    assert found.ids.tolist() == [1, 0]
-    assert found.margins.tolist() == [0, 2]
-    assert metrics.top_two(np.array([[1.0, 2.0]]), allowed=1).margins.tolist() == [math.inf]
+        other[1, 2] = bad  # among those that are kept, or not
+        found = loss(base, other, [0, 1], top=top)
+        assert not found.kl_mean <= 1
+        assert top == 1 or not found.nmse <= 1
+        assert top == 1 or not found.noise <= 1

@@ -6,10 +6,8 @@ import json
 import os
 import sys
 from pathlib import Path
-from typing import Any
 
 import numpy as np
-import onnxruntime
 import pytest
 import torch
 
@@ -143,31 +141,6 @@ def test_genai_runs_no_graph_outside_its_folder(small: Model, name: object, tmp_
     (folder / "genai_config.json").write_text(json.dumps(config))
     with pytest.raises(InputError, match="names the graph"):
         Genai.open(folder)
-
-
-def test_a_device_that_is_not_there(small: Model, monkeypatch: pytest.MonkeyPatch) -> None:
-    import onnxruntime_genai
-
-    monkeypatch.setattr(onnxruntime, "get_available_providers", lambda: ["CPUExecutionProvider"])
-    with pytest.raises(MissingRuntimeError, match="onnxruntime-gpu"):
-        OnnxRuntime.open(small.artefact("model"), "cuda")
-    monkeypatch.setattr(onnxruntime_genai, "is_cuda_available", lambda: False)
-    with pytest.raises(UsageError, match="onnxruntime-genai-cuda"):
-        Genai.open(small.artefact("model"), "cuda")
-
-
-def test_a_provider_that_does_not_start(small: Model, monkeypatch: pytest.MonkeyPatch) -> None:
-    """onnxruntime takes the CPU where CUDA's libraries do not load, and says nothing."""
-    providers = ["CUDAExecutionProvider", "CPUExecutionProvider"]
-    monkeypatch.setattr(onnxruntime, "get_available_providers", lambda: providers)
-    opened = onnxruntime.InferenceSession
-
-    def on_the_cpu(path: str, options: Any, **_: Any) -> onnxruntime.InferenceSession:
-        return opened(path, options, providers=["CPUExecutionProvider"])
-
-    monkeypatch.setattr(onnxruntime, "InferenceSession", on_the_cpu)
-    with pytest.raises(UsageError, match="does not start"):
-        OnnxRuntime.open(small.artefact("model"), "cuda")
 
 
 @pytest.mark.parametrize(("module", "kind", "extra"), [

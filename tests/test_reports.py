@@ -15,7 +15,8 @@ import pytest
 from cgconvert.formats import gguf
 from cgconvert.stream.execute import execute
 from cgconvert.verify.report import Report, as_whole, rounded, write_reports
-from cgconvert.verify.report_plot import HEIGHT, TOP, WIDTH, Scale, kl_plot
+from cgconvert.verify.report_axes import WIDTH, Scale
+from cgconvert.verify.report_plot import HEIGHT, TOP, in_columns, kl_plot
 from cgconvert.verify.verdict import Check, Verdict, at_most
 from cgconvert.verify.verify import verify
 
@@ -219,7 +220,7 @@ def points(plot: ElementTree.Element, kind: str) -> list[tuple[float, float]]:
 
 def test_every_position_is_drawn_once_and_those_above_the_bound_apart() -> None:
     values = [1e-5, 0.02, -1e-17, None, 3e-4, 0.01]
-    plot = kl_plot(values, {"bound": 0.01}, [4, 2], 0.01)
+    plot = kl_plot(values, {"bound": 0.01}, [("one", 4), ("two", 2)], 0.01)
     inside, above, broken = (points(plot, f"points{k}") for k in ("", " above", " broken"))
     assert (len(inside), len(above), len(broken)) == (4, 1, 1)
     assert broken[0][1] == TOP
@@ -231,8 +232,25 @@ def test_every_position_is_drawn_once_and_those_above_the_bound_apart() -> None:
     assert f" {inside[3][1]}H" in line  # what equals the bound lies on it
 
 
+def test_of_thousands_of_positions_each_column_shows_its_range_and_mean() -> None:
+    values: list[float | None] = [1e-4] * 5000
+    values[77:80] = [0.5, 1e-6, None]
+    plot = kl_plot(values, {"bound": 0.01}, [("prompt 1", 1000), ("mine.txt", 4000)], 0.01)
+    assert (in_columns(5000), in_columns(1600)) == (13, 1)
+    scale = Scale(count=5000, low=-6, high=0, top=TOP, bottom=240)
+    drawn = points(plot, "points")
+    assert len(drawn) == 385
+    x, y = scale.x(6.5 * 13), scale.y((1e-6 + 11 * 1e-4) / 12)  # positions 79 to 91, 80 missing
+    assert drawn[6] == (x, y)
+    spread = next(e.attrib["d"] for e in plot.iter("path") if e.attrib["class"] == "spread")
+    assert f"M{x} {scale.y(1e-6)}V{scale.y(1e-4)}" in spread
+    assert points(plot, "points above") == [(scale.x(77.5), scale.y(0.5))]
+    assert points(plot, "points broken") == [(scale.x(79.5), TOP)]
+    assert {"prompt 1", "mine.txt"} <= {e.text for e in plot.iter("text")}
+
+
 def test_a_decade_is_a_decade_everywhere() -> None:
-    scale = Scale(count=10, low=-8, high=0)
+    scale = Scale(count=10, low=-8, high=0, top=22, bottom=240)
     steps = np.diff([scale.y(10.0**power) for power in range(-8, 1)])
     assert np.allclose(steps, steps[0], atol=0.11)
     assert scale.y(0.0) == scale.y(1e-16) > scale.y(1e-8)
@@ -240,7 +258,7 @@ def test_a_decade_is_a_decade_everywhere() -> None:
 
 @pytest.mark.parametrize("values", [[0.0], [None], [1e-3] * 3, [1e-16, 12.0]])
 def test_series_without_a_range_can_be_drawn(values: list[float | None]) -> None:
-    plot = kl_plot(values, {}, [len(values)], None)
+    plot = kl_plot(values, {}, [("one", len(values))], None)
     drawn = points(plot, "points") + points(plot, "points broken")
     assert len(drawn) == len(values)
 

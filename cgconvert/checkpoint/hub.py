@@ -5,21 +5,14 @@ from __future__ import annotations
 from pathlib import Path
 
 from cgconvert.errors import InputError
+from cgconvert.tokenizer_files import TOKENIZER_FILES
 
 __all__ = ["GPT2", "checkpoint", "tokenizer"]
 
 GPT2 = "openai-community/gpt2"
 """CodeGen's tokenizer is this one with white-space tokens added."""
 
-TOKENIZER = (
-    "tokenizer.json",
-    "tokenizer_config.json",
-    "special_tokens_map.json",
-    "added_tokens.json",
-    "vocab.json",
-    "merges.txt",
-)
-CONFIG = ("config.json", "generation_config.json", *TOKENIZER)
+CONFIG = ("config.json", "generation_config.json", *TOKENIZER_FILES)
 
 
 def checkpoint(repository: str, revision: str | None) -> tuple[Path, str]:
@@ -43,7 +36,7 @@ def tokenizer() -> Path:
     """The folder with GPT-2's tokenizer. Raises InputError where it cannot be had."""
     from huggingface_hub import snapshot_download
 
-    wanted = list(TOKENIZER)
+    wanted = list(TOKENIZER_FILES)
     try:
         try:
             folder = Path(snapshot_download(GPT2, allow_patterns=wanted, local_files_only=True))

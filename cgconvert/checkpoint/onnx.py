@@ -19,19 +19,20 @@ from google.protobuf.message import DecodeError
 from onnx import TensorProto
 
 from cgconvert.checkpoint import config as configs
-from cgconvert.checkpoint import hub
 from cgconvert.checkpoint.checkpoint import Checkpoint
 from cgconvert.errors import InputError, UsageError
 from cgconvert.formats.onnx.weights import COS, QKV, ROTARY_BASE, ROTARY_ORDER
-from cgconvert.model import Geometry
+from cgconvert.model import Decoder, Geometry
 from cgconvert.names import ONNX
 from cgconvert.quant.matmul_nbits import Blocks, MatMulNBits
 from cgconvert.tensor import ALL, LazyTensor, Stored
 from cgconvert.tokenizer import Tokenizer
+from cgconvert.tokenizer_files import TOKENIZER_FILES
 
 __all__ = [
     "BlocksTensor",
     "decoded_tensors",
+    "decoder",
     "find_graph",
     "float_tensors",
     "folder_of",
@@ -143,7 +144,20 @@ def float_tensors(path: Path) -> dict[str, LazyTensor]:
     `stored_tensors`, and for a quantized graph.
     """
     graph = find_graph(path)
-    return _float(graph, stored_tensors(graph))
+    return _oriented(_float(graph, stored_tensors(graph)))
+
+
+def decoder(path: Path) -> Decoder:
+    """The model whose weights are those stored, quantized ones decoded as they are read.
+
+    Raises InputError as `read`, but takes a quantized graph.
+    """
+    graph = find_graph(path)
+    where = folder_of(graph) / "config.json"
+    model, tensors = parse(graph), decoded_tensors(graph)
+    claimed = configs.from_codegen(configs.read_json(where), where, 1)
+    geometry = _geometry(graph, claimed, model, tensors)
+    return ONNX.decoder(geometry, _oriented(tensors), str(graph))
 
 
 def decoded_tensors(graph: Path) -> dict[str, LazyTensor]:
@@ -198,13 +212,13 @@ def read(path: Path, name: str) -> Checkpoint:
     stored = _tensors(graph, model)
     geometry = _geometry(graph, configs.from_codegen(config, where, 1), model, stored)
     data = sorted({tensor.path for tensor in stored.values()})
-    tokenizer_files = [folder / file for file in hub.TOKENIZER if (folder / file).is_file()]
+    tokenizer_files = [folder / file for file in TOKENIZER_FILES if (folder / file).is_file()]
     return Checkpoint(
         name=name,
         path=path,
         layout="onnx",
         config=config,
-        decoder=ONNX.decoder(geometry, _float(graph, stored), str(graph)),
+        decoder=ONNX.decoder(geometry, _oriented(_float(graph, stored)), str(graph)),
         tokenizer=Tokenizer.load(folder),
         files=(*data, graph, where, *tokenizer_files),
     )
@@ -308,16 +322,24 @@ def _number(where: str, key: str, text: str) -> int:
     return int(text)
 
 
-def _float(graph: Path, stored: Mapping[str, Stored]) -> dict[str, LazyTensor]:
-    found: dict[str, LazyTensor] = {}
-    straight = {ONNX.model["wte"], *ONNX.dropped}
-    packed = {QKV.format(i=i): i for i in range(len(stored))}
+def _float(graph: Path, stored: Mapping[str, Stored]) -> Mapping[str, Stored]:
     for name, tensor in stored.items():
         if not tensor.dtype.is_floating_point:
             raise InputError(
                 f"{graph}: its weights are quantized ({name!r}); a source has to be a float graph"
             )
-        oriented = tensor.T if len(tensor.shape) == 2 and name not in straight else tensor
+    return stored
+
+
+def _oriented(tensors: Mapping[str, LazyTensor]) -> dict[str, LazyTensor]:
+    """Every matrix as [out, in], and q, k and v apart."""
+    found: dict[str, LazyTensor] = {}
+    straight = {ONNX.model["wte"], *ONNX.dropped}
+    packed = {QKV.format(i=i): i for i in range(len(tensors))}
+    for name, tensor in tensors.items():
+        # Of a matrix that MatMulNBits takes the rows are outputs already.
+        turned = isinstance(tensor, Stored) and len(tensor.shape) == 2 and name not in straight
+        oriented = tensor.T if turned else tensor
         if name in packed:
             parts = np.array_split(np.arange(oriented.shape[0]), 3)
             for part, rows in zip("qkv", parts, strict=True):
@@ -328,7 +350,7 @@ def _float(graph: Path, stored: Mapping[str, Stored]) -> dict[str, LazyTensor]:
 
 
 def _geometry(
-    graph: Path, claimed: Geometry, model: onnx.ModelProto, stored: Mapping[str, Stored]
+    graph: Path, claimed: Geometry, model: onnx.ModelProto, stored: Mapping[str, LazyTensor]
 ) -> Geometry:
     """What config.json claims, with what only the graph knows: order and base of the rotary."""
     facts = {entry.key: entry.value for entry in model.metadata_props}

@@ -13,10 +13,12 @@ from cgconvert.checkpoint.checkpoint import Checkpoint
 from cgconvert.checkpoint.source import Source, find
 from cgconvert.errors import InputError, UsageError
 from cgconvert.manifest import find_manifest
+from cgconvert.model import Decoder
 from cgconvert.names import CODEGEN, PHI
 from cgconvert.tokenizer import Tokenizer
+from cgconvert.tokenizer_files import TOKENIZER_FILES
 
-__all__ = ["ReadOptions", "layout_of", "read"]
+__all__ = ["ReadOptions", "huggingface_decoder", "layout_of", "read"]
 
 
 @dataclass(frozen=True)
@@ -111,21 +113,40 @@ def _huggingface(source: Source, options: ReadOptions) -> Checkpoint:
     layout, files = weights.find(folder) if path.is_dir() else (path.suffix[1:], (path,))
     where = options.config or folder / "config.json"
     config = configs.read_json(where)
-    if config.get("model_type") == "phi":
-        names, geometry, layout = PHI, configs.from_phi(config, where), "phi"
-    else:
-        names, geometry = CODEGEN, configs.from_codegen(config, where, options.mp_num)
+    decoder = huggingface_decoder(path, files, config, where, options.mp_num)
     tokenizer, used = _tokenizer(folder, options)
     return Checkpoint(
         name=source.name,
         path=path,
-        layout={"bin": "torch"}.get(layout, layout),
+        layout="phi" if _is_phi(config) else {"bin": "torch"}.get(layout, layout),
         config=config,
-        decoder=names.decoder(geometry, weights.read(files), str(path)),
+        decoder=decoder,
         tokenizer=tokenizer,
         files=(*files, where, *used),
         origin=source.origin,
     )
+
+
+def _is_phi(config: Mapping[str, Any]) -> bool:
+    return config.get("model_type") == "phi"
+
+
+def huggingface_decoder(
+    path: Path,
+    files: tuple[Path, ...],
+    config: Mapping[str, Any],
+    where: Path,
+    mp_num: int | None = None,
+) -> Decoder:
+    """The model in `files`, a CodeGen or a Phi by its configuration, which is from `where`.
+
+    Raises InputError where the files are broken or not that model's.
+    """
+    if _is_phi(config):
+        names, geometry = PHI, configs.from_phi(config, where)
+    else:
+        names, geometry = CODEGEN, configs.from_codegen(config, where, mp_num)
+    return names.decoder(geometry, weights.read(files), str(path))
 
 
 def _jaxformer(source: Source, options: ReadOptions) -> Checkpoint:
@@ -191,7 +212,7 @@ def _tokenizer(folder: Path, options: ReadOptions) -> tuple[Tokenizer, tuple[Pat
     ):
         place = hub.tokenizer()
     here = place if place.is_dir() else place.parent
-    used = tuple(here / name for name in hub.TOKENIZER if (here / name).is_file())
+    used = tuple(here / name for name in TOKENIZER_FILES if (here / name).is_file())
     return Tokenizer.load(place), used
 
 

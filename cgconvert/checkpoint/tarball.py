@@ -15,6 +15,7 @@ from cgconvert.checkpoint.tar_stream import TarError, TarFile, TarStream
 from cgconvert.errors import InputError, OutputError
 from cgconvert.json_file import read_json
 from cgconvert.stream.commit import Staging
+from cgconvert.tokenizer_files import TOKENIZER_FILES
 
 __all__ = ["cache_folder", "is_tarball", "unpack"]
 
@@ -25,12 +26,7 @@ WANTED = frozenset(
         "generation_config.json",
         "pytorch_model.bin",
         "model.safetensors",
-        "tokenizer.json",
-        "tokenizer_config.json",
-        "special_tokens_map.json",
-        "added_tokens.json",
-        "vocab.json",
-        "merges.txt",
+        *TOKENIZER_FILES,
     )
 )
 RECORD = ".cgconvert-archive.json"

@@ -2,16 +2,50 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
 import click
 
 from cgconvert.checkpoint.checkpoint import Checkpoint
-from cgconvert.cli.options import WriteOptions
+from cgconvert.checkpoint.read import ReadOptions, read
+from cgconvert.cli.options import WriteOptions, common, output, reading, writing
 from cgconvert.cli.progress import TerminalProgress, human_bytes
 from cgconvert.errors import OutputError
 from cgconvert.stream.execute import check, execute, free_space
 from cgconvert.stream.plan import Plan
 
-__all__ = ["carry_out"]
+__all__ = ["carry_out", "converting"]
+
+Planner = Callable[..., Plan]
+
+
+def converting(default_source: Callable[[], str] | None = None) -> Callable[[Planner], Any]:
+    """A command out of a function (checkpoint, output, its own options) -> Plan.
+
+    SOURCE and the options that all conversions share are read here, then the plan is carried out.
+    `default_source` is asked where there is no SOURCE; without it SOURCE is required.
+    """
+
+    def decorate(planned: Planner) -> Any:
+        def command(
+            source: str | None,
+            output: Path | None,
+            how: WriteOptions,
+            options: ReadOptions,
+            **own: Any,
+        ) -> None:
+            given = source if source or default_source is None else default_source()
+            checkpoint = read(str(given), options)
+            plan = planned(checkpoint, output, **own)
+            carry_out(plan, checkpoint, how)
+
+        command.__doc__ = planned.__doc__
+        argument = click.argument("source", required=default_source is None)
+        return argument(output(writing(reading(common(command)))))
+
+    return decorate
 
 
 def carry_out(plan: Plan, checkpoint: Checkpoint, how: WriteOptions) -> None:

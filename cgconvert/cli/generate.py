@@ -7,8 +7,8 @@ from pathlib import Path
 import click
 
 from cgconvert.artefact import identify
-from cgconvert.cli.options import common, device
-from cgconvert.runtimes import RUNTIMES, open_runtime
+from cgconvert.cli.options import common, device, runtime
+from cgconvert.runtimes import open_runtime
 from cgconvert.runtimes.generate import generate
 
 __all__ = ["command"]
@@ -28,11 +28,7 @@ __all__ = ["command"]
     help="0 takes the most likely token each time.",
 )
 @click.option("--seed", type=click.IntRange(0), default=0, show_default=True)
-@click.option(
-    "--runtime",
-    type=click.Choice([name for table in RUNTIMES.values() for name in table]),
-    help="Instead of the format's own.",
-)
+@runtime
 @device
 @common
 def command(

@@ -12,15 +12,18 @@ from typing import Any
 import click
 
 from cgconvert.checkpoint.read import ReadOptions
+from cgconvert.runtimes import RUNTIMES
 
 __all__ = [
     "SIZE",
     "WriteOptions",
+    "blocks",
     "common",
     "device",
     "force",
     "output",
     "reading",
+    "runtime",
     "verbosity",
     "writing",
 ]
@@ -125,6 +128,30 @@ def writing(function: Callable[..., Any]) -> Callable[..., Any]:
     return decorated
 
 
+def blocks(function: Callable[..., Any]) -> Callable[..., Any]:
+    """How ONNX's quantized matrices are laid out and computed; None where not given."""
+    for option in (
+        click.option(
+            "--accuracy-level",
+            type=int,
+            help="ONNX: compute in int8 (4, as without it), float32 (1) or what suits (0).",
+        ),
+        click.option(
+            "--symmetric",
+            is_flag=True,
+            default=None,
+            help="ONNX: 4 bits without zero points, the numbers of GGUF's Q4_0. 8 bits have none.",
+        ),
+        click.option(
+            "--block-size",
+            type=int,
+            help="ONNX: weights that share a scale, 16 to 256; 32 unless given.",
+        ),
+    ):
+        function = option(function)
+    return function
+
+
 force: Decorator = click.option(
     "--force", is_flag=True, help="Replace an existing output, once the new one is complete."
 )
@@ -139,6 +166,12 @@ device: Decorator = click.option(
     default="auto",
     show_default=True,
     help="Where the runtime computes; cuda is an error where there is none.",
+)
+
+runtime: Decorator = click.option(
+    "--runtime",
+    type=click.Choice([name for table in RUNTIMES.values() for name in table]),
+    help="Instead of the format's own.",
 )
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +15,7 @@ from cgconvert.cli.convert import carry_out
 from cgconvert.cli.options import SIZE, WriteOptions, common, writing
 from cgconvert.cli.verifying import verify_all
 from cgconvert.errors import InputError
+from cgconvert.verify.prompts import TEXT_TOKENS, Text, read_text
 from cgconvert.verify.thresholds import known_bounds
 
 __all__ = ["command"]
@@ -31,13 +33,16 @@ def command(recipe_file: str, how: WriteOptions) -> None:
       cgconvert run codegen-tiny-mono
     """
     found = recipe.load(recipe.find(recipe_file), known_bounds())
+    texts = {  # before anything is written
+        text: read_text(text) for step in found.steps if (text := step.options.get("text"))
+    }
     paths = {k: Path(v) for k, v in found.reading.items() if k in ("tokenizer", "config")}
     checkpoint = read(found.source, ReadOptions(**{**found.reading, **paths}))
     written: list[Path] = []
     for number, step in enumerate(found.steps, 1):
         click.echo(f"[{number}/{len(found.steps)}] {step.command}")
         if step.command == "verify":
-            _verify(step.options, found, checkpoint, written, how.dry_run)
+            _verify(step.options, found, checkpoint, written, texts, how.dry_run)
         else:
             plan = convert.CONVERSIONS[step.command](checkpoint, **_options(step, found.path))
             carry_out(plan, checkpoint, how)
@@ -61,6 +66,7 @@ def _verify(
     found: recipe.Recipe,
     checkpoint: Checkpoint,
     written: list[Path],
+    texts: Mapping[str, Text],
     dry_run: bool,
 ) -> None:
     """Verify what the steps before have written."""
@@ -68,11 +74,13 @@ def _verify(
         for path in written:
             click.echo(f"verify {path}")
         return
-    report = options.get("report")
     verify_all(
         written,
         reference=checkpoint,
         device=options.get("device", "auto"),
-        report=Path(report) if report else None,
+        runtime=options.get("runtime"),
+        texts=[texts[options["text"]]] if "text" in options else [],
+        text_tokens=options.get("text_tokens", TEXT_TOKENS),
+        reports=[Path(options["report"])] if "report" in options else [],
         thresholds=found.thresholds,
     )

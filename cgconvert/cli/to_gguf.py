@@ -7,16 +7,14 @@ from pathlib import Path
 import click
 
 from cgconvert import convert
-from cgconvert.checkpoint.read import ReadOptions, read
-from cgconvert.cli.convert import carry_out
-from cgconvert.cli.options import WriteOptions, common, output, reading, writing
+from cgconvert.checkpoint.checkpoint import Checkpoint
+from cgconvert.cli.convert import converting
+from cgconvert.stream.plan import Plan
 
 __all__ = ["command"]
 
 
 @click.command("to-gguf")
-@click.argument("source")
-@output
 @click.option(
     "--type",
     "kind",
@@ -25,22 +23,16 @@ __all__ = ["command"]
     show_default=True,
     help="Type of the matrices; norms and biases stay F32.",
 )
-@writing
-@reading
-@common
+@converting()
 def command(
-    source: str,
+    checkpoint: Checkpoint,
     output: Path | None,
     kind: str,
-    how: WriteOptions,
-    options: ReadOptions,
-) -> None:
+) -> Plan:
     """Write SOURCE as a GGUF file that an unmodified llama.cpp runs (architecture phi2).
 
     \b
     Example:
       cgconvert to-gguf codegen-350M-mono --type Q8_0
     """
-    checkpoint = read(source, options)
-    plan = convert.to_gguf(checkpoint, output, type=kind)
-    carry_out(plan, checkpoint, how)
+    return convert.to_gguf(checkpoint, output, type=kind)

@@ -7,16 +7,15 @@ from pathlib import Path
 import click
 
 from cgconvert import convert
-from cgconvert.checkpoint.read import ReadOptions, read
-from cgconvert.cli.convert import carry_out
-from cgconvert.cli.options import SIZE, WriteOptions, common, output, reading, writing
+from cgconvert.checkpoint.checkpoint import Checkpoint
+from cgconvert.cli.convert import converting
+from cgconvert.cli.options import SIZE
+from cgconvert.stream.plan import Plan
 
 __all__ = ["command"]
 
 
 @click.command("to-hf")
-@click.argument("source")
-@output
 @click.option(
     "--dtype",
     type=click.Choice(["float16", "bfloat16", "float32"]),
@@ -34,26 +33,20 @@ __all__ = ["command"]
 @click.option(
     "--max-shard-size", type=SIZE, default="5GB", show_default=True, help="Split larger weights."
 )
-@writing
-@reading
-@common
+@converting()
 def command(
-    source: str,
+    checkpoint: Checkpoint,
     output: Path | None,
     dtype: str,
     layout: str,
     max_shard_size: int,
-    how: WriteOptions,
-    options: ReadOptions,
-) -> None:
+) -> Plan:
     """Write SOURCE as Hugging Face safetensors with configuration, tokenizer and model card.
 
     \b
     Example:
       cgconvert to-hf checkpoints/codegen-350M-mono.tar.gz --layout phi
     """
-    checkpoint = read(source, options)
-    plan = convert.to_hf(
+    return convert.to_hf(
         checkpoint, output, dtype=dtype, layout=layout, max_shard_size=max_shard_size
     )
-    carry_out(plan, checkpoint, how)

@@ -3,20 +3,20 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import click
 
 from cgconvert import convert
-from cgconvert.checkpoint.read import ReadOptions, read
-from cgconvert.cli.convert import carry_out
-from cgconvert.cli.options import WriteOptions, common, output, reading, writing
+from cgconvert.checkpoint.checkpoint import Checkpoint
+from cgconvert.cli.convert import converting
+from cgconvert.cli.options import blocks
+from cgconvert.stream.plan import Plan
 
 __all__ = ["command"]
 
 
 @click.command("to-onnx")
-@click.argument("source")
-@output
 @click.option(
     "--dtype",
     type=click.Choice(["float32", "float16"]),
@@ -24,16 +24,29 @@ __all__ = ["command"]
     show_default=True,
     help="Type of weights and arithmetic.",
 )
-@writing
-@reading
-@common
+@click.option("--bits", type=click.Choice(["4", "8"]), help="Quantize the matrices.")
+@blocks
+@click.option(
+    "--client",
+    type=click.Choice(["any", "transformers.js"]),
+    default="any",
+    show_default=True,
+    help="transformers.js: it asks for the last logits alone; optimum cannot load such a graph.",
+)
+@click.option(
+    "--target",
+    type=click.Choice(["cpu", "cuda"]),
+    default="cpu",
+    show_default=True,
+    help="cuda, with --dtype float16: for flash attention; batches are padded after the prompt.",
+)
+@converting()
 def command(
-    source: str,
+    checkpoint: Checkpoint,
     output: Path | None,
-    dtype: str,
-    how: WriteOptions,
-    options: ReadOptions,
-) -> None:
+    bits: str | None,
+    **variant: Any,
+) -> Plan:
     """Write SOURCE as an ONNX decoder with KV-cache inputs and outputs.
 
     The folder is a whole repository: onnxruntime, onnxruntime-genai, optimum and transformers.js
@@ -43,6 +56,4 @@ def command(
     Example:
       cgconvert to-onnx codegen-6B-mono
     """
-    checkpoint = read(source, options)
-    plan = convert.to_onnx(checkpoint, output, dtype=dtype)
-    carry_out(plan, checkpoint, how)
+    return convert.to_onnx(checkpoint, output, bits=int(bits) if bits else None, **variant)

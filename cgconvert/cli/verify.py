@@ -3,16 +3,36 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import click
 
 from cgconvert.artefact import OUT, find_all
 from cgconvert.checkpoint.read import ReadOptions, read
-from cgconvert.cli.options import common, device, reading
+from cgconvert.cli.options import common, device, reading, runtime
 from cgconvert.cli.verifying import verify_all
 from cgconvert.errors import InputError, UsageError
+from cgconvert.verify.override import bound_of
+from cgconvert.verify.prompts import STDLIB, TEXT_TOKENS, read_text
+from cgconvert.verify.thresholds import known_bounds
 
 __all__ = ["command"]
+
+
+class _Threshold(click.ParamType):
+    name = "check=value"
+
+    def convert(
+        self, value: Any, param: click.Parameter | None, ctx: click.Context | None
+    ) -> tuple[str, float | None]:
+        check, equals, bound = str(value).partition("=")
+        if not equals:
+            self.fail(f"{value!r}: write CHECK=VALUE, as in logits.kl_mean=0.05", param, ctx)
+        try:
+            known = sorted(set().union(*known_bounds().values()))
+            return check, bound_of(check, bound, known)
+        except ValueError as error:
+            self.fail(str(error), param, ctx)
 
 
 @click.command("verify")
@@ -22,17 +42,47 @@ __all__ = ["command"]
     help="The source to compare with; without it the one its manifest names.",
 )
 @click.option(
-    "--report",
-    type=click.Path(path_type=Path, dir_okay=False),
-    help="Write the verdict to a file too: .json, .xml (JUnit), .html or .txt.",
+    "--text",
+    "texts",
+    multiple=True,
+    metavar="FILE",
+    help=f"Compare logits on this text too; {STDLIB} for files of Python's own. Repeatable.",
 )
+@click.option(
+    "--text-tokens",
+    type=click.IntRange(2),
+    default=TEXT_TOKENS,
+    show_default=True,
+    metavar="N",
+    help="Use the first N tokens of each text.",
+)
+@click.option(
+    "--threshold",
+    "thresholds",
+    multiple=True,
+    type=_Threshold(),
+    metavar="CHECK=VALUE",
+    help="Another bound, as in logits.kl_mean=0.05; none to only report. Repeatable.",
+)
+@click.option(
+    "--report",
+    "reports",
+    multiple=True,
+    type=click.Path(path_type=Path, dir_okay=False),
+    help="Write the verdict to a file too: .json, .xml (JUnit), .html or .txt. Repeatable.",
+)
+@runtime
 @device
 @reading
 @common
 def command(
     artefact: Path | None,
     reference: str | None,
-    report: Path | None,
+    texts: tuple[str, ...],
+    text_tokens: int,
+    thresholds: tuple[tuple[str, float | None], ...],
+    reports: tuple[Path, ...],
+    runtime: str | None,
     device: str,
     options: ReadOptions,
 ) -> None:
@@ -53,5 +103,16 @@ def command(
         raise UsageError(
             f"nothing to verify under ./{OUT}; type the artefact: cgconvert verify PATH"
         )
+    read_texts = [read_text(given) for given in dict.fromkeys(texts)]
     checkpoint = read(reference, options) if reference else None
-    verify_all(paths, reference=checkpoint, options=options, device=device, report=report)
+    verify_all(
+        paths,
+        reference=checkpoint,
+        options=options,
+        device=device,
+        runtime=runtime,
+        texts=read_texts,
+        text_tokens=text_tokens,
+        reports=reports,
+        thresholds={kind: dict(thresholds) for kind in known_bounds()},
+    )

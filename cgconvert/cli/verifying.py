@@ -13,6 +13,8 @@ from cgconvert.checkpoint.checkpoint import Checkpoint
 from cgconvert.checkpoint.read import ReadOptions, read
 from cgconvert.cli.progress import TerminalProgress
 from cgconvert.errors import CgconvertError, UsageError, VerificationError
+from cgconvert.runtimes import RUNTIMES
+from cgconvert.verify.prompts import TEXT_TOKENS, Text
 from cgconvert.verify.report import as_table, check_suffix, summary, write_reports
 from cgconvert.verify.verify import verify
 
@@ -25,38 +27,56 @@ def verify_all(
     reference: Checkpoint | None = None,
     options: ReadOptions | None = None,
     device: str = "auto",
-    report: Path | None = None,
-    thresholds: Mapping[str, Mapping[str, float]] | None = None,
+    runtime: str | None = None,
+    texts: Sequence[Text] = (),
+    text_tokens: int = TEXT_TOKENS,
+    reports: Sequence[Path] = (),
+    thresholds: Mapping[str, Mapping[str, float | None]] | None = None,
 ) -> None:
     """Verify artefacts one after the other, print a table each and one of them all.
 
-    Raises VerificationError where a check failed of any.
+    `runtime` is for those of its format; the others keep their own. `thresholds` is by stored
+    type ("gguf Q8_0"), then by check. Raises UsageError where `runtime` runs none of the
+    artefacts, VerificationError where a check failed of any.
     """
-    if report is not None:
-        check_suffix(report)
+    for path in reports:
+        check_suffix(path)
     found = [identify(path) for path in paths]
+    if runtime is not None:
+        _check_runtime(runtime, found)
     references: dict[str, Checkpoint] = {}
-    reports = []
+    done = []
     for artefact in found:
         source = reference or _reference(artefact, options or ReadOptions(), references)
-        done = verify(
+        report = verify(
             artefact.path,
             artefact.format,
             artefact.type,
             source,
             device,
             thresholds=(thresholds or {}).get(f"{artefact.format} {artefact.type}"),
+            runtime=runtime if runtime in RUNTIMES[artefact.format] else None,
+            texts=texts,
+            text_tokens=text_tokens,
             progress=TerminalProgress(),
         )
-        click.echo(as_table(done))
-        reports.append(done)
-    if report is not None:
-        write_reports(reports, report)
-    if len(reports) > 1:
-        click.echo(summary(reports))
-    failed = [str(r.artefact["path"]) for r in reports if not r.passed]
+        click.echo(as_table(report))
+        done.append(report)
+    for path in reports:
+        write_reports(done, path)
+    if len(done) > 1:
+        click.echo(summary(done))
+    failed = [str(r.artefact["path"]) for r in done if not r.passed]
     if failed:
         raise VerificationError(f"verification failed: {', '.join(failed)}")
+
+
+def _check_runtime(runtime: str, artefacts: Sequence[Artefact]) -> None:
+    formats = list(dict.fromkeys(artefact.format for artefact in artefacts))
+    fitting = [name for kind in formats for name in RUNTIMES[kind]]
+    if runtime not in fitting:
+        said = f"runtime {runtime!r} does not run {' or '.join(formats)}"
+        raise UsageError(f"{said}; use {' or '.join(fitting)}")
 
 
 def _reference(

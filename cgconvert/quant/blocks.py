@@ -15,8 +15,10 @@ import torch
 
 from cgconvert.errors import InputError
 from cgconvert.quant.encoding import Array
+from cgconvert.quant.parts import Parts, blocks_first
+from cgconvert.quant.processes import share_out
 
-__all__ = ["BlockType", "column_bytes", "reciprocal"]
+__all__ = ["BlockType", "column_bytes", "reciprocal", "tiles"]
 
 TILE = 1 << 18
 """Weights worked on at once: 1 MB of float32, so that temporaries stay in a core's cache."""
@@ -25,20 +27,51 @@ TILE = 1 << 18
 class BlockType(ABC):
     """An Encoding of matrices whose rows are a multiple of `block_size` weights long.
 
-    Subclasses are stateless: two functions between blocks of weights and blocks of bytes.
+    `sub_size` weights share a scale, `top` is the largest code, `zero` the code of weight 0 where
+    there is no minimum. Subclasses are stateless: a search for parts, and parts from and to bytes.
     """
 
     name: str
     block_size: int
+    sub_size: int
     block_bytes: int
+    top: int
+    zero: int = 0
 
     @abstractmethod
-    def encode_blocks(self, blocks: torch.Tensor) -> torch.Tensor:
+    def search(self, blocks: torch.Tensor, weight: torch.Tensor | None = None) -> Parts:
+        """Parts of least squared error, as far as the type looks, for blocks [n, block_size].
+
+        `weight`, of a shape that expands to the blocks', is how much each squared error counts:
+        the mean square of the input that a column meets, for one. Only ratios matter; from 1e-12
+        to 1e12. Raises InputError where a weight of the model is not finite.
+        """
+
+    @abstractmethod
+    def pack(self, parts: Parts) -> torch.Tensor:
+        """uint8 [n, block_bytes]. Raises InputError where d or dmin is not finite."""
+
+    @abstractmethod
+    def unpack(self, coded: torch.Tensor) -> Parts:
+        """What uint8 [n, block_bytes] say; whatever the bits are, they pack to the same again."""
+
+    def values(self, parts: Parts) -> torch.Tensor:
+        """The weights, float32 [n, block_size], rounded as ggml and gguf-py do."""
+        weights = (parts.codes.float() - self.zero).mul_(parts.steps().unsqueeze(-2))
+        offsets = parts.offsets()
+        if offsets is not None:
+            weights -= offsets.unsqueeze(-2)
+        return blocks_first(weights)
+
+    def encode_blocks(
+        self, blocks: torch.Tensor, weight: torch.Tensor | None = None
+    ) -> torch.Tensor:
         """float32 [n, block_size] to uint8 [n, block_bytes]."""
+        return self.pack(self.search(blocks, weight))
 
-    @abstractmethod
-    def decode_blocks(self, blocks: torch.Tensor) -> torch.Tensor:
+    def decode_blocks(self, coded: torch.Tensor) -> torch.Tensor:
         """uint8 [n, block_bytes] to float32 [n, block_size]."""
+        return self.values(self.unpack(coded))
 
     def arrays(self, shape: Sequence[int]) -> tuple[Array, ...]:
         """One array, of the tensor's own shape as GGUF records it."""
@@ -53,28 +86,46 @@ class BlockType(ABC):
             )
         return math.prod(shape[1:]) // self.block_size * self.block_bytes
 
-    def encode(self, rows: torch.Tensor) -> tuple[torch.Tensor, ...]:
-        """uint8 [n, bytes of a row] for rows [n, ...].
+    def encode(
+        self, rows: torch.Tensor, weight: torch.Tensor | None = None
+    ) -> tuple[torch.Tensor, ...]:
+        """uint8 [n, bytes of a row] for rows [n, ...], on the same device.
 
-        Raises InputError where a value is not finite or so large that a scale overflows float16.
+        `weight`, of a shape that expands to the rows', is how much each squared error counts; only
+        ratios matter. Raises InputError where a value is not finite or so large that a scale
+        overflows float16.
         """
         width = self.row_bytes(rows.shape)
         blocks = rows.reshape(-1, self.block_size)
-        coded = torch.empty((len(blocks), self.block_bytes), dtype=torch.uint8)
-        step = TILE // self.block_size
-        for first in range(0, len(blocks), step):
-            tile = blocks[first : first + step].float()
-            coded[first : first + step] = self.encode_blocks(tile)
-        return (coded.reshape(-1, width),)
+        if weight is not None:
+            weight = weight.expand(rows.shape).reshape(-1, self.block_size)
+        return (self.encode_all(blocks, weight).reshape(-1, width),)
+
+    def encode_all(self, blocks: torch.Tensor, weight: torch.Tensor | None) -> torch.Tensor:
+        """As encode_blocks, any number of any floating type, some at a time."""
+        coded = blocks.new_empty((len(blocks), self.block_bytes), dtype=torch.uint8)
+
+        def work(tile: slice) -> None:
+            share = None if weight is None else weight[tile].float()
+            coded[tile] = self.encode_blocks(blocks[tile].float(), share)
+
+        share_out(work, tiles(len(blocks), TILE // self.block_size), 1)
+        return coded
 
     def decode(self, coded: torch.Tensor, shape: Sequence[int]) -> torch.Tensor:
         """The weights that bytes stand for: uint8 of any shape to float32 of `shape`."""
         blocks = coded.reshape(-1, self.block_bytes)
-        weights = torch.empty((len(blocks), self.block_size))
-        step = TILE // self.block_size
-        for first in range(0, len(blocks), step):
-            weights[first : first + step] = self.decode_blocks(blocks[first : first + step])
+        weights = torch.empty((len(blocks), self.block_size), device=coded.device)
+        for tile in tiles(len(blocks), TILE // self.block_size):
+            weights[tile] = self.decode_blocks(blocks[tile])
         return weights.reshape(*shape)
+
+    def d_bytes(self, parts: Parts) -> torch.Tensor:
+        """d and, where there is one, dmin: uint8 [n, 2 or 4]."""
+        d = self.float16_bytes(parts.d[:, None])
+        if parts.dmin is None:
+            return d
+        return torch.cat([d, self.float16_bytes(parts.dmin[:, None])], 1)
 
     def float16_bytes(self, scales: torch.Tensor) -> torch.Tensor:
         """float32 scales [n, 1] as their float16 bytes, uint8 [n, 2]."""
@@ -85,6 +136,11 @@ class BlockType(ABC):
                 "the scale of its block overflows float16; check the source, or choose F32"
             )
         return half.view(torch.uint8)
+
+
+def tiles(count: int, step: int) -> list[slice]:
+    """0 to `count` in slices of at most `step`."""
+    return [slice(first, first + step) for first in range(0, count, max(1, step))]
 
 
 def column_bytes(blocks: torch.Tensor, first: int, stop: int) -> torch.Tensor:

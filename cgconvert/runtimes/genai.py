@@ -12,7 +12,7 @@ import numpy as np
 from cgconvert.checkpoint.config import read_json
 from cgconvert.errors import InputError, MissingRuntimeError, UsageError
 from cgconvert.runtimes.admission import admit_genai
-from cgconvert.runtimes.onnxruntime import check_length, first_line
+from cgconvert.runtimes.onnxruntime import CUDA_OPTIONS, failure
 from cgconvert.runtimes.runtime import Runtime
 from cgconvert.tokenizer import Tokenizer
 
@@ -32,9 +32,9 @@ class Genai(Runtime):
 
         self.device = device
         self._genai = onnxruntime_genai
-        self._model = model
+        self._model: Any = model  # None once closed, as the two below
         self._config = folder / "genai_config.json"
-        self._tokenizer = onnxruntime_genai.Tokenizer(model)
+        self._tokenizer: Any = onnxruntime_genai.Tokenizer(model)
         self._tokenizer.update_options(skip_special_tokens="false")
         self._generator: Any = None
 
@@ -45,8 +45,13 @@ class Genai(Runtime):
             import onnxruntime_genai
         except ImportError as error:
             raise MissingRuntimeError("onnxruntime-genai", "genai") from error
+        if device not in ("cpu", "cuda"):
+            raise UsageError(f"device {device}: onnxruntime-genai runs on cpu or cuda here")
         if device == "cuda" and not onnxruntime_genai.is_cuda_available():
-            raise UsageError("onnxruntime-genai has no CUDA here: install onnxruntime-genai-cuda")
+            raise UsageError(
+                "device cuda: this onnxruntime-genai was built without CUDA; pip uninstall "
+                "onnxruntime-genai, then pip install onnxruntime-genai-cuda, or use --device cpu"
+            )
         admit_genai(path)
         options = {"log_severity_level": 4}  # failures come as exceptions, once
         if threads is not None:
@@ -57,11 +62,11 @@ class Genai(Runtime):
             config.clear_providers()
             if device == "cuda":
                 config.append_provider("cuda")
+                for name, value in CUDA_OPTIONS.items():
+                    config.set_provider_option("cuda", name, value)
             return cls(onnxruntime_genai.Model(config), path, device)
         except Exception as error:  # its errors have no common base
-            raise InputError(
-                f"{path}: onnxruntime-genai cannot load it: {first_line(error)}"
-            ) from error
+            raise failure(f"{path}: onnxruntime-genai cannot load it", error, device) from error
 
     @property
     def n_positions(self) -> int:
@@ -85,14 +90,13 @@ class Genai(Runtime):
             parameters = self._genai.GeneratorParams(self._model)
             parameters.set_search_options(max_length=self.n_positions, do_sample=False)
             self._generator = self._genai.Generator(self._model, parameters)
-        check_length(self._generator.token_count() + len(ids), self.n_positions)
+        self.check_length(self._generator.token_count() + len(ids))
         try:
             self._generator.append_tokens(np.asarray(ids, dtype=np.int32))
             logits: np.ndarray = self._generator.get_output("logits")
         except Exception as error:  # a graph that loads may still not fit together
-            raise InputError(
-                f"{self._config.parent}: onnxruntime-genai cannot run it: {first_line(error)}"
-            ) from error
+            where = f"{self._config.parent}: onnxruntime-genai cannot run it"
+            raise failure(where, error, self.device) from error
         return logits[0].astype(np.float32, copy=False)
 
     def tokenize(self, text: str) -> list[int]:
@@ -103,7 +107,7 @@ class Genai(Runtime):
         return text
 
     def close(self) -> None:
-        self._generator = None
+        self._generator = self._tokenizer = self._model = None
 
 
 def _entry(path: Path, key: str) -> int:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ctypes
 import os
+import re
 from collections.abc import Sequence
 from functools import cache
 from pathlib import Path
@@ -74,7 +75,7 @@ class LlamaCpp(Runtime):
         _errors.clear()
         model = library.llama_model_load_from_file(os.fsencode(path), model_params)
         if not model:
-            raise InputError(f"{path}: llama.cpp cannot load it: {_reason()}")
+            raise _failure(f"{path}: llama.cpp cannot load it", device)
         length = library.llama_model_n_ctx_train(model)
         params = library.llama_context_default_params()
         params.n_ctx = n_ctx = min(length, n_ctx or length)
@@ -87,7 +88,7 @@ class LlamaCpp(Runtime):
         context = library.llama_init_from_model(model, params)
         if not context:
             library.llama_model_free(model)
-            raise InputError(f"{path}: llama.cpp cannot run it: {_reason()}")
+            raise _failure(f"{path}: llama.cpp cannot run it", device)
         return cls(library, model, context, device, n_ctx)
 
     @property
@@ -99,9 +100,7 @@ class LlamaCpp(Runtime):
         self._past = 0
 
     def feed(self, ids: Sequence[int]) -> np.ndarray:
-        total = self._past + len(ids)
-        if total > self._n_ctx:
-            raise UsageError(f"{total} tokens are more than the model's context of {self._n_ctx}")
+        self.check_length(self._past + len(ids))
         wrong = next((token for token in ids if not 0 <= token < self._width), None)
         if wrong is not None:
             raise UsageError(f"token {wrong} is not one of the model's {self._width}")
@@ -200,9 +199,12 @@ def _log(library: Any) -> Any:
     return library.llama_log_callback(keep_errors)
 
 
-def _reason() -> str:
+def _failure(what: str, device: str) -> CgconvertError:
     """The first error is the cause, those after it only say what failed in turn."""
-    return " ".join(_errors[0].split()) if _errors else "it gives no reason"
+    reason = " ".join(_errors[0].split()) if _errors else "it gives no reason"
+    if device == "cuda" and re.search("CUDA|cudaMalloc", reason):  # not enough memory, mostly
+        return UsageError(f"{what} on cuda, use --device cpu: {reason}")
+    return InputError(f"{what}: {reason}")
 
 
 def _require_cuda(library: Any) -> None:

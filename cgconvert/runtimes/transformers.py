@@ -12,6 +12,7 @@ import torch
 
 from cgconvert.errors import InputError, MissingRuntimeError, UsageError
 from cgconvert.runtimes.admission import admit_huggingface
+from cgconvert.runtimes.batch import left_padded
 from cgconvert.runtimes.runtime import Runtime
 
 __all__ = ["Transformers"]
@@ -25,6 +26,7 @@ class Transformers(Runtime):
     """
 
     name = "transformers"
+    batches = True
 
     def __init__(self, model: Any, tokenizer: Any, device: str, restore: int | None) -> None:
         self.device = device
@@ -68,10 +70,17 @@ class Transformers(Runtime):
                 output_loading_info=True,
             )
         _check_complete(path, report)
+        try:
+            model.eval().to(device)
+        except RuntimeError as error:  # what PyTorch raises where a GPU has not enough memory
+            reason = " ".join(str(error).split())[:200]
+            raise UsageError(
+                f"{path}: cannot be moved to {device}, use --device cpu: {reason}"
+            ) from error
         restore = torch.get_num_threads() if threads else None
         if threads:
             torch.set_num_threads(threads)
-        return cls(model.eval().to(device), tokenizer, device, restore)
+        return cls(model, tokenizer, device, restore)
 
     @property
     def n_positions(self) -> int:
@@ -85,22 +94,35 @@ class Transformers(Runtime):
     def feed(self, ids: Sequence[int]) -> np.ndarray:
         past = self._cache.get_seq_length()
         total = past + len(ids)
-        if total > self.n_positions:
-            raise UsageError(
-                f"{total} tokens are more than the model's context of {self.n_positions}"
-            )
+        self.check_length(total)
         if not ids:
             return np.empty((0, self._model.config.vocab_size), dtype=np.float32)
+        rows = self._model.get_input_embeddings().num_embeddings
+        if max(ids) >= rows:  # PyTorch has an IndexError of its own, and CUDA ends the process
+            raise UsageError(f"token {max(ids)} is not one of the model's {rows}")
+        tokens = np.asarray(ids, dtype=np.int64)[None]
+        mask = np.ones((1, total), dtype=np.int64)
+        logits, _ = self._run(tokens, mask, np.arange(past, total)[None], self._cache)
+        return logits[0]
+
+    def batch(self, sequences: Sequence[Sequence[int]], steps: int = 0) -> list[np.ndarray]:
+        from transformers import DynamicCache
+
+        self.check_length(max(map(len, sequences), default=0))
+        return left_padded(self._run, DynamicCache(), sequences, steps)
+
+    def _run(
+        self, tokens: np.ndarray, mask: np.ndarray, positions: np.ndarray, cache: Any
+    ) -> tuple[np.ndarray, Any]:
+        """Logits float32 [batch, length, vocabulary], and `cache`, which has grown by `tokens`."""
+        given = {"input_ids": tokens, "attention_mask": mask, "position_ids": positions}
         with torch.inference_mode():
             logits = self._model(
-                input_ids=torch.tensor([list(ids)], device=self.device),
-                attention_mask=torch.ones(1, total, dtype=torch.long, device=self.device),
-                position_ids=torch.arange(past, total, device=self.device)[None],
-                past_key_values=self._cache,
+                **{name: torch.tensor(array, device=self.device) for name, array in given.items()},
+                past_key_values=cache,
                 use_cache=True,
             ).logits
-        scores: np.ndarray = logits[0].float().cpu().numpy()
-        return scores
+        return logits.float().cpu().numpy(), cache
 
     def tokenize(self, text: str) -> list[int]:
         # verbose=False: text longer than the context is no mistake here.

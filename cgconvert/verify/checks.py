@@ -8,30 +8,55 @@ none to choose: one wrong id is a wrong tokenizer.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 
 import numpy as np
 
-from cgconvert.verify.evidence import Evidence, Generation, TextRun
-from cgconvert.verify.metrics import Loss, measure, noise
+from cgconvert.verify.evidence import BatchRun, Evidence, TextRun, Witnessed
+from cgconvert.verify.metrics import Loss, measure
 from cgconvert.verify.verdict import Check, Verdict, at_least, at_most
 
-__all__ = ["run_checks"]
+__all__ = ["Losses", "run_checks"]
 
 Thresholds = Mapping[str, float | None]
 
-SURE = 2 / 3
-"""Probability from which the reference is sure of a token: twice as likely as any other."""
+
+@dataclass(frozen=True)
+class Losses:
+    """Against the source, against the stored weights, and that at the context's end.
+
+    `source` is None where the artefact has fewer logits than the tokenizer has ids, the others
+    also where its weights make no model.
+    """
+
+    source: Loss | None
+    stored: Loss | None
+    tail: Loss | None
+
+    @classmethod
+    def of(cls, evidence: Evidence) -> Losses:
+        seen, stored = evidence.observed, evidence.stored
+        if seen.logits.shape[1] < evidence.allowed:
+            return cls(None, None, None)
+        return cls(
+            measure(evidence.source.logits, seen.logits),
+            measure(stored.logits, seen.logits) if stored else None,
+            measure(stored.tail, seen.tail) if stored else None,
+        )
 
 
-def run_checks(evidence: Evidence, thresholds: Thresholds) -> list[Check]:
+def run_checks(evidence: Evidence, losses: Losses, thresholds: Thresholds) -> list[Check]:
     """Every check, in the order a reader wants them: what is it, does it run, is it the same."""
     checks = [_ids(evidence), _context(evidence), _vocabulary(evidence), _finite(evidence)]
-    if evidence.observed.logits.shape[1] >= evidence.allowed:
-        checks.append(_padding(evidence))
-        checks += _logits(evidence, thresholds)
-        checks.append(_generation(evidence, thresholds))
-    checks += [_cache(evidence, thresholds), *_tokenizer(evidence)]
-    return checks
+    if losses.source is not None:
+        checks.append(_padding(evidence, losses.source))
+        checks += _runtime(evidence, losses, thresholds)
+        checks += _logits(evidence, losses.source, thresholds)
+        checks.append(_generation(evidence, losses, thresholds))
+    checks.append(_cache(evidence, thresholds))
+    if evidence.observed.batch is not None:
+        checks.append(_batch(evidence.observed.batch, thresholds))
+    return checks + _tokenizer(evidence)
 
 
 def _ids(evidence: Evidence) -> Check:
@@ -47,7 +72,7 @@ def _context(evidence: Evidence) -> Check:
 
 
 def _vocabulary(evidence: Evidence) -> Check:
-    found, wanted = evidence.observed.logits.shape[1], evidence.reference.shape[1]
+    found, wanted = evidence.observed.logits.shape[1], evidence.source.logits.vocabulary
     detail = f"{found} rows" if found == wanted else f"{found} rows of logits, not {wanted}"
     return at_most("vocabulary", float(abs(found - wanted)), 0, detail)
 
@@ -58,22 +83,19 @@ def _finite(evidence: Evidence) -> Check:
     return at_most("finite", float(bad), 0, detail)
 
 
-def _padding(evidence: Evidence) -> Check:
+def _padding(evidence: Evidence, loss: Loss) -> Check:
     """Rows no token has must not win, unless they win in the reference too (random weights).
 
     Where the artefact's padded rows lead by more than the reference's do and the noise of two
     logits explains, they are wrong; where they lead in the source itself it is a warning.
     """
     name, size = "padding", evidence.allowed
-    if min(evidence.observed.logits.shape[1], evidence.reference.shape[1]) == size:
+    seen, source = evidence.observed.logits, evidence.source.logits
+    if min(seen.shape[1], source.vocabulary) == size:
         return at_most(name, 0.0, 0, "no padded rows")
-    lead, expected = (
-        rows[:, size:].max(-1) - rows[:, :size].max(-1)
-        for rows in (evidence.observed.logits, evidence.reference)
-    )
-    slack = 2 * noise(evidence.reference[:, :size], evidence.observed.logits[:, :size])
+    lead = seen[:, size:].max(-1) - seen[:, :size].max(-1)
     wins = lead > 0
-    wrong = int((wins & ~(lead <= expected + slack)).sum())
+    wrong = int((wins & ~(lead <= source.padding - source.logits[:, 0] + 2 * loss.noise)).sum())
     if wrong:
         return at_most(name, float(wrong), 0, f"a padded row wins at {wrong} positions")
     if wins.any():
@@ -82,32 +104,77 @@ def _padding(evidence: Evidence) -> Check:
     return at_most(name, 0.0, 0)
 
 
-def _logits(evidence: Evidence, thresholds: Thresholds) -> list[Check]:
-    size, seen = evidence.allowed, evidence.observed
-    reference, candidate = evidence.reference[:, :size], seen.logits[:, :size]
-    loss = measure(reference, candidate, seen.sequences)
-    sure, share = _sure(reference, candidate)
-    worst = int(np.argmax(np.where(np.isnan(loss.kl), np.inf, loss.kl)))
-    details = {
-        "logits.relative_error": f"max |difference| {loss.noise:.3g}",
-        "logits.kl_p99": f"worst {loss.kl[worst]:.3g} at {_place(seen.sequences, worst)}",
-        "logits.top1_sure": f"{sure} positions where the reference gives p >= 2/3",
-        "logits.perplexity_ratio": f"standard error {loss.perplexity_error:.2g}",
-    }
-    values: list[tuple[Callable[..., Check], str, float | None]] = [
-        (at_most, "logits.relative_error", loss.relative_error),
-        (at_most, "logits.nmse", loss.nmse),
-        (at_most, "logits.kl_mean", loss.kl_mean),
-        (at_most, "logits.kl_p99", loss.kl_p99),
-        (at_least, "logits.top1", loss.top1),
-        (at_least, "logits.top1_sure", share),
-        (at_least, "logits.top5", loss.top5),
-        (at_most, "logits.perplexity_ratio", _predicted(loss)),
+def _runtime(evidence: Evidence, losses: Losses, thresholds: Thresholds) -> list[Check]:
+    """Does the runtime compute what is stored: its arithmetic is all that may differ."""
+    loss, tail = losses.stored, losses.tail
+    if loss is None or tail is None:
+        return [Check("runtime.nmse", None, None, "<=", Verdict.INFO, evidence.unmade)]
+    count = len(evidence.observed.tail)
+    last = f"the last {count} of {len(evidence.observed.whole)} positions"
+    values: list[tuple[str, float, str]] = [
+        ("runtime.relative_error", loss.relative_error, f"max |difference| {loss.noise:.3g}"),
+        ("runtime.nmse", loss.nmse, ""),
+        ("runtime.kl_mean", loss.kl_mean, _worst(evidence, loss)),
+        ("runtime.context_end", tail.nmse, last),
     ]
-    return [
-        judge(name, value, thresholds.get(name), details.get(name, ""))
-        for judge, name, value in values
-    ]
+    return [at_most(name, value, thresholds.get(name), text) for name, value, text in values]
+
+
+def _logits(evidence: Evidence, loss: Loss, thresholds: Thresholds) -> list[Check]:
+    """What was lost on the way from the source."""
+    error = loss.perplexity_error
+    values: list[tuple[Callable[..., Check], str, float | None, str]] = [
+        (at_most, "logits.nmse", loss.nmse, ""),
+        (at_most, "logits.kl_mean", loss.kl_mean, ""),
+        (at_most, "logits.kl_p99", loss.kl_p99, _worst(evidence, loss)),
+        (at_least, "logits.top1", loss.top1, ""),
+        (at_least, "logits.top1_sure", loss.top1_sure,
+         f"{loss.sure} positions where the reference gives p >= 2/3"),
+        (at_least, "logits.top5", loss.top5, ""),
+        (at_most, "logits.perplexity_ratio", loss.perplexity_ratio,
+         "" if error is None else f"standard error {error:.2g}"),
+    ]  # fmt: skip
+    return [judge(name, value, thresholds.get(name), text) for judge, name, value, text in values]
+
+
+def _generation(evidence: Evidence, losses: Losses, thresholds: Thresholds) -> Check:
+    """Greedy tokens that differ from what the stored weights give after the same ones.
+
+    A difference is excused where the reference's own top two lie closer together than two logits
+    can be moved by the noise seen on the prompts: either token is then right.
+    """
+    name, threshold, seen = "generation", thresholds.get("generation"), evidence.observed
+    count = sum(map(len, seen.generated))
+    witnessed, loss = evidence.stored or evidence.source, losses.stored or losses.source
+    if seen.broken or loss is None:
+        return Check(name, None, threshold, "<=", Verdict.FAIL, seen.broken)
+    if not count:
+        return at_most(name, None, threshold, "the context leaves no room for a token")
+    slack = 2 * loss.noise
+    differ, excused, first = 0, 0, ""
+    for number, (ids, said) in enumerate(zip(seen.generated, witnessed.generated, strict=True), 1):
+        for place in np.flatnonzero(np.asarray(ids, dtype=np.int64) != said.ids[:, 0]).tolist():
+            margin = float(said.margins[place])
+            differ += 1
+            excused += margin <= slack
+            first = first or (
+                f"first at token {place + 1} of prompt {number}: {ids[place]} for "
+                f"{int(said.ids[place, 0])}, margin {margin:.3g}, noise {slack:.3g}"
+            )
+    lost = count - _as(evidence.source, seen.generated)
+    detail = f"{count - differ} of {count} tokens as the stored weights give"
+    detail += f", {count - lost} as the source"
+    if differ:
+        detail += f"; {excused} differences within the noise, {first}"
+    return at_most(name, float(differ - excused), threshold, detail)
+
+
+def _as(witnessed: Witnessed, generated: Sequence[Sequence[int]]) -> int:
+    """How many tokens are those that a reference takes."""
+    return sum(
+        int((np.asarray(ids, dtype=np.int64) == said.ids[:, 0]).sum())
+        for ids, said in zip(generated, witnessed.generated, strict=True)
+    )
 
 
 def _cache(evidence: Evidence, thresholds: Thresholds) -> Check:
@@ -119,67 +186,39 @@ def _cache(evidence: Evidence, thresholds: Thresholds) -> Check:
     return at_most("cache", worst.relative_error, thresholds.get("cache"), detail)
 
 
-def _generation(evidence: Evidence, thresholds: Thresholds) -> Check:
-    """Greedy tokens that differ from what the reference takes after the same ones.
-
-    A difference is excused where the reference's own top two lie closer together than two logits
-    can be moved by the noise seen on the prompts: either token is then right.
-    """
-    name, threshold = "generation", thresholds.get("generation")
-    count = sum(len(run.ids) for run in evidence.generations)
-    if evidence.observed.broken:
-        return Check(name, None, threshold, "<=", Verdict.FAIL, evidence.observed.broken)
-    if not count:
-        return at_most(name, None, threshold, "the context leaves no room for a token")
-    size = evidence.allowed
-    slack = 2 * noise(evidence.reference[:, :size], evidence.observed.logits[:, :size])
-    differ, excused, first = 0, 0, ""
-    for number, run in enumerate(evidence.generations, 1):
-        for place in _differences(run):
-            margin = float(run.reference.margins[place])
-            differ += 1
-            excused += margin <= slack
-            first = first or (
-                f"first at token {place + 1} of prompt {number}: {run.ids[place]} for "
-                f"{int(run.reference.ids[place])}, margin {margin:.3g}, noise {slack:.3g}"
-            )
-    detail = f"{count - differ} of {count} tokens as the reference"
-    if differ:
-        detail += f", {excused} differences within the noise; {first}"
-    value = float(differ - excused) if threshold is not None else float(differ)
-    return at_most(name, value, threshold, detail)
+def _batch(run: BatchRun, thresholds: Thresholds) -> Check:
+    lengths = ", ".join(map(str, run.lengths))
+    detail = f"prompts of {lengths} tokens in one left-padded batch, against each alone"
+    return at_most("batch", run.relative_error, thresholds.get("batch"), detail)
 
 
 def _tokenizer(evidence: Evidence) -> list[Check]:
     texts = evidence.observed.texts
-    other = [run for run in texts if run.ids != run.expected]
-    changed = [run for run in texts if run.returned != run.text]
+    other = [
+        f"{run.text[:20]!r}: token {place + 1} is {run.ids[place : place + 3]}, "
+        f"not {run.expected[place : place + 3]}"
+        for run in texts
+        if run.ids != run.expected
+        for place in [_first_difference(run.ids, run.expected)]
+    ]
+    changed = [
+        f"character {place + 1} comes back as {run.returned[place : place + 8]!r}, "
+        f"not {run.text[place : place + 8]!r}"
+        for run in texts
+        if run.returned != run.text
+        for place in [_first_difference(run.returned, run.text)]
+    ]
     return [
-        at_most("tokenizer.ids", float(len(other)), 0, _first_id(other, len(texts))),
-        at_most("tokenizer.round_trip", float(len(changed)), 0, _first_change(changed, len(texts))),
+        _all_texts("tokenizer.ids", other, texts),
+        _all_texts("tokenizer.round_trip", changed, texts),
     ]
 
 
-def _first_id(runs: Sequence[TextRun], count: int) -> str:
-    if not runs:
-        return f"{count} texts"
-    run = runs[0]
-    place = _first_difference(run.ids, run.expected)
-    return (
-        f"{len(runs)} of {count} texts; {run.text[:20]!r}: token {place + 1} is "
-        f"{run.ids[place : place + 3]}, not {run.expected[place : place + 3]}"
-    )
-
-
-def _first_change(runs: Sequence[TextRun], count: int) -> str:
-    if not runs:
-        return f"{count} texts"
-    run = runs[0]
-    place = _first_difference(run.returned, run.text)
-    return (
-        f"{len(runs)} of {count} texts; character {place + 1} comes back as "
-        f"{run.returned[place : place + 8]!r}, not {run.text[place : place + 8]!r}"
-    )
+def _all_texts(name: str, faults: Sequence[str], texts: Sequence[TextRun]) -> Check:
+    detail = f"{len(texts)} texts"
+    if faults:
+        detail = f"{len(faults)} of {detail}; {faults[0]}"
+    return at_most(name, float(len(faults)), 0, detail)
 
 
 def _first_difference(left: Sequence[object], right: Sequence[object]) -> int:
@@ -187,25 +226,9 @@ def _first_difference(left: Sequence[object], right: Sequence[object]) -> int:
     return next((i for i, (a, b) in pairs if a != b), min(len(left), len(right)))
 
 
-def _differences(run: Generation) -> list[int]:
-    return np.flatnonzero(np.asarray(run.ids) != run.reference.ids).tolist()
-
-
-def _sure(reference: np.ndarray, candidate: np.ndarray) -> tuple[int, float | None]:
-    """How many positions the reference is sure at, and the share the candidate picks alike."""
-    best = reference.argmax(-1)
-    top = reference.max(-1, keepdims=True)
-    sure = np.exp(reference - top).sum(-1) <= 1 / SURE
-    if not sure.any():
-        return 0, None
-    return int(sure.sum()), float((candidate.argmax(-1) == best)[sure].mean())
-
-
-def _predicted(loss: Loss) -> float | None:
-    """NaN because no token was predicted is no value; NaN out of NaN logits is a failure."""
-    if np.isnan(loss.perplexity_ratio) and not np.isnan(loss.noise):
-        return None
-    return loss.perplexity_ratio
+def _worst(evidence: Evidence, loss: Loss) -> str:
+    worst = int(np.argmax(np.where(np.isnan(loss.kl), np.inf, loss.kl)))
+    return f"worst {loss.kl[worst]:.3g} at {_place(evidence.observed.sequences, worst)}"
 
 
 def _place(sequences: tuple[tuple[int, ...], ...], position: int) -> str:

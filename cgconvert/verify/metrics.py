@@ -1,47 +1,49 @@
 """How far a candidate's logits are from a reference's.
 
-Every function takes logits [positions, ids] restricted to real tokens: rows of the vocabulary that
-no token has must never count, so cut both arrays to the tokenizer's size first. Work is done in
-float64, some positions at a time. NaN in, NaN out: who then asks `value <= bound` gets False.
+The candidate's are whole, [positions, rows]; of the reference there is what a Distribution keeps.
+Only ids the tokenizer has count, never the rows that pad the vocabulary. Work is done in float64,
+some positions at a time. NaN in, NaN out: who then asks `value <= bound` gets False.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from dataclasses import dataclass
 
 import numpy as np
 
-__all__ = [
-    "Loss",
-    "TopTwo",
-    "kl_divergence",
-    "measure",
-    "nmse",
-    "noise",
-    "perplexity_ratio",
-    "relative_error",
-    "top_k_agreement",
-    "top_two",
-]
+from cgconvert.verify.distribution import Distribution, log_sum_exp
+
+__all__ = ["Loss", "measure", "relative_error"]
 
 ROWS = 64
 """Positions in float64 at once: 26 MB an array at CodeGen's vocabulary."""
 
-
-@dataclass(frozen=True)
-class TopTwo:
-    """The best id at each position and how far the second lies below it (logit units)."""
-
-    ids: np.ndarray
-    margins: np.ndarray
+SURE = 2 / 3
+"""Probability from which the reference is sure of a token: twice as likely as any other."""
 
 
 @dataclass(frozen=True)
 class Loss:
-    """All measures over all positions of several sequences.
+    """All measures over all positions.
 
-    `kl` holds every position's divergence in order; `noise` is max |logit difference|.
+    `kl` float64 [N] is KL(reference || candidate) in nats at every position: sum_i p_i (ln p_i -
+    ln q_i), as llama.cpp's tools/perplexity has it (--kl-divergence), all ids that the reference's
+    Distribution does not keep taken for one. By the log-sum inequality that is never more than the
+    whole sum, and the same where all are kept.
+
+    `noise` is max |logit difference| in logit units, `relative_error` that over max |reference|,
+    `nmse` the sum of squared differences over the sum of squares (llama.cpp,
+    tests/test-backend-ops.cpp): all three over the reference's best ids.
+
+    `top1` and `top5` are the mean share of the reference's best ids that are among the candidate's
+    (for one, "Same top p" of tools/perplexity), equal logits going to the lowest id. `top1_sure` is
+    top1 over the `sure` positions at which the reference gives a token p >= 2/3, None without any.
+
+    `perplexity_ratio` is the candidate's perplexity over the reference's: exp(mean d), d being the
+    difference of the negative log-likelihoods of each next token; `perplexity_error` is its
+    standard error, ratio * std(d) / sqrt(n). As "Mean PPL(Q)/PPL(base)" of tools/perplexity, whose
+    covariance term makes it the variance of the paired difference. None for under two tokens.
     """
 
     kl: np.ndarray
@@ -50,8 +52,10 @@ class Loss:
     noise: float
     top1: float
     top5: float
-    perplexity_ratio: float
-    perplexity_error: float
+    sure: int
+    top1_sure: float | None
+    perplexity_ratio: float | None
+    perplexity_error: float | None
 
     @property
     def kl_mean(self) -> float:
@@ -62,127 +66,99 @@ class Loss:
         return float(np.percentile(self.kl, 99))
 
 
-def measure(
-    reference: np.ndarray, candidate: np.ndarray, sequences: Sequence[Sequence[int]]
-) -> Loss:
-    """Compare logits [all tokens of all sequences, ids] in the sequences' order."""
-    with np.errstate(invalid="ignore"):  # infinite logits become NaN, which is how they show
-        ratio, error = perplexity_ratio(reference, candidate, sequences)
-        return Loss(
-            kl=kl_divergence(reference, candidate),
-            relative_error=relative_error(reference, candidate),
-            nmse=nmse(reference, candidate),
-            noise=noise(reference, candidate),
-            top1=top_k_agreement(reference, candidate, 1),
-            top5=top_k_agreement(reference, candidate, 5),
-            perplexity_ratio=ratio,
-            perplexity_error=error,
-        )
+def measure(reference: Distribution, candidate: np.ndarray) -> Loss:
+    """Compare logits float32 [N, at least reference.allowed] with a reference's N positions.
 
-
-def top_two(logits: np.ndarray, allowed: int) -> TopTwo:
-    """Among the first `allowed` ids; equal logits go to the lowest id, as in greedy decoding."""
-    real = logits[:, :allowed]
-    ids = real.argmax(-1)
-    if real.shape[1] < 2:
-        return TopTwo(ids, np.full(len(ids), np.inf))
-    second, best = np.partition(real, (-2, -1), axis=-1)[:, -2:].T
-    return TopTwo(ids, best - second)
-
-
-def kl_divergence(reference: np.ndarray, candidate: np.ndarray) -> np.ndarray:
-    """KL(reference || candidate) in nats at every position, float64 [positions].
-
-    sum_i p_i (ln p_i - ln q_i) over the probabilities of the ids given, as llama.cpp's
-    tools/perplexity has it (--kl-divergence). Rounding leaves about 1e-16, of either sign.
+    Raises ValueError where the positions or ids are fewer than the reference's.
     """
-    parts = []
-    for base, other in _rows(reference, candidate):
-        log_p, log_q = _log_softmax(base), _log_softmax(other)
-        parts.append((np.exp(log_p) * (log_p - log_q)).sum(-1))
-    return np.concatenate(parts)
-
-
-def noise(reference: np.ndarray, candidate: np.ndarray) -> float:
-    """max |candidate - reference|, in logit units."""
-    pairs = _rows(reference, candidate)
-    return float(np.max([np.abs(other - base).max() for base, other in pairs]))
+    if len(candidate) != len(reference) or candidate.shape[1] < reference.allowed:
+        raise ValueError(f"logits {candidate.shape} for {len(reference)} positions")
+    with np.errstate(invalid="ignore"):  # infinite logits become NaN, which is how they show
+        parts = [_compare(*pair) for pair in _rows(reference, candidate)]
+    kl, difference, power, largest, agree, worse = (
+        np.concatenate([part[i] for part in parts]) for i in range(6)
+    )
+    sure = reference.logits[:, 0] >= reference.log_normalizer + np.log(SURE)
+    noise = float(np.max(largest))
+    ratio, error = _perplexity(worse[reference.tokens >= 0])
+    return Loss(
+        kl=kl,
+        relative_error=_ratio(noise, float(np.abs(reference.logits).max())),
+        nmse=_ratio(float(difference.sum()), float(power.sum())),
+        noise=noise,
+        top1=float(agree[:, 0].mean()),
+        top5=float(agree[:, 1].mean()),
+        sure=int(sure.sum()),
+        top1_sure=float(agree[sure, 0].mean()) if sure.any() else None,
+        perplexity_ratio=ratio,
+        perplexity_error=error,
+    )
 
 
 def relative_error(reference: np.ndarray, candidate: np.ndarray) -> float:
-    """max |candidate - reference| / max |reference|, over all positions and ids."""
-    return _ratio(noise(reference, candidate), float(np.abs(reference).max()))
-
-
-def nmse(reference: np.ndarray, candidate: np.ndarray) -> float:
-    """Sum of squared differences over the sum of squares of the reference.
-
-    The normalised mean squared error of llama.cpp's tests (tests/test-backend-ops.cpp: nmse).
-    """
-    pairs = [
-        (np.square(other - base).sum(), np.square(base).sum())
-        for base, other in _rows(reference, candidate)
-    ]
-    error, power = np.sum(pairs, axis=0)
-    return _ratio(float(error), float(power))
-
-
-def top_k_agreement(reference: np.ndarray, candidate: np.ndarray, k: int) -> float:
-    """Mean share of the reference's k best ids that are among the candidate's k best.
-
-    For k = 1 it is "Same top p" of llama.cpp's tools/perplexity, ties going to the lowest id.
-    """
-    k = min(k, reference.shape[-1])
-    shares = []
-    for base, other in _rows(reference, candidate):
-        common = _best(base, k)[:, :, None] == _best(other, k)[:, None, :]
-        shares.append(common.any(-1).mean(-1))
-    return float(np.concatenate(shares).mean())
-
-
-def perplexity_ratio(
-    reference: np.ndarray, candidate: np.ndarray, sequences: Sequence[Sequence[int]]
-) -> tuple[float, float]:
-    """Perplexity of the candidate over the reference's on the sequences, and its standard error.
-
-    ratio = exp(mean d), d being the difference of the negative log-likelihoods of each next token;
-    its error is ratio * std(d) / sqrt(n). The same as "Mean PPL(Q)/PPL(base)" of llama.cpp's
-    tools/perplexity, whose covariance term makes it the variance of the paired difference. The
-    first token of a sequence is not predicted; both are NaN where no token is.
-    """
-    following = np.concatenate([[*sequence[1:], -1] for sequence in sequences])
-    differences = []
-    for first, (base, other) in enumerate(_rows(reference, candidate)):
-        tokens = following[first * ROWS : first * ROWS + len(base)]
-        known = np.flatnonzero((tokens >= 0) & (tokens < base.shape[1]))
-        log_p, log_q = _log_softmax(base[known]), _log_softmax(other[known])
-        differences.append((log_p - log_q)[np.arange(len(known)), tokens[known]])
-    d = np.concatenate(differences)
-    if len(d) < 2:
-        return float("nan"), float("nan")
-    ratio = float(np.exp(d.mean()))
-    return ratio, ratio * float(d.std(ddof=1)) / len(d) ** 0.5
-
-
-def _rows(reference: np.ndarray, candidate: np.ndarray) -> Iterator[tuple[np.ndarray, np.ndarray]]:
-    """Both in float64, ROWS positions at a time."""
+    """max |candidate - reference| / max |reference| of two arrays of logits."""
     if reference.shape != candidate.shape or not len(reference):
         raise ValueError(f"logits of shapes {reference.shape} and {candidate.shape}")
+    with np.errstate(invalid="ignore"):
+        noise = max(
+            float(np.max(np.abs(other.astype(np.float64) - base)))
+            for base, other in zip(reference, candidate, strict=True)
+        )
+    return _ratio(noise, float(np.abs(reference).max()))
+
+
+def _compare(base: Distribution, candidate: np.ndarray) -> tuple[np.ndarray, ...]:
+    """For each position: KL, sum of squares of the difference and of the reference, the largest
+    difference, agreement of the best and the best five, and what the next token lost (nats)."""
+    other = candidate[:, : base.allowed].astype(np.float64)
+    best = base.logits.astype(np.float64)
+    same = np.take_along_axis(other, base.ids, 1)
+    log_p = np.column_stack((best, base.rest)) - base.log_normalizer[:, None]
+    left_out = other.copy()
+    np.put_along_axis(left_out, base.ids.astype(np.int64), -np.inf, 1)
+    rest = log_sum_exp(left_out)
+    normalizer = np.logaddexp(log_sum_exp(same), rest)
+    log_q = np.column_stack((same, rest)) - normalizer[:, None]
+    p = np.exp(log_p)
+    # 0 ln 0 is 0; where only one of the two has no rest the difference stays infinite or NaN.
+    nothing = (p == 0) & ~np.isnan(log_q)
+    kl = np.where(nothing, 0, p * (log_p - np.where(nothing, 0, log_q))).sum(-1)
+    difference = same - best
+    tokens = np.maximum(base.tokens, 0)
+    worse = (base.following - base.log_normalizer) - (
+        other[np.arange(len(other)), tokens] - normalizer
+    )
+    agree = np.column_stack([_agreement(base.ids[:, :k], other) for k in (1, 5)])
+    return (
+        kl,
+        np.square(difference).sum(-1),
+        np.square(best).sum(-1),
+        np.abs(difference).max(-1),
+        agree,
+        worse,
+    )
+
+
+def _agreement(best: np.ndarray, other: np.ndarray) -> np.ndarray:
+    k = best.shape[1]
+    found = other.argmax(-1)[:, None] if k == 1 else np.argpartition(-other, k - 1)[:, :k]
+    share: np.ndarray = (best[:, :, None] == found[:, None, :]).any(-1).mean(-1)
+    return share
+
+
+def _perplexity(worse: np.ndarray) -> tuple[float | None, float | None]:
+    if len(worse) < 2:
+        return None, None
+    ratio = float(np.exp(worse.mean()))
+    return ratio, ratio * float(worse.std(ddof=1)) / len(worse) ** 0.5
+
+
+def _rows(
+    reference: Distribution, candidate: np.ndarray
+) -> Iterator[tuple[Distribution, np.ndarray]]:
     for first in range(0, len(reference), ROWS):
         some = slice(first, first + ROWS)
-        yield reference[some].astype(np.float64), candidate[some].astype(np.float64)
-
-
-def _log_softmax(logits: np.ndarray) -> np.ndarray:
-    shifted = logits - logits.max(-1, keepdims=True)
-    return shifted - np.log(np.exp(shifted).sum(-1, keepdims=True))
-
-
-def _best(logits: np.ndarray, k: int) -> np.ndarray:
-    """The k best ids at each position, in no order."""
-    if k == 1:
-        return logits.argmax(-1)[:, None]
-    return np.argpartition(-logits, k - 1, axis=-1)[:, :k]
+        yield reference[some], candidate[some]
 
 
 def _ratio(value: float, scale: float) -> float:

@@ -8,7 +8,7 @@ memory follows the number of positions, not the size of the model, and the file 
 
 from __future__ import annotations
 
-import math
+import itertools
 from collections.abc import Iterator, Sequence
 
 import numpy as np
@@ -19,15 +19,15 @@ from cgconvert.errors import InputError, UsageError
 from cgconvert.model import Block, Decoder
 from cgconvert.stream.progress import Progress, Silent
 from cgconvert.tensor import LazyTensor
-from cgconvert.verify.metrics import TopTwo, top_two
+from cgconvert.verify.distribution import Distribution
 
 __all__ = ["Reference", "torch_device"]
 
 CHUNK_BYTES = 128 << 20
 """float32 bytes of the rows of a matrix in memory at once."""
 
-SCORES_BYTES = 64 << 20
-"""float32 bytes of attention scores in memory at once."""
+POSITIONS = 1024
+"""Whose logits are whole in memory at once: 210 MB at CodeGen's vocabulary."""
 
 
 def torch_device(name: str) -> torch.device:
@@ -46,9 +46,8 @@ class Reference:
     """A decoder, run block by block over whole sequences, no cache.
 
     The source's numbers are rounded to `weights` (None: as they are stored) and computed in
-    `compute`: float32 on a CPU and float16 on CUDA unless told otherwise. Attention scores and
-    their softmax are float32 in either case, as in CodeGen (transformers, modeling_codegen.py:
-    CodeGenAttention._attn).
+    float32, on a GPU too: it streams, so that costs no memory, and float16 would cost what is to be
+    measured (transformers, modeling_codegen.py: CodeGenAttention._attn has float32 scores).
 
     `progress` gets one step a call, an advance a layer.
     """
@@ -59,14 +58,11 @@ class Reference:
         *,
         device: str = "cpu",
         weights: torch.dtype | None = torch.float16,
-        compute: torch.dtype | None = None,
         progress: Progress | None = None,
     ) -> None:
         self.decoder = decoder
         self.device = torch_device(device)
         self.weights = weights
-        default = torch.float16 if self.device.type == "cuda" else torch.float32
-        self.compute = compute or default
         self.progress = progress or Silent()
 
     def logits(self, sequences: Sequence[Sequence[int]]) -> list[np.ndarray]:
@@ -74,17 +70,43 @@ class Reference:
 
         Raises InputError for an empty or over-long sequence and for an id outside the vocabulary.
         """
-        self._check(sequences)
         if not sequences:
             return []
         with torch.inference_mode():
-            out = self._forward(sequences)
-        lengths = [len(s) for s in sequences]
-        return np.split(out.numpy(), np.cumsum(lengths)[:-1])
+            logits = self._head(self._forward(sequences)).numpy()
+        return np.split(logits, np.cumsum([len(s) for s in sequences])[:-1])
 
-    def greedy(self, sequences: Sequence[Sequence[int]], allowed: int) -> list[TopTwo]:
-        """What greedy decoding would take after every token, among the first `allowed` ids."""
-        return [top_two(logits, allowed) for logits in self.logits(sequences)]
+    def distributions(
+        self,
+        sequences: Sequence[Sequence[int]],
+        allowed: int,
+        first: Sequence[int] | None = None,
+    ) -> list[Distribution]:
+        """What is kept of those logits, from position `first` of each sequence on (0).
+
+        `allowed` is the number of ids the tokenizer has. Raises InputError as `logits`.
+        """
+        if not sequences:
+            return []
+        first = first or [0] * len(sequences)
+        ends = np.cumsum([len(s) for s in sequences])
+        pairs = list(zip(sequences, first, strict=True))
+        places = np.concatenate(
+            [
+                np.arange(end - len(s) + begin, end)
+                for end, (s, begin) in zip(ends, pairs, strict=True)
+            ]
+        )
+        tokens = np.concatenate([[*s[begin + 1 :], -1] for s, begin in pairs])
+        parts = []
+        with torch.inference_mode():
+            hidden = self._forward(sequences)[torch.from_numpy(places).to(self.device)]
+            for some in np.split(np.arange(len(places)), range(POSITIONS, len(places), POSITIONS)):
+                logits = self._head(hidden[some[0] : some[-1] + 1]).numpy()
+                parts.append(Distribution.of(logits, tokens[some], allowed))
+        whole = Distribution.joined(parts)
+        kept = np.cumsum([0, *(len(s) - begin for s, begin in pairs)]).tolist()
+        return [whole[begin:end] for begin, end in itertools.pairwise(kept)]
 
     def _check(self, sequences: Sequence[Sequence[int]]) -> None:
         g = self.decoder.geometry
@@ -101,6 +123,8 @@ class Reference:
                 )
 
     def _forward(self, sequences: Sequence[Sequence[int]]) -> torch.Tensor:
+        """What the head is given, [all tokens, n_embd]."""
+        self._check(sequences)
         d = self.decoder
         x = self._embed(np.concatenate([np.asarray(s, dtype=np.int64) for s in sequences]))
         lengths = [len(s) for s in sequences]
@@ -109,10 +133,13 @@ class Reference:
         for block in d.blocks:
             x = self._block(x, block, lengths, sin, cos)
             self.progress.advance(1)
-        x = self._norm(x, d.ln_f_weight, d.ln_f_bias)
-        out = torch.empty(x.shape[0], d.head.shape[0])
-        for rows, part in self._linear_parts(x, d.head, d.head_bias):
-            out[:, rows] = part.float().cpu()
+        return self._norm(x, d.ln_f_weight, d.ln_f_bias)
+
+    def _head(self, x: torch.Tensor) -> torch.Tensor:
+        """Logits on the CPU, float32 [positions, vocab_size]."""
+        out = torch.empty(x.shape[0], self.decoder.head.shape[0])
+        for rows, part in self._linear_parts(x, self.decoder.head, self.decoder.head_bias):
+            out[:, rows] = part.cpu()
         return out
 
     def _block(
@@ -150,18 +177,11 @@ class Reference:
         cos: torch.Tensor,
     ) -> torch.Tensor:
         """Causal attention of one sequence, [T, heads, head_dim] in and out."""
-        length, heads, head_dim = q.shape
-        q, k = self._turn(q, sin, cos).transpose(0, 1), self._turn(k, sin, cos).transpose(0, 1)
-        v = v.transpose(0, 1)
-        future = torch.ones(length, length, dtype=torch.bool, device=q.device).triu(1)
-        step = max(1, SCORES_BYTES // (4 * length * length))
-        out = torch.empty_like(v)
-        for first in range(0, heads, step):
-            some = slice(first, first + step)
-            scores = q[some].float() @ k[some].float().transpose(1, 2) / math.sqrt(head_dim)
-            weights = scores.masked_fill_(future, -torch.inf).softmax(-1)
-            out[some] = weights.to(v.dtype) @ v[some]
-        return out.transpose(0, 1)
+        q, k = self._turn(q, sin, cos), self._turn(k, sin, cos)
+        # A batch of one, without which torch does not take its fused kernel.
+        qs, ks, vs = (x.transpose(0, 1)[None] for x in (q, k, v))
+        context = F.scaled_dot_product_attention(qs, ks, vs, is_causal=True)[0]
+        return context.transpose(0, 1)
 
     def _turn(self, x: torch.Tensor, sin: torch.Tensor, cos: torch.Tensor) -> torch.Tensor:
         """Rotary position of GPT-J on interleaved pairs: x * cos + rotate_every_two(x) * sin."""
@@ -178,9 +198,7 @@ class Reference:
         g = self.decoder.geometry
         inverse = 1.0 / (g.rotary_base ** (torch.arange(0, g.rotary_dim, 2) / g.rotary_dim))
         angles = torch.outer(torch.arange(length).float(), inverse).repeat_interleave(2, dim=1)
-        return angles.sin().to(self.device, self.compute), angles.cos().to(
-            self.device, self.compute
-        )
+        return angles.sin().to(self.device), angles.cos().to(self.device)
 
     def _embed(self, ids: np.ndarray) -> torch.Tensor:
         unique, where = np.unique(ids, return_inverse=True)
@@ -213,4 +231,4 @@ class Reference:
         read = tensor.read(rows)
         if self.weights is not None:
             read = read.to(self.weights)
-        return read.to(self.device, self.compute)
+        return read.to(self.device, torch.float32)

@@ -13,8 +13,10 @@ come):
       reference   {weights, compute, device}: torch's names of the types the source's numbers had
                   (float16: after rounding, where they were wider) and were computed in
       runtime     {name, version, device}
-      prompts     {sha256, sequences, tokens, lengths} of the prompts' texts; tokens behind the
-                  logits, in all and of each prompt
+      prompts     {sha256, sequences, tokens, lengths, texts}: sha256 of the prompts' texts;
+                  sequences and tokens behind the logits, in all and of each sequence. Those of
+                  the texts given come after the prompts', texts says which: [{name, sha256,
+                  sequences, tokens}], sha256 of the file's bytes (of "stdlib", of all its files)
       texts       {sha256, count} of the texts the tokenizers were compared on
       checks      [{name, value, threshold, comparison, verdict, detail}]: value is null where there
                   was nothing to measure or it is not finite, threshold null where none is demanded;
@@ -22,6 +24,11 @@ come):
       series      {name: [value or null]} of three significant digits: "logits.kl" is KL(reference
                   || artefact) in nats at every position, prompts one after the other; null where
                   it is not finite; no such key where the logits could not be compared
+      tensors     [{name, type, size, nonfinite, differing, relative_rms, worst}] in the layout's
+                  order, those that are there in their shape: type as stored; nonfinite and
+                  differing count values (see weights.finite, weights.equal); relative_rms is
+                  ||stored - source|| / ||source||; worst is a quantized tensor's largest error in
+                  bounds of its type (see weights.error), null for others; not finite is null
       verdict     pass, warning or fail
 """
 
@@ -40,6 +47,7 @@ from cgconvert.verify.report_html import as_html
 from cgconvert.verify.report_junit import as_junit
 from cgconvert.verify.report_words import SUMMARY, bound, number, ran
 from cgconvert.verify.verdict import Check, Verdict, overall
+from cgconvert.verify.weights import TensorError
 
 __all__ = [
     "SCHEMA",
@@ -70,6 +78,7 @@ class Report:
     texts: Mapping[str, Any]
     checks: tuple[Check, ...]
     series: Mapping[str, Sequence[float | None]] = field(default_factory=dict)
+    tensors: tuple[TensorError, ...] = ()
 
     @property
     def verdict(self) -> Verdict:
@@ -82,9 +91,10 @@ class Report:
 
     def as_dict(self) -> dict[str, Any]:
         return {
-            **{k: v for k, v in asdict(self).items() if k not in ("checks", "series")},
+            **{k: v for k, v in asdict(self).items() if k not in ("checks", "series", "tensors")},
             "checks": [check.as_dict() for check in self.checks],
             "series": {name: list(values) for name, values in self.series.items()},
+            "tensors": [_finite(asdict(tensor)) for tensor in self.tensors],
             "verdict": self.verdict,
         }
 
@@ -193,6 +203,12 @@ def check_suffix(path: Path) -> None:
     """Raise UsageError where no report format has the path's suffix: before the long work."""
     if path.suffix not in WRITERS:
         raise UsageError(f"{path}: a report ends in {', '.join(WRITERS)}")
+
+
+def _finite(values: Mapping[str, Any]) -> dict[str, Any]:
+    """For JSON, which has no NaN and no infinity."""
+    broken = {k for k, v in values.items() if isinstance(v, float) and not math.isfinite(v)}
+    return {k: None if k in broken else v for k, v in values.items()}
 
 
 def _passed(report: Report) -> str:

@@ -8,58 +8,22 @@ digit of the JSON report.
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
+from pathlib import PurePath
 from typing import Any
 from xml.etree.ElementTree import Element, tostring
 
 from cgconvert.verify.markup import element
-from cgconvert.verify.report_plot import kl_plot
+from cgconvert.verify.report_plot import in_columns, kl_plot
+from cgconvert.verify.report_style import STYLE
+from cgconvert.verify.report_tensors import changed, tensor_plot, worst_first, wrong
 from cgconvert.verify.report_words import SUMMARY, bound, number, ran
 
 __all__ = ["as_html"]
 
 WORDS = {"pass": "passed", "info": "info", "warning": "warning", "fail": "failed"}
 
-# Colours keep a contrast of 4.5 to their ground in both modes; no verdict is told by colour alone.
-STYLE = """
-:root { color-scheme: light dark;
-  --ground: #ffffff; --raised: #f6f8fa; --text: #1f2328; --quiet: #57606a; --rule: #d0d7de;
-  --pass: #1a7f37; --info: #57606a; --warning: #8a5a00; --fail: #b91c1c; --point: #0759b8; }
-@media (prefers-color-scheme: dark) { :root {
-  --ground: #0d1117; --raised: #161b22; --text: #e6edf3; --quiet: #9da7b3; --rule: #3d444d;
-  --pass: #3fb950; --info: #9da7b3; --warning: #d29922; --fail: #ff7b72; --point: #6cb6ff; } }
-body { background: var(--ground); color: var(--text); margin: 2rem auto; max-width: 72rem;
-  padding: 0 1.5rem; font: 15px/1.5 system-ui, sans-serif; }
-h1, h2, h3 { line-height: 1.25; overflow-wrap: anywhere; }
-h2 { font-size: 1.25rem; margin: 0 0 .25rem; }
-h3 { font-size: 1rem; margin: 1.5rem 0 .5rem; }
-article { border-top: 1px solid var(--rule); margin-top: 2rem; padding-top: 1.5rem; }
-.scroll { overflow-x: auto; }
-table { border-collapse: collapse; width: 100%; }
-th, td { border-bottom: 1px solid var(--rule); padding: .3rem .75rem .3rem .5rem; text-align: left;
-  vertical-align: top; }
-thead th { background: var(--raised); font-weight: 600; white-space: nowrap; }
-tbody th { font-weight: 500; }
-.number { text-align: right; font-variant-numeric: tabular-nums; white-space: nowrap; }
-.detail, .quiet, figcaption, dt { color: var(--quiet); }
-.detail { overflow-wrap: anywhere; }
-.verdict { font-weight: 600; white-space: nowrap; }
-.pass { color: var(--pass); } .info { color: var(--info); font-weight: 400; }
-.warning { color: var(--warning); } .fail { color: var(--fail); }
-tr.failed > * { box-shadow: inset 0 -100px color-mix(in srgb, var(--fail) 9%, transparent); }
-code, dd { font-family: ui-monospace, monospace; font-size: .87em; overflow-wrap: anywhere; }
-dl { display: grid; grid-template-columns: max-content 1fr; gap: .15rem 1.5rem; margin: 0; }
-dd { margin: 0; }
-a { color: inherit; }
-figure { margin: 0; }
-svg { display: block; height: auto; width: 100%; }
-svg text { fill: var(--quiet); font: 11.5px system-ui, sans-serif; }
-svg path { fill: none; }
-.grid { stroke: var(--rule); stroke-width: .7; }
-.line { stroke: var(--warning); stroke-width: 1.3; stroke-dasharray: 6 4; }
-.points { stroke: var(--point); stroke-linecap: round; stroke-width: 3.4; stroke-opacity: .75; }
-.points.above, .points.broken { stroke: var(--fail); stroke-opacity: 1; stroke-width: 5; }
-@media print { article { break-inside: avoid-page; } }
-"""
+WORST = 10
+"""Tensors in a table of the worst."""
 
 POLICY = "default-src 'none'; style-src 'unsafe-inline'"
 
@@ -152,6 +116,7 @@ def _artefact(artefact: Mapping[str, Any], place: int) -> Element:
         element("p", ran(artefact), class_="quiet"),
         _table(["verdict", "check", "value", "bound", "detail"], rows, numbers=("value", "bound")),
         *_divergence(artefact),
+        *_tensors(artefact.get("tensors", ())),
         element("h3", "Provenance"),
         element("dl", *_provenance(artefact)),
         id=f"artefact-{place}",
@@ -167,16 +132,62 @@ def _divergence(artefact: Mapping[str, Any]) -> list[Element]:
     bounds = {"p99 <=": p99, "mean <=": mean}
     lines = {name: at for name, at in bounds.items() if at is not None}
     broken = sum(value is None for value in values)
-    caption = "KL(reference || artefact) in nats at every position of the prompts"
+    caption = "KL(reference || artefact) in nats at every position"
+    width = in_columns(len(values))
+    if width > 1:
+        caption += f", {width} of them in a column: their range, and their mean as a point"
     if p99 is not None:
         above = sum(value is not None and value > p99 for value in values)
         caption += f"; {above} of {len(values)} above the bound on the 99th percentile"
     if broken:
         caption += f"; {broken} not finite, marked at the top"
-    plot = kl_plot(values, lines, artefact["prompts"].get("lengths", ()), p99)
+    plot = kl_plot(values, lines, _sequences(artefact["prompts"]), p99)
     return [
         element("h3", "Divergence along positions"),
         element("figure", plot, element("figcaption", f"{caption}.")),
+    ]
+
+
+def _sequences(prompts: Mapping[str, Any]) -> list[tuple[str, int]]:
+    """Name and tokens of each prompt, then of each text as a whole."""
+    texts = prompts.get("texts", ())
+    own = prompts["sequences"] - sum(text["sequences"] for text in texts)
+    named = [(f"prompt {i}", n) for i, n in enumerate(prompts["lengths"][:own], 1)]
+    return named + [(PurePath(text["name"]).name, text["tokens"]) for text in texts]
+
+
+def _tensors(tensors: Sequence[Mapping[str, Any]]) -> list[Element]:
+    if not tensors:
+        return []
+    heading, some = element("h3", "Error by tensor"), changed(tensors)
+    same = len(tensors) - len(some)
+    if not some:
+        said = f"All {same} tensors have the source's numbers, none of them rounded."
+        return [heading, element("p", said)]
+    caption = "Relative error: ||stored - source|| / ||source||"
+    if same:
+        caption += f"; {same} of {len(tensors)} tensors have the source's numbers and no point"
+    ranking = worst_first(tensors)
+    rows = [
+        element(
+            "tr",
+            element("th", tensor["name"], scope="row"),
+            element("td", tensor["type"]),
+            _value(tensor["size"], f"{tensor['size']:,}"),
+            _value(tensor["relative_rms"]),
+            _value(tensor["worst"]),
+            _value(tensor["differing"]),
+            _value(tensor["nonfinite"]),
+            class_="failed" if wrong(tensor) else None,
+        )
+        for tensor in ranking[:WORST]
+    ]
+    numbers = ("values", "relative RMS error", "error in bounds", "differing", "not finite")
+    return [
+        heading,
+        element("figure", tensor_plot(tensors), element("figcaption", f"{caption}.")),
+        element("h3", "Worst tensors"),
+        _table(["tensor", "type", *numbers], rows, numbers),
     ]
 
 
@@ -185,9 +196,17 @@ def _provenance(artefact: Mapping[str, Any]) -> list[Element]:
     rows = {f"sha256 of {name}": sha for name, sha in artefact["artefact"]["files"].items()}
     for group in ("source", "reference", "runtime", "prompts", "texts"):
         for key, value in artefact[group].items():
-            said = ", ".join(map(str, value)) if isinstance(value, list | tuple) else str(value)
-            rows[f"{group}: {key}"] = said
+            rows[f"{group}: {key}"] = _said(value) or "-"
     return [part for k, v in rows.items() for part in (element("dt", k), element("dd", v))]
+
+
+def _said(value: Any) -> str:
+    if isinstance(value, Mapping):
+        return ", ".join(f"{key} {_said(inner)}" for key, inner in value.items())
+    if isinstance(value, list | tuple):
+        between = "; " if any(isinstance(inner, Mapping) for inner in value) else ", "
+        return between.join(map(_said, value))
+    return str(value)
 
 
 def _table(heads: Sequence[str], rows: Sequence[Element], numbers: Iterable[str]) -> Element:

@@ -4,127 +4,112 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from itertools import accumulate
 from xml.etree.ElementTree import Element
 
 from cgconvert.verify.markup import element
-from cgconvert.verify.report_words import number
+from cgconvert.verify.report_axes import (
+    LEFT,
+    RIGHT,
+    WIDTH,
+    Scale,
+    grid,
+    levels,
+    points,
+    scale_over,
+)
 
-__all__ = ["kl_plot"]
+__all__ = ["in_columns", "kl_plot"]
 
-WIDTH, HEIGHT = 960, 280
-LEFT, RIGHT, TOP, BOTTOM = 56, 124, 22, 40
-"""Margins; the right one holds the names of the bounds."""
+TOP, BOTTOM, HEIGHT = 22, 240, 280
 
-LINE = 13
-"""Least distance of two lines of text."""
+SINGLY = 1600
+"""From here on positions are drawn some in one column: more points than two a pixel say nothing."""
 
-SMALLEST = 1e-16
-"""What float64 cannot tell from equal: all that is less, or negative, is drawn here."""
+COLUMNS = 390
+"""A column each two units of the drawing's width."""
 
 
-@dataclass(frozen=True)
-class Scale:
-    """Where a position and a value of the series come to lie."""
-
-    count: int
-    low: int
-    high: int
-
-    def x(self, position: float) -> float:
-        """A position's middle is at position + 1/2."""
-        return round(LEFT + position / self.count * (WIDTH - LEFT - RIGHT), 1)
-
-    def y(self, value: float) -> float:
-        share = (math.log10(max(value, SMALLEST)) - self.low) / (self.high - self.low)
-        return round(HEIGHT - BOTTOM - share * (HEIGHT - TOP - BOTTOM), 1)
+def in_columns(count: int) -> int:
+    """How many positions are drawn in one column: 1 unless there are thousands."""
+    return math.ceil(count / COLUMNS) if count > SINGLY else 1
 
 
 def kl_plot(
     values: Sequence[float | None],
     lines: Mapping[str, float],
-    lengths: Sequence[int],
+    sequences: Sequence[tuple[str, int]],
     limit: float | None,
 ) -> Element:
-    """A point a position; `lines` are horizontal, by what is written beside them.
+    """A point a position or, of thousands, a column's mean and the range of its values.
 
-    `lengths` are the prompts' lengths; values above `limit`, and None, which was not finite, are
-    marked. Colours are classes of the page's style sheet.
+    `lines` are horizontal, by what is written beside them; `sequences` are the name and length of
+    what the positions belong to. Values above `limit`, and None, which was not finite, are each
+    marked.
     """
-    scale = _scale(values, [line for line in lines.values() if line > 0])
+    lines = {name: at for name, at in lines.items() if at > 0}
+    scale = scale_over(len(values), [*values, *lines.values()], TOP, BOTTOM)
     finite = [(i, v) for i, v in enumerate(values) if v is not None]
     above = [(i, v) for i, v in finite if limit is not None and v > limit]
     kept = [(i, v) for i, v in finite if limit is None or v <= limit]
     broken = [i for i, v in enumerate(values) if v is None]
+    width = in_columns(len(values))
+    drawn = [_each(scale, "points", kept)] if width == 1 else _columns(scale, kept, width)
     return element(
         "svg",
-        *_grid(scale),
-        *_prompts(scale, lengths if sum(lengths) == len(values) else ()),
-        _points("points", [(scale.x(i + 0.5), scale.y(v)) for i, v in kept]),
-        _points("points above", [(scale.x(i + 0.5), scale.y(v)) for i, v in above]),
-        _points("points broken", [(scale.x(i + 0.5), TOP) for i in broken]),
-        *_lines(scale, {name: at for name, at in lines.items() if at > 0}),
+        *grid(scale),
+        *_foot(scale),
+        *_sequences(scale, sequences if sum(n for _, n in sequences) == len(values) else ()),
+        *drawn,
+        _each(scale, "points above", above),
+        points("points broken", [(scale.x(i + 0.5), TOP) for i in broken]),
+        *levels(scale, lines),
         viewBox=f"0 0 {WIDTH} {HEIGHT}",
         role="img",
         aria_label=f"KL divergence at {len(values)} positions",
     )
 
 
-def _scale(values: Sequence[float | None], lines: Sequence[float]) -> Scale:
-    """Whole decades around all that is drawn, two at least."""
-    shown = [max(v, SMALLEST) for v in [*(v for v in values if v is not None), *lines]]
-    low = math.floor(math.log10(min(shown, default=SMALLEST)))
-    high = math.ceil(math.log10(max(shown, default=1)))
-    return Scale(max(1, len(values)), low, max(high, low + 2))
+def _each(scale: Scale, kind: str, values: Sequence[tuple[int, float]]) -> Element | None:
+    return points(kind, [(scale.x(i + 0.5), scale.y(v)) for i, v in values])
 
 
-def _grid(scale: Scale) -> list[Element]:
-    step = math.ceil((scale.high - scale.low) / 8)
-    drawn = []
-    for power in range(scale.low, scale.high + 1, step):
-        y = scale.y(10.0**power)
-        drawn.append(element("path", d=f"M{LEFT} {y}H{WIDTH - RIGHT}", class_="grid"))
-        drawn.append(element("text", f"1e{power}", x=LEFT - 8, y=y + 4, text_anchor="end"))
+def _columns(scale: Scale, values: Sequence[tuple[int, float]], width: int) -> list[Element | None]:
+    """Least to largest as a stroke, the mean as a point."""
+    columns: dict[int, list[float]] = {}
+    for i, v in values:
+        columns.setdefault(i // width, []).append(v)
+    ranges, means = [], []
+    for column, some in columns.items():
+        x = scale.x((column + 0.5) * width)
+        ranges.append(f"M{x} {scale.y(min(some))}V{scale.y(max(some))}")
+        means.append((x, scale.y(max(0.0, sum(some) / len(some)))))
+    spread = element("path", d="".join(ranges), class_="spread")
+    return [spread, points("points", means)]
+
+
+def _foot(scale: Scale) -> list[Element]:
     middle = (LEFT + WIDTH - RIGHT) / 2
-    label = "position, prompts one after the other"
-    drawn.append(element("text", label, x=middle, y=HEIGHT - 6, text_anchor="middle"))
-    foot = HEIGHT - BOTTOM + 15
-    drawn.append(element("text", "1", x=scale.x(0), y=foot))
-    end = scale.x(scale.count)
-    drawn.append(element("text", f"{scale.count}", x=end, y=foot, text_anchor="end"))
-    return drawn
+    label = "position, sequences one after the other"
+    foot, end = BOTTOM + 15, scale.x(scale.count)
+    return [
+        element("text", label, x=middle, y=HEIGHT - 6, text_anchor="middle"),
+        element("text", "1", x=scale.x(0), y=foot),
+        element("text", f"{scale.count}", x=end, y=foot, text_anchor="end"),
+    ]
 
 
-def _prompts(scale: Scale, lengths: Sequence[int]) -> list[Element]:
-    """Where each prompt begins, and its number where there is room for it."""
+def _sequences(scale: Scale, sequences: Sequence[tuple[str, int]]) -> list[Element]:
+    """Where each begins, and its name where there is room for it."""
     drawn = []
-    for i, (start, length) in enumerate(zip(accumulate(lengths, initial=0), lengths, strict=False)):
+    starts = accumulate((length for _, length in sequences), initial=0)
+    for start, (name, length) in zip(starts, sequences, strict=False):
         x, end = scale.x(start), scale.x(start + length)
         if start:
-            drawn.append(element("path", d=f"M{x} {TOP}V{HEIGHT - BOTTOM}", class_="grid"))
-        name = f"prompt {i + 1}" if end - x > 60 else f"{i + 1}" if end - x > 16 else None
-        if name:
-            drawn.append(
-                element("text", name, x=round((x + end) / 2, 1), y=TOP - 8, text_anchor="middle")
-            )
-    return drawn
-
-
-def _points(kind: str, places: Sequence[tuple[float, float]]) -> Element | None:
-    """Strokes of no length with round ends: one element for all points."""
-    if not places:
-        return None
-    return element("path", d="".join(f"M{x} {y}h0" for x, y in places), class_=kind)
-
-
-def _lines(scale: Scale, lines: Mapping[str, float]) -> list[Element]:
-    """Dashed, named at the right; names that would touch are moved apart downwards."""
-    drawn, free = [], 0.0
-    for name, at in sorted(lines.items(), key=lambda item: -item[1]):
-        y = scale.y(at)
-        free = max(y + 4, free)
-        drawn.append(element("path", d=f"M{LEFT} {y}H{WIDTH - RIGHT}", class_="line"))
-        drawn.append(element("text", f"{name} {number(at)}", x=WIDTH - RIGHT + 8, y=free))
-        free += LINE
+            drawn.append(element("path", d=f"M{x} {TOP}V{BOTTOM}", class_="grid"))
+        short = name.rpartition(" ")[2]
+        shown = next((n for n in (name, short) if end - x > 4 + 6.2 * len(n)), None)
+        if shown:
+            middle = round((x + end) / 2, 1)
+            drawn.append(element("text", shown, x=middle, y=TOP - 8, text_anchor="middle"))
     return drawn

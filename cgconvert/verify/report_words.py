@@ -9,7 +9,7 @@ __all__ = ["SUMMARY", "bound", "number", "ran"]
 
 SUMMARY: Mapping[str, str] = {
     "logits.kl_mean": "mean KL",
-    "logits.relative_error": "rel. error",
+    "runtime.relative_error": "rel. error",
     "logits.top1": "top-1",
     "generation": "other tokens",
 }

@@ -18,6 +18,7 @@ import torch
 from cgconvert.checkpoint import config as configs
 from cgconvert.checkpoint import gguf, onnx, weights
 from cgconvert.checkpoint.gguf_header import read_header
+from cgconvert.checkpoint.read import huggingface_decoder
 from cgconvert.errors import UsageError
 from cgconvert.formats.config import codegen_config, phi_config
 from cgconvert.formats.gguf import ARCHITECTURE
@@ -34,7 +35,7 @@ from cgconvert.model import Decoder, Geometry
 from cgconvert.names import CODEGEN, GGUF, ONNX, PHI, Names
 from cgconvert.tensor import InMemory, LazyTensor, Stored, Zeros
 
-__all__ = ["StoredArtefact", "open_stored"]
+__all__ = ["StoredArtefact", "open_stored", "stored_decoder"]
 
 GROUPS = 4
 """transformers' mp_num for CodeGen (modeling_codegen.py: CodeGenAttention.forward)."""
@@ -81,6 +82,21 @@ def open_stored(artefact: Path, format: str, source: Decoder) -> StoredArtefact:
     if format not in _FORMATS:
         raise UsageError(f"nothing here reads {format!r}; there are {', '.join(_FORMATS)}")
     return _FORMATS[format](artefact, source)
+
+
+def stored_decoder(artefact: Path, format: str) -> Decoder:  # noqa: A002
+    """The model that an artefact's own weights and headers make, read decoded.
+
+    Raises InputError where they make none.
+    """
+    if format == "gguf":
+        return gguf.decoder(artefact)
+    if format == "onnx":
+        return onnx.decoder(artefact)
+    where = artefact / "config.json"
+    return huggingface_decoder(
+        artefact, weights.find(artefact)[1], configs.read_json(where), where, GROUPS
+    )
 
 
 def _huggingface(folder: Path, source: Decoder) -> StoredArtefact:
@@ -167,11 +183,15 @@ def _expected(source: Decoder, names: Names) -> Iterator[tuple[str, LazyTensor]]
 def _packed(
     named: Iterator[tuple[str, LazyTensor]], source: Decoder
 ) -> Iterator[tuple[str, LazyTensor]]:
-    """q, k and v of each layer as the one matrix that the graph has."""
-    apart = {ONNX.block[part].format(i=i) for part in "qkv" for i in range(source.geometry.n_layer)}
-    yield from ((name, tensor) for name, tensor in named if name not in apart)
-    for i, block in enumerate(source.half_split().blocks):
-        yield QKV.format(i=i), block.qkv
+    """q, k and v of each layer as the one matrix that the graph has, in the place of its q."""
+    blocks = source.half_split().blocks
+    packed = {ONNX.block["q"].format(i=i): i for i in range(len(blocks))}
+    apart = {ONNX.block[part].format(i=i) for part in "kv" for i in range(len(blocks))}
+    for name, tensor in named:
+        if name in packed:
+            yield QKV.format(i=packed[name]), blocks[packed[name]].qkv
+        elif name not in apart:
+            yield name, tensor
 
 
 def _bound(
@@ -222,13 +242,21 @@ def _genai_differences(told: Any, geometry: Geometry) -> list[str]:
 
 
 def _graph_differences(path: Path, g: Geometry) -> list[str]:
-    """What the graph's own nodes say: how many layers, which heads, rotary and epsilon."""
+    """What the graph's own nodes say: how many layers, which heads, rotary and epsilon.
+
+    A weight or a cache that no node reads is one too: under the noise of 4 bits, a small bias that
+    is left out shows nowhere else.
+    """
     model = onnx.parse(path)
     facts = {entry.key: entry.value for entry in model.metadata_props}
     wanted = {ROTARY_ORDER: "half_split", ROTARY_BASE: repr(g.rotary_base)}
     found = _differences(facts, wanted)
     epsilon = {"epsilon": float(np.float32(g.layer_norm_epsilon))}
     attention = {"num_heads": g.n_head, "kv_num_heads": g.n_head, "do_rotary": 1}
+    there = [tensor.name for tensor in model.graph.initializer]
+    there += [value.name for value in model.graph.input if value.name.startswith("past_")]
+    read = {name for node in model.graph.node for name in node.input}
+    found += [f"no node reads {name}" for name in there if name not in read]
     told: dict[str, list[dict[str, Any]]] = {}
     for node in model.graph.node:
         values = {a.name: a.f if a.type == a.FLOAT else a.i for a in node.attribute}

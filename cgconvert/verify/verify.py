@@ -2,35 +2,34 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from functools import partial
 from pathlib import Path
 
-import numpy as np
 import torch
 
 from cgconvert.checkpoint.checkpoint import Checkpoint
+from cgconvert.checkpoint.tarball import cache_folder
 from cgconvert.errors import CgconvertError, UsageError
 from cgconvert.manifest import digest_of, file_sha256, manifest_path
-from cgconvert.runtimes import RUNTIMES, Runtime, open_runtime, version_of
+from cgconvert.runtimes import RUNTIMES, open_runtime, version_of
 from cgconvert.stream.progress import Progress, Silent
-from cgconvert.verify.checks import run_checks
-from cgconvert.verify.evidence import Evidence, Observed, observe, witness
-from cgconvert.verify.metrics import kl_divergence
-from cgconvert.verify.prompts import PROMPTS, digest, tokenizer_texts
+from cgconvert.verify.checks import Losses, run_checks
+from cgconvert.verify.evidence import Observed, gather
+from cgconvert.verify.exact import check_graph
+from cgconvert.verify.observe import NEW_TOKENS, observe
+from cgconvert.verify.prompts import PROMPTS, TEXT_TOKENS, Text, digest, windows
 from cgconvert.verify.provenance import check_provenance
 from cgconvert.verify.reference import Reference
+from cgconvert.verify.reference_cache import CachedReference
 from cgconvert.verify.report import Report, rounded
+from cgconvert.verify.settings import check_settings
+from cgconvert.verify.stored import stored_decoder
 from cgconvert.verify.thresholds import thresholds_for
 from cgconvert.verify.verdict import Check, Verdict, overall
 from cgconvert.verify.weights import check_weights
 
-__all__ = ["NEW_TOKENS", "run", "verify"]
-
-NEW_TOKENS = 64
-"""Greedy tokens after each opening, fewer where the context ends."""
-
-OPENINGS = (2, 3)
-"""The prompts that are continued: a function and a class, each with its text ahead."""
+__all__ = ["verify"]
 
 NOT_OPENED = "-"
 """The version of a runtime that could not open the artefact."""
@@ -48,6 +47,9 @@ def verify(
     *,
     thresholds: Mapping[str, float | None] | None = None,
     new_tokens: int = NEW_TOKENS,
+    texts: Sequence[Text] = (),
+    text_tokens: int = TEXT_TOKENS,
+    runtime: str | None = None,
     threads: int | None = None,
     progress: Progress | None = None,
 ) -> Report:
@@ -57,42 +59,60 @@ def verify(
     runtime cannot open it or breaks off, that is a failed check called runtime. Then the artefact
     runs and is closed, then the reference goes through its layers once.
     `device` (cpu, cuda, auto) is for both; auto takes what each can have. `thresholds` replaces
-    bounds by name of check, `threads` is the runtime's. A check that fails is in the report and
-    raises nothing.
+    bounds by name of check; `runtime` is the format's first unless named, `threads` is for it.
+    Logits are compared on the prompts and on the first `text_tokens` tokens of each of `texts`.
+    A check that fails is in the report and raises nothing.
 
-    Raises InputError where the artefact or the reference cannot be read or a threshold is unknown,
-    UsageError where a runtime (MissingRuntimeError) or device is not there.
+    Raises InputError where the artefact or the reference cannot be read, a threshold is unknown or
+    a text too short, UsageError where a runtime (MissingRuntimeError) or device is not there.
     """
     progress = progress or Silent()
-    witness_of = Reference(
+    source = Reference(
         reference.decoder,
         device=device,
         weights=None if type in WIDER_THAN_HALF else torch.float16,
         progress=progress,
     )
-    bounds = thresholds_for(format, type, witness_of.compute, thresholds)
+    thresholds_for(format, type, overrides=thresholds)  # a mistake there shows before the work
+    context = reference.geometry.n_positions
+    passages = {text: windows(text, reference.tokenizer, text_tokens, context) for text in texts}
     files, digest_now = _hashes(artefact), digest_of(reference.files)["sha256"]
     checks = [check_provenance(artefact, files, digest_now, reference.origin)]
-    checks += check_weights(artefact, format, reference.decoder, progress)
+    stored, tensors = check_weights(artefact, format, reference.decoder, progress)
+    settings = check_settings(artefact, format, reference)
+    checks += [*stored, *settings]
     broken = overall(checks[1:]) == Verdict.FAIL
     observed: Observed | None = None
-    runtime = {"name": next(iter(RUNTIMES[format])), "version": NOT_OPENED, "device": device}
+    name = runtime or next(iter(RUNTIMES[format]))
+    ran = {"name": name, "version": NOT_OPENED, "device": device}
     try:
-        opened = open_runtime(format, artefact, device, threads=threads)
+        opened = open_runtime(format, artefact, device, name=name, threads=threads)
         try:
-            runtime = {"name": opened.name, "version": version_of(opened), "device": opened.device}
-            observed = run(opened, reference, new_tokens=new_tokens, progress=progress)
+            ran = {"name": opened.name, "version": version_of(opened), "device": opened.device}
+            more = [window for cut in passages.values() for window in cut]
+            observed = observe(opened, reference, more, new_tokens=new_tokens, progress=progress)
         finally:
             opened.close()
     except CgconvertError as error:
-        absent = isinstance(error, UsageError) and runtime["version"] == NOT_OPENED
+        absent = isinstance(error, UsageError) and ran["version"] == NOT_OPENED
         if absent or not broken:
             raise
         checks.append(Check("runtime", None, None, "<=", Verdict.FAIL, str(error)))
-    evidence = witness(observed, witness_of, reference.tokenizer) if observed else None
+    series: dict[str, list[float | None]] = {}
+    if observed is not None:
+        witness = CachedReference(source, digest_now, cache_folder() / "reference")
+        own = partial(_stored_reference, artefact, format, device, progress)
+        same = _same_numbers(stored, type, reference.decoder.dtype)
+        evidence = gather(observed, reference, witness, None if same else own)
+        losses = Losses.of(evidence)
+        bounds = thresholds_for(format, type, ran["device"], thresholds)
+        checks += run_checks(evidence, losses, bounds)
+        if format == "onnx" and type in ("int4", "int8") and ran["device"] == "cpu":
+            checks += check_graph(artefact, evidence, threads)
+        series = {"logits.kl": rounded(losses.source.kl)} if losses.source else {}
     progress.finish()
     sequences = observed.sequences if observed else ()
-    texts = [text.text for text in observed.texts] if observed else []
+    tokenized = [text.text for text in observed.texts] if observed else []
     return Report(
         artefact={
             "path": str(artefact),
@@ -106,55 +126,47 @@ def verify(
             "sha256": digest_now,
         },
         reference={
-            "weights": _name(witness_of.weights or reference.decoder.dtype),
-            "compute": _name(witness_of.compute),
-            "device": witness_of.device.type,
+            "weights": _name(source.weights or reference.decoder.dtype),
+            "compute": "float32",
+            "device": source.device.type,
         },
-        runtime=runtime,
+        runtime=ran,
         prompts={
             "sha256": digest(PROMPTS),
             "sequences": len(sequences),
             "tokens": sum(map(len, sequences)),
             "lengths": tuple(map(len, sequences)),
+            "texts": tuple(
+                {
+                    "name": text.name,
+                    "sha256": text.sha256,
+                    "sequences": len(cut),
+                    "tokens": sum(map(len, cut)),
+                }
+                for text, cut in passages.items()
+            ),
         },
-        texts={"sha256": digest(texts), "count": len(texts)},
-        checks=(*checks, *(run_checks(evidence, bounds) if evidence else ())),
-        series=_series(evidence) if evidence else {},
+        texts={"sha256": digest(tokenized), "count": len(tokenized)},
+        checks=tuple(checks),
+        series=series,
+        tensors=tuple(tensors),
     )
 
 
-def run(
-    runtime: Runtime,
-    source: Checkpoint,
-    *,
-    new_tokens: int = NEW_TOKENS,
-    progress: Progress | None = None,
-) -> Observed:
-    """Have an open runtime do all that is judged, on the default prompts and texts.
+def _same_numbers(static: Sequence[Check], type: str, dtype: torch.dtype) -> bool:  # noqa: A002
+    """Whether what is stored was found to be the reference's own weights, all of them.
 
-    Prompts are cut to the shorter of the two contexts, what is continued to half of it.
+    Formats keep vectors in float32 that the reference rounds with the rest, so a float16 artefact
+    is the reference's own only where the source is float16 too.
     """
-    limit = min(runtime.n_positions, source.geometry.n_positions)
-    sequences = [source.tokenizer.encode(prompt)[:limit] for prompt in PROMPTS]
-    return observe(
-        runtime,
-        source.tokenizer,
-        sequences,
-        openings=[sequences[i][: max(1, limit // 2)] for i in OPENINGS],
-        max_new_tokens=new_tokens,
-        texts=tokenizer_texts(),
-        progress=progress or Silent(),
-    )
+    if overall(static) == Verdict.FAIL or any(c.name == "weights.error" for c in static):
+        return False
+    return type in ("F32", "float32") or (type in ("F16", "float16") and dtype == torch.float16)
 
 
-def _series(evidence: Evidence) -> dict[str, list[float | None]]:
-    """What a report plots: the divergence at every position, where logits can be compared."""
-    size = evidence.allowed
-    if evidence.observed.logits.shape[1] < size:
-        return {}
-    with np.errstate(invalid="ignore"):  # infinite logits give NaN
-        kl = kl_divergence(evidence.reference[:, :size], evidence.observed.logits[:, :size])
-    return {"logits.kl": rounded(kl)}
+def _stored_reference(artefact: Path, format: str, device: str, progress: Progress) -> Reference:  # noqa: A002
+    decoder = stored_decoder(artefact, format)
+    return Reference(decoder, device=device, weights=None, progress=progress)
 
 
 def _hashes(artefact: Path) -> dict[str, str]:

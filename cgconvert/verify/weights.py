@@ -44,16 +44,20 @@ SLACK = 1 + 2.0**-10
 
 @dataclass(frozen=True)
 class TensorError:
-    """What became of one tensor.
+    """What became of one tensor, stored as `type`.
 
     `differing` counts values of an unquantized tensor that are not the source's in its type, bit
     for bit; `worst` is the largest error of a quantized one as a multiple of its type's bound.
+    `relative_rms` is ||stored - source|| / ||source||, what rounding to the type costs included:
+    norms of rows in float32, their sums in float64; NaN where a stored value is.
     """
 
     name: str
+    type: str
     size: int
     nonfinite: int
     differing: int
+    relative_rms: float
     worst: float | None = None
 
 
@@ -62,8 +66,10 @@ def check_weights(
     format: str,  # noqa: A002 - what a plan and a manifest call it
     source: Decoder,
     progress: Progress | None = None,
-) -> list[Check]:
+) -> tuple[list[Check], list[TensorError]]:
     """weights.geometry, .tensors, .finite, .equal and, where some are quantized, .error.
+
+    With them what they were judged by: each tensor, in the layout's order.
 
     Raises InputError where the artefact cannot be read at all.
     """
@@ -84,7 +90,7 @@ def check_weights(
         worst = quantized[0].worst
         detail = ", ".join(f"{e.name} {e.worst:.3g}" for e in quantized[:NAMED])
         checks.append(at_most("weights.error", worst, 1, detail))
-    return checks
+    return checks, errors
 
 
 def compare(stored: StoredArtefact, progress: Progress) -> list[TensorError]:
@@ -138,15 +144,16 @@ def _compare(
     width = math.prod(found.shape[1:])
     step = max(1, CHUNK_BYTES // (4 * width))
     nonfinite = differing = 0
+    error = power = 0.0
     worst: float | None = None
     for first in range(0, found.shape[0], step):
         rows = slice(first, min(first + step, found.shape[0]))
         source = wanted.read(rows)
         if isinstance(found, BlockTensor | BlocksTensor):
             blocks = found.blocks(rows)
-            errors = block_error(
-                blocks, source.float().reshape(blocks.codes.shape), found.bits, found.symmetric
-            )
+            values = _decoded(blocks).reshape(source.shape)
+            shaped = source.float().reshape(blocks.codes.shape)
+            errors = block_error(blocks, shaped, found.bits, found.symmetric)
             worst = max(worst or 0.0, float(errors.max()))
             nonfinite += int((~blocks.scales.isfinite()).sum()) * blocks.codes.shape[-1]
         else:
@@ -157,7 +164,31 @@ def _compare(
                 differing += int((~((values.double() - source.double()).abs() <= slack)).sum())
             else:
                 differing += _differing(values, source.to(values.dtype))
-    return TensorError(name, math.prod(found.shape), nonfinite, differing, worst)
+        error += _squares(values.float() - source.float())
+        power += _squares(source.float())
+    relative = math.sqrt(error / power) if power else 0.0 if error == 0 else math.inf
+    size = math.prod(found.shape)
+    return TensorError(name, _type(found), size, nonfinite, differing, relative, worst)
+
+
+def _decoded(blocks: Blocks) -> torch.Tensor:
+    """The weights that blocks stand for, float32 [rows, blocks, block size]."""
+    steps = blocks.codes.float() - blocks.zero_points.float()[..., None]
+    return steps.mul_(blocks.scales.float()[..., None])
+
+
+def _squares(rows: torch.Tensor) -> float:
+    """The sum of squares: float32 within a row, whose length bounds its rounding, then float64."""
+    norms = torch.linalg.vector_norm(rows.reshape(len(rows), -1), dim=1)
+    return float(norms.double().square_().sum())
+
+
+def _type(tensor: LazyTensor) -> str:
+    if isinstance(tensor, BlocksTensor):
+        return f"int{tensor.bits}"
+    if isinstance(tensor, BlockTensor):
+        return tensor.codec.name
+    return str(tensor.dtype).removeprefix("torch.")
 
 
 def _differing(values: torch.Tensor, wanted: torch.Tensor) -> int:

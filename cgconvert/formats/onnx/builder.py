@@ -22,8 +22,8 @@ IR_VERSION = 8
 MICROSOFT = "com.microsoft"
 OPERATORS: Mapping[str, str] = {
     **dict.fromkeys(
-        ("Add", "Cast", "Concat", "Expand", "Gather", "LayerNormalization", "MatMul", "Shape",
-         "Sub", "Unsqueeze", "Where"),
+        ("Add", "Cast", "Concat", "Expand", "Gather", "LayerNormalization", "MatMul", "Neg", "Or",
+         "ReduceSum", "Reshape", "Shape", "Slice", "Sub", "Unsqueeze", "Where"),
         "",
     ),
     **dict.fromkeys(

@@ -1,0 +1,116 @@
+"""What the benchmarks share: a command's time and memory, the machine's shape, the kept table.
+
+Nothing large is imported here: a child's peak memory, as the kernel counts it, begins with what its
+parent had.
+"""
+
+from __future__ import annotations
+
+import importlib.metadata
+import json
+import os
+import platform
+import shutil
+import statistics
+import subprocess
+import sys
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import click
+
+__all__ = ["Job", "as_rows", "command", "keep", "machine", "size"]
+
+RESULTS = Path(__file__).parent / "results"
+
+
+@dataclass
+class Job:
+    """A command, what it writes, and its measurements: seconds, bytes, bytes."""
+
+    name: str
+    command: list[str]
+    output: Path | None
+    seconds: list[float] = field(default_factory=list)
+    peak: list[int] = field(default_factory=list)
+    written: int = 0
+
+    def measure(self) -> None:
+        """One run in its own process. Peak memory is the kernel's account, mapped pages counted."""
+        if self.output is not None:
+            remove(self.output)
+        began = time.monotonic()
+        child = subprocess.Popen(
+            self.command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True
+        )
+        assert child.stderr is not None
+        said = child.stderr.read()
+        _, status, usage = os.wait4(child.pid, 0)
+        if self.output is not None:  # who verifies writes nothing to wait for
+            os.sync()
+        self.seconds.append(time.monotonic() - began)
+        self.peak.append(usage.ru_maxrss * 1024)
+        if os.waitstatus_to_exitcode(status):
+            raise click.ClickException(f"{self.name} failed: {said[-2000:]}")
+        if self.output is not None:
+            self.written = size(self.output)
+
+
+def machine(*packages: str) -> dict[str, Any]:
+    """Cores, memory and versions: what a figure depends on, and nothing that names a machine."""
+    return {
+        "cores": os.cpu_count(),
+        "memory_gb": round(os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 1e9, 1),
+        "architecture": platform.machine(),
+        "python": platform.python_version(),
+        **{package: importlib.metadata.version(package) for package in ("torch", *packages)},
+    }
+
+
+def as_rows(jobs: Sequence[Job]) -> list[dict[str, Any]]:
+    """Medians, their ratio to the first job's, peak memory and what was written."""
+    base = statistics.median(jobs[0].seconds)
+    return [
+        {
+            "name": job.name,
+            "seconds": [round(s, 2) for s in job.seconds],
+            "median": round(statistics.median(job.seconds), 2),
+            "times_first": round(statistics.median(job.seconds) / base, 2),
+            "peak_bytes": max(job.peak),
+            "written_bytes": job.written,
+        }
+        for job in jobs
+    ]
+
+
+def command() -> str:
+    """The command line, without paths of this machine."""
+    script, *arguments = sys.argv
+    public = [Path(a).name if a.startswith("/") else a for a in arguments]
+    return " ".join(["python", f"benchmarks/{Path(script).name}", *public])
+
+
+def keep(name: str, result: Mapping[str, Any], lines: Sequence[str]) -> None:
+    """Write results/<name>.json and .md, and show the table."""
+    RESULTS.mkdir(exist_ok=True)
+    (RESULTS / f"{name}.json").write_text(json.dumps(result, indent=2) + "\n")
+    text = "\n".join(lines) + "\n"
+    (RESULTS / f"{name}.md").write_text(text)
+    click.echo(text)
+
+
+def size(path: Path) -> int:
+    """Bytes of a file, or of all files of a folder."""
+    if path.is_file():
+        return path.stat().st_size
+    return sum(p.stat().st_size for p in path.rglob("*") if p.is_file())
+
+
+def remove(path: Path) -> None:
+    if path.is_dir():
+        shutil.rmtree(path)
+    else:
+        path.unlink(missing_ok=True)

@@ -1,0 +1,66 @@
+"""Plant, verify, and note which checks failed."""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+from cgconvert.checkpoint.checkpoint import Checkpoint
+from cgconvert.errors import CgconvertError
+from cgconvert.stream.plan import Plan
+from cgconvert.verify.report import Report
+from cgconvert.verify.verdict import Verdict
+from cgconvert.verify.verify import verify
+
+from .mutation import Mutation, plant
+
+__all__ = ["Outcome", "survey", "verified"]
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What verify says of one planted artefact; `error` where it could not say anything."""
+
+    mutation: Mutation
+    type: str
+    failed: tuple[str, ...]
+    checks: tuple[str, ...]
+    error: str = ""
+
+    @property
+    def caught(self) -> bool:
+        """For what it is: by one of the checks that the mistake is about."""
+        return not self.mutation.caught_by.isdisjoint(self.failed)
+
+    @property
+    def by_logits(self) -> bool:
+        """Whether comparing logits alone would have caught it."""
+        return any(name.startswith("logits.") for name in self.failed)
+
+
+def verified(plan: Plan, source: Checkpoint, new_tokens: int = 4) -> Report:
+    """On one thread: llama.cpp's crawl where cores are busy."""
+    return verify(
+        plan.output, plan.format, plan.type, source, "cpu", new_tokens=new_tokens, threads=1
+    )
+
+
+def survey(
+    pairs: Iterable[tuple[Mutation, str]],
+    source: Checkpoint,
+    right: Mapping[str, Plan],
+    folder: Path,
+) -> Iterator[tuple[Outcome, Plan]]:
+    """Each mutation in each type; what is planted lies there until the next is asked for."""
+    for mutation, type_ in pairs:
+        plan = plant(mutation, type_, source, right, folder)
+        try:
+            checks = verified(plan, source).checks
+            failed = tuple(check.name for check in checks if check.verdict == Verdict.FAIL)
+            outcome = Outcome(mutation, type_, failed, tuple(check.name for check in checks))
+        except CgconvertError as error:
+            outcome = Outcome(mutation, type_, (), (), f"{type(error).__name__}: {error}")
+        yield outcome, plan
+        shutil.rmtree(folder)
