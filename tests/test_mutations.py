@@ -20,6 +20,8 @@ from cgconvert.stream.plan import Plan
 from .mutations import MUTATIONS, Mutation, Outcome, survey, write_right
 from .planted import checkpoint
 
+DOCUMENT = Path(__file__).parents[1] / "docs" / "mutations.md"
+
 POSITIONS = 96
 """Of the trained model's context, which has 512: it costs half."""
 
@@ -103,8 +105,10 @@ def test_logits_alone_miss_what_other_checks_catch(worlds: dict[str, World]) -> 
     assert not missed
 
 
-def test_the_table() -> None:
+def test_the_table_and_the_document() -> None:
     names = [(m.where, m.name) for m in MUTATIONS]
     assert len(set(names)) == len(names) >= 36
+    text = DOCUMENT.read_text(encoding="utf-8")
+    assert not [name for where, name in names if f"| {name} | {where} |" not in text]
     formats = {t.split("-")[0] for m in MUTATIONS for t in m.types}
     assert formats == {"hf", "onnx", "gguf"}

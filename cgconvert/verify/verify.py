@@ -107,7 +107,7 @@ def verify(
         losses = Losses.of(evidence)
         bounds = thresholds_for(format, type, ran["device"], thresholds)
         checks += run_checks(evidence, losses, bounds)
-        if format == "onnx" and type in ("int4", "int8") and ran["device"] == "cpu":
+        if type in ("int4", "int8") and (ran["name"], ran["device"]) == ("onnxruntime", "cpu"):
             checks += check_graph(artefact, evidence, threads)
         series = {"logits.kl": rounded(losses.source.kl)} if losses.source else {}
     progress.finish()

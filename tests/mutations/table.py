@@ -58,9 +58,13 @@ def as_markdown(rows: Sequence[Row]) -> str:
         for name, some in bugs.items()
         if name not in hidden and not all(row.outcome.by_logits for row in some)
     ]
-    lines += ["", f"Logits show {len(hidden)} of the bugs in no artefact at all, and "
-              f"{len(seldom)} more only in some types: in 4 and 8 bits what a bug changes is often "
-              "less than what rounding does.", ""]  # fmt: skip
+    lines += [
+        "",
+        f"Logits show {len(hidden)} of the bugs in no artefact at all, and {len(seldom)} more only "
+        "in some types: in 4 and",
+        "8 bits what a bug changes is often less than what rounding does.",
+        "",
+    ]
     lines += [
         "Numbers are artefacts in which the bug was caught, of those it was planted in.",
         "",
