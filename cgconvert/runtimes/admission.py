@@ -215,10 +215,11 @@ def admit_genai(folder: Path) -> None:
         raise InputError(f"{where}: names the graph {name!r}, which is not there")
     admit_onnx(graph)
     Tokenizer.load(folder)
-    geometry = _cache_geometry(graph)
-    _check_within(told, genai_config(geometry, 0, name), where, "")
-    decoder = told["model"]["decoder"]
-    sizes = genai_config(geometry, 0, name)["model"]["decoder"]
+    options = decoder.get("session_options") if isinstance(decoder, dict) else None
+    cuda = isinstance(options, dict) and bool(options.get("provider_options"))
+    written = genai_config(_cache_geometry(graph), 0, name, "cuda" if cuda else "cpu")
+    _check_within(told, written, where, "")
+    decoder, sizes = told["model"]["decoder"], written["model"]["decoder"]
     for key in ("head_size", "num_attention_heads", "num_hidden_layers", "num_key_value_heads"):
         if decoder.get(key) != sizes[key]:
             raise InputError(f"{where}: {key} is {decoder.get(key)!r}, the graph has {sizes[key]}")

@@ -114,7 +114,7 @@ RECIPES: dict[str, Case] = {
                            "-4 groups", "config.json", ("run",)),
     "a threshold that is no number": recipe(
         "source: source\nsteps: [verify]\nthresholds: {gguf F16: {logits.kl_mean: .nan}}\n",
-        "not a finite number",
+        "nan is not a number",
     ),
     "a size that is none": recipe(
         "source: source\nsteps:\n  - to-hf: {max_shard_size: many, output: out}\n", "is not a size"

@@ -129,10 +129,11 @@ GGUFS: dict[str, Case] = {
     "a context of 2^31": told(b"phi2.context_length", (1 << 31) - 1, "n_positions"),
     "a width for text": gguf(value_of(b"phi2.embedding_length", "<I", 7, skip=0), "GGUF|embedding"),
     "an end of text beyond the tokens": gguf(
-        value_of(b"tokenizer.ggml.eos_token_id", "<I", 1 << 20), "eos_token_id is"
+        value_of(b"tokenizer.ggml.eos_token_id", "<I", 1 << 20), "eos_token_id is", codes=BY_HEADERS
     ),
     "a tokenizer of another kind": gguf(
-        at("", lambda d: d.replace(string(b"gpt-2"), string(b"llama"))), "CodeGen's is 'gpt-2'"
+        at("", lambda d: d.replace(string(b"gpt-2"), string(b"llama"))), "CodeGen's is 'gpt-2'",
+        codes=BY_HEADERS,
     ),
     "token types of 8 bits": gguf(
         value_of(b"tokenizer.ggml.token_type", "<I", 1), "GGUF|token_type"
