@@ -116,7 +116,7 @@ class Transformers(Runtime):
     ) -> tuple[np.ndarray, Any]:
         """Logits float32 [batch, length, vocabulary], and `cache`, which has grown by `tokens`."""
         given = {"input_ids": tokens, "attention_mask": mask, "position_ids": positions}
-        with torch.inference_mode():
+        with torch.inference_mode(), _loading(self._model.name_or_path, "run"):
             logits = self._model(
                 **{name: torch.tensor(array, device=self.device) for name, array in given.items()},
                 past_key_values=cache,
@@ -159,13 +159,18 @@ def _check_complete(path: Path, report: dict[str, Any]) -> None:
 
 
 @contextmanager
-def _loading(path: Path) -> Iterator[None]:
-    """Whatever loading raises is about the folder: the library has no exception of its own."""
+def _loading(path: Path | str, what: str = "load") -> Iterator[None]:
+    """Whatever loading raises is about the folder: the library has no exception of its own.
+
+    A model that loads may still not fit together; that a device is full is no fault of the folder.
+    """
     try:
         yield
+    except torch.OutOfMemoryError:
+        raise
     except Exception as error:
         reason = " ".join(str(error).split())[:300]
-        raise InputError(f"{path}: transformers cannot load it: {reason}") from error
+        raise InputError(f"{path}: transformers cannot {what} it: {reason}") from error
 
 
 @contextmanager

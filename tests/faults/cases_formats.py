@@ -56,6 +56,10 @@ FOLDERS: dict[str, Case] = {
     "a tokenizer cut short": folder(
         written("tokenizer.json", '{"model": '), "not valid JSON", commands=("generate", "inspect")
     ),
+    "Phi's rotary": folder(
+        edited("config.json", lambda t: t["rope_parameters"].update(partial_rotary_factor=256.0)),
+        "transformers cannot run it", "phi",
+    ),
     "Phi's context": folder(config(max_position_embeddings=1 << 30), "n_positions", "phi"),
     "Phi's rows": folder(
         config(vocab_size=9999), r"says \[9999", "phi", commands=("generate", "inspect")
