@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
@@ -53,19 +54,16 @@ def identify(path: Path) -> Artefact:
 
 def find_all(folder: Path) -> list[Artefact]:
     """Every artefact below a folder (or the folder itself), in order of its path."""
-    if not folder.is_dir():
-        return []
-    if _format(folder) is not None:
-        return [identify(folder)]
     found: list[Artefact] = []
-    for child in sorted(folder.iterdir()):
-        if child.name.startswith("."):
+    for here, folders, files in os.walk(folder):  # which follows no links to folders
+        if _format(Path(here)) is not None:
+            found.append(identify(Path(here)))
+            folders.clear()
             continue
-        if child.is_dir():
-            found += find_all(child)
-        elif _format(child) is not None:
-            found.append(identify(child))
-    return found
+        folders[:] = [name for name in folders if not name.startswith(".")]
+        paths = [Path(here, name) for name in files if not name.startswith(".")]
+        found += [identify(path) for path in paths if _format(path) is not None]
+    return sorted(found, key=lambda artefact: artefact.path)
 
 
 def _most(sizes: Iterable[tuple[str, int]]) -> str:

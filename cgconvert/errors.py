@@ -5,6 +5,7 @@ from __future__ import annotations
 __all__ = [
     "CgconvertError",
     "InputError",
+    "Interrupted",
     "MissingRuntimeError",
     "OutputError",
     "UsageError",
@@ -16,6 +17,11 @@ class CgconvertError(Exception):
     """Base of every expected failure; its text is the one line printed on stderr."""
 
     exit_code = 1
+
+
+class Interrupted(BaseException):
+    """SIGINT, SIGTERM or SIGHUP. Not a KeyboardInterrupt: click answers that with a line of its
+    own."""
 
 
 class UsageError(CgconvertError):

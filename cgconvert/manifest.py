@@ -5,13 +5,15 @@ from __future__ import annotations
 import hashlib
 import importlib.metadata
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
 from cgconvert import __version__
+from cgconvert.checkpoint import checksums
 from cgconvert.errors import InputError
+from cgconvert.json_file import read_json
 
 __all__ = [
     "NAME",
@@ -64,18 +66,30 @@ def find_manifest(artefact: Path) -> Manifest | None:
     path = manifest_path(artefact)
     if not path.is_file():
         return None
-    try:
-        raw = json.loads(path.read_text(encoding="utf-8"))
-        known = {key: raw[key] for key in Manifest.__dataclass_fields__ if key in raw}
-        manifest = Manifest(**known)
-    except (OSError, ValueError, TypeError, RecursionError) as error:
-        raise InputError(f"{path}: is not a cgconvert manifest") from error
-    if manifest.schema != SCHEMA:
-        raise InputError(f"{path}: has schema {manifest.schema}; this version reads {SCHEMA}")
-    fields = (manifest.source, manifest.options, manifest.files)
-    if not isinstance(manifest.name, str) or not all(isinstance(f, dict) for f in fields):
+    raw = read_json(path)
+    if raw.get("schema", SCHEMA) != SCHEMA:
+        raise InputError(f"{path}: has schema {raw.get('schema')!r}; this version reads {SCHEMA}")
+    if not _is_sound(raw):
         raise InputError(f"{path}: is not a cgconvert manifest")
-    return manifest
+    return Manifest(**{key: raw[key] for key in Manifest.__dataclass_fields__ if key in raw})
+
+
+def _is_sound(raw: Mapping[str, Any]) -> bool:
+    """Whether every field has the type that is written. A name is part of a path elsewhere."""
+    texts = [raw.get(key) for key in ("name", "format", "type", "cgconvert")]
+    tables = [raw.get(key) for key in ("source", "options", "files", "libraries")]
+    if not all(isinstance(t, str) for t in texts) or not all(isinstance(t, dict) for t in tables):
+        return False
+    name, source, files = str(raw["name"]), raw["source"], raw["files"]
+    return (
+        "/" not in name
+        and name.strip(". ") != ""
+        and name.isprintable()
+        and isinstance(source.get("origin"), dict)
+        and isinstance(source.get("layout"), str)
+        and isinstance(source.get("sha256"), str)
+        and all(isinstance(entry, dict) for entry in files.values())
+    )
 
 
 def file_sha256(path: Path) -> str:
@@ -84,10 +98,20 @@ def file_sha256(path: Path) -> str:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
-def digest_of(files: Sequence[Path]) -> dict[str, Any]:
-    """{files: [{name, bytes, sha256}], sha256}: each file, and one digest over names and hashes."""
+def digest_of(
+    files: Sequence[Path], cancelled: Callable[[], bool] = lambda: False
+) -> dict[str, Any]:
+    """{files: [{name, bytes, sha256}], sha256}: each file, and one digest over names and hashes.
+
+    `cancelled` is asked now and then; what comes back then is worth nothing. Raises InputError
+    where an archive among the files is not what its own CRCs say.
+    """
     entries = [
-        {"name": path.name, "bytes": path.stat().st_size, "sha256": file_sha256(path)}
+        {
+            "name": path.name,
+            "bytes": path.stat().st_size,
+            "sha256": checksums.sha256(path, cancelled),
+        }
         for path in files
     ]
     whole = hashlib.sha256()

@@ -26,6 +26,13 @@ __all__ = [
 ]
 
 
+# Ten times and more what CodeGen has. Files lie about sizes, and tables are made from these.
+_LARGEST = {
+    "n_layer": 1 << 10, "n_embd": 1 << 16, "n_head": 1 << 10, "n_inner": 1 << 18,
+    "rotary_dim": 1 << 10, "n_positions": 1 << 16, "vocab_size": 1 << 22,
+}  # fmt: skip
+
+
 @dataclass(frozen=True)
 class Geometry:
     """Sizes of a model (all in elements) and the constants of its mathematics.
@@ -47,9 +54,17 @@ class Geometry:
     def __post_init__(self) -> None:
         if not self.n_inner:
             object.__setattr__(self, "n_inner", 4 * self.n_embd)
-        for name in ("n_layer", "n_embd", "n_head", "rotary_dim", "n_positions", "vocab_size"):
-            if getattr(self, name) < 1:
-                raise InputError(f"config: {name} is {getattr(self, name)}; it must be at least 1")
+        for name, most in _LARGEST.items():
+            value = getattr(self, name)
+            if not 1 <= value <= most:
+                raise InputError(f"config: {name} is {value}; it must be from 1 to {most}")
+        if self.mp_num < 0:
+            raise InputError(f"config: {self.mp_num} groups in qkv_proj; give 1 or more")
+        if self.n_positions * self.rotary_dim > 1 << 24:
+            raise InputError(
+                f"config: n_positions {self.n_positions} and rotary_dim {self.rotary_dim} "
+                "make too large a table"
+            )
         if self.n_embd % self.n_head:
             raise InputError(
                 f"config: n_embd {self.n_embd} is not a multiple of n_head {self.n_head}"

@@ -41,6 +41,12 @@ class Names:
         return _Binder(self, geometry, tensors, where).decoder()
 
 
+NAMED = 5
+"""How many faults an error names."""
+
+MISSING = 1000
+"""Tensors that may be missing and be named; beyond that the number of layers is a lie."""
+
 CODEGEN = Names(
     model={
         "wte": "transformer.wte.weight",
@@ -164,6 +170,10 @@ class _Binder:
 
     def decoder(self) -> Decoder:
         g, shape = self.geometry, self._shapes()
+        if g.n_layer * len(self.names.block) > len(self.tensors) + MISSING:
+            raise InputError(
+                f"{self.where}: {g.n_layer} layers do not fit its {len(self.tensors)} tensors"
+            )
         top = {part: self._take(name, shape[part]) for part, name in self.names.model.items()}
         layers = [
             {
@@ -175,7 +185,8 @@ class _Binder:
         self._check_biases()
         self._check_rest()
         if self.faults:
-            raise InputError(f"{self.where}: " + "; ".join(self.faults))
+            more = [f"{len(self.faults) - NAMED} more"] if len(self.faults) > NAMED else []
+            raise InputError(f"{self.where}: " + "; ".join([*self.faults[:NAMED], *more]))
         return Decoder(
             geometry=g,
             blocks=tuple(self._block(parts) for parts in layers),
@@ -210,7 +221,11 @@ class _Binder:
                 name = pattern.format(i=i)
                 tensor = self.tensors.get(name)
                 self.used.add(name)
-                if tensor is not None and bool(tensor.read().count_nonzero()):
+                if tensor is None:
+                    continue
+                if tuple(tensor.shape) != (self.geometry.n_embd,):
+                    self.faults.append(f"{name} is {list(tensor.shape)}, not a bias of this model")
+                elif bool(tensor.read().count_nonzero()):
                     self.faults.append(f"{name} is not zero, and CodeGen has no such bias")
 
     def _check_rest(self) -> None:

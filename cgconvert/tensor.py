@@ -10,7 +10,7 @@ from __future__ import annotations
 import math
 import os
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -54,6 +54,13 @@ class LazyTensor(ABC):
     def T(self) -> LazyTensor:  # noqa: N802 - the name torch and numpy use
         return Transposed(self)
 
+    def leaves(self) -> Iterator[Stored]:
+        """The tensors of files that it is made of."""
+        for value in vars(self).values():
+            for part in value if isinstance(value, tuple) else (value,):
+                if isinstance(part, LazyTensor):
+                    yield from part.leaves()
+
     def to(self, dtype: torch.dtype) -> LazyTensor:
         return self if dtype == self.dtype else Cast(self, dtype)
 
@@ -73,6 +80,9 @@ class Stored(LazyTensor):
     shape: tuple[int, ...]
     dtype: torch.dtype
     name: str = ""
+
+    def leaves(self) -> Iterator[Stored]:
+        yield self
 
     def read(self, rows: slice = ALL, cols: slice = ALL) -> torch.Tensor:
         if len(self.shape) == 0:
@@ -105,7 +115,10 @@ class Stored(LazyTensor):
     def _fill(self, descriptor: int, view: memoryview, first: int) -> None:
         position = self.offset + first * self.dtype.itemsize
         while view:
-            got = os.preadv(descriptor, [view], position)
+            try:
+                got = os.preadv(descriptor, [view], position)
+            except OSError as error:
+                raise InputError(f"{self.path}: cannot be read: {error.strerror}") from error
             if got == 0:
                 raise InputError(
                     f"{self.path}: the file ends inside tensor {self.name or '?'}; "

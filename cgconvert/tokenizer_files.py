@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from cgconvert.errors import InputError
+from cgconvert.json_file import read_json, read_text
 
 __all__ = ["TOKENIZER_FILES", "Parts", "read_parts"]
 
@@ -21,8 +21,6 @@ TOKENIZER_FILES = (
     "merges.txt",
 )
 """The names a tokenizer's files have beside a checkpoint, some or all of them there."""
-
-_MAX_BYTES = 256 << 20  # a hundred times GPT-2's: beyond it the file is not a tokenizer
 
 _ROLES = ("eos_token", "bos_token", "unk_token", "pad_token")
 
@@ -65,7 +63,7 @@ def read_parts(path: Path) -> Parts:
     if whole.is_file():
         parts = _whole(whole)
     elif vocab.is_file() and merges.is_file():
-        parts = Parts(_vocabulary(vocab, _load(vocab)), _merges_text(merges))
+        parts = Parts(_vocabulary(vocab, read_json(vocab)), _merges_text(merges))
     elif not path.exists():
         raise InputError(f"{path}: no such file or folder; give a tokenizer's folder")
     else:
@@ -78,7 +76,7 @@ def read_parts(path: Path) -> Parts:
 
 
 def _whole(path: Path) -> Parts:
-    data = _load(path)
+    data = read_json(path)
     model = data.get("model")
     if not isinstance(model, dict):
         raise InputError(f"{path}: no model in it; it is not a tokenizer.json")
@@ -127,20 +125,21 @@ def _configuration(folder: Path, parts: Parts) -> None:
     """Add what tokenizer_config.json, special_tokens_map.json and added_tokens.json say."""
     added = folder / "added_tokens.json"
     if added.is_file():
-        for content, index in _load(added).items():
+        for content, index in read_json(added).items():
             parts.add(added, content, index, {})
     for name in ("tokenizer_config.json", "special_tokens_map.json"):
         path = folder / name
         if not path.is_file():
             continue
-        data = _load(path)
+        data = read_json(path)
         if data.get("add_prefix_space"):
             raise InputError(f"{path}: add_prefix_space is true; CodeGen's tokenizer adds none")
         decoder = data.get("added_tokens_decoder") or {}
         if not isinstance(decoder, dict):
             raise InputError(f"{path}: added_tokens_decoder is not an object")
         for index, entry in decoder.items():
-            number = int(index) if index.isascii() and index.isdigit() else index
+            plain = index.isascii() and index.isdigit() and len(index) < 10
+            number = int(index) if plain else index
             fields = entry if isinstance(entry, dict) else {}
             parts.add(path, fields.get("content"), number, fields)
         named = {role: _content(data.get(role)) for role in _ROLES}
@@ -159,7 +158,7 @@ def _vocabulary(path: Path, data: object) -> dict[str, int]:
 
 
 def _merges_text(path: Path) -> list[tuple[str, str]]:
-    lines = _text(path).split("\n")
+    lines = read_text(path).split("\n")
     return _merges(path, (line for line in map(str.rstrip, lines) if line.strip()
                           and not line.startswith("#version")))  # fmt: skip
 
@@ -172,29 +171,6 @@ def _merges(path: Path, entries: Iterable[object]) -> list[tuple[str, str]]:
             raise InputError(f"{path}: merge {number} is {entry!r}, not two tokens")
         merges.append((pair[0], pair[1]))
     return merges
-
-
-def _load(path: Path) -> dict[str, Any]:
-    text = _text(path)
-    try:
-        data = json.loads(text)
-    except (ValueError, RecursionError) as error:
-        raise InputError(f"{path}: not valid JSON: {error}") from None
-    if not isinstance(data, dict):
-        raise InputError(f"{path}: not a JSON object")
-    return data
-
-
-def _text(path: Path) -> str:
-    try:
-        size = path.stat().st_size
-        if size > _MAX_BYTES:
-            raise InputError(f"{path}: {size} bytes is too large for a tokenizer's file")
-        return path.read_text(encoding="utf-8")
-    except UnicodeDecodeError as error:
-        raise InputError(f"{path}: not UTF-8 text: {error}") from None
-    except OSError as error:
-        raise InputError(f"{path}: cannot be read: {error.strerror}") from None
 
 
 def _content(value: object) -> str | None:

@@ -208,7 +208,7 @@ BROKEN: dict[str, tuple[str, str, Callable[[Path], None], str]] = {
         "torch",
         "pytorch_model.bin",
         lambda p: p.write_bytes(p.read_bytes()[:100_000]),
-        "not a torch checkpoint",
+        "not a sound zip archive",
     ),
     "an empty file": (
         "torch", "pytorch_model.bin", lambda p: p.write_bytes(b""), "the file is empty",
@@ -275,7 +275,7 @@ BROKEN: dict[str, tuple[str, str, Callable[[Path], None], str]] = {
         "jaxformer",
         "1000/model/0.npz",
         lambda p: p.write_bytes(p.read_bytes()[:-5000]),
-        "not an npz archive",
+        "not a sound zip archive",
     ),
     "npz with objects": (
         "jaxformer",
@@ -320,14 +320,14 @@ def test_tarballs_that_reach_outside(tmp_path: Path) -> None:
         "holds config.json twice": tarfile.TarInfo("a/config.json"),
     }
     for message, info in cases.items():
-        members = [(info, b"{}")]
+        members = [(info, b"" if info is link else b"{}")]
         if "twice" in message:
             members.append((tarfile.TarInfo("b/config.json"), b"{}"))
         path = tar_with(tmp_path / f"{len(message)}.tar.gz", *members)
         with pytest.raises(InputError, match=message):
             read(str(path))
     assert not outside.exists()
-    assert not list((tmp_path / "cache" / "unpacked").iterdir())
+    assert not (tmp_path / "cache").exists()
 
 
 def test_a_tarball_cut_short(make_checkpoint: Make, tmp_path: Path) -> None:
@@ -335,7 +335,7 @@ def test_a_tarball_cut_short(make_checkpoint: Make, tmp_path: Path) -> None:
     archive.write_bytes(archive.read_bytes()[:200_000])
     with pytest.raises(InputError, match=r"not a readable \.tar\.gz|truncated"):
         read(str(archive))
-    assert not list((tmp_path / "cache" / "unpacked").iterdir())
+    assert not (tmp_path / "cache").exists()
 
 
 def test_a_file_not_contiguous_in_its_storage(make_checkpoint: Make) -> None:

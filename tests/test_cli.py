@@ -365,8 +365,8 @@ def test_interrupted(tmp_path: Path) -> None:
     """SIGTERM ends a run with 130, one line, and nothing left behind."""
     code = (
         "import os, signal, sys; from cgconvert.cli import main as m; "
-        "from cgconvert.stream import execute as e; "
-        "e._write_item = lambda *_: os.kill(os.getpid(), signal.SIGTERM); "
+        "from cgconvert.stream import write as w; "
+        "w.Writer._item = lambda *_: os.kill(os.getpid(), signal.SIGTERM); "
         f"m.main(['to-hf', '{TINY}', '-o', 'hf'])"
     )
     told = subprocess.run(

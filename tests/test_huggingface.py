@@ -359,12 +359,12 @@ def test_the_runtime_refuses_what_is_not_the_model(
     execute(to_hf(checkpoint, tmp_path))
     weights = (tmp_path / "model.safetensors").read_bytes()
     (tmp_path / "model.safetensors").write_bytes(weights[:-100])
-    with pytest.raises(InputError, match="cannot load it"):
+    with pytest.raises(InputError, match="is truncated"):
         Transformers.open(tmp_path)
     # Other names: transformers would fill in random numbers.
     renamed = weights.replace(b"transformer.ln_f.bias", b"transformer.ln_f.bios")
     (tmp_path / "model.safetensors").write_bytes(renamed)
-    with pytest.raises(InputError, match=r"missing_keys: transformer\.ln_f\.bias"):
+    with pytest.raises(InputError, match=r"transformer\.ln_f\.bias is missing"):
         Transformers.open(tmp_path)
     with pytest.raises(UsageError, match="device tpu"):
         Transformers.open(tmp_path, device="tpu")

@@ -228,7 +228,7 @@ def test_what_is_not_gpt2s_is_refused(
     [
         ("tokenizer.json", b"{", "not valid JSON"),
         ("tokenizer.json", b"[" * 100_000, "not valid JSON"),
-        ("tokenizer.json", b"[]", "not a JSON object"),
+        ("tokenizer.json", b"[]", "is not a JSON object"),
         ("tokenizer.json", b"\xff\xfe", "not UTF-8"),
         ("added_tokens.json", b'{"  ": "x"}', "an added token"),
         ("added_tokens.json", b'{"<|endoftext|>": 3}', "has the ids"),

@@ -2,33 +2,24 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 from cgconvert.errors import InputError
 from cgconvert.family import MP_NUM, TPU_CORES
+from cgconvert.json_file import read_json
 from cgconvert.model import Geometry
 
-__all__ = ["from_codegen", "from_jaxformer", "from_phi", "is_jaxformer", "read_json"]
-
-MAX_JSON_BYTES = 64 << 20
-
-
-def read_json(path: Path) -> dict[str, Any]:
-    """A JSON object from a file. Raises InputError where there is none."""
-    try:
-        if path.stat().st_size > MAX_JSON_BYTES:
-            raise InputError(f"{path}: larger than any JSON file of a checkpoint; it is not one")
-        value = json.loads(path.read_text(encoding="utf-8"))
-    except OSError as error:
-        raise InputError(f"{path}: cannot be read: {error.strerror}") from error
-    except (ValueError, RecursionError) as error:
-        raise InputError(f"{path}: is not valid JSON: {_one_line(error)}") from error
-    if not isinstance(value, dict):
-        raise InputError(f"{path}: is not a JSON object")
-    return value
+__all__ = [
+    "from_codegen",
+    "from_jaxformer",
+    "from_phi",
+    "geometry",
+    "integer",
+    "is_jaxformer",
+    "read_json",
+]
 
 
 def is_jaxformer(config: Mapping[str, Any]) -> bool:
@@ -45,7 +36,7 @@ def from_codegen(config: Mapping[str, Any], where: Path, mp_num: int | None) -> 
     kind = config.get("model_type")
     remote = "auto_map" in config
     if mp_num is None:
-        if remote or kind not in MP_NUM:
+        if remote or not isinstance(kind, str) or kind not in MP_NUM:
             what = "brings its own modelling code" if remote else f"has model_type {kind!r}"
             raise InputError(
                 f"{where}: {what}, so the number of groups in qkv_proj is not known; "
@@ -54,14 +45,15 @@ def from_codegen(config: Mapping[str, Any], where: Path, mp_num: int | None) -> 
         mp_num = MP_NUM[kind]
     _expect(config, where, "activation_function", "gelu_new")
     _expect(config, where, "tie_word_embeddings", False)
-    return Geometry(
-        n_layer=_integer(config, where, "n_layer", "num_hidden_layers"),
-        n_embd=_integer(config, where, "n_embd", "hidden_size"),
-        n_head=_integer(config, where, "n_head", "num_attention_heads"),
-        rotary_dim=_integer(config, where, "rotary_dim"),
-        n_positions=_integer(config, where, "n_positions", "n_ctx", "max_position_embeddings"),
-        vocab_size=_integer(config, where, "vocab_size"),
-        n_inner=_integer(config, where, "n_inner", default=0),
+    return geometry(
+        where,
+        n_layer=integer(config, where, "n_layer", "num_hidden_layers"),
+        n_embd=integer(config, where, "n_embd", "hidden_size"),
+        n_head=integer(config, where, "n_head", "num_attention_heads"),
+        rotary_dim=integer(config, where, "rotary_dim"),
+        n_positions=integer(config, where, "n_positions", "n_ctx", "max_position_embeddings"),
+        vocab_size=integer(config, where, "vocab_size"),
+        n_inner=integer(config, where, "n_inner", default=0),
         layer_norm_epsilon=_number(config, where, "layer_norm_epsilon", default=1e-5),
         mp_num=mp_num,
     )
@@ -71,19 +63,20 @@ def from_jaxformer(config: Mapping[str, Any], where: Path, mp_num: int | None) -
     """Geometry of a Jaxformer training configuration (config/*.json of salesforce/jaxformer)."""
     if mp_num is None:
         version = config.get("tpu_version")
-        if version not in TPU_CORES:
+        if not isinstance(version, int) or version not in TPU_CORES:
             raise InputError(
                 f"{where}: tpu_version is {version!r}, which does not tell the number of groups "
                 "in qkv_proj; give it with --mp-num"
             )
         mp_num = TPU_CORES[version]
-    return Geometry(
-        n_layer=_integer(config, where, "model_layers"),
-        n_embd=_integer(config, where, "model_dim"),
-        n_head=_integer(config, where, "model_heads"),
-        rotary_dim=_integer(config, where, "model_pe_rotary_dims"),
-        n_positions=_integer(config, where, "model_seq_len"),
-        vocab_size=_integer(config, where, "model_vocab_size"),
+    return geometry(
+        where,
+        n_layer=integer(config, where, "model_layers"),
+        n_embd=integer(config, where, "model_dim"),
+        n_head=integer(config, where, "model_heads"),
+        rotary_dim=integer(config, where, "model_pe_rotary_dims"),
+        n_positions=integer(config, where, "model_seq_len"),
+        vocab_size=integer(config, where, "model_vocab_size"),
         mp_num=mp_num,
     )
 
@@ -93,28 +86,38 @@ def from_phi(config: Mapping[str, Any], where: Path) -> Geometry:
     _expect(config, where, "hidden_act", "gelu_new")
     _expect(config, where, "tie_word_embeddings", False)
     _expect(config, where, "qk_layernorm", False)
-    heads = _integer(config, where, "num_attention_heads")
-    if _integer(config, where, "num_key_value_heads", default=heads) != heads:
+    heads = integer(config, where, "num_attention_heads")
+    if integer(config, where, "num_key_value_heads", default=heads) != heads:
         raise InputError(f"{where}: num_key_value_heads differs; CodeGen has one for each head")
-    width = _integer(config, where, "hidden_size")
+    width = integer(config, where, "hidden_size")
     rope = config.get("rope_parameters")
     rope = {**config, **(rope if isinstance(rope, dict) else {})}
     fraction = _number(rope, where, "partial_rotary_factor")
-    return Geometry(
-        n_layer=_integer(config, where, "num_hidden_layers"),
+    return geometry(
+        where,
+        n_layer=integer(config, where, "num_hidden_layers"),
         n_embd=width,
         n_head=heads,
         rotary_dim=round(fraction * (width // max(heads, 1))),
-        n_positions=_integer(config, where, "max_position_embeddings"),
-        vocab_size=_integer(config, where, "vocab_size"),
-        n_inner=_integer(config, where, "intermediate_size"),
+        n_positions=integer(config, where, "max_position_embeddings"),
+        vocab_size=integer(config, where, "vocab_size"),
+        n_inner=integer(config, where, "intermediate_size"),
         layer_norm_epsilon=_number(config, where, "layer_norm_eps"),
         rotary_base=_number(rope, where, "rope_theta", default=10000.0),
         mp_num=0,
     )
 
 
-def _integer(config: Mapping[str, Any], where: Path, *keys: str, default: int | None = None) -> int:
+def geometry(where: Path, **sizes: Any) -> Geometry:
+    """A Geometry whose faults are those of the file `where`. Raises InputError."""
+    try:
+        return Geometry(**sizes)
+    except InputError as error:  # it does not know the file
+        raise InputError(f"{where}: {str(error).removeprefix('config: ')}") from None
+
+
+def integer(config: Mapping[str, Any], where: Path, *keys: str, default: int | None = None) -> int:
+    """The positive whole number under the first of `keys` that is there. Raises InputError."""
     for key in keys:
         value = config.get(key)
         if value is None:
@@ -140,7 +143,3 @@ def _expect(config: Mapping[str, Any], where: Path, key: str, wanted: Any) -> No
     value = config.get(key, wanted)
     if value != wanted:
         raise InputError(f"{where}: {key} is {value!r}; CodeGen has {wanted!r}")
-
-
-def _one_line(error: BaseException) -> str:
-    return " ".join(str(error).split())[:200]

@@ -23,14 +23,18 @@ __all__ = ["GgufHeader", "GgufTensor", "read_header"]
 MAX_HEADER_BYTES = 32 << 20
 """Several times the header of a vocabulary of 250,000 tokens."""
 MAX_ENTRIES = 1 << 16
+MAX_STRINGS = 1 << 20
+"""In arrays: a vocabulary of 250,000 tokens has half as many, merges counted."""
 MAX_KEY_BYTES = (1 << 16) - 1
 MAX_NAME_BYTES = 63  # GGML_MAX_NAME without the 0 at the end
 MAX_DIMENSIONS = 4  # GGML_MAX_DIMS
 MAX_ELEMENTS = 1 << 48
 
-_BOOL, _STRING, _ARRAY = 7, 8, 9
+ALIGNMENT = "general.alignment"
+
+_UINT32, _BOOL, _STRING, _ARRAY = 4, 7, 8, 9
 _SCALARS = {
-    0: "<u1", 1: "<i1", 2: "<u2", 3: "<i2", 4: "<u4", 5: "<i4", 6: "<f4", _BOOL: "<u1",
+    0: "<u1", 1: "<i1", 2: "<u2", 3: "<i2", _UINT32: "<u4", 5: "<i4", 6: "<f4", _BOOL: "<u1",
     10: "<u8", 11: "<i8", 12: "<f8",
 }  # fmt: skip
 
@@ -66,6 +70,8 @@ def read_header(path: Path) -> GgufHeader:
     Raises InputError for anything but a whole, well-formed file of version 2 or 3, little-endian.
     """
     try:
+        if not path.is_file():  # to open a FIFO waits for a writer
+            raise InputError(f"{path}: cannot be read: not a regular file")
         with path.open("rb") as file:
             return _Parser(path, file, path.stat().st_size).header()
     except OSError as error:
@@ -76,6 +82,7 @@ class _Parser:
     def __init__(self, path: Path, file: BinaryIO, size: int) -> None:
         self.path, self.file, self.size = path, file, size
         self.position, self.end = 0, min(size, MAX_HEADER_BYTES)
+        self.strings = 0
 
     def fault(self, text: str) -> InputError:
         return InputError(f"{self.path}: not a valid GGUF file: {text}; fetch or convert it again")
@@ -111,7 +118,10 @@ class _Parser:
             raise self.fault(f"metadata key {key!r} is not ASCII")
         if key in metadata:
             raise self.fault(f"metadata key {key!r} is given twice")
-        metadata[key] = self.value(self.number("<u4"), key)
+        kind = self.number("<u4")
+        if key == ALIGNMENT and kind != _UINT32:  # llama.cpp aborts on any other
+            raise self.fault(f"{ALIGNMENT} has type {kind} instead of uint32")
+        metadata[key] = self.value(kind, key)
 
     def value(self, kind: int, key: str) -> Any:
         if kind == _STRING:
@@ -126,6 +136,9 @@ class _Parser:
     def array(self, key: str) -> Any:
         kind, count = self.number("<u4"), self.number("<u8")
         if kind == _STRING:
+            self.strings += count
+            if self.strings > MAX_STRINGS:
+                raise self.fault(f"{self.strings} strings, more than {MAX_STRINGS}")
             if count * 8 > self.end - self.position:
                 raise self.too_long(f"metadata {key!r} with {count} strings")
             return [self.string(MAX_HEADER_BYTES, key) for _ in range(count)]
@@ -144,8 +157,8 @@ class _Parser:
         return bool(value)
 
     def alignment(self, metadata: Mapping[str, Any]) -> int:
-        value = metadata.get("general.alignment", gguf.GGUF_DEFAULT_ALIGNMENT)
-        if not isinstance(value, int) or not 0 < value <= 1 << 20 or value & (value - 1):
+        value = metadata.get(ALIGNMENT, gguf.GGUF_DEFAULT_ALIGNMENT)
+        if not 0 < value <= 1 << 20 or value & (value - 1):
             raise self.fault(f"general.alignment is {value!r}, not a power of two up to 2^20")
         return value
 

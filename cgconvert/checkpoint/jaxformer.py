@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import io
 import math
-import zipfile
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -18,7 +17,7 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from cgconvert.checkpoint.torch_zip import stored_member
+from cgconvert.checkpoint.stored_zip import Member, members
 from cgconvert.errors import InputError
 from cgconvert.model import Geometry
 from cgconvert.names import CODEGEN
@@ -111,26 +110,19 @@ def _layer(leaf: Stored, layer: int, name: str) -> Stored:
 def leaves(path: Path) -> list[Stored]:
     """The archive's arrays as stored, in the order of `LEAVES`."""
     wanted = [f"arr_{i}.npy" for i in range(len(LEAVES))]
-    try:
-        with zipfile.ZipFile(path) as archive:
-            names = archive.namelist()
-            if sorted(names) != sorted(wanted):
-                raise InputError(
-                    f"{path}: holds {len(names)} members; a Jaxformer model is arr_0 to "
-                    f"arr_{len(LEAVES) - 1}"
-                )
-            return [_member(archive, archive.getinfo(name), path) for name in wanted]
-    except OSError as error:
-        raise InputError(f"{path}: cannot be read: {error.strerror or error}") from error
-    except (zipfile.BadZipFile, EOFError, NotImplementedError) as error:
-        raise InputError(f"{path}: not an npz archive: {error}") from error
+    found = members(path)
+    if found.keys() != set(wanted):
+        raise InputError(
+            f"{path}: holds {len(found)} members; a Jaxformer model is arr_0 to "
+            f"arr_{len(LEAVES) - 1}"
+        )
+    return [_array(found[name], path) for name in wanted]
 
 
-def _member(archive: zipfile.ZipFile, info: zipfile.ZipInfo, path: Path) -> Stored:
-    start = stored_member(archive, info, path)
+def _array(member: Member, path: Path) -> Stored:
     with path.open("rb") as file:
-        file.seek(start)
-        head = io.BytesIO(file.read(min(MAX_NPY_HEADER, info.file_size)))
+        file.seek(member.offset)
+        head = io.BytesIO(file.read(min(MAX_NPY_HEADER, member.size)))
     try:
         read: Callable[..., tuple[tuple[int, ...], bool, np.dtype]] = (
             np.lib.format.read_array_header_1_0
@@ -138,22 +130,22 @@ def _member(archive: zipfile.ZipFile, info: zipfile.ZipInfo, path: Path) -> Stor
             else np.lib.format.read_array_header_2_0
         )
         shape, fortran, dtype = read(head)
-    except (ValueError, SyntaxError) as error:
-        raise InputError(f"{path}: {info.filename} is not an array: {error}") from error
-    if dtype.str not in DTYPES or fortran:
+    except Exception as error:  # numpy parses it as Python source, which fails in many ways
+        raise InputError(f"{path}: {member.name} is not an array: {error}") from error
+    if dtype.str not in DTYPES or dtype.names or dtype.subdtype or fortran:
         raise InputError(
-            f"{path}: {info.filename} holds {dtype.str}{' in Fortran order' if fortran else ''}; "
+            f"{path}: {member.name} holds {dtype.str}{' in Fortran order' if fortran else ''}; "
             "expected float32, float16 or bfloat16 in C order"
         )
     torch_dtype = DTYPES[dtype.str]
-    if min(shape, default=1) < 0:
-        raise InputError(f"{path}: {info.filename} has an impossible shape {list(shape)}")
-    if head.tell() + math.prod(shape) * torch_dtype.itemsize != info.file_size:
-        raise InputError(f"{path}: {info.filename} is shorter or longer than its header says")
-    return Stored(path, start + head.tell(), tuple(shape), torch_dtype, info.filename)
+    if len(shape) > 3 or not all(type(n) is int and 0 < n < 1 << 48 for n in shape):
+        raise InputError(f"{path}: {member.name} has an impossible shape {list(shape)}")
+    if head.tell() + math.prod(shape) * torch_dtype.itemsize != member.size:
+        raise InputError(f"{path}: {member.name} is shorter or longer than its header says")
+    return Stored(path, member.offset + head.tell(), tuple(shape), torch_dtype, member.name)
 
 
 def step_number(folder: Path) -> int | None:
     """The step a folder stands for: its name's digits, as in `1000` or `step_1000`."""
-    digits = "".join(c for c in folder.name if c.isdigit())
+    digits = "".join(c for c in folder.name if c in "0123456789")
     return int(digits) if digits else None

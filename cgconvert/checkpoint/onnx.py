@@ -42,8 +42,13 @@ __all__ = [
     "type_of",
 ]
 
-MAX_GRAPH_BYTES = 64 << 20
-"""A graph of this family without its weights has a few hundred kilobytes."""
+MAX_GRAPH_BYTES = 4 << 20
+"""A graph of this family without its weights has a few hundred kilobytes; empty nodes of a larger
+file would take GBs in memory."""
+
+MAX_ENTRIES = 1 << 16
+MAX_NAME = 60
+"""Characters of a file's name: 4 bytes each at most, of the 255 that file systems take."""
 
 _DTYPES: Mapping[int, torch.dtype] = {
     TensorProto.FLOAT: torch.float32,
@@ -123,6 +128,8 @@ def type_of(graph: Path) -> str:
         if attribute.name == "bits"
     ]
     if bits:
+        if min(bits) not in (4, 8):
+            raise InputError(f"{graph}: matrices of {min(bits)} bits; ONNX Runtime's have 4 or 8")
         return f"int{min(bits)}"
     types: Counter[str] = Counter()
     for tensor in stored_tensors(graph).values():
@@ -181,11 +188,11 @@ def decoded_tensors(graph: Path) -> dict[str, LazyTensor]:
         arrays = tuple(stored[part] for part in names)
         try:
             codec = MatMulNBits(bits, told.get("block_size", 32), len(arrays) == 2, table)
-        except UsageError as error:
+            shape = (arrays[0].shape[0], math.prod(arrays[0].shape[1:]) * 8 // bits)
+            wanted = [array.shape for array in codec.arrays(shape)]
+        except (UsageError, InputError) as error:
             raise InputError(f"{graph}: {node.name}: {error}") from None
-        width = math.prod(arrays[0].shape[1:]) * 8 // bits
-        shape = (arrays[0].shape[0], width)
-        if [a.shape for a in codec.arrays(shape)] != [a.shape for a in arrays]:
+        if wanted != [array.shape for array in arrays]:
             raise InputError(f"{graph}: {node.name}: its arrays and attributes do not agree")
         found[name] = BlocksTensor(arrays, shape, codec)
         used.update(names)
@@ -220,6 +227,8 @@ def read(path: Path, name: str) -> Checkpoint:
 def parse(graph: Path) -> onnx.ModelProto:
     """The graph without its external data. Raises InputError for a file that is none."""
     try:
+        if not graph.is_file():
+            raise InputError(f"{graph}: cannot be read: not a regular file")
         size = graph.stat().st_size
         if size > MAX_GRAPH_BYTES:
             raise InputError(
@@ -230,9 +239,12 @@ def parse(graph: Path) -> onnx.ModelProto:
         raise InputError(f"{graph}: not an ONNX graph, or a damaged one") from error
     except OSError as error:
         raise InputError(f"{graph}: cannot be read: {error.strerror}") from error
+    if len(model.graph.node) + len(model.graph.initializer) > MAX_ENTRIES:
+        raise InputError(f"{graph}: more nodes and tensors than any decoder has")
     if not model.graph.node:
         raise InputError(f"{graph}: not an ONNX graph, or an empty one")
-    if not all(isinstance(text, str) for text in _texts(model)):  # protobuf lets bytes through
+    # protobuf lets bytes through, and names of several lines are not ours.
+    if not all(isinstance(text, str) and text.isprintable() for text in _texts(model)):
         raise InputError(f"{graph}: a damaged ONNX graph: a name in it is not text")
     return model
 
@@ -240,6 +252,14 @@ def parse(graph: Path) -> onnx.ModelProto:
 def _texts(model: onnx.ModelProto) -> Iterator[object]:
     for entry in model.metadata_props:
         yield from (entry.key, entry.value)
+    for opset in model.opset_import:
+        yield opset.domain
+    for node in model.graph.node:
+        yield from (node.name, node.op_type, node.domain, *node.input, *node.output)
+        for attribute in node.attribute:
+            yield attribute.name
+    for value in (*model.graph.input, *model.graph.output):
+        yield value.name
     for tensor in model.graph.initializer:
         yield tensor.name
         for entry in tensor.external_data:
@@ -281,7 +301,12 @@ def _stored(graph: Path, tensor: TensorProto, sizes: dict[Path, int]) -> Stored:
 def _data_file(graph: Path, where: str, location: str) -> Path:
     """A regular file beside the graph; a link only where the graph is one too and both lead into
     the same folder, as in the Hub's cache."""
-    if location in ("", "..") or Path(location).name != location or "\\" in location:
+    if (
+        location in ("", "..")
+        or Path(location).name != location
+        or "\\" in location
+        or len(location) > MAX_NAME
+    ):
         raise InputError(f"{where} has its data outside the folder, at {location!r}")
     path = graph.parent / location
     if not path.is_file():

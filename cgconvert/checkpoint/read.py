@@ -46,14 +46,15 @@ class ReadOptions:
 
     @classmethod
     def from_origin(cls, origin: Mapping[str, Any]) -> ReadOptions:
-        """The options a manifest kept."""
-        paths = {k: Path(origin[k]) for k in ("tokenizer", "config") if k in origin}
-        return cls(
-            **paths,
-            mp_num=origin.get("mp_num"),
-            step=origin.get("step"),
-            revision=origin.get("revision"),
-        )
+        """The options a manifest kept. Raises InputError where one cannot be what was said."""
+        kinds = {"tokenizer": str, "config": str, "mp_num": int, "step": int, "revision": str}
+        said = {key: origin[key] for key in kinds if origin.get(key) is not None}
+        for key, value in said.items():
+            if not isinstance(value, kinds[key]) or isinstance(value, bool):
+                raise InputError(f"the manifest's {key} is {value!r}, which it cannot be")
+        for key in said.keys() & {"tokenizer", "config"}:
+            said[key] = Path(said[key])
+        return cls(**said)
 
 
 def read(given: str, options: ReadOptions | None = None) -> Checkpoint:

@@ -10,7 +10,7 @@ import click
 
 from cgconvert.checkpoint.checkpoint import Checkpoint
 from cgconvert.checkpoint.read import ReadOptions, read
-from cgconvert.cli.options import common, output, reading, writing
+from cgconvert.cli.options import WriteOptions, common, output, reading, writing
 from cgconvert.cli.progress import TerminalProgress, human_bytes
 from cgconvert.errors import OutputError
 from cgconvert.stream.execute import check, execute, free_space
@@ -32,15 +32,14 @@ def converting(default_source: Callable[[], str] | None = None) -> Callable[[Pla
         def command(
             source: str | None,
             output: Path | None,
-            force: bool,
-            dry_run: bool,
+            how: WriteOptions,
             options: ReadOptions,
             **own: Any,
         ) -> None:
             given = source if source or default_source is None else default_source()
             checkpoint = read(str(given), options)
             plan = planned(checkpoint, output, **own)
-            carry_out(plan, checkpoint, force=force, dry_run=dry_run)
+            carry_out(plan, checkpoint, how)
 
         command.__doc__ = planned.__doc__
         argument = click.argument("source", required=default_source is None)
@@ -49,13 +48,20 @@ def converting(default_source: Callable[[], str] | None = None) -> Callable[[Pla
     return decorate
 
 
-def carry_out(plan: Plan, checkpoint: Checkpoint, *, force: bool, dry_run: bool) -> None:
+def carry_out(plan: Plan, checkpoint: Checkpoint, how: WriteOptions) -> None:
     """Write the artefact and say where it is, or only print the plan."""
-    if dry_run:
+    if how.dry_run:
         _show(plan)
         check(plan, checkpoint)
         return
-    manifest = execute(plan, checkpoint, force=force, progress=TerminalProgress())
+    manifest = execute(
+        plan,
+        checkpoint,
+        force=how.force,
+        resume=how.resume,
+        allow_nonfinite=how.allow_nonfinite,
+        progress=TerminalProgress(),
+    )
     size = sum(int(entry["bytes"]) for entry in manifest.files.values())
     click.echo(f"{plan.output}  {plan.format} {plan.type}, {human_bytes(size)}")
 

@@ -9,6 +9,7 @@ import click
 from cgconvert.checkpoint.read import ReadOptions
 from cgconvert.cli.options import common, reading
 from cgconvert.cli.progress import human_bytes
+from cgconvert.cli.text import printable
 from cgconvert.describe import Description, describe
 
 __all__ = ["command"]
@@ -30,10 +31,10 @@ def command(path: str, as_json: bool, options: ReadOptions) -> None:
     if as_json:
         click.echo(json.dumps(found.as_dict(), indent=2, ensure_ascii=False))
     else:
-        click.echo(_text(found))
+        click.echo("\n".join(map(printable, _lines(found))))
 
 
-def _text(found: Description) -> str:
+def _lines(found: Description) -> list[str]:
     geometry, tokenizer = found.geometry, found.tokenizer
     runs = "-".join(map(str, tokenizer["white_space"])) or "none"
     sizes = ", ".join(f"{kind} {human_bytes(size)}" for kind, size in found.types.items())
@@ -51,7 +52,7 @@ def _text(found: Description) -> str:
     for tensor in found.tensors:
         shape = "x".join(map(str, tensor.shape)) or "scalar"
         lines.append(f"{tensor.name:<{width}}  {tensor.type:<8} {shape:>14} {tensor.nbytes:>15,} B")
-    return "\n".join(lines)
+    return lines
 
 
 def _provenance(found: Description) -> list[str]:

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import importlib
+import io
 import os
 import signal
 import sys
 import traceback
+import warnings
 from collections.abc import Sequence
 from types import FrameType
 from typing import NoReturn
@@ -14,12 +16,19 @@ from typing import NoReturn
 import click
 
 from cgconvert import __version__
-from cgconvert.cli.options import verbosity
-from cgconvert.errors import CgconvertError
+from cgconvert.cli.text import one_line
+from cgconvert.errors import CgconvertError, Interrupted
 
 __all__ = ["main"]
 
 COMMANDS = ("to-hf", "to-onnx", "to-gguf", "quantize", "verify", "inspect", "generate", "run")
+
+_SIGNALS = {
+    signal.SIGINT: signal.default_int_handler,
+    signal.SIGTERM: signal.SIG_DFL,
+    signal.SIGHUP: signal.SIG_DFL,
+}
+"""What interrupts a run, and who handles it unless somebody has said otherwise."""
 
 INTERRUPTED = 130
 IO_ERROR = 5
@@ -57,7 +66,13 @@ def main(arguments: Sequence[str] | None = None) -> NoReturn:
     0 done, 1 our own bug, 2 usage or a missing runtime or device, 3 bad or missing input,
     4 verification failed, 5 I/O or no space, 130 interrupted.
     """
-    signal.signal(signal.SIGTERM, _terminated)
+    for number, ours in _SIGNALS.items():
+        if signal.getsignal(number) == ours:  # others are ignored on purpose, as under nohup
+            signal.signal(number, _interrupted)
+    if isinstance(sys.stdout, io.TextIOWrapper):  # what files say need not be text to a terminal
+        sys.stdout.reconfigure(errors="backslashreplace")
+    if not sys.warnoptions:
+        warnings.simplefilter("ignore")  # libraries' advice to programmers
     sys.exit(_run(arguments))
 
 
@@ -66,7 +81,9 @@ def _run(arguments: Sequence[str] | None) -> int:
         cli.main(args=arguments, prog_name="cgconvert", standalone_mode=False)
     except click.exceptions.Exit as leaving:
         return leaving.exit_code
-    except (click.Abort, KeyboardInterrupt) as error:
+    except (Interrupted, click.Abort, KeyboardInterrupt) as error:
+        if sys.stderr.isatty():  # where ^C is echoed
+            click.echo(err=True)
         return _say("interrupted", INTERRUPTED, error)
     except click.UsageError as error:
         where = error.ctx.command_path if error.ctx else "cgconvert"
@@ -81,6 +98,8 @@ def _run(arguments: Sequence[str] | None) -> int:
         return 0
     except OSError as error:
         return _say(f"{error.filename or 'I/O'}: {error.strerror or error}", IO_ERROR, error)
+    except MemoryError as error:
+        return _say("not enough memory", IO_ERROR, error)
     except Exception as error:
         text = f"internal error: {type(error).__name__}: {error}; --verbose shows where"
         return _say(text, 1, error)
@@ -88,12 +107,14 @@ def _run(arguments: Sequence[str] | None) -> int:
 
 
 def _say(message: str, code: int, error: BaseException) -> int:
-    if verbosity.verbose:
+    # Not imported at the top: it brings torch, and an interruption while that loads is caught here.
+    options = sys.modules.get("cgconvert.cli.options")
+    verbosity = getattr(options, "verbosity", None)
+    if verbosity is not None and verbosity.verbose:
         traceback.print_exception(error)
-    line = " ".join(message.split())
-    click.echo(f"cgconvert: {line}", err=True)
+    click.echo(f"cgconvert: {one_line(message)}", err=True)
     return code
 
 
-def _terminated(signum: int, frame: FrameType | None) -> NoReturn:
-    raise KeyboardInterrupt
+def _interrupted(signum: int, frame: FrameType | None) -> NoReturn:
+    raise Interrupted

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import re
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -15,6 +16,7 @@ from cgconvert.runtimes import RUNTIMES
 
 __all__ = [
     "SIZE",
+    "WriteOptions",
     "blocks",
     "common",
     "device",
@@ -87,12 +89,43 @@ def reading(function: Callable[..., Any]) -> Callable[..., Any]:
     return with_options
 
 
+@dataclass(frozen=True)
+class WriteOptions:
+    """How a plan is to be carried out; see stream.execute."""
+
+    force: bool = False
+    dry_run: bool = False
+    resume: bool = False
+    allow_nonfinite: bool = False
+
+
 def writing(function: Callable[..., Any]) -> Callable[..., Any]:
-    """--force and --dry-run."""
-    function = click.option(
-        "--dry-run", is_flag=True, help="Print the plan, its size and its needs; write nothing."
-    )(function)
-    return force(function)
+    """How outputs are written; the command gets one `how: WriteOptions`."""
+
+    @functools.wraps(function)
+    def with_options(**values: Any) -> Any:
+        names = WriteOptions.__dataclass_fields__
+        return function(how=WriteOptions(**{n: values.pop(n) for n in names}), **values)
+
+    decorated: Callable[..., Any] = with_options
+    for option in (
+        click.option(
+            "--allow-nonfinite",
+            is_flag=True,
+            help="Keep NaN, infinities and what overflows to them (not in quantized types).",
+        ),
+        click.option(
+            "--resume",
+            is_flag=True,
+            help="Continue what an interrupted run has written, and keep it if this one is too.",
+        ),
+        click.option(
+            "--dry-run", is_flag=True, help="Print the plan, its size and its needs; write nothing."
+        ),
+        force,
+    ):
+        decorated = option(decorated)
+    return decorated
 
 
 def blocks(function: Callable[..., Any]) -> Callable[..., Any]:
@@ -152,7 +185,7 @@ class _Size(click.ParamType):
             return value
         match = re.fullmatch(r"\s*(\d+(?:\.\d+)?)\s*([KMGT]I?)?B?\s*", str(value).upper())
         size = 0
-        if match:
+        if match and len(match[1]) < 20:
             size = int(float(match[1]) * (self.units | self.binary)[match[2] or ""])
         if size < 1:
             self.fail(f"{value!r} is not a size; write 5GB, 500MB or a number of bytes", param, ctx)

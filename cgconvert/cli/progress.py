@@ -1,4 +1,4 @@
-"""Progress for a person: a bar on a terminal, plain lines otherwise."""
+"""Progress for a person: a bar on a terminal. Elsewhere stderr is for what went wrong."""
 
 from __future__ import annotations
 
@@ -21,8 +21,6 @@ class TerminalProgress:
         if sys.stderr.isatty():
             self._bar = click.progressbar(length=max(total, 1), label=label, file=sys.stderr)
             self._bar.__enter__()
-        else:
-            click.echo(f"cgconvert: {label}", err=True)
 
     def advance(self, amount: int) -> None:
         if self._bar is not None:

@@ -12,8 +12,9 @@ from cgconvert import convert, recipe
 from cgconvert.checkpoint.checkpoint import Checkpoint
 from cgconvert.checkpoint.read import ReadOptions, read
 from cgconvert.cli.convert import carry_out
-from cgconvert.cli.options import SIZE, common, writing
+from cgconvert.cli.options import SIZE, WriteOptions, common, writing
 from cgconvert.cli.verifying import verify_all
+from cgconvert.errors import InputError
 from cgconvert.verify.prompts import TEXT_TOKENS, Text, read_text
 from cgconvert.verify.thresholds import known_bounds
 
@@ -24,7 +25,7 @@ __all__ = ["command"]
 @click.argument("recipe_file", metavar="RECIPE.yaml")
 @writing
 @common
-def command(recipe_file: str, force: bool, dry_run: bool) -> None:
+def command(recipe_file: str, how: WriteOptions) -> None:
     """Take the steps of a recipe, in order. RECIPE is a file, or the name of a shipped one.
 
     \b
@@ -39,21 +40,24 @@ def command(recipe_file: str, force: bool, dry_run: bool) -> None:
     checkpoint = read(found.source, ReadOptions(**{**found.reading, **paths}))
     written: list[Path] = []
     for number, step in enumerate(found.steps, 1):
-        click.echo(f"[{number}/{len(found.steps)}] {step.command}", err=True)
+        click.echo(f"[{number}/{len(found.steps)}] {step.command}")
         if step.command == "verify":
-            _verify(step.options, found, checkpoint, written, texts, dry_run)
+            _verify(step.options, found, checkpoint, written, texts, how.dry_run)
         else:
-            plan = convert.CONVERSIONS[step.command](checkpoint, **_options(step.options))
-            carry_out(plan, checkpoint, force=force, dry_run=dry_run)
+            plan = convert.CONVERSIONS[step.command](checkpoint, **_options(step, found.path))
+            carry_out(plan, checkpoint, how)
             written.append(plan.output)
 
 
-def _options(options: Any) -> dict[str, Any]:
-    given = dict(options)
+def _options(step: recipe.Step, path: Path) -> dict[str, Any]:
+    given = dict(step.options)
     if "output" in given:
         given["output"] = Path(given["output"])
     if "max_shard_size" in given:
-        given["max_shard_size"] = SIZE.convert(given["max_shard_size"], None, None)
+        try:
+            given["max_shard_size"] = SIZE.convert(given["max_shard_size"], None, None)
+        except click.BadParameter as error:
+            raise InputError(f"{path}:{step.line}: max_shard_size: {error.message}") from None
     return given
 
 

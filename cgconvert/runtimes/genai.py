@@ -10,8 +10,8 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from cgconvert.checkpoint.config import read_json
-from cgconvert.checkpoint.onnx import stored_tensors
 from cgconvert.errors import InputError, MissingRuntimeError, UsageError
+from cgconvert.runtimes.admission import admit_genai
 from cgconvert.runtimes.onnxruntime import CUDA_OPTIONS, failure
 from cgconvert.runtimes.runtime import Runtime
 from cgconvert.tokenizer import Tokenizer
@@ -52,7 +52,7 @@ class Genai(Runtime):
                 "device cuda: this onnxruntime-genai was built without CUDA; pip uninstall "
                 "onnxruntime-genai, then pip install onnxruntime-genai-cuda, or use --device cpu"
             )
-        stored_tensors(_graph(path))
+        admit_genai(path)
         options = {"log_severity_level": 4}  # failures come as exceptions, once
         if threads is not None:
             options["intra_op_num_threads"] = threads
@@ -116,16 +116,3 @@ def _entry(path: Path, key: str) -> int:
     if not isinstance(value, int):
         raise InputError(f"{path}: model.{key} is {value!r}, not a number")
     return value
-
-
-def _graph(folder: Path) -> Path:
-    """The graph that the configuration names, which has to be inside the folder."""
-    path = folder / "genai_config.json"
-    model = read_json(path).get("model")
-    decoder = model.get("decoder") if isinstance(model, dict) else None
-    name = decoder.get("filename") if isinstance(decoder, dict) else None
-    if not isinstance(name, str) or not (folder / name).is_file():
-        raise InputError(f"{path}: names the graph {name!r}, which is not there")
-    if ".." in Path(name).parts or Path(name).is_absolute():
-        raise InputError(f"{path}: names the graph {name!r}, outside the folder")
-    return folder / name

@@ -12,9 +12,8 @@ from typing import Any
 
 import numpy as np
 
-from cgconvert.checkpoint import gguf
-from cgconvert.checkpoint.gguf_header import read_header
 from cgconvert.errors import CgconvertError, InputError, MissingRuntimeError, UsageError
+from cgconvert.runtimes.admission import admit_gguf
 from cgconvert.runtimes.runtime import Runtime
 
 __all__ = ["LlamaCpp"]
@@ -68,7 +67,7 @@ class LlamaCpp(Runtime):
         if device == "cuda":
             _require_cuda(library)
         # llama.cpp aborts the process on some broken files, and hangs on others.
-        gguf.geometry(path, read_header(path))
+        admit_gguf(path)
         offload = device == "cuda"
         model_params = library.llama_model_default_params()
         model_params.n_gpu_layers = -1 if offload else 0

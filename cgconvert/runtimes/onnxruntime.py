@@ -11,9 +11,10 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from cgconvert.checkpoint.config import read_json
-from cgconvert.checkpoint.onnx import find_graph, folder_of, parse, stored_tensors
+from cgconvert.checkpoint.onnx import find_graph, folder_of, parse
 from cgconvert.errors import CgconvertError, InputError, MissingRuntimeError, UsageError
 from cgconvert.formats.onnx.weights import PADDING
+from cgconvert.runtimes.admission import admit_onnx
 from cgconvert.runtimes.batch import left_padded
 from cgconvert.runtimes.onnx_decode import DTYPES, INPUTS, KEEP, PAST, PRESENT, SharedCache
 from cgconvert.runtimes.runtime import Runtime
@@ -81,7 +82,7 @@ class OnnxRuntime(Runtime):
                 "then pip install 'cgconvert[onnxruntime-gpu]', or use --device cpu"
             )
         graph = find_graph(path)
-        stored_tensors(graph)  # where its data lies, whatever this onnxruntime checks
+        admit_onnx(graph)
         options = onnxruntime.SessionOptions()
         options.log_severity_level = 4  # failures come as exceptions, once
         if threads is not None:

@@ -11,6 +11,7 @@ import numpy as np
 import torch
 
 from cgconvert.errors import InputError, MissingRuntimeError, UsageError
+from cgconvert.runtimes.admission import admit_huggingface
 from cgconvert.runtimes.batch import left_padded
 from cgconvert.runtimes.runtime import Runtime
 
@@ -53,13 +54,17 @@ class Transformers(Runtime):
         # Anything else transformers would take for a name on the Hub.
         if not (path / "config.json").is_file():
             raise InputError(f"{path}: not a Hugging Face folder, it has no config.json")
+        admit_huggingface(path)
         with _quiet(), _loading(path):
-            tokenizer = AutoTokenizer.from_pretrained(path, local_files_only=True)
+            tokenizer = AutoTokenizer.from_pretrained(
+                path, local_files_only=True, trust_remote_code=False
+            )
             # Any: with output_loading_info it returns a pair, which its signature leaves out.
             factory: Any = AutoModelForCausalLM
             model, report = factory.from_pretrained(
                 path,
                 local_files_only=True,
+                trust_remote_code=False,
                 use_safetensors=True,
                 dtype=torch.float32 if device == "cpu" else torch.float16,
                 output_loading_info=True,
@@ -111,7 +116,7 @@ class Transformers(Runtime):
     ) -> tuple[np.ndarray, Any]:
         """Logits float32 [batch, length, vocabulary], and `cache`, which has grown by `tokens`."""
         given = {"input_ids": tokens, "attention_mask": mask, "position_ids": positions}
-        with torch.inference_mode():
+        with torch.inference_mode(), _loading(self._model.name_or_path, "run"):
             logits = self._model(
                 **{name: torch.tensor(array, device=self.device) for name, array in given.items()},
                 past_key_values=cache,
@@ -154,13 +159,18 @@ def _check_complete(path: Path, report: dict[str, Any]) -> None:
 
 
 @contextmanager
-def _loading(path: Path) -> Iterator[None]:
-    """Whatever loading raises is about the folder: the library has no exception of its own."""
+def _loading(path: Path | str, what: str = "load") -> Iterator[None]:
+    """Whatever loading raises is about the folder: the library has no exception of its own.
+
+    A model that loads may still not fit together; that a device is full is no fault of the folder.
+    """
     try:
         yield
+    except torch.OutOfMemoryError:
+        raise
     except Exception as error:
         reason = " ".join(str(error).split())[:300]
-        raise InputError(f"{path}: transformers cannot load it: {reason}") from error
+        raise InputError(f"{path}: transformers cannot {what} it: {reason}") from error
 
 
 @contextmanager

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import ctypes
 import errno
 import fcntl
@@ -10,7 +11,7 @@ import shutil
 from pathlib import Path
 from types import TracebackType
 
-from cgconvert.errors import OutputError, UsageError
+from cgconvert.errors import Interrupted, OutputError, UsageError
 
 __all__ = ["Staging"]
 
@@ -21,31 +22,40 @@ AT_FDCWD = -100
 class Staging:
     """A hidden folder beside the target, held by one run at a time.
 
-    Leaving the context without `commit` removes it; what an interrupted run left is removed by the
-    next. The target itself is touched by nothing but the final rename.
+    Leaving the context without a commit removes it, and folders made for it; what an interrupted
+    run left is removed by the next. With `resume` it is taken over, and kept on an interruption or
+    a failing disk. The target itself is touched by nothing but the final rename.
     """
 
-    def __init__(self, output: Path, *, force: bool) -> None:
+    def __init__(self, output: Path, *, force: bool, resume: bool = False) -> None:
         self.output = Path(os.path.abspath(output))
-        self.force = force
+        self.force, self.resume = force, resume
         self.folder = self.output.parent / f".{self.output.name}.cgconvert-tmp"
         self.content = self.folder / "content"
+        self.journal = self.folder / "journal"
+        self._made: list[Path] = []
         self._lock = -1
 
     def __enter__(self) -> Staging:
-        if self.output.exists() and not self.force:
-            raise UsageError(f"{self.output} exists; give --force to replace it")
         try:
-            self.folder.mkdir(parents=True, exist_ok=True)
-            self._lock = os.open(self.folder / "lock", os.O_RDWR | os.O_CREAT, 0o644)
-            fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError as error:
-            os.close(self._lock)
-            raise UsageError(f"{self.output} is being written by another run") from error
+            self._acquire()
         except OSError as error:
+            with contextlib.suppress(OSError):
+                self.folder.rmdir()
+            self._remove_made()
             raise OutputError(f"{self.output}: cannot be written: {error.strerror}") from error
-        shutil.rmtree(self.content, ignore_errors=True)  # an interrupted run's
-        self.content.mkdir()
+        try:
+            self._put_back()
+            if os.path.lexists(self.output) and not self.force:
+                raise UsageError(f"{self.output} exists; give --force to replace it")
+            if not self.resume:
+                self.clear()
+            self.content.mkdir(exist_ok=True)
+        except BaseException as error:
+            self._release(keep=self.resume and self.journal.exists())
+            if isinstance(error, OSError):
+                raise OutputError(f"{self.output}: cannot be written: {error.strerror}") from error
+            raise
         return self
 
     def __exit__(
@@ -54,29 +64,95 @@ class Staging:
         error: BaseException | None,
         trace: TracebackType | None,
     ) -> None:
-        shutil.rmtree(self.folder, ignore_errors=True)
-        os.close(self._lock)
+        self._release(
+            keep=self.resume and isinstance(error, Interrupted | KeyboardInterrupt | OSError)
+        )
+
+    def clear(self) -> None:
+        """Forget what an interrupted run has written."""
+        self.journal.unlink(missing_ok=True)
+        shutil.rmtree(self.content, ignore_errors=True)
 
     def commit_folder(self) -> None:
         """The staged folder becomes the target, at once; an old target goes after that."""
         _sync_tree(self.content)
-        if self.output.exists():
-            _exchange(self.content, self.output)
+        if os.path.lexists(self.output):
+            _exchange(self.content, self.output, self._aside)
         else:
             self.content.rename(self.output)
-        _sync(self.output.parent)
+        self._committed()
 
     def commit_files(self) -> None:
-        """The staged files appear beside the target, the target itself last."""
+        """The staged files appear beside the target, the target itself last.
+
+        Where the target exists, what is beside the old one goes first: at no time does a file lie
+        beside a manifest of another.
+        """
         _sync_tree(self.content)
-        files = sorted(self.content.iterdir(), key=lambda p: p.name == self.output.name)
-        for file in files:
-            file.replace(self.output.parent / file.name)
-        _sync(self.output.parent)
+        target = self.content / self.output.name
+        beside = [file for file in sorted(self.content.iterdir()) if file != target]
+        order = [*beside, target]
+        if os.path.lexists(self.output):
+            order.reverse()
+            for file in beside:
+                self.output.with_name(file.name).unlink(missing_ok=True)
+        for file in order:
+            file.replace(self.output.with_name(file.name))
+        self._committed()
+
+    @property
+    def _aside(self) -> Path:
+        return self.folder / "replaced"
+
+    def _acquire(self) -> None:
+        """Make the folder and hold its lock, which another run may be taking away just now."""
+        while True:
+            missing = [p for p in (self.folder, *self.folder.parents) if not p.exists()]
+            self._made += [folder for folder in missing[1:] if folder not in self._made]
+            self.folder.mkdir(parents=True, exist_ok=True)
+            if self.folder.is_symlink():
+                raise OSError(errno.ELOOP, f"{self.folder.name} is a link")
+            try:
+                self._lock = os.open(self.folder / "lock", os.O_RDWR | os.O_CREAT, 0o644)
+                fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                if os.path.samestat((self.folder / "lock").stat(), os.fstat(self._lock)):
+                    return
+            except FileNotFoundError:
+                pass
+            except BlockingIOError as error:
+                os.close(self._lock)
+                raise UsageError(f"{self.output} is being written by another run") from error
+            if self._lock >= 0:
+                os.close(self._lock)
+                self._lock = -1
+
+    def _put_back(self) -> None:
+        """A run that was killed between the two renames of `_exchange` left the old target here."""
+        if self._aside.exists():
+            if os.path.lexists(self.output):
+                shutil.rmtree(self._aside)
+            else:
+                self._aside.rename(self.output)
+
+    def _release(self, *, keep: bool) -> None:
+        if not keep:
+            shutil.rmtree(self.folder, ignore_errors=True)
+            self._remove_made()
+        os.close(self._lock)
+
+    def _remove_made(self) -> None:
+        """Folders made for an output that did not come; one with something in it stays."""
+        for folder in sorted(self._made, key=lambda f: -len(f.parts)):
+            with contextlib.suppress(OSError):
+                folder.rmdir()
+
+    def _committed(self) -> None:
+        for folder in {self.output.parent, *(made.parent for made in self._made)}:
+            _sync(folder)
 
 
-def _exchange(one: Path, other: Path) -> None:
-    """Swap two folders in one step where the system can, in two renames where it cannot."""
+def _exchange(one: Path, other: Path, aside: Path) -> None:
+    """Swap two folders in one step where the system can; where it cannot, `other` goes aside."""
     libc = ctypes.CDLL(None, use_errno=True)
     if hasattr(libc, "renameat2"):
         done = libc.renameat2(
@@ -86,7 +162,6 @@ def _exchange(one: Path, other: Path) -> None:
             return
         if ctypes.get_errno() not in (errno.EINVAL, errno.ENOSYS, errno.ENOTSUP):
             raise OSError(ctypes.get_errno(), os.strerror(ctypes.get_errno()), str(other))
-    aside = one.with_name("replaced")
     other.rename(aside)
     one.rename(other)
 

@@ -4,17 +4,18 @@ from __future__ import annotations
 
 import os
 import shutil
+import threading
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 
-import torch
-
 from cgconvert.checkpoint.checkpoint import Checkpoint
-from cgconvert.errors import InputError, OutputError, UsageError
+from cgconvert.errors import OutputError, UsageError
 from cgconvert.manifest import Manifest, digest_of, file_sha256, libraries, manifest_path
 from cgconvert.stream.commit import Staging
-from cgconvert.stream.plan import FilePlan, Item, Plan
+from cgconvert.stream.journal import START, Journal, key_of
+from cgconvert.stream.plan import Plan
 from cgconvert.stream.progress import Progress, Silent
+from cgconvert.stream.write import Writer
 
 __all__ = ["check", "execute", "free_space"]
 
@@ -27,19 +28,26 @@ def free_space(output: Path) -> int:
     return shutil.disk_usage(place).free
 
 
-def check(plan: Plan, checkpoint: Checkpoint) -> None:
+def check(plan: Plan, checkpoint: Checkpoint, *, staged: int = 0) -> None:
     """Stop what cannot end well before a byte is written.
 
-    Raises UsageError where the output is the input or inside it, OutputError for want of space.
+    Raises UsageError where the output is the input or inside it, OutputError for want of space;
+    `staged` bytes are there from an interrupted run.
     """
-    output, source = plan.output.resolve(), checkpoint.path.resolve()
-    folder = source if source.is_dir() else None
-    if output == source or (folder is not None and output.is_relative_to(folder)):
-        raise UsageError(f"{plan.output}: the output is the input or inside it; choose another -o")
-    if source.is_relative_to(output):
-        raise UsageError(f"{plan.output}: the input is inside the output; choose another -o")
+    output = plan.output.resolve()
+    given = checkpoint.origin.get("given")
+    for path in (checkpoint.path, *checkpoint.files, *([Path(str(given))] if given else [])):
+        if not path.exists():  # a name of the family, a Hub id
+            continue
+        source = path.resolve()
+        if output == source or (source.is_dir() and output.is_relative_to(source)):
+            raise UsageError(
+                f"{plan.output}: the output is the input or inside it; choose another -o"
+            )
+        if source.is_relative_to(output):
+            raise UsageError(f"{plan.output}: the input is inside the output; choose another -o")
     free = free_space(plan.output)
-    if plan.nbytes > free:
+    if plan.nbytes > free + staged:
         raise OutputError(
             f"{plan.output}: {plan.nbytes:,} bytes are needed, {free:,} are free; "
             "free some or choose another -o"
@@ -47,21 +55,40 @@ def check(plan: Plan, checkpoint: Checkpoint) -> None:
 
 
 def execute(
-    plan: Plan, checkpoint: Checkpoint, *, force: bool = False, progress: Progress | None = None
+    plan: Plan,
+    checkpoint: Checkpoint,
+    *,
+    force: bool = False,
+    resume: bool = False,
+    allow_nonfinite: bool = False,
+    progress: Progress | None = None,
 ) -> Manifest:
     """Write the artefact and its manifest; the target appears complete or not at all.
 
-    Raises InputError for numbers that cannot be stored, OutputError where writing fails.
+    `resume` takes over what an interrupted run of the same plan has written. Unless
+    `allow_nonfinite`, NaN, infinities and numbers too large for the type are refused; in quantized
+    types always. Raises InputError for numbers that cannot be stored, OutputError where writing
+    fails.
     """
-    check(plan, checkpoint)
     progress = progress or Silent()
+    stop = threading.Event()
+    staging = Staging(plan.output, force=force, resume=resume)
+    check(plan, checkpoint, staged=max(0, _size(staging.content)))
     try:
-        with Staging(plan.output, force=force) as staging, ThreadPoolExecutor(1) as pool:
-            source = pool.submit(digest_of, checkpoint.files)  # while the disk is busy anyway
-            progress.step(f"writing {plan.output}", plan.nbytes)
-            for file in plan.files:
-                _write_file(staging.content, file, progress)
-            manifest = _manifest(plan, checkpoint, staging.content, source, progress)
+        with staging, ThreadPoolExecutor(2) as pool:
+            try:
+                journal = _journal(
+                    staging, key_of(plan, checkpoint, nonfinite=allow_nonfinite), plan
+                )
+                # The source is hashed while the disk is busy anyway.
+                source = pool.submit(_digest, checkpoint, journal, stop)
+                progress.step(f"writing {plan.output}", plan.nbytes)
+                writer = Writer(checkpoint, allow_nonfinite, journal, pool, progress)
+                for number, file in enumerate(plan.files):
+                    writer.write(staging.content, number, file)
+                manifest = _manifest(plan, checkpoint, staging.content, source, progress)
+            finally:
+                stop.set()
             target = staging.content if plan.folder else staging.content / plan.output.name
             manifest_path(target).write_bytes(manifest.to_json())
             if plan.folder:
@@ -75,66 +102,30 @@ def execute(
     return manifest
 
 
-def _write_file(root: Path, file: FilePlan, progress: Progress) -> None:
-    path = root / file.path
-    path.parent.mkdir(parents=True, exist_ok=True)
-    descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o644)
-    try:
-        if file.size:
-            os.posix_fallocate(descriptor, 0, file.size)  # a full disk says so here
-        _write(descriptor, memoryview(file.header), 0)
-        progress.advance(len(file.header))
-        for item in file.items:
-            _write_item(descriptor, item, progress)
-    finally:
-        os.close(descriptor)
+def _journal(staging: Staging, key: str, plan: Plan) -> Journal:
+    """The journal of the interrupted run where it and its files are there, else a new one."""
+    journal = Journal(staging.journal, key)
+    begun = plan.files[: journal.place[0] + (journal.place[1:] != (0, 0))]
+    sizes = [_size(staging.content / file.path) for file in begun]
+    if journal.place == START or sizes != [file.size for file in begun]:
+        staging.clear()
+        staging.content.mkdir()
+        journal.begin()
+    return journal
 
 
-def _write_item(descriptor: int, item: Item, progress: Progress) -> None:
-    rows = item.source.shape[0] if item.source.shape else 1
-    broken = lost = 0
-    for start in range(0, rows, item.chunk_rows):
-        block = item.source.read(slice(start, min(rows, start + item.chunk_rows)))
-        broken += _not_finite(block)
-        if broken:
-            continue  # to the tensor's end, for the count
-        for piece, array in zip(item.pieces, _encode(item, block), strict=True):
-            lost += _not_finite(array)
-            data = _bytes(array)
-            _write(descriptor, data, piece.offset + start * piece.row_bytes)
-            progress.advance(len(data))
-    if broken:
-        raise InputError(f"tensor {item.name}: {broken} values are NaN or infinite in the source")
-    if lost:
-        raise InputError(
-            f"tensor {item.name}: {lost} values overflow {item.encoding.name}; choose a wider type"
-        )
+def _digest(checkpoint: Checkpoint, journal: Journal, stop: threading.Event) -> dict[str, object]:
+    digest = digest_of(checkpoint.files, stop.is_set)
+    if not stop.is_set():
+        journal.hashed(str(digest["sha256"]), checkpoint.path)
+    return digest
 
 
-def _encode(item: Item, block: torch.Tensor) -> tuple[torch.Tensor, ...]:
-    try:
-        return item.encoding.encode(block)
-    except InputError as error:
-        raise InputError(f"tensor {item.name}: {error}") from error
-
-
-def _not_finite(array: torch.Tensor) -> int:
-    if not array.dtype.is_floating_point or not array.numel():
-        return 0
-    low, high = torch.aminmax(array)  # a NaN anywhere is both; far quicker than looking at each
-    if torch.isfinite(low) and torch.isfinite(high):
-        return 0
-    return int(array.numel() - torch.isfinite(array).sum())
-
-
-def _bytes(array: torch.Tensor) -> memoryview:
-    return array.contiguous().reshape(-1).view(torch.uint8).numpy().data
-
-
-def _write(descriptor: int, data: memoryview, position: int) -> None:
-    while data:
-        done = os.pwrite(descriptor, data, position)
-        data, position = data[done:], position + done
+def _size(path: Path) -> int:
+    """Bytes of a file, or of all files of a folder; -1 where there is neither."""
+    if path.is_dir():
+        return sum(file.stat().st_size for file in path.rglob("*") if file.is_file())
+    return path.stat().st_size if path.is_file() else -1
 
 
 def _manifest(

@@ -25,6 +25,6 @@ def bound_of(check: str, value: object, known: Collection[str]) -> float | None:
             bound = float(value)
             if math.isfinite(bound):
                 return bound
-    except ValueError:
+    except (ValueError, OverflowError):
         pass
     raise ValueError(f"{check}: {value!r} is not a number, nor {NONE} to only report it")

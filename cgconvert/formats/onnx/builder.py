@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 import onnx
@@ -11,7 +11,7 @@ from onnx import TensorProto, helper
 from cgconvert import __version__
 from cgconvert.stream.plan import Piece
 
-__all__ = ["IR_VERSION", "MICROSOFT", "OPSET", "GraphBuilder", "Shape"]
+__all__ = ["IR_VERSION", "MICROSOFT", "OPERATORS", "OPSET", "GraphBuilder", "Shape"]
 
 OPSET = 17
 """The first with LayerNormalization; newer ones have nothing that the decoder needs."""
@@ -20,10 +20,20 @@ IR_VERSION = 8
 """The one that goes with opset 17."""
 
 MICROSOFT = "com.microsoft"
-_CONTRIB = frozenset(
-    ("FastGelu", "GatherBlockQuantized", "GroupQueryAttention", "MatMulNBits",
-     "SkipLayerNormalization")
-)  # fmt: skip
+OPERATORS: Mapping[str, str] = {
+    **dict.fromkeys(
+        ("Add", "Cast", "Concat", "Expand", "Gather", "LayerNormalization", "MatMul", "Neg", "Or",
+         "ReduceSum", "Reshape", "Shape", "Slice", "Sub", "Unsqueeze", "Where"),
+        "",
+    ),
+    **dict.fromkeys(
+        ("FastGelu", "GatherBlockQuantized", "GroupQueryAttention", "MatMulNBits",
+         "SkipLayerNormalization"),
+        MICROSOFT,
+    ),
+}  # fmt: skip
+"""The domain of every operator that is written, and so of every one that is run."""
+
 _TYPES = {"F32": TensorProto.FLOAT, "F16": TensorProto.FLOAT16, "U8": TensorProto.UINT8}
 
 Shape = Sequence[int | str]
@@ -73,9 +83,9 @@ class GraphBuilder:
         Without a shape that output is declared elsewhere; `more` are the outputs after it, ""
         for one not wanted.
         """
-        domain = MICROSOFT if op in _CONTRIB else ""
+        outputs = [output, *more]
         self._nodes.append(
-            helper.make_node(op, inputs, [output, *more], name=output, domain=domain, **attributes)
+            helper.make_node(op, inputs, outputs, name=output, domain=OPERATORS[op], **attributes)
         )
         return output if shape is None else self.declare(output, shape, elem_type)
 

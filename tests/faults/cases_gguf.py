@@ -1,0 +1,158 @@
+"""GGUF files that lie: what llama.cpp and gguf-py crash on, and what they would obey."""
+
+from __future__ import annotations
+
+import os
+import struct
+from typing import Any
+
+from .cases_archives import at, put
+from .matrix import Case, Damage
+
+__all__ = ["BY_HEADERS", "GGUFS"]
+
+GGUF = ("inspect", "verify", "generate", "to-hf", "quantize")
+BY_HEADERS = {"verify": 4}
+"""Where the file can be read, `verify` says what is wrong with it and leaves with 4."""
+
+
+def string(text: bytes) -> bytes:
+    return struct.pack("<Q", len(text)) + text
+
+
+def pair(key: bytes, kind: int, value: bytes) -> bytes:
+    return string(key) + struct.pack("<I", kind) + value
+
+
+def value_of(key: bytes, kind: str, value: Any, skip: int = 4) -> Damage:
+    """Another value under a key; `skip` is 4 for its type, 0 to change the type itself."""
+
+    def change(data: bytearray) -> None:
+        put(data, data.index(string(key)) + 8 + len(key) + skip, kind, value)
+
+    return at("", change)
+
+
+def grown(*pairs: bytes) -> Damage:
+    """More metadata, and an entry that fills it up, so that tensors stay aligned."""
+
+    def change(data: bytearray) -> None:
+        more = b"".join(pairs)
+        filler = -(len(more) + len(pair(b"general.filler", 8, string(b"")))) % 32
+        more += pair(b"general.filler", 8, string(b"x" * filler))
+        put(data, 16, "<Q", struct.unpack_from("<Q", data, 16)[0] + len(pairs) + 1)
+        data[24:24] = more
+
+    return at("", change)
+
+
+def start(tensors: int, pairs: int, version: int = 3) -> bytes:
+    return b"GGUF" + struct.pack("<IQQ", version, tensors, pairs)
+
+
+def whole(raw: bytes) -> Damage:
+    return lambda path: path.write_bytes(raw)
+
+
+def tensor_info(
+    name: bytes, offset: int, kind: int | None = None, shape: int | None = None
+) -> Damage:
+    """Another offset, type or first dimension of a tensor of two dimensions."""
+
+    def change(data: bytearray) -> None:
+        place = data.index(string(name)) + 8 + len(name) + 4
+        if shape is not None:
+            put(data, place, "<Q", shape)
+        if kind is not None:
+            put(data, place + 16, "<I", kind)
+        (old,) = struct.unpack_from("<Q", data, place + 20)
+        put(data, place + 20, "<Q", old + offset)
+
+    return at("", change)
+
+
+def gguf(damage: Damage, says: str = "not a valid GGUF file", **how: Any) -> Case:
+    return Case("gguf", damage, says, "source.gguf", **({"commands": GGUF} | how))
+
+
+def runtime(damage: Damage, says: str) -> Case:
+    """`verify` fails such a file by its headers, before the runtime refuses it."""
+    return gguf(damage, says, commands=("generate", "verify"), codes=BY_HEADERS)
+
+
+def told(key: bytes, number: int, says: str) -> Case:
+    return gguf(value_of(key, "<I", number), says, codes=BY_HEADERS)
+
+
+WTE = b"token_embd.weight"
+GGUFS: dict[str, Case] = {
+    "empty": gguf(whole(b"")),
+    "git-lfs pointer": gguf(whole(b"version https://git-lfs.github.com/spec/v1\n")),
+    "magic only": gguf(whole(b"GGUF")),
+    "43 bytes": gguf(whole(start(0, 1) + pair(b"k", 9, struct.pack("<IQ", 9, 1 << 60))[:19])),
+    "2^63 tensors": gguf(whole(start(1 << 63, 0))),
+    "2^63 entries": gguf(whole(start(0, 1 << 63))),
+    "a key of 2^63": gguf(whole(start(0, 1) + struct.pack("<Q", 1 << 63) + b"k")),
+    "a string of 2^40": gguf(whole(start(0, 1) + pair(b"k", 8, struct.pack("<Q", 1 << 40)))),
+    "an array of 2^62": gguf(whole(start(0, 1) + pair(b"k", 9, struct.pack("<IQ", 10, 1 << 62)))),
+    "arrays in arrays": gguf(
+        whole(start(0, 1) + string(b"k") + struct.pack("<I", 9)
+              + struct.pack("<IQ", 9, 1) * 100_000)
+    ),
+    "four million strings": gguf(
+        whole(start(0, 1) + pair(b"k", 9, struct.pack("<IQ", 8, 4_000_000)) + bytes(32_000_000))
+    ),
+    "big-endian": gguf(at("", lambda d: put(d, 4, ">I", 3))),
+    "version 1": gguf(at("", lambda d: put(d, 4, "<I", 1))),
+    "truncated": gguf(lambda p: os.truncate(p, p.stat().st_size - 100)),
+    "cut in its header": gguf(lambda p: os.truncate(p, 5000)),
+    "trailing bytes": gguf(at("", lambda d: d + b"x" * 64)),
+    "an offset beyond the file": gguf(tensor_info(WTE, 1 << 60)),
+    "overlap": gguf(tensor_info(b"output.weight", -64)),
+    "an offset that is not aligned": gguf(tensor_info(b"output.weight", 1)),
+    "an unknown type": gguf(tensor_info(WTE, 0, kind=99)),
+    "a shape that overflows": gguf(tensor_info(WTE, 0, shape=1 << 60)),
+    "another shape": gguf(tensor_info(WTE, 0, shape=32), "is at offset|shape|is \\["),
+    "a tensor twice": gguf(
+        at("", lambda d: d.replace(b"blk.0.attn_q.bias", b"blk.0.attn_k.bias"))
+    ),
+    "a key twice": gguf(
+        at("", lambda d: d.replace(string(b"general.type"), string(b"general.name")))
+    ),
+    "another architecture": gguf(
+        at("", lambda d: d.replace(string(b"phi2"), string(b"phi3"))), "architecture",
+        codes=BY_HEADERS,
+    ),
+    "a million layers": told(b"phi2.block_count", 1_000_000, "layers do not fit"),
+    "no heads": told(b"phi2.attention.head_count", 0, "head_count is 0"),
+    "heads that do not divide": told(b"phi2.attention.head_count", 3, "head_count"),
+    "a context of 2^31": told(b"phi2.context_length", (1 << 31) - 1, "n_positions"),
+    "a width for text": gguf(value_of(b"phi2.embedding_length", "<I", 7, skip=0), "GGUF|embedding"),
+    "an end of text beyond the tokens": gguf(
+        value_of(b"tokenizer.ggml.eos_token_id", "<I", 1 << 20), "eos_token_id is", codes=BY_HEADERS
+    ),
+    "a tokenizer of another kind": gguf(
+        at("", lambda d: d.replace(string(b"gpt-2"), string(b"llama"))), "CodeGen's is 'gpt-2'",
+        codes=BY_HEADERS,
+    ),
+    "token types of 8 bits": gguf(
+        value_of(b"tokenizer.ggml.token_type", "<I", 1), "GGUF|token_type"
+    ),
+    "a pipe": gguf(lambda p: (p.unlink(), os.mkfifo(p)), "no such|no checkpoint|not an artefact"),
+    "half a GGUF, half a pickle": gguf(whole(b"GGUF" + b"\x80\x02cos\nsystem\n(X\1\0\0\0atR.")),
+    "an alignment of 8 bits": gguf(grown(pair(b"general.alignment", 0, b"\x20"))),
+    "keys that llama.cpp obeys": runtime(
+        grown(pair(b"phi2.rope.scaling.type", 8, string(b"endless"))), "is not CodeGen's"
+    ),
+    "a template that is a program": gguf(
+        grown(pair(b"tokenizer.chat_template", 8, string(b"{{ ''.__class__ }}"))),
+        "is not CodeGen's", commands=("generate",),
+    ),
+    "parts that lie elsewhere": gguf(
+        grown(pair(b"split.count", 2, struct.pack("<H", 2))), "is not CodeGen's",
+        commands=("generate",),
+    ),
+    "a name that drives a terminal": Case(
+        "gguf", grown(pair(b"general.author", 8, string(b"\x1b]0;x\x07"))), "", "", ("inspect",), 0
+    ),
+}  # fmt: skip

@@ -1,0 +1,166 @@
+"""Pickles that want to run something, and pickles that want to be read for ever."""
+
+from __future__ import annotations
+
+import os
+import pickle
+import struct
+import zipfile
+from collections.abc import Callable
+from pathlib import Path
+
+from .matrix import Case
+
+__all__ = ["PICKLES", "repickled", "rezipped"]
+
+FILE = "pytorch_model.bin"
+
+
+class Payload:
+    """Touches a file, wherever it is run: in the tests it would show as a residue."""
+
+    def __init__(self, call: Callable[..., object] = os.system, *arguments: object) -> None:
+        self.call, self.arguments = call, arguments or ("touch payload-was-run",)
+
+    def __reduce__(self) -> tuple[object, ...]:
+        return (self.call, self.arguments)
+
+
+def rezipped(path: Path, change: Callable[[dict[str, bytes]], object], **how: int) -> None:
+    """Write a torch file or npz again after a change to its members."""
+    with zipfile.ZipFile(path) as old:
+        members = {i.filename: old.read(i) for i in old.infolist()}
+    change(members)
+    with zipfile.ZipFile(path, "w", **how) as new:  # type: ignore[arg-type]
+        for name, data in members.items():
+            new.writestr(name, data)
+
+
+def repickled(raw: bytes | Callable[[bytes], bytes]) -> Callable[[Path], None]:
+    """Another data.pkl in the torch file, its CRC right."""
+
+    def damage(source: Path) -> None:
+        def change(members: dict[str, bytes]) -> None:
+            (name,) = (n for n in members if n.endswith("/data.pkl"))
+            members[name] = raw(members[name]) if callable(raw) else raw
+
+        rezipped(source / FILE, change)
+
+    return damage
+
+
+def as_whole_file(raw: bytes) -> Callable[[Path], None]:
+    return lambda source: (source / FILE).write_bytes(raw)
+
+
+def g(name: bytes) -> bytes:
+    """GLOBAL."""
+    return b"c" + name.replace(b" ", b"\n") + b"\n"
+
+
+def text(value: bytes) -> bytes:
+    return b"X" + struct.pack("<I", len(value)) + value
+
+
+def entry(value: bytes) -> bytes:
+    """A state dict with one entry."""
+    return b"\x80\x02}" + text(b"w") + value + b"s."
+
+
+SYSTEM = b"cos\nsystem\n" + text(b"touch payload-was-run") + b"\x85R"
+VIEW = g(b"torch._utils _rebuild_tensor_v2") + b"(("
+
+
+def view(count: bytes = b"K\x04", offset: bytes = b"K\0", shape: bytes = b"K\4\x85",
+         stride: bytes = b"K\1\x85") -> bytes:  # fmt: skip
+    """One tensor, of storage 0 (which is larger)."""
+    storage = text(b"storage") + g(b"torch FloatStorage") + text(b"0") + text(b"cpu") + count
+    return entry(VIEW + storage + b"tQ" + offset + shape + stride + b"\x89"
+                 + g(b"collections OrderedDict") + b")RtR")  # fmt: skip
+
+
+def keyed_by_tuples(depth: int = 60) -> bytes:
+    """A key that is a pair of the same pair of the same pair: hashing it doubles with each."""
+    pairs = b"".join(b"h" + bytes([n]) + b"\x86\x94" for n in range(depth))
+    return b"\x80\x04})\x94" + pairs + b"K\1s."
+
+
+REFUSED = {
+    **{f"protocol {n}": pickle.dumps({"a": Payload()}, protocol=n) for n in range(6)},
+    "eval": pickle.dumps({"a": Payload(eval, "open('payload-was-run', 'w')")}, protocol=4),
+    "a global alone": entry(g(b"os system")),
+    "INST": b"(S'touch payload-was-run'\nios\nsystem\n.",
+    "OBJ": b"(cos\nsystem\nS'touch payload-was-run'\no.",
+    "NEWOBJ": entry(g(b"subprocess Popen") + text(b"touch payload-was-run") + b"\x85\x81"),
+    "NEWOBJ_EX": b"\x80\x04" + g(b"subprocess Popen") + b")}\x92.",
+    "EXT1": b"\x80\x02\x82\x01.",
+    "EXT4": b"\x80\x02\x84\1\0\0\0.",
+    "BUILD on a name": entry(g(b"torch FloatStorage") + b"}b"),
+    "an allowed name called": entry(g(b"torch FloatStorage") + b")R"),
+    "torch.storage._load_from_bytes": entry(g(b"torch.storage _load_from_bytes") + b")R"),
+    "torch.load": entry(g(b"torch load") + text(b"x") + b"\x85R"),
+    "dotted name": b"\x80\x04" + text(b"torch") + text(b"hub.load") + b"\x93.",
+    "getattr": entry(g(b"builtins getattr") + b")R"),
+    "numpy's reconstruct": entry(g(b"numpy.core.multiarray _reconstruct") + b")R"),
+    "quantized tensor": entry(g(b"torch._utils _rebuild_qtensor") + b")R"),
+    "DUP": b"\x80\x02]" + b"2\x86" * 1000 + b".",
+    "LONG4": b"\x80\x02\x8b\x10\0\0\0" + bytes(16) + b".",
+    "text opcodes": b"(I1\nV\\u0041\nd.",
+    "PERSID": b"\x80\x02Pstorage\n.",
+    "POP": b"\x80\x02}0}.",
+    "a lying frame": b"\x80\x04\x95" + struct.pack("<Q", 1 << 62) + b"}.",
+    "a million opcodes": b"\x80\x02" + b"]" * 1_000_000 + b".",
+}
+
+DAMAGED = {
+    "empty pickle": b"",
+    "a number of 2 GB": b"\x80\x02\x8b\xff\xff\xff\x7f" + bytes(100) + b".",
+    "no end": b"\x80\x02}",
+    "nothing on the stack": b"\x80\x02.",
+    "two on the stack": b"\x80\x02}}.",
+    "no mark": b"\x80\x02}u.",
+    "an item too many": b"\x80\x02}(K\1u.",
+    "a memo that is not there": b"\x80\x02h\7.",
+    "a string of 2^63 bytes": b"\x80\x04\x8d" + struct.pack("<Q", 1 << 63) + b"x.",
+    "tuples as keys": keyed_by_tuples(),
+    "not a pickle": b"\0" * 1000,
+    "no state dict": pickle.dumps([1, 2], protocol=2),
+    "numbers for tensors": pickle.dumps({"a": 1}, protocol=2),
+    "a memo index of 2^32": b"\x80\x02}r\xff\xff\xff\xff.",
+    "lists in lists": b"\x80\x02" + b"]" * 100_000 + b"a" * 99_999 + b".",
+    "a storage of 2^62": view(count=b"\x8a\x08" + struct.pack("<q", 1 << 62)),
+    "a storage that is not its size": view(),
+    "a negative offset": view(offset=b"J\xff\xff\xff\xff"),
+    "a truth for a size": view(shape=b"\x88\x85"),
+    "a shape of 2^62": view(shape=b"\x8a\x08" + struct.pack("<q", 1 << 62) + b"\x85"),
+    "a negative shape": view(shape=b"J\xff\xff\xff\xff\x85"),
+    "100,000 dimensions": view(shape=b"(" + b"K\2" * 100_000 + b"t",
+                               stride=b"(" + b"K\2" * 100_000 + b"t"),
+    "strides for no shape": view(stride=b")"),
+}  # fmt: skip
+
+PICKLES: dict[str, Case] = {
+    **{f"pickle: {name}": Case("torch", repickled(raw), "refused: ", FILE)
+       for name, raw in REFUSED.items()},
+    **{f"pickle: {name}": Case("torch", repickled(raw), "pickle|state dict|storage", FILE)
+       for name, raw in DAMAGED.items()},
+    "pickle: a second one behind the first": Case(
+        "torch", repickled(lambda raw: raw + pickle.dumps(Payload(), protocol=2)),
+        "refused: bytes follow the end of its pickle", FILE,
+    ),
+    "pickle: one byte behind": Case(
+        "torch", repickled(lambda raw: raw + b"\0"), "refused: bytes follow", FILE
+    ),
+    "pickle: a payload before the state dict": Case(
+        "torch", repickled(lambda raw: raw[:2] + SYSTEM + b"0" + raw[2:]), "refused", FILE
+    ),
+    "pickle: bare, in torch's old format": Case(
+        "torch", as_whole_file(pickle.dumps(Payload(), protocol=2)), "torch's old format", FILE
+    ),
+    "pickle: bare, of protocol 0": Case(
+        "torch", as_whole_file(pickle.dumps(Payload(), protocol=0)), "no zip archive", FILE
+    ),
+    "pickle: in a 7z archive": Case(
+        "torch", as_whole_file(b"7z\xbc\xaf\x27\x1c" + bytes(100)), "no zip archive", FILE
+    ),
+}  # fmt: skip

@@ -1,0 +1,218 @@
+"""safetensors headers and indexes that lie, and JSON that is meant to be read for ever."""
+
+from __future__ import annotations
+
+import json
+import os
+import struct
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+from .matrix import Case, Damage
+
+__all__ = ["SAFETENSORS", "edited", "header"]
+
+FILE = "model.safetensors"
+INDEX = "model.safetensors.index.json"
+FIRST, SECOND = (f"model-0000{n}-of-00002.safetensors" for n in (1, 2))
+NAME = "transformer.ln_f.weight"
+
+Table = dict[str, Any]
+
+
+def rewritten(change: Callable[[bytes, bytes], bytes]) -> Damage:
+    """The file made anew of what was its header and its data."""
+
+    def damage(source: Path) -> None:
+        raw = (source / FILE).read_bytes()
+        (length,) = struct.unpack_from("<Q", raw)
+        (source / FILE).write_bytes(change(raw[8 : 8 + length], raw[8 + length :]))
+
+    return damage
+
+
+def with_header(text: bytes, data: bytes) -> bytes:
+    return struct.pack("<Q", len(text)) + text + data
+
+
+def header(change: Callable[[Table], object]) -> Damage:
+    """A change to the header as an object."""
+
+    def rewrite(text: bytes, data: bytes) -> bytes:
+        table = json.loads(text)
+        change(table)
+        return with_header(json.dumps(table).encode(), data)
+
+    return rewritten(rewrite)
+
+
+def text_of(old: bytes, new: bytes) -> Damage:
+    return rewritten(lambda text, data: with_header(text.replace(old, new), data))
+
+
+def whole(text: bytes) -> Damage:
+    return rewritten(lambda _, data: with_header(text, data))
+
+
+def first(change: Callable[[Table], object]) -> Damage:
+    return header(lambda table: change(table[NAME]))
+
+
+def moved(by: int) -> Damage:
+    return first(lambda entry: entry.update(data_offsets=[n + by for n in entry["data_offsets"]]))
+
+
+def edited(file: str, change: Callable[[Table], object]) -> Damage:
+    """A change to a JSON file, as an object."""
+
+    def damage(source: Path) -> None:
+        path = source / file
+        table = json.loads(path.read_text())
+        path.write_text(json.dumps(change(table) or table))
+
+    return damage
+
+
+def written(file: str, content: bytes | str) -> Damage:
+    raw = content.encode() if isinstance(content, str) else content
+    return lambda source: (source / file).write_bytes(raw)
+
+
+def case(damage: Damage, says: str) -> Case:
+    return Case("safetensors", damage, says, FILE)
+
+
+def sparse(size: int) -> Damage:
+    return lambda source: os.truncate(source / FILE, size)
+
+
+def shared(source: Path) -> None:
+    """A tensor that is in both shards."""
+    raw = (source / FIRST).read_bytes()
+    (source / SECOND).write_bytes(raw)
+
+
+def swapped(table: Table) -> None:
+    places = table["weight_map"]
+    for name in places:
+        places[name] = SECOND if places[name] == FIRST else FIRST
+
+
+HEADERS: dict[str, Case] = {
+    "empty file": case(written(FILE, b""), "not a safetensors file"),
+    "seven bytes": case(written(FILE, bytes(7)), "not a safetensors file"),
+    "git-lfs pointer": case(written(FILE, b"version https://git-lfs.github.com/x\n"), "truncated"),
+    "a header of 2^64": case(
+        rewritten(lambda t, d: b"\xff" * 8 + t + d), "its header would have 18446744073709551615"
+    ),
+    "a header of 101 MB": case(
+        lambda s: (written(FILE, struct.pack("<Q", 101 << 20) + b"{")(s), sparse(102 << 20)(s)),
+        "its header would have",
+    ),
+    "a header of 4 MB of nothing": case(whole(b"{" + b'"a":{},' * 550_000 + b'"b":1}'), "twice"),
+    "a header of 300,000 names": case(
+        whole(b"{" + b",".join(b'"%x":{}' % i for i in range(300_000)) + b"}"), "no sense"
+    ),
+    "a header cut short": case(
+        rewritten(lambda t, d: struct.pack("<Q", len(t) - 5) + t + d), "not valid JSON"
+    ),
+    "a header that is no JSON": case(whole(b"\x80\x02}."), "not UTF-8"),
+    "a header that is a list": case(whole(b"[]"), "not a JSON object"),
+    "brackets in brackets": case(whole(b'{"a":' + b"[" * 1_000_000), "not valid JSON"),
+    "a number of a million digits": case(whole(b'{"a":' + b"9" * 1_000_000 + b"}"), "JSON"),
+    "NaN for an offset": case(first(lambda e: e.update(data_offsets=[float("nan"), 4])), "NaN"),
+    "overlap": case(moved(-4), "overlaps another"),
+    "hole": case(moved(4), "overlaps another|hole"),
+    "truncated": case(lambda s: os.truncate(s / FILE, (s / FILE).stat().st_size - 1), "truncated"),
+    "trailing bytes": case(rewritten(lambda t, d: with_header(t, d + b"x")), "trailing bytes"),
+    "bytes before the first": case(
+        rewritten(lambda t, d: with_header(t, b"x" * 8 + d)), "trailing bytes"
+    ),
+    "a name twice": case(text_of(b"transformer.ln_f.bias", NAME.encode()), "stands twice"),
+    "a shape that overflows": case(first(lambda e: e.update(shape=[1 << 32, 1 << 32])), NAME),
+    "a shape of 100,000 dimensions": case(
+        first(lambda e: e.update(shape=[1 << 40] * 100_000)), "impossible shape"
+    ),
+    "a negative shape": case(first(lambda e: e.update(shape=[-8, -8])), "impossible shape"),
+    "half a dimension": case(first(lambda e: e.update(shape=[64.0])), "impossible shape"),
+    "a truth for a dimension": case(first(lambda e: e.update(shape=[True])), "impossible shape"),
+    "text for a dimension": case(first(lambda e: e.update(shape=["64"])), "impossible shape"),
+    "a negative offset": case(moved(-(1 << 40)), "impossible shape or place"),
+    "an offset beyond the end": case(moved(1 << 50), "hole|overlaps"),
+    "offsets the wrong way round": case(
+        first(lambda e: e.update(data_offsets=e["data_offsets"][::-1])), NAME
+    ),
+    "three offsets": case(first(lambda e: e.update(data_offsets=[0, 1, 2])), "no sense"),
+    "an unknown type": case(first(lambda e: e.update(dtype="F8_E4M3")), "no sense"),
+    "a list for a type": case(first(lambda e: e.update(dtype=["F32"])), "no sense"),
+    "text for a tensor": case(header(lambda t: t.update({NAME: "F32"})), "no sense"),
+    "metadata that are none": case(header(lambda t: t.update(__metadata__=[1])), "__metadata__"),
+    "a name that drives a terminal": case(
+        header(lambda t: t.update({"\x1b]0;x\x07\n\ud800": 1})), r"\\x1b"
+    ),
+}
+
+
+def index(damage: Damage, says: str, file: str = INDEX) -> Case:
+    return Case("safetensors-sharded", damage, says, file)
+
+
+def place(shard: Any) -> Damage:
+    return edited(INDEX, lambda t: t["weight_map"].update({NAME: shard}))
+
+
+INDEXES: dict[str, Case] = {
+    "a shard is missing": index(lambda s: (s / SECOND).unlink(), "which is not there"),
+    "a shard in the parent folder": index(place("../sound/model.safetensors"), "outside"),
+    "a shard by an absolute path": index(place("/etc/passwd"), "outside"),
+    "a shard by a Windows path": index(place("..\\x.safetensors"), "outside"),
+    "a hidden shard": index(place(".safetensors"), "outside"),
+    "a number for a shard": index(place(5), "not text"),
+    "a tensor in two shards": index(shared, "in another shard too", SECOND),
+    "tensors in the other shard": index(edited(INDEX, swapped), "which has none such"),
+    "a tensor that no shard has": index(
+        edited(INDEX, lambda t: t["weight_map"].update(other=FIRST)), "which has none such"
+    ),
+    "no weight_map": index(edited(INDEX, lambda t: {"metadata": {}}), "no weight_map"),
+    "a list for the weight_map": index(edited(INDEX, lambda t: {"weight_map": [1]}), "weight_map"),
+}
+
+JSON: Mapping[str, tuple[bytes, str]] = {
+    "nothing": (b"", "not valid JSON"),
+    "half": (b'{"n_layer": 1,', "not valid JSON"),
+    "a list": (b"[1]", "not a JSON object"),
+    "null": (b"null", "not a JSON object"),
+    "a key twice": (b'{"n_layer": 1, "n_layer": 2}', "stands twice"),
+    "a key twice, inside": (b'{"a": {"b": 1, "b": 2}}', "stands twice"),
+    "NaN": (b'{"layer_norm_epsilon": NaN}', "it holds NaN"),
+    "Infinity": (b'{"layer_norm_epsilon": -Infinity}', "it holds -Infinity"),
+    "brackets in brackets": (b'{"a":' * 200_000, "not valid JSON"),
+    "a number of a million digits": (b'{"n_layer": ' + b"9" * 1_000_000 + b"}", "not valid JSON"),
+    "UTF-16": ('{"n_layer": 1}'.encode("utf-16"), "not UTF-8"),
+    "bytes of no encoding": (b"\xff\xfe\xfd", "not UTF-8"),
+    "17 MB": (b"{" + b" " * (17 << 20) + b"}", "too large"),
+    "16 MB of objects": (b'{"a":[' + b"{}," * 5_500_000 + b"{}]}", "is missing|model_type"),
+}
+
+
+def fifo(source: Path) -> None:
+    (source / "config.json").unlink()
+    os.mkfifo(source / "config.json")
+
+
+def folder(source: Path) -> None:
+    (source / "config.json").unlink()
+    (source / "config.json").mkdir()
+
+
+SAFETENSORS: dict[str, Case] = {
+    **{f"safetensors: {name}": value for name, value in HEADERS.items()},
+    **{f"index: {name}": value for name, value in INDEXES.items()},
+    **{f"config: {name}": Case("safetensors", written("config.json", raw), says, "config.json")
+       for name, (raw, says) in JSON.items()},
+    "config: missing": Case("torch", lambda s: (s / "config.json").unlink(), "cannot be read",
+                            "config.json"),
+    "config: a pipe": Case("torch", fifo, "not a regular file", "config.json"),
+    "config: a folder": Case("torch", folder, "not a regular file", "config.json"),
+}  # fmt: skip

@@ -1,0 +1,288 @@
+"""Every parser of ours on mutated input: a right answer or an InputError, in time.
+
+    python -m tests.faults.fuzz --seconds 600
+
+runs all of them in turn with random mutations and keeps what breaks one in tests/faults/corpus/,
+cut down; `test_fuzz.py` drives the same mutations with hypothesis, and runs the corpus.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import json
+import pickle
+import random
+import shutil
+import signal
+import tempfile
+import time
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+import click
+
+from cgconvert import manifest, recipe
+from cgconvert.checkpoint import config, jaxformer, onnx, safetensors, tarball, torch_zip, weights
+from cgconvert.checkpoint.checksums import sha256
+from cgconvert.checkpoint.gguf_header import read_header
+from cgconvert.checkpoint.pickled import RefusedError, views
+from cgconvert.errors import CgconvertError, InputError, UsageError
+from cgconvert.json_file import read_json
+from cgconvert.runtimes.admission import admit_genai, admit_gguf, admit_onnx
+from cgconvert.tokenizer import Tokenizer
+
+from .sound import Sound
+
+__all__ = ["CORPUS", "TARGETS", "Ground", "Target", "mutated"]
+
+CORPUS = Path(__file__).parent / "corpus"
+SECONDS = 5
+"""How long one input may take; signal.alarm counts in whole ones."""
+
+Choose = Callable[[int, int], int]
+"""A number from the first to the second, from a random generator or from hypothesis."""
+
+NUMBERS = (0, 1, 2, 7, 8, 9, 127, 128, 255, 256, 65535, 65536, (1 << 31) - 1, 1 << 31,
+           (1 << 32) - 1, 1 << 32, 1 << 40, (1 << 63) - 1, 1 << 63, (1 << 64) - 1)  # fmt: skip
+TEXTS = (b"-1", b"1e999", b"NaN", b"null", b"[]", b"{}", b'""', b"true", b"9" * 40, b"..", b"/",
+         b"\\ud800", b"\0", b"\xff", b'"', b"[" * 2000, b"{" * 2000, b"\x1b[2J")  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Target:
+    """A parser: the kind of sound input, the file in it that is mutated, and what reads it."""
+
+    kind: str
+    file: str
+    read: Callable[[Path], object]
+
+
+def _pickle(path: Path) -> None:
+    try:
+        views(path.read_bytes())
+    except RefusedError as error:
+        raise InputError(str(error)) from None
+
+
+def _folder(path: Path) -> None:
+    weights.read(weights.find(path.parent)[1])
+
+
+def _manifest(path: Path) -> None:
+    manifest.find_manifest(path.parent)
+
+
+def _training(path: Path) -> None:
+    config.from_jaxformer(read_json(path), path, None)
+
+
+TARGETS: Mapping[str, Target] = {
+    "pickle": Target("pickle", "data.pkl", _pickle),
+    "zip": Target("torch", "source/pytorch_model.bin", torch_zip.tensors),
+    "zip-crc": Target("torch", "source/pytorch_model.bin", sha256),
+    "npz": Target("jaxformer", "source/1000/model/0.npz", jaxformer.leaves),
+    "tar": Target("tar", "source.tar.gz", tarball.unpack),
+    "safetensors": Target("safetensors", "source/model.safetensors", safetensors.tensors),
+    "index": Target("safetensors-sharded", "source/model.safetensors.index.json", _folder),
+    "gguf": Target("gguf", "source.gguf", read_header),
+    "gguf-llama": Target("gguf", "source.gguf", admit_gguf),
+    "onnx": Target("onnx", "source/onnx/model.onnx", onnx.stored_tensors),
+    "onnx-run": Target("onnx-int4", "source/onnx/model_q4.onnx", admit_onnx),
+    "genai": Target("onnx", "source/genai_config.json", lambda p: admit_genai(p.parent)),
+    "config": Target("safetensors", "source/config.json",
+                     lambda p: config.from_codegen(read_json(p), p, None)),
+    "phi": Target("phi", "source/config.json", lambda p: config.from_phi(read_json(p), p)),
+    "training": Target("training", "config.json", _training),
+    "manifest": Target("hf", "source/cgconvert.json", _manifest),
+    "recipe": Target("recipe", "recipe.yaml", recipe.load),
+    "tokenizer": Target("tokenizer", "tokenizer.json", lambda p: Tokenizer.load(p.parent)),
+    "merges": Target("vocabulary", "merges.txt", lambda p: Tokenizer.load(p.parent)),
+}  # fmt: skip
+
+
+def mutated(raw: bytes, choose: Choose, head: int = 1 << 16) -> bytes:
+    """Some changes, most of them near the start or the end, where headers and directories are."""
+    data = bytearray(raw)
+    for _ in range(choose(1, 4)):
+        zone = min(len(data), (64, 1024, head)[choose(0, 2)])
+        place = choose(0, max(0, zone - 1))
+        if choose(0, 3) == 0:
+            place = max(0, len(data) - 1 - place)
+        kind = choose(0, 8)
+        if kind == 0:
+            data[place : place + 1] = bytes([choose(0, 255)])
+        elif kind == 1:
+            data[place : place + 1] = bytes([data[place] ^ 1 << choose(0, 7)]) if data else b""
+        elif kind in (2, 3):
+            number, width = NUMBERS[choose(0, len(NUMBERS) - 1)], (1, 2, 4, 8)[choose(0, 3)]
+            data[place : place + width] = (number % (1 << 8 * width)).to_bytes(width, "little")
+        elif kind == 4:
+            data[place:place] = TEXTS[choose(0, len(TEXTS) - 1)]
+        elif kind == 5:
+            del data[place : place + choose(1, 40)]
+        elif kind == 6:
+            other = choose(0, max(0, zone - 1))
+            data[place:place] = data[other : other + choose(1, 200)]
+        elif kind == 7:
+            del data[place:]
+        else:
+            digits = [i for i in range(place, min(place + 400, len(data))) if 48 <= data[i] < 58]
+            if digits:
+                data[digits[0] : digits[0] + 1] = str(NUMBERS[choose(0, len(NUMBERS) - 1)]).encode()
+    return bytes(data)
+
+
+class Ground:
+    """A folder with a sound input of every target's kind, in which one file is exchanged."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder, self.sound = folder, Sound(folder / "sound")
+        self.seeds: dict[str, bytes] = {}
+
+    def place(self, name: str) -> Path:
+        target = TARGETS[name]
+        work = self.folder / name
+        if not work.exists():
+            work.mkdir(parents=True)
+            self._make(target.kind, work)
+            self.seeds[name] = (work / target.file).read_bytes()
+        return work / target.file
+
+    def _make(self, kind: str, work: Path) -> None:
+        if kind == "pickle":
+            state = {"a": None, "b": [1, 2.5, "x"], "c": (True, {"d": 1 << 70})}
+            (work / "data.pkl").write_bytes(_state_pickle(self.sound) or pickle.dumps(state))
+        elif kind == "tar":
+            _small_tar(work / "source.tar.gz")
+        elif kind == "training":
+            source = self.sound.copy("jaxformer", work / "whole")
+            found = next(p for p in source.rglob("*.json") if "model_layers" in p.read_text())
+            shutil.copy(found, work / "config.json")
+        elif kind in ("tokenizer", "vocabulary"):
+            _small_tokenizer(work, whole=kind == "tokenizer")
+        else:
+            self.sound.copy(kind, work)
+
+    def check(self, name: str, raw: bytes) -> None:
+        """Raises whatever but an expected error the parser raises; TimeoutError after SECONDS."""
+        path = self.place(name)
+        path.unlink(missing_ok=True)
+        path.write_bytes(raw)
+        with _timed():
+            try:
+                TARGETS[name].read(path)
+            except (InputError, UsageError) as error:
+                if "\n" in str(error):
+                    raise AssertionError(f"not one line: {error!r}") from error
+            except CgconvertError:
+                raise
+
+
+@contextlib.contextmanager
+def _timed() -> Iterator[None]:
+    def late(*_: object) -> None:
+        raise TimeoutError(f"more than {SECONDS} s")
+
+    before = signal.signal(signal.SIGALRM, late)
+    signal.alarm(SECONDS)
+    try:
+        yield
+    finally:
+        signal.alarm(0)
+        signal.signal(signal.SIGALRM, before)
+
+
+def _state_pickle(sound: Sound) -> bytes:
+    import zipfile
+
+    with tempfile.TemporaryDirectory() as folder:
+        source = sound.copy("torch", Path(folder))
+        with zipfile.ZipFile(source / "pytorch_model.bin") as archive:
+            name = next(n for n in archive.namelist() if n.endswith("/data.pkl"))
+            return archive.read(name)
+
+
+def _small_tar(path: Path) -> None:
+    import io
+    import tarfile
+
+    with tarfile.open(path, "w:gz") as archive:
+        for name in ("codegen/config.json", "codegen/" + "long" * 40 + "/vocab.json"):
+            info = tarfile.TarInfo(name)
+            info.size = 600
+            archive.addfile(info, io.BytesIO(b"x" * 600))
+
+
+def _small_tokenizer(folder: Path, *, whole: bool) -> None:
+    import tokenizers
+
+    alphabet = sorted(tokenizers.pre_tokenizers.ByteLevel.alphabet())
+    vocab = {token: index for index, token in enumerate([*alphabet, "ab", "abc", "<|endoftext|>"])}
+    level = {"type": "ByteLevel", "add_prefix_space": False, "use_regex": True}
+    if whole:
+        merges = ["a b", "ab c"]
+        data = {"pre_tokenizer": level, "decoder": level,
+                "model": {"type": "BPE", "merges": merges, "vocab": vocab}}  # fmt: skip
+        (folder / "tokenizer.json").write_text(json.dumps(data))
+    else:
+        (folder / "vocab.json").write_text(json.dumps(vocab))
+        (folder / "merges.txt").write_text("#version: 0.2\na b\nab c\n")
+
+
+def smaller(ground: Ground, name: str, raw: bytes, kind: type[BaseException]) -> bytes:
+    """Cut out what is not needed for the same error, for a minute at most."""
+    until, step = time.monotonic() + 60, len(raw) // 2
+    while step and time.monotonic() < until:
+        place = 0
+        while place < len(raw) and time.monotonic() < until:
+            shorter = raw[:place] + raw[place + step :]
+            try:
+                ground.check(name, shorter)
+            except BaseException as error:
+                if isinstance(error, kind):
+                    raw = shorter
+                    continue
+            place += step
+        step //= 2
+    return raw
+
+
+@click.command()
+@click.option("--seconds", default=600.0, show_default=True, help="For each target.")
+@click.option("--target", type=click.Choice(list(TARGETS)), multiple=True, help="Only these.")
+@click.option("--seed", default=0, show_default=True)
+def main(seconds: float, target: tuple[str, ...], seed: int) -> None:
+    """Leaves with 1 where a parser broke; the inputs are then in tests/faults/corpus."""
+    broken = 0
+    with tempfile.TemporaryDirectory() as folder:
+        import os
+
+        os.environ["CGCONVERT_CACHE"] = f"{folder}/cache"
+        ground = Ground(Path(folder))
+        for name in target or TARGETS:
+            ground.place(name)
+            chance, until, count = random.Random(f"{seed} {name}"), time.monotonic() + seconds, 0
+            kinds: set[str] = set()
+            while time.monotonic() < until:
+                raw = mutated(ground.seeds[name], chance.randint)
+                count += 1
+                try:
+                    ground.check(name, raw)
+                except Exception as error:
+                    label = f"{type(error).__name__}: {str(error)[:60]}"
+                    if label not in kinds:
+                        kinds.add(label)
+                        raw = smaller(ground, name, raw, type(error))
+                        kept = CORPUS / name / hashlib.sha256(raw).hexdigest()[:12]
+                        kept.parent.mkdir(parents=True, exist_ok=True)
+                        kept.write_bytes(raw)
+                        click.echo(f"{name}: {label}: {kept}")
+            broken += len(kinds)
+            click.echo(f"{name}: {count} inputs, {len(kinds)} kinds of failure")
+    raise SystemExit(bool(broken))
+
+
+if __name__ == "__main__":
+    main()

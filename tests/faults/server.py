@@ -1,0 +1,175 @@
+"""Runs commands of cgconvert in processes of their own, without their two seconds of start.
+
+A server imports everything once and forks for each command: a crash, an endless loop or a gigabyte
+too much is then the fault of a case and not the end of the tests. `python -m tests.faults.server`
+talks JSON lines; `Server` is its client.
+"""
+
+from __future__ import annotations
+
+import gc
+import importlib
+import itertools
+import json
+import os
+import resource
+import shutil
+import signal
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from cgconvert.cli.main import main
+from cgconvert.stream import commit, write
+
+ROOT = Path(__file__).resolve().parents[2]
+WARM = (
+    "cgconvert.cli.inspect", "cgconvert.cli.to_hf", "cgconvert.cli.to_onnx", "cgconvert.cli.run",
+    "cgconvert.cli.to_gguf", "cgconvert.cli.quantize", "cgconvert.cli.verify",
+    "cgconvert.cli.generate", "cgconvert.formats.onnx", "cgconvert.formats.gguf",
+    "cgconvert.formats.huggingface", "cgconvert.runtimes.admission", "llama_cpp", "onnxruntime",
+    "onnxruntime_genai", "transformers.models.codegen.modeling_codegen",
+    "transformers.models.phi.modeling_phi", "transformers.models.gpt2.tokenization_gpt2",
+)  # fmt: skip
+SAFETY_BYTES = 6 << 30
+"""Address space beyond what is there: only so that a bomb does not take the machine along."""
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """`code` is negative for a signal; `seconds` of CPU; `grown` bytes of memory beyond the start;
+    `wall` seconds on the clock."""
+
+    code: int
+    out: str
+    err: str
+    seconds: float
+    grown: int
+    wall: float
+
+
+class Server:
+    def __init__(self) -> None:
+        # A session of its own, so that an interruption of the tests ends it as well.
+        self.process = subprocess.Popen(
+            [sys.executable, "-m", "tests.faults.server"],
+            stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, cwd=ROOT,
+            env=os.environ | {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1",
+                              "HF_HUB_OFFLINE": "1"},
+        )  # fmt: skip
+
+    def run(self, *arguments: str, cwd: Path, **how: Any) -> Outcome:
+        """How: `limit` seconds before it is killed, `kill` = [signal, seconds after the start],
+        `die` = before which change to the file system it kills itself, `file_bytes` =
+        RLIMIT_FSIZE, `journal` = bytes between two notes of progress, `env`."""
+        assert self.process.stdin is not None
+        assert self.process.stdout is not None
+        request = {"arguments": arguments, "cwd": str(cwd), **how}
+        self.process.stdin.write(json.dumps(request) + "\n")
+        self.process.stdin.flush()
+        return Outcome(**json.loads(self.process.stdout.readline()))
+
+    def close(self) -> None:
+        self.process.communicate()
+
+
+def serve() -> None:
+    for name in WARM:
+        importlib.import_module(name)
+    gc.freeze()
+    answers = os.fdopen(os.dup(1), "w")
+    os.dup2(2, 1)
+    for line in sys.stdin:
+        answers.write(json.dumps(_forked(json.loads(line))) + "\n")
+        answers.flush()
+
+
+def _forked(request: dict[str, Any]) -> dict[str, Any]:
+    with tempfile.TemporaryFile() as out, tempfile.TemporaryFile() as err:
+        before = int(Path("/proc/self/statm").read_text().split()[1]) * resource.getpagesize()
+        began = time.monotonic()
+        child = os.fork()
+        if child == 0:
+            _command(request, out.fileno(), err.fileno())
+        status, usage = _waited(child, request)
+        wall = time.monotonic() - began
+        out.seek(0)
+        err.seek(0)
+        return {
+            "code": os.waitstatus_to_exitcode(status),
+            "out": out.read().decode(errors="replace"),
+            "err": err.read().decode(errors="replace"),
+            "seconds": usage.ru_utime + usage.ru_stime,
+            "grown": usage.ru_maxrss * 1024 - before,
+            "wall": wall,
+        }
+
+
+def _waited(child: int, request: dict[str, Any]) -> tuple[int, resource.struct_rusage]:
+    number, after = request.get("kill", (signal.SIGKILL, request.get("limit", 30)))
+    deadline = time.monotonic() + after
+    while True:
+        done, status, usage = os.wait4(child, os.WNOHANG)
+        if done:
+            return status, usage
+        if time.monotonic() >= deadline:
+            os.kill(child, number)
+            deadline, number = time.monotonic() + 30, signal.SIGKILL
+        time.sleep(0.0005)
+
+
+def _die_before(number: int) -> None:
+    """Kill this process before its so-manieth rename, removal or sync."""
+    calls = itertools.count()
+
+    def dying(function: Callable[..., Any]) -> Callable[..., Any]:
+        def call(*arguments: Any, **how: Any) -> Any:
+            if next(calls) == number:
+                os.kill(os.getpid(), signal.SIGKILL)
+            return function(*arguments, **how)
+
+        return call
+
+    for owner, name in (
+        (Path, "rename"), (Path, "replace"), (Path, "unlink"), (shutil, "rmtree"),
+        (commit, "_exchange"), (commit, "_sync"),
+    ):  # fmt: skip
+        setattr(owner, name, dying(getattr(owner, name)))
+
+
+def _command(request: dict[str, Any], out: int, err: int) -> None:
+    code = 70
+    try:
+        signal.signal(signal.SIGINT, signal.default_int_handler)  # in a shell's background: ignored
+        signal.signal(signal.SIGHUP, signal.SIG_DFL)
+        os.dup2(out, 1)
+        os.dup2(err, 2)
+        os.chdir(request["cwd"])
+        os.environ.update(request.get("env", {}))
+        size = int(Path("/proc/self/statm").read_text().split()[0]) * resource.getpagesize()
+        resource.setrlimit(resource.RLIMIT_AS, (size + SAFETY_BYTES, size + SAFETY_BYTES))
+        if "file_bytes" in request:
+            resource.setrlimit(resource.RLIMIT_FSIZE, (request["file_bytes"],) * 2)
+        if "journal" in request:
+            write.JOURNAL_BYTES = request["journal"]
+        if "die" in request:
+            _die_before(request["die"])
+        sys.argv = ["cgconvert", *request["arguments"]]
+        main(request["arguments"])
+    except SystemExit as leaving:
+        code = leaving.code if isinstance(leaving.code, int) else 1
+    except BaseException:
+        sys.excepthook(*sys.exc_info())
+    finally:
+        sys.stdout.flush()
+        sys.stderr.flush()
+        os._exit(code)
+
+
+if __name__ == "__main__":
+    serve()

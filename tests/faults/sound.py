@@ -1,0 +1,77 @@
+"""Sound inputs of every kind, small, made once; each case damages a copy of one."""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Mapping
+from functools import partial
+from pathlib import Path
+
+import torch
+
+from cgconvert import convert, embedded, synthetic
+from cgconvert.checkpoint.read import read
+from cgconvert.model import Geometry
+from cgconvert.stream.execute import execute
+
+__all__ = ["GEOMETRY", "GIVEN", "STATE", "Sound"]
+
+GEOMETRY = Geometry(
+    n_layer=1, n_embd=64, n_head=4, rotary_dim=16, n_positions=64, vocab_size=4096, mp_num=4
+)
+STATE = synthetic.RandomState(GEOMETRY, seed=1, dtype=torch.float32)
+
+GIVEN: Mapping[str, str] = {
+    "torch": "source",
+    "torch-sharded": "source",
+    "safetensors": "source",
+    "safetensors-sharded": "source",
+    "jaxformer": "source",
+    "tarball": "source.tar.gz",
+    "hf": "source",
+    "phi": "source",
+    "onnx": "source",
+    "onnx-int4": "source",
+    "gguf": "source.gguf",
+    "recipe": "recipe.yaml",
+}
+"""What to type for an input of each kind, in the folder where its copy lies."""
+
+RECIPE = "source: source\nsteps:\n  - to-gguf: {output: out.gguf}\n"
+
+_ARTEFACTS = {
+    "hf": partial(convert.to_hf, dtype="float16"),
+    "phi": partial(convert.to_hf, layout="phi"),
+    "onnx": convert.to_onnx,
+    "onnx-int4": partial(convert.to_onnx, bits=4),
+    "gguf": convert.to_gguf,
+}
+
+
+class Sound:
+    """Makes inputs under `folder` when they are first asked for."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+
+    def copy(self, kind: str, target: Path) -> Path:
+        """A copy of the input of this kind in the folder `target`; returns its path."""
+        made = self.folder / kind
+        if not made.exists():
+            made.mkdir(parents=True)
+            self._make(kind, made)
+        shutil.copytree(made, target, dirs_exist_ok=True)
+        return target / GIVEN[kind]
+
+    def _make(self, kind: str, folder: Path) -> None:
+        if kind == "recipe":
+            self.copy("safetensors", folder)
+            (folder / "recipe.yaml").write_text(RECIPE)
+        elif kind in _ARTEFACTS:
+            source = read(str(self.copy("safetensors", self.folder / "original")))
+            output = folder / GIVEN[kind]
+            execute(_ARTEFACTS[kind](source, output), source)
+        else:
+            tokenizer = embedded.path()
+            made = synthetic.write(kind, STATE, GEOMETRY, folder, "source", tokenizer)
+            made.rename(folder / GIVEN[kind])

@@ -1,0 +1,61 @@
+"""Every output that needs no data is the same to the byte, whatever the number of threads."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Iterator
+from functools import partial
+from pathlib import Path
+
+import pytest
+import torch
+
+from cgconvert import convert, embedded, synthetic
+from cgconvert.checkpoint.read import read
+from cgconvert.model import Geometry
+from cgconvert.stream.execute import execute
+from cgconvert.stream.plan import Plan
+
+from .kill import tree
+
+OUTPUTS: dict[str, Callable[..., Plan]] = {
+    **{f"hf {d}": partial(convert.to_hf, dtype=d) for d in ("float16", "bfloat16", "float32")},
+    "phi": partial(convert.to_hf, layout="phi"),
+    **{f"onnx {d}": partial(convert.to_onnx, dtype=d) for d in ("float32", "float16")},
+    **{f"onnx {b}": partial(convert.quantize, bits=b, format="onnx") for b in (4, 8)},
+    **{f"gguf {t}": partial(convert.to_gguf, type=t)
+       for t in ("F32", "F16", "BF16", "Q8_0", "Q4_0")},
+}  # fmt: skip
+
+
+GEOMETRY = Geometry(
+    n_layer=1, n_embd=128, n_head=4, rotary_dim=16, n_positions=64, vocab_size=4096, mp_num=4
+)
+CASES = [("safetensors", name) for name in OUTPUTS] + [("jaxformer", "hf float16")]
+
+
+@pytest.fixture
+def threads() -> Iterator[Callable[[int], None]]:
+    before = torch.get_num_threads()
+    yield torch.set_num_threads
+    torch.set_num_threads(before)
+
+
+@pytest.mark.parametrize(("layout", "output"), CASES)
+def test_any_number_of_threads(
+    layout: str, output: str, threads: Callable[[int], None], tmp_path: Path
+) -> None:
+    state = synthetic.RandomState(GEOMETRY, seed=3)
+    source = synthetic.write(layout, state, GEOMETRY, tmp_path, "source", embedded.path())
+    checkpoint = read(str(source))
+    written = []
+    for count in (1, 4):
+        threads(count)
+        target = tmp_path / str(count) / "out.gguf"
+        execute(OUTPUTS[output](checkpoint, target), checkpoint)
+        written.append(tree(target.parent))
+    assert written[0] == written[1]
+    manifests = list(tmp_path.rglob("*cgconvert.json"))
+    assert len(manifests) == 2
+    keys = json.dumps(json.loads(manifests[0].read_text())).lower()
+    assert not [word for word in ("date", 'time"', "clock", "host", "user") if word in keys]
