@@ -9,7 +9,8 @@ from __future__ import annotations
 
 import math
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
 
 import torch
 
@@ -18,8 +19,11 @@ from cgconvert.quant.encoding import Array
 
 __all__ = ["BlockType", "column_bytes", "reciprocal"]
 
-TILE = 1 << 18
-"""Weights worked on at once: 1 MB of float32, so that temporaries stay in a core's cache."""
+TILE = 1 << 16
+"""Weights worked on at once on a CPU, 256 KB of float32: temporaries stay in a core's cache."""
+
+GPU_TILE = 1 << 23
+"""The same on a GPU, where it bounds memory: some hundred bytes a weight while it is searched."""
 
 
 class BlockType(ABC):
@@ -33,8 +37,13 @@ class BlockType(ABC):
     block_bytes: int
 
     @abstractmethod
-    def encode_blocks(self, blocks: torch.Tensor) -> torch.Tensor:
-        """float32 [n, block_size] to uint8 [n, block_bytes]."""
+    def encode_blocks(
+        self, blocks: torch.Tensor, weight: torch.Tensor | None = None
+    ) -> torch.Tensor:
+        """float32 [n, block_size] to uint8 [n, block_bytes].
+
+        `weight`, of the same shape, is how much each squared error counts.
+        """
 
     @abstractmethod
     def decode_blocks(self, blocks: torch.Tensor) -> torch.Tensor:
@@ -53,27 +62,37 @@ class BlockType(ABC):
             )
         return math.prod(shape[1:]) // self.block_size * self.block_bytes
 
-    def encode(self, rows: torch.Tensor) -> tuple[torch.Tensor, ...]:
-        """uint8 [n, bytes of a row] for rows [n, ...].
+    def encode(
+        self, rows: torch.Tensor, weight: torch.Tensor | None = None
+    ) -> tuple[torch.Tensor, ...]:
+        """uint8 [n, bytes of a row] for rows [n, ...], on the same device.
 
-        Raises InputError where a value is not finite or so large that a scale overflows float16.
+        `weight`, of a shape that expands to the rows', is how much each squared error counts; only
+        ratios matter. Raises InputError where a value is not finite or so large that a scale
+        overflows float16.
         """
         width = self.row_bytes(rows.shape)
         blocks = rows.reshape(-1, self.block_size)
-        coded = torch.empty((len(blocks), self.block_bytes), dtype=torch.uint8)
-        step = TILE // self.block_size
-        for first in range(0, len(blocks), step):
-            tile = blocks[first : first + step].float()
-            coded[first : first + step] = self.encode_blocks(tile)
+        if weight is not None:
+            weight = weight.expand(rows.shape).reshape(-1, self.block_size)
+        coded = torch.empty((len(blocks), self.block_bytes), dtype=torch.uint8, device=rows.device)
+
+        def encode(tile: slice) -> None:
+            share = None if weight is None else weight[tile].float()
+            coded[tile] = self.encode_blocks(blocks[tile].float(), share)
+
+        _each_tile(encode, len(blocks), self.block_size, rows.device)
         return (coded.reshape(-1, width),)
 
     def decode(self, coded: torch.Tensor, shape: Sequence[int]) -> torch.Tensor:
         """The weights that bytes stand for: uint8 of any shape to float32 of `shape`."""
         blocks = coded.reshape(-1, self.block_bytes)
-        weights = torch.empty((len(blocks), self.block_size))
-        step = TILE // self.block_size
-        for first in range(0, len(blocks), step):
-            weights[first : first + step] = self.decode_blocks(blocks[first : first + step])
+        weights = torch.empty((len(blocks), self.block_size), device=coded.device)
+
+        def decode(tile: slice) -> None:
+            weights[tile] = self.decode_blocks(blocks[tile])
+
+        _each_tile(decode, len(blocks), self.block_size, coded.device)
         return weights.reshape(*shape)
 
     def float16_bytes(self, scales: torch.Tensor) -> torch.Tensor:
@@ -85,6 +104,30 @@ class BlockType(ABC):
                 "the scale of its block overflows float16; check the source, or choose F32"
             )
         return half.view(torch.uint8)
+
+
+def _each_tile(
+    work: Callable[[slice], None], count: int, block_size: int, device: torch.device
+) -> None:
+    """Call `work` for every tile of `count` blocks, on as many threads as torch computes with.
+
+    Each tile is one thread's: operations on so little do not gain from being split, and the order
+    of a sum would depend on the split.
+    """
+    step = max(1, (TILE if device.type == "cpu" else GPU_TILE) // block_size)
+    tiles = [slice(first, first + step) for first in range(0, count, step)]
+    threads = min(len(tiles), torch.get_num_threads()) if device.type == "cpu" else 1
+    if threads <= 1:
+        for tile in tiles:
+            work(tile)
+        return
+    before = torch.get_num_threads()
+    try:
+        with ThreadPoolExecutor(threads, initializer=torch.set_num_threads, initargs=(1,)) as pool:
+            for _ in pool.map(work, tiles):
+                pass
+    finally:
+        torch.set_num_threads(before)  # of the threads to come; this one's never changed
 
 
 def column_bytes(blocks: torch.Tensor, first: int, stop: int) -> torch.Tensor:

@@ -29,7 +29,7 @@ class Q4_0(BlockType):  # noqa: N801 - the type's name
             codes.masked_fill_(tiny, 0)
         # Eight codes at a time: none is above 15, so the shift moves nothing into the next byte.
         words = codes.view(torch.int64)
-        coded = torch.empty((len(blocks), self.block_bytes), dtype=torch.uint8)
+        coded = blocks.new_empty((len(blocks), self.block_bytes), dtype=torch.uint8)
         coded[:, :2] = self.float16_bytes(scales)
         coded[:, 2:] = (words[:, :2] | words[:, 2:] << 4).view(torch.uint8)
         return coded

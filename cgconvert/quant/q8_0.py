@@ -26,7 +26,7 @@ class Q8_0(BlockType):  # noqa: N801 - the type's name
         inverse, _ = reciprocal(scales)
         codes = blocks * inverse
         codes += torch.copysign(BELOW_HALF, codes)
-        coded = torch.empty((len(blocks), self.block_bytes), dtype=torch.uint8)
+        coded = blocks.new_empty((len(blocks), self.block_bytes), dtype=torch.uint8)
         coded[:, :2] = self.float16_bytes(scales)
         coded[:, 2:].view(torch.int8).copy_(codes)  # the conversion truncates
         return coded

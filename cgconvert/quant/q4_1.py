@@ -1,0 +1,48 @@
+"""GGUF's Q4_1: 32 weights in 20 bytes, float16 d and m and 32 codes of 4 bits.
+
+weight = d * code + m; byte j holds the codes of weights j (low) and j + 16 (high), as block_q4_1 of
+llama.cpp (ggml/src/ggml-common.h).
+"""
+
+from __future__ import annotations
+
+import torch
+
+from cgconvert.quant.affine import Affine, search_grid
+from cgconvert.quant.blocks import column_bytes
+from cgconvert.quant.least_squares import round_codes
+from cgconvert.quant.parts import Parts, SearchedType, blocks_first
+from cgconvert.quant.q4_k import STARTS, WEIGHTED_STARTS
+
+__all__ = ["Q4_1"]
+
+
+class Q4_1(SearchedType):  # noqa: N801 - the type's name
+    name = "Q4_1"
+    block_size = sub_size = 32
+    block_bytes = 20
+    top = 15
+    how = Affine(top, STARTS, WEIGHTED_STARTS)
+
+    def find(self, x: torch.Tensor, weight: torch.Tensor | None) -> Parts:
+        low = x.amin(-2)
+        # From the least weight on, as a block far from 0 has all its digits in the minimum.
+        grid = search_grid(x - low.unsqueeze(-2), weight, self.how, self.name, signed=True)
+        d, dmin = grid.steps.half(), (grid.offsets - low).half()
+        codes = round_codes(x, d.float(), dmin.float(), 0, self.top)
+        one = torch.ones_like(d, dtype=torch.int8)
+        return Parts(codes.byte(), one, d[0], one.byte(), dmin[0])
+
+    def pack(self, parts: Parts) -> torch.Tensor:
+        codes = parts.codes[0]
+        packed = blocks_first(codes[:16] | codes[16:] << 4)
+        coded = torch.cat([self.d_bytes(parts), packed], 1)
+        coded[:, 3] ^= 128  # m is -dmin
+        return coded
+
+    def unpack(self, coded: torch.Tensor) -> Parts:
+        d, m = column_bytes(coded, 0, 4).view(torch.float16).t().contiguous()
+        packed = coded[:, 4:].t().contiguous()
+        codes = torch.cat([packed & 15, packed >> 4])[None]
+        one = torch.ones_like(d, dtype=torch.int8)[None]
+        return Parts(codes, one, d, one.byte(), -m)
