@@ -160,9 +160,7 @@ def _refit(
     )
 
 
-def _error(
-    sums: CodeSums, grid: Grid, steps: torch.Tensor, offsets: torch.Tensor
-) -> torch.Tensor:
+def _error(sums: CodeSums, grid: Grid, steps: torch.Tensor, offsets: torch.Tensor) -> torch.Tensor:
     """Squared error of each sub-block less the sum of its squares."""
     error = (steps * sums.qq).sub_(2 * sums.qx).sub_(2 * offsets * sums.q).mul_(steps)
     return error.add_((offsets * grid.w).add_(2 * grid.x).mul_(offsets))

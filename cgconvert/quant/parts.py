@@ -56,9 +56,7 @@ class Parts:
         """The first `count` blocks."""
         least = None if self.minimums is None else self.minimums[:, :count]
         dmin = None if self.dmin is None else self.dmin[:count]
-        return Parts(
-            self.codes[..., :count], self.scales[:, :count], self.d[:count], least, dmin
-        )
+        return Parts(self.codes[..., :count], self.scales[:, :count], self.d[:count], least, dmin)
 
 
 class SearchedType(BlockType):
