@@ -8,31 +8,30 @@ sums (least_squares.py).
 
 from __future__ import annotations
 
-import math
+import functools
 from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
 
 from cgconvert.quant.least_squares import (
+    Coder,
     CodeSums,
-    code_sums,
+    better,
     extremes,
-    finite_half,
+    in_half,
     inverse,
-    round_codes,
+    to_half,
 )
 from cgconvert.quant.parts import Parts
 
 __all__ = ["Affine", "Grid", "search_grid", "search_parts"]
 
 Starts = Sequence[tuple[float, float]]
+Around = Sequence[tuple[int, int]]
 
 SINGULAR = 1e-5
 """A determinant below this share of its first term is only rounding: all codes are the same."""
-
-LARGEST = 65504.0
-"""Of float16."""
 
 
 @dataclass(frozen=True)
@@ -40,14 +39,17 @@ class Affine:
     """How hard to look.
 
     `starts` move the ends of the first grid inwards, by steps of it: (at the least, at the largest
-    weight). `polish` and `joint` count refits of a sub-block and of the block.
+    weight). `polish` and `joint` count refits of a sub-block and of the block. `around` is what is
+    tried on the scale and the minimum at the end, both sub-block by sub-block.
     """
 
     top: int
     starts: Starts
     weighted_starts: Starts
     polish: int = 2
-    joint: int = 2
+    joint: int = 1
+    around: Around = ((0, 0), (0, -1), (0, 1))
+    weighted_around: Around = ((0, 0), (-1, 0), (1, 0), (0, -1), (0, 1))
 
 
 @dataclass(frozen=True)
@@ -60,13 +62,13 @@ class Grid:
     x: torch.Tensor
 
 
-def search_grid(
-    x: torch.Tensor, weight: torch.Tensor | None, how: Affine, name: str, signed: bool = False
-) -> Grid:
-    """The best step and offset of each sub-block of x [subs, size, n].
+def search_grid(coder: Coder, how: Affine, name: str, signed: bool = False) -> Grid:
+    """The best step and offset of each sub-block.
 
     An offset is not negative unless `signed`: 0 is then not held inside the grid.
     """
+    x, weight = coder.x, coder.weight
+    starts = how.starts if weight is None else how.weighted_starts
     low, high = extremes(x, name)
     if not signed:
         low = low.clamp_(max=0)
@@ -74,24 +76,20 @@ def search_grid(
         grid = Grid(low, high, torch.full_like(low, float(x.shape[-2])), x.sum(-2))
     else:
         grid = Grid(low, high, weight.sum(-2), (weight * x).sum(-2))
-    per_step = inverse((high - low) / how.top)
-    zero = -low * per_step
-    best = torch.stack([torch.full_like(low, -math.inf), low, low])  # gain, step, offset
-    for starts in _batches(how.starts if weight is None else how.weighted_starts):
-        stretch = [how.top / (how.top - a - b) for a, b in starts]
-        shift = [-a * c for (a, _), c in zip(starts, stretch, strict=True)]
-        slope, level = _each(stretch, x), _each(shift, x)
-        codes = x * (per_step * slope).unsqueeze(-2)
-        codes.add_((zero * slope).add_(level).unsqueeze(-2)).round_().clamp_(0, how.top)
-        sums = code_sums(x, codes, weight)
-        steps, offsets = _fit(sums, grid, signed)
-        gain = (steps * sums.qx).sub_(offsets * grid.x)
-        for found in torch.stack([gain, steps, offsets], 1):
-            best = torch.where(found[0] > best[0], found, best)
-    _, steps, offsets = best
+    slope = inverse((high - low) / how.top)
+    level = -low * slope
+    sums = x.new_empty(3, len(starts), *low.shape)
+    for index, (a, b) in enumerate(starts):
+        stretch = how.top / (how.top - a - b)
+        coder.round(slope * stretch, (level - a) * stretch)
+        coder.sums(sums[:, index])
+    steps, offsets = _fit(CodeSums(*sums), grid, signed)
+    gains = (steps * sums[2]).sub_(offsets * grid.x)
+    best = torch.stack([gains, steps, offsets], 1)
+    steps, offsets = functools.reduce(better, best)[1:]
     for _ in range(how.polish):
-        codes = round_codes(x, steps, offsets, 0, how.top)
-        steps, offsets = _fit(code_sums(x, codes, weight), grid, signed)
+        coder.nearest(steps, offsets)
+        steps, offsets = _fit(coder.sums(), grid, signed)
     return Grid(steps, offsets, grid.w, grid.x)
 
 
@@ -99,26 +97,37 @@ def search_parts(
     x: torch.Tensor, weight: torch.Tensor | None, how: Affine, name: str, largest: int
 ) -> Parts:
     """Parts of blocks [subs, size, n] whose scales and minimums are integers up to `largest`."""
-    grid = search_grid(x, weight, how, name)
+    coder = Coder(x, weight, 0, how.top)
+    grid = search_grid(coder, how, name)
     steps, offsets = grid.steps, grid.offsets
-    d = finite_half(steps.amax(0) / largest)
-    dmin = finite_half(offsets.amax(0) / largest)
-    best: list[torch.Tensor] = []
+    d = to_half(steps.amax(0) / largest)
+    dmin = to_half(offsets.amax(0) / largest)
+    states = []
     for turn in range(how.joint + 1):
         scales, minimums = _integers(steps, d, largest), _integers(offsets, dmin, largest)
-        codes = round_codes(x, d * scales, dmin * minimums, 0, how.top)
-        sums = code_sums(x, codes, weight)
+        coder.nearest(d * scales, dmin * minimums)
+        sums = coder.sums()
         d, dmin = _refit(sums, grid, scales, minimums, d, dmin)
         error = _error(sums, grid, d * scales, dmin * minimums).sum(0)
-        found = [-error, d, dmin, scales, minimums]
-        best = _better(best, found) if best else found
+        states.append(torch.cat([torch.stack([-error, d, dmin]), scales, minimums]))
         if turn < how.joint:
             steps, _ = _fit(sums, grid)
             steps = _integers(steps, d, largest).mul_(d)  # the offset for what it is rounded to
             offsets = (steps * sums.q).sub_(grid.x).div_(grid.w).nan_to_num_(0.0, 0.0, 0.0)
             offsets.clamp_(min=0)
-    _, d, dmin, scales, minimums = best
-    codes = round_codes(x, d * scales, dmin * minimums, 0, how.top)
+    best = functools.reduce(better, states)
+    d, dmin = best[1:3]
+    scales, minimums = best[3:].chunk(2)
+    tried = []
+    for up, more in how.around if weight is None else how.weighted_around:
+        near = (scales + up).clamp_(0, largest), (minimums + more).clamp_(0, largest)
+        coder.nearest(d * near[0], dmin * near[1])
+        sums = coder.sums()
+        error = _error(sums, grid, d * near[0], dmin * near[1])
+        tried.append(torch.stack([-error, *near, *sums]))
+    _, scales, minimums, *kept = functools.reduce(better, tried)
+    d, dmin = _refit(CodeSums(*kept), grid, scales, minimums, d, dmin)
+    codes = coder.nearest(d * scales, dmin * minimums)
     return Parts(codes.byte(), scales.to(torch.int8), d.half(), minimums.byte(), dmin.half())
 
 
@@ -142,22 +151,18 @@ def _refit(
     d: torch.Tensor,
     dmin: torch.Tensor,
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """d and dmin of least error over each block, in float16; as they were where there is none."""
+    """d and dmin of least error over each block, in float16; as they were where there are none."""
     aa = (scales * scales).mul_(sums.qq).sum(0)
     ab = (scales * minimums).mul_(sums.q).sum(0)
     bb = (minimums * minimums).mul_(grid.w).sum(0)
     ax, bx = (scales * sums.qx).sum(0), (minimums * grid.x).sum(0)
     determinant = aa * bb - ab * ab
-    new_d = (bb * ax - ab * bx) / determinant
-    new_dmin = (ab * ax - aa * bx) / determinant
-    # Where there are no minimums the determinant is 0 and d stands alone.
-    alone = bb == 0
-    new_d, new_dmin = torch.where(alone, ax / aa, new_d), torch.where(alone, dmin, new_dmin)
-    good = (new_d > 0) & (new_d < LARGEST) & (new_dmin >= 0) & (new_dmin < LARGEST)
-    return (
-        torch.where(good, finite_half(new_d), d),
-        torch.where(good, finite_half(new_dmin), dmin),
-    )
+    new_d, new_dmin = (bb * ax - ab * bx) / determinant, (ab * ax - aa * bx) / determinant
+    # d alone where there are no minimums, or the best dmin would be negative.
+    alone = (dmin * ab).add_(ax).div_(aa)
+    good = in_half(new_d) & ((new_dmin == 0) | in_half(new_dmin))
+    d = torch.where(in_half(alone), to_half(alone), d)
+    return torch.where(good, to_half(new_d), d), torch.where(good, to_half(new_dmin), dmin)
 
 
 def _error(sums: CodeSums, grid: Grid, steps: torch.Tensor, offsets: torch.Tensor) -> torch.Tensor:
@@ -168,18 +173,3 @@ def _error(sums: CodeSums, grid: Grid, steps: torch.Tensor, offsets: torch.Tenso
 
 def _integers(values: torch.Tensor, unit: torch.Tensor, largest: int) -> torch.Tensor:
     return (values * inverse(unit)).round_().clamp_(0, largest)
-
-
-def _better(best: list[torch.Tensor], found: list[torch.Tensor]) -> list[torch.Tensor]:
-    """Where `found`'s first is larger, found."""
-    larger = found[0] > best[0]
-    return [torch.where(larger, new, old) for new, old in zip(found, best, strict=True)]
-
-
-def _batches(starts: Starts) -> list[Starts]:
-    """Four starts at once spread the cost of a call over more numbers and still fit a cache."""
-    return [starts[first : first + 4] for first in range(0, len(starts), 4)]
-
-
-def _each(values: Sequence[float], like: torch.Tensor) -> torch.Tensor:
-    return torch.tensor(values, device=like.device).view(-1, 1, 1)

@@ -9,45 +9,69 @@ from __future__ import annotations
 
 import math
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Sequence
 
 import torch
 
 from cgconvert.errors import InputError
 from cgconvert.quant.encoding import Array
+from cgconvert.quant.parts import Parts, blocks_first
+from cgconvert.quant.processes import share_out
 
-__all__ = ["BlockType", "column_bytes", "reciprocal"]
+__all__ = ["BlockType", "column_bytes", "reciprocal", "tiles"]
 
-TILE = 1 << 16
-"""Weights worked on at once on a CPU, 256 KB of float32: temporaries stay in a core's cache."""
-
-GPU_TILE = 1 << 23
-"""The same on a GPU, where it bounds memory: some hundred bytes a weight while it is searched."""
+TILE = 1 << 18
+"""Weights worked on at once: 1 MB of float32, so that temporaries stay in a core's cache."""
 
 
 class BlockType(ABC):
     """An Encoding of matrices whose rows are a multiple of `block_size` weights long.
 
-    Subclasses are stateless: two functions between blocks of weights and blocks of bytes.
+    `sub_size` weights share a scale, `top` is the largest code, `zero` the code of weight 0 where
+    there is no minimum. Subclasses are stateless: a search for parts, and parts from and to bytes.
     """
 
     name: str
     block_size: int
+    sub_size: int
     block_bytes: int
+    top: int
+    zero: int = 0
 
     @abstractmethod
-    def encode_blocks(
-        self, blocks: torch.Tensor, weight: torch.Tensor | None = None
-    ) -> torch.Tensor:
-        """float32 [n, block_size] to uint8 [n, block_bytes].
+    def search(self, blocks: torch.Tensor, weight: torch.Tensor | None = None) -> Parts:
+        """Parts of least squared error, as far as the type looks, for blocks [n, block_size].
 
-        `weight`, of the same shape, is how much each squared error counts.
+        `weight`, of a shape that expands to the blocks', is how much each squared error counts:
+        the mean square of the input that a column meets, for one. Only ratios matter; from 1e-12
+        to 1e12. Raises InputError where a weight of the model is not finite.
         """
 
     @abstractmethod
-    def decode_blocks(self, blocks: torch.Tensor) -> torch.Tensor:
+    def pack(self, parts: Parts) -> torch.Tensor:
+        """uint8 [n, block_bytes]. Raises InputError where d or dmin is not finite."""
+
+    @abstractmethod
+    def unpack(self, coded: torch.Tensor) -> Parts:
+        """What uint8 [n, block_bytes] say; whatever the bits are, they pack to the same again."""
+
+    def values(self, parts: Parts) -> torch.Tensor:
+        """The weights, float32 [n, block_size], rounded as ggml and gguf-py do."""
+        weights = (parts.codes.float() - self.zero).mul_(parts.steps().unsqueeze(-2))
+        offsets = parts.offsets()
+        if offsets is not None:
+            weights -= offsets.unsqueeze(-2)
+        return blocks_first(weights)
+
+    def encode_blocks(
+        self, blocks: torch.Tensor, weight: torch.Tensor | None = None
+    ) -> torch.Tensor:
+        """float32 [n, block_size] to uint8 [n, block_bytes]."""
+        return self.pack(self.search(blocks, weight))
+
+    def decode_blocks(self, coded: torch.Tensor) -> torch.Tensor:
         """uint8 [n, block_bytes] to float32 [n, block_size]."""
+        return self.values(self.unpack(coded))
 
     def arrays(self, shape: Sequence[int]) -> tuple[Array, ...]:
         """One array, of the tensor's own shape as GGUF records it."""
@@ -75,25 +99,33 @@ class BlockType(ABC):
         blocks = rows.reshape(-1, self.block_size)
         if weight is not None:
             weight = weight.expand(rows.shape).reshape(-1, self.block_size)
-        coded = torch.empty((len(blocks), self.block_bytes), dtype=torch.uint8, device=rows.device)
+        return (self.encode_all(blocks, weight).reshape(-1, width),)
 
-        def encode(tile: slice) -> None:
+    def encode_all(self, blocks: torch.Tensor, weight: torch.Tensor | None) -> torch.Tensor:
+        """As encode_blocks, any number of any floating type, some at a time."""
+        coded = blocks.new_empty((len(blocks), self.block_bytes), dtype=torch.uint8)
+
+        def work(tile: slice) -> None:
             share = None if weight is None else weight[tile].float()
             coded[tile] = self.encode_blocks(blocks[tile].float(), share)
 
-        _each_tile(encode, len(blocks), self.block_size, rows.device)
-        return (coded.reshape(-1, width),)
+        share_out(work, tiles(len(blocks), TILE // self.block_size), 1)
+        return coded
 
     def decode(self, coded: torch.Tensor, shape: Sequence[int]) -> torch.Tensor:
         """The weights that bytes stand for: uint8 of any shape to float32 of `shape`."""
         blocks = coded.reshape(-1, self.block_bytes)
         weights = torch.empty((len(blocks), self.block_size), device=coded.device)
-
-        def decode(tile: slice) -> None:
+        for tile in tiles(len(blocks), TILE // self.block_size):
             weights[tile] = self.decode_blocks(blocks[tile])
-
-        _each_tile(decode, len(blocks), self.block_size, coded.device)
         return weights.reshape(*shape)
+
+    def d_bytes(self, parts: Parts) -> torch.Tensor:
+        """d and, where there is one, dmin: uint8 [n, 2 or 4]."""
+        d = self.float16_bytes(parts.d[:, None])
+        if parts.dmin is None:
+            return d
+        return torch.cat([d, self.float16_bytes(parts.dmin[:, None])], 1)
 
     def float16_bytes(self, scales: torch.Tensor) -> torch.Tensor:
         """float32 scales [n, 1] as their float16 bytes, uint8 [n, 2]."""
@@ -106,28 +138,9 @@ class BlockType(ABC):
         return half.view(torch.uint8)
 
 
-def _each_tile(
-    work: Callable[[slice], None], count: int, block_size: int, device: torch.device
-) -> None:
-    """Call `work` for every tile of `count` blocks, on as many threads as torch computes with.
-
-    Each tile is one thread's: operations on so little do not gain from being split, and the order
-    of a sum would depend on the split.
-    """
-    step = max(1, (TILE if device.type == "cpu" else GPU_TILE) // block_size)
-    tiles = [slice(first, first + step) for first in range(0, count, step)]
-    threads = min(len(tiles), torch.get_num_threads()) if device.type == "cpu" else 1
-    if threads <= 1:
-        for tile in tiles:
-            work(tile)
-        return
-    before = torch.get_num_threads()
-    try:
-        with ThreadPoolExecutor(threads, initializer=torch.set_num_threads, initargs=(1,)) as pool:
-            for _ in pool.map(work, tiles):
-                pass
-    finally:
-        torch.set_num_threads(before)  # of the threads to come; this one's never changed
+def tiles(count: int, step: int) -> list[slice]:
+    """0 to `count` in slices of at most `step`."""
+    return [slice(first, first + step) for first in range(0, count, max(1, step))]
 
 
 def column_bytes(blocks: torch.Tensor, first: int, stop: int) -> torch.Tensor:

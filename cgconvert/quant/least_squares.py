@@ -13,10 +13,10 @@ import torch
 
 from cgconvert.errors import InputError
 
-__all__ = ["CodeSums", "code_sums", "extremes", "finite_half", "inverse", "round_codes"]
+__all__ = ["CodeSums", "Coder", "better", "extremes", "in_half", "inverse", "to_half"]
 
-SMALLEST = 2.0**-24
-"""The smallest float16 above 0."""
+SMALLEST, LARGEST = 2.0**-24, 65504.0
+"""Of the float16 above 0."""
 
 
 class CodeSums(NamedTuple):
@@ -25,28 +25,41 @@ class CodeSums(NamedTuple):
     qx: torch.Tensor
 
 
-def code_sums(x: torch.Tensor, codes: torch.Tensor, weight: torch.Tensor | None) -> CodeSums:
-    counted = codes if weight is None else codes * weight
-    product = torch.mul(counted, codes)
-    squares = product.sum(-2)
-    torch.mul(counted, x, out=product)
-    return CodeSums(counted.sum(-2), squares, product.sum(-2))
+class Coder:
+    """Rounds blocks x [subs, size, n] to codes, again and again in the same memory."""
+
+    def __init__(self, x: torch.Tensor, weight: torch.Tensor | None, low: int, high: int) -> None:
+        self.x, self.weight, self.low, self.high = x, weight, low, high
+        self.codes, self._product = torch.empty_like(x), torch.empty_like(x)
+        self._counted = self.codes if weight is None else torch.empty_like(x)
+
+    def round(self, slopes: torch.Tensor, levels: torch.Tensor | None = None) -> torch.Tensor:
+        """round(slope * x + level), clipped, as float32: overwritten by the next call."""
+        torch.mul(self.x, slopes.unsqueeze(-2), out=self.codes)
+        if levels is not None:
+            self.codes += levels.unsqueeze(-2)
+        return self.codes.round_().clamp_(self.low, self.high)
+
+    def nearest(self, steps: torch.Tensor, offsets: torch.Tensor | None = None) -> torch.Tensor:
+        """The codes whose weights step * code - offset come nearest."""
+        slopes = inverse(steps)
+        return self.round(slopes, None if offsets is None else offsets * slopes)
+
+    def sums(self, out: torch.Tensor | None = None) -> CodeSums:
+        """Of the last codes; into `out`, [3, subs, n], where it is given."""
+        if out is None:
+            out = self.x.new_empty(3, self.x.shape[0], self.x.shape[2])
+        if self.weight is not None:
+            torch.mul(self.codes, self.weight, out=self._counted)
+        torch.sum(self._counted, -2, out=out[0])
+        torch.sum(torch.mul(self._counted, self.codes, out=self._product), -2, out=out[1])
+        torch.sum(torch.mul(self._counted, self.x, out=self._product), -2, out=out[2])
+        return CodeSums(*out)
 
 
 def inverse(scales: torch.Tensor) -> torch.Tensor:
     """1 / scales, 0 where that is not finite."""
     return scales.reciprocal().nan_to_num_(0.0, 0.0, 0.0)
-
-
-def round_codes(
-    x: torch.Tensor, steps: torch.Tensor, offsets: torch.Tensor | None, low: int, high: int
-) -> torch.Tensor:
-    """The code of each weight that comes nearest, as float32."""
-    per_step = inverse(steps)
-    codes = torch.mul(x, per_step.unsqueeze(-2))
-    if offsets is not None:
-        codes += (offsets * per_step).unsqueeze(-2)
-    return codes.round_().clamp_(low, high)
 
 
 def extremes(x: torch.Tensor, name: str) -> tuple[torch.Tensor, torch.Tensor]:
@@ -60,11 +73,18 @@ def extremes(x: torch.Tensor, name: str) -> tuple[torch.Tensor, torch.Tensor]:
     return low, high
 
 
-def finite_half(scales: torch.Tensor) -> torch.Tensor:
+def to_half(scales: torch.Tensor) -> torch.Tensor:
     """Rounded to float16 and back, what is not 0 to no less than the smallest one."""
     half = scales.half().float()
-    return torch.where((half == 0) & (scales != 0), torch.copysign(_small(scales), scales), half)
+    smallest = torch.copysign(torch.full_like(scales, SMALLEST), scales)
+    return torch.where((half == 0) & (scales != 0), smallest, half)
 
 
-def _small(like: torch.Tensor) -> torch.Tensor:
-    return torch.full((), SMALLEST, device=like.device)
+def in_half(scales: torch.Tensor) -> torch.Tensor:
+    """Which are above 0 and not above float16's largest; NaN is not."""
+    return (scales > 0) & (scales < LARGEST)
+
+
+def better(best: torch.Tensor, found: torch.Tensor) -> torch.Tensor:
+    """States [numbers, ...]: `found` where its first number is larger than `best`'s."""
+    return torch.where(found[0] > best[0], found, best)

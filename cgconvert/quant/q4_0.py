@@ -2,7 +2,7 @@
 
 weight = d * (code - 8); byte j holds the codes of weights j (low) and j + 16 (high). Equal byte for
 byte to quantize_row_q4_0_ref of llama.cpp (ggml/src/ggml-quants.c): the weight of largest
-magnitude becomes code 0, whatever its sign.
+magnitude becomes code 0, whatever its sign. Only with weights of importance is there a search.
 """
 
 from __future__ import annotations
@@ -10,18 +10,52 @@ from __future__ import annotations
 import torch
 
 from cgconvert.quant.blocks import BlockType, column_bytes, reciprocal
+from cgconvert.quant.parts import Parts, blocks_first
+from cgconvert.quant.searched import SearchedType
+from cgconvert.quant.symmetric import Symmetric, search_whole
 
 __all__ = ["Q4_0"]
 
 NIBBLES = 0x0F0F0F0F0F0F0F0F
+# Chosen as Q4_K's, from -11 to -6 and 6 to 10.
+STARTS = (-8.3, -10.1, -7.1, -9.2, -11.0, 6.0, 9.5, -7.7)
 
 
-class Q4_0(BlockType):  # noqa: N801 - the type's name
+class Q4_0(SearchedType):  # noqa: N801 - the type's name
     name = "Q4_0"
-    block_size = 32
+    block_size = sub_size = 32
     block_bytes = 18
+    top, zero = 15, 8
+    how = Symmetric(8, 7, STARTS, STARTS)
 
-    def encode_blocks(self, blocks: torch.Tensor) -> torch.Tensor:
+    def search(self, blocks: torch.Tensor, weight: torch.Tensor | None = None) -> Parts:
+        if weight is None:
+            return self.unpack(self.encode_blocks(blocks.float()))
+        return super().search(blocks, weight)
+
+    def find(self, x: torch.Tensor, weight: torch.Tensor | None) -> Parts:
+        return search_whole(x, weight, self.how, self.name)
+
+    def pack(self, parts: Parts) -> torch.Tensor:
+        codes = parts.codes[0]
+        packed = blocks_first(codes[:16] | codes[16:] << 4)
+        return torch.cat([self.d_bytes(parts), packed], 1)
+
+    def unpack(self, coded: torch.Tensor) -> Parts:
+        d = column_bytes(coded, 0, 2).view(torch.float16).squeeze(1)
+        packed = coded[:, 2:].t().contiguous()
+        return Parts.whole(torch.cat([packed & 15, packed >> 4]), d)
+
+    def encode_all(self, blocks: torch.Tensor, weight: torch.Tensor | None) -> torch.Tensor:
+        if weight is None:
+            return BlockType.encode_all(self, blocks, None)
+        return super().encode_all(blocks, weight)
+
+    def encode_blocks(
+        self, blocks: torch.Tensor, weight: torch.Tensor | None = None
+    ) -> torch.Tensor:
+        if weight is not None:
+            return super().encode_blocks(blocks, weight)
         scales = _largest(blocks) / -8
         inverse, tiny = reciprocal(scales)
         codes = (blocks * inverse).add_(8.5).to(torch.int8).clamp_(max=15)  # truncates

@@ -10,9 +10,10 @@ import torch
 
 from cgconvert.quant.affine import Affine, search_grid
 from cgconvert.quant.blocks import column_bytes
-from cgconvert.quant.least_squares import round_codes
-from cgconvert.quant.parts import Parts, SearchedType, blocks_first
+from cgconvert.quant.least_squares import Coder
+from cgconvert.quant.parts import Parts, blocks_first
 from cgconvert.quant.q4_k import STARTS, WEIGHTED_STARTS
+from cgconvert.quant.searched import SearchedType
 
 __all__ = ["Q4_1"]
 
@@ -27,11 +28,11 @@ class Q4_1(SearchedType):  # noqa: N801 - the type's name
     def find(self, x: torch.Tensor, weight: torch.Tensor | None) -> Parts:
         low = x.amin(-2)
         # From the least weight on, as a block far from 0 has all its digits in the minimum.
-        grid = search_grid(x - low.unsqueeze(-2), weight, self.how, self.name, signed=True)
+        lifted = Coder(x - low.unsqueeze(-2), weight, 0, self.top)
+        grid = search_grid(lifted, self.how, self.name, signed=True)
         d, dmin = grid.steps.half(), (grid.offsets - low).half()
-        codes = round_codes(x, d.float(), dmin.float(), 0, self.top)
-        one = torch.ones_like(d, dtype=torch.int8)
-        return Parts(codes.byte(), one, d[0], one.byte(), dmin[0])
+        codes = Coder(x, None, 0, self.top).nearest(d.float(), dmin.float())
+        return Parts.whole(codes[0].byte(), d[0], dmin[0])
 
     def pack(self, parts: Parts) -> torch.Tensor:
         codes = parts.codes[0]
@@ -43,6 +44,4 @@ class Q4_1(SearchedType):  # noqa: N801 - the type's name
     def unpack(self, coded: torch.Tensor) -> Parts:
         d, m = column_bytes(coded, 0, 4).view(torch.float16).t().contiguous()
         packed = coded[:, 4:].t().contiguous()
-        codes = torch.cat([packed & 15, packed >> 4])[None]
-        one = torch.ones_like(d, dtype=torch.int8)[None]
-        return Parts(codes, one, d, one.byte(), -m)
+        return Parts.whole(torch.cat([packed & 15, packed >> 4]), d, -m)

@@ -10,14 +10,18 @@ import torch
 
 from cgconvert.quant.affine import Affine, search_parts
 from cgconvert.quant.blocks import column_bytes
-from cgconvert.quant.parts import Parts, SearchedType, blocks_first
+from cgconvert.quant.parts import Parts, blocks_first
 from cgconvert.quant.q4_k import join_nibbles, pack_scales, split_nibbles, unpack_scales
+from cgconvert.quant.searched import SearchedType
 
 __all__ = ["Q5_K"]
 
-# As Q4_K's.
-STARTS = ((0.0, 0.0), (-0.4, 0.4), (0.4, -0.2), (0.4, 1.6))
-WEIGHTED_STARTS = (*STARTS, (1.6, 0.0), (-0.2, 0.2), (0.0, -0.4), (1.0, 0.8))
+# Chosen as Q4_K's.
+STARTS = ((0.0, 0.0), (0.3, -0.6), (0.0, 0.3), (0.3, 0.0))
+WEIGHTED_STARTS = (
+    (0.0, 0.0), (0.3, -0.6), (0.3, 0.9), (1.2, 0.0), (-0.6, -0.6), (0.3, 1.8), (0.9, 0.9),
+    (0.6, 0.0),
+)  # fmt: skip
 
 
 class Q5_K(SearchedType):  # noqa: N801 - the type's name

@@ -10,13 +10,15 @@ from __future__ import annotations
 import torch
 
 from cgconvert.quant.blocks import column_bytes
-from cgconvert.quant.parts import Parts, SearchedType, blocks_first
+from cgconvert.quant.parts import Parts, blocks_first
+from cgconvert.quant.searched import SearchedType
 from cgconvert.quant.symmetric import Symmetric, search_parts
 
 __all__ = ["Q6_K"]
 
-STARTS = (-32.0, -29.9, -31.1, -28.1)
-WEIGHTED_STARTS = (*STARTS, -26.0, -29.0, -33.2, -26.9)
+# Chosen as Q4_K's, from -34 to -26 and 30 to 32.5.
+STARTS = (-32.0, -30.8, -30.0, -29.2, -28.0)
+WEIGHTED_STARTS = (-32.0, -30.0, -28.0, -31.2, -26.0, -33.2)
 
 
 class Q6_K(SearchedType):  # noqa: N801 - the type's name

@@ -6,25 +6,24 @@ codes and d refitted together and the best state of each block kept.
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
 
 from cgconvert.quant.least_squares import (
+    Coder,
     CodeSums,
-    code_sums,
+    better,
     extremes,
-    finite_half,
+    in_half,
     inverse,
-    round_codes,
+    to_half,
 )
 from cgconvert.quant.parts import Parts
 
-__all__ = ["Symmetric", "search_parts", "search_steps"]
-
-LARGEST = 65504.0
-"""Of float16."""
+__all__ = ["Symmetric", "search_parts", "search_whole"]
 
 
 @dataclass(frozen=True)
@@ -33,7 +32,7 @@ class Symmetric:
 
     A start is the code that the weight of largest magnitude gets before it is clipped: below
     -`zero` the step is smaller than its range asks for. `polish` and `joint` count refits of a
-    sub-block and of the block.
+    sub-block and of the block; the neighbours of each scale are tried at the end.
     """
 
     zero: int
@@ -41,29 +40,7 @@ class Symmetric:
     starts: Sequence[float]
     weighted_starts: Sequence[float]
     polish: int = 1
-    joint: int = 2
-
-
-def search_steps(
-    x: torch.Tensor, weight: torch.Tensor | None, how: Symmetric, name: str
-) -> torch.Tensor:
-    """The best step of each sub-block of x [subs, size, n], either sign: float32 [subs, n]."""
-    low, high = extremes(x, name)
-    per_largest = inverse(torch.where(high > -low, high, low))
-    best = torch.stack([torch.full_like(low, -1.0), low])  # gain, step
-    starts = how.starts if weight is None else how.weighted_starts
-    for first in range(0, len(starts), 4):
-        slope = torch.tensor(starts[first : first + 4], device=x.device).view(-1, 1, 1)
-        codes = x * (per_largest * slope).unsqueeze(-2)
-        codes.round_().clamp_(-how.zero, how.high)
-        sums = code_sums(x, codes, weight)
-        steps = _fit(sums)
-        for found in torch.stack([steps * sums.qx, steps], 1):
-            best = torch.where(found[0] > best[0], found, best)
-    steps = best[1]
-    for _ in range(how.polish):
-        steps = _fit(code_sums(x, round_codes(x, steps, None, -how.zero, how.high), weight))
-    return steps
+    joint: int = 1
 
 
 def search_parts(
@@ -71,27 +48,62 @@ def search_parts(
 ) -> Parts:
     """Parts of blocks [subs, size, n] whose scales are signed integers of `bits`."""
     lowest, highest = -(1 << bits - 1), (1 << bits - 1) - 1
-    steps = search_steps(x, weight, how, name)
+    coder = Coder(x, weight, -how.zero, how.high)
+    steps = _search_steps(coder, how, name)
     # The scale of largest magnitude becomes the lowest integer, whatever its sign.
-    low, high = steps.amin(0), steps.amax(0)
-    d = finite_half(torch.where(high > -low, high, low) / lowest)
-    best: list[torch.Tensor] = []
+    d = to_half(_largest(steps.amin(0), steps.amax(0)) / lowest)
+    states = []
     for turn in range(how.joint + 1):
         scales = (steps * inverse(d)).round_().clamp_(lowest, highest)
-        codes = round_codes(x, d * scales, None, -how.zero, how.high)
-        sums = code_sums(x, codes, weight)
-        ax, aa = (scales * sums.qx).sum(0), (scales * scales).mul_(sums.qq).sum(0)
-        refitted = ax / aa
-        good = (refitted.abs() > 0) & (refitted.abs() < LARGEST)
-        d = torch.where(good, finite_half(refitted), d)
+        coder.nearest(d * scales)
+        sums = coder.sums()
+        d, ax, aa = _refit(sums, scales, d)
         gain = (ax * 2).sub_(aa * d).mul_(d)
-        found = [gain, d, scales]
-        best = _better(best, found) if best else found
+        states.append(torch.cat([torch.stack([gain, d]), scales]))
         if turn < how.joint:
             steps = _fit(sums)
-    _, d, scales = best
-    codes = round_codes(x, d * scales, None, -how.zero, how.high)
+    best = functools.reduce(better, states)
+    d, scales = best[1], best[2:]
+    tried = []
+    for up in (0, -1, 1):
+        near = (scales + up).clamp_(lowest, highest)
+        steps = d * near
+        coder.nearest(steps)
+        sums = coder.sums()
+        gain = (sums.qx * 2).sub_(sums.qq * steps).mul_(steps)
+        tried.append(torch.stack([gain, near, *sums]))
+    _, scales, *kept = functools.reduce(better, tried)
+    d, _, _ = _refit(CodeSums(*kept), scales, d)
+    codes = coder.nearest(d * scales)
     return Parts(codes.add_(how.zero).byte(), scales.to(torch.int8), d.half())
+
+
+def search_whole(x: torch.Tensor, weight: torch.Tensor | None, how: Symmetric, name: str) -> Parts:
+    """Parts of blocks [1, size, n], which have d and no scales."""
+    coder = Coder(x, weight, -how.zero, how.high)
+    d = to_half(_search_steps(coder, how, name))
+    return Parts.whole(coder.nearest(d)[0].add_(how.zero).byte(), d[0].half())
+
+
+def _search_steps(coder: Coder, how: Symmetric, name: str) -> torch.Tensor:
+    """The best step of each sub-block, of either sign: float32 [subs, n]."""
+    starts = how.starts if coder.weight is None else how.weighted_starts
+    slope = inverse(_largest(*extremes(coder.x, name)))
+    sums = slope.new_empty(3, len(starts), *slope.shape)
+    for index, start in enumerate(starts):
+        coder.round(slope * start)
+        coder.sums(sums[:, index])
+    steps = _fit(CodeSums(*sums))
+    steps = functools.reduce(better, torch.stack([steps * sums[2], steps], 1))[1]
+    for _ in range(how.polish):
+        coder.nearest(steps)
+        steps = _fit(coder.sums())
+    return steps
+
+
+def _largest(low: torch.Tensor, high: torch.Tensor) -> torch.Tensor:
+    """The one of larger magnitude."""
+    return torch.where(high > -low, high, low)
 
 
 def _fit(sums: CodeSums) -> torch.Tensor:
@@ -99,7 +111,10 @@ def _fit(sums: CodeSums) -> torch.Tensor:
     return (sums.qx / sums.qq).nan_to_num_(0.0, 0.0, 0.0)
 
 
-def _better(best: list[torch.Tensor], found: list[torch.Tensor]) -> list[torch.Tensor]:
-    """Where `found`'s first is larger, found."""
-    larger = found[0] > best[0]
-    return [torch.where(larger, new, old) for new, old in zip(found, best, strict=True)]
+def _refit(
+    sums: CodeSums, scales: torch.Tensor, d: torch.Tensor
+) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    """d of least error over each block, in float16, as it was where there is none; and its sums."""
+    ax, aa = (scales * sums.qx).sum(0), (scales * scales).mul_(sums.qq).sum(0)
+    best = ax / aa
+    return torch.where(in_half(best.abs()), to_half(best), d), ax, aa
