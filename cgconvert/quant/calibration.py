@@ -22,7 +22,6 @@ from cgconvert.forward import attend, gelu, norm, rotary
 from cgconvert.model import Decoder
 from cgconvert.quant.blocks import BlockType
 from cgconvert.quant.feedback import DAMPING, Hessian, quantize
-from cgconvert.quant.parts import SearchedType
 from cgconvert.stream.progress import Progress
 
 __all__ = ["Calibration", "Quantized", "State"]
@@ -175,8 +174,6 @@ class Calibration:
             return Quantized(None, weight)
         (plain,) = codec.encode(weight)
         found = codec.decode(plain, weight.shape)
-        if not isinstance(codec, SearchedType):
-            return Quantized(plain, found)
         coded = quantize(fit.target(weight), Hessian.of(fit.inputs), codec)
         values = codec.decode(coded, weight.shape)
         # With the constant |W x|^2 unknown, the two errors are compared above the better one's.

@@ -15,7 +15,8 @@ from dataclasses import dataclass, replace
 
 import torch
 
-from cgconvert.quant.parts import Parts, SearchedType
+from cgconvert.quant.blocks import BlockType
+from cgconvert.quant.parts import Parts
 
 __all__ = ["Hessian", "quantize"]
 
@@ -47,7 +48,7 @@ class Hessian:
         return cls(damped.float(), factor.float())
 
 
-def quantize(weight: torch.Tensor, hessian: Hessian, codec: SearchedType) -> torch.Tensor:
+def quantize(weight: torch.Tensor, hessian: Hessian, codec: BlockType) -> torch.Tensor:
     """The coded rows, uint8 [rows, bytes of a row], of float32 [rows, columns].
 
     Raises InputError where a weight is not finite or the rows do not divide into blocks.
@@ -65,7 +66,7 @@ class _Rounded:
     `values` float32 [rows, columns] is what `parts` (one a block of columns) stand for.
     """
 
-    def __init__(self, weight: torch.Tensor, codec: SearchedType) -> None:
+    def __init__(self, weight: torch.Tensor, codec: BlockType) -> None:
         self.codec = codec
         self.values = torch.empty_like(weight)
         self.parts: list[Parts] = []
@@ -79,14 +80,14 @@ class _Rounded:
 class _Block:
     """One block of columns, its grid repeated for each column: float32 [columns, rows]."""
 
-    codec: SearchedType
+    codec: BlockType
     parts: Parts
     steps: torch.Tensor
     slopes: torch.Tensor
     offsets: torch.Tensor | None
 
     @classmethod
-    def of(cls, codec: SearchedType, parts: Parts) -> _Block:
+    def of(cls, codec: BlockType, parts: Parts) -> _Block:
         steps, offsets = parts.steps(), parts.offsets()
         slopes = torch.where(steps == 0, 0.0, steps.reciprocal())
         return cls(codec, parts, steps, slopes, offsets)
@@ -101,7 +102,7 @@ class _Block:
         return value if self.offsets is None else value.sub_(self.offsets[sub])
 
 
-def _feed_back(weight: torch.Tensor, hessian: Hessian, codec: SearchedType) -> _Rounded:
+def _feed_back(weight: torch.Tensor, hessian: Hessian, codec: BlockType) -> _Rounded:
     left, factor, size = weight.clone(), hessian.factor, codec.block_size
     importance = factor.diagonal().reciprocal().square()
     rounded = _Rounded(weight, codec)
