@@ -1,4 +1,4 @@
-"""A small random model, and mistakes as a wrong writer would make them."""
+"""A small random model, and what mistakes in models and files are made with."""
 
 from __future__ import annotations
 
@@ -16,10 +16,10 @@ from tokenizers import pre_tokenizers
 from cgconvert.checkpoint.checkpoint import Checkpoint
 from cgconvert.checkpoint.gguf import BlockTensor
 from cgconvert.checkpoint.onnx import BlocksTensor
-from cgconvert.model import Block, Decoder, Geometry, split_rows
+from cgconvert.model import Block, Decoder, Geometry
 from cgconvert.names import CODEGEN
 from cgconvert.synthetic import RandomState, codegen_config
-from cgconvert.tensor import InMemory, LazyTensor, Stored, Zeros
+from cgconvert.tensor import InMemory, LazyTensor, Stored
 from cgconvert.tokenizer import END_OF_TEXT, AddedToken, Tokenizer
 
 GEOMETRY = Geometry(
@@ -52,7 +52,7 @@ def checkpoint(path: Path, geometry: Geometry = GEOMETRY, sharpness: float = 3.0
     )
 
 
-# Planted mistakes: a model, as a writer would have got it wrong.
+# Parts of mistakes: see tests/mutations.
 
 
 def on_block(change: Callable[[Block], Block], layer: int = 1) -> Callable[[Decoder], Decoder]:
@@ -64,59 +64,10 @@ def on_block(change: Callable[[Block], Block], layer: int = 1) -> Callable[[Deco
     return apply
 
 
-def scaled(tensor: LazyTensor, factor: float) -> LazyTensor:
-    return InMemory(tensor.read().float() * factor)
-
-
-def regrouped(d: Decoder) -> Decoder:
-    """qkv_proj taken apart as if it were packed in 2 groups."""
-    g = d.geometry
-    index = split_rows(g.n_embd, 2)
-    blocks = []
-    for block in d.blocks:
-        packed = block.packed(4)
-        q, k, v = (packed.rows(rows) for rows in index)
-        blocks.append(replace(block, q=q, k=k, v=v))
-    return replace(d, blocks=tuple(blocks))
-
-
 def exchanged(tensor: LazyTensor, first: int, second: int) -> LazyTensor:
     index = np.arange(tensor.shape[0])
     index[[first, second]] = index[[second, first]]
     return tensor.rows(index)
-
-
-def no_last_layer(d: Decoder) -> Decoder:
-    return replace(
-        d, geometry=replace(d.geometry, n_layer=d.geometry.n_layer - 1), blocks=d.blocks[:-1]
-    )
-
-
-MISTAKES: dict[str, Callable[[Decoder], Decoder]] = {
-    "rotary in halves": Decoder.half_split,
-    "k and v exchanged": on_block(lambda b: replace(b, k=b.v, v=b.k)),
-    "q and k exchanged": on_block(lambda b: replace(b, k=b.q, q=b.k)),
-    "groups of another mp_num": regrouped,
-    "a bias dropped": on_block(
-        lambda b: replace(b, fc_in_bias=Zeros(b.fc_in_bias.shape, torch.float16))
-    ),
-    "the head's bias dropped": lambda d: replace(
-        d, head_bias=Zeros(d.head_bias.shape, torch.float16)
-    ),
-    "an MLP scaled": on_block(lambda b: replace(b, fc_out=scaled(b.fc_out, 1.05))),
-    "epsilon": lambda d: replace(d, geometry=replace(d.geometry, layer_norm_epsilon=1e-6)),
-    "rotary base": lambda d: replace(d, geometry=replace(d.geometry, rotary_base=500000.0)),
-    "rotary over half its width": lambda d: replace(d, geometry=replace(d.geometry, rotary_dim=16)),
-    "no last layer": no_last_layer,
-    "layers exchanged": lambda d: replace(d, blocks=(d.blocks[1], d.blocks[0], *d.blocks[2:])),
-    "out_proj transposed": on_block(lambda b: replace(b, o=b.o.T)),
-    "two embedding rows exchanged": lambda d: replace(d, wte=exchanged(d.wte, 70, 71)),
-    "two rows of the head exchanged": lambda d: replace(d, head=exchanged(d.head, 70, 71)),
-    "vocabulary shifted by one": lambda d: replace(
-        d, head=d.head.rows(np.roll(np.arange(d.head.shape[0]), 1))
-    ),
-    "last norm left out": lambda d: replace(d, ln_f_weight=InMemory(torch.ones(d.geometry.n_embd))),
-}
 
 
 # Planted in the files: what no wrong writer does and a disk or an editor may.

@@ -10,15 +10,14 @@ import pytest
 
 from cgconvert.checkpoint.checkpoint import Checkpoint
 from cgconvert.model import Decoder
-from cgconvert.stream.execute import execute
 from cgconvert.tokenizer import Tokenizer
 from cgconvert.verify.verdict import Verdict
 from cgconvert.verify.verify import verify
 
+from .artefacts import write
 from .planted import checkpoint, tokenizer
-from .test_verify_artefacts import ARTEFACTS
 
-NAMES = ["hf-float16", "hf-phi", "onnx-float32", "onnx-int4", "gguf-F16", "gguf-Q8_0"]
+NAMES = ["hf-float16", "hf-phi-float32", "onnx-float32", "onnx-int4", "gguf-F16", "gguf-Q8_0"]
 ROWS = {
     "fewer padded rows": (310, 310),
     "rows of tokens lacking": (280, 280),
@@ -61,8 +60,7 @@ def test_fewer_rows_fail(name: str, fault: str, source: Checkpoint, tmp_path: Pa
     if "gguf" in name:  # its tokens are written one a row, so there cannot be more
         least = min(count for count in rows if count)
         wrong = replace(wrong, tokenizer=without_last(wrong.tokenizer, least))
-    plan = ARTEFACTS[name](wrong, tmp_path / f"{name}.artefact")
-    execute(plan, wrong)
+    plan = write(name, wrong, tmp_path)
     report = verify(plan.output, plan.format, plan.type, source, "cpu", new_tokens=2, threads=1)
     checks = {c.name: c for c in report.checks if c.verdict == Verdict.FAIL}
     embedding, head = rows

@@ -11,15 +11,14 @@ import numpy as np
 import pytest
 
 from cgconvert.checkpoint.checkpoint import Checkpoint
-from cgconvert.stream.execute import execute
 from cgconvert.verify.report import as_whole, write_reports
 from cgconvert.verify.report_tensors import tensor_plot, worst_first, wrong
 from cgconvert.verify.stored import open_stored
 from cgconvert.verify.weights import TensorError, check_weights
 
+from .artefacts import write
 from .planted import checkpoint, rescaled
 from .test_reports import HOSTILE, Page, report
-from .test_verify_artefacts import ARTEFACTS
 
 
 @pytest.fixture(scope="module")
@@ -28,8 +27,7 @@ def source(tmp_path_factory: pytest.TempPathFactory) -> Checkpoint:
 
 
 def errors_of(name: str, made: Checkpoint, source: Checkpoint, path: Path) -> list[TensorError]:
-    plan = ARTEFACTS[name](made, path / f"{name}.artefact")
-    execute(plan, made)
+    plan = write(name, made, path)
     checks, errors = check_weights(plan.output, plan.format, source.decoder)
     stored = open_stored(plan.output, plan.format, source.decoder)
     assert [error.name for error in errors] == [n for n in stored.expected if n in stored.tensors]
@@ -71,8 +69,7 @@ def test_relative_errors(
 
 
 def test_nan_and_a_source_of_zeros(tmp_path: Path, source: Checkpoint) -> None:
-    plan = ARTEFACTS["gguf-F16"](source, tmp_path / "x.gguf")
-    execute(plan, source)
+    plan = write("gguf-F16", source, tmp_path)
     damaged = open_stored(plan.output, plan.format, source.decoder).tensors["blk.1.attn_q.weight"]
     rescaled(damaged, 3, float("nan"))
     errors = check_weights(plan.output, plan.format, source.decoder)[1]

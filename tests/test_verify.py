@@ -21,7 +21,8 @@ from cgconvert.verify.reference import Reference
 from cgconvert.verify.thresholds import TABLE, thresholds_for
 from cgconvert.verify.verdict import Check, Verdict, at_least, at_most, overall
 
-from .planted import MISTAKES, checkpoint
+from .mutations import WRONG
+from .planted import checkpoint
 
 STRICT = ("onnx", "float32")
 LOOSEST_FLOAT = ("onnx", "float16")
@@ -101,18 +102,26 @@ def test_the_right_model_passes(right: Evidence) -> None:
     assert checks["logits.top1"].value == 1
 
 
-@pytest.mark.parametrize("name", MISTAKES)
+OUT_OF_SIGHT = {
+    "a padded row wins", "half the context", "subnormal weights flushed to 0",
+    "white-space tokens lost", "half of the merges lost", "merges in reverse order",
+    "two letters exchanged in the vocabulary",
+}  # fmt: skip
+"""Mistakes that the logits of real tokens do not show."""
+
+
+@pytest.mark.parametrize("name", sorted(WRONG.keys() - OUT_OF_SIGHT))
 def test_a_planted_mistake_shows_in_the_logits(
     name: str, source: Checkpoint, right: Evidence
 ) -> None:
-    wrong = Reference(MISTAKES[name](source.decoder)).logits(right.observed.sequences)
+    wrong = Reference(WRONG[name](source).decoder).logits(right.observed.sequences)
     seen = replace(right, observed=replace(right.observed, logits=np.concatenate(wrong)))
     assert {"logits.nmse", "runtime.nmse"} <= failed(seen, LOOSEST_FLOAT)
 
 
-@pytest.mark.parametrize("name", ["rotary in halves", "an MLP scaled"])
+@pytest.mark.parametrize("name", ["rotary pairs in halves", "an MLP scaled by 1.05"])
 def test_a_runtime_that_obeys_wrong_weights_is_not_to_blame(name: str, source: Checkpoint) -> None:
-    wrong = replace(source, decoder=MISTAKES[name](source.decoder))
+    wrong = WRONG[name](source)
     found = failed(evidence(StandIn(wrong), source, wrong), LOOSEST_FLOAT)
     assert "logits.nmse" in found
     assert not any(check.startswith(("runtime.", "generation")) for check in found)

@@ -9,9 +9,15 @@ from .configs import CONFIGS
 from .graphs import GRAPHS
 from .keys import KEYS
 from .mutation import Mutation, plant, write_right
+from .survey import Outcome, survey, verified
 from .tensors import TENSORS
 from .writers import WRITERS
 
-__all__ = ["MUTATIONS", "Mutation", "plant", "write_right"]
+__all__ = [
+    "MUTATIONS", "WRONG", "Mutation", "Outcome", "plant", "survey", "verified", "write_right",
+]  # fmt: skip
+
+WRONG = {mutation.name: mutation.model for mutation in WRITERS if mutation.model}
+"""Models as a wrong writer would have them, by the name of its mistake."""
 
 MUTATIONS: tuple[Mutation, ...] = (*WRITERS, *TENSORS, *CONFIGS, *GRAPHS, *KEYS)

@@ -1,0 +1,80 @@
+"""Plant every bug in every type, in the trained model and in one with sharp attention.
+
+python -m tests.mutations                       says what is missed
+python -m tests.mutations --write               and writes docs/mutations.md
+python -m tests.mutations --only cache --model sharp
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+import tempfile
+import warnings
+from collections.abc import Iterator
+from pathlib import Path
+
+import click
+import torch
+
+from cgconvert import embedded
+from cgconvert.checkpoint.checkpoint import Checkpoint
+from cgconvert.checkpoint.read import read
+
+from ..planted import checkpoint
+from . import MUTATIONS, survey, write_right
+from .mutation import MATRICES
+from .peers import Peers
+from .table import Row, as_markdown
+
+DOCUMENT = Path(__file__).parents[2] / "docs" / "mutations.md"
+MODELS = ("sharp", "trained")
+
+
+def rows(model: str, source: Checkpoint, folder: Path, only: str) -> Iterator[Row]:
+    peers = Peers.of(source)
+    right = write_right(source, MATRICES, folder / "right")
+    unfit = {type_: peers.caught(plan) for type_, plan in right.items()}
+    pairs = [(m, t) for m in MUTATIONS if only in m.name or only == m.where for t in m.types]
+    for outcome, plan in survey(pairs, source, right, folder / "planted"):
+        # A method that refuses the right artefact of this type has nothing to say of a wrong one.
+        said = {
+            name: None if unfit[outcome.type][name] else seen
+            for name, seen in peers.caught(plan).items()
+        }
+        yield Row(model, outcome, said)
+
+
+@click.command()
+@click.option("--only", default="", help="Part of a bug's name, or where it is planted.")
+@click.option("--model", "models", type=click.Choice(MODELS), multiple=True, default=MODELS)
+@click.option("--write", is_flag=True, help=f"Write docs/{DOCUMENT.name}.")
+def main(only: str, models: tuple[str, ...], write: bool) -> None:
+    """Leaves with 1 where a bug is missed."""
+    torch.set_num_threads(1)
+    warnings.simplefilter("ignore", RuntimeWarning)  # infinite logits are meant here
+    found: list[Row] = []
+    with tempfile.TemporaryDirectory() as scratch:
+        os.environ["CGCONVERT_CACHE"] = f"{scratch}/cache"
+        for model in models:
+            folder = Path(scratch) / model
+            (folder / "source").mkdir(parents=True)
+            sharp = model == "sharp"
+            source = checkpoint(folder / "source", sharpness=4) if sharp else read(embedded.NAME)
+            for row in rows(model, source, folder, only):
+                found.append(row)
+                outcome = row.outcome
+                if not outcome.caught:
+                    name = f"{model} {outcome.type}, {outcome.mutation.name}"
+                    click.echo(f"{name}: MISSED; {outcome.error or ', '.join(outcome.failed)}")
+    text = as_markdown(found)
+    if write:
+        DOCUMENT.write_text(text, encoding="utf-8")
+    missed = sum(not row.outcome.caught for row in found)
+    click.echo(f"{len(found) - missed} of {len(found)} caught")
+    if missed:
+        sys.exit(1)
+
+
+if __name__ == "__main__":
+    main()
