@@ -1,11 +1,8 @@
-"""Q8_0 and Q4_0 against blocks written out by hand, llama.cpp's own C, and gguf-py."""
+"""What Q8_0 and Q4_0 write, against blocks written out by hand, llama.cpp's own C, and gguf-py."""
 
 from __future__ import annotations
 
-import ctypes
 import struct
-from collections.abc import Callable
-from pathlib import Path
 
 import gguf
 import numpy as np
@@ -17,33 +14,13 @@ from cgconvert.quant import blocks
 from cgconvert.quant.blocks import BlockType
 from cgconvert.quant.q4_0 import Q4_0
 from cgconvert.quant.q8_0 import Q8_0
+from tests import ggml
 
 CODECS = [Q8_0(), Q4_0()]
 LARGEST = 65504 * 8.0
 """The largest weight whose scale float16 holds in both types."""
 
 both = pytest.mark.parametrize("codec", CODECS, ids=lambda codec: codec.name)
-
-
-@pytest.fixture(scope="module")
-def ggml() -> Callable[[BlockType, np.ndarray], np.ndarray]:
-    """ggml_quantize_chunk of the library that llama-cpp-python brings: uint8 [rows, row bytes]."""
-    import llama_cpp
-
-    library = next((Path(llama_cpp.__file__).parent / "lib").glob("libggml-base.*"))
-    function = ctypes.CDLL(str(library)).ggml_quantize_chunk
-    function.restype = ctypes.c_size_t
-    pointer, count = ctypes.c_void_p, ctypes.c_int64
-    function.argtypes = [ctypes.c_int, pointer, pointer, count, count, count, pointer]
-
-    def quantize(codec: BlockType, rows: np.ndarray) -> np.ndarray:
-        coded = np.zeros((len(rows), codec.row_bytes(rows.shape)), np.uint8)
-        kind = gguf.GGMLQuantizationType[codec.name]
-        done = function(kind, rows.ctypes.data, coded.ctypes.data, 0, *rows.shape, None)
-        assert done == coded.nbytes
-        return coded
-
-    return quantize
 
 
 def weights() -> dict[str, np.ndarray]:
@@ -76,13 +53,11 @@ def weights() -> dict[str, np.ndarray]:
 
 @both
 @pytest.mark.parametrize("kind", weights())
-def test_same_bytes_as_ggml(
-    codec: BlockType, kind: str, ggml: Callable[[BlockType, np.ndarray], np.ndarray]
-) -> None:
+def test_same_bytes_as_ggml(codec: BlockType, kind: str) -> None:
     rows = np.ascontiguousarray(weights()[kind])
     (coded,) = codec.encode(torch.from_numpy(rows))
     assert coded.dtype == torch.uint8
-    np.testing.assert_array_equal(coded.numpy(), ggml(codec, rows))
+    np.testing.assert_array_equal(coded.numpy(), ggml.quantize(codec.name, rows))
 
 
 @both
@@ -90,18 +65,6 @@ def test_same_bytes_as_gguf_py(codec: BlockType) -> None:
     rows = weights()["normal"]
     expected = gguf.quants.quantize(rows, gguf.GGMLQuantizationType[codec.name])
     np.testing.assert_array_equal(codec.encode(torch.from_numpy(rows))[0].numpy(), expected)
-
-
-@both
-def test_decodes_as_gguf_py(codec: BlockType) -> None:
-    random = np.random.default_rng(1)
-    coded = random.integers(0, 256, (7, 96 // 32 * codec.block_bytes), dtype=np.uint8)
-    scales = coded.reshape(-1, codec.block_bytes)[:, :2]
-    scales[:] = random.standard_normal((len(scales), 1)).astype(np.float16).view(np.uint8)
-    expected = gguf.quants.dequantize(coded, gguf.GGMLQuantizationType[codec.name])
-    decoded = codec.decode(torch.from_numpy(coded), (7, 96))
-    assert decoded.dtype == torch.float32
-    np.testing.assert_array_equal(decoded.numpy(), expected)
 
 
 def test_q8_0_block_by_hand() -> None:

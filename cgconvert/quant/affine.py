@@ -10,11 +10,13 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 
 from cgconvert.quant.least_squares import (
+    LARGEST,
+    SMALLEST,
     Coder,
     CodeSums,
     better,
@@ -46,7 +48,7 @@ class Affine:
     top: int
     starts: Starts
     weighted_starts: Starts
-    polish: int = 2
+    polish: int = 0
     joint: int = 1
     around: Around = ((0, 0), (0, -1), (0, 1))
     weighted_around: Around = ((0, 0), (-1, 0), (1, 0), (0, -1), (0, 1))
@@ -54,12 +56,16 @@ class Affine:
 
 @dataclass(frozen=True)
 class Grid:
-    """Steps and offsets of sub-blocks, [subs, n], not rounded yet, and the sums of x behind."""
+    """Steps and offsets of sub-blocks, [subs, n], not rounded yet, and the sums of x behind.
+
+    `flat` is the offset of a step of 0: the mean of x, with its sign turned.
+    """
 
     steps: torch.Tensor
     offsets: torch.Tensor
     w: torch.Tensor
     x: torch.Tensor
+    flat: torch.Tensor
 
 
 def search_grid(coder: Coder, how: Affine, name: str, signed: bool = False) -> Grid:
@@ -72,25 +78,22 @@ def search_grid(coder: Coder, how: Affine, name: str, signed: bool = False) -> G
     low, high = extremes(x, name)
     if not signed:
         low = low.clamp_(max=0)
-    if weight is None:
-        grid = Grid(low, high, torch.full_like(low, float(x.shape[-2])), x.sum(-2))
-    else:
-        grid = Grid(low, high, weight.sum(-2), (weight * x).sum(-2))
+    w = torch.full_like(low, float(x.shape[-2])) if weight is None else weight.sum(-2)
+    total = x.sum(-2) if weight is None else (weight * x).sum(-2)
+    grid = Grid(low, high, w, total, (-total / w).nan_to_num_(0.0, 0.0, 0.0))
     slope = inverse((high - low) / how.top)
     level = -low * slope
-    sums = x.new_empty(3, len(starts), *low.shape)
-    for index, (a, b) in enumerate(starts):
-        stretch = how.top / (how.top - a - b)
-        coder.round(slope * stretch, (level - a) * stretch)
-        coder.sums(sums[:, index])
-    steps, offsets = _fit(CodeSums(*sums), grid, signed)
-    gains = (steps * sums[2]).sub_(offsets * grid.x)
+    inwards = x.new_tensor(starts).T.reshape(2, -1, 1, 1)
+    stretch = how.top / (how.top - inwards.sum(0))
+    sums = coder.sums_of(slope * stretch, (level - inwards[0]) * stretch)
+    steps, offsets = _fit(sums, grid, signed)
+    gains = (steps * sums.qx).sub_(offsets * grid.x)
     best = torch.stack([gains, steps, offsets], 1)
     steps, offsets = functools.reduce(better, best)[1:]
     for _ in range(how.polish):
         coder.nearest(steps, offsets)
         steps, offsets = _fit(coder.sums(), grid, signed)
-    return Grid(steps, offsets, grid.w, grid.x)
+    return replace(grid, steps=steps, offsets=offsets)
 
 
 def search_parts(
@@ -108,8 +111,8 @@ def search_parts(
         coder.nearest(d * scales, dmin * minimums)
         sums = coder.sums()
         d, dmin = _refit(sums, grid, scales, minimums, d, dmin)
-        error = _error(sums, grid, d * scales, dmin * minimums).sum(0)
-        states.append(torch.cat([torch.stack([-error, d, dmin]), scales, minimums]))
+        gain = _gain(sums, grid, d * scales, dmin * minimums).sum(0)
+        states.append(torch.cat([torch.stack([gain, d, dmin]), scales, minimums]))
         if turn < how.joint:
             steps, _ = _fit(sums, grid)
             steps = _integers(steps, d, largest).mul_(d)  # the offset for what it is rounded to
@@ -117,14 +120,12 @@ def search_parts(
             offsets.clamp_(min=0)
     best = functools.reduce(better, states)
     d, dmin = best[1:3]
-    scales, minimums = best[3:].chunk(2)
-    tried = []
-    for up, more in how.around if weight is None else how.weighted_around:
-        near = (scales + up).clamp_(0, largest), (minimums + more).clamp_(0, largest)
-        coder.nearest(d * near[0], dmin * near[1])
-        sums = coder.sums()
-        error = _error(sums, grid, d * near[0], dmin * near[1])
-        tried.append(torch.stack([-error, *near, *sums]))
+    around = x.new_tensor(how.around if weight is None else how.weighted_around)
+    near = (best[3:].view(2, 1, *steps.shape) + around.T[..., None, None]).clamp_(0, largest)
+    steps, offsets = d * near[0], dmin * near[1]
+    slopes = inverse(steps)
+    sums = coder.sums_of(slopes, offsets * slopes)
+    tried = torch.stack([_gain(sums, grid, steps, offsets), *near, *sums], 1)
     _, scales, minimums, *kept = functools.reduce(better, tried)
     d, dmin = _refit(CodeSums(*kept), grid, scales, minimums, d, dmin)
     codes = coder.nearest(d * scales, dmin * minimums)
@@ -136,7 +137,7 @@ def _fit(sums: CodeSums, grid: Grid, signed: bool = False) -> tuple[torch.Tensor
     first = sums.qq * grid.w
     determinant = torch.maximum(first - sums.q * sums.q, first.mul_(SINGULAR))
     offsets = (sums.q * sums.qx).sub_(sums.qq * grid.x).div_(determinant)
-    offsets = offsets.nan_to_num_(0.0, 0.0, 0.0)
+    offsets = torch.where(determinant > 0, offsets, grid.flat)
     if not signed:
         offsets.clamp_(min=0)
     steps = (offsets * sums.q).add_(sums.qx).div_(sums.qq).nan_to_num_(0.0, 0.0, 0.0)
@@ -151,24 +152,24 @@ def _refit(
     d: torch.Tensor,
     dmin: torch.Tensor,
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """d and dmin of least error over each block, in float16; as they were where there are none."""
+    """d and dmin of least error over each block, in float16; as they were where there is none."""
     aa = (scales * scales).mul_(sums.qq).sum(0)
     ab = (scales * minimums).mul_(sums.q).sum(0)
     bb = (minimums * minimums).mul_(grid.w).sum(0)
     ax, bx = (scales * sums.qx).sum(0), (minimums * grid.x).sum(0)
-    determinant = aa * bb - ab * ab
-    new_d, new_dmin = (bb * ax - ab * bx) / determinant, (ab * ax - aa * bx) / determinant
-    # d alone where there are no minimums, or the best dmin would be negative.
-    alone = (dmin * ab).add_(ax).div_(aa)
-    good = in_half(new_d) & ((new_dmin == 0) | in_half(new_dmin))
-    d = torch.where(in_half(alone), to_half(alone), d)
-    return torch.where(good, to_half(new_d), d), torch.where(good, to_half(new_dmin), dmin)
+    # dmin first, so that it can be held, and d for what it is rounded to. Without minimums: 0 / 0.
+    new_dmin = (ab * ax).sub_(aa * bx).div_((aa * bb).sub_(ab * ab)).nan_to_num_(0.0, 0.0, 0.0)
+    new_dmin = new_dmin.clamp_(min=0).half().float()
+    new_d = (new_dmin * ab).add_(ax).div_(aa)
+    good = in_half(new_d).logical_and_(new_dmin < LARGEST)
+    new_d = new_d.half().float().clamp_(min=SMALLEST)
+    return torch.where(good, new_d, d), torch.where(good, new_dmin, dmin)
 
 
-def _error(sums: CodeSums, grid: Grid, steps: torch.Tensor, offsets: torch.Tensor) -> torch.Tensor:
-    """Squared error of each sub-block less the sum of its squares."""
-    error = (steps * sums.qq).sub_(2 * sums.qx).sub_(2 * offsets * sums.q).mul_(steps)
-    return error.add_((offsets * grid.w).add_(2 * grid.x).mul_(offsets))
+def _gain(sums: CodeSums, grid: Grid, steps: torch.Tensor, offsets: torch.Tensor) -> torch.Tensor:
+    """How much less the squared error of each sub-block is than if its weights were 0."""
+    gain = (offsets * sums.q).add_(sums.qx).mul_(2).sub_(steps * sums.qq).mul_(steps)
+    return gain.sub_((offsets * grid.w).add_(grid.x, alpha=2).mul_(offsets))
 
 
 def _integers(values: torch.Tensor, unit: torch.Tensor, largest: int) -> torch.Tensor:

@@ -13,10 +13,23 @@ import torch
 
 from cgconvert.errors import InputError
 
-__all__ = ["CodeSums", "Coder", "better", "extremes", "in_half", "inverse", "to_half"]
+__all__ = [
+    "LARGEST",
+    "SMALLEST",
+    "CodeSums",
+    "Coder",
+    "better",
+    "extremes",
+    "in_half",
+    "inverse",
+    "to_half",
+]
 
 SMALLEST, LARGEST = 2.0**-24, 65504.0
 """Of the float16 above 0."""
+
+BEYOND = 1e12
+"""More than any type holds, and far from where the products of sums would overflow."""
 
 
 class CodeSums(NamedTuple):
@@ -56,6 +69,14 @@ class Coder:
         torch.sum(torch.mul(self._counted, self.x, out=self._product), -2, out=out[2])
         return CodeSums(*out)
 
+    def sums_of(self, slopes: torch.Tensor, levels: torch.Tensor | None = None) -> CodeSums:
+        """round() and sums() of each of many, [..., subs, n] with one axis before."""
+        out = slopes.new_empty(3, *slopes.shape)
+        for index, slope in enumerate(slopes):
+            self.round(slope, None if levels is None else levels[index])
+            self.sums(out[:, index])
+        return CodeSums(*out)
+
 
 def inverse(scales: torch.Tensor) -> torch.Tensor:
     """1 / scales, 0 where that is not finite."""
@@ -63,9 +84,9 @@ def inverse(scales: torch.Tensor) -> torch.Tensor:
 
 
 def extremes(x: torch.Tensor, name: str) -> tuple[torch.Tensor, torch.Tensor]:
-    """Least and largest of each sub-block. Raises InputError where one is not finite."""
+    """Least and largest of each sub-block. Raises InputError where one is beyond every type."""
     low, high = x.amin(-2), x.amax(-2)
-    if not (high - low).isfinite().all():
+    if not (torch.maximum(high, -low) < BEYOND).all():  # NaN is not
         raise InputError(
             f"{name} cannot hold these weights: one is NaN, infinite or so large that the scale of "
             "its block overflows float16; check the source, or choose F32"

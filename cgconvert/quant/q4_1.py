@@ -23,7 +23,7 @@ class Q4_1(SearchedType):  # noqa: N801 - the type's name
     block_size = sub_size = 32
     block_bytes = 20
     top = 15
-    how = Affine(top, STARTS, WEIGHTED_STARTS)
+    how = Affine(top, STARTS, WEIGHTED_STARTS, polish=2)
 
     def find(self, x: torch.Tensor, weight: torch.Tensor | None) -> Parts:
         low = x.amin(-2)

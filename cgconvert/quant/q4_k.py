@@ -19,7 +19,7 @@ __all__ = ["Q4_K", "STARTS", "WEIGHTED_STARTS", "join_nibbles", "pack_scales", "
 
 # Of a grid from -0.6 to 1.8 by 0.3, taken one after the other: each lowers the final error most
 # beside those before it, on Gaussian and heavy-tailed weights and a trained model's.
-STARTS = ((0.0, 0.0), (0.3, -0.6), (-0.3, 0.3), (0.3, 0.0))
+STARTS = ((0.0, 0.0), (0.3, -0.6), (-0.3, 0.3), (0.3, 0.0), (0.3, 0.6))
 WEIGHTED_STARTS = (
     (0.0, 0.0), (-0.3, 0.6), (0.9, 0.3), (0.3, -0.6), (1.8, 0.3), (0.3, 1.8), (-0.6, -0.6),
     (0.6, 1.2),

@@ -64,15 +64,11 @@ def search_parts(
             steps = _fit(sums)
     best = functools.reduce(better, states)
     d, scales = best[1], best[2:]
-    tried = []
-    for up in (0, -1, 1):
-        near = (scales + up).clamp_(lowest, highest)
-        steps = d * near
-        coder.nearest(steps)
-        sums = coder.sums()
-        gain = (sums.qx * 2).sub_(sums.qq * steps).mul_(steps)
-        tried.append(torch.stack([gain, near, *sums]))
-    _, scales, *kept = functools.reduce(better, tried)
+    near = (scales + scales.new_tensor([0, -1, 1])[:, None, None]).clamp_(lowest, highest)
+    steps = d * near
+    sums = coder.sums_of(inverse(steps))
+    gain = (sums.qx * 2).sub_(sums.qq * steps).mul_(steps)
+    _, scales, *kept = functools.reduce(better, torch.stack([gain, near, *sums], 1))
     d, _, _ = _refit(CodeSums(*kept), scales, d)
     codes = coder.nearest(d * scales)
     return Parts(codes.add_(how.zero).byte(), scales.to(torch.int8), d.half())
@@ -89,12 +85,9 @@ def _search_steps(coder: Coder, how: Symmetric, name: str) -> torch.Tensor:
     """The best step of each sub-block, of either sign: float32 [subs, n]."""
     starts = how.starts if coder.weight is None else how.weighted_starts
     slope = inverse(_largest(*extremes(coder.x, name)))
-    sums = slope.new_empty(3, len(starts), *slope.shape)
-    for index, start in enumerate(starts):
-        coder.round(slope * start)
-        coder.sums(sums[:, index])
-    steps = _fit(CodeSums(*sums))
-    steps = functools.reduce(better, torch.stack([steps * sums[2], steps], 1))[1]
+    sums = coder.sums_of(slope * slope.new_tensor(starts)[:, None, None])
+    steps = _fit(sums)
+    steps = functools.reduce(better, torch.stack([steps * sums.qx, steps], 1))[1]
     for _ in range(how.polish):
         coder.nearest(steps)
         steps = _fit(coder.sums())
