@@ -48,14 +48,16 @@ class Hessian:
         return cls(damped.float(), factor.float())
 
 
-def quantize(weight: torch.Tensor, hessian: Hessian, codec: BlockType) -> torch.Tensor:
+def quantize(
+    weight: torch.Tensor, hessian: Hessian, codec: BlockType, sweeps: int = SWEEPS
+) -> torch.Tensor:
     """The coded rows, uint8 [rows, bytes of a row], of float32 [rows, columns].
 
     Raises InputError where a weight is not finite or the rows do not divide into blocks.
     """
     width = codec.row_bytes(weight.shape)
     rounded = _feed_back(weight, hessian, codec)
-    for _ in range(SWEEPS):
+    for _ in range(sweeps):
         _descend(weight, hessian, rounded)
     return rounded.pack().reshape(-1, width)
 

@@ -21,7 +21,7 @@ from cgconvert.forward import attend, gelu, norm, rotary
 from cgconvert.model import Decoder, Geometry
 from cgconvert.stream.progress import Progress
 
-__all__ = ["Matrix", "Sensitivity", "sensitivities"]
+__all__ = ["Matrix", "Name", "sensitivities"]
 
 WINDOWS = 8
 """Sequences in a backward pass at once."""
@@ -51,26 +51,22 @@ class Matrix:
         return float(change.double().square().sum()) / 2 / self.gradients[..., 0].numel()
 
 
-@dataclass(frozen=True)
-class Sensitivity:
-    """What a visitor made of each matrix, and the Fisher matrix of the embedding's output,
-    float64 [n_embd, n_embd], summed over positions."""
-
-    visited: Mapping[str | tuple[int, str], object]
-    fisher: torch.Tensor
+Name = str | tuple[int, str]
+"""Of a matrix: (layer, part), or the part alone for those that no layer has."""
 
 
 def sensitivities(
     decoder: Decoder,
     ids: torch.Tensor,
     allowed: int,
-    visit: Callable[[Matrix], object],
+    visit: Callable[[Matrix], None],
     progress: Progress,
     seed: int = 0,
-) -> Sensitivity:
+) -> torch.Tensor:
     """One pass forwards and one backwards over ids int64 [windows, T]; `visit` sees each matrix.
 
     Only the first `allowed` ids, those of the tokenizer, are drawn. The drawing is by `seed`.
+    Returns the gradients at the embedding's output, float32 [windows, T, n_embd].
     """
     g = decoder.geometry
     tables = rotary(g, ids.shape[1])
@@ -82,18 +78,16 @@ def sensitivities(
             after = [_layer(g, w, x, tables)[0] for x in states[i].split(WINDOWS)]
         states.append(torch.cat(after))
         progress.advance(1)
-    visited: dict[str | tuple[int, str], object] = {}
     gradient, head = _head(decoder, states.pop(), allowed, seed)
-    visited["head"] = visit(head)
+    visit(head)
     for i in reversed(range(g.n_layer)):
         w, entering = _weights(decoder, i), states.pop()
         gradient, matrices = _backward(g, i, w, entering, gradient, tables)
         for matrix in matrices:
-            visited[matrix.name] = visit(matrix)
+            visit(matrix)
         progress.advance(1)
-    visited["wte"] = visit(Matrix("wte", decoder.wte.read().float(), ids, gradient))
-    flat = gradient.flatten(0, 1).double()
-    return Sensitivity(visited, flat.t() @ flat)
+    visit(Matrix("wte", decoder.wte.read().float(), ids, gradient))
+    return gradient
 
 
 Tables = tuple[torch.Tensor, torch.Tensor]
