@@ -22,11 +22,18 @@ from typing import Any
 import yaml
 
 from cgconvert.errors import InputError
+from cgconvert.formats.onnx.variant import ACCURACY_LEVELS, CLIENTS, TARGETS
+from cgconvert.quant.matmul_nbits import BLOCK_SIZES
 from cgconvert.runtimes import RUNTIMES
 from cgconvert.verify.override import bound_of
 
 __all__ = ["STEPS", "Recipe", "Step", "find", "load"]
 
+BLOCKS: Mapping[str, type | tuple[Any, ...]] = {
+    "block_size": BLOCK_SIZES,
+    "symmetric": bool,
+    "accuracy_level": ACCURACY_LEVELS,
+}
 STEPS: Mapping[str, Mapping[str, type | tuple[Any, ...]]] = {
     "to-hf": {
         "output": str,
@@ -34,9 +41,16 @@ STEPS: Mapping[str, Mapping[str, type | tuple[Any, ...]]] = {
         "layout": ("codegen", "phi"),
         "max_shard_size": str,
     },
-    "to-onnx": {"output": str, "dtype": ("float32", "float16")},
+    "to-onnx": {
+        "output": str,
+        "dtype": ("float32", "float16"),
+        "bits": (4, 8),
+        **BLOCKS,
+        "client": CLIENTS,
+        "target": TARGETS,
+    },
     "to-gguf": {"output": str, "type": ("F32", "F16", "BF16", "Q8_0", "Q4_0")},
-    "quantize": {"output": str, "bits": (4, 8), "format": ("gguf", "onnx")},
+    "quantize": {"output": str, "bits": (4, 8), "format": ("gguf", "onnx"), **BLOCKS},
     "verify": {
         "device": ("auto", "cpu", "cuda"),
         "runtime": tuple(name for table in RUNTIMES.values() for name in table),
@@ -208,8 +222,8 @@ class _Reader:
                 self.fail(node, f"{name} is one of {', '.join(map(str, wanted))}")
         elif wanted is str and isinstance(value, int | float) and name == "max_shard_size":
             return str(value)
-        elif not isinstance(value, wanted) or isinstance(value, bool):
-            kind = {str: "text", int: "a whole number"}[wanted]
+        elif not isinstance(value, wanted) or isinstance(value, bool) != (wanted is bool):
+            kind = {str: "text", int: "a whole number", bool: "true or false"}[wanted]
             self.fail(node, f"{name} is not {kind}")
         return value
 

@@ -11,10 +11,12 @@ worst of it. Leaves with 1 where a check failed.
 from __future__ import annotations
 
 import math
+import os
 import shutil
 import sys
 import tempfile
 from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -200,6 +202,14 @@ def _is(type_: str, name: str) -> bool:
     return type_ == name or type_.endswith(f"-{name}")
 
 
+@contextmanager
+def _scratch(work: Path | None) -> Iterator[Path]:
+    """A folder for a model, its artefacts, and what verify keeps of its reference."""
+    with tempfile.TemporaryDirectory(dir=work) as folder:
+        os.environ["CGCONVERT_CACHE"] = f"{folder}/cache"
+        yield Path(folder)
+
+
 @click.command()
 @click.option("--seeds", type=click.IntRange(1), default=10, show_default=True)
 @click.option("--first-seed", type=int, default=0, show_default=True)
@@ -245,13 +255,13 @@ def main(
     for number in range(seeds):
         seed, sharp = first_seed + number, sharpness[number % len(sharpness)]
         for size in sizes or family.SIZES:
-            with tempfile.TemporaryDirectory(dir=work) as folder:
+            with _scratch(work) as folder:
                 made = geometry(size, vocabulary, layers, heads, positions)
-                source = random_model(size, made, seed, sharp, Path(folder))
-                add(source, f"{size} seed {seed} sharpness {sharp:g}", Path(folder))
+                source = random_model(size, made, seed, sharp, folder)
+                add(source, f"{size} seed {seed} sharpness {sharp:g}", folder)
     if trained:
-        with tempfile.TemporaryDirectory(dir=work) as folder:
-            add(read(embedded.NAME), embedded.NAME, Path(folder))
+        with _scratch(work) as folder:
+            add(read(embedded.NAME), embedded.NAME, folder)
     found = worst_of(seen)
     click.echo(as_markdown(found))
     if any(worst.failed for worst in found):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -12,6 +13,7 @@ from transformers import CodeGenConfig, CodeGenForCausalLM
 
 from cgconvert import embedded, synthetic
 from cgconvert.checkpoint.checkpoint import Checkpoint
+from cgconvert.checkpoint.onnx import find_graph
 from cgconvert.checkpoint.read import ReadOptions, read
 from cgconvert.formats.onnx import plan
 from cgconvert.model import Decoder, Geometry
@@ -33,6 +35,9 @@ VARIANTS: dict[str, dict[str, Any]] = {
     "model_fp16": {"dtype": "float16"},
     "model_int8": {"bits": 8},
     "model_q4": {"bits": 4},
+    "model_cuda": {"dtype": "float16", "target": "cuda"},
+    "model_cuda_q4": {"dtype": "float16", "target": "cuda", "bits": 4},
+    "model_js": {"client": "transformers.js"},
     "model_q4f16": {"bits": 4, "dtype": "float16", "symmetric": True},
 }
 
@@ -45,11 +50,14 @@ class Model:
     theirs: Any  # a CodeGenForCausalLM, whose generate does not type
     folder: Path
 
-    def artefact(self, stem: str) -> Path:
-        output = self.folder / stem
+    def artefact(self, kind: str) -> Path:
+        output = self.folder / kind
         if not output.exists():
-            execute(plan(self.checkpoint, output, **VARIANTS[stem]), self.checkpoint)
+            execute(plan(self.checkpoint, output, **VARIANTS[kind]), self.checkpoint)
         return output
+
+    def graph(self, kind: str) -> Path:
+        return find_graph(self.artefact(kind))
 
     def prompts(self) -> list[list[int]]:
         rng = np.random.default_rng(0)
@@ -76,9 +84,13 @@ def transformers_model(decoder: Decoder) -> CodeGenForCausalLM:
     return model
 
 
-def make(geometry: Geometry, folder: Path) -> Model:
+def make(geometry: Geometry, folder: Path, gain: float = 1) -> Model:
+    """`gain` multiplies the matrices at the end of attention and MLP."""
     # Sharp attention: with q and k as small as a fresh model's, rotary mistakes do not show.
-    state = synthetic.RandomState(geometry, seed=1, sharpness=4)
+    state: Mapping[str, torch.Tensor] = synthetic.RandomState(geometry, seed=1, sharpness=4)
+    last = ("out_proj.weight", "fc_out.weight")
+    if gain != 1:
+        state = {n: (t.float() * gain).half() if n.endswith(last) else t for n, t in state.items()}
     name = "codegen-small-mono"
     path = synthetic.write("safetensors", state, geometry, folder, name, embedded.path())
     checkpoint = read(str(path), ReadOptions())

@@ -60,7 +60,8 @@ class CudaSession:
 def test_onnxruntime_on_cuda(artefacts: dict[str, Path], monkeypatch: pytest.MonkeyPatch) -> None:
     expected = OnnxRuntime.open(artefacts["onnx"], "cpu", 1).feed(IDS)
     cuda_is_there(monkeypatch)
-    session, value = onnxruntime.InferenceSession, onnxruntime.OrtValue.ortvalue_from_numpy
+    session, values = onnxruntime.InferenceSession, onnxruntime.OrtValue
+    empty, array_of = values.ortvalue_from_shape_and_type, values.ortvalue_from_numpy
     asked: list[dict[str, Any]] = []
     caches: list[str] = []
 
@@ -68,20 +69,30 @@ def test_onnxruntime_on_cuda(artefacts: dict[str, Path], monkeypatch: pytest.Mon
         asked.append(given)
         return CudaSession(session(path, options, providers=[CPU]))
 
-    def on_the_cpu(array: np.ndarray, device: str) -> Any:
+    def shared(shape: Any, dtype: Any, device: str) -> Any:
         caches.append(device)
-        return value(array, "cpu")
+        return empty(shape, dtype, "cpu")
+
+    def growing(array: np.ndarray, device: str = "cpu") -> Any:
+        if array.ndim == 4:
+            caches.append(device)
+        return array_of(array, "cpu")
 
     monkeypatch.setattr(onnxruntime, "InferenceSession", start)
-    monkeypatch.setattr(onnxruntime.OrtValue, "ortvalue_from_numpy", on_the_cpu)
+    monkeypatch.setattr(values, "ortvalue_from_shape_and_type", shared)
+    monkeypatch.setattr(values, "ortvalue_from_numpy", growing)
     opened: Any = open_runtime("onnx", artefacts["onnx"], "auto", threads=1)
     assert opened.device == "cuda"
     # TF32, the provider's default, would round float32 to 10 bits; no other provider may step in.
     assert asked == [{"providers": [(CUDA, {"use_tf32": "0"})], "enable_fallback": 0}]
     np.testing.assert_array_equal(opened.feed(IDS), expected)
+    assert opened._session.bound == {"logits": "cpu"}
+    assert caches == ["cuda"] * 2 * 3  # one buffer is past and present, and never leaves the GPU
+    caches.clear()
+    opened.batch([IDS, IDS[:2]])
     bound = opened._session.bound
     assert bound.pop("logits") == "cpu"
-    assert set(bound.values()) == set(caches) == {"cuda"}  # the cache never leaves the GPU
+    assert set(bound.values()) == set(caches) == {"cuda"}
     assert len(bound) == len(caches) == 2 * 3
 
 

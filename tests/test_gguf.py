@@ -14,7 +14,7 @@ from tokenizers import pre_tokenizers
 
 from cgconvert.checkpoint.gguf_header import read_header
 from cgconvert.errors import InputError, UsageError
-from cgconvert.formats.gguf import TYPES, file_name, plan
+from cgconvert.formats.gguf import file_name, plan
 from cgconvert.runtimes.llamacpp import LlamaCpp
 from cgconvert.stream.execute import execute
 from cgconvert.tokenizer import END_OF_TEXT, AddedToken, Tokenizer
@@ -143,10 +143,3 @@ def test_no_merges_is_said_before_anything_is_written(tmp_path: Path) -> None:
 def test_unknown_type() -> None:
     with pytest.raises(UsageError, match="Q9_9"):
         plan(random_checkpoint(64), Path("x.gguf"), type="Q9_9")
-
-
-def test_types_are_those_of_gguf() -> None:
-    for name, entry in TYPES.items():
-        block, nbytes = gguf.GGML_QUANT_SIZES[gguf.GGMLQuantizationType[name]]
-        (array,) = entry.encoding.arrays((2, 256))
-        assert (array.dtype, array.row_bytes) == (name, 256 // block * nbytes)

@@ -55,7 +55,7 @@ def _same(ours: object, theirs: object) -> bool:
     return torch.equal(ours.read().half(), theirs.read())  # type: ignore[attr-defined]
 
 
-@pytest.mark.parametrize("type_", ["Q8_0", "Q4_0", "BF16"])
+@pytest.mark.parametrize("type_", ["Q8_0", "Q4_0", "Q4_1", "Q3_K", "Q4_K_M", "Q5_K", "BF16"])
 def test_stored_weights_are_decoded(type_: str, convert: Callable[..., Path]) -> None:
     path = convert(type_)
     tensors = reader.tensors(path, read_header(path))

@@ -13,8 +13,6 @@ import pytest
 import torch
 
 from cgconvert import corpus, embedded
-from cgconvert.checkpoint import gguf as reader
-from cgconvert.checkpoint.gguf_header import read_header
 from cgconvert.checkpoint.read import read as read_source
 from cgconvert.errors import InputError, UsageError
 from cgconvert.formats.gguf import file_name, plan
@@ -258,25 +256,3 @@ def test_metadata_llama_cpp_would_choke_on(
     broken.write_bytes(data[:place] + struct.pack("<I", value) + data[place + 4 :])
     with pytest.raises(InputError, match=r"broken\.gguf: [^\n]+$"):
         LlamaCpp.open(broken)
-
-
-def test_llama_quantize_takes_it(
-    tmp_path: Path, convert: Callable[..., Path], run: Callable[..., LlamaCpp]
-) -> None:
-    """llama.cpp's own quantizer, which many tools call, F16 to Q4_K_M."""
-    import llama_cpp
-
-    parameters = llama_cpp.llama_model_quantize_default_params()
-    parameters.ftype, parameters.nthread = llama_cpp.LLAMA_FTYPE_MOSTLY_Q4_K_M, 1
-    output = tmp_path / "Q4_K_M.gguf"
-    status = llama_cpp.llama_model_quantize(
-        str(convert()).encode(), str(output).encode(), ctypes.byref(parameters)
-    )
-    assert status == 0
-    types = {tensor.name: tensor.type for tensor in read_header(output).tensors}
-    assert types["output.weight"] == "Q6_K"
-    assert types["blk.0.attn_q.weight"] == "Q4_K"  # a fused qkv would be Q6_K
-    logits = run(output).feed(prompt())[:, : tokenizer().size]
-    assert kl_divergence(reference(64, prompt()), logits).mean() < 1.0
-    with pytest.raises(InputError, match=r"is Q\d_K"):
-        reader.decoder(output)

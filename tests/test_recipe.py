@@ -42,6 +42,7 @@ steps:
   - verify
   - quantize:
       bits: 4
+  - to-onnx: {bits: 4, block-size: 64, symmetric: true, accuracy-level: 0}
 thresholds:
   gguf Q4_0: {logits.kl_mean: 0.5}
 """
@@ -56,6 +57,9 @@ def test_what_a_recipe_says(tmp_path: Path) -> None:
         recipe.Step("to-hf", {"max_shard_size": "5GB"}, 4),
         recipe.Step("verify", {}, 5),
         recipe.Step("quantize", {"bits": 4}, 6),
+        recipe.Step(
+            "to-onnx", {"bits": 4, "block_size": 64, "symmetric": True, "accuracy_level": 0}, 8
+        ),
     )
     assert found.thresholds == {"gguf Q4_0": {"logits.kl_mean": 0.5}}
 
@@ -76,18 +80,21 @@ MISTAKES = [
     ("bits: 4", "format: onnx", "6: quantize needs bits"),
     ("bits: 4", "bots: 4", "7: quantize has no option 'bots'"),
     ("bits: 4", "bits: true", "7: bits is one of 4, 8"),
+    ("symmetric: true", "symmetric: 1", "8: symmetric is not true or false"),
+    ("block-size: 64", "block-size: 48", "8: block_size is one of 16, 32, 64, 128, 256"),
+    ("level: 0", "level: 5", "8: accuracy_level is one of 0, 1, 2, 3, 4"),
     ("mp_num: 4", "mp_num: four", "2: mp_num is not a whole number"),
     ("mp_num: 4", "colour: red", "2: 'colour' is not part of a recipe"),
     ("mp_num: 4", "source: again", "2: 'source' stands twice"),
     ("source: codegen-tiny-mono", "tokenizer: x", "1: source is missing"),
-    ("thresholds:\n", "thresholds: 3\n#", "8: thresholds is not a mapping"),
-    ("kl_mean: 0.5", "kl_mean: low", "9: gguf Q4_0: logits.kl_mean: 'low' is not a number"),
-    ("kl_mean: 0.5", "kl_mean: .inf", "9: gguf Q4_0: logits.kl_mean: inf is not a number"),
-    ("kl_mean: 0.5", "kl_mean: [1]", "9: gguf Q4_0: logits.kl_mean: () is not a number"),
-    ("kl_mean: 0.5", "mean: 0.5", "9: gguf Q4_0: no check 'logits.mean' has a bound to set"),
+    ("thresholds:\n", "thresholds: 3\n#", "9: thresholds is not a mapping"),
+    ("kl_mean: 0.5", "kl_mean: low", "10: gguf Q4_0: logits.kl_mean: 'low' is not a number"),
+    ("kl_mean: 0.5", "kl_mean: .inf", "10: gguf Q4_0: logits.kl_mean: inf is not a number"),
+    ("kl_mean: 0.5", "kl_mean: [1]", "10: gguf Q4_0: logits.kl_mean: () is not a number"),
+    ("kl_mean: 0.5", "mean: 0.5", "10: gguf Q4_0: no check 'logits.mean' has a bound to set"),
     ("- verify", "- verify: {runtime: vllm}", "5: runtime is one of transformers, onnxruntime,"),
     ("- verify", "- verify: {text: []}", "5: text is not text"),
-    ("Q4_0: {", "Q9: {", "9: no type 'gguf Q9'"),
+    ("Q4_0: {", "Q9: {", "10: no type 'gguf Q9'"),
     ("source: codegen-tiny-mono", "source: !!python/object:os.system x", "1: "),
     ("mp_num: 4", "mp_num: [4", "3: "),
 ]

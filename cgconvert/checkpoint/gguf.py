@@ -15,11 +15,13 @@ import torch
 from cgconvert.checkpoint.checkpoint import Checkpoint
 from cgconvert.checkpoint.gguf_header import GgufHeader, GgufTensor, read_header
 from cgconvert.errors import InputError
-from cgconvert.formats.gguf import ARCHITECTURE, PRE_TOKENIZER, TYPES
+from cgconvert.formats.gguf import ARCHITECTURE, PRE_TOKENIZER
+from cgconvert.formats.gguf_types import ENCODINGS
 from cgconvert.model import Decoder, Geometry
 from cgconvert.names import GGUF
 from cgconvert.quant.blocks import BlockType
 from cgconvert.quant.matmul_nbits import Blocks
+from cgconvert.quant.parts import Parts, blocks_first
 from cgconvert.quant.plain import Plain
 from cgconvert.tensor import ALL, LazyTensor, Stored
 from cgconvert.tokenizer import AddedToken, Tokenizer
@@ -41,22 +43,27 @@ class BlockTensor(LazyTensor):
 
     @property
     def bits(self) -> int:
-        """Of a code; a float16 scale is before the codes of each block."""
-        return (self.codec.block_bytes - 2) * 8 // self.codec.block_size
+        """Of a code."""
+        return self.codec.top.bit_length()
+
+    def parts(self, rows: slice = ALL) -> Parts:
+        """Codes, scales and minimums of the rows' blocks, one row's after the other's."""
+        return self.codec.unpack(self.stored.read(rows).reshape(-1, self.codec.block_bytes))
 
     def blocks(self, rows: slice = ALL) -> Blocks:
-        """Codes, scales and zero points: a code of 8 bits, signed in the file, counts from -128."""
-        coded = self.stored.read(rows)
-        blocks = coded.reshape(-1, self.codec.block_bytes).clone()
-        shape = (len(coded), -1, self.codec.block_size)
-        scales = blocks[:, :2].clone(memory_format=torch.contiguous_format).view(torch.float16)
-        blocks[:, :2] = torch.ones(1, dtype=torch.float16).view(torch.uint8)
-        middle = 1 << self.bits - 1
-        codes = self.codec.decode(blocks, (len(blocks), self.codec.block_size)).add_(middle)
-        scales = scales.reshape(shape[:2])
-        return Blocks(
-            codes.byte().reshape(shape), scales, torch.full_like(scales, middle, dtype=torch.uint8)
-        )
+        """Codes, scales and zero points: a code of 8 bits, signed in the file, counts from -128.
+
+        Raises InputError for a type with sub-blocks or minimums.
+        """
+        parts = self.parts(rows)
+        if parts.dmin is not None or len(parts.scales) > 1:
+            raise InputError(
+                f"{self.stored.path}: tensor {self.stored.name} is {self.codec.name}, "
+                "which is more than one scale a block"
+            )
+        scales = parts.d.reshape(-1, self.shape[1] // self.codec.block_size)
+        codes = blocks_first(parts.codes).reshape(*scales.shape, -1)
+        return Blocks(codes, scales, torch.full_like(scales, self.codec.zero, dtype=torch.uint8))
 
     def read(self, rows: slice = ALL, cols: slice = ALL) -> torch.Tensor:
         coded = self.stored.read(rows)
@@ -70,7 +77,7 @@ def read(path: Path, name: str) -> Checkpoint:
     """
     header = read_header(path)
     own = header.metadata.get("general.name")
-    plain = {kind for kind, entry in TYPES.items() if isinstance(entry.encoding, Plain)}
+    plain = {kind for kind, encoding in ENCODINGS.items() if isinstance(encoding, Plain)}
     quantized = sorted({tensor.type for tensor in header.tensors} - plain)
     if quantized:
         raise InputError(
@@ -102,8 +109,7 @@ def tensors(path: Path, header: GgufHeader) -> dict[str, LazyTensor]:
 
 
 def _tensor(path: Path, tensor: GgufTensor) -> LazyTensor:
-    entry = TYPES.get(tensor.type)
-    encoding = entry.encoding if entry else None
+    encoding = ENCODINGS.get(tensor.type)
     if isinstance(encoding, Plain):
         return Stored(path, tensor.offset, tensor.shape, encoding.dtype, tensor.name)
     if isinstance(encoding, BlockType) and len(tensor.shape) == 2:
@@ -112,7 +118,7 @@ def _tensor(path: Path, tensor: GgufTensor) -> LazyTensor:
         return BlockTensor(stored, tensor.shape, encoding)
     raise InputError(
         f"{path}: tensor {tensor.name} is {tensor.type} {list(tensor.shape)}, "
-        f"which is not read here; types are {', '.join(TYPES)}"
+        f"which is not read here; types are {', '.join(ENCODINGS)}"
     )
 
 

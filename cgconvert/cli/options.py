@@ -15,6 +15,7 @@ from cgconvert.runtimes import RUNTIMES
 
 __all__ = [
     "SIZE",
+    "blocks",
     "common",
     "device",
     "force",
@@ -92,6 +93,30 @@ def writing(function: Callable[..., Any]) -> Callable[..., Any]:
         "--dry-run", is_flag=True, help="Print the plan, its size and its needs; write nothing."
     )(function)
     return force(function)
+
+
+def blocks(function: Callable[..., Any]) -> Callable[..., Any]:
+    """How ONNX's quantized matrices are laid out and computed; None where not given."""
+    for option in (
+        click.option(
+            "--accuracy-level",
+            type=int,
+            help="ONNX: compute in int8 (4, as without it), float32 (1) or what suits (0).",
+        ),
+        click.option(
+            "--symmetric",
+            is_flag=True,
+            default=None,
+            help="ONNX: 4 bits without zero points, the numbers of GGUF's Q4_0. 8 bits have none.",
+        ),
+        click.option(
+            "--block-size",
+            type=int,
+            help="ONNX: weights that share a scale, 16 to 256; 32 unless given.",
+        ),
+    ):
+        function = option(function)
+    return function
 
 
 force: Decorator = click.option(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import click
 
@@ -10,6 +11,7 @@ from cgconvert import convert
 from cgconvert.artefact import OUT, find_all
 from cgconvert.checkpoint.checkpoint import Checkpoint
 from cgconvert.cli.convert import converting
+from cgconvert.cli.options import blocks
 from cgconvert.errors import UsageError
 from cgconvert.stream.plan import Plan
 
@@ -48,12 +50,14 @@ def _only_source() -> str:
     show_default=True,
     help="GGUF Q4_0 or Q8_0, or ONNX MatMulNBits.",
 )
+@blocks
 @converting(_only_source)
 def command(
     checkpoint: Checkpoint,
     output: Path | None,
     bits: str,
     kind: str,
+    **layout: Any,
 ) -> Plan:
     """Write SOURCE in 4 or 8 bits. Without SOURCE: the one unquantized model under ./out.
 
@@ -61,4 +65,4 @@ def command(
     Example:
       cgconvert quantize codegen-350M-mono --bits 4
     """
-    return convert.quantize(checkpoint, output, bits=int(bits), format=kind)
+    return convert.quantize(checkpoint, output, bits=int(bits), format=kind, **layout)

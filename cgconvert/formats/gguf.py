@@ -6,8 +6,7 @@ Format: docs/gguf.md of ggml-org/ggml; tensors and keys: src/models/phi2.cpp of 
 from __future__ import annotations
 
 import io
-from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from collections.abc import Iterator
 from pathlib import Path
 
 import gguf
@@ -17,17 +16,16 @@ from gguf.gguf_writer import WriterState
 from cgconvert import family
 from cgconvert.checkpoint.checkpoint import Checkpoint
 from cgconvert.errors import InputError, UsageError
+from cgconvert.formats.gguf_types import TYPES, FileType
 from cgconvert.model import Decoder, Geometry
 from cgconvert.names import GGUF
 from cgconvert.quant.encoding import Encoding
-from cgconvert.quant.plain import BF16, F16, F32
-from cgconvert.quant.q4_0 import Q4_0
-from cgconvert.quant.q8_0 import Q8_0
+from cgconvert.quant.plain import F32
 from cgconvert.stream.plan import FilePlan, Item, Plan, lay_out
 from cgconvert.tensor import LazyTensor, Zeros
 from cgconvert.tokenizer import Tokenizer
 
-__all__ = ["ARCHITECTURE", "PRE_TOKENIZER", "TYPES", "FileType", "file_name", "plan"]
+__all__ = ["ARCHITECTURE", "PRE_TOKENIZER", "file_name", "plan"]
 
 ARCHITECTURE = "phi2"
 PRE_TOKENIZER = "gpt-2"
@@ -36,30 +34,13 @@ SUPPRESSED = "tokenizer.ggml.suppress_tokens"
 """Ids that llama.cpp's own samplers never pick (since mid-2026; older ones ignore the key)."""
 
 
-@dataclass(frozen=True)
-class FileType:
-    """A file's type: its number in the metadata and how its matrices are stored."""
-
-    number: gguf.LlamaFileType
-    encoding: Encoding
-
-
-TYPES: Mapping[str, FileType] = {
-    "F32": FileType(gguf.LlamaFileType.ALL_F32, F32),
-    "F16": FileType(gguf.LlamaFileType.MOSTLY_F16, F16),
-    "BF16": FileType(gguf.LlamaFileType.MOSTLY_BF16, BF16),
-    "Q8_0": FileType(gguf.LlamaFileType.MOSTLY_Q8_0, Q8_0()),
-    "Q4_0": FileType(gguf.LlamaFileType.MOSTLY_Q4_0, Q4_0()),
-}
-
-
 def file_name(checkpoint: Checkpoint, type: str) -> str:  # noqa: A002 - the option's name
     """`<name>-<type>.gguf`: BaseName, SizeLabel, FineTune and Encoding of GGUF's convention."""
     return f"{checkpoint.name.replace(' ', '-')}-{type}.gguf"
 
 
 def plan(checkpoint: Checkpoint, output: Path, *, type: str = "F16") -> Plan:  # noqa: A002
-    """The file at `output`, its matrices stored as `type`, its vectors as F32.
+    """The file at `output`, its matrices stored as `type` says, its vectors as F32.
 
     Raises UsageError for an unknown type, InputError where a row does not divide into blocks or
     the tokenizer has no merges, without which llama.cpp loads no vocabulary.
@@ -71,7 +52,7 @@ def plan(checkpoint: Checkpoint, output: Path, *, type: str = "F16") -> Plan:  #
             f"{checkpoint.path}: its tokenizer has no merges, and llama.cpp loads no GGUF without; "
             "give the model's tokenizer with --tokenizer, or convert to another format"
         )
-    tensors = list(_tensors(checkpoint.decoder.half_split(), TYPES[type].encoding))
+    tensors = list(_tensors(checkpoint.decoder.half_split(), TYPES[type]))
     # Offsets in the header count from the end of the header, so its length does not matter yet.
     header = _header(checkpoint, type, lay_out(tensors, align=ALIGNMENT))
     items = lay_out(tensors, start=_padded(len(header)), align=ALIGNMENT)
@@ -80,19 +61,20 @@ def plan(checkpoint: Checkpoint, output: Path, *, type: str = "F16") -> Plan:  #
     return Plan(output, False, "gguf", type, (file,), {"type": type})
 
 
-def _tensors(decoder: Decoder, matrix: Encoding) -> Iterator[tuple[str, LazyTensor, Encoding]]:
+def _tensors(decoder: Decoder, type: FileType) -> Iterator[tuple[str, LazyTensor, Encoding]]:  # noqa: A002
     """Every tensor by name, in the order the model uses them."""
 
-    def named(name: str, tensor: LazyTensor) -> tuple[str, LazyTensor, Encoding]:
+    def named(name: str, tensor: LazyTensor, matrix: Encoding) -> tuple[str, LazyTensor, Encoding]:
         return name, tensor, matrix if len(tensor.shape) == 2 else F32
 
-    top = {part: named(n, getattr(decoder, part)) for part, n in GGUF.model.items()}
+    layers = decoder.geometry.n_layer
+    top = {p: named(n, getattr(decoder, p), type.of(p)) for p, n in GGUF.model.items()}
     yield top.pop("wte")
     for i, block in enumerate(decoder.blocks):
         for part, name in GGUF.block.items():
-            yield named(name.format(i=i), getattr(block, part))
+            yield named(name.format(i=i), getattr(block, part), type.of(part, i, layers))
         for name in GGUF.zero_biases:
-            yield named(name.format(i=i), Zeros((decoder.geometry.n_embd,), F32.dtype))
+            yield name.format(i=i), Zeros((decoder.geometry.n_embd,), F32.dtype), F32
     yield from top.values()
 
 

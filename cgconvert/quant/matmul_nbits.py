@@ -17,7 +17,10 @@ from cgconvert.errors import InputError, UsageError
 from cgconvert.quant.blocks import reciprocal
 from cgconvert.quant.encoding import Array
 
-__all__ = ["Blocks", "MatMulNBits", "round_to_nearest"]
+__all__ = ["BLOCK_SIZES", "Blocks", "MatMulNBits", "round_to_nearest"]
+
+BLOCK_SIZES = (16, 32, 64, 128, 256)
+"""What onnxruntime has CPU kernels for (mlas/lib/qnbitgemm.cpp); it computes others slowly."""
 
 TILE = 1 << 18
 """Weights worked on at once: 1 MB of float32, so that temporaries stay in a core's cache."""
@@ -88,8 +91,11 @@ class MatMulNBits:
     def __post_init__(self) -> None:
         if self.bits not in (4, 8):
             raise UsageError(f"{self.bits} bits: ONNX Runtime's blocks are written with 4 or 8")
-        if self.block_size < 16 or self.block_size & (self.block_size - 1):
-            raise UsageError(f"block size {self.block_size}: it must be a power of two from 16 up")
+        if self.block_size not in BLOCK_SIZES:
+            raise UsageError(
+                f"block size {self.block_size}: give {', '.join(map(str, BLOCK_SIZES[:-1]))} "
+                f"or {BLOCK_SIZES[-1]}"
+            )
 
     @property
     def name(self) -> str:

@@ -60,7 +60,7 @@ def _decode(
     runtime.reset()
     waiting = ids
     for position in range(len(ids), len(ids) + room):
-        logits = runtime.feed(waiting)[-1, :allowed]
+        logits = runtime.last(waiting)[:allowed]
         if not np.isfinite(logits).all():
             raise VerificationError(
                 f"the artefact's logits after {position} tokens are not finite; verify it"

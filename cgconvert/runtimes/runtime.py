@@ -5,7 +5,6 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from pathlib import Path
-from typing import ClassVar
 
 import numpy as np
 
@@ -20,7 +19,7 @@ class Runtime(ABC):
     name: str
     device: str
 
-    batches: ClassVar[bool] = False
+    batches: bool = False
     """Whether `batch` works: whether it takes several sequences at once, padded."""
 
     @classmethod
@@ -57,6 +56,11 @@ class Runtime(ABC):
         a sequence longer than the context or not longer than `steps`.
         """
         raise UsageError(f"{self.name} takes one sequence at a time here, no padded batch")
+
+    def last(self, ids: Sequence[int]) -> np.ndarray:
+        """As `feed` of one token or more, but the last one's logits alone: float32 [vocabulary]."""
+        logits: np.ndarray = self.feed(ids)[-1]
+        return logits
 
     @abstractmethod
     def tokenize(self, text: str) -> list[int]:

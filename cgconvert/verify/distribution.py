@@ -49,7 +49,8 @@ class Distribution:
     @property
     def log_normalizer(self) -> np.ndarray:
         """log-sum-exp of all allowed logits, float64 [N]."""
-        return np.logaddexp(log_sum_exp(self.logits.astype(np.float64)), self.rest)
+        with np.errstate(invalid="ignore"):  # infinite logits give NaN, which is how they show
+            return np.logaddexp(log_sum_exp(self.logits.astype(np.float64)), self.rest)
 
     @property
     def margins(self) -> np.ndarray:
@@ -98,6 +99,6 @@ def log_sum_exp(logits: np.ndarray) -> np.ndarray:
     """Over the last axis of float64 logits; -inf where there are none."""
     top = logits.max(-1, initial=-np.inf)
     base = np.where(np.isfinite(top), top, 0)
-    with np.errstate(divide="ignore"):
+    with np.errstate(divide="ignore", invalid="ignore"):
         total: np.ndarray = np.log(np.exp(logits - base[..., None]).sum(-1)) + base
     return total

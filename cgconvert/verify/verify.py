@@ -16,6 +16,7 @@ from cgconvert.runtimes import RUNTIMES, open_runtime, version_of
 from cgconvert.stream.progress import Progress, Silent
 from cgconvert.verify.checks import Losses, run_checks
 from cgconvert.verify.evidence import Observed, gather
+from cgconvert.verify.exact import check_graph
 from cgconvert.verify.observe import NEW_TOKENS, observe
 from cgconvert.verify.prompts import PROMPTS, TEXT_TOKENS, Text, digest, windows
 from cgconvert.verify.provenance import check_provenance
@@ -106,6 +107,8 @@ def verify(
         losses = Losses.of(evidence)
         bounds = thresholds_for(format, type, ran["device"], thresholds)
         checks += run_checks(evidence, losses, bounds)
+        if format == "onnx" and type in ("int4", "int8") and ran["device"] == "cpu":
+            checks += check_graph(artefact, evidence, threads)
         series = {"logits.kl": rounded(losses.source.kl)} if losses.source else {}
     progress.finish()
     sequences = observed.sequences if observed else ()

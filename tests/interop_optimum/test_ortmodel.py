@@ -121,3 +121,24 @@ def test_64_pinned_tokens(folders: dict[str, Path], theirs: CodeGenForCausalLM) 
         for model in (ours, theirs):
             done = model.generate(**given, **options)[0]
             assert done[given.input_ids.shape[1] :].tolist() == entry["tokens"]
+    padded = tokenizer([entry["text"] for entry in pinned], return_tensors="pt", padding=True)
+    assert padded.attention_mask.sum(1).unique().numel() > 3
+    together = ours.generate(**padded, **options)[:, padded.input_ids.shape[1] :]
+    assert together.tolist() == [entry["tokens"] for entry in pinned]
+
+
+def test_beam_search_on_a_left_padded_batch_is_transformers(
+    folders: dict[str, Path], theirs: CodeGenForCausalLM
+) -> None:
+    tokenizer = AutoTokenizer.from_pretrained(folders["model"])
+    ours = ORTModelForCausalLM.from_pretrained(folders["model"])
+    padded = tokenizer(list(TEXTS), return_tensors="pt", padding=True)
+    options = {"max_new_tokens": NEW, "num_beams": 4, "num_return_sequences": 2}
+    one, other = (
+        model.generate(
+            **padded, **options, do_sample=False, output_scores=True, return_dict_in_generate=True
+        )
+        for model in (ours, theirs)
+    )
+    assert torch.equal(one.sequences, other.sequences)
+    assert torch.allclose(one.sequences_scores, other.sequences_scores, atol=1e-4)

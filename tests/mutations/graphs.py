@@ -16,21 +16,19 @@ __all__ = ["GRAPHS"]
 
 Change = Callable[[onnx.GraphProto], None]
 ATTENTION = "GroupQueryAttention"
-RUNTIME = ("runtime.relative_error", "runtime.nmse", "runtime.kl_mean")
+RUNTIME = ("runtime.relative_error", "runtime.nmse", "runtime.kl_mean", "runtime.graph")
 PAST_KEY, PAST_VALUE = 3, 4
 COS, SIN = 7, 8
 
 
-def graph(
-    name: str, caught_by: tuple[str, ...], change: Change, types: tuple[str, ...] = ONNX
-) -> Mutation:
+def graph(name: str, caught_by: tuple[str, ...], change: Change) -> Mutation:
     def on(artefact: Path, _: Checkpoint) -> None:
         (path,) = (artefact / "onnx").glob("*.onnx")
         model = onnx.load(path, load_external_data=False)
         change(model.graph)
         path.write_bytes(model.SerializeToString())
 
-    return in_files(name, "graph", caught_by, on, types)
+    return in_files(name, "graph", caught_by, on, ONNX)
 
 
 def nodes(graph: onnx.GraphProto, op: str) -> list[onnx.NodeProto]:
@@ -160,12 +158,12 @@ GRAPHS = (
     graph("bias of the head not used", GEOMETRY, no_bias_of_the_head),
     graph("MLPs of two layers exchanged", (*RUNTIME, "weights.error"),
           swapped_inputs(("layers.0.fc1", 1), ("layers.1.fc1", 1))),
-    # Of an effect below the arithmetic's of 8-bit activations, so that int4 cannot show it.
     graph("biases of two layers exchanged", RUNTIME,
-          swapped_inputs(("layers.1.normed", 4), ("layers.2.normed", 4)), ("onnx-float32",)),
+          swapped_inputs(("layers.1.normed", 4), ("layers.2.normed", 4))),
     graph("attention of another layer", RUNTIME,
-          input_of("layers.1.skip", 1, "layers.0.attention_out")),
-    graph("attention left out of the sum", RUNTIME, input_of("layers.1.skip", 1, "layers.1.fc2")),
+          input_of("layers.1.branches", 0, "layers.0.attention_out")),
+    graph("attention left out of the sum", RUNTIME,
+          input_of("layers.1.branches", 0, "layers.1.fc2")),
     graph("the MLP fed without its norm", RUNTIME,
           input_of("layers.1.fc1", 0, "layers.1.residual")),
     graph("the last norm is the first layer's", RUNTIME, norm_of_another_layer),

@@ -27,15 +27,18 @@ def plan(
     bits: int | None = None,
     block_size: int = 32,
     symmetric: bool = False,
+    accuracy_level: int = 4,
+    client: str = "any",
+    target: str = "cpu",
 ) -> Plan:
     """The complete repository: graph and data in onnx/, everything else at the root.
 
     Raises InputError where the geometry is not one that ONNX Runtime's attention takes or a
-    matrix does not divide into blocks, UsageError for a combination of options without a name.
+    matrix does not divide into blocks, UsageError for options that do not exist or go together.
     """
     geometry = checkpoint.geometry
     _check(geometry)
-    variant = Variant(dtype, bits, block_size, symmetric)
+    variant = Variant(dtype, bits, block_size, symmetric, accuracy_level, client, target)
     graph, data = f"{variant.stem}.onnx", f"{variant.stem}.onnx_data"
     items = place(checkpoint.decoder, variant)
     return Plan(
@@ -71,7 +74,9 @@ def _texts(checkpoint: Checkpoint, variant: Variant) -> dict[str, bytes]:
     configs = {
         "config.json": config | ids | types | _transformers_js(variant),
         "generation_config.json": ids | {"pad_token_id": end},
-        "genai_config.json": genai_config(geometry, end, f"onnx/{variant.stem}.onnx"),
+        "genai_config.json": genai_config(
+            geometry, end, f"onnx/{variant.stem}.onnx", variant.target
+        ),
     }
     texts = {name: (json.dumps(value, indent=2) + "\n").encode() for name, value in configs.items()}
     return texts | checkpoint.tokenizer.files(geometry.n_positions)

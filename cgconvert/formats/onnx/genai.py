@@ -12,14 +12,17 @@ from cgconvert.model import Geometry
 __all__ = ["genai_config"]
 
 
-def genai_config(geometry: Geometry, end_of_text: int, graph: str) -> dict[str, Any]:
+def genai_config(
+    geometry: Geometry, end_of_text: int, graph: str, target: str = "cpu"
+) -> dict[str, Any]:
     """The configuration for the graph at `graph`, a path relative to the folder.
 
     Past and present share one buffer of `context_length` positions, so that a step copies nothing.
     """
     g = geometry
+    providers: list[dict[str, Any]] = [{"cuda": {}}] if target == "cuda" else []
     decoder = {
-        "session_options": {"log_id": "onnxruntime-genai", "provider_options": []},
+        "session_options": {"log_id": "onnxruntime-genai", "provider_options": providers},
         "filename": graph,
         "head_size": g.head_dim,
         "hidden_size": g.n_embd,

@@ -5,6 +5,10 @@ SkipLayerNormalization adds the branches and the bias of fc_out and normalizes t
 next layer, GroupQueryAttention holds rotary embedding, causal mask and KV cache, FastGelu the bias
 of fc_in. Operators: docs/ContribOperators.md of onnxruntime.
 
+Where the graph computes in float16, the residual stream and its norms stay in float32: a sum over
+all layers may leave float16's range where no branch does, and onnxruntime's CUDA kernel adds up a
+norm's squares in the type it gets. Attention has float32 scores and softmax in any case.
+
 onnxruntime 1.22 runs the float graphs, 1.23 (8 bits in GatherBlockQuantized) the quantized ones.
 """
 
@@ -15,8 +19,18 @@ from collections.abc import Sequence
 from onnx import TensorProto
 
 from cgconvert.formats.onnx.builder import GraphBuilder
+from cgconvert.formats.onnx.inputs import (
+    BATCH,
+    INT64,
+    KEEP,
+    LENGTH,
+    attention_bias,
+    interface,
+    kept,
+    lengths,
+)
 from cgconvert.formats.onnx.variant import Variant
-from cgconvert.formats.onnx.weights import COS, QKV, ROTARY_BASE, ROTARY_ORDER, SIN
+from cgconvert.formats.onnx.weights import COS, PADDING, QKV, ROTARY_BASE, ROTARY_ORDER, SIN
 from cgconvert.model import Geometry
 from cgconvert.names import ONNX
 from cgconvert.quant.matmul_nbits import MatMulNBits
@@ -24,25 +38,11 @@ from cgconvert.stream.plan import Item
 
 __all__ = ["build"]
 
-# transformers.js makes the empty cache from these names: the batch must be called just that.
-BATCH, LENGTH = "batch_size", "sequence_length"
-PAST, TOTAL = "past_sequence_length", "total_sequence_length"
-
-INT32, INT64, BOOL = TensorProto.INT32, TensorProto.INT64, TensorProto.BOOL
+FLOAT = TensorProto.FLOAT
 
 
 def build(geometry: Geometry, variant: Variant, items: Sequence[Item], data: str) -> bytes:
-    """The serialized model, its initializers pointing into the file `data` beside it.
-
-    Inputs: input_ids, attention_mask (0 for padding, which lies before the tokens), position_ids,
-    and past_key_values.N.key and .value for each layer. Outputs: logits after every token, and
-    present.N.key and .value.
-
-    position_ids is there because clients expect it, and is not used. A token's rotary position is
-    its place in the cache, padding counted, and attention sees only differences of positions, so
-    a padded prompt gets what it gets alone. GroupQueryAttention's own position_ids would break
-    that: of a prompt it takes the first alone (onnxruntime 1.32), of a later token its own.
-    """
+    """The serialized model, its initializers pointing into the file `data` beside it."""
     return _Decoder(geometry, variant, items).serialize(data)
 
 
@@ -54,72 +54,50 @@ class _Decoder:
         self.hidden = (BATCH, LENGTH, geometry.n_embd)
 
     def serialize(self, data: str) -> bytes:
-        self._interface()
-        self._lengths()
-        self._attention_bias()
+        interface(self.graph, self.geometry, self.variant)
+        lengths(self.graph, self.variant)
+        if self.variant.has_bias:
+            attention_bias(self.graph)
         self._layers()
         for item in self.items.values():
             for piece in item.pieces:
                 self.graph.external(piece, data)
         facts = [(ROTARY_ORDER, "half_split"), (ROTARY_BASE, repr(self.geometry.rotary_base))]
+        if not self.variant.has_bias:
+            facts.append((PADDING, "after"))
         return self.graph.serialize("codegen", facts)
-
-    def _interface(self) -> None:
-        g, graph = self.geometry, self.graph
-        graph.input("input_ids", (BATCH, LENGTH), INT64)
-        graph.input("attention_mask", (BATCH, TOTAL), INT64)
-        graph.input("position_ids", (BATCH, LENGTH), INT64)
-        graph.output("logits", (BATCH, LENGTH, g.vocab_size))
-        for i in range(g.n_layer):
-            for part in ("key", "value"):
-                graph.input(f"past_key_values.{i}.{part}", (BATCH, g.n_head, PAST, g.head_dim))
-                graph.output(f"present.{i}.{part}", (BATCH, g.n_head, TOTAL, g.head_dim))
-
-    def _lengths(self) -> None:
-        """Lengths as GroupQueryAttention wants them: every row of the batch is full."""
-        graph = self.graph
-        graph.constant("one", INT32, [], [1])
-        graph.constant("last_axis", INT64, [], [1])
-        graph.node("Shape", ["input_ids"], "batch", (1,), INT64, end=1)
-        graph.node("Shape", ["attention_mask"], "mask_shape", (2,), INT64)
-        graph.node("Gather", ["mask_shape", "last_axis"], "total_int64", (), INT64)
-        graph.node("Cast", ["total_int64"], "total", (), INT32, to=INT32)
-        graph.node("Sub", ["total", "one"], "total_less_one", (), INT32)
-        graph.node("Expand", ["total_less_one", "batch"], "seqlens_k", (BATCH,), INT32)
-
-    def _attention_bias(self) -> None:
-        """0 for a token and hugely negative for padding: half of the type's lowest number.
-
-        The lowest itself would overflow to -inf where a negative score is added, and padding that
-        sees only padding would become NaN.
-        """
-        graph = self.graph
-        lowest = -1.7e38 if self.variant.dtype == "float32" else -32752.0
-        graph.constant("seen", graph.type, [], [0.0])
-        graph.constant("unseen", graph.type, [], [lowest])
-        graph.constant("head_and_query", INT64, [2], [1, 2])
-        graph.constant("ones", INT64, [2], [1, 1])
-        graph.constant("one_int64", INT64, [1], [1])
-        graph.node("Cast", ["attention_mask"], "is_token", (BATCH, TOTAL), BOOL, to=BOOL)
-        graph.node("Where", ["is_token", "seen", "unseen"], "key_bias", (BATCH, TOTAL))
-        graph.node("Unsqueeze", ["key_bias", "head_and_query"], "row_bias", (BATCH, 1, 1, TOTAL))
-        graph.node("Shape", ["input_ids"], "length", (1,), INT64, start=1)
-        graph.node("Concat", ["ones", "length", "one_int64"], "bias_shape", (4,), INT64, axis=0)
-        shape = (BATCH, 1, LENGTH, TOTAL)
-        graph.node("Expand", ["row_bias", "bias_shape"], "attention_bias", shape)
 
     def _layers(self) -> None:
         top = ONNX.model
-        residual = self._embedding(self.items[top["wte"]])
+        residual = self._cast(self._embedding(self.items[top["wte"]]), FLOAT)
         first = [ONNX.block[part].format(i=0) for part in ("ln_weight", "ln_bias")]
         normed = self.graph.node(
-            "LayerNormalization", [residual, *first], "layers.0.normed", self.hidden,
+            "LayerNormalization", [residual, *first], "layers.0.normed", self.hidden, FLOAT,
             axis=-1, epsilon=self.geometry.layer_norm_epsilon,
         )  # fmt: skip
         for i in range(self.geometry.n_layer):
-            residual, normed = self._layer(i, residual, normed)
-        logits = self._linear("lm_head", top["head"], normed)
+            residual, normed = self._layer(i, residual, self._cast(normed, self.graph.type))
+        normed = self._cast(normed, self.graph.type)
+        if self.variant.client == "transformers.js":
+            normed = self._last(normed)
+        logits = self._linear("lm_head", top["head"], normed, kept(self.variant))
         self.graph.node("Add", [logits, top["head_bias"]], "logits")
+
+    def _cast(self, value: str, kind: int) -> str:
+        """A hidden state as float32 or in the graph's own type; itself where the two are one."""
+        if self.graph.type == FLOAT:
+            return value
+        name = f"{value}.{TensorProto.DataType.Name(kind).lower()}"
+        return self.graph.node("Cast", [value], name, self.hidden, kind, to=kind)
+
+    def _last(self, normed: str) -> str:
+        """The last num_logits_to_keep tokens: from -n to the end, where -0 is the beginning."""
+        graph = self.graph
+        graph.constant("end", INT64, [1], [2**63 - 1])
+        graph.node("Reshape", [KEEP, "one_int64"], "keep", (1,), INT64)
+        graph.node("Neg", ["keep"], "first_kept", (1,), INT64)
+        shape = (BATCH, kept(self.variant), self.geometry.n_embd)
+        return graph.node("Slice", [normed, "first_kept", "end", "one_int64"], "last", shape)
 
     def _embedding(self, item: Item) -> str:
         if not isinstance(item.encoding, MatMulNBits):
@@ -142,19 +120,21 @@ class _Decoder:
             "FastGelu", [inner, name["fc_in_bias"]], f"layers.{i}.gelu", (BATCH, LENGTH, g.n_inner)
         )
         mlp = self._linear(f"layers.{i}.fc2", name["fc_out"], inner)
-        skip = graph.node("Add", [residual, attention], f"layers.{i}.skip", self.hidden)
+        branches = graph.node("Add", [attention, mlp], f"layers.{i}.branches", self.hidden)
+        branches = self._cast(branches, FLOAT)
         last = i + 1 == g.n_layer
         if last:
             norm = [ONNX.model[part] for part in ("ln_f_weight", "ln_f_bias")]
         else:
             norm = [ONNX.block[part].format(i=i + 1) for part in ("ln_weight", "ln_bias")]
-        normed, residual = f"layers.{i + 1}.normed", f"layers.{i + 1}.residual"
+        normed, summed = f"layers.{i + 1}.normed", f"layers.{i + 1}.residual"
         graph.node(
-            "SkipLayerNormalization", [mlp, skip, *norm, name["fc_out_bias"]], normed, self.hidden,
-            more=() if last else ("", "", graph.declare(residual, self.hidden)),
+            "SkipLayerNormalization", [branches, residual, *norm, name["fc_out_bias"]],
+            normed, self.hidden, FLOAT,
+            more=() if last else ("", "", graph.declare(summed, self.hidden, FLOAT)),
             epsilon=g.layer_norm_epsilon,
         )  # fmt: skip
-        return residual, normed
+        return summed, normed
 
     def _attention(self, i: int, qkv: str) -> str:
         g = self.geometry
@@ -162,22 +142,23 @@ class _Decoder:
             [f"{side}.{i}.{part}" for part in ("key", "value")]
             for side in ("past_key_values", "present")
         )
+        bias = ["", "attention_bias"] if self.variant.has_bias else []
         return self.graph.node(
             "GroupQueryAttention",
-            [qkv, "", "", *past, "seqlens_k", "total", COS, SIN, "", "attention_bias"],
+            [qkv, "", "", *past, "seqlens_k", "total", COS, SIN, *bias],
             f"layers.{i}.attention", self.hidden, more=present,
             num_heads=g.n_head, kv_num_heads=g.n_head, do_rotary=1, rotary_interleaved=0,
         )  # fmt: skip
 
-    def _linear(self, output: str, weight: str, value: str) -> str:
+    def _linear(self, output: str, weight: str, value: str, length: str = LENGTH) -> str:
         item = self.items[weight]
         if not isinstance(item.encoding, MatMulNBits):
-            shape = (BATCH, LENGTH, item.source.shape[1])
+            shape = (BATCH, length, item.source.shape[1])
             return self.graph.node("MatMul", [value, weight], output, shape)
         n, k = item.source.shape
         codes, scales, *zeros = self._blocks(item)
         return self.graph.node(
-            "MatMulNBits", [value, codes, scales, *zeros], output, (BATCH, LENGTH, n),
+            "MatMulNBits", [value, codes, scales, *zeros], output, (BATCH, length, n),
             N=n, K=k, bits=item.encoding.bits, block_size=item.encoding.block_size,
             accuracy_level=self.variant.accuracy_level,
         )  # fmt: skip

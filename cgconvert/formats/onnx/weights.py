@@ -17,6 +17,7 @@ from cgconvert.tensor import InMemory, LazyTensor
 
 __all__ = [
     "COS",
+    "PADDING",
     "QKV",
     "ROTARY_BASE",
     "ROTARY_ORDER",
@@ -28,6 +29,9 @@ __all__ = [
 
 ROTARY_BASE, ROTARY_ORDER = "cgconvert.rotary_base", "cgconvert.rotary_order"
 """Metadata of the graph: what a reader cannot tell from the tensors or config.json."""
+
+PADDING = "cgconvert.padding"
+"""Metadata: "after" where the graph takes no padding before a prompt."""
 
 COS, SIN = ONNX.dropped
 QKV = "model.layers.{i}.attn.qkv_proj.weight"
@@ -52,24 +56,24 @@ def rotary_tables(geometry: Geometry) -> tuple[torch.Tensor, torch.Tensor]:
 def weights(decoder: Decoder, variant: Variant) -> Iterator[tuple[str, LazyTensor, Encoding]]:
     """Name, numbers and encoding of every initializer, q and k in half-split rotary order."""
     decoder = decoder.half_split()
-    plain, top = variant.plain, ONNX.model
+    plain, norm, top = variant.plain, variant.norm, ONNX.model
     cos, sin = rotary_tables(decoder.geometry)
     yield top["wte"], decoder.wte, variant.embedding
     yield COS, InMemory(cos), plain
     yield SIN, InMemory(sin), plain
     for i, block in enumerate(decoder.blocks):
         name = {part: pattern.format(i=i) for part, pattern in ONNX.block.items()}
-        yield name["ln_weight"], block.ln_weight, plain
-        yield name["ln_bias"], block.ln_bias, plain
+        yield name["ln_weight"], block.ln_weight, norm
+        yield name["ln_bias"], block.ln_bias, norm
         yield QKV.format(i=i), *_matrix(block.qkv, variant.matrix)
         yield name["o"], *_matrix(block.o, variant.matrix)
         yield name["fc_in"], *_matrix(block.fc_in, variant.matrix)
         yield name["fc_in_bias"], block.fc_in_bias, plain
         yield name["fc_out"], *_matrix(block.fc_out, variant.matrix)
-        yield name["fc_out_bias"], block.fc_out_bias, plain
-    yield top["ln_f_weight"], decoder.ln_f_weight, plain
-    yield top["ln_f_bias"], decoder.ln_f_bias, plain
-    yield top["head"], *_matrix(decoder.head, variant.head)
+        yield name["fc_out_bias"], block.fc_out_bias, norm
+    yield top["ln_f_weight"], decoder.ln_f_weight, norm
+    yield top["ln_f_bias"], decoder.ln_f_bias, norm
+    yield top["head"], *_matrix(decoder.head, variant.head(decoder.head.shape[1]))
     yield top["head_bias"], decoder.head_bias, plain
 
 
@@ -78,7 +82,9 @@ def place(decoder: Decoder, variant: Variant) -> tuple[Item, ...]:
     items: list[Item] = []
     end = 0
     for name, source, encoding in weights(decoder, variant):
-        align = PAGE if source.nbytes >= LARGE else CACHE_LINE
+        # By what is stored, so that the place does not depend on the type of the source.
+        stored = source.shape[0] * encoding.arrays(source.shape)[0].row_bytes
+        align = PAGE if stored >= LARGE else CACHE_LINE
         items += lay_out([(name, source, encoding)], start=end, align=align)
         last = items[-1].pieces[-1]
         end = last.offset + last.nbytes

@@ -1,0 +1,264 @@
+"""Prefill and decode of every runtime that serves CodeGen on a CPU, side by side.
+
+    python benchmarks/decode.py --name codegen-350M-mono --threads 4 --repeats 5 \\
+        --peers .venv-optimum/bin/python --llama .venv-llama/bin/python
+
+Random weights of the family's true shape: speed does not depend on the numbers. Every contender is
+a process of its own that loads its model once; then all take turns, repeat by repeat, so the
+machine's moods are shared. `--peers` is a Python with optimum and ctranslate2 (which want an older
+transformers), `--llama` one with llama-cpp-python; both are this Python unless given.
+
+The share of memory bandwidth is that of the weights a step reads, in bytes a second, over what all
+threads read from a large array in the same run.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import click
+from measuring import command, keep, machine
+
+PROMPT, STEPS, BATCHES = 128, 32, (1, 8)
+WORKER = Path(__file__).with_name("decoding.py")
+
+
+@dataclass
+class Contender:
+    """One runtime with one file. `reads` are the bytes of weights that a step reads."""
+
+    name: str
+    kind: str
+    python: str
+    path: Path
+    reads: int
+    process: Any = None
+    seconds: dict[tuple[str, int], list[float]] = field(default_factory=dict)
+
+    def start(self, threads: int) -> None:
+        environment = os.environ | {"OMP_NUM_THREADS": str(threads)}
+        self.process = subprocess.Popen(
+            [self.python, str(WORKER), self.kind, str(self.path), str(threads)],
+            stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, env=environment,
+        )  # fmt: skip
+        self.ask({"batch": 1, "prompt": 8, "steps": 2})  # loaded, and its kernels warm
+
+    def ask(self, what: dict[str, int]) -> dict[str, float]:
+        """Seconds of a prefill and of a step. Raises ClickException where the process is gone."""
+        self.process.stdin.write(json.dumps(what) + "\n")
+        self.process.stdin.flush()
+        line = self.process.stdout.readline()
+        if not line:
+            raise click.ClickException(f"{self.name} ended with {self.process.wait()}")
+        answer: dict[str, float] = json.loads(line)
+        return answer
+
+    def measure(self, batch: int) -> None:
+        answer = self.ask({"batch": batch, "prompt": PROMPT, "steps": STEPS})
+        for what, seconds in answer.items():
+            self.seconds.setdefault((what, batch), []).append(seconds)
+
+    def rate(self, what: str, batch: int) -> float | None:
+        """Tokens a second, all sequences of the batch together."""
+        seconds = self.seconds.get((what, batch))
+        if not seconds:
+            return None
+        return batch * (PROMPT if what == "prefill" else 1) / statistics.median(seconds)
+
+
+@click.command()
+@click.option("--name", default="codegen-350M-mono", show_default=True)
+@click.option("--layers", type=int, help="Cut the model to so many layers.")
+@click.option("--threads", type=click.IntRange(1), default=os.cpu_count(), show_default=True)
+@click.option("--repeats", type=click.IntRange(1), default=5, show_default=True)
+@click.option("--peers", default=sys.executable, help="Python with optimum and ctranslate2.")
+@click.option("--llama", default=sys.executable, help="Python with llama-cpp-python.")
+@click.option("--only", multiple=True, help="Contenders whose name contains this.")
+@click.option("--work", type=click.Path(path_type=Path), help="Where to write (a fast disk).")
+def main(
+    name: str,
+    layers: int | None,
+    threads: int,
+    repeats: int,
+    peers: str,
+    llama: str,
+    only: tuple[str, ...],
+    work: Path | None,
+) -> None:
+    """Measure prefill and decode of all contenders."""
+    with tempfile.TemporaryDirectory(dir=work) as folder:
+        contenders = [
+            c for c in _prepare(Path(folder), name, layers, peers, llama)
+            if not only or any(part in c.name for part in only)
+        ]  # fmt: skip
+        for contender in contenders:
+            click.echo(f"loading {contender.name}", err=True)
+            contender.start(threads)
+        bandwidths = []
+        for number in range(repeats):
+            click.echo(f"repeat {number + 1} of {repeats}", err=True)
+            bandwidths.append(_bandwidth(threads))
+            for batch in BATCHES:
+                for contender in contenders:
+                    contender.measure(batch)
+        for contender in contenders:
+            contender.process.stdin.close()
+            contender.process.wait()
+    _write(name, threads, repeats, contenders, statistics.median(bandwidths))
+
+
+def _prepare(
+    folder: Path, name: str, layers: int | None, peers: str, llama: str
+) -> list[Contender]:
+    """Make the model and all the files."""
+    cuts = ["--layers", str(layers)] if layers else []
+    _run(sys.executable, "-m", "cgconvert.synthetic", name, "-o", str(folder), *cuts)
+    source, out = folder / name, folder / "out"
+    ours = [sys.executable, "-m", "cgconvert"]
+    contenders = []
+
+    def onnx(label: str, *options: str) -> Path:
+        target = out / label
+        _run(*ours, "to-onnx", str(source), "-o", str(target), *options)
+        return target
+
+    def gguf(type_: str) -> Path:
+        target = out / f"{type_}.gguf"
+        if type_ == "Q4_K_M":
+            quantize = [str(out / "F16.gguf"), str(target), type_]
+            _run(llama, str(WORKER), "llama-quantize", *quantize)
+        else:
+            _run(*ours, "to-gguf", str(source), "-o", str(target), "--type", type_)
+        return target
+
+    for label, options in (
+        ("float32", ()), ("int8", ("--bits", "8")), ("int4", ("--bits", "4")),
+        ("int4 bs128", ("--bits", "4", "--block-size", "128", "--symmetric")),
+    ):  # fmt: skip
+        path = onnx(label.replace(" ", "-"), *options)
+        reads = _data(path) - _embedding(path)
+        for runtime in ("onnxruntime", "genai"):
+            contenders.append(
+                Contender(f"ours {label}, {runtime}", runtime, sys.executable, path, reads)
+            )
+    exported = out / "optimum"
+    _run(
+        str(Path(peers).with_name("optimum-cli")), "export", "onnx", "--model", str(source),
+        "--task", "text-generation-with-past", str(exported),
+    )  # fmt: skip
+    weights = contenders[0].reads
+    contenders.append(Contender("optimum float32", "optimum", peers, exported, weights))
+    translated = out / "ctranslate2"
+    _run(
+        str(Path(peers).with_name("ct2-transformers-converter")), "--model", str(source),
+        "--quantization", "int8", "--output_dir", str(translated),
+    )  # fmt: skip
+    reads = (translated / "model.bin").stat().st_size * 9 // 10
+    contenders.append(Contender("CTranslate2 int8", "ctranslate2", peers, translated, reads))
+    gguf("F16")
+    for type_ in ("Q8_0", "Q4_0", "Q4_K_M"):
+        path = gguf(type_)
+        reads = path.stat().st_size * 9 // 10
+        contenders.append(Contender(f"llama.cpp {type_}", "llama.cpp", llama, path, reads))
+    return contenders
+
+
+def _run(*arguments: str) -> None:
+    done = subprocess.run(arguments, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True)
+    if done.returncode:
+        raise click.ClickException(f"{' '.join(arguments[:4])}: {done.stderr[-2000:]}")
+
+
+def _data(folder: Path) -> int:
+    return sum(path.stat().st_size for path in (folder / "onnx").glob("*_data"))
+
+
+def _embedding(folder: Path) -> int:
+    """Bytes of the table a step takes one row of."""
+    from cgconvert.checkpoint.onnx import find_graph, stored_tensors
+
+    tensors = stored_tensors(find_graph(folder))
+    return sum(t.nbytes for name, t in tensors.items() if "embed_tokens" in name)
+
+
+def _bandwidth(threads: int) -> float:
+    """Bytes a second that all threads together read from 1 GB."""
+    import torch
+
+    torch.set_num_threads(threads)
+    numbers = torch.ones(1 << 28)
+    best = 0.0
+    for _ in range(5):
+        began = time.perf_counter()
+        numbers.sum()
+        best = max(best, numbers.nbytes / (time.perf_counter() - began))
+    return best
+
+
+RATIOS = (
+    ("ours int4, onnxruntime", "optimum float32", 3.5),
+    ("ours int4, onnxruntime", "llama.cpp Q4_0", 1.0),
+    ("ours int8, onnxruntime", "llama.cpp Q8_0", 1.0),
+    ("ours float32, onnxruntime", "optimum float32", 1.2),
+)
+"""What decode at batch 1 is held to."""
+
+
+def _write(
+    name: str, threads: int, repeats: int, contenders: list[Contender], bandwidth: float
+) -> None:
+    shape = machine()
+    by_name = {c.name: c for c in contenders}
+    rows = []
+    for c in contenders:
+        rates = {f"{what} {b}": c.rate(what, b) for what in ("prefill", "decode") for b in BATCHES}
+        step = c.rate("decode", 1)
+        share = c.reads * step / bandwidth if step else None
+        rows.append({"name": c.name, "tokens_per_second": rates, "bandwidth_share": share})
+    ratios = []
+    for one, other, target in RATIOS:
+        if one in by_name and other in by_name:
+            pairs = zip(
+                by_name[one].seconds["decode", 1], by_name[other].seconds["decode", 1], strict=True
+            )
+            ratios.append((one, other, statistics.median(b / a for a, b in pairs), target))
+    heads = [f"{what}, batch {b}" for what in ("prefill", "decode") for b in BATCHES]
+    lines = [
+        f"`{command()}`",
+        "",
+        f"{name}'s shape, random weights; {threads} threads; {shape['cores']} cores, "
+        f"{shape['memory_gb']} GB, {shape['architecture']}; tokens a second (all sequences of a "
+        f"batch together), medians of {repeats} interleaved repeats: a prompt of {PROMPT} tokens, "
+        f"then {STEPS} steps. Reading memory: {bandwidth / 1e9:.0f} GB/s.",
+        "",
+        f"| | {' | '.join(heads)} | share of bandwidth |",
+        "|---|" + "---|" * (len(heads) + 1),
+        *(
+            f"| {row['name']} | "
+            + " | ".join(f"{v:.0f}" if v else "–" for v in row["tokens_per_second"].values())
+            + f" | {row['bandwidth_share']:.0%} |"
+            for row in rows
+        ),
+        "",
+        "| decode, batch 1 | times | target |",
+        "|---|---|---|",
+        *(f"| {a} / {b} | {ratio:.2f} | {target} |" for a, b, ratio, target in ratios),
+    ]
+    result = {"command": command(), "model": name, "threads": threads, "repeats": repeats,
+              "machine": shape, "bandwidth": bandwidth, "rows": rows,
+              "ratios": [dict(zip(("one", "other", "times", "target"), r, strict=True))
+                         for r in ratios]}  # fmt: skip
+    keep(f"decode-{name}", result, lines)
+
+
+if __name__ == "__main__":
+    main()

