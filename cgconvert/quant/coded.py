@@ -10,6 +10,7 @@ import torch
 
 from cgconvert.quant.blocks import BlockType
 from cgconvert.quant.encoding import Array
+from cgconvert.quant.parts import Parts
 from cgconvert.tensor import ALL, LazyTensor
 
 __all__ = ["AsCoded", "Coded"]
@@ -26,6 +27,15 @@ class Coded(LazyTensor):
     shape: tuple[int, ...]
     codec: BlockType
     dtype: torch.dtype = torch.float32
+
+    @property
+    def bits(self) -> int:
+        """Of a code."""
+        return self.codec.top.bit_length()
+
+    def parts(self, rows: slice = ALL) -> Parts:
+        """Codes, scales and minimums of the rows' blocks, one row's after the other's."""
+        return self.codec.unpack(self.stored.read(rows).reshape(-1, self.codec.block_bytes))
 
     def read(self, rows: slice = ALL, cols: slice = ALL) -> torch.Tensor:
         coded = self.stored.read(rows)
