@@ -14,7 +14,8 @@ from cgconvert.checkpoint.read import ReadOptions, read
 from cgconvert.cli.convert import carry_out
 from cgconvert.cli.options import SIZE, common, writing
 from cgconvert.cli.verifying import verify_all
-from cgconvert.verify.prompts import TEXT_TOKENS, Text, read_text
+from cgconvert.text import Text, read_text
+from cgconvert.verify.prompts import TEXT_TOKENS
 from cgconvert.verify.thresholds import known_bounds
 
 __all__ = ["command"]

@@ -35,12 +35,12 @@ class Quantized:
     """What became of a part of the model.
 
     `coded` uint8 [rows, bytes of a row] for a matrix, None for a bias, whose new `values` are
-    float32. `gain` is the held-out error over that of the plain search, 1 where that was taken.
+    float32. `fitted` is False where the plain search was better on the windows held out.
     """
 
     coded: torch.Tensor | None
     values: torch.Tensor
-    gain: float = 1.0
+    fitted: bool = True
 
 
 @dataclass
@@ -176,11 +176,9 @@ class Calibration:
         found = codec.decode(plain, weight.shape)
         coded = quantize(fit.target(weight), Hessian.of(fit.inputs), codec)
         values = codec.decode(coded, weight.shape)
-        # With the constant |W x|^2 unknown, the two errors are compared above the better one's.
-        ours, theirs = gate.error(weight, values), gate.error(weight, found)
-        if not ours < theirs:
-            return Quantized(plain, found)
-        return Quantized(coded, values, ours - theirs)
+        if not gate.error(weight, values) <= gate.error(weight, found):
+            return Quantized(plain, found, fitted=False)
+        return Quantized(coded, values)
 
     def _parts(self) -> Iterator[slice]:
         for first in range(0, len(self.ids), WINDOWS):
