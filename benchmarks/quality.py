@@ -1,4 +1,4 @@
-"""What quantization loses, in llama.cpp itself: ours beside llama-quantize, with and without imatrix.
+"""What quantization loses, in llama.cpp itself: ours beside llama-quantize, with or without imatrix.
 
     python benchmarks/quality.py --model codegen-tiny-mono
 
