@@ -12,7 +12,8 @@ from cgconvert.checkpoint.checkpoint import Checkpoint
 from cgconvert.errors import InputError, UsageError
 from cgconvert.formats import onnx
 from cgconvert.stream.execute import execute
-from cgconvert.verify.prompts import PROMPTS, STDLIB, Text, read_text, windows
+from cgconvert.text import STDLIB, Text, read_text
+from cgconvert.verify.prompts import PROMPTS, windows
 from cgconvert.verify.verify import verify
 
 from .planted import checkpoint, tokenizer
@@ -22,14 +23,14 @@ def test_a_file_is_read_as_it_is(tmp_path: Path) -> None:
     path = tmp_path / "mine.txt"
     path.write_bytes("a\r\nb ü".encode())
     found = read_text(str(path))
-    assert found == Text(str(path), "a\r\nb ü", hashlib.sha256(path.read_bytes()).hexdigest())
+    assert found == Text(str(path), ("a\r\nb ü",), hashlib.sha256(path.read_bytes()).hexdigest())
 
 
 def test_the_word_stdlib_is_the_evaluation_part_and_no_other() -> None:
     found = read_text(STDLIB)
     assert found.sha256 == corpus.digest("evaluation")
-    assert found.text == "".join(corpus.text("evaluation"))
-    assert corpus.text("training", 3000)[0][:500] not in found.text
+    assert found.documents == tuple(corpus.text("evaluation"))
+    assert corpus.text("training", 3000)[0][:500] not in "".join(found.documents)
 
 
 @pytest.mark.parametrize(
@@ -48,14 +49,14 @@ def test_windows_are_the_beginning_of_the_text_in_order() -> None:
     made, text = tokenizer(), "x = self.select(1)\n" * 300
     ids = made.encode(text)
     for tokens in (2, 95, 96, 97, 98, 1000):
-        cut = windows(Text("mine", text, ""), made, tokens, 96)
+        cut = windows(Text("mine", (text,), ""), made, tokens, 96)
         joined = [token for window in cut for token in window]
         left_out = 1 if tokens % 96 == 1 else 0
         assert joined == ids[: tokens - left_out]
         assert [len(window) for window in cut[:-1]] == [96] * (len(cut) - 1)
-    assert {len(w) for w in windows(Text("mine", text, ""), made, 1024, 2048)} == {512}
+    assert {len(w) for w in windows(Text("mine", (text,), ""), made, 1024, 2048)} == {512}
     with pytest.raises(InputError, match="mine: too short to measure on"):
-        windows(Text("mine", "x", ""), made, 100, 96)
+        windows(Text("mine", ("x",), ""), made, 100, 96)
 
 
 @pytest.fixture(scope="module")

@@ -20,8 +20,9 @@ from cgconvert.formats.gguf_types import ENCODINGS
 from cgconvert.model import Decoder, Geometry
 from cgconvert.names import GGUF
 from cgconvert.quant.blocks import BlockType
+from cgconvert.quant.coded import Coded
 from cgconvert.quant.matmul_nbits import Blocks
-from cgconvert.quant.parts import Parts, blocks_first
+from cgconvert.quant.parts import blocks_first
 from cgconvert.quant.plain import Plain
 from cgconvert.tensor import ALL, LazyTensor, Stored
 from cgconvert.tokenizer import AddedToken, Tokenizer
@@ -32,23 +33,10 @@ _TOKENIZER = "tokenizer.ggml."
 
 
 @dataclass(frozen=True)
-class BlockTensor(LazyTensor):
-    """A quantized tensor, decoded as it is read: float32 [rows, columns]."""
+class BlockTensor(Coded):
+    """A quantized tensor of a file, decoded as it is read."""
 
-    stored: Stored
-    shape: tuple[int, ...]
-    codec: BlockType
-    dtype: torch.dtype = torch.float32
     symmetric: ClassVar[bool] = True
-
-    @property
-    def bits(self) -> int:
-        """Of a code."""
-        return self.codec.top.bit_length()
-
-    def parts(self, rows: slice = ALL) -> Parts:
-        """Codes, scales and minimums of the rows' blocks, one row's after the other's."""
-        return self.codec.unpack(self.stored.read(rows).reshape(-1, self.codec.block_bytes))
 
     def blocks(self, rows: slice = ALL) -> Blocks:
         """Codes, scales and zero points: a code of 8 bits, signed in the file, counts from -128.
@@ -57,17 +45,10 @@ class BlockTensor(LazyTensor):
         """
         parts = self.parts(rows)
         if parts.dmin is not None or len(parts.scales) > 1:
-            raise InputError(
-                f"{self.stored.path}: tensor {self.stored.name} is {self.codec.name}, "
-                "which is more than one scale a block"
-            )
+            raise InputError(f"{self.codec.name} has more than one scale a block")
         scales = parts.d.reshape(-1, self.shape[1] // self.codec.block_size)
         codes = blocks_first(parts.codes).reshape(*scales.shape, -1)
         return Blocks(codes, scales, torch.full_like(scales, self.codec.zero, dtype=torch.uint8))
-
-    def read(self, rows: slice = ALL, cols: slice = ALL) -> torch.Tensor:
-        coded = self.stored.read(rows)
-        return self.codec.decode(coded, (len(coded), *self.shape[1:]))[:, cols].contiguous()
 
 
 def read(path: Path, name: str) -> Checkpoint:

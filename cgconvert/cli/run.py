@@ -15,7 +15,8 @@ from cgconvert.cli.convert import carry_out
 from cgconvert.cli.options import SIZE, WriteOptions, common, writing
 from cgconvert.cli.verifying import verify_all
 from cgconvert.errors import InputError
-from cgconvert.verify.prompts import TEXT_TOKENS, Text, read_text
+from cgconvert.text import Text, read_text
+from cgconvert.verify.prompts import TEXT_TOKENS
 from cgconvert.verify.thresholds import known_bounds
 
 __all__ = ["command"]

@@ -12,8 +12,9 @@ from cgconvert.checkpoint.read import ReadOptions, read
 from cgconvert.cli.options import common, device, reading, runtime
 from cgconvert.cli.verifying import verify_all
 from cgconvert.errors import InputError, UsageError
+from cgconvert.text import STDLIB, read_text
 from cgconvert.verify.override import bound_of
-from cgconvert.verify.prompts import STDLIB, TEXT_TOKENS, read_text
+from cgconvert.verify.prompts import TEXT_TOKENS
 from cgconvert.verify.thresholds import known_bounds
 
 __all__ = ["command"]

@@ -14,7 +14,8 @@ from cgconvert.checkpoint.read import ReadOptions, read
 from cgconvert.cli.progress import TerminalProgress
 from cgconvert.errors import CgconvertError, UsageError, VerificationError
 from cgconvert.runtimes import RUNTIMES
-from cgconvert.verify.prompts import TEXT_TOKENS, Text
+from cgconvert.text import Text
+from cgconvert.verify.prompts import TEXT_TOKENS
 from cgconvert.verify.report import as_table, check_suffix, summary, write_reports
 from cgconvert.verify.verify import verify
 

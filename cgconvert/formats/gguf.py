@@ -6,7 +6,7 @@ Format: docs/gguf.md of ggml-org/ggml; tensors and keys: src/models/phi2.cpp of 
 from __future__ import annotations
 
 import io
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import gguf
@@ -19,13 +19,14 @@ from cgconvert.errors import InputError, UsageError
 from cgconvert.formats.gguf_types import TYPES, FileType
 from cgconvert.model import Decoder, Geometry
 from cgconvert.names import GGUF
+from cgconvert.quant.coded import AsCoded, Coded
 from cgconvert.quant.encoding import Encoding
 from cgconvert.quant.plain import F32
 from cgconvert.stream.plan import FilePlan, Item, Plan, lay_out
 from cgconvert.tensor import LazyTensor, Zeros
 from cgconvert.tokenizer import Tokenizer
 
-__all__ = ["ARCHITECTURE", "PRE_TOKENIZER", "file_name", "plan"]
+__all__ = ["ADJUSTED", "ARCHITECTURE", "PRE_TOKENIZER", "file_name", "plan"]
 
 ARCHITECTURE = "phi2"
 PRE_TOKENIZER = "gpt-2"
@@ -34,13 +35,26 @@ SUPPRESSED = "tokenizer.ggml.suppress_tokens"
 """Ids that llama.cpp's own samplers never pick (since mid-2026; older ones ignore the key)."""
 
 
+ADJUSTED = "cgconvert.adjusted"
+"""Names of the vectors that calibration has changed."""
+
+
 def file_name(checkpoint: Checkpoint, type: str) -> str:  # noqa: A002 - the option's name
     """`<name>-<type>.gguf`: BaseName, SizeLabel, FineTune and Encoding of GGUF's convention."""
     return f"{checkpoint.name.replace(' ', '-')}-{type}.gguf"
 
 
-def plan(checkpoint: Checkpoint, output: Path, *, type: str = "F16") -> Plan:  # noqa: A002
+def plan(
+    checkpoint: Checkpoint,
+    output: Path,
+    *,
+    type: str = "F16",  # noqa: A002
+    adjusted: Sequence[str] = (),
+) -> Plan:
     """The file at `output`, its matrices stored as `type` says, its vectors as F32.
+
+    Matrices that are coded already stay as they are. `adjusted` are the names of tensors that are
+    not the source's numbers and mean to be other ones: the file says so.
 
     Raises UsageError for an unknown type, InputError where a row does not divide into blocks or
     the tokenizer has no merges, without which llama.cpp loads no vocabulary.
@@ -54,7 +68,7 @@ def plan(checkpoint: Checkpoint, output: Path, *, type: str = "F16") -> Plan:  #
         )
     tensors = list(_tensors(checkpoint.decoder.half_split(), TYPES[type]))
     # Offsets in the header count from the end of the header, so its length does not matter yet.
-    header = _header(checkpoint, type, lay_out(tensors, align=ALIGNMENT))
+    header = _header(checkpoint, type, lay_out(tensors, align=ALIGNMENT), adjusted)
     items = lay_out(tensors, start=_padded(len(header)), align=ALIGNMENT)
     end = items[-1].pieces[-1].offset + items[-1].pieces[-1].nbytes
     file = FilePlan(output.name, header, items, _padded(end))
@@ -65,6 +79,8 @@ def _tensors(decoder: Decoder, type: FileType) -> Iterator[tuple[str, LazyTensor
     """Every tensor by name, in the order the model uses them."""
 
     def named(name: str, tensor: LazyTensor, matrix: Encoding) -> tuple[str, LazyTensor, Encoding]:
+        if isinstance(tensor, Coded):
+            return name, tensor.stored, AsCoded(tensor.codec, tensor.shape)
         return name, tensor, matrix if len(tensor.shape) == 2 else F32
 
     layers = decoder.geometry.n_layer
@@ -87,18 +103,25 @@ class _HeaderWriter(gguf.GGUFWriter):
         self.state = WriterState.EMPTY
 
 
-def _header(checkpoint: Checkpoint, type: str, items: tuple[Item, ...]) -> bytes:  # noqa: A002
+def _header(
+    checkpoint: Checkpoint,
+    type: str,  # noqa: A002
+    items: tuple[Item, ...],
+    adjusted: Sequence[str],
+) -> bytes:
     writer = _HeaderWriter(None, ARCHITECTURE)
     _describe(writer, checkpoint)
     writer.add_file_type(TYPES[type].number)
     writer.add_quantization_version(gguf.GGML_QUANT_VERSION)
     _add_geometry(writer, checkpoint.geometry)
     _add_tokenizer(writer, checkpoint.tokenizer, checkpoint.geometry.vocab_size)
+    if adjusted:
+        writer.add_array(ADJUSTED, list(adjusted))
     for item in items:
         number = gguf.GGMLQuantizationType[item.encoding.name]
         # The type of the numbers is in `number`; float32 only says that shapes are logical.
         writer.add_tensor_info(
-            item.name, item.source.shape, np.dtype(np.float32), item.nbytes, number
+            item.name, item.pieces[0].shape, np.dtype(np.float32), item.nbytes, number
         )
     writer.write_header_to_file()
     writer.write_kv_data_to_file()

@@ -21,7 +21,7 @@ from cgconvert.checkpoint import config as configs
 from cgconvert.checkpoint import gguf, onnx, weights
 from cgconvert.checkpoint.gguf_header import GgufHeader, read_header
 from cgconvert.errors import InputError
-from cgconvert.formats.gguf import ARCHITECTURE, SUPPRESSED
+from cgconvert.formats.gguf import ADJUSTED, ARCHITECTURE, SUPPRESSED
 from cgconvert.formats.onnx.builder import MICROSOFT, OPERATORS
 from cgconvert.formats.onnx.genai import genai_config
 from cgconvert.json_file import read_json
@@ -51,10 +51,13 @@ GGUF_KEYS = frozenset(
             "eot_token_id", "unknown_token_id", "padding_token_id", "add_bos_token",
             "add_space_prefix",
         )),
-        SUPPRESSED,
+        SUPPRESSED, ADJUSTED,
     )
 )  # fmt: skip
-"""Beside general.*, which llama.cpp only shows; it obeys others, or aborts on them."""
+"""Beside SHOWN, which llama.cpp only shows; it obeys others, or aborts on them."""
+
+SHOWN = ("general.", "quantize.")
+"""The second is where llama-quantize says which imatrix it was given."""
 
 NO_WEIGHTS = ("I8", "I16", "I32", "I64", "F64")
 """Types that ggml knows, and has no multiplication for."""
@@ -118,7 +121,7 @@ def admit_gguf(path: Path) -> None:
     GGUF.decoder(gguf.geometry(path, header), shapes, str(path))
     gguf.tokenizer(path, header)
     for key in header.metadata:
-        if key not in GGUF_KEYS and not key.startswith("general."):
+        if key not in GGUF_KEYS and not key.startswith(SHOWN):
             raise InputError(f"{path}: metadata {key!r} is not CodeGen's; llama.cpp may obey it")
     for tensor in header.tensors:
         if len(tensor.shape) == 1 and tensor.type != "F32":

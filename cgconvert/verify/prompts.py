@@ -9,27 +9,20 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Sequence
-from dataclasses import dataclass
 from functools import cache
-from pathlib import Path
 
 from cgconvert import corpus
 from cgconvert.errors import InputError
+from cgconvert.text import Text
 from cgconvert.tokenizer import Tokenizer
 
 __all__ = [
     "PROMPTS",
-    "STDLIB",
     "TEXT_TOKENS",
-    "Text",
     "digest",
-    "read_text",
     "tokenizer_texts",
     "windows",
 ]
-
-STDLIB = "stdlib"
-"""Stands for the evaluation part of the running Python's standard library (see corpus.py)."""
 
 TEXT_TOKENS = 4096
 """How many tokens of a text are used unless told otherwise."""
@@ -160,44 +153,13 @@ EVALUATION_BYTES = 40_000
 """How much of the running Python's own evaluation files the tokenizers are compared on."""
 
 
-@dataclass(frozen=True)
-class Text:
-    """A held-out text.
-
-    `sha256` is that of the file's bytes; for STDLIB that of the names and contents of the files
-    (corpus.digest).
-    """
-
-    name: str
-    text: str
-    sha256: str
-
-
-def read_text(given: str) -> Text:
-    """The file at a path, or STDLIB. Raises InputError where it is no file, not UTF-8 or empty."""
-    if given == STDLIB:
-        return Text(STDLIB, "".join(corpus.text("evaluation")), corpus.digest("evaluation"))
-    try:
-        data = Path(given).read_bytes()
-        text = data.decode()
-    except OSError as error:
-        raise InputError(f"{given}: cannot be read as a text: {error.strerror}") from error
-    except UnicodeDecodeError as error:
-        raise InputError(f"{given}: is not UTF-8: byte {error.start} begins no character") from None
-    if not text.strip():
-        raise InputError(f"{given}: is empty; a text to measure on has two tokens at least")
-    return Text(given, text, hashlib.sha256(data).hexdigest())
-
-
 def windows(text: Text, tokenizer: Tokenizer, tokens: int, context: int) -> list[list[int]]:
     """The first `tokens` ids of a text, cut to min(WINDOW, context) each, as sequences.
 
     What is left at the end and predicts nothing, a single token, is dropped. Raises InputError
     where no sequence remains.
     """
-    # No token is longer, so what is left out here is beyond the last one taken.
-    longest = max(map(len, (*tokenizer.vocabulary, *(token.content for token in tokenizer.added))))
-    ids = tokenizer.encode(text.text[: tokens * longest])[:tokens]
+    ids = text.ids(tokenizer, tokens)
     size = min(WINDOW, context)
     cut = [ids[first : first + size] for first in range(0, len(ids), size)]
     cut = [window for window in cut if len(window) > 1]

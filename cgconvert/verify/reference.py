@@ -13,9 +13,9 @@ from collections.abc import Iterator, Sequence
 
 import numpy as np
 import torch
-import torch.nn.functional as F  # noqa: N812 - the name torch's own documentation uses
 
 from cgconvert.errors import InputError, UsageError
+from cgconvert.forward import attend, gelu, norm, rotary
 from cgconvert.model import Block, Decoder
 from cgconvert.stream.progress import Progress, Silent
 from cgconvert.tensor import LazyTensor
@@ -128,7 +128,7 @@ class Reference:
         d = self.decoder
         x = self._embed(np.concatenate([np.asarray(s, dtype=np.int64) for s in sequences]))
         lengths = [len(s) for s in sequences]
-        sin, cos = self._rotary(max(lengths))
+        sin, cos = rotary(d.geometry, max(lengths), self.device)
         self.progress.step("running the reference", len(d.blocks))
         for block in d.blocks:
             x = self._block(x, block, lengths, sin, cos)
@@ -158,47 +158,15 @@ class Reference:
         )
         context = torch.cat(
             [
-                self._attend(qs, ks, vs, sin[:length], cos[:length])
+                attend(qs[None], ks[None], vs[None], sin[:length], cos[:length])[0]
                 for length, qs, ks, vs in zip(
                     lengths, q.split(lengths), k.split(lengths), v.split(lengths), strict=True
                 )
             ]
         )
         attention = self._linear(context.flatten(1), block.o)
-        inner = F.gelu(self._linear(normed, block.fc_in, block.fc_in_bias), approximate="tanh")
+        inner = gelu(self._linear(normed, block.fc_in, block.fc_in_bias))
         return x + attention + self._linear(inner, block.fc_out, block.fc_out_bias)
-
-    def _attend(
-        self,
-        q: torch.Tensor,
-        k: torch.Tensor,
-        v: torch.Tensor,
-        sin: torch.Tensor,
-        cos: torch.Tensor,
-    ) -> torch.Tensor:
-        """Causal attention of one sequence, [T, heads, head_dim] in and out."""
-        q, k = self._turn(q, sin, cos), self._turn(k, sin, cos)
-        # A batch of one, without which torch does not take its fused kernel.
-        qs, ks, vs = (x.transpose(0, 1)[None] for x in (q, k, v))
-        context = F.scaled_dot_product_attention(qs, ks, vs, is_causal=True)[0]
-        return context.transpose(0, 1)
-
-    def _turn(self, x: torch.Tensor, sin: torch.Tensor, cos: torch.Tensor) -> torch.Tensor:
-        """Rotary position of GPT-J on interleaved pairs: x * cos + rotate_every_two(x) * sin."""
-        n = self.decoder.geometry.rotary_dim
-        turned, rest = x[..., :n], x[..., n:]
-        rotated = torch.stack((-turned[..., 1::2], turned[..., ::2]), dim=-1).flatten(-2)
-        return torch.cat((turned * cos[:, None] + rotated * sin[:, None], rest), dim=-1)
-
-    def _rotary(self, length: int) -> tuple[torch.Tensor, torch.Tensor]:
-        """sin and cos, [length, rotary_dim], each angle twice in a row.
-
-        The angles are float32 products, as transformers' create_sinusoidal_positions has them.
-        """
-        g = self.decoder.geometry
-        inverse = 1.0 / (g.rotary_base ** (torch.arange(0, g.rotary_dim, 2) / g.rotary_dim))
-        angles = torch.outer(torch.arange(length).float(), inverse).repeat_interleave(2, dim=1)
-        return angles.sin().to(self.device), angles.cos().to(self.device)
 
     def _embed(self, ids: np.ndarray) -> torch.Tensor:
         unique, where = np.unique(ids, return_inverse=True)
@@ -206,7 +174,7 @@ class Reference:
 
     def _norm(self, x: torch.Tensor, weight: LazyTensor, bias: LazyTensor) -> torch.Tensor:
         eps = self.decoder.geometry.layer_norm_epsilon
-        return F.layer_norm(x, x.shape[-1:], self._load(weight), self._load(bias), eps)
+        return norm(x, self._load(weight), self._load(bias), eps)
 
     def _linear(
         self, x: torch.Tensor, weight: LazyTensor, bias: LazyTensor | None = None

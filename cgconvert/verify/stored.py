@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import reprlib
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +21,7 @@ from cgconvert.checkpoint.gguf_header import read_header
 from cgconvert.checkpoint.read import huggingface_decoder
 from cgconvert.errors import UsageError
 from cgconvert.formats.config import codegen_config, phi_config
-from cgconvert.formats.gguf import ARCHITECTURE
+from cgconvert.formats.gguf import ADJUSTED, ARCHITECTURE
 from cgconvert.formats.onnx.genai import genai_config
 from cgconvert.formats.onnx.weights import (
     COS,
@@ -67,7 +67,9 @@ class StoredArtefact:
     """`tensors` by their names; `expected` maps each name to what it should hold, in the order of
     rows it should have there; `optional` may be absent, `ignored` are there and not used.
 
-    `differences` says, one phrase each, where the headers' geometry is not the source's.
+    `differences` says, one phrase each, where the headers' geometry is not the source's. `adjusted`
+    are vectors that the artefact itself says calibration has changed; one that names any has
+    matrices rounded with error feedback.
     """
 
     tensors: Mapping[str, LazyTensor]
@@ -75,6 +77,7 @@ class StoredArtefact:
     optional: frozenset[str]
     ignored: frozenset[str]
     differences: tuple[str, ...]
+    adjusted: frozenset[str] = frozenset()
 
 
 def open_stored(artefact: Path, format: str, source: Decoder) -> StoredArtefact:  # noqa: A002
@@ -139,7 +142,9 @@ def _gguf(path: Path, source: Decoder) -> StoredArtefact:
         for key in header.metadata
         if key.startswith(f"{ARCHITECTURE}.") and key not in wanted
     ]
-    return _bound(gguf.tensors(path, header), dict(_expected(source, GGUF)), GGUF, g, found)
+    stored = _bound(gguf.tensors(path, header), dict(_expected(source, GGUF)), GGUF, g, found)
+    told = header.metadata.get(ADJUSTED)
+    return replace(stored, adjusted=frozenset(told if isinstance(told, list) else ()))
 
 
 def _onnx(path: Path, source: Decoder) -> StoredArtefact:

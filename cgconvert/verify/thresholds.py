@@ -127,6 +127,27 @@ TABLE: Mapping[tuple[str, str], Row] = {
         "lost NMSE 9.6e-4, KL 4.6e-4 (embedded model 6.9e-5; published for Llama-3-8B 1.4e-3, "
         "llama.cpp tools/perplexity/README.md)",
     ),
+    ("gguf", "Q6_K"): Row(
+        (0.3, 2e-3, 1e-3, 2.5e-3), (4e-2, None), 3e-2, 1e-2, 1e-1, 0.97, 1.05,
+        "activations as Q8_0; cache 8.9e-3; lost NMSE 6.5e-3, KL 1.4e-3, p99 4.3e-3 (published for "
+        "Llama-3-8B KL 5.5e-3)",
+    ),
+    ("gguf", "Q5_K"): Row(
+        (0.3, 2e-3, 1e-3, 2.5e-3), (4e-2, None), 0.1, 5e-2, 0.5, 0.95, 1.1,
+        "cache 9.2e-3; lost NMSE 2.5e-2, KL 5.3e-3, p99 1.2e-2 (published for Llama-3-8B 1.7e-2)",
+    ),
+    ("gguf", "Q4_K"): Row(
+        (0.3, 2e-3, 1e-3, 2.5e-3), (5e-2, None), 0.4, 0.15, 1.5, 0.9, 1.25,
+        "cache 1.1e-2; lost NMSE 8.9e-2, KL 1.9e-2, p99 4.3e-2 (published for Llama-3-8B 4.3e-2)",
+    ),
+    ("gguf", "Q4_1"): Row(
+        (0.3, 2e-3, 1e-3, 2.5e-3), (2e-2, None), 0.4, 0.3, 3.0, 0.9, 1.25,
+        "lost NMSE 8.3e-2, KL 1.8e-2, p99 4.2e-2 (published for Llama-3-8B 7.2e-2)",
+    ),
+    ("gguf", "Q3_K"): Row(
+        (0.3, 2e-3, 1e-3, 2.5e-3), (4e-2, None), 1.2, 0.5, 5.0, 0.8, 1.6,
+        "cache 7.5e-3; lost NMSE 0.27, KL 5.7e-2, p99 0.1",
+    ),
     ("gguf", "Q4_0"): Row(
         (0.3, 2e-3, 1e-3, 2.5e-3), (2e-2, None), 0.4, 0.3, 3.0, 0.9, 1.25,
         "activations as Q8_0, end 5.8e-4; lost NMSE 7.2e-2, KL 3.2e-2 (embedded model 6.6e-3; "

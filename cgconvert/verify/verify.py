@@ -14,11 +14,12 @@ from cgconvert.errors import CgconvertError, UsageError
 from cgconvert.manifest import digest_of, file_sha256, manifest_path
 from cgconvert.runtimes import RUNTIMES, open_runtime, version_of
 from cgconvert.stream.progress import Progress, Silent
+from cgconvert.text import Text
 from cgconvert.verify.checks import Losses, run_checks
 from cgconvert.verify.evidence import Observed, gather
 from cgconvert.verify.exact import check_graph
 from cgconvert.verify.observe import NEW_TOKENS, observe
-from cgconvert.verify.prompts import PROMPTS, TEXT_TOKENS, Text, digest, windows
+from cgconvert.verify.prompts import PROMPTS, TEXT_TOKENS, digest, windows
 from cgconvert.verify.provenance import check_provenance
 from cgconvert.verify.reference import Reference
 from cgconvert.verify.reference_cache import CachedReference

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import torch
@@ -20,6 +20,7 @@ from cgconvert.model import Decoder
 from cgconvert.quant.matmul_nbits import Blocks
 from cgconvert.stream.progress import Progress, Silent
 from cgconvert.tensor import LazyTensor
+from cgconvert.verify.searched import adjustment, searched_error
 from cgconvert.verify.stored import StoredArtefact, open_stored
 from cgconvert.verify.verdict import Check, at_most
 
@@ -34,6 +35,9 @@ NAMED = 3
 COMPUTED = frozenset({COS, SIN})
 """Not the source's but a function of its geometry: another machine's cosine may differ in the last
 place, so these are held to one unit of it (at 1, the largest there is)."""
+
+RULED = ("Q8_0", "Q4_0")
+"""GGUF types whose scale and codes follow from the weights by a rule; others' are searched."""
 
 HALF_ULP, TINY = 2.0**-11, 2.0**-25
 """Rounding to float16: relative for normal numbers, absolute for subnormal ones."""
@@ -67,7 +71,8 @@ def check_weights(
     source: Decoder,
     progress: Progress | None = None,
 ) -> tuple[list[Check], list[TensorError]]:
-    """weights.geometry, .tensors, .finite, .equal and, where some are quantized, .error.
+    """weights.geometry, .tensors, .finite, .equal; .error where some are quantized, .adjusted where
+    some are changed and say so.
 
     With them what they were judged by: each tensor, in the layout's order.
 
@@ -77,7 +82,8 @@ def check_weights(
     errors = compare(stored, progress or Silent())
     faults = _faults(stored)
     equal = [e for e in errors if e.worst is None]
-    quantized = [e for e in errors if e.worst is not None]
+    adjusted = [e for e in errors if e.name in stored.adjusted]
+    quantized = [e for e in errors if e.worst is not None and e not in adjusted]
     differences = stored.differences
     checks = [
         at_most("weights.geometry", float(len(differences)), 0, "; ".join(differences)),
@@ -85,11 +91,10 @@ def check_weights(
         _counted("weights.finite", [(e.name, e.nonfinite, e.size) for e in errors], "not finite"),
         _counted("weights.equal", [(e.name, e.differing, e.size) for e in equal], "differ"),
     ]
-    if quantized:
-        quantized.sort(key=lambda e: -(e.worst or 0))
-        worst = quantized[0].worst
-        detail = ", ".join(f"{e.name} {e.worst:.3g}" for e in quantized[:NAMED])
-        checks.append(at_most("weights.error", worst, 1, detail))
+    for name, some in (("weights.error", quantized), ("weights.adjusted", adjusted)):
+        some.sort(key=lambda e: -(e.worst or 0))
+        detail = ", ".join(f"{e.name} {e.worst:.3g}" for e in some[:NAMED])
+        checks += [at_most(name, some[0].worst, 1, detail)] if some else []
     return checks, errors
 
 
@@ -101,7 +106,12 @@ def compare(stored: StoredArtefact, progress: Progress) -> list[TensorError]:
     for name, wanted in stored.expected.items():
         found = stored.tensors.get(name)
         if found is not None and _fault(found, wanted) is None:
-            errors.append(_compare(name, found, wanted, name in COMPUTED))
+            error = _compare(name, found, wanted, name in COMPUTED)
+            if name in stored.adjusted and len(found.shape) == 1:
+                error = replace(error, differing=0, worst=adjustment(found, wanted))
+            elif isinstance(found, BlockTensor) and (stored.adjusted or error.worst is None):
+                error = replace(error, worst=searched_error(found, wanted, _rows(found)))
+            errors.append(error)
         progress.advance(math.prod(wanted.shape))
     return errors
 
@@ -141,15 +151,17 @@ def block_error(blocks: Blocks, source: torch.Tensor, bits: int, symmetric: bool
 def _compare(
     name: str, found: LazyTensor, wanted: LazyTensor, computed: bool = False
 ) -> TensorError:
-    width = math.prod(found.shape[1:])
-    step = max(1, CHUNK_BYTES // (4 * width))
+    step = _rows(found)
     nonfinite = differing = 0
     error = power = 0.0
     worst: float | None = None
     for first in range(0, found.shape[0], step):
         rows = slice(first, min(first + step, found.shape[0]))
         source = wanted.read(rows)
-        if isinstance(found, BlockTensor | BlocksTensor):
+        if isinstance(found, BlockTensor) and found.codec.name not in RULED:
+            values = found.read(rows)
+            nonfinite += int((~values.isfinite()).sum())
+        elif isinstance(found, BlockTensor | BlocksTensor):
             blocks = found.blocks(rows)
             values = _decoded(blocks).reshape(source.shape)
             shaped = source.float().reshape(blocks.codes.shape)
@@ -169,6 +181,11 @@ def _compare(
     relative = math.sqrt(error / power) if power else 0.0 if error == 0 else math.inf
     size = math.prod(found.shape)
     return TensorError(name, _type(found), size, nonfinite, differing, relative, worst)
+
+
+def _rows(tensor: LazyTensor) -> int:
+    """How many are taken at a time."""
+    return max(1, CHUNK_BYTES // (4 * math.prod(tensor.shape[1:])))
 
 
 def _decoded(blocks: Blocks) -> torch.Tensor:

@@ -1,0 +1,235 @@
+"""What quantization loses, in llama.cpp itself: ours and llama-quantize, with or without imatrix.
+
+    python benchmarks/quality.py --model codegen-tiny-mono
+
+Everything is made from one F16 file and one calibration text (the calibration part of the running
+Python's standard library); losses are measured in an unmodified llama.cpp on the evaluation part,
+which took part in no choice, against the float16 reference. Only a trained model says anything.
+The imatrix holds what llama.cpp's own tool collects, the mean square of each matrix's inputs, over
+the same windows that ours is fitted to.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import tempfile
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import click
+import numpy as np
+import torch
+from measuring import command, keep, machine
+
+from cgconvert.checkpoint.checkpoint import Checkpoint
+from cgconvert.checkpoint.read import read
+from cgconvert.formats import gguf
+from cgconvert.names import GGUF
+from cgconvert.quant.quantizer import Windows
+from cgconvert.quant.sensitivity import Matrix, sensitivities
+from cgconvert.quantize import Budget, calibrate
+from cgconvert.runtimes.llamacpp import LlamaCpp
+from cgconvert.stream.execute import execute
+from cgconvert.stream.progress import Silent
+from cgconvert.text import STDLIB, read_text
+from cgconvert.verify.distribution import Distribution
+from cgconvert.verify.metrics import measure
+from cgconvert.verify.reference import Reference
+
+PEERS = ("Q8_0", "Q6_K", "Q5_K_M", "Q5_K_S", "Q4_K_M", "Q4_K_S", "Q4_0", "Q3_K_M")
+OURS = ("Q6_K", "Q5_K_M", "Q4_K_M", "Q4_K_S")
+SHARE = 0.75
+"""Of Q4_K_M's bytes, at which its loss should be met."""
+
+LENGTH = 256
+
+
+@dataclass(frozen=True)
+class Row:
+    """One file: bytes, seconds it took to make from F16 or the source, and what it lost."""
+
+    name: str
+    nbytes: int
+    seconds: float
+    kl: float
+    kl_p99: float
+    top1: float
+    perplexity_ratio: float
+
+
+@click.command()
+@click.option("--model", default="codegen-tiny-mono", show_default=True)
+@click.option("--tokens", type=click.IntRange(512), default=16384, show_default=True)
+@click.option("--threads", type=click.IntRange(1), default=1, show_default=True)
+@click.option("--work", type=click.Path(path_type=Path))
+def main(model: str, tokens: int, threads: int, work: Path | None) -> None:
+    """Make every file and measure it."""
+    source = read(model)
+    size = source.tokenizer.size
+    ids = read_text(STDLIB).ids(source.tokenizer, tokens)
+    sequences = [ids[i : i + LENGTH] for i in range(0, len(ids) - LENGTH + 1, LENGTH)]
+    wanted = Distribution.joined(Reference(source.decoder).distributions(sequences, size))
+    rows: list[Row] = []
+
+    def judge(name: str, path: Path, seconds: float) -> None:
+        runtime = LlamaCpp.open(path, "cpu", threads)
+        try:
+            logits = np.concatenate([_fed(runtime, s) for s in sequences])
+        finally:
+            runtime.close()
+        loss = measure(wanted, logits)
+        rows.append(
+            Row(name, path.stat().st_size, seconds, loss.kl_mean, loss.kl_p99, loss.top1,
+                loss.perplexity_ratio or 0.0)
+        )  # fmt: skip
+        click.echo(f"{name}: KL {loss.kl_mean:.3g}, {path.stat().st_size:,} bytes", err=True)
+
+    with tempfile.TemporaryDirectory(dir=work) as folder:
+        place = Path(folder)
+        half = place / "F16.gguf"
+        judge("F16", half, _timed(lambda: _write(source, half, "F16")))
+        text = read_text(STDLIB, "calibration")
+        windows = Windows.of(text.ids(source.tokenizer), source.geometry.n_positions, STDLIB)
+        importance = _importance(source, windows)
+        for type_ in PEERS:
+            for label, matrix in (("", None), (" + imatrix", importance)):
+                path = place / "peer.gguf"
+                spent = _timed(
+                    lambda p=path, t=type_, m=matrix: _llama_quantize(half, p, t, m, threads)
+                )
+                judge(f"llama-quantize {type_}{label}", path, spent)
+        limits: list[tuple[str, Budget]] = [(f"as {t}", Budget(like=t)) for t in OURS]
+        whole = next(r.nbytes for r in rows if r.name == "llama-quantize Q4_K_M")
+        limits.append((f"{SHARE:.0%} of Q4_K_M", Budget(nbytes=int(SHARE * whole))))
+        for type_ in OURS:
+            path = place / "ours.gguf"
+            spent = _timed(lambda p=path, t=type_: _write(source, p, t))
+            judge(f"ours {type_}, no text", path, spent)
+        overhead = _overhead(source, place / "ours.gguf")
+        for label, budget in limits:
+            path = place / "ours.gguf"
+            spent = _timed(
+                lambda p=path, b=budget: _calibrated(source, p, b, text, place, overhead)
+            )
+            judge(f"ours calibrated, {label}", path, spent)
+    _write_results(model, sum(map(len, sequences)), threads, rows)
+
+
+def _fed(runtime: LlamaCpp, sequence: list[int]) -> np.ndarray:
+    runtime.reset()
+    return runtime.feed(sequence)
+
+
+def _timed(work: Callable[[], Any]) -> float:
+    began = time.monotonic()
+    work()
+    return time.monotonic() - began
+
+
+def _write(source: Checkpoint, path: Path, type_: str) -> None:
+    execute(gguf.plan(source, path, type=type_), source, force=True)
+
+
+def _calibrated(
+    source: Checkpoint, path: Path, budget: Budget, text: Any, place: Path, overhead: int
+) -> None:
+    """Steps kept from one budget to the next are only those that do not depend on it."""
+    with tempfile.TemporaryDirectory(dir=place) as folder:
+        work, kept = Path(folder), place / "choices"
+        kept.mkdir(exist_ok=True)
+        for name in ("choices.json", "fisher.safetensors"):
+            if (kept / name).is_file():
+                (work / name).write_bytes((kept / name).read_bytes())
+        done = calibrate(source, budget, text, work, Silent(), overhead)
+        for name in ("choices.json", "fisher.safetensors"):
+            (kept / name).write_bytes((work / name).read_bytes())
+        plan = gguf.plan(done.checkpoint, path, type="Q4_K_M", adjusted=done.adjusted)
+        execute(plan, source, force=True)
+
+
+def _overhead(source: Checkpoint, path: Path) -> int:
+    """Bytes of a file that are not matrices'."""
+    plan = gguf.plan(source, path, type="Q4_K_M")
+    return plan.nbytes - sum(i.nbytes for i in plan.items if len(i.source.shape) == 2)
+
+
+def _importance(source: Checkpoint, windows: Windows) -> dict[str, np.ndarray]:
+    found: dict[str, np.ndarray] = {}
+
+    def visit(matrix: Matrix) -> None:
+        if matrix.inputs.dtype == torch.int64:
+            return  # llama.cpp collects none for the embedding
+        name = matrix.name
+        stored = (
+            GGUF.model[name] if isinstance(name, str) else GGUF.block[name[1]].format(i=name[0])
+        )
+        squares = matrix.inputs.flatten(0, 1).square().mean(0)
+        found[stored] = squares.numpy().astype(np.float32)
+
+    sensitivities(source.decoder, windows.fitted, source.tokenizer.size, visit, Silent())
+    return found
+
+
+def _llama_quantize(
+    source: Path, target: Path, type_: str, importance: dict[str, np.ndarray] | None, threads: int
+) -> None:
+    from llama_cpp import llama_cpp as lib
+
+    lib.llama_log_set(SILENT, None)
+    parameters = lib.llama_model_quantize_default_params()
+    parameters.ftype = getattr(lib, f"LLAMA_FTYPE_MOSTLY_{type_}")
+    parameters.nthread = threads
+    if importance is not None:
+        entries = [
+            lib.llama_model_imatrix_data(
+                name.encode(), values.ctypes.data_as(ctypes.POINTER(ctypes.c_float)), values.size
+            )
+            for name, values in importance.items()
+        ]
+        entries.append(lib.llama_model_imatrix_data(None, None, 0))
+        parameters.imatrix = (lib.llama_model_imatrix_data * len(entries))(*entries)
+    status = lib.llama_model_quantize(
+        str(source).encode(), str(target).encode(), ctypes.byref(parameters)
+    )
+    if status:
+        raise click.ClickException(f"llama_model_quantize {type_} returned {status}")
+
+
+def _silent() -> Any:
+    from llama_cpp import llama_cpp as lib
+
+    return lib.llama_log_callback(lambda level, text, data: None)
+
+
+SILENT = _silent()
+
+
+def _write_results(model: str, tokens: int, threads: int, rows: list[Row]) -> None:
+    shape = machine("llama-cpp-python")
+    base = next(r for r in rows if r.name == "llama-quantize Q4_K_M + imatrix")
+    lines = [
+        f"`{command()}`",
+        "",
+        f"{model}: mean and 99th percentile of the KL divergence from the float16 reference in "
+        f"llama.cpp, over {tokens} tokens that took part in no choice; seconds on {threads} of "
+        f"{shape['cores']} cores, {shape['architecture']}.",
+        "",
+        "| | bytes | of Q4_K_M | KL | × Q4_K_M imatrix | p99 | top-1 | perplexity | seconds |",
+        "|---|---|---|---|---|---|---|---|---|",
+        *(
+            f"| {r.name} | {r.nbytes:,} | {r.nbytes / base.nbytes:.2f} | {r.kl:.3g} | "
+            f"{r.kl / base.kl:.2f} | {r.kl_p99:.3g} | {r.top1:.4f} | {r.perplexity_ratio:.4f} | "
+            f"{r.seconds:.1f} |"
+            for r in rows
+        ),
+    ]
+    result = {"command": command(), "model": model, "tokens": tokens, "threads": threads,
+              "machine": shape, "rows": [vars(r) for r in rows]}  # fmt: skip
+    keep(f"quality-{Path(model).name}", result, lines)
+
+
+if __name__ == "__main__":
+    main()

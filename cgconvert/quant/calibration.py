@@ -1,0 +1,220 @@
+"""Quantize a model layer by layer, each matrix for the inputs it will really meet.
+
+Two copies of the calibration text go through the layers side by side: as the source computes it,
+and through the layers quantized so far. A matrix is then not asked to stay as it is but to bring
+its output back to the source's: with x the source's inputs and y those it will get, the best there
+is without rounding is W E[x y^T] E[y y^T]^-1, and that is rounded with error feedback under
+E[y y^T] (feedback.py). Biases take up what is left of the mean. The embedding has no inputs; its
+rows are rounded under the Fisher matrix of its output.
+
+Each matrix is gated: on windows that took part in nothing else its output has to be nearer to the
+source's than with the plain search, or the plain search is taken.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+
+import torch
+
+from cgconvert.forward import attend, gelu, norm, rotary
+from cgconvert.model import Decoder
+from cgconvert.quant.blocks import BlockType
+from cgconvert.quant.feedback import DAMPING, Hessian, quantize
+from cgconvert.stream.progress import Progress
+
+__all__ = ["Calibration", "Quantized", "State"]
+
+WINDOWS = 16
+"""Windows of text that go through a layer at once."""
+
+
+@dataclass(frozen=True)
+class Quantized:
+    """What became of a part of the model.
+
+    `coded` uint8 [rows, bytes of a row] for a matrix, None for a bias, whose new `values` are
+    float32. `fitted` is False where the plain search was better on the windows held out.
+    """
+
+    coded: torch.Tensor | None
+    values: torch.Tensor
+    fitted: bool = True
+
+
+@dataclass
+class State:
+    """The hidden states before a layer, float32 [windows, T, n_embd]: the source's and ours."""
+
+    exact: torch.Tensor
+    ours: torch.Tensor
+
+
+class Moments:
+    """Sums over positions of y y^T and x y^T, float64 [columns, columns], and of x and y."""
+
+    def __init__(self, columns: int) -> None:
+        self.inputs = torch.zeros(columns, columns, dtype=torch.float64)
+        self.cross = torch.zeros(columns, columns, dtype=torch.float64)
+        self.mean_exact = torch.zeros(columns, dtype=torch.float64)
+        self.mean_ours = torch.zeros(columns, dtype=torch.float64)
+        self.count = 0
+
+    def add(self, exact: torch.Tensor, ours: torch.Tensor) -> None:
+        """Of positions [..., columns]."""
+        x, y = (t.reshape(-1, t.shape[-1]) for t in (exact, ours))
+        self.inputs += y.t() @ y
+        self.cross += x.t() @ y
+        self.mean_exact += x.sum(0)
+        self.mean_ours += y.sum(0)
+        self.count += len(x)
+
+    def target(self, weight: torch.Tensor) -> torch.Tensor:
+        """The matrix whose outputs on our inputs are nearest to `weight`'s on the source's."""
+        damping = DAMPING * self.inputs.diagonal().mean().clamp(min=1e-30)
+        damped, cross = self.inputs.clone(), self.cross.clone()
+        damped.diagonal().add_(damping)
+        cross.diagonal().add_(damping)
+        return torch.linalg.solve(damped, weight.double() @ cross, left=False).float()
+
+    def error(self, weight: torch.Tensor, other: torch.Tensor) -> float:
+        """sum |W x - Q y|^2, without the part that does not depend on Q."""
+        weight, other = weight.double(), other.double()
+        return float(((other @ self.inputs - 2 * weight @ self.cross) * other).sum())
+
+    def bias(self, weight: torch.Tensor, other: torch.Tensor) -> torch.Tensor:
+        """What to add to a bias so that the mean output stays: E[W x - Q y], float32 [rows]."""
+        lost = weight.double() @ self.mean_exact - other.double() @ self.mean_ours
+        return (lost / self.count).float()
+
+
+class Calibration:
+    """`types` gives the block type of each matrix, by part for the ends ("wte", "head") and by
+    (layer, part) for the others; those that are missing stay as they are.
+
+    `fitted` and `held_out` are ids, int64 [windows, T].
+    """
+
+    def __init__(
+        self,
+        decoder: Decoder,
+        types: Mapping[str | tuple[int, str], BlockType],
+        fitted: torch.Tensor,
+        held_out: torch.Tensor,
+        progress: Progress,
+    ) -> None:
+        self.decoder, self.types, self.progress = decoder, types, progress
+        self.ids = torch.cat([fitted, held_out])
+        self.fitted = len(fitted)
+        self.sin, self.cos = rotary(decoder.geometry, self.ids.shape[1])
+
+    def embedding(self, fisher: torch.Tensor, held_out: torch.Tensor) -> tuple[Quantized, State]:
+        """The embedding, under the Fisher matrix of its output: float64 [n_embd, n_embd] each."""
+        weight = self.decoder.wte.read().float()
+        done = self._fit("wte", weight, *(_of_matrix(f) for f in (fisher, held_out)))
+        return done, State(weight[self.ids], done.values[self.ids])
+
+    def layer(self, i: int, state: State) -> dict[str, Quantized]:
+        """Every part of layer `i` that changes; `state` moves on to the next."""
+        block = self.decoder.blocks[i]
+        w = {part: tensor.read().float() for part, tensor in vars(block).items()}
+        found: dict[str, Quantized] = {}
+        q = dict(w)
+
+        def settle(part: str, fit: Moments, gate: Moments) -> None:
+            found[part] = self._fit((i, part), w[part], fit, gate)
+            q[part] = found[part].values
+
+        fit, gate = self._moments(
+            (self._normed(w, state.exact[s]), self._normed(q, state.ours[s])) for s in self._parts()
+        )
+        for part in ("q", "k", "v", "fc_in"):
+            settle(part, fit, gate)
+        bias = w["fc_in_bias"] + fit.bias(w["fc_in"], q["fc_in"])
+        found["fc_in_bias"] = Quantized(None, bias)
+        q["fc_in_bias"] = bias
+        contexts = State(*(torch.empty_like(x) for x in (state.exact, state.ours)))
+        for s in self._parts():
+            contexts.exact[s] = self._context(w, state.exact[s])
+            contexts.ours[s] = self._context(q, state.ours[s])
+        settle("o", *self._moments((contexts.exact[s], contexts.ours[s]) for s in self._parts()))
+        settle(
+            "fc_out",
+            *self._moments(
+                (self._inner(w, state.exact[s]), self._inner(q, state.ours[s]))
+                for s in self._parts()
+            ),
+        )
+        for s in self._parts():
+            state.exact[s] += self._output(w, contexts.exact[s], self._inner(w, state.exact[s]))
+            state.ours[s] += self._output(q, contexts.ours[s], self._inner(q, state.ours[s]))
+        missing = (state.exact[: self.fitted] - state.ours[: self.fitted]).mean((0, 1))
+        found["fc_out_bias"] = Quantized(None, w["fc_out_bias"] + missing)
+        state.ours += missing
+        return found
+
+    def head(self, state: State) -> dict[str, Quantized]:
+        d, eps = self.decoder, self.decoder.geometry.layer_norm_epsilon
+        scale, shift = d.ln_f_weight.read().float(), d.ln_f_bias.read().float()
+        fit, gate = self._moments(
+            (norm(state.exact[s], scale, shift, eps), norm(state.ours[s], scale, shift, eps))
+            for s in self._parts()
+        )
+        weight = d.head.read().float()
+        done = self._fit("head", weight, fit, gate)
+        bias = d.head_bias.read().float() + fit.bias(weight, done.values)
+        return {"head": done, "head_bias": Quantized(None, bias)}
+
+    def _fit(
+        self, name: str | tuple[int, str], weight: torch.Tensor, fit: Moments, gate: Moments
+    ) -> Quantized:
+        codec = self.types.get(name)
+        if codec is None:
+            return Quantized(None, weight)
+        (plain,) = codec.encode(weight)
+        found = codec.decode(plain, weight.shape)
+        coded = quantize(fit.target(weight), Hessian.of(fit.inputs), codec)
+        values = codec.decode(coded, weight.shape)
+        if not gate.error(weight, values) <= gate.error(weight, found):
+            return Quantized(plain, found, fitted=False)
+        return Quantized(coded, values)
+
+    def _parts(self) -> Iterator[slice]:
+        for first in range(0, len(self.ids), WINDOWS):
+            yield slice(first, first + WINDOWS)
+
+    def _moments(
+        self, pairs: Iterator[tuple[torch.Tensor, torch.Tensor]]
+    ) -> tuple[Moments, Moments]:
+        """Of the fitted windows and of those held out."""
+        found: list[Moments] = []
+        for part, (exact, ours) in zip(self._parts(), pairs, strict=True):
+            if not found:
+                found = [Moments(exact.shape[-1]), Moments(exact.shape[-1])]
+            edge = max(0, min(len(exact), self.fitted - part.start))
+            found[0].add(exact[:edge], ours[:edge])
+            found[1].add(exact[edge:], ours[edge:])
+        return found[0], found[1]
+
+    def _normed(self, w: Mapping[str, torch.Tensor], x: torch.Tensor) -> torch.Tensor:
+        return norm(x, w["ln_weight"], w["ln_bias"], self.decoder.geometry.layer_norm_epsilon)
+
+    def _context(self, w: Mapping[str, torch.Tensor], x: torch.Tensor) -> torch.Tensor:
+        normed, heads = self._normed(w, x), self.decoder.geometry.n_head
+        q, k, v = ((normed @ w[part].t()).unflatten(-1, (heads, -1)) for part in "qkv")
+        return attend(q, k, v, self.sin, self.cos).flatten(-2)
+
+    def _inner(self, w: Mapping[str, torch.Tensor], x: torch.Tensor) -> torch.Tensor:
+        return gelu(self._normed(w, x) @ w["fc_in"].t() + w["fc_in_bias"])
+
+    def _output(
+        self, w: Mapping[str, torch.Tensor], context: torch.Tensor, inner: torch.Tensor
+    ) -> torch.Tensor:
+        return context @ w["o"].t() + inner @ w["fc_out"].t() + w["fc_out_bias"]
+
+
+def _of_matrix(fisher: torch.Tensor) -> Moments:
+    moments = Moments(len(fisher))
+    moments.inputs, moments.cross, moments.count = fisher, fisher.clone(), 1
+    return moments

@@ -1,0 +1,230 @@
+"""A whole model, calibrated: what each type would cost, then every matrix fitted to its inputs.
+
+Everything lies in a folder, a file for each step that is complete, so what was interrupted goes on
+where it was. The bytes follow from the source, the text and the types alone.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from safetensors.torch import load_file, save_file
+
+from cgconvert.checkpoint import safetensors
+from cgconvert.errors import InputError
+from cgconvert.model import Decoder
+from cgconvert.quant.allocation import Choice
+from cgconvert.quant.blocks import BlockType
+from cgconvert.quant.calibration import Calibration, Quantized, State
+from cgconvert.quant.coded import Coded
+from cgconvert.quant.feedback import Hessian, quantize
+from cgconvert.quant.sensitivity import Matrix, Name, sensitivities
+from cgconvert.stream.progress import Progress
+from cgconvert.tensor import LazyTensor
+
+__all__ = ["Quantizer", "Windows"]
+
+LENGTH = 256
+"""Tokens of a window of text."""
+
+FITTED, HELD_OUT = 128, 32
+"""Windows that weights are fitted to, and windows that only judge."""
+
+LEAST = 5
+"""Windows that are the least to calibrate with; one in five is held out."""
+
+MEASURED_BYTES = 2 << 30
+"""Of inputs and gradients in memory at once while sensitivities are measured."""
+
+
+@dataclass(frozen=True)
+class Windows:
+    """Ids, int64 [windows, T] each, that have no window in common."""
+
+    fitted: torch.Tensor
+    held_out: torch.Tensor
+
+    @classmethod
+    def of(cls, ids: Sequence[int], context: int, name: str) -> Windows:
+        """A fair sample of a text. Raises InputError where it is too short."""
+        length = min(LENGTH, context)
+        count = len(ids) // length
+        if count < LEAST:
+            raise InputError(
+                f"{name}: {len(ids)} tokens are too few to calibrate with; {LEAST * length} are "
+                "the least, or give --calibration none"
+            )
+        whole = torch.tensor(ids[: count * length]).view(count, length)
+        order = torch.from_numpy(np.random.default_rng(0).permutation(count))
+        chosen = whole[order[: FITTED + HELD_OUT]]
+        edge = len(chosen) - min(HELD_OUT, max(1, len(chosen) // LEAST))
+        return cls(chosen[:edge], chosen[edge:])
+
+    @property
+    def sha256(self) -> str:
+        """Of all ids and of which are held out."""
+        total = hashlib.sha256(str(self.fitted.shape).encode())
+        for part in (self.fitted, self.held_out):
+            total.update(part.numpy().tobytes())
+        return total.hexdigest()
+
+
+class Quantizer:
+    """`folder` holds what is done, for this `decoder` and these `windows` alone.
+
+    `allowed` is the number of ids the tokenizer has.
+    """
+
+    def __init__(
+        self, decoder: Decoder, windows: Windows, allowed: int, folder: Path, progress: Progress
+    ) -> None:
+        self.decoder, self.windows, self.allowed = decoder, windows, allowed
+        self.folder, self.progress = folder, progress
+        folder.mkdir(parents=True, exist_ok=True)
+
+    def choices(self, types: Mapping[str, BlockType]) -> dict[Name, list[Choice]]:
+        """What each matrix would take and cost in each of `types`: bytes, and KL in nats a token.
+
+        Measured with error feedback, one matrix at a time.
+        """
+        path = self.folder / "choices.json"
+        if not path.is_file():
+            found: dict[str, list[tuple[str, int, float]]] = {}
+
+            def visit(matrix: Matrix) -> None:
+                hessian = self._hessian(matrix)
+                found[_text(matrix.name)] = [
+                    (name, *_cost(matrix, codec, hessian)) for name, codec in types.items()
+                ]
+
+            ids = self.windows.fitted[: self._measured()]
+            sensitivities(self.decoder, ids, self.allowed, visit, self.progress)
+            _write(path, json.dumps(found).encode())
+        told = json.loads(path.read_text())
+        return {_name(key): [Choice(*choice) for choice in some] for key, some in told.items()}
+
+    def calibrated(self, types: Mapping[Name, BlockType]) -> Decoder:
+        """The model in these types, fitted to the text; matrices without one stay as they are."""
+        d, layers = self.decoder, self.decoder.geometry.n_layer
+        with torch.inference_mode():
+            self._calibrate(Calibration(d, types, *self._windows(), self.progress))
+        ends: dict[str, Any] = self._read("wte", types, d) | self._read("head", types, d)
+        blocks = [
+            replace(block, **self._read(f"layer-{i}", types, block, i))
+            for i, block in zip(range(layers), d.blocks, strict=True)
+        ]
+        return replace(d, blocks=tuple(blocks), **ends)
+
+    def _calibrate(self, calibration: Calibration) -> None:
+        layers = self.decoder.geometry.n_layer
+        self.progress.step("calibrating", layers + 2)
+        reached, state = self._state()
+        if state is None:
+            embedding, state = calibration.embedding(*self._fishers())
+            self._keep("wte", {"wte": embedding})
+            self._keep_state(0, state)
+            reached = 0
+        self.progress.advance(reached + 1)
+        for i in range(reached, layers):
+            self._keep(f"layer-{i}", calibration.layer(i, state))
+            self._keep_state(i + 1, state)
+            self.progress.advance(1)
+        if not self._path("head").is_file():
+            self._keep("head", calibration.head(state))
+        self.progress.advance(1)
+
+    def _fishers(self) -> tuple[torch.Tensor, torch.Tensor]:
+        """Of the embedding's output, on the fitted windows and on those held out."""
+        path = self._path("fisher")
+        if not path.is_file():
+            fitted, held_out = self._windows()
+            ids = torch.cat([fitted, held_out])
+            with torch.inference_mode(mode=False), torch.enable_grad():
+                gradients = sensitivities(
+                    self.decoder, ids, self.allowed, lambda matrix: None, self.progress
+                )
+            parts = (
+                part.flatten(0, 1).double()
+                for part in gradients.split([len(fitted), len(held_out)])
+            )
+            fishers = [part.t() @ part for part in parts]
+            _save(path, {"fitted": fishers[0], "held_out": fishers[1]})
+        found = load_file(path)
+        return found["fitted"], found["held_out"]
+
+    def _windows(self) -> tuple[torch.Tensor, torch.Tensor]:
+        return self.windows.fitted, self.windows.held_out
+
+    def _measured(self) -> int:
+        g = self.decoder.geometry
+        floats = self.windows.fitted.shape[1] * (7 * g.n_embd + 2 * g.n_inner)
+        return max(8, MEASURED_BYTES // (4 * floats))
+
+    def _hessian(self, matrix: Matrix) -> Hessian:
+        if matrix.inputs.dtype == torch.int64:
+            return Hessian.of(self._fishers()[0])
+        x = matrix.inputs.flatten(0, 1)
+        return Hessian.of((x.t() @ x).double())
+
+    def _state(self) -> tuple[int, State | None]:
+        path = self._path("state")
+        if not path.is_file():
+            return 0, None
+        found = load_file(path)
+        return int(found["layer"]), State(found["exact"], found["ours"])
+
+    def _keep_state(self, layer: int, state: State) -> None:
+        tensors = {"exact": state.exact, "ours": state.ours, "layer": torch.tensor(layer)}
+        _save(self._path("state"), tensors)
+
+    def _keep(self, name: str, found: Mapping[str, Quantized]) -> None:
+        stored = {p: q.values if q.coded is None else q.coded for p, q in found.items()}
+        _save(self._path(name), stored)
+
+    def _path(self, name: str) -> Path:
+        return self.folder / f"{name}.safetensors"
+
+    def _read(
+        self, name: str, types: Mapping[Name, BlockType], source: object, layer: int | None = None
+    ) -> dict[str, LazyTensor]:
+        """The parts of a step, by name: coded matrices and new biases."""
+        found: dict[str, LazyTensor] = {}
+        for part, stored in safetensors.tensors(self._path(name)).items():
+            codec = types.get(part if layer is None else (layer, part))
+            shape = getattr(source, part).shape
+            coded = codec is not None and stored.dtype == torch.uint8
+            found[part] = Coded(stored, shape, codec) if coded and codec else stored
+        return found
+
+
+def _cost(matrix: Matrix, codec: BlockType, hessian: Hessian) -> tuple[int, float]:
+    coded = quantize(matrix.weight, hessian, codec, sweeps=0)
+    return coded.numel(), matrix.loss(codec.decode(coded, matrix.weight.shape))
+
+
+def _text(name: Name) -> str:
+    return name if isinstance(name, str) else f"{name[0]}.{name[1]}"
+
+
+def _name(text: str) -> Name:
+    layer, dot, part = text.partition(".")
+    return (int(layer), part) if dot else text
+
+
+def _save(path: Path, tensors: Mapping[str, torch.Tensor]) -> None:
+    partial = path.with_suffix(".partial")
+    save_file({name: t.contiguous() for name, t in tensors.items()}, partial)
+    partial.replace(path)
+
+
+def _write(path: Path, data: bytes) -> None:
+    partial = path.with_suffix(".partial")
+    partial.write_bytes(data)
+    partial.replace(path)
