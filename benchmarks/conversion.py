@@ -5,8 +5,7 @@
 
 The model has the family's true shape and random weights: speed and memory do not depend on the
 numbers. All commands take turns, repeat by repeat, each in a process of its own; the table has
-medians, and the ratio to `cp` of the same checkpoint (with sync) in the same run. Every
-verification has an empty cache of its own, so each pays for its reference.
+medians, and the ratio to `cp` of the same checkpoint (with sync) in the same run.
 """
 
 from __future__ import annotations
@@ -26,14 +25,12 @@ from measuring import Job, as_rows, command, keep, machine, size
 @click.option("--repeats", type=click.IntRange(1), default=3, show_default=True)
 @click.option("--optimum", type=click.Path(exists=True), help="optimum-cli of its environment.")
 @click.option("--work", type=click.Path(path_type=Path), help="Where to write (a fast disk).")
-@click.option("--verify/--no-verify", default=True, show_default=True)
 def main(
     name: str,
     layers: int | None,
     repeats: int,
     optimum: str | None,
     work: Path | None,
-    verify: bool,
 ) -> None:
     """Measure all conversions of one member of the family."""
     with tempfile.TemporaryDirectory(dir=work) as folder:
@@ -46,11 +43,7 @@ def main(
         for job in jobs * repeats:  # interleaved: the machine's moods are shared by all
             click.echo(job.name, err=True)
             job.measure()
-        checks = _verify_jobs(jobs, source) if verify else []
-        for job in checks:
-            click.echo(job.name, err=True)
-            job.measure()
-        _write(name, repeats, jobs + checks, size(source))
+        _write(name, repeats, jobs, size(source))
 
 
 def _jobs(source: Path, out: Path, optimum: str | None) -> list[Job]:
@@ -85,27 +78,6 @@ def _jobs(source: Path, out: Path, optimum: str | None) -> list[Job]:
     return jobs
 
 
-def _verify_jobs(jobs: list[Job], source: Path) -> list[Job]:
-    """Once each: the same artefacts that were just written."""
-    ours = [sys.executable, "-m", "cgconvert", "verify"]
-    return [
-        Job(
-            f"verify {job.name.removeprefix('cgconvert ')}",
-            [
-                "env",
-                f"CGCONVERT_CACHE={job.output}-cache",
-                *ours,
-                str(job.output),
-                "--reference",
-                str(source),
-            ],
-            None,
-        )
-        for job in jobs
-        if job.name.startswith("cgconvert")
-    ]
-
-
 def _write(name: str, repeats: int, jobs: list[Job], source_bytes: int) -> None:
     shape, rows = machine(), as_rows(jobs)
     result = {"command": command(), "model": name, "source_bytes": source_bytes,
@@ -115,7 +87,7 @@ def _write(name: str, repeats: int, jobs: list[Job], source_bytes: int) -> None:
         "",
         f"{name}'s shape, {source_bytes / 1e9:.2f} GB `pytorch_model.bin`; "
         f"{shape['cores']} cores, {shape['memory_gb']} GB, {shape['architecture']}; "
-        f"medians of {repeats} interleaved runs (verify: one run), process start included.",
+        f"medians of {repeats} interleaved runs, process start included.",
         "",
         "| | seconds | × cp | peak memory, GB | written, GB |",
         "|---|---|---|---|---|",
