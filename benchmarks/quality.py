@@ -24,13 +24,15 @@ import numpy as np
 import torch
 from measuring import command, keep, machine
 
+from cgconvert.calibrated import CalibratedGGUF
 from cgconvert.checkpoint.checkpoint import Checkpoint
 from cgconvert.checkpoint.read import read
 from cgconvert.formats import gguf
 from cgconvert.names import GGUF
+from cgconvert.quant.effort import EFFORTS
 from cgconvert.quant.quantizer import Windows
 from cgconvert.quant.sensitivity import Matrix, sensitivities
-from cgconvert.quantize import Budget, calibrate
+from cgconvert.quantize import Budget
 from cgconvert.runtimes.llamacpp import LlamaCpp
 from cgconvert.stream.execute import execute
 from cgconvert.stream.progress import Silent
@@ -92,7 +94,9 @@ def main(model: str, tokens: int, threads: int, work: Path | None) -> None:
         half = place / "F16.gguf"
         judge("F16", half, _timed(lambda: _write(source, half, "F16")))
         text = read_text(STDLIB, "calibration")
-        windows = Windows.of(text.ids(source.tokenizer), source.geometry.n_positions, STDLIB)
+        effort = EFFORTS["default"]
+        ids = text.ids(source.tokenizer)
+        windows = Windows.of(ids, source.geometry.n_positions, STDLIB, effort)
         importance = _importance(source, windows)
         for type_ in PEERS:
             for label, matrix in (("", None), (" + imatrix", importance)):
@@ -108,12 +112,9 @@ def main(model: str, tokens: int, threads: int, work: Path | None) -> None:
             path = place / "ours.gguf"
             spent = _timed(lambda p=path, t=type_: _write(source, p, t))
             judge(f"ours {type_}, no text", path, spent)
-        overhead = _overhead(source, place / "ours.gguf")
         for label, budget in limits:
             path = place / "ours.gguf"
-            spent = _timed(
-                lambda p=path, b=budget: _calibrated(source, p, b, text, place, overhead)
-            )
+            spent = _timed(lambda p=path, b=budget: _calibrated(source, p, b, text, place))
             judge(f"ours calibrated, {label}", path, spent)
     _write_results(model, sum(map(len, sequences)), threads, rows)
 
@@ -133,27 +134,10 @@ def _write(source: Checkpoint, path: Path, type_: str) -> None:
     execute(gguf.plan(source, path, type=type_), source, force=True)
 
 
-def _calibrated(
-    source: Checkpoint, path: Path, budget: Budget, text: Any, place: Path, overhead: int
-) -> None:
-    """Steps kept from one budget to the next are only those that do not depend on it."""
-    with tempfile.TemporaryDirectory(dir=place) as folder:
-        work, kept = Path(folder), place / "choices"
-        kept.mkdir(exist_ok=True)
-        for name in ("choices.json", "fisher.safetensors"):
-            if (kept / name).is_file():
-                (work / name).write_bytes((kept / name).read_bytes())
-        done = calibrate(source, budget, text, work, Silent(), overhead)
-        for name in ("choices.json", "fisher.safetensors"):
-            (kept / name).write_bytes((work / name).read_bytes())
-        plan = gguf.plan(done.checkpoint, path, type="Q4_K_M", adjusted=done.adjusted)
-        execute(plan, source, force=True)
-
-
-def _overhead(source: Checkpoint, path: Path) -> int:
-    """Bytes of a file that are not matrices'."""
-    plan = gguf.plan(source, path, type="Q4_K_M")
-    return plan.nbytes - sum(i.nbytes for i in plan.items if len(i.source.shape) == 2)
+def _calibrated(source: Checkpoint, path: Path, budget: Budget, text: Any, place: Path) -> None:
+    """What does not depend on the budget is kept from one to the next."""
+    asked = CalibratedGGUF(source, path, budget, text, EFFORTS["default"])
+    execute(asked.plan(place / "steps", Silent()), source, force=True)
 
 
 def _importance(source: Checkpoint, windows: Windows) -> dict[str, np.ndarray]:

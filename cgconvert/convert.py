@@ -5,16 +5,16 @@ Commands and recipe steps both come through here, so they mean the same.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
 from cgconvert.artefact import OUT
 from cgconvert.checkpoint.checkpoint import Checkpoint
 from cgconvert.errors import UsageError
-from cgconvert.stream.plan import Plan
+from cgconvert.stream.plan import Deferred, Plan
 
-__all__ = ["CONVERSIONS", "quantize", "to_gguf", "to_hf", "to_onnx"]
+__all__ = ["CONVERSIONS", "gguf_path", "quantize", "to_gguf", "to_hf", "to_onnx"]
 
 SHARD_BYTES = 5 * 10**9
 
@@ -70,37 +70,73 @@ def to_onnx(
     )
 
 
-def to_gguf(checkpoint: Checkpoint, output: Path | None = None, *, type: str = "F16") -> Plan:  # noqa: A002
-    """A file for llama.cpp, architecture phi2."""
+def to_gguf(
+    checkpoint: Checkpoint,
+    output: Path | None = None,
+    *,
+    type: str = "F16",  # noqa: A002
+    tensor_type: Sequence[tuple[str, str]] = (),
+) -> Plan:
+    """A file for llama.cpp, architecture phi2. `tensor_type` are patterns of names and types."""
     from cgconvert.formats import gguf
 
-    default = OUT / checkpoint.name / "gguf" / gguf.file_name(checkpoint, type)
-    output = output or default
-    if output.suffix != ".gguf":
-        raise UsageError(f"{output}: a GGUF file's name ends in .gguf")
-    return gguf.plan(checkpoint, output, type=type)
+    path = gguf_path(checkpoint, output, type)
+    return gguf.plan(checkpoint, path, type=type, fixed=tensor_type)
+
+
+def gguf_path(checkpoint: Checkpoint, output: Path | None, type: str) -> Path:  # noqa: A002
+    """Where a GGUF file goes. Raises UsageError where `output` is no name for one."""
+    from cgconvert.formats import gguf
+
+    path = output or OUT / checkpoint.name / "gguf" / gguf.file_name(checkpoint, type)
+    if path.suffix != ".gguf":
+        raise UsageError(f"{path}: a GGUF file's name ends in .gguf")
+    return path
 
 
 def quantize(
     checkpoint: Checkpoint,
     output: Path | None = None,
     *,
-    bits: int,
+    bits: int | None = None,
     format: str = "gguf",  # noqa: A002
+    type: str | None = None,  # noqa: A002
+    max_size: int | None = None,
+    bpw: float | None = None,
+    max_kl: float | None = None,
+    tensor_type: Sequence[tuple[str, str]] = (),
+    effort: str = "default",
+    calibration: str | None = None,
     block_size: int | None = None,
     symmetric: bool | None = None,
     accuracy_level: int | None = None,
-) -> Plan:
-    """4 or 8 bits a weight: GGUF Q4_0 or Q8_0, ONNX MatMulNBits.
+) -> Plan | Deferred:
+    """GGUF in so many bits, of a type, or within a budget; or ONNX MatMulNBits in 4 or 8 bits.
 
-    The last three are for ONNX, see `to_onnx`. Raises UsageError where they come with GGUF.
+    `calibration` is the path of a text, "stdlib" (the default) or "none"; the last three are for
+    ONNX, see `to_onnx`. Raises UsageError for what does not go together.
     """
     blocks = _given(block_size=block_size, symmetric=symmetric, accuracy_level=accuracy_level)
+    asked = _given(bits=bits, type=type, max_size=max_size, bpw=bpw, max_kl=max_kl)
+    if len(asked) != 1:
+        options = ", ".join(f"--{name}" for name in ("bits", "type", "max-size", "bpw"))
+        raise UsageError(f"say how small: one of {options} or --max-kl")
     if format == "onnx":
+        others = [n for n in asked if n != "bits"] + ["tensor_type"] * bool(tensor_type)
+        if others:
+            raise UsageError(f"{_option(others)} is an option of --format gguf; give --bits")
         return to_onnx(checkpoint, output, bits=bits, **blocks)
     if blocks:
         raise UsageError(f"{_option(blocks)} is an option of --format onnx; GGUF's types have none")
-    return to_gguf(checkpoint, output, type={4: "Q4_0", 8: "Q8_0"}[bits])
+    from cgconvert.quantize import Budget
+    from cgconvert.quantizing import quantize_gguf, standard
+
+    budget = Budget(
+        mix="Q8_0" if bits == 8 else type,
+        like=standard(checkpoint.geometry) if bits == 4 else None,
+        nbytes=max_size, bpw=bpw, kl=max_kl, fixed=tuple(tensor_type),
+    )  # fmt: skip
+    return quantize_gguf(checkpoint, output, budget, effort, calibration, asked)
 
 
 def _given(**options: Any) -> dict[str, Any]:
@@ -112,7 +148,7 @@ def _option(given: Iterable[str]) -> str:
     return "--" + next(iter(given)).replace("_", "-")
 
 
-CONVERSIONS: dict[str, Callable[..., Plan]] = {
+CONVERSIONS: dict[str, Callable[..., Plan | Deferred]] = {
     "to-hf": to_hf,
     "to-onnx": to_onnx,
     "to-gguf": to_gguf,

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import fnmatch
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -22,15 +22,18 @@ from cgconvert.names import GGUF
 from cgconvert.quant.allocation import Choice, allocate, path
 from cgconvert.quant.blocks import BlockType
 from cgconvert.quant.coded import Coded
+from cgconvert.quant.effort import Effort
 from cgconvert.quant.quantizer import Quantizer, Windows
 from cgconvert.quant.sensitivity import Name
 from cgconvert.stream.progress import Progress
-from cgconvert.text import Text
 
-__all__ = ["Budget", "Calibrated", "calibrate"]
+__all__ = ["Budget", "Calibrated", "calibrate", "changeable", "check"]
 
 CANDIDATES = ("Q3_K", "Q4_K", "Q5_K", "Q6_K", "Q8_0")
 """Types that a matrix can get; others of the same size lose more."""
+
+SMALL_BLOCKS = ("Q4_0", "Q4_1", "Q8_0")
+"""Instead, where rows do not divide into blocks of 256."""
 
 MATRICES = ("wte", "q", "k", "v", "o", "fc_in", "fc_out", "head")
 
@@ -40,65 +43,130 @@ class Budget:
     """What the file may take: one of these.
 
     `like` is a standard mix, whose bytes are the limit; `nbytes` is the whole file's, `bpw` bits a
-    weight of all matrices, `kl` the mean divergence in nats a token that may be lost. `fixed` are
-    types by pattern of the tensor's name in GGUF, first match first.
+    weight of all matrices, `kl` the mean divergence in nats a token that may be lost. `mix` is a
+    standard mix, taken as it is. `fixed` are types by pattern of the tensor's name in GGUF, first
+    match first.
     """
 
     like: str | None = None
     nbytes: int | None = None
     bpw: float | None = None
     kl: float | None = None
+    mix: str | None = None
     fixed: Sequence[tuple[str, str]] = field(default_factory=tuple)
 
 
 @dataclass(frozen=True)
 class Calibrated:
     """The coded model, the type of each matrix by its name in GGUF, vectors that changed by theirs,
-    and the loss that was expected, in nats a token."""
+    and the loss that was expected, in nats a token: None where nothing was chosen."""
 
     checkpoint: Checkpoint
     table: Mapping[str, str]
     adjusted: tuple[str, ...]
-    expected_kl: float
-    options: Mapping[str, Any]
+    expected_kl: float | None
 
 
 def calibrate(
     checkpoint: Checkpoint,
     budget: Budget,
-    text: Text,
+    windows: Windows,
+    effort: Effort,
     folder: Path,
     progress: Progress,
     overhead: int = 0,
 ) -> Calibrated:
     """Choose the types and fit the matrices; steps that are complete are kept in `folder`.
 
-    `overhead` are the bytes of a file that are not matrices'. Raises InputError where the text is
-    too short, UsageError where nothing fits the budget or a pattern fits nothing.
+    `overhead` are the bytes of a file that are not matrices'. Raises UsageError where nothing fits
+    the budget or a pattern fits nothing, InputError where rows divide into no type's blocks.
     """
-    g = checkpoint.geometry
-    ids = text.ids(checkpoint.tokenizer)
-    windows = Windows.of(ids, g.n_positions, text.name)
-    quantizer = Quantizer(checkpoint.decoder, windows, checkpoint.tokenizer.size, folder, progress)
-    codecs = {name: _codec(name) for name in CANDIDATES}
-    choices = _fixed(quantizer.choices(codecs), budget.fixed)
-    chosen = allocate(choices, _bytes(choices, budget, checkpoint.decoder, overhead))
-    decoder = quantizer.calibrated({name: codecs[c.type] for name, c in chosen.items()})
-    table = {_gguf(name): choice.type for name, choice in sorted(chosen.items(), key=_order)}
+    source, size = checkpoint.decoder, checkpoint.tokenizer.size
+    quantizer = Quantizer(source, windows, size, effort.sweeps, folder, progress)
+    expected: float | None = None
+    if budget.mix is not None:
+        types = _mixed(source, budget.mix)
+        for pattern, wanted in reversed(budget.fixed):
+            types |= dict.fromkeys(_named(types, pattern), _codec(wanted))
+    else:
+        codecs = {name: _codec(name) for name in _candidates(source, budget.fixed)}
+        choices = _fixed(quantizer.choices(codecs), budget.fixed)
+        chosen = allocate(choices, _bytes(choices, budget, source, overhead))
+        types = {name: codecs[c.type] for name, c in chosen.items()}
+        expected = sum(choice.loss for choice in chosen.values())
+    decoder = quantizer.calibrated(types)
     return Calibrated(
         checkpoint=replace(checkpoint, decoder=decoder),
-        table=table,
-        adjusted=tuple(_adjusted(checkpoint.decoder, decoder)),
-        expected_kl=sum(choice.loss for choice in chosen.values()),
-        options={"calibration": {"text": text.name, "sha256": text.sha256,
-                                 "windows": windows.sha256}},
-    )  # fmt: skip
+        table={_gguf(name): types[name].name for name in sorted(types, key=_order)},
+        adjusted=tuple(_adjusted(source, decoder)),
+        expected_kl=expected,
+    )
+
+
+def check(decoder: Decoder, budget: Budget, overhead: int = 0) -> None:
+    """Raises UsageError where a budget cannot be met whatever is measured, saying what is the
+    least, or a pattern fits nothing; InputError where rows divide into no type's blocks."""
+    types = dict.fromkeys(_candidates(decoder, ()))
+    least, fixed = 0, {}
+    for pattern, wanted in reversed(budget.fixed):
+        fixed |= dict.fromkeys(_named(_names(decoder), pattern), wanted)
+    if budget.mix is not None:
+        _mixed(decoder, budget.mix)
+    for name in _names(decoder):
+        shape = _matrix(decoder, name).shape
+        some = [_codec(fixed[name])] if name in fixed else [_codec(t) for t in types]
+        fits = [codec for codec in some if shape[1] % codec.block_size == 0]
+        least += min(codec.row_bytes(shape) for codec in fits or some) * shape[0]
+    if budget.nbytes is not None and least + overhead > budget.nbytes:
+        raise UsageError(
+            f"a file of {budget.nbytes} bytes is too small: the least is {least + overhead}"
+        )
+    weights = _weights(decoder, _names(decoder))
+    if budget.bpw is not None and least > int(budget.bpw * weights / 8):
+        rate = math.ceil(800 * least / weights) / 100
+        raise UsageError(f"{budget.bpw:g} bits a weight are too few: the least is {rate:g}")
+
+
+def changeable(decoder: Decoder) -> tuple[str, ...]:
+    """Names in GGUF of the vectors that calibration can change."""
+    layers = range(decoder.geometry.n_layer)
+    biases = [
+        GGUF.block[part].format(i=i) for i in layers for part in ("fc_in_bias", "fc_out_bias")
+    ]
+    return (*biases, GGUF.model["head_bias"])
 
 
 def _codec(name: str) -> BlockType:
-    encoding = ENCODINGS[name]
-    assert isinstance(encoding, BlockType)
+    encoding = ENCODINGS.get(name)
+    if not isinstance(encoding, BlockType):
+        known = ", ".join(n for n, e in ENCODINGS.items() if isinstance(e, BlockType))
+        raise UsageError(f"type {name!r} is not one of {known}")
     return encoding
+
+
+def _candidates(decoder: Decoder, fixed: Sequence[tuple[str, str]]) -> tuple[str, ...]:
+    sizes = {_matrix(decoder, name).shape[1] for name in _names(decoder)}
+    small = any(size % _codec(CANDIDATES[0]).block_size for size in sizes)
+    wanted = (kind for _, kind in fixed)
+    return tuple(dict.fromkeys((*CANDIDATES, *(SMALL_BLOCKS if small else ()), *wanted)))
+
+
+def _names(decoder: Decoder) -> list[Name]:
+    inner = [(i, part) for i in range(decoder.geometry.n_layer) for part in MATRICES[1:-1]]
+    return [MATRICES[0], *inner, MATRICES[-1]]
+
+
+def _mixed(decoder: Decoder, mix: str) -> dict[Name, BlockType]:
+    """Raises InputError where a matrix does not divide into its type's blocks."""
+    found: dict[Name, BlockType] = {}
+    file_type, layers = TYPES[mix], decoder.geometry.n_layer
+    for name in _names(decoder):
+        at = (name,) if isinstance(name, str) else (name[1], name[0], layers)
+        encoding = file_type.of(*at)
+        if isinstance(encoding, BlockType):
+            encoding.row_bytes(_matrix(decoder, name).shape)
+            found[name] = encoding
+    return found
 
 
 def _bytes(
@@ -112,16 +180,9 @@ def _bytes(
             if loss <= budget.kl:
                 return nbytes
         raise UsageError(f"no choice of types loses as little as {budget.kl:g}; allow more")
-    weights = sum(math.prod(_matrix(decoder, name).shape) for name in choices)
     if budget.bpw is not None:
-        return int(budget.bpw * weights / 8)
-    mix, layers = TYPES[budget.like or "Q4_K_M"], decoder.geometry.n_layer
-    total = 0
-    for name in choices:
-        shape = _matrix(decoder, name).shape
-        encoding = mix.of(name) if isinstance(name, str) else mix.of(name[1], name[0], layers)
-        total += shape[0] * sum(array.row_bytes for array in encoding.arrays(shape))
-    return total
+        return int(budget.bpw * _weights(decoder, choices) / 8)
+    raise UsageError("a budget needs bytes, bits a weight or a divergence")
 
 
 def _fixed(
@@ -130,13 +191,19 @@ def _fixed(
     """Only the type that was asked for, where one was."""
     left = dict(choices)
     for pattern, wanted in reversed(fixed):
-        if wanted not in CANDIDATES:
-            raise UsageError(f"type {wanted!r} is not one of {', '.join(CANDIDATES)}")
-        names = [name for name in choices if fnmatch.fnmatch(_gguf(name), pattern)]
-        if not names:
-            raise UsageError(f"no matrix is called {pattern!r}; there is {_gguf('wte')}, for one")
-        left |= {n: [c for c in choices[n] if c.type == wanted] for n in names}
+        for name in _named(choices, pattern):
+            left[name] = [c for c in choices[name] if c.type == wanted]
+            if not left[name]:
+                known = ", ".join(c.type for c in choices[name])
+                raise UsageError(f"{_gguf(name)}: type {wanted!r} is not one of {known}")
     return left
+
+
+def _named(names: Iterable[Name], pattern: str) -> list[Name]:
+    found = [name for name in names if fnmatch.fnmatchcase(_gguf(name), pattern)]
+    if not found:
+        raise UsageError(f"no matrix is called {pattern!r}; there is {_gguf('wte')}, for one")
+    return found
 
 
 def _matrix(decoder: Decoder, name: Name) -> Any:
@@ -145,14 +212,17 @@ def _matrix(decoder: Decoder, name: Name) -> Any:
     return getattr(decoder.blocks[name[0]], name[1])
 
 
+def _weights(decoder: Decoder, names: Iterable[Name]) -> int:
+    return sum(math.prod(_matrix(decoder, name).shape) for name in names)
+
+
 def _gguf(name: Name) -> str:
     if isinstance(name, str):
         return GGUF.model[name]
     return GGUF.block[name[1]].format(i=name[0])
 
 
-def _order(entry: tuple[Name, Choice]) -> tuple[int, int]:
-    name = entry[0]
+def _order(name: Name) -> tuple[int, int]:
     if isinstance(name, str):
         return (-1 if name == "wte" else 1 << 30), 0
     return name[0], MATRICES.index(name[1])

@@ -22,8 +22,11 @@ from typing import Any
 import yaml
 
 from cgconvert.errors import InputError
+from cgconvert.formats.gguf_types import TYPES
 from cgconvert.formats.onnx.variant import ACCURACY_LEVELS, CLIENTS, TARGETS
+from cgconvert.quant.effort import EFFORTS, FAST
 from cgconvert.quant.matmul_nbits import BLOCK_SIZES
+from cgconvert.quantizing import QUANTIZED
 from cgconvert.runtimes import RUNTIMES
 from cgconvert.verify.override import bound_of
 
@@ -49,8 +52,20 @@ STEPS: Mapping[str, Mapping[str, type | tuple[Any, ...]]] = {
         "client": CLIENTS,
         "target": TARGETS,
     },
-    "to-gguf": {"output": str, "type": ("F32", "F16", "BF16", "Q8_0", "Q4_0")},
-    "quantize": {"output": str, "bits": (4, 8), "format": ("gguf", "onnx"), **BLOCKS},
+    "to-gguf": {"output": str, "type": tuple(TYPES)},
+    "quantize": {
+        "output": str,
+        "bits": (4, 8),
+        "type": QUANTIZED,
+        "max_size": str,
+        "bpw": float,
+        "max_kl": float,
+        "tensor_type": dict,
+        "effort": (FAST, *EFFORTS),
+        "calibration": str,
+        "format": ("gguf", "onnx"),
+        **BLOCKS,
+    },
     "verify": {
         "device": ("auto", "cpu", "cuda"),
         "runtime": tuple(name for table in RUNTIMES.values() for name in table),
@@ -61,11 +76,14 @@ STEPS: Mapping[str, Mapping[str, type | tuple[Any, ...]]] = {
 }
 """The steps, and for each option its type or its choices."""
 
-REQUIRED = {"quantize": ("bits",)}
 TOP = {
     "source": str, "tokenizer": str, "config": str, "mp_num": int, "step": int, "revision": str,
     "description": str, "steps": list, "thresholds": dict,
 }  # fmt: skip
+NAMES = {str: "text", int: "a whole number", float: "a number", bool: "true or false"}
+SIZES = ("max_shard_size", "max_size")
+"""Options that a bare number of bytes is as good for as text."""
+
 MAX_BYTES = 1 << 16
 """The shipped ones have some hundred; PyYAML takes seconds for a megabyte."""
 
@@ -175,11 +193,14 @@ class _Reader:
                 if name not in STEPS[command]:
                     known = ", ".join(STEPS[command])
                     self.fail(at, f"{command} has no option {name!r}; it has {known}")
-                options[name] = self.scalar(node_, name, STEPS[command][name])
-        for name in REQUIRED.get(command, ()):
-            if name not in options:
-                self.fail(key, f"{command} needs {name}")
+                options[name] = self.option(node_, name, STEPS[command][name])
         return Step(command, options, key.start_mark.line + 1)
+
+    def option(self, node: yaml.Node, name: str, wanted: Any) -> Any:
+        if wanted is not dict:
+            return self.scalar(node, name, wanted)
+        entries = self.mapping(node, name).items()
+        return {key: self.scalar(value, key, str) for key, (_, value) in entries}
 
     def thresholds(self, node: yaml.Node) -> dict[str, dict[str, float | None]]:
         found: dict[str, dict[str, float | None]] = {}
@@ -221,10 +242,12 @@ class _Reader:
         if isinstance(wanted, tuple):
             if value not in wanted or isinstance(value, bool):
                 self.fail(node, f"{name} is one of {', '.join(map(str, wanted))}")
-        elif wanted is str and isinstance(value, int | float) and name == "max_shard_size":
+        elif wanted is str and isinstance(value, int | float) and name in SIZES:
             return str(value)
+        elif wanted is float and isinstance(value, int) and not isinstance(value, bool):
+            return float(value)
         elif not isinstance(value, wanted) or isinstance(value, bool) != (wanted is bool):
-            kind = {str: "text", int: "a whole number", bool: "true or false"}[wanted]
+            kind = NAMES[wanted]
             self.fail(node, f"{name} is not {kind}")
         return value
 

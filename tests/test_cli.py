@@ -73,7 +73,8 @@ def test_default_outputs(run: Callable[..., Outcome], tmp_path: Path) -> None:
         ["to-onnx", TINY, "--dtype", "float16"],
         ["to-gguf", TINY],
         ["quantize", "--bits", "8"],
-        ["quantize", "--bits", "4"],
+        ["quantize", "--bits", "4", "--effort", "fast"],
+        ["quantize", "--max-size", "4MB", "--calibration", "none"],
         ["quantize", TINY, "--bits", "8", "--format", "onnx"],
         ["quantize", TINY, "--bits", "4", "--format", "onnx"],
     ):
@@ -85,7 +86,7 @@ def test_default_outputs(run: Callable[..., Outcome], tmp_path: Path) -> None:
         "gguf", "hf", "hf-phi", "onnx", "onnx-fp16", "onnx-int4", "onnx-int8",
     ]  # fmt: skip
     assert sorted(p.name for p in (out / "gguf").glob("*.gguf")) == [
-        f"{TINY}-F16.gguf", f"{TINY}-Q4_0.gguf", f"{TINY}-Q8_0.gguf",
+        f"{TINY}-F16.gguf", f"{TINY}-Q3_K.gguf", f"{TINY}-Q4_K_M.gguf", f"{TINY}-Q8_0.gguf",
     ]  # fmt: skip
     graphs = {
         "onnx": "model", "onnx-fp16": "model_fp16", "onnx-int4": "model_q4",
@@ -268,7 +269,31 @@ MISTAKES: list[tuple[list[str], int, str]] = [
     (["to-gguf", TINY, "-o", "x.bin"], 2, "a GGUF file's name ends in .gguf"),
     (["to-gguf", TINY, "-o", "/etc/passwd/x.gguf"], 5, "cannot be written"),
     (["quantize", "--bits", "4"], 2, "nothing to quantize under ./out; type the source"),
-    (["quantize", TINY], 2, "Missing option '--bits'"),
+    (["quantize", TINY], 2, "say how small: one of --bits, --type, --max-size, --bpw or --max-kl"),
+    (["quantize", TINY, "--bits", "4", "--bpw", "5"], 2, "say how small: one of --bits"),
+    (["quantize", TINY, "--bits", "5"], 2, "'5' is not one of '4', '8'"),
+    (["quantize", TINY, "--type", "F16"], 2, "'F16' is not one of 'Q8_0'"),
+    (["quantize", TINY, "--max-size", "4 parsecs"], 2, "'4 parsecs' is not a size"),
+    (["quantize", TINY, "--max-size", "1MB", "--effort", "fast"], 2, "no type is that small: the"),
+    (["quantize", TINY, "--max-size", "1MB"], 2, "a file of 1000000 bytes is too small: the least"),
+    (["quantize", TINY, "--bpw", "1"], 2, "1 bits a weight are too few: the least"),
+    (
+        ["quantize", TINY, "--max-kl", "0.1", "--effort", "fast"],
+        2,
+        "--max-kl is measured on a text",
+    ),
+    (["quantize", TINY, "--bits", "4", "--effort", "hard"], 2, "'hard' is not one of 'fast'"),
+    (["quantize", TINY, "--bits", "8", "--calibration", "x"], 2, "Q8_0 is rounded, not calibrated"),
+    (["quantize", TINY, "--bits", "4", "--calibration", "no"], 3, "no: cannot be read as a text"),
+    (["quantize", TINY, "--bits", "4", "--tensor-type", "Q6_K"], 2, "is not PATTERN=TYPE"),
+    (["quantize", TINY, "--bits", "4", "--tensor-type", "x=Q6_K"], 2, "no matrix is called 'x'"),
+    (["quantize", TINY, "--bits", "4", "--tensor-type", "*=Q7"], 2, "'Q7' is not one of"),
+    (["quantize", TINY, "--type", "Q8_0", "--tensor-type", "x=Q4_K"], 2, "no matrix is called 'x'"),
+    (
+        ["quantize", TINY, "--bpw", "4", "--format", "onnx"],
+        2,
+        "--bpw is an option of --format gguf",
+    ),
     (["to-onnx", TINY, "--symmetric"], 2, "--symmetric is an option of quantized matrices"),
     (["to-onnx", TINY, "--bits", "4", "--block-size", "24"], 2, "block size 24: give 16, 32, 64"),
     (["to-onnx", TINY, "--bits", "4", "--accuracy-level", "9"], 2, "accuracy level 9: give 0, 1"),
@@ -318,7 +343,7 @@ def test_quantize_takes_what_is_there(made: str, run: Callable[..., Outcome]) ->
     assert run("quantize", "--bits", "8").code == 0
     written, wanted = Path(f"out/{TINY}/gguf/{TINY}-Q8_0.gguf"), Path("wanted.gguf")
     assert written.read_bytes() == wanted.read_bytes()
-    assert run("quantize", "--bits", "4").code == 0  # a quantized one is no source
+    assert run("quantize", "--type", "Q4_0", "--effort", "fast").code == 0  # no quantized source
 
 
 def test_verbose_shows_the_traceback(

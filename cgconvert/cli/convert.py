@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import itertools
+import operator
+import re
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -14,11 +17,11 @@ from cgconvert.cli.options import WriteOptions, common, output, reading, writing
 from cgconvert.cli.progress import TerminalProgress, human_bytes
 from cgconvert.errors import OutputError
 from cgconvert.stream.execute import check, execute, free_space
-from cgconvert.stream.plan import Plan
+from cgconvert.stream.plan import Deferred, Plan
 
 __all__ = ["carry_out", "converting"]
 
-Planner = Callable[..., Plan]
+Planner = Callable[..., Plan | Deferred]
 
 
 def converting(default_source: Callable[[], str] | None = None) -> Callable[[Planner], Any]:
@@ -48,10 +51,13 @@ def converting(default_source: Callable[[], str] | None = None) -> Callable[[Pla
     return decorate
 
 
-def carry_out(plan: Plan, checkpoint: Checkpoint, how: WriteOptions) -> None:
+def carry_out(plan: Plan | Deferred, checkpoint: Checkpoint, how: WriteOptions) -> None:
     """Write the artefact and say where it is, or only print the plan."""
+    if not isinstance(plan, Plan):
+        click.echo(plan.told(), err=not how.dry_run)
     if how.dry_run:
-        _show(plan)
+        if isinstance(plan, Plan):
+            _show(plan)
         check(plan, checkpoint)
         return
     manifest = execute(
@@ -63,7 +69,30 @@ def carry_out(plan: Plan, checkpoint: Checkpoint, how: WriteOptions) -> None:
         progress=TerminalProgress(),
     )
     size = sum(int(entry["bytes"]) for entry in manifest.files.values())
-    click.echo(f"{plan.output}  {plan.format} {plan.type}, {human_bytes(size)}")
+    click.echo(f"{plan.output}  {plan.format} {manifest.type}, {human_bytes(size)}")
+    for line in _types(manifest.options.get("types", {})):
+        click.echo(line)
+
+
+def _types(table: Mapping[str, str]) -> Iterator[str]:
+    """A line for each kind of matrix, of layers that follow each other in one type."""
+    kinds: dict[str, list[tuple[int, str]]] = {}
+    for name, kind in table.items():
+        match = re.fullmatch(r"blk\.(\d+)\.(.*)", name)
+        kinds.setdefault(match[2] if match else name, []).append(
+            (int(match[1]) if match else -1, kind)
+        )
+    for name, layers in kinds.items():
+        runs = [
+            (kind, [layer for layer, _ in run])
+            for kind, run in itertools.groupby(layers, key=operator.itemgetter(1))
+        ]
+        told = [kind if at[0] < 0 else f"{kind} {_range(at[0], at[-1])}" for kind, at in runs]
+        yield f"  {name:<20} {', '.join(told)}"
+
+
+def _range(first: int, last: int) -> str:
+    return str(first) if first == last else f"{first}-{last}"
 
 
 def _show(plan: Plan) -> None:

@@ -11,9 +11,11 @@ from cgconvert import convert
 from cgconvert.artefact import OUT, find_all
 from cgconvert.checkpoint.checkpoint import Checkpoint
 from cgconvert.cli.convert import converting
-from cgconvert.cli.options import blocks
+from cgconvert.cli.options import SIZE, blocks
 from cgconvert.errors import UsageError
-from cgconvert.stream.plan import Plan
+from cgconvert.quant.effort import EFFORTS, FAST
+from cgconvert.quantizing import QUANTIZED
+from cgconvert.stream.plan import Deferred, Plan
 
 __all__ = ["command"]
 
@@ -40,29 +42,81 @@ def _only_source() -> str:
     return str(best.path)
 
 
+def _pairs(
+    ctx: click.Context, param: click.Parameter, values: tuple[str, ...]
+) -> tuple[tuple[str, str], ...]:
+    found = []
+    for value in values:
+        pattern, equals, kind = value.rpartition("=")
+        if not (pattern and equals and kind):
+            raise click.BadParameter(
+                f"{value!r} is not PATTERN=TYPE, as in blk.*.attn_v.weight=Q6_K"
+            )
+        found.append((pattern, kind.upper()))
+    return tuple(found)
+
+
 @click.command("quantize")
-@click.option("--bits", type=click.Choice(["4", "8"]), required=True, help="Bits a weight.")
+@click.option("--bits", type=click.Choice(["4", "8"]), help="Bits a weight; 4: as Q4_K_M's bytes.")
+@click.option(
+    "--type",
+    "kind",
+    type=click.Choice(QUANTIZED, case_sensitive=False),
+    help="A GGUF type, or standard mix of types.",
+)
+@click.option("--max-size", type=SIZE, help="The largest file: 4.2GB, 500MB, or bytes.")
+@click.option("--bpw", type=click.FloatRange(1, 16), help="Bits a weight, as 4.9.")
+@click.option(
+    "--max-kl",
+    type=click.FloatRange(0, min_open=True),
+    help="The smallest file that loses no more: nats a token.",
+)
+@click.option(
+    "--tensor-type",
+    multiple=True,
+    metavar="PATTERN=TYPE",
+    callback=_pairs,
+    help="The type of matrices by name, as blk.*.attn_v.weight=Q6_K; repeatable.",
+)
+@click.option(
+    "--effort",
+    type=click.Choice([FAST, *EFFORTS]),
+    default="default",
+    show_default=True,
+    help="By the weights alone; fitted to a text; to more text, for longer.",
+)
+@click.option(
+    "--calibration",
+    metavar="FILE|none",
+    help="The text; the calibration part of Python's standard library unless given.",
+)
 @click.option(
     "--format",
-    "kind",
+    "kind_of_file",
     type=click.Choice(["gguf", "onnx"]),
     default="gguf",
     show_default=True,
-    help="GGUF Q4_0 or Q8_0, or ONNX MatMulNBits.",
+    help="GGUF for llama.cpp, or ONNX MatMulNBits.",
 )
 @blocks
 @converting(_only_source)
 def command(
     checkpoint: Checkpoint,
     output: Path | None,
-    bits: str,
-    kind: str,
-    **layout: Any,
-) -> Plan:
-    """Write SOURCE in 4 or 8 bits. Without SOURCE: the one unquantized model under ./out.
+    bits: str | None,
+    kind: str | None,
+    kind_of_file: str,
+    **options: Any,
+) -> Plan | Deferred:
+    """Write SOURCE in fewer bits. Without SOURCE: the one unquantized model under ./out.
 
     \b
-    Example:
+    Examples:
       cgconvert quantize codegen-350M-mono --bits 4
+      cgconvert quantize codegen-350M-mono --max-size 200MB
+      cgconvert quantize codegen-350M-mono --type Q4_K_M --effort fast
     """
-    return convert.quantize(checkpoint, output, bits=int(bits), format=kind, **layout)
+    given = int(bits) if bits else None
+    return convert.quantize(
+        checkpoint, output, bits=given, type=kind, format=kind_of_file, **options
+    )

@@ -54,11 +54,14 @@ def _options(step: recipe.Step, path: Path) -> dict[str, Any]:
     given = dict(step.options)
     if "output" in given:
         given["output"] = Path(given["output"])
-    if "max_shard_size" in given:
-        try:
-            given["max_shard_size"] = SIZE.convert(given["max_shard_size"], None, None)
-        except click.BadParameter as error:
-            raise InputError(f"{path}:{step.line}: max_shard_size: {error.message}") from None
+    for name in recipe.SIZES:
+        if name in given:
+            try:
+                given[name] = SIZE.convert(given[name], None, None)
+            except click.BadParameter as error:
+                raise InputError(f"{path}:{step.line}: {name}: {error.message}") from None
+    if "tensor_type" in given:
+        given["tensor_type"] = tuple(given["tensor_type"].items())
     return given
 
 

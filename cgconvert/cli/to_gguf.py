@@ -9,6 +9,7 @@ import click
 from cgconvert import convert
 from cgconvert.checkpoint.checkpoint import Checkpoint
 from cgconvert.cli.convert import converting
+from cgconvert.formats.gguf_types import TYPES
 from cgconvert.stream.plan import Plan
 
 __all__ = ["command"]
@@ -18,7 +19,7 @@ __all__ = ["command"]
 @click.option(
     "--type",
     "kind",
-    type=click.Choice(["F32", "F16", "BF16", "Q8_0", "Q4_0"], case_sensitive=False),
+    type=click.Choice(list(TYPES), case_sensitive=False),
     default="F16",
     show_default=True,
     help="Type of the matrices; norms and biases stay F32.",
@@ -30,6 +31,8 @@ def command(
     kind: str,
 ) -> Plan:
     """Write SOURCE as a GGUF file that an unmodified llama.cpp runs (architecture phi2).
+
+    Quantized types by the weights alone; `quantize` fits them to a text.
 
     \b
     Example:

@@ -5,6 +5,7 @@ Format: docs/gguf.md of ggml-org/ggml; tensors and keys: src/models/phi2.cpp of 
 
 from __future__ import annotations
 
+import fnmatch
 import io
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -16,7 +17,7 @@ from gguf.gguf_writer import WriterState
 from cgconvert import family
 from cgconvert.checkpoint.checkpoint import Checkpoint
 from cgconvert.errors import InputError, UsageError
-from cgconvert.formats.gguf_types import TYPES, FileType
+from cgconvert.formats.gguf_types import ENCODINGS, TYPES, FileType
 from cgconvert.model import Decoder, Geometry
 from cgconvert.names import GGUF
 from cgconvert.quant.coded import AsCoded, Coded
@@ -26,7 +27,7 @@ from cgconvert.stream.plan import FilePlan, Item, Plan, lay_out
 from cgconvert.tensor import LazyTensor, Zeros
 from cgconvert.tokenizer import Tokenizer
 
-__all__ = ["ADJUSTED", "ARCHITECTURE", "PRE_TOKENIZER", "file_name", "plan"]
+__all__ = ["ADJUSTED", "ALIGNMENT", "ARCHITECTURE", "PRE_TOKENIZER", "file_name", "plan"]
 
 ARCHITECTURE = "phi2"
 PRE_TOKENIZER = "gpt-2"
@@ -49,15 +50,18 @@ def plan(
     output: Path,
     *,
     type: str = "F16",  # noqa: A002
+    fixed: Sequence[tuple[str, str]] = (),
     adjusted: Sequence[str] = (),
 ) -> Plan:
     """The file at `output`, its matrices stored as `type` says, its vectors as F32.
 
-    Matrices that are coded already stay as they are. `adjusted` are the names of tensors that are
+    `fixed` are other types by pattern of a matrix's name, the first match first. Matrices that are
+    coded already stay as they are. `adjusted` are the names of tensors that are
     not the source's numbers and mean to be other ones: the file says so.
 
-    Raises UsageError for an unknown type, InputError where a row does not divide into blocks or
-    the tokenizer has no merges, without which llama.cpp loads no vocabulary.
+    Raises UsageError for an unknown type and a pattern that fits nothing, InputError where a row
+    does not divide into blocks or the tokenizer has no merges, without which llama.cpp loads no
+    vocabulary.
     """
     if type not in TYPES:
         raise UsageError(f"type {type!r} is not one of {', '.join(TYPES)}")
@@ -66,13 +70,14 @@ def plan(
             f"{checkpoint.path}: its tokenizer has no merges, and llama.cpp loads no GGUF without; "
             "give the model's tokenizer with --tokenizer, or convert to another format"
         )
-    tensors = list(_tensors(checkpoint.decoder.half_split(), TYPES[type]))
+    tensors = _fix(list(_tensors(checkpoint.decoder.half_split(), TYPES[type])), fixed)
     # Offsets in the header count from the end of the header, so its length does not matter yet.
     header = _header(checkpoint, type, lay_out(tensors, align=ALIGNMENT), adjusted)
     items = lay_out(tensors, start=_padded(len(header)), align=ALIGNMENT)
     end = items[-1].pieces[-1].offset + items[-1].pieces[-1].nbytes
     file = FilePlan(output.name, header, items, _padded(end))
-    return Plan(output, False, "gguf", type, (file,), {"type": type})
+    options = {"type": type} | ({"tensor_type": dict(fixed)} if fixed else {})
+    return Plan(output, False, "gguf", type, (file,), options)
 
 
 def _tensors(decoder: Decoder, type: FileType) -> Iterator[tuple[str, LazyTensor, Encoding]]:  # noqa: A002
@@ -92,6 +97,26 @@ def _tensors(decoder: Decoder, type: FileType) -> Iterator[tuple[str, LazyTensor
         for name in GGUF.zero_biases:
             yield name.format(i=i), Zeros((decoder.geometry.n_embd,), F32.dtype), F32
     yield from top.values()
+
+
+Tensor = tuple[str, LazyTensor, Encoding]
+
+
+def _fix(tensors: list[Tensor], fixed: Sequence[tuple[str, str]]) -> list[Tensor]:
+    found = list(tensors)
+    for pattern, wanted in reversed(fixed):
+        if wanted not in ENCODINGS:
+            raise UsageError(f"type {wanted!r} is not one of {', '.join(ENCODINGS)}")
+        fits = [
+            index
+            for index, (name, tensor, _) in enumerate(tensors)
+            if len(tensor.shape) == 2 and fnmatch.fnmatchcase(name, pattern)
+        ]
+        if not fits:
+            raise UsageError(f"no matrix is called {pattern!r}; there is {tensors[0][0]}, for one")
+        for index in fits:
+            found[index] = (*tensors[index][:2], ENCODINGS[wanted])
+    return found
 
 
 class _HeaderWriter(gguf.GGUFWriter):

@@ -93,7 +93,7 @@ class Calibration:
     """`types` gives the block type of each matrix, by part for the ends ("wte", "head") and by
     (layer, part) for the others; those that are missing stay as they are.
 
-    `fitted` and `held_out` are ids, int64 [windows, T].
+    `fitted` and `held_out` are ids, int64 [windows, T]; `sweeps` see feedback.quantize.
     """
 
     def __init__(
@@ -102,9 +102,11 @@ class Calibration:
         types: Mapping[str | tuple[int, str], BlockType],
         fitted: torch.Tensor,
         held_out: torch.Tensor,
+        sweeps: int,
         progress: Progress,
     ) -> None:
         self.decoder, self.types, self.progress = decoder, types, progress
+        self.sweeps = sweeps
         self.ids = torch.cat([fitted, held_out])
         self.fitted = len(fitted)
         self.sin, self.cos = rotary(decoder.geometry, self.ids.shape[1])
@@ -174,7 +176,7 @@ class Calibration:
             return Quantized(None, weight)
         (plain,) = codec.encode(weight)
         found = codec.decode(plain, weight.shape)
-        coded = quantize(fit.target(weight), Hessian.of(fit.inputs), codec)
+        coded = quantize(fit.target(weight), Hessian.of(fit.inputs), codec, self.sweeps)
         values = codec.decode(coded, weight.shape)
         if not gate.error(weight, values) <= gate.error(weight, found):
             return Quantized(plain, found, fitted=False)

@@ -23,9 +23,6 @@ __all__ = ["Hessian", "quantize"]
 DAMPING = 0.02
 """Added to the diagonal, as a share of its mean: what no input ever had is not free to change."""
 
-SWEEPS = 2
-"""Of coordinate descent; more of them gain nothing that lasts on other text."""
-
 
 @dataclass(frozen=True)
 class Hessian:
@@ -48,10 +45,10 @@ class Hessian:
         return cls(damped.float(), factor.float())
 
 
-def quantize(
-    weight: torch.Tensor, hessian: Hessian, codec: BlockType, sweeps: int = SWEEPS
-) -> torch.Tensor:
+def quantize(weight: torch.Tensor, hessian: Hessian, codec: BlockType, sweeps: int) -> torch.Tensor:
     """The coded rows, uint8 [rows, bytes of a row], of float32 [rows, columns].
+
+    `sweeps` of coordinate descent follow the feedback.
 
     Raises InputError where a weight is not finite or the rows do not divide into blocks.
     """

@@ -24,18 +24,13 @@ from cgconvert.quant.allocation import Choice
 from cgconvert.quant.blocks import BlockType
 from cgconvert.quant.calibration import Calibration, Quantized, State
 from cgconvert.quant.coded import Coded
+from cgconvert.quant.effort import Effort
 from cgconvert.quant.feedback import Hessian, quantize
 from cgconvert.quant.sensitivity import Matrix, Name, sensitivities
 from cgconvert.stream.progress import Progress
 from cgconvert.tensor import LazyTensor
 
 __all__ = ["Quantizer", "Windows"]
-
-LENGTH = 256
-"""Tokens of a window of text."""
-
-FITTED, HELD_OUT = 128, 32
-"""Windows that weights are fitted to, and windows that only judge."""
 
 LEAST = 5
 """Windows that are the least to calibrate with; one in five is held out."""
@@ -52,9 +47,9 @@ class Windows:
     held_out: torch.Tensor
 
     @classmethod
-    def of(cls, ids: Sequence[int], context: int, name: str) -> Windows:
+    def of(cls, ids: Sequence[int], context: int, name: str, effort: Effort) -> Windows:
         """A fair sample of a text. Raises InputError where it is too short."""
-        length = min(LENGTH, context)
+        length = min(effort.length, context)
         count = len(ids) // length
         if count < LEAST:
             raise InputError(
@@ -63,8 +58,8 @@ class Windows:
             )
         whole = torch.tensor(ids[: count * length]).view(count, length)
         order = torch.from_numpy(np.random.default_rng(0).permutation(count))
-        chosen = whole[order[: FITTED + HELD_OUT]]
-        edge = len(chosen) - min(HELD_OUT, max(1, len(chosen) // LEAST))
+        chosen = whole[order[: effort.fitted + effort.held_out]]
+        edge = len(chosen) - min(effort.held_out, max(1, len(chosen) // LEAST))
         return cls(chosen[:edge], chosen[edge:])
 
     @property
@@ -79,14 +74,21 @@ class Windows:
 class Quantizer:
     """`folder` holds what is done, for this `decoder` and these `windows` alone.
 
-    `allowed` is the number of ids the tokenizer has.
+    `allowed` is the number of ids the tokenizer has; `sweeps` of coordinate descent are done.
     """
 
     def __init__(
-        self, decoder: Decoder, windows: Windows, allowed: int, folder: Path, progress: Progress
+        self,
+        decoder: Decoder,
+        windows: Windows,
+        allowed: int,
+        sweeps: int,
+        folder: Path,
+        progress: Progress,
     ) -> None:
         self.decoder, self.windows, self.allowed = decoder, windows, allowed
-        self.folder, self.progress = folder, progress
+        self.sweeps = sweeps
+        self.folder, self.steps, self.progress = folder, folder, progress
         folder.mkdir(parents=True, exist_ok=True)
 
     def choices(self, types: Mapping[str, BlockType]) -> dict[Name, list[Choice]]:
@@ -101,7 +103,9 @@ class Quantizer:
             def visit(matrix: Matrix) -> None:
                 hessian = self._hessian(matrix)
                 found[_text(matrix.name)] = [
-                    (name, *_cost(matrix, codec, hessian)) for name, codec in types.items()
+                    (name, *_cost(matrix, codec, hessian))
+                    for name, codec in types.items()
+                    if matrix.weight.shape[1] % codec.block_size == 0
                 ]
 
             ids = self.windows.fitted[: self._measured()]
@@ -113,8 +117,12 @@ class Quantizer:
     def calibrated(self, types: Mapping[Name, BlockType]) -> Decoder:
         """The model in these types, fitted to the text; matrices without one stay as they are."""
         d, layers = self.decoder, self.decoder.geometry.n_layer
+        told = {_text(name): codec.name for name, codec in types.items()}
+        digest = hashlib.sha256(json.dumps(told, sort_keys=True).encode()).hexdigest()
+        self.steps = self.folder / digest[:16]
+        self.steps.mkdir(exist_ok=True)
         with torch.inference_mode():
-            self._calibrate(Calibration(d, types, *self._windows(), self.progress))
+            self._calibrate(Calibration(d, types, *self._windows(), self.sweeps, self.progress))
         ends: dict[str, Any] = self._read("wte", types, d) | self._read("head", types, d)
         blocks = [
             replace(block, **self._read(f"layer-{i}", types, block, i))
@@ -142,7 +150,7 @@ class Quantizer:
 
     def _fishers(self) -> tuple[torch.Tensor, torch.Tensor]:
         """Of the embedding's output, on the fitted windows and on those held out."""
-        path = self._path("fisher")
+        path = self.folder / "fisher.safetensors"
         if not path.is_file():
             fitted, held_out = self._windows()
             ids = torch.cat([fitted, held_out])
@@ -189,7 +197,7 @@ class Quantizer:
         _save(self._path(name), stored)
 
     def _path(self, name: str) -> Path:
-        return self.folder / f"{name}.safetensors"
+        return self.steps / f"{name}.safetensors"
 
     def _read(
         self, name: str, types: Mapping[Name, BlockType], source: object, layer: int | None = None

@@ -20,7 +20,8 @@ AT_FDCWD = -100
 
 
 class Staging:
-    """A hidden folder beside the target, held by one run at a time.
+    """A hidden folder beside the target, held by one run at a time. `steps` is for what has to be
+    computed before anything is written.
 
     Leaving the context without a commit removes it, and folders made for it; what an interrupted
     run left is removed by the next. With `resume` it is taken over, and kept on an interruption or
@@ -33,6 +34,7 @@ class Staging:
         self.folder = self.output.parent / f".{self.output.name}.cgconvert-tmp"
         self.content = self.folder / "content"
         self.journal = self.folder / "journal"
+        self.steps = self.folder / "steps"
         self._made: list[Path] = []
         self._lock = -1
 
@@ -50,9 +52,10 @@ class Staging:
                 raise UsageError(f"{self.output} exists; give --force to replace it")
             if not self.resume:
                 self.clear()
+                shutil.rmtree(self.steps, ignore_errors=True)
             self.content.mkdir(exist_ok=True)
         except BaseException as error:
-            self._release(keep=self.resume and self.journal.exists())
+            self._release(keep=self.resume and (self.journal.exists() or self.steps.exists()))
             if isinstance(error, OSError):
                 raise OutputError(f"{self.output}: cannot be written: {error.strerror}") from error
             raise

@@ -13,7 +13,7 @@ from cgconvert.errors import OutputError, UsageError
 from cgconvert.manifest import Manifest, digest_of, file_sha256, libraries, manifest_path
 from cgconvert.stream.commit import Staging
 from cgconvert.stream.journal import START, Journal, key_of
-from cgconvert.stream.plan import Plan
+from cgconvert.stream.plan import Deferred, Plan
 from cgconvert.stream.progress import Progress, Silent
 from cgconvert.stream.write import Writer
 
@@ -28,7 +28,7 @@ def free_space(output: Path) -> int:
     return shutil.disk_usage(place).free
 
 
-def check(plan: Plan, checkpoint: Checkpoint, *, staged: int = 0) -> None:
+def check(plan: Plan | Deferred, checkpoint: Checkpoint, *, staged: int = 0) -> None:
     """Stop what cannot end well before a byte is written.
 
     Raises UsageError where the output is the input or inside it, OutputError for want of space;
@@ -55,7 +55,7 @@ def check(plan: Plan, checkpoint: Checkpoint, *, staged: int = 0) -> None:
 
 
 def execute(
-    plan: Plan,
+    plan: Plan | Deferred,
     checkpoint: Checkpoint,
     *,
     force: bool = False,
@@ -64,6 +64,8 @@ def execute(
     progress: Progress | None = None,
 ) -> Manifest:
     """Write the artefact and its manifest; the target appears complete or not at all.
+
+    A deferred plan is computed first, beside the target.
 
     `resume` takes over what an interrupted run of the same plan has written. Unless
     `allow_nonfinite`, NaN, infinities and numbers too large for the type are refused; in quantized
@@ -77,6 +79,8 @@ def execute(
     try:
         with staging, ThreadPoolExecutor(2) as pool:
             try:
+                if not isinstance(plan, Plan):
+                    plan = plan.plan(staging.steps, progress)
                 journal = _journal(
                     staging, key_of(plan, checkpoint, nonfinite=allow_nonfinite), plan
                 )

@@ -19,7 +19,7 @@ from cgconvert.errors import InputError
 from cgconvert.manifest import libraries
 from cgconvert.stream.plan import Plan
 
-__all__ = ["START", "Journal", "Place", "key_of"]
+__all__ = ["START", "Journal", "Place", "key_of", "sources"]
 
 Place = tuple[int, int, int]
 """File of the plan, item of the file, row of the item: all before it is there."""
@@ -29,10 +29,6 @@ START: Place = (0, 0, 0)
 
 def key_of(plan: Plan, checkpoint: Checkpoint, **choices: bool) -> str:
     """What has to be the same for the bytes to be the same."""
-    sources = []
-    for path in checkpoint.files:
-        s = path.stat()
-        sources.append([str(path.resolve()), s.st_size, s.st_mtime_ns, s.st_ctime_ns, s.st_ino])
     files = [
         [file.path, file.size, hashlib.sha256(file.header).hexdigest(),
          [[i.name, i.encoding.name, str(i.source.dtype), [p.offset for p in i.pieces]]
@@ -40,10 +36,20 @@ def key_of(plan: Plan, checkpoint: Checkpoint, **choices: bool) -> str:
         for file in plan.files
     ]  # fmt: skip
     told = [
-        libraries(), plan.format, plan.type, dict(plan.options), choices, files, sources,
-        checkpoint.layout, checkpoint.geometry.as_dict(), dict(checkpoint.origin),
+        libraries(), plan.format, plan.type, dict(plan.options), choices, files,
+        sources(checkpoint), checkpoint.layout, checkpoint.geometry.as_dict(),
+        dict(checkpoint.origin),
     ]  # fmt: skip
     return hashlib.sha256(json.dumps(told, sort_keys=True).encode()).hexdigest()
+
+
+def sources(checkpoint: Checkpoint) -> list[list[str | int]]:
+    """The source's files as they lie on the disk."""
+    found: list[list[str | int]] = []
+    for path in checkpoint.files:
+        s = path.stat()
+        found.append([str(path.resolve()), s.st_size, s.st_mtime_ns, s.st_ctime_ns, s.st_ino])
+    return found
 
 
 class Journal:

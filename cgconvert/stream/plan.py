@@ -6,12 +6,13 @@ import math
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 from cgconvert.quant.encoding import Encoding
+from cgconvert.stream.progress import Progress
 from cgconvert.tensor import LazyTensor
 
-__all__ = ["CHUNK_BYTES", "FilePlan", "Item", "Piece", "Plan", "lay_out"]
+__all__ = ["CHUNK_BYTES", "Deferred", "FilePlan", "Item", "Piece", "Plan", "lay_out"]
 
 CHUNK_BYTES = 32 << 20
 """float32 bytes of one chunk of rows: large enough for the disk, small enough for a laptop."""
@@ -94,6 +95,29 @@ class Plan:
         """Bytes a run needs at most beyond the interpreter: a chunk, its float32 and its code."""
         largest = max((_chunk_bytes(item) for item in self.items), default=0)
         return 3 * largest + max((len(file.header) for file in self.files), default=0)
+
+
+class Deferred(Protocol):
+    """A plan for `output` that has to be computed first, which takes a while.
+
+    `format` is the artefact's; `nbytes` are at most needed on the disk, what is kept meanwhile
+    included.
+    """
+
+    @property
+    def output(self) -> Path: ...
+
+    @property
+    def format(self) -> str: ...
+
+    @property
+    def nbytes(self) -> int: ...
+
+    def plan(self, folder: Path, progress: Progress) -> Plan:
+        """The plan. Steps that are complete are kept in `folder`, for the next time as well."""
+
+    def told(self) -> str:
+        """What will be computed and what that needs, in a line or more."""
 
 
 def lay_out(

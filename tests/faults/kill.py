@@ -41,7 +41,7 @@ WRITERS: dict[str, tuple[str, ...]] = {
     "quantize onnx 4": ("quantize", NAME, "--bits", "4", "--format", "onnx", "-o", "out/onnx"),
     "to-gguf F16": ("to-gguf", NAME, "-o", "out/m.gguf"),
     "to-gguf Q8_0": ("to-gguf", NAME, "--type", "Q8_0", "-o", "out/m.gguf"),
-    "quantize gguf 4": ("quantize", NAME, "--bits", "4", "-o", "out/m.gguf"),
+    "quantize gguf 4": ("quantize", NAME, "--type", "Q4_0", "--effort", "fast", "-o", "out/m.gguf"),
     "tarball to-gguf": ("to-gguf", f"{NAME}.tar.gz", "--tokenizer", "{tokenizer}",
                         "-o", "out/m.gguf"),
 }  # fmt: skip

@@ -1,0 +1,97 @@
+"""How a model becomes a quantized GGUF: by its weights alone, or fitted to a text first."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from cgconvert.calibrated import CalibratedGGUF, standard_sizes
+from cgconvert.checkpoint.checkpoint import Checkpoint
+from cgconvert.convert import gguf_path, to_gguf
+from cgconvert.errors import UsageError
+from cgconvert.formats.gguf_types import TYPES
+from cgconvert.model import Geometry
+from cgconvert.quant.effort import EFFORTS, FAST
+from cgconvert.quant.plain import Plain
+from cgconvert.quantize import Budget
+from cgconvert.stream.plan import Deferred, Plan
+from cgconvert.text import STDLIB, Text, read_text
+
+__all__ = ["NO_TEXT", "QUANTIZED", "quantize_gguf", "standard"]
+
+NO_TEXT = "none"
+"""In place of a calibration text: only the search."""
+
+ROUNDED = "Q8_0"
+"""Has nothing to gain from a text."""
+
+QUANTIZED = tuple(name for name, kind in TYPES.items() if not isinstance(kind.encoding, Plain))
+"""File types that `quantize` makes."""
+
+
+def quantize_gguf(
+    checkpoint: Checkpoint,
+    output: Path | None,
+    budget: Budget,
+    effort: str,
+    calibration: str | None,
+    asked: Mapping[str, Any],
+) -> Plan | Deferred:
+    """See convert.quantize; `asked` goes into the manifest."""
+    if budget.mix is not None and budget.mix not in QUANTIZED:
+        raise UsageError(f"type {budget.mix!r} is not one of {', '.join(QUANTIZED)}")
+    text = _calibration(budget, effort, calibration)
+    if text is None:
+        kind = _search_only(checkpoint, budget)
+        return to_gguf(checkpoint, output, type=kind, tensor_type=budget.fixed)
+    path = gguf_path(checkpoint, output, _called(budget))
+    own = {"tensor_type": dict(budget.fixed)} if budget.fixed else {}
+    return CalibratedGGUF(checkpoint, path, budget, text, EFFORTS[effort], {**asked, **own})
+
+
+def standard(geometry: Geometry) -> str:
+    """What users take at 4 bits; smaller blocks where rows do not divide into those of 256."""
+    return "Q4_K_M" if geometry.n_embd % 256 == 0 else "Q4_0"
+
+
+def _calibration(budget: Budget, effort: str, given: str | None) -> Text | None:
+    """The text to calibrate with. Raises UsageError where there is none to be."""
+    if effort != FAST and effort not in EFFORTS:
+        raise UsageError(f"effort {effort!r} is not one of {FAST}, {', '.join(EFFORTS)}")
+    if budget.mix is not None and budget.mix == ROUNDED:
+        if given not in (None, NO_TEXT):
+            raise UsageError(f"{budget.mix} is rounded, not calibrated: leave out --calibration")
+        return None
+    if effort == FAST and given not in (None, NO_TEXT):
+        raise UsageError(f"--effort {FAST} takes no text: leave out --calibration, or --effort")
+    if effort == FAST or given == NO_TEXT:
+        return None
+    return read_text(given or STDLIB, "calibration")
+
+
+def _search_only(checkpoint: Checkpoint, budget: Budget) -> str:
+    """The file type: the one that was asked for, or the largest standard one that fits."""
+    if budget.kl is not None:
+        raise UsageError("--max-kl is measured on a text: leave out --effort and --calibration")
+    if budget.mix or budget.like:
+        return budget.mix or budget.like or ""
+    g = checkpoint.geometry
+    limit = (
+        budget.nbytes if budget.nbytes is not None else int((budget.bpw or 0) * g.parameters / 8)
+    )
+    sizes = standard_sizes(checkpoint)
+    fits = [kind for kind, nbytes in sizes.items() if nbytes <= limit]
+    if not fits:
+        raise UsageError(f"no type is that small: the least is {min(sizes.values())} bytes")
+    return fits[-1]
+
+
+def _called(budget: Budget) -> str:
+    """What stands for the type in a file's name."""
+    if budget.nbytes is not None:
+        unit, size = ("GB", 10**9) if budget.nbytes >= 10**9 else ("MB", 10**6)
+        return f"{budget.nbytes / size:.4g}{unit}"
+    if budget.bpw is not None:
+        return f"{budget.bpw:g}bpw"
+    return f"kl{budget.kl:g}" if budget.kl is not None else budget.mix or budget.like or ""
