@@ -29,6 +29,9 @@ __all__ = ["Calibration", "Quantized", "State"]
 WINDOWS = 16
 """Windows of text that go through a layer at once."""
 
+DOUBLE = 8192
+"""Columns up to which sums are kept in float64; of more, memory is short."""
+
 
 @dataclass(frozen=True)
 class Quantized:
@@ -52,17 +55,23 @@ class State:
 
 
 class Moments:
-    """Sums over positions of y y^T and x y^T, float64 [columns, columns], and of x and y."""
+    """Sums over positions of y y^T, and of the outputs W x that are wanted times y^T.
 
-    def __init__(self, columns: int) -> None:
-        self.inputs = torch.zeros(columns, columns, dtype=torch.float64)
-        self.cross = torch.zeros(columns, columns, dtype=torch.float64)
-        self.mean_exact = torch.zeros(columns, dtype=torch.float64)
+    `inputs` is [columns, columns]. What is wanted follows from `cross`, the sum of x y^T, which
+    serves several matrices of the same inputs, or is summed itself where outputs are narrower:
+    `wanted` [rows, columns].
+    """
+
+    def __init__(self, columns: int, rows: int | None = None) -> None:
+        dtype = torch.float64 if columns <= DOUBLE else torch.float32
+        self.inputs = torch.zeros(columns, columns, dtype=dtype)
+        self.cross = torch.zeros(columns if rows is None else rows, columns, dtype=dtype)
+        self.mean_exact = torch.zeros(len(self.cross), dtype=torch.float64)
         self.mean_ours = torch.zeros(columns, dtype=torch.float64)
-        self.count = 0
+        self.outputs, self.count = rows is not None, 0
 
     def add(self, exact: torch.Tensor, ours: torch.Tensor) -> None:
-        """Of positions [..., columns]."""
+        """Of positions [..., columns]; `exact` are x, or W x where there are `rows`."""
         x, y = (t.reshape(-1, t.shape[-1]) for t in (exact, ours))
         self.inputs += y.t() @ y
         self.cross += x.t() @ y
@@ -70,23 +79,27 @@ class Moments:
         self.mean_ours += y.sum(0)
         self.count += len(x)
 
+    def wanted(self, weight: torch.Tensor) -> torch.Tensor:
+        return self.cross if self.outputs else weight.to(self.cross.dtype) @ self.cross
+
     def target(self, weight: torch.Tensor) -> torch.Tensor:
         """The matrix whose outputs on our inputs are nearest to `weight`'s on the source's."""
         damping = DAMPING * self.inputs.diagonal().mean().clamp(min=1e-30)
-        damped, cross = self.inputs.clone(), self.cross.clone()
+        damped = self.inputs.clone()
         damped.diagonal().add_(damping)
-        cross.diagonal().add_(damping)
-        return torch.linalg.solve(damped, weight.double() @ cross, left=False).float()
+        factor = torch.linalg.cholesky(damped)
+        wanted = self.wanted(weight) + damping * weight.to(damped.dtype)
+        return torch.cholesky_solve(wanted.t(), factor).t().float().contiguous()
 
     def error(self, weight: torch.Tensor, other: torch.Tensor) -> float:
         """sum |W x - Q y|^2, without the part that does not depend on Q."""
-        weight, other = weight.double(), other.double()
-        return float(((other @ self.inputs - 2 * weight @ self.cross) * other).sum())
+        other = other.to(self.inputs.dtype)
+        return float(((other @ self.inputs - 2 * self.wanted(weight)) * other).sum())
 
     def bias(self, weight: torch.Tensor, other: torch.Tensor) -> torch.Tensor:
         """What to add to a bias so that the mean output stays: E[W x - Q y], float32 [rows]."""
-        lost = weight.double() @ self.mean_exact - other.double() @ self.mean_ours
-        return (lost / self.count).float()
+        exact = self.mean_exact if self.outputs else weight.double() @ self.mean_exact
+        return ((exact - other.double() @ self.mean_ours) / self.count).float()
 
 
 class Calibration:
@@ -141,16 +154,19 @@ class Calibration:
             contexts.exact[s] = self._context(w, state.exact[s])
             contexts.ours[s] = self._context(q, state.ours[s])
         settle("o", *self._moments((contexts.exact[s], contexts.ours[s]) for s in self._parts()))
-        settle(
-            "fc_out",
-            *self._moments(
-                (self._inner(w, state.exact[s]), self._inner(q, state.ours[s]))
-                for s in self._parts()
-            ),
-        )
+        # The layer is as wide inside as four of its outputs: those are what is kept.
+        outputs = torch.empty_like(state.exact)
+
+        def inner() -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
+            for s in self._parts():
+                outputs[s] = self._inner(w, state.exact[s]) @ w["fc_out"].t()
+                yield outputs[s], self._inner(q, state.ours[s])
+
+        settle("fc_out", *self._moments(inner(), rows=len(w["fc_out"])))
         for s in self._parts():
-            state.exact[s] += self._output(w, contexts.exact[s], self._inner(w, state.exact[s]))
-            state.ours[s] += self._output(q, contexts.ours[s], self._inner(q, state.ours[s]))
+            state.exact[s] += contexts.exact[s] @ w["o"].t() + outputs[s] + w["fc_out_bias"]
+            ours = self._inner(q, state.ours[s]) @ q["fc_out"].t()
+            state.ours[s] += contexts.ours[s] @ q["o"].t() + ours + w["fc_out_bias"]
         missing = (state.exact[: self.fitted] - state.ours[: self.fitted]).mean((0, 1))
         found["fc_out_bias"] = Quantized(None, w["fc_out_bias"] + missing)
         state.ours += missing
@@ -187,13 +203,13 @@ class Calibration:
             yield slice(first, first + WINDOWS)
 
     def _moments(
-        self, pairs: Iterator[tuple[torch.Tensor, torch.Tensor]]
+        self, pairs: Iterator[tuple[torch.Tensor, torch.Tensor]], rows: int | None = None
     ) -> tuple[Moments, Moments]:
-        """Of the fitted windows and of those held out."""
+        """Of the fitted windows and of those held out; `rows` see Moments."""
         found: list[Moments] = []
         for part, (exact, ours) in zip(self._parts(), pairs, strict=True):
             if not found:
-                found = [Moments(exact.shape[-1]), Moments(exact.shape[-1])]
+                found = [Moments(ours.shape[-1], rows), Moments(ours.shape[-1], rows)]
             edge = max(0, min(len(exact), self.fitted - part.start))
             found[0].add(exact[:edge], ours[:edge])
             found[1].add(exact[edge:], ours[edge:])
@@ -209,11 +225,6 @@ class Calibration:
 
     def _inner(self, w: Mapping[str, torch.Tensor], x: torch.Tensor) -> torch.Tensor:
         return gelu(self._normed(w, x) @ w["fc_in"].t() + w["fc_in_bias"])
-
-    def _output(
-        self, w: Mapping[str, torch.Tensor], context: torch.Tensor, inner: torch.Tensor
-    ) -> torch.Tensor:
-        return context @ w["o"].t() + inner @ w["fc_out"].t() + w["fc_out_bias"]
 
 
 def _of_matrix(fisher: torch.Tensor) -> Moments:

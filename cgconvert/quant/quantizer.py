@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -32,11 +32,15 @@ from cgconvert.tensor import LazyTensor
 
 __all__ = ["Quantizer", "Windows"]
 
+BASE = "Q4_K"
+"""The type whose loss is measured; others follow from it."""
+
 LEAST = 5
 """Windows that are the least to calibrate with; one in five is held out."""
 
-MEASURED_BYTES = 2 << 30
-"""Of inputs and gradients in memory at once while sensitivities are measured."""
+MEASURED, MEASURED_BYTES = 64, 2 << 30
+"""Windows that sensitivities are measured on, three of four of the fitted ones, and what their
+inputs and gradients in a layer may take in memory."""
 
 
 @dataclass(frozen=True)
@@ -94,22 +98,18 @@ class Quantizer:
     def choices(self, types: Mapping[str, BlockType]) -> dict[Name, list[Choice]]:
         """What each matrix would take and cost in each of `types`: bytes, and KL in nats a token.
 
-        Measured with error feedback, one matrix at a time.
+        One type is measured with error feedback, one matrix at a time; what others lose beside it
+        is told by the plain search.
         """
         path = self.folder / "choices.json"
         if not path.is_file():
             found: dict[str, list[tuple[str, int, float]]] = {}
 
             def visit(matrix: Matrix) -> None:
-                hessian = self._hessian(matrix)
-                found[_text(matrix.name)] = [
-                    (name, *_cost(matrix, codec, hessian))
-                    for name, codec in types.items()
-                    if matrix.weight.shape[1] % codec.block_size == 0
-                ]
+                fits = {n: c for n, c in types.items() if matrix.shape[1] % c.block_size == 0}
+                found[_text(matrix.name)] = _costs(matrix, fits)
 
-            ids = self.windows.fitted[: self._measured()]
-            sensitivities(self.decoder, ids, self.allowed, visit, self.progress)
+            self._measure(visit)
             _write(path, json.dumps(found).encode())
         told = json.loads(path.read_text())
         return {_name(key): [Choice(*choice) for choice in some] for key, some in told.items()}
@@ -148,38 +148,33 @@ class Quantizer:
             self._keep("head", calibration.head(state))
         self.progress.advance(1)
 
-    def _fishers(self) -> tuple[torch.Tensor, torch.Tensor]:
-        """Of the embedding's output, on the fitted windows and on those held out."""
-        path = self.folder / "fisher.safetensors"
-        if not path.is_file():
-            fitted, held_out = self._windows()
-            ids = torch.cat([fitted, held_out])
-            with torch.inference_mode(mode=False), torch.enable_grad():
-                gradients = sensitivities(
-                    self.decoder, ids, self.allowed, lambda matrix: None, self.progress
-                )
-            parts = (
-                part.flatten(0, 1).double()
-                for part in gradients.split([len(fitted), len(held_out)])
+    def _measure(self, visit: Callable[[Matrix], None]) -> None:
+        """Sensitivities, and the Fisher matrices of the embedding's output, which are kept."""
+        g, (fitted, held_out) = self.decoder.geometry, self._windows()
+        floats = fitted.shape[1] * (7 * g.n_embd + 2 * g.n_inner)
+        count = max(8, min(MEASURED, MEASURED_BYTES // (4 * floats)))
+        parts = fitted[: count - count // 4], held_out[: count // 4]
+        with torch.inference_mode(mode=False), torch.enable_grad():
+            gradients = sensitivities(
+                self.decoder, torch.cat(parts), self.allowed, visit, self.progress
             )
-            fishers = [part.t() @ part for part in parts]
-            _save(path, {"fitted": fishers[0], "held_out": fishers[1]})
-        found = load_file(path)
+        rows = [part.flatten(0, 1) for part in gradients.split([len(part) for part in parts])]
+        fishers = [(part.t() @ part).double() for part in rows]
+        _save(self._fisher, {"fitted": fishers[0], "held_out": fishers[1]})
+
+    def _fishers(self) -> tuple[torch.Tensor, torch.Tensor]:
+        """On fitted windows and on some held out."""
+        if not self._fisher.is_file():
+            self._measure(lambda matrix: None)
+        found = load_file(self._fisher)
         return found["fitted"], found["held_out"]
+
+    @property
+    def _fisher(self) -> Path:
+        return self.folder / "fisher.safetensors"
 
     def _windows(self) -> tuple[torch.Tensor, torch.Tensor]:
         return self.windows.fitted, self.windows.held_out
-
-    def _measured(self) -> int:
-        g = self.decoder.geometry
-        floats = self.windows.fitted.shape[1] * (7 * g.n_embd + 2 * g.n_inner)
-        return max(8, MEASURED_BYTES // (4 * floats))
-
-    def _hessian(self, matrix: Matrix) -> Hessian:
-        if matrix.inputs.dtype == torch.int64:
-            return Hessian.of(self._fishers()[0])
-        x = matrix.inputs.flatten(0, 1)
-        return Hessian.of((x.t() @ x).double())
 
     def _state(self) -> tuple[int, State | None]:
         path = self._path("state")
@@ -212,9 +207,25 @@ class Quantizer:
         return found
 
 
-def _cost(matrix: Matrix, codec: BlockType, hessian: Hessian) -> tuple[int, float]:
-    coded = quantize(matrix.weight, hessian, codec, sweeps=0)
-    return coded.numel(), matrix.loss(codec.decode(coded, matrix.weight.shape))
+def _costs(matrix: Matrix, types: Mapping[str, BlockType]) -> list[tuple[str, int, float]]:
+    """(type, bytes, loss) each."""
+    embedding = matrix.inputs.dtype == torch.int64
+    x = (matrix.gradients if embedding else matrix.inputs).flatten(0, 1)
+    hessian = Hessian.of((x.t() @ x).double())
+    weight = matrix.weight
+    share = torch.ones(len(weight)) if embedding else matrix.gradients.square().sum((0, 1))
+    errors = {}
+    for name, codec in types.items():
+        error = codec.decode(codec.encode(weight)[0], weight.shape) - weight
+        errors[name] = float((((error @ hessian.matrix) * error).sum(1) * share).sum())
+    measured = BASE if BASE in types else next(iter(types))
+    codec = types[measured]
+    coded = quantize(weight, hessian, codec, sweeps=0)
+    loss = matrix.loss(codec.decode(coded, weight.shape)) / max(errors[measured], 1e-300)
+    return [
+        (name, codec.row_bytes(matrix.shape) * matrix.shape[0], loss * errors[name])
+        for name, codec in types.items()
+    ]
 
 
 def _text(name: Name) -> str:

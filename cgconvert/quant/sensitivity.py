@@ -15,7 +15,6 @@ from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 
 import torch
-import torch.nn.functional as F  # noqa: N812 - the name torch's own documentation uses
 
 from cgconvert.forward import attend, gelu, norm, rotary
 from cgconvert.model import Decoder, Geometry
@@ -27,19 +26,41 @@ WINDOWS = 8
 """Sequences in a backward pass at once."""
 
 
+ROWS = 512
+"""Of a matrix, that stand for all of it."""
+
+
 @dataclass(frozen=True)
 class Matrix:
-    """One matrix, the inputs it met and the gradients at its outputs.
+    """Some rows of one matrix, the inputs it met and the gradients at its outputs.
 
-    `name` is (layer, part) or the part alone; `inputs` [windows, T, columns] and `gradients`
-    [windows, T, rows] are float32. Of the embedding, which has no inputs, they are the ids
-    [windows, T].
+    `name` is (layer, part) or the part alone, `shape` the whole matrix's. Rows are drawn by the
+    share that their gradients have in all, those of the drawn ones divided by the root of how
+    often they are expected: errors of different rows are independent of each other, so the loss of
+    the sample is expected to be that of the whole. `inputs` [windows, T, columns] and `gradients`
+    [windows, T, rows] are float32. Of the embedding, which has no inputs, they are the places of
+    ids among the rows, int64 [windows, T], and its rows are all that occur.
     """
 
     name: str | tuple[int, str]
+    shape: tuple[int, int]
     weight: torch.Tensor
     inputs: torch.Tensor
     gradients: torch.Tensor
+
+    @classmethod
+    def sampled(
+        cls,
+        name: str | tuple[int, str],
+        weight: torch.Tensor,
+        inputs: torch.Tensor,
+        gradients: torch.Tensor,
+        generator: torch.Generator,
+    ) -> Matrix:
+        """Of a matrix with all its rows."""
+        rows, scale = draw(gradients.square().sum((0, 1)), generator)
+        shape = (weight.shape[0], weight.shape[1])
+        return cls(name, shape, weight[rows], inputs, gradients[..., rows] * scale)
 
     def loss(self, other: torch.Tensor) -> float:
         """Mean KL divergence a token, in nats, were the matrix `other` and all else as it is."""
@@ -49,6 +70,17 @@ class Matrix:
         else:
             change = ((self.gradients @ error) * self.inputs).sum((1, 2))
         return float(change.double().square().sum()) / 2 / self.gradients[..., 0].numel()
+
+
+def draw(shares: torch.Tensor, generator: torch.Generator) -> tuple[torch.Tensor, torch.Tensor]:
+    """At most ROWS rows by their share, int64, and what to multiply each one's gradients by."""
+    if len(shares) <= ROWS:
+        return torch.arange(len(shares)), torch.ones(len(shares))
+    p = shares.double() / shares.double().sum().clamp(min=1e-300)
+    p = (p + 1e-3 / len(p)) / (1 + 1e-3)  # none is impossible
+    drawn = torch.multinomial(p, ROWS, replacement=True, generator=generator)
+    rows, times = drawn.unique(return_counts=True)
+    return rows, (times / (ROWS * p[rows])).sqrt().float()
 
 
 Name = str | tuple[int, str]
@@ -68,7 +100,7 @@ def sensitivities(
     Only the first `allowed` ids, those of the tokenizer, are drawn. The drawing is by `seed`.
     Returns the gradients at the embedding's output, float32 [windows, T, n_embd].
     """
-    g = decoder.geometry
+    g, generator = decoder.geometry, torch.Generator().manual_seed(seed)
     tables = rotary(g, ids.shape[1])
     states = [decoder.wte.read().float()[ids]]
     progress.step("measuring sensitivities", 2 * g.n_layer)
@@ -78,15 +110,17 @@ def sensitivities(
             after = [_layer(g, w, x, tables)[0] for x in states[i].split(WINDOWS)]
         states.append(torch.cat(after))
         progress.advance(1)
-    gradient, head = _head(decoder, states.pop(), allowed, seed)
+    gradient, head = _head(decoder, states.pop(), allowed, generator)
     visit(head)
     for i in reversed(range(g.n_layer)):
         w, entering = _weights(decoder, i), states.pop()
-        gradient, matrices = _backward(g, i, w, entering, gradient, tables)
+        gradient, matrices = _backward(g, i, w, entering, gradient, tables, generator)
         for matrix in matrices:
             visit(matrix)
         progress.advance(1)
-    visit(Matrix("wte", decoder.wte.read().float(), ids, gradient))
+    occurring, places = ids.unique(return_inverse=True)
+    rows = decoder.wte.rows(occurring.numpy()).read().float()
+    visit(Matrix("wte", (g.vocab_size, g.n_embd), rows, places, gradient))
     return gradient
 
 
@@ -112,28 +146,36 @@ def _layer(
 
 
 def _head(
-    decoder: Decoder, x: torch.Tensor, allowed: int, seed: int
+    decoder: Decoder, x: torch.Tensor, allowed: int, generator: torch.Generator
 ) -> tuple[torch.Tensor, Matrix]:
     """The gradient at the last layer's output, of -log p of ids drawn from the model's own p."""
-    generator = torch.Generator().manual_seed(seed)
     scale, shift = decoder.ln_f_weight.read().float(), decoder.ln_f_bias.read().float()
-    weight, bias = decoder.head.read().float(), decoder.head_bias.read().float()
+    weight, bias = decoder.head.read().float()[:allowed], decoder.head_bias.read()[:allowed].float()
+    eps = decoder.geometry.layer_norm_epsilon
+
+    def probabilities(part: torch.Tensor) -> torch.Tensor:
+        return (norm(part, scale, shift, eps) @ weight.t() + bias).softmax(-1)
+
+    shares = torch.zeros(allowed, dtype=torch.float64)
+    for part in x.split(WINDOWS):
+        p = probabilities(part)
+        shares += (p * (1 - p)).sum((0, 1))  # what (p - one_hot(y))^2 is expected to be
+    rows, factor = draw(shares, generator)
     inputs, outputs, gradients = [], [], []
     for part in x.split(WINDOWS):
-        part = part.detach().requires_grad_()
-        normed = norm(part, scale, shift, decoder.geometry.layer_norm_epsilon)
-        logits = (normed @ weight.t() + bias)[..., :allowed]
-        p = logits.detach().softmax(-1)
+        p = probabilities(part)
         drawn = torch.multinomial(p.flatten(0, 1), 1, generator=generator)
-        (back,) = torch.autograd.grad(logits, part, p - _one_hot(drawn, p))
+        slope = p.flatten(0, 1).scatter_add_(1, drawn, torch.full_like(drawn, -1.0, dtype=p.dtype))
+        slope = slope.view_as(p)
+        part = part.detach().requires_grad_()
+        normed = norm(part, scale, shift, eps)
+        (back,) = torch.autograd.grad(normed, part, slope @ weight)
         gradients.append(back)
         inputs.append(normed.detach())
-        outputs.append(F.pad(p - _one_hot(drawn, p), (0, len(weight) - allowed)))
-    return torch.cat(gradients), Matrix("head", weight, torch.cat(inputs), torch.cat(outputs))
-
-
-def _one_hot(drawn: torch.Tensor, like: torch.Tensor) -> torch.Tensor:
-    return torch.zeros_like(like).flatten(0, 1).scatter_(1, drawn, 1.0).view_as(like)
+        outputs.append(slope[..., rows] * factor)
+    shape = (decoder.head.shape[0], decoder.head.shape[1])
+    head = Matrix("head", shape, weight[rows], torch.cat(inputs), torch.cat(outputs))
+    return torch.cat(gradients), head
 
 
 def _backward(
@@ -143,6 +185,7 @@ def _backward(
     entering: torch.Tensor,
     gradient: torch.Tensor,
     tables: Tables,
+    generator: torch.Generator,
 ) -> tuple[torch.Tensor, Iterator[Matrix]]:
     """The gradient at what enters layer `i`, and its matrices."""
     below = []
@@ -157,7 +200,7 @@ def _backward(
             lists[0].append(inputs.detach())
             lists[1].append(slope)
     matrices = (
-        Matrix((i, part), w[part], torch.cat(inputs), torch.cat(slopes))
+        Matrix.sampled((i, part), w[part], torch.cat(inputs), torch.cat(slopes), generator)
         for part, (inputs, slopes) in met.items()
     )
     return torch.cat(below), matrices
