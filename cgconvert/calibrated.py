@@ -92,7 +92,7 @@ class CalibratedGGUF:
         calibration = {
             "text": self.text.name, "sha256": self.text.sha256, "windows": windows.sha256,
         }  # fmt: skip
-        told = {"types": dict(done.table), "adjusted": list(done.adjusted)}
+        told: dict[str, Any] = {"types": dict(done.table), "adjusted": list(done.adjusted)}
         if done.expected_kl is not None:
             told["expected_kl"] = float(f"{done.expected_kl:.3g}")
         options = {"type": type_, **self.asked, "effort": self.effort.name,

@@ -107,7 +107,8 @@ def check(decoder: Decoder, budget: Budget, overhead: int = 0) -> None:
     """Raises UsageError where a budget cannot be met whatever is measured, saying what is the
     least, or a pattern fits nothing; InputError where rows divide into no type's blocks."""
     types = dict.fromkeys(_candidates(decoder, ()))
-    least, fixed = 0, {}
+    fixed: dict[Name, str] = {}
+    least = 0
     for pattern, wanted in reversed(budget.fixed):
         fixed |= dict.fromkeys(_named(_names(decoder), pattern), wanted)
     if budget.mix is not None:

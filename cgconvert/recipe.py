@@ -80,6 +80,7 @@ TOP = {
     "source": str, "tokenizer": str, "config": str, "mp_num": int, "step": int, "revision": str,
     "description": str, "steps": list, "thresholds": dict,
 }  # fmt: skip
+ONE_OF = {"quantize": ("bits", "type", "max_size", "bpw", "max_kl")}
 NAMES = {str: "text", int: "a whole number", float: "a number", bool: "true or false"}
 SIZES = ("max_shard_size", "max_size")
 """Options that a bare number of bytes is as good for as text."""
@@ -194,6 +195,9 @@ class _Reader:
                     known = ", ".join(STEPS[command])
                     self.fail(at, f"{command} has no option {name!r}; it has {known}")
                 options[name] = self.option(node_, name, STEPS[command][name])
+        one = ONE_OF.get(command, ())
+        if one and len(options.keys() & set(one)) != 1:
+            self.fail(key, f"{command} needs one of {', '.join(one)}")
         return Step(command, options, key.start_mark.line + 1)
 
     def option(self, node: yaml.Node, name: str, wanted: Any) -> Any:

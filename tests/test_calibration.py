@@ -228,6 +228,16 @@ def test_no_matrix_is_worse_on_windows_held_out_than_by_the_search(
         assert found[part].fitted == (ours < theirs * (1 - 1e-6))
 
 
+def of(decoder: Decoder, name: Name) -> torch.Tensor:
+    tensor = (
+        getattr(decoder, name)
+        if isinstance(name, str)
+        else getattr(decoder.blocks[name[0]], name[1])
+    )
+    weight: torch.Tensor = tensor.read().float()
+    return weight
+
+
 def test_sensitivities_foretell_the_divergence(source: Checkpoint) -> None:
     ids = torch.tensor(held_out(source))
     size = source.tokenizer.size
@@ -235,9 +245,11 @@ def test_sensitivities_foretell_the_divergence(source: Checkpoint) -> None:
     generator = torch.Generator().manual_seed(0)
 
     def visit(matrix: Matrix) -> None:
-        noise = torch.randn(matrix.weight.shape, generator=generator)
-        other = matrix.weight + noise * 0.02 * matrix.weight.std()
-        noisy[matrix.name] = (matrix.loss(other), other)
+        whole = of(source.decoder, matrix.name)
+        assert torch.equal(whole[matrix.rows], matrix.weight)
+        noise = torch.randn(whole.shape, generator=generator)
+        other = whole + noise * 0.02 * whole.std()
+        noisy[matrix.name] = (matrix.loss(other[matrix.rows]), other)
 
     gradients = sensitivities(source.decoder, ids, size, visit, Silent())
     assert gradients.shape == (*ids.shape, 256)
@@ -263,6 +275,6 @@ def test_budgets(source: Checkpoint, text: Text, tmp_path: Path) -> None:
     short = Text("mine", ("x = 1\n",), "")
     refused(r"mine: \d+ tokens are too few to calibrate with", some, short)
     refused("no matrix is called", replace(some, fixed=[("blk.9.*", "Q8_0")]))
-    refused("is not one of Q3_K", replace(some, fixed=[("blk.*", "Q9")]))
-    refused("and the budget leaves", Budget(bpw=2.0))
+    refused("type 'Q9' is not one of Q8_0", replace(some, fixed=[("blk.*", "Q9")]))
+    refused("2 bits a weight are too few: the least is 3.44", Budget(bpw=2.0))
     refused("loses as little as", Budget(kl=1e-12))

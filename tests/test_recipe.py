@@ -77,7 +77,9 @@ def test_bounds_of_a_recipe(tmp_path: Path, said: str, bound: float | None) -> N
 MISTAKES = [
     ("  - verify", "  - verfy", "5: no step 'verfy'; there are to-hf,"),
     ("bits: 4", "bits: 5", "7: bits is one of 4, 8"),
-    ("bits: 4", "format: onnx", "6: quantize needs bits"),
+    ("bits: 4", "format: onnx", "6: quantize needs one of bits, type, max_size, bpw, max_kl"),
+    ("bits: 4", "bpw: lots", "7: bpw is not a number"),
+    ("bits: 4", "tensor_type: Q6_K", "7: tensor_type is not a mapping"),
     ("bits: 4", "bots: 4", "7: quantize has no option 'bots'"),
     ("bits: 4", "bits: true", "7: bits is one of 4, 8"),
     ("symmetric: true", "symmetric: 1", "8: symmetric is not true or false"),

@@ -111,7 +111,7 @@ def command(
     """Write SOURCE in fewer bits. Without SOURCE: the one unquantized model under ./out.
 
     \b
-    Examples:
+    Example:
       cgconvert quantize codegen-350M-mono --bits 4
       cgconvert quantize codegen-350M-mono --max-size 200MB
       cgconvert quantize codegen-350M-mono --type Q4_K_M --effort fast

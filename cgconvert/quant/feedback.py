@@ -45,7 +45,9 @@ class Hessian:
         return cls(damped.float(), factor.float())
 
 
-def quantize(weight: torch.Tensor, hessian: Hessian, codec: BlockType, sweeps: int) -> torch.Tensor:
+def quantize(
+    weight: torch.Tensor, hessian: Hessian, codec: BlockType, sweeps: int = 2
+) -> torch.Tensor:
     """The coded rows, uint8 [rows, bytes of a row], of float32 [rows, columns].
 
     `sweeps` of coordinate descent follow the feedback.

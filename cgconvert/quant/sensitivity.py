@@ -34,7 +34,8 @@ ROWS = 512
 class Matrix:
     """Some rows of one matrix, the inputs it met and the gradients at its outputs.
 
-    `name` is (layer, part) or the part alone, `shape` the whole matrix's. Rows are drawn by the
+    `name` is (layer, part) or the part alone, `shape` the whole matrix's, `rows` which of its rows
+    there are, int64. Rows are drawn by the
     share that their gradients have in all, those of the drawn ones divided by the root of how
     often they are expected: errors of different rows are independent of each other, so the loss of
     the sample is expected to be that of the whole. `inputs` [windows, T, columns] and `gradients`
@@ -44,6 +45,7 @@ class Matrix:
 
     name: str | tuple[int, str]
     shape: tuple[int, int]
+    rows: torch.Tensor
     weight: torch.Tensor
     inputs: torch.Tensor
     gradients: torch.Tensor
@@ -60,7 +62,7 @@ class Matrix:
         """Of a matrix with all its rows."""
         rows, scale = draw(gradients.square().sum((0, 1)), generator)
         shape = (weight.shape[0], weight.shape[1])
-        return cls(name, shape, weight[rows], inputs, gradients[..., rows] * scale)
+        return cls(name, shape, rows, weight[rows], inputs, gradients[..., rows] * scale)
 
     def loss(self, other: torch.Tensor) -> float:
         """Mean KL divergence a token, in nats, were the matrix `other` and all else as it is."""
@@ -120,7 +122,7 @@ def sensitivities(
         progress.advance(1)
     occurring, places = ids.unique(return_inverse=True)
     rows = decoder.wte.rows(occurring.numpy()).read().float()
-    visit(Matrix("wte", (g.vocab_size, g.n_embd), rows, places, gradient))
+    visit(Matrix("wte", (g.vocab_size, g.n_embd), occurring, rows, places, gradient))
     return gradient
 
 
@@ -164,7 +166,7 @@ def _head(
     inputs, outputs, gradients = [], [], []
     for part in x.split(WINDOWS):
         p = probabilities(part)
-        drawn = torch.multinomial(p.flatten(0, 1), 1, generator=generator)
+        drawn = _sampled(p.flatten(0, 1), generator)
         slope = p.flatten(0, 1).scatter_add_(1, drawn, torch.full_like(drawn, -1.0, dtype=p.dtype))
         slope = slope.view_as(p)
         part = part.detach().requires_grad_()
@@ -174,8 +176,16 @@ def _head(
         inputs.append(normed.detach())
         outputs.append(slope[..., rows] * factor)
     shape = (decoder.head.shape[0], decoder.head.shape[1])
-    head = Matrix("head", shape, weight[rows], torch.cat(inputs), torch.cat(outputs))
+    head = Matrix("head", shape, rows, weight[rows], torch.cat(inputs), torch.cat(outputs))
     return torch.cat(gradients), head
+
+
+def _sampled(p: torch.Tensor, generator: torch.Generator) -> torch.Tensor:
+    """An index for each row of probabilities [n, ids]: int64 [n, 1]. torch.multinomial of so many
+    takes longer than the matrix product before it."""
+    total = p.cumsum(1)
+    at = torch.rand(len(p), 1, generator=generator) * total[:, -1:]
+    return torch.searchsorted(total, at, right=True).clamp_(max=p.shape[1] - 1)
 
 
 def _backward(
