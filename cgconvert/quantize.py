@@ -18,7 +18,7 @@ from cgconvert.checkpoint.checkpoint import Checkpoint
 from cgconvert.errors import UsageError
 from cgconvert.formats.gguf_types import ENCODINGS, TYPES
 from cgconvert.model import Decoder
-from cgconvert.names import GGUF
+from cgconvert.names import GGUF, Names
 from cgconvert.quant.allocation import Choice, allocate, path
 from cgconvert.quant.blocks import BlockType
 from cgconvert.quant.coded import Coded
@@ -27,7 +27,7 @@ from cgconvert.quant.sensitivity import Name
 from cgconvert.stream.progress import Progress
 from cgconvert.text import Text
 
-__all__ = ["Budget", "Calibrated", "calibrate"]
+__all__ = ["Budget", "Calibrated", "adjusted", "calibrate"]
 
 CANDIDATES = ("Q3_K", "Q4_K", "Q5_K", "Q6_K", "Q8_0")
 """Types that a matrix can get; others of the same size lose more."""
@@ -53,8 +53,8 @@ class Budget:
 
 @dataclass(frozen=True)
 class Calibrated:
-    """The coded model, the type of each matrix by its name in GGUF, vectors that changed by theirs,
-    and the loss that was expected, in nats a token."""
+    """The coded model, the type of each matrix by its name in the format it is for, vectors that
+    changed by theirs, and the loss that was expected, in nats a token."""
 
     checkpoint: Checkpoint
     table: Mapping[str, str]
@@ -88,7 +88,7 @@ def calibrate(
     return Calibrated(
         checkpoint=replace(checkpoint, decoder=decoder),
         table=table,
-        adjusted=tuple(_adjusted(checkpoint.decoder, decoder)),
+        adjusted=tuple(adjusted(checkpoint.decoder, decoder, GGUF)),
         expected_kl=sum(choice.loss for choice in chosen.values()),
         options={"calibration": {"text": text.name, "sha256": text.sha256,
                                  "windows": windows.sha256}},
@@ -158,18 +158,18 @@ def _order(entry: tuple[Name, Choice]) -> tuple[int, int]:
     return name[0], MATRICES.index(name[1])
 
 
-def _adjusted(source: Decoder, done: Decoder) -> list[str]:
+def adjusted(source: Decoder, done: Decoder, names: Names) -> list[str]:
     """Names of the vectors that are not the source's any more."""
     found = [
-        GGUF.block[part].format(i=i)
+        names.block[part].format(i=i)
         for i, (before, after) in enumerate(zip(source.blocks, done.blocks, strict=True))
-        for part in GGUF.block
+        for part in names.block
         if getattr(after, part) is not getattr(before, part)
         and not isinstance(getattr(after, part), Coded)
     ]
     ends = [
         name
-        for part, name in GGUF.model.items()
+        for part, name in names.model.items()
         if getattr(done, part) is not getattr(source, part)
         and not isinstance(getattr(done, part), Coded)
     ]

@@ -206,7 +206,8 @@ class Quantizer:
 
 def _cost(matrix: Matrix, codec: BlockType, hessian: Hessian) -> tuple[int, float]:
     coded = quantize(matrix.weight, hessian, codec, sweeps=0)
-    return coded.numel(), matrix.loss(codec.decode(coded, matrix.weight.shape))
+    shape = matrix.weight.shape
+    return codec.stored_bytes(shape), matrix.loss(codec.decode(coded, shape))
 
 
 def _text(name: Name) -> str:
