@@ -59,7 +59,7 @@ class Calibrated:
     checkpoint: Checkpoint
     table: Mapping[str, str]
     adjusted: tuple[str, ...]
-    expected_kl: float
+    expected_kl: float | None
     options: Mapping[str, Any]
 
 

@@ -109,10 +109,11 @@ def _matrix(tensor: LazyTensor, encoding: Encoding) -> tuple[LazyTensor, Encodin
 
 def _stored(tensor: LazyTensor, encoding: Encoding) -> tuple[LazyTensor, Encoding]:
     """The bytes of a matrix that is coded for MatMulNBits, in place of its numbers."""
-    codec = tensor.codec if isinstance(tensor, Coded) else None
-    if not isinstance(encoding, MatMulNBits) or not isinstance(codec, NBits):
+    if not isinstance(encoding, MatMulNBits) or not isinstance(tensor, Coded):
         return tensor, encoding
-    kind = codec.layout
+    if not isinstance(tensor.codec, NBits):  # coded for another format: decoded and rounded again
+        return tensor, encoding
+    kind = tensor.codec.layout
     return tensor.stored, FromBlocks(kind.bits, kind.block_size, kind.symmetric, encoding.table)
 
 
