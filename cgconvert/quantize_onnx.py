@@ -25,7 +25,7 @@ from cgconvert.quant.sensitivity import Name
 from cgconvert.quantize import Calibrated, adjusted
 from cgconvert.stream.progress import Progress
 
-__all__ = ["calibrate_onnx"]
+__all__ = ["calibrate_onnx", "standard_types"]
 
 PACKED = ("q", "k", "v")
 
@@ -52,7 +52,7 @@ def calibrate_onnx(
     """
     source, size = checkpoint.decoder, checkpoint.tokenizer.size
     quantizer = Quantizer(source, windows, size, folder, progress)
-    types = standard = _types(checkpoint.geometry, variant)
+    types = standard = standard_types(checkpoint.geometry, variant)
     expected: float | None = None
     if nbytes is not None:
         if variant.bits != 4:
@@ -73,7 +73,7 @@ def calibrate_onnx(
     )
 
 
-def _types(geometry: Geometry, variant: Variant) -> dict[Name, NBits]:
+def standard_types(geometry: Geometry, variant: Variant) -> dict[Name, NBits]:
     """The variant's own, by matrix, as the graph lists them. Raises InputError as `arrays`."""
     g = geometry
     wide, narrow = (g.n_embd, g.n_inner), (g.n_embd, g.n_embd)

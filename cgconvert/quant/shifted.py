@@ -16,7 +16,8 @@ from cgconvert.quant.parts import Parts
 __all__ = ["search_shifted"]
 
 STARTS = (1.0, 0.92, 1.08, 0.84)
-"""Of the step that the block's range asks for."""
+WEIGHTED_STARTS = (*STARTS, 0.76, 0.66)
+"""Shares of the step that the block's range asks for: an end that counts little may be clipped."""
 
 SHIFTS = (0, -1, 1)
 """From the nearest zero point."""
@@ -31,7 +32,8 @@ def search_shifted(x: torch.Tensor, weight: torch.Tensor | None, top: int, name:
     slope = inverse(high - low) * top
     level = (-low * slope).round_()
     coder = Coder(x, weight, 0, top)
-    best = _tried(coder, slope, level, STARTS, top)
+    starts = STARTS if weight is None else WEIGHTED_STARTS
+    best = _tried(coder, slope, level, starts, top)
     for _ in range(POLISH):
         best = better(best, _tried(coder, inverse(best[1]), best[2], (1.0,), top))
     d, zeros = to_half(best[1]), best[2]
