@@ -15,51 +15,33 @@ import ctypes
 import tempfile
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import click
 import numpy as np
 import torch
-from measuring import command, keep, machine
+from losses import HeldOut, Row, keep_rows, table
+from measuring import command, machine
 
-from cgconvert.calibrated import CalibratedGGUF
+from cgconvert.calibrate.effort import EFFORTS
+from cgconvert.calibrate.gguf import Budget
+from cgconvert.calibrate.plans import CalibratedGGUF
 from cgconvert.checkpoint.checkpoint import Checkpoint
 from cgconvert.checkpoint.read import read
 from cgconvert.formats import gguf
 from cgconvert.names import GGUF
-from cgconvert.quant.effort import EFFORTS
 from cgconvert.quant.quantizer import Windows
 from cgconvert.quant.sensitivity import Matrix, sensitivities
-from cgconvert.quantize import Budget
 from cgconvert.runtimes.llamacpp import LlamaCpp
 from cgconvert.stream.execute import execute
 from cgconvert.stream.progress import Silent
 from cgconvert.text import STDLIB, read_text
-from cgconvert.verify.distribution import Distribution
-from cgconvert.verify.metrics import measure
-from cgconvert.verify.reference import Reference
 
 PEERS = ("Q8_0", "Q6_K", "Q5_K_M", "Q5_K_S", "Q4_K_M", "Q4_K_S", "Q4_0", "Q3_K_M")
 OURS = ("Q6_K", "Q5_K_M", "Q4_K_M", "Q4_K_S")
 SHARE = 0.75
 """Of Q4_K_M's bytes, at which its loss should be met."""
-
-LENGTH = 256
-
-
-@dataclass(frozen=True)
-class Row:
-    """One file: bytes, seconds it took to make from F16 or the source, and what it lost."""
-
-    name: str
-    nbytes: int
-    seconds: float
-    kl: float
-    kl_p99: float
-    top1: float
-    perplexity_ratio: float
 
 
 @click.command()
@@ -70,24 +52,17 @@ class Row:
 def main(model: str, tokens: int, threads: int, work: Path | None) -> None:
     """Make every file and measure it."""
     source = read(model)
-    size = source.tokenizer.size
-    ids = read_text(STDLIB).ids(source.tokenizer, tokens)
-    sequences = [ids[i : i + LENGTH] for i in range(0, len(ids) - LENGTH + 1, LENGTH)]
-    wanted = Distribution.joined(Reference(source.decoder).distributions(sequences, size))
+    held_out = HeldOut(source, tokens)
     rows: list[Row] = []
 
     def judge(name: str, path: Path, seconds: float) -> None:
         runtime = LlamaCpp.open(path, "cpu", threads)
         try:
-            logits = np.concatenate([_fed(runtime, s) for s in sequences])
+            logits = np.concatenate([_fed(runtime, s) for s in held_out.sequences])
         finally:
             runtime.close()
-        loss = measure(wanted, logits)
-        rows.append(
-            Row(name, path.stat().st_size, seconds, loss.kl_mean, loss.kl_p99, loss.top1,
-                loss.perplexity_ratio or 0.0)
-        )  # fmt: skip
-        click.echo(f"{name}: KL {loss.kl_mean:.3g}, {path.stat().st_size:,} bytes", err=True)
+        rows.append(held_out.row(name, path.stat().st_size, seconds, logits))
+        click.echo(f"{name}: KL {rows[-1].kl:.3g}, {path.stat().st_size:,} bytes", err=True)
 
     with tempfile.TemporaryDirectory(dir=work) as folder:
         place = Path(folder)
@@ -116,7 +91,7 @@ def main(model: str, tokens: int, threads: int, work: Path | None) -> None:
             path = place / "ours.gguf"
             spent = _timed(lambda p=path, b=budget: _calibrated(source, p, b, text, place))
             judge(f"ours calibrated, {label}", path, spent)
-    _write_results(model, sum(map(len, sequences)), threads, rows)
+    _write_results(model, held_out.tokens, threads, rows)
 
 
 def _fed(runtime: LlamaCpp, sequence: list[int]) -> np.ndarray:
@@ -201,18 +176,11 @@ def _write_results(model: str, tokens: int, threads: int, rows: list[Row]) -> No
         f"llama.cpp, over {tokens} tokens that took part in no choice; seconds on {threads} of "
         f"{shape['cores']} cores, {shape['architecture']}.",
         "",
-        "| | bytes | of Q4_K_M | KL | × Q4_K_M imatrix | p99 | top-1 | perplexity | seconds |",
-        "|---|---|---|---|---|---|---|---|---|",
-        *(
-            f"| {r.name} | {r.nbytes:,} | {r.nbytes / base.nbytes:.2f} | {r.kl:.3g} | "
-            f"{r.kl / base.kl:.2f} | {r.kl_p99:.3g} | {r.top1:.4f} | {r.perplexity_ratio:.4f} | "
-            f"{r.seconds:.1f} |"
-            for r in rows
-        ),
+        *table(rows, base, "Q4_K_M", "Q4_K_M imatrix"),
     ]
-    result = {"command": command(), "model": model, "tokens": tokens, "threads": threads,
-              "machine": shape, "rows": [vars(r) for r in rows]}  # fmt: skip
-    keep(f"quality-{Path(model).name}", result, lines)
+    facts = {"command": command(), "model": model, "tokens": tokens, "threads": threads,
+             "machine": shape}  # fmt: skip
+    keep_rows(f"quality-{Path(model).name}", facts, rows, lines, "megabytes of the file")
 
 
 if __name__ == "__main__":

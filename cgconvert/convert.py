@@ -128,8 +128,8 @@ def quantize(
         return to_onnx(checkpoint, output, bits=bits, **blocks)
     if blocks:
         raise UsageError(f"{_option(blocks)} is an option of --format onnx; GGUF's types have none")
-    from cgconvert.quantize import Budget
-    from cgconvert.quantizing import quantize_gguf, standard
+    from cgconvert.calibrate.asked import quantize_gguf, standard
+    from cgconvert.calibrate.gguf import Budget
 
     budget = Budget(
         mix="Q8_0" if bits == 8 else type,

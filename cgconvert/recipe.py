@@ -21,12 +21,12 @@ from typing import Any
 
 import yaml
 
+from cgconvert.calibrate.asked import QUANTIZED
+from cgconvert.calibrate.effort import EFFORTS, FAST
 from cgconvert.errors import InputError
 from cgconvert.formats.gguf_types import TYPES
 from cgconvert.formats.onnx.variant import ACCURACY_LEVELS, CLIENTS, TARGETS
-from cgconvert.quant.effort import EFFORTS, FAST
 from cgconvert.quant.matmul_nbits import BLOCK_SIZES
-from cgconvert.quantizing import QUANTIZED
 from cgconvert.runtimes import RUNTIMES
 from cgconvert.verify.override import bound_of
 

@@ -11,9 +11,11 @@ import numpy as np
 import pytest
 import torch
 
-from cgconvert import calibrated as calibrated_module
 from cgconvert import embedded
-from cgconvert.calibrated import CalibratedGGUF
+from cgconvert.calibrate import plans
+from cgconvert.calibrate.effort import EFFORTS
+from cgconvert.calibrate.gguf import Budget, Calibrated, calibrate_gguf
+from cgconvert.calibrate.plans import CalibratedGGUF
 from cgconvert.checkpoint.checkpoint import Checkpoint
 from cgconvert.checkpoint.read import read
 from cgconvert.errors import InputError, UsageError
@@ -24,10 +26,8 @@ from cgconvert.model import Decoder
 from cgconvert.quant.blocks import BlockType
 from cgconvert.quant.calibration import Calibration
 from cgconvert.quant.coded import Coded
-from cgconvert.quant.effort import EFFORTS
 from cgconvert.quant.quantizer import Quantizer, Windows
 from cgconvert.quant.sensitivity import Matrix, Name, sensitivities
-from cgconvert.quantize import Budget, Calibrated, calibrate
 from cgconvert.stream.execute import execute
 from cgconvert.stream.progress import Silent
 from cgconvert.tensor import InMemory, Rows
@@ -67,11 +67,11 @@ def calibrated(source: Checkpoint, budget: Budget, text: Text, folder: Path) -> 
     found: list[Calibrated] = []
 
     def keep(*arguments: Any) -> Calibrated:
-        found.append(calibrate(*arguments))
+        found.append(calibrate_gguf(*arguments))
         return found[0]
 
     with pytest.MonkeyPatch.context() as patched:
-        patched.setattr(calibrated_module, "calibrate", keep)
+        patched.setattr(plans, "calibrate_gguf", keep)
         deferred.plan(folder / "steps", Silent())
     return found[0]
 

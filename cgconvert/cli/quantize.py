@@ -9,12 +9,12 @@ import click
 
 from cgconvert import convert
 from cgconvert.artefact import OUT, find_all
+from cgconvert.calibrate.asked import QUANTIZED
+from cgconvert.calibrate.effort import EFFORTS, FAST
 from cgconvert.checkpoint.checkpoint import Checkpoint
 from cgconvert.cli.convert import converting
 from cgconvert.cli.options import SIZE, blocks
 from cgconvert.errors import UsageError
-from cgconvert.quant.effort import EFFORTS, FAST
-from cgconvert.quantizing import QUANTIZED
 from cgconvert.stream.plan import Deferred, Plan
 
 __all__ = ["command"]

@@ -86,6 +86,10 @@ class BlockType(ABC):
             )
         return math.prod(shape[1:]) // self.block_size * self.block_bytes
 
+    def stored_bytes(self, shape: Sequence[int]) -> int:
+        """Bytes of a matrix in a file. Raises InputError as `row_bytes`."""
+        return shape[0] * self.row_bytes(shape)
+
     def encode(
         self, rows: torch.Tensor, weight: torch.Tensor | None = None
     ) -> tuple[torch.Tensor, ...]:

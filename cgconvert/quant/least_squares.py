@@ -7,7 +7,7 @@ and sum(w x). The error of any scale and minimum follows from them without anoth
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 
@@ -39,9 +39,12 @@ class CodeSums(NamedTuple):
 
 
 class Coder:
-    """Rounds blocks x [subs, size, n] to codes, again and again in the same memory."""
+    """Rounds blocks x [subs, size, n] to codes, again and again in the same memory.
 
-    def __init__(self, x: torch.Tensor, weight: torch.Tensor | None, low: int, high: int) -> None:
+    Codes are clipped to `low` and `high`: numbers, or one a sub-block, [subs, 1, n].
+    """
+
+    def __init__(self, x: torch.Tensor, weight: torch.Tensor | None, low: Any, high: Any) -> None:
         self.x, self.weight, self.low, self.high = x, weight, low, high
         self.codes, self._product = torch.empty_like(x), torch.empty_like(x)
         self._counted = self.codes if weight is None else torch.empty_like(x)

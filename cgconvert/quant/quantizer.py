@@ -17,6 +17,7 @@ import numpy as np
 import torch
 from safetensors.torch import load_file, save_file
 
+from cgconvert.calibrate.effort import Effort
 from cgconvert.checkpoint import safetensors
 from cgconvert.errors import InputError
 from cgconvert.model import Decoder
@@ -24,7 +25,6 @@ from cgconvert.quant.allocation import Choice
 from cgconvert.quant.blocks import BlockType
 from cgconvert.quant.calibration import Calibration, Quantized, State
 from cgconvert.quant.coded import Coded
-from cgconvert.quant.effort import Effort
 from cgconvert.quant.feedback import Hessian, quantize
 from cgconvert.quant.sensitivity import Matrix, Name, sensitivities
 from cgconvert.stream.progress import Progress
@@ -223,7 +223,7 @@ def _costs(matrix: Matrix, types: Mapping[str, BlockType]) -> list[tuple[str, in
     coded = quantize(weight, hessian, codec, sweeps=0)
     loss = matrix.loss(codec.decode(coded, weight.shape)) / max(errors[measured], 1e-300)
     return [
-        (name, codec.row_bytes(matrix.shape) * matrix.shape[0], loss * errors[name])
+        (name, codec.stored_bytes(matrix.shape), loss * errors[name])
         for name, codec in types.items()
     ]
 

@@ -11,7 +11,7 @@ import math
 
 import torch
 
-from cgconvert.quant.coded import Coded
+from cgconvert.quant.blocks import BlockType
 from cgconvert.tensor import LazyTensor
 
 __all__ = ["adjustment", "searched_error"]
@@ -30,18 +30,18 @@ ADJUSTMENT = 0.5
 0.06; a bias that is dropped has 1, another layer's about 1.4."""
 
 
-def searched_error(found: Coded, wanted: LazyTensor, step: int) -> float:
+def searched_error(found: LazyTensor, codec: BlockType, wanted: LazyTensor, step: int) -> float:
     """The worst of all, as a multiple of its bound; infinite where a weight is not finite.
 
     `step` rows are taken at a time.
     """
-    size, half = found.codec.block_size, (found.codec.top + 1) / 2
+    size, half = codec.block_size, (codec.top + 1) / 2
     worst, ours, plain = 0.0, 0.0, 0.0
     for first in range(0, found.shape[0], step):
         rows = slice(first, min(first + step, found.shape[0]))
         source, values = wanted.read(rows).float(), found.read(rows)
-        (coded,) = found.codec.encode(source)
-        theirs = (found.codec.decode(coded, source.shape) - source).square()
+        (coded,) = codec.encode(source)
+        theirs = (codec.decode(coded, source.shape) - source).square()
         error = (values - source).square()
         row = theirs.mean(1)
         blocks = error.unflatten(1, (-1, size)).mean(2)

@@ -23,6 +23,7 @@ from cgconvert.errors import UsageError
 from cgconvert.formats.config import codegen_config, phi_config
 from cgconvert.formats.gguf import ADJUSTED, ARCHITECTURE
 from cgconvert.formats.onnx.genai import genai_config
+from cgconvert.formats.onnx.weights import ADJUSTED as ADJUSTED_IN_GRAPH
 from cgconvert.formats.onnx.weights import (
     COS,
     QKV,
@@ -163,7 +164,9 @@ def _onnx(path: Path, source: Decoder) -> StoredArtefact:
     }  # fmt: skip
     cos, sin = rotary_tables(g)
     expected |= {COS: InMemory(cos), SIN: InMemory(sin)}
-    return _bound(tensors, expected, ONNX, g, found)
+    told = _facts(graph).get(ADJUSTED_IN_GRAPH, "")
+    stored = _bound(tensors, expected, ONNX, g, found)
+    return replace(stored, adjusted=frozenset(filter(None, told.split(","))))
 
 
 _FORMATS: Mapping[str, Callable[[Path, Decoder], StoredArtefact]] = {
@@ -246,6 +249,10 @@ def _genai_differences(told: Any, geometry: Geometry) -> list[str]:
     ]
 
 
+def _facts(graph: Path) -> dict[str, str]:
+    return {entry.key: entry.value for entry in onnx.parse(graph).metadata_props}
+
+
 def _graph_differences(path: Path, g: Geometry) -> list[str]:
     """What the graph's own nodes say: how many layers, which heads, rotary and epsilon.
 
@@ -253,7 +260,7 @@ def _graph_differences(path: Path, g: Geometry) -> list[str]:
     is left out shows nowhere else.
     """
     model = onnx.parse(path)
-    facts = {entry.key: entry.value for entry in model.metadata_props}
+    facts = _facts(path)
     wanted = {ROTARY_ORDER: "half_split", ROTARY_BASE: repr(g.rotary_base)}
     found = _differences(facts, wanted)
     epsilon = {"epsilon": float(np.float32(g.layer_norm_epsilon))}

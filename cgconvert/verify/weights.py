@@ -18,6 +18,7 @@ from cgconvert.checkpoint.onnx import BlocksTensor
 from cgconvert.formats.onnx.weights import COS, SIN
 from cgconvert.model import Decoder
 from cgconvert.quant.matmul_nbits import Blocks
+from cgconvert.quant.nbits import NBits
 from cgconvert.stream.progress import Progress, Silent
 from cgconvert.tensor import LazyTensor
 from cgconvert.verify.searched import adjustment, searched_error
@@ -109,8 +110,11 @@ def compare(stored: StoredArtefact, progress: Progress) -> list[TensorError]:
             error = _compare(name, found, wanted, name in COMPUTED)
             if name in stored.adjusted and len(found.shape) == 1:
                 error = replace(error, differing=0, worst=adjustment(found, wanted))
-            elif isinstance(found, BlockTensor) and (stored.adjusted or error.worst is None):
-                error = replace(error, worst=searched_error(found, wanted, _rows(found)))
+            elif isinstance(found, BlockTensor | BlocksTensor) and (
+                stored.adjusted or error.worst is None
+            ):
+                codec = found.codec if isinstance(found, BlockTensor) else NBits(found.codec)
+                error = replace(error, worst=searched_error(found, codec, wanted, _rows(found)))
             errors.append(error)
         progress.advance(math.prod(wanted.shape))
     return errors

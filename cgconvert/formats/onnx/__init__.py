@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -30,8 +31,12 @@ def plan(
     accuracy_level: int = 4,
     client: str = "any",
     target: str = "cpu",
+    adjusted: Sequence[str] = (),
 ) -> Plan:
     """The complete repository: graph and data in onnx/, everything else at the root.
+
+    Matrices that are coded for the same variant stay as they are. `adjusted` are the names of
+    vectors that are not the source's numbers and mean to be other ones: the graph says so.
 
     Raises InputError where the geometry is not one that ONNX Runtime's attention takes or a
     matrix does not divide into blocks, UsageError for options that do not exist or go together.
@@ -48,7 +53,7 @@ def plan(
         type=variant.type,
         files=(
             FilePlan(f"onnx/{data}", items=items),
-            FilePlan(f"onnx/{graph}", build(geometry, variant, items, data)),
+            FilePlan(f"onnx/{graph}", build(geometry, variant, items, data, adjusted)),
             *(FilePlan(name, text) for name, text in _texts(checkpoint, variant).items()),
         ),
         options=variant.options,

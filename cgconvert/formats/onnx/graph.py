@@ -30,7 +30,15 @@ from cgconvert.formats.onnx.inputs import (
     lengths,
 )
 from cgconvert.formats.onnx.variant import Variant
-from cgconvert.formats.onnx.weights import COS, PADDING, QKV, ROTARY_BASE, ROTARY_ORDER, SIN
+from cgconvert.formats.onnx.weights import (
+    ADJUSTED,
+    COS,
+    PADDING,
+    QKV,
+    ROTARY_BASE,
+    ROTARY_ORDER,
+    SIN,
+)
 from cgconvert.model import Geometry
 from cgconvert.names import ONNX
 from cgconvert.quant.matmul_nbits import MatMulNBits
@@ -41,9 +49,18 @@ __all__ = ["build"]
 FLOAT = TensorProto.FLOAT
 
 
-def build(geometry: Geometry, variant: Variant, items: Sequence[Item], data: str) -> bytes:
-    """The serialized model, its initializers pointing into the file `data` beside it."""
-    return _Decoder(geometry, variant, items).serialize(data)
+def build(
+    geometry: Geometry,
+    variant: Variant,
+    items: Sequence[Item],
+    data: str,
+    adjusted: Sequence[str] = (),
+) -> bytes:
+    """The serialized model, its initializers pointing into the file `data` beside it.
+
+    `adjusted` names vectors that are not the source's numbers and mean to be other ones.
+    """
+    return _Decoder(geometry, variant, items).serialize(data, adjusted)
 
 
 class _Decoder:
@@ -53,7 +70,7 @@ class _Decoder:
         self.graph = GraphBuilder(variant.plain.name)
         self.hidden = (BATCH, LENGTH, geometry.n_embd)
 
-    def serialize(self, data: str) -> bytes:
+    def serialize(self, data: str, adjusted: Sequence[str]) -> bytes:
         interface(self.graph, self.geometry, self.variant)
         lengths(self.graph, self.variant)
         if self.variant.has_bias:
@@ -65,6 +82,8 @@ class _Decoder:
         facts = [(ROTARY_ORDER, "half_split"), (ROTARY_BASE, repr(self.geometry.rotary_base))]
         if not self.variant.has_bias:
             facts.append((PADDING, "after"))
+        if adjusted:
+            facts.append((ADJUSTED, ",".join(adjusted)))
         return self.graph.serialize("codegen", facts)
 
     def _layers(self) -> None:
@@ -155,7 +174,8 @@ class _Decoder:
         if not isinstance(item.encoding, MatMulNBits):
             shape = (BATCH, length, item.source.shape[1])
             return self.graph.node("MatMul", [value, weight], output, shape)
-        n, k = item.source.shape
+        n, blocks = item.pieces[1].shape  # its scales: the source may be bytes
+        k = blocks * item.encoding.block_size
         codes, scales, *zeros = self._blocks(item)
         return self.graph.node(
             "MatMulNBits", [value, codes, scales, *zeros], output, (BATCH, length, n),

@@ -8,14 +8,17 @@ import numpy as np
 import torch
 
 from cgconvert.formats.onnx.variant import Variant
-from cgconvert.model import Decoder, Geometry
+from cgconvert.model import Block, Decoder, Geometry
 from cgconvert.names import ONNX
+from cgconvert.quant.coded import Coded
 from cgconvert.quant.encoding import Encoding
 from cgconvert.quant.matmul_nbits import MatMulNBits
+from cgconvert.quant.nbits import FromBlocks, NBits
 from cgconvert.stream.plan import Item, lay_out
-from cgconvert.tensor import InMemory, LazyTensor
+from cgconvert.tensor import InMemory, LazyTensor, Stacked
 
 __all__ = [
+    "ADJUSTED",
     "COS",
     "PADDING",
     "QKV",
@@ -32,6 +35,9 @@ ROTARY_BASE, ROTARY_ORDER = "cgconvert.rotary_base", "cgconvert.rotary_order"
 
 PADDING = "cgconvert.padding"
 """Metadata: "after" where the graph takes no padding before a prompt."""
+
+ADJUSTED = "cgconvert.adjusted"
+"""Metadata: names of the vectors that calibration has changed, commas between."""
 
 COS, SIN = ONNX.dropped
 QKV = "model.layers.{i}.attn.qkv_proj.weight"
@@ -54,18 +60,21 @@ def rotary_tables(geometry: Geometry) -> tuple[torch.Tensor, torch.Tensor]:
 
 
 def weights(decoder: Decoder, variant: Variant) -> Iterator[tuple[str, LazyTensor, Encoding]]:
-    """Name, numbers and encoding of every initializer, q and k in half-split rotary order."""
+    """Name, numbers and encoding of every initializer, q and k in half-split rotary order.
+
+    Matrices that are coded for the operators already stay as they are.
+    """
     decoder = decoder.half_split()
     plain, norm, top = variant.plain, variant.norm, ONNX.model
     cos, sin = rotary_tables(decoder.geometry)
-    yield top["wte"], decoder.wte, variant.embedding
+    yield top["wte"], *_stored(decoder.wte, variant.embedding)
     yield COS, InMemory(cos), plain
     yield SIN, InMemory(sin), plain
     for i, block in enumerate(decoder.blocks):
         name = {part: pattern.format(i=i) for part, pattern in ONNX.block.items()}
         yield name["ln_weight"], block.ln_weight, norm
         yield name["ln_bias"], block.ln_bias, norm
-        yield QKV.format(i=i), *_matrix(block.qkv, variant.matrix)
+        yield QKV.format(i=i), *_matrix(_qkv(block), variant.matrix)
         yield name["o"], *_matrix(block.o, variant.matrix)
         yield name["fc_in"], *_matrix(block.fc_in, variant.matrix)
         yield name["fc_in_bias"], block.fc_in_bias, plain
@@ -93,4 +102,25 @@ def place(decoder: Decoder, variant: Variant) -> tuple[Item, ...]:
 
 def _matrix(tensor: LazyTensor, encoding: Encoding) -> tuple[LazyTensor, Encoding]:
     """MatMulNBits keeps [out, in]; a plain MatMul wants [in, out]."""
-    return (tensor if isinstance(encoding, MatMulNBits) else tensor.T), encoding
+    if isinstance(encoding, MatMulNBits):
+        return _stored(tensor, encoding)
+    return tensor.T, encoding
+
+
+def _stored(tensor: LazyTensor, encoding: Encoding) -> tuple[LazyTensor, Encoding]:
+    """The bytes of a matrix that is coded for MatMulNBits, in place of its numbers."""
+    if not isinstance(encoding, MatMulNBits) or not isinstance(tensor, Coded):
+        return tensor, encoding
+    if not isinstance(tensor.codec, NBits):  # coded for another format: decoded and rounded again
+        return tensor, encoding
+    kind = tensor.codec.layout
+    return tensor.stored, FromBlocks(kind.bits, kind.block_size, kind.symmetric, encoding.table)
+
+
+def _qkv(block: Block) -> LazyTensor:
+    """q, k and v one below the other, coded where all of them are in one and the same way."""
+    parts = [part for part in (block.q, block.k, block.v) if isinstance(part, Coded)]
+    if len(parts) < 3 or len({part.codec.name for part in parts}) > 1:
+        return block.qkv
+    shape = (sum(part.shape[0] for part in parts), *parts[0].shape[1:])
+    return Coded(Stacked([part.stored for part in parts]), shape, parts[0].codec)

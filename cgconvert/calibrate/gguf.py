@@ -14,20 +14,20 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
+from cgconvert.calibrate.effort import Effort
 from cgconvert.checkpoint.checkpoint import Checkpoint
 from cgconvert.errors import UsageError
 from cgconvert.formats.gguf_types import ENCODINGS, TYPES
 from cgconvert.model import Decoder
-from cgconvert.names import GGUF
+from cgconvert.names import GGUF, Names
 from cgconvert.quant.allocation import Choice, allocate, path
 from cgconvert.quant.blocks import BlockType
 from cgconvert.quant.coded import Coded
-from cgconvert.quant.effort import Effort
 from cgconvert.quant.quantizer import Quantizer, Windows
 from cgconvert.quant.sensitivity import Name
 from cgconvert.stream.progress import Progress
 
-__all__ = ["Budget", "Calibrated", "calibrate", "changeable", "check"]
+__all__ = ["Budget", "Calibrated", "adjusted", "calibrate_gguf", "changeable", "check"]
 
 CANDIDATES = ("Q3_K", "Q4_K", "Q5_K", "Q6_K", "Q8_0")
 """Types that a matrix can get; others of the same size lose more."""
@@ -58,8 +58,9 @@ class Budget:
 
 @dataclass(frozen=True)
 class Calibrated:
-    """The coded model, the type of each matrix by its name in GGUF, vectors that changed by theirs,
-    and the loss that was expected, in nats a token: None where nothing was chosen."""
+    """The coded model, the type of each matrix by its name in the format it is for, vectors that
+    changed by theirs, and the loss that was expected, in nats a token: None where nothing was
+    chosen."""
 
     checkpoint: Checkpoint
     table: Mapping[str, str]
@@ -67,7 +68,7 @@ class Calibrated:
     expected_kl: float | None
 
 
-def calibrate(
+def calibrate_gguf(
     checkpoint: Checkpoint,
     budget: Budget,
     windows: Windows,
@@ -98,7 +99,7 @@ def calibrate(
     return Calibrated(
         checkpoint=replace(checkpoint, decoder=decoder),
         table={_gguf(name): types[name].name for name in sorted(types, key=_order)},
-        adjusted=tuple(_adjusted(source, decoder)),
+        adjusted=tuple(adjusted(source, decoder, GGUF)),
         expected_kl=expected,
     )
 
@@ -229,18 +230,18 @@ def _order(name: Name) -> tuple[int, int]:
     return name[0], MATRICES.index(name[1])
 
 
-def _adjusted(source: Decoder, done: Decoder) -> list[str]:
+def adjusted(source: Decoder, done: Decoder, names: Names) -> list[str]:
     """Names of the vectors that are not the source's any more."""
     found = [
-        GGUF.block[part].format(i=i)
+        names.block[part].format(i=i)
         for i, (before, after) in enumerate(zip(source.blocks, done.blocks, strict=True))
-        for part in GGUF.block
+        for part in names.block
         if getattr(after, part) is not getattr(before, part)
         and not isinstance(getattr(after, part), Coded)
     ]
     ends = [
         name
-        for part, name in GGUF.model.items()
+        for part, name in names.model.items()
         if getattr(done, part) is not getattr(source, part)
         and not isinstance(getattr(done, part), Coded)
     ]

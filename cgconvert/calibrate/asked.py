@@ -6,15 +6,15 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from cgconvert.calibrated import CalibratedGGUF, standard_sizes
+from cgconvert.calibrate.effort import EFFORTS, FAST
+from cgconvert.calibrate.gguf import Budget
+from cgconvert.calibrate.plans import CalibratedGGUF, standard_sizes
 from cgconvert.checkpoint.checkpoint import Checkpoint
 from cgconvert.convert import gguf_path, to_gguf
 from cgconvert.errors import UsageError
 from cgconvert.formats.gguf_types import TYPES
 from cgconvert.model import Geometry
-from cgconvert.quant.effort import EFFORTS, FAST
 from cgconvert.quant.plain import Plain
-from cgconvert.quantize import Budget
 from cgconvert.stream.plan import Deferred, Plan
 from cgconvert.text import STDLIB, Text, read_text
 

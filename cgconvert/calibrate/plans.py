@@ -11,13 +11,13 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
+from cgconvert.calibrate.effort import Effort
+from cgconvert.calibrate.gguf import Budget, calibrate_gguf, changeable, check
 from cgconvert.checkpoint.checkpoint import Checkpoint
 from cgconvert.errors import InputError
 from cgconvert.formats import gguf
 from cgconvert.manifest import libraries
-from cgconvert.quant.effort import Effort
 from cgconvert.quant.quantizer import Windows
-from cgconvert.quantize import Budget, calibrate, changeable, check
 from cgconvert.stream.journal import sources
 from cgconvert.stream.plan import Plan
 from cgconvert.stream.progress import Progress
@@ -80,7 +80,7 @@ class CalibratedGGUF:
         """Raises InputError where the text is too short, UsageError where nothing fits."""
         windows = self.windows
         self._claim(folder, windows)
-        done = calibrate(
+        done = calibrate_gguf(
             self.checkpoint, self._resolved(), windows, self.effort, folder, progress,
             self._overhead(),
         )  # fmt: skip

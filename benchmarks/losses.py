@@ -1,0 +1,152 @@
+"""What the benchmarks of quality share: held-out text, rows of losses, their table and drawing."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+from xml.etree.ElementTree import Element, tostring
+
+import numpy as np
+from measuring import RESULTS, keep
+
+from cgconvert.checkpoint.checkpoint import Checkpoint
+from cgconvert.text import STDLIB, read_text
+from cgconvert.verify.distribution import Distribution
+from cgconvert.verify.markup import element
+from cgconvert.verify.metrics import measure
+from cgconvert.verify.reference import Reference
+from cgconvert.verify.report_axes import LEFT, RIGHT, WIDTH, Scale, grid, points, scale_over
+from cgconvert.verify.report_style import STYLE
+
+__all__ = ["HeldOut", "Row", "draw", "keep_rows", "table"]
+
+LENGTH = 256
+TOP, BOTTOM, HEIGHT = 16, 420, 460
+
+
+@dataclass(frozen=True)
+class Row:
+    """One file: bytes, seconds it took to make from F16 or the source, and what it lost."""
+
+    name: str
+    nbytes: int
+    seconds: float
+    kl: float
+    kl_p99: float
+    top1: float
+    perplexity_ratio: float
+
+    @property
+    def series(self) -> str:
+        """Whose it is: what is drawn in one colour."""
+        if self.name.startswith("ours"):
+            return "ours calibrated" if "calibrated" in self.name else "ours, no text"
+        return self.name.split()[0] + (" + imatrix" if self.name.endswith("imatrix") else "")
+
+
+class HeldOut:
+    """The first tokens of the evaluation text, and the float16 reference's answers on them."""
+
+    def __init__(self, source: Checkpoint, tokens: int) -> None:
+        ids = read_text(STDLIB).ids(source.tokenizer, tokens)
+        self.sequences = [ids[i : i + LENGTH] for i in range(0, len(ids) - LENGTH + 1, LENGTH)]
+        self.tokens = sum(map(len, self.sequences))
+        reference = Reference(source.decoder).distributions(self.sequences, source.tokenizer.size)
+        self._wanted = Distribution.joined(reference)
+
+    def row(self, name: str, nbytes: int, seconds: float, logits: np.ndarray) -> Row:
+        """`logits` are those after every token, float32 [tokens, vocabulary]."""
+        loss = measure(self._wanted, logits)
+        ratio = loss.perplexity_ratio or 0.0
+        return Row(name, nbytes, seconds, loss.kl_mean, loss.kl_p99, loss.top1, ratio)
+
+
+def table(rows: Sequence[Row], base: Row, called: str, kl_called: str) -> list[str]:
+    """Markdown; `called` and `kl_called` are what `base` is for bytes and for KL."""
+    return [
+        f"| | bytes | of {called} | KL | × {kl_called} | p99 | top-1 | perplexity | seconds |",
+        "|---|---|---|---|---|---|---|---|---|",
+        *(
+            f"| {r.name} | {r.nbytes:,} | {r.nbytes / base.nbytes:.2f} | {r.kl:.3g} | "
+            f"{r.kl / base.kl:.2f} | {r.kl_p99:.3g} | {r.top1:.4f} | {r.perplexity_ratio:.4f} | "
+            f"{r.seconds:.1f} |"
+            for r in rows
+        ),
+    ]
+
+
+def keep_rows(
+    name: str, facts: dict[str, Any], rows: Sequence[Row], lines: Sequence[str], x_label: str
+) -> None:
+    """results/<name>.json, .md and .svg."""
+    keep(name, {**facts, "rows": [vars(r) for r in rows]}, [*lines, "", f"![]({name}.svg)"])
+    draw(RESULTS / f"{name}.svg", rows, x_label)
+
+
+def draw(path: Path, rows: Sequence[Row], x_label: str) -> None:
+    """KL over bytes as SVG: KL on a logarithmic scale, a colour for each series, bytes growing."""
+    rows = [row for row in sorted(rows, key=lambda r: r.nbytes) if row.kl > 1e-6]
+    first, last = rows[0].nbytes, rows[-1].nbytes
+    margin = max(1, (last - first) // 20)
+    scale = scale_over(last - first + 2 * margin, [r.kl for r in rows], TOP, BOTTOM, decades=1)
+
+    def at(row: Row) -> tuple[float, float]:
+        return scale.x(row.nbytes - first + margin), scale.y(row.kl)
+
+    drawn: list[Element | None] = []
+    for kind, series in enumerate(dict.fromkeys(row.series for row in rows)):
+        some = [row for row in rows if row.series == series]
+        y = TOP + 8 + 18 * kind
+        drawn += [
+            points(f"tensor kind{kind}", [at(row) for row in some]),
+            points(f"tensor kind{kind}", [(WIDTH - RIGHT + 12, y)]),
+            element("text", series, x=WIDTH - RIGHT + 20, y=y + 4),
+        ]
+    style = STYLE + "rect { fill: var(--ground); }"
+    svg = element(
+        "svg",
+        element("style", style),
+        element("rect", width=WIDTH, height=HEIGHT),
+        *grid(scale),
+        *drawn,
+        *_labels([(*at(row), row.name.removeprefix(row.series).strip(" ,")) for row in rows]),
+        *_foot(scale, first - margin, x_label),
+        element("text", "KL", x=4, y=TOP + 4),
+        xmlns="http://www.w3.org/2000/svg",
+        viewBox=f"0 0 {WIDTH} {HEIGHT}",
+    )
+    path.write_text(tostring(svg, encoding="unicode") + "\n")
+
+
+def _labels(places: Sequence[tuple[float, float, str]]) -> list[Element]:
+    """What each point is, beside it; left out where it would lie on another's."""
+    drawn: list[Element] = []
+    taken: list[tuple[float, float, float, float]] = []
+    for x, y, text in places:
+        text = text.removeprefix("llama-quantize ").removesuffix(" + imatrix")
+        width = 6.0 * len(text)
+        for left, base in ((x + 6, y + 4), (x - 6 - width, y + 4), (x + 4, y + 15), (x + 4, y - 7)):
+            box = (left, base - 9, left + width, base + 2)
+            if box[2] > WIDTH - RIGHT or any(
+                box[0] < b[2] and b[0] < box[2] and box[1] < b[3] and b[1] < box[3] for b in taken
+            ):
+                continue
+            taken.append(box)
+            drawn.append(element("text", text, x=round(left, 1), y=round(base, 1)))
+            break
+    return drawn
+
+
+def _foot(scale: Scale, start: int, label: str) -> list[Element]:
+    """Marks of the bytes, in MB, some six of them."""
+    step = next(s for s in (10**d * m for d in range(4, 12) for m in (1, 2, 5))
+                if scale.count / s <= 7)  # fmt: skip
+    drawn = []
+    for mark in range(-(-start // step) * step, start + scale.count, step):
+        x = scale.x(mark - start)
+        drawn.append(element("path", d=f"M{x} {BOTTOM}v5", class_="grid"))
+        drawn.append(element("text", f"{mark / 1e6:g}", x=x, y=BOTTOM + 17, text_anchor="middle"))
+    middle = (LEFT + WIDTH - RIGHT) / 2
+    return [*drawn, element("text", label, x=middle, y=HEIGHT - 8, text_anchor="middle")]

@@ -1,0 +1,267 @@
+"""What quantization loses in onnxruntime itself: ours and its own MatMulNBitsQuantizer's.
+
+    python benchmarks/quality_onnx.py --model codegen-tiny-mono
+
+Everything is made from one source, the peers from our float32 graph of it, all with blocks of 32
+and activations of 8 bits (accuracy level 4). Losses are measured as quality.py measures them. Bytes
+are those of all matrices that are multiplied with, the head among them: the peers leave the
+embedding in float32, so it is not counted; ours has 8 bits. GPTQ and ours see the same windows.
+
+The peers quantize every MatMul, the head too, in 4 bits. With `8-bit head` the head is given to
+k_quant in 8 bits first, and the peer named gets the rest.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import io
+import logging
+import shutil
+import tempfile
+import time
+from collections.abc import Iterator, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import click
+import numpy as np
+import onnx as onnx_format
+import onnxruntime
+from losses import HeldOut, Row, keep_rows, table
+from measuring import command, machine
+from onnxruntime.quantization.calibrate import CalibrationDataReader
+from onnxruntime.quantization.matmul_nbits_quantizer import (
+    DefaultWeightOnlyQuantConfig,
+    GPTQWeightOnlyQuantConfig,
+    KQuantWeightOnlyQuantConfig,
+    MatMulNBitsQuantizer,
+    WeightOnlyQuantConfig,
+)
+
+from cgconvert.calibrate.effort import EFFORTS
+from cgconvert.calibrate.onnx import calibrate_onnx, standard_types
+from cgconvert.checkpoint.checkpoint import Checkpoint
+from cgconvert.checkpoint.onnx import find_graph
+from cgconvert.checkpoint.read import read
+from cgconvert.formats import onnx
+from cgconvert.formats.onnx.variant import Variant
+from cgconvert.model import Geometry
+from cgconvert.names import ONNX
+from cgconvert.quant.coded import Coded
+from cgconvert.quant.matmul_nbits import MatMulNBits
+from cgconvert.quant.quantizer import Windows
+from cgconvert.quant.sensitivity import Name
+from cgconvert.stream.execute import execute
+from cgconvert.stream.progress import Silent
+from cgconvert.tensor import InMemory, LazyTensor
+from cgconvert.text import STDLIB, read_text
+
+BLOCK, LEVEL = 32, 4
+EFFORT = EFFORTS["default"]
+HEAD = "lm_head"
+KEPT = ("choices.json", "fisher.safetensors")
+"""Steps of a calibration that do not depend on the types."""
+
+
+class Bench:
+    """Makes files and measures them; `rows` is what was found."""
+
+    def __init__(self, source: Checkpoint, held_out: HeldOut, threads: int, place: Path) -> None:
+        self.source, self.held_out, self.place = source, held_out, place
+        self.rows: list[Row] = []
+        self.options = onnxruntime.SessionOptions()
+        self.options.intra_op_num_threads, self.options.log_severity_level = threads, 3
+        text = read_text(STDLIB, "calibration")
+        ids = text.ids(source.tokenizer)
+        self.windows = Windows.of(ids, source.geometry.n_positions, text.name, EFFORT)
+
+    def judge(self, name: str, graph: Path, nbytes: int, seconds: float) -> None:
+        session = onnxruntime.InferenceSession(
+            str(graph), self.options, providers=["CPUExecutionProvider"]
+        )
+        taken = {value.name for value in session.get_inputs()}
+        logits = [
+            session.run(["logits"], {k: v for k, v in fed.items() if k in taken})[0][0]
+            for fed in _feeds(self.held_out.sequences, self.source.geometry)
+        ]
+        self.rows.append(self.held_out.row(name, nbytes, seconds, np.concatenate(logits)))
+        click.echo(f"{name}: KL {self.rows[-1].kl:.3g}, {nbytes:,} bytes", err=True)
+
+    def ours(self, name: str, checkpoint: Checkpoint, began: float, **options: Any) -> None:
+        path = self.place / "ours"
+        plan = onnx.plan(checkpoint, path, **options)
+        execute(plan, self.source, force=True)
+        matrices = (i for i in plan.items if isinstance(i.encoding, MatMulNBits))
+        nbytes = sum(item.nbytes for item in matrices if item.name != ONNX.model["wte"])
+        self.judge(name, find_graph(path), nbytes, time.monotonic() - began)
+
+    def calibrated(self, name: str, symmetric: bool = False, nbytes: int | None = None) -> None:
+        """`nbytes` counts no embedding, whose 8 bits are added."""
+        began = time.monotonic()
+        g, kept = self.source.geometry, self.place / "kept"
+        kept.mkdir(exist_ok=True)
+        variant = Variant(bits=4, symmetric=symmetric)
+        if nbytes is not None:
+            nbytes += g.vocab_size * g.n_embd + 2 * g.vocab_size * g.n_embd // 128
+        with tempfile.TemporaryDirectory(dir=self.place) as folder:
+            for file in kept.iterdir():
+                shutil.copy(file, folder)
+            work = Path(folder)
+            done = calibrate_onnx(
+                self.source, variant, self.windows, EFFORT, work, Silent(), nbytes
+            )
+            for file in (work / step for step in KEPT):
+                if file.is_file():
+                    shutil.copy(file, kept)
+            self.ours(
+                name, done.checkpoint, began, bits=4, symmetric=symmetric, adjusted=done.adjusted
+            )
+
+    def peer(
+        self, name: str, algorithm: WeightOnlyQuantConfig, symmetric: bool = False, head: int = 4
+    ) -> int:
+        """Its bytes."""
+        model = onnx_format.load(str(find_graph(self.place / "float")))
+        for value in model.graph.input:
+            if value.name == "position_ids":  # no node reads it, and two of them cannot have that
+                model.graph.input.remove(value)
+                break
+        began = time.monotonic()
+        if head == 8:
+            others = [n.name for n in model.graph.node if n.op_type == "MatMul" and n.name != HEAD]
+            eight = KQuantWeightOnlyQuantConfig(customized_weight_config={HEAD: {"bits": 8}})
+            model = _quantized(model, eight, False, others)
+        model = _quantized(model, algorithm, symmetric, [])
+        seconds = time.monotonic() - began
+        nodes = (n for n in model.graph.node if n.op_type in ("MatMul", "MatMulNBits"))
+        read_by = {name for node in nodes for name in node.input}
+        weights = (t for t in model.graph.initializer if t.name in read_by)
+        nbytes = sum(onnx_format.numpy_helper.to_array(tensor).nbytes for tensor in weights)
+        graph = self.place / "peer.onnx"
+        onnx_format.save_model(model, str(graph))
+        self.judge(f"onnxruntime {name}", graph, nbytes, seconds)
+        return nbytes
+
+
+class Reader(CalibrationDataReader):
+    """Windows of text, one at a time."""
+
+    def __init__(self, windows: Sequence[Sequence[int]], geometry: Geometry) -> None:
+        self.windows, self.geometry = windows, geometry
+        self.left: Iterator[dict[str, np.ndarray]] | None = None
+
+    def get_next(self) -> dict[str, np.ndarray] | None:
+        if self.left is None:
+            self.left = _feeds(self.windows, self.geometry)
+        fed = next(self.left, None)
+        return fed and {name: value for name, value in fed.items() if name != "position_ids"}
+
+
+@click.command()
+@click.option("--model", default="codegen-tiny-mono", show_default=True)
+@click.option("--tokens", type=click.IntRange(512), default=16384, show_default=True)
+@click.option("--threads", type=click.IntRange(1), default=1, show_default=True)
+@click.option("--work", type=click.Path(path_type=Path))
+def main(model: str, tokens: int, threads: int, work: Path | None) -> None:
+    """Make every file and measure it."""
+    logging.disable(logging.WARNING)  # the peers' account of every node
+    source = read(model)
+    held_out = HeldOut(source, tokens)
+    with tempfile.TemporaryDirectory(dir=work) as folder:
+        bench = Bench(source, held_out, threads, Path(folder))
+        execute(onnx.plan(source, bench.place / "float"), source)
+        reader = Reader(bench.windows.fitted.tolist(), source.geometry)
+        default = DefaultWeightOnlyQuantConfig
+        sizes = {}
+        for head, label in ((4, ""), (8, " + 8-bit head")):
+            for kind, symmetric in (("symmetric", True), ("asymmetric", False)):
+                config = default(BLOCK, is_symmetric=symmetric, accuracy_level=LEVEL)
+                bench.peer(f"RTN {kind}{label}", config, symmetric, head)
+            config = KQuantWeightOnlyQuantConfig()
+            sizes[head] = bench.peer(f"k_quant{label}", config, head=head)
+            config = GPTQWeightOnlyQuantConfig(calibration_data_reader=reader)
+            bench.peer(f"GPTQ{label}", config, head=head)
+        for kind, symmetric in (("symmetric", True), ("asymmetric", False)):
+            variant, options = Variant(bits=4, symmetric=symmetric), {"symmetric": symmetric}
+            bench.ours(f"ours RTN {kind}", source, time.monotonic(), bits=4, **options)
+            began = time.monotonic()
+            bench.ours(f"ours search {kind}", _searched(source, variant), began, bits=4, **options)
+            bench.calibrated(f"ours calibrated {kind}", symmetric)
+        bench.calibrated("ours calibrated, k_quant's bytes", nbytes=sizes[4])
+        bench.calibrated("ours calibrated, k_quant + 8-bit head's bytes", nbytes=sizes[8])
+    _write_results(model, threads, bench)
+
+
+def _feeds(
+    sequences: Sequence[Sequence[int]], geometry: Geometry
+) -> Iterator[dict[str, np.ndarray]]:
+    """What each sequence alone is fed as, with an empty cache."""
+    g = geometry
+    cache = {
+        f"past_key_values.{i}.{part}": np.empty((1, g.n_head, 0, g.head_dim), np.float32)
+        for i in range(g.n_layer)
+        for part in ("key", "value")
+    }
+    for ids in sequences:
+        yield {
+            "input_ids": np.array([ids], np.int64),
+            "attention_mask": np.ones((1, len(ids)), np.int64),
+            "position_ids": np.arange(len(ids))[None],
+            **cache,
+        }
+
+
+def _quantized(
+    model: onnx_format.ModelProto,
+    algorithm: WeightOnlyQuantConfig,
+    symmetric: bool,
+    excluded: Sequence[str],
+) -> onnx_format.ModelProto:
+    quantizer = MatMulNBitsQuantizer(
+        model, block_size=BLOCK, is_symmetric=symmetric, accuracy_level=LEVEL,
+        nodes_to_exclude=list(excluded), algo_config=algorithm,
+    )  # fmt: skip
+    with contextlib.redirect_stdout(io.StringIO()):  # progress bars
+        quantizer.process()
+    return quantizer.model.model
+
+
+def _searched(source: Checkpoint, variant: Variant) -> Checkpoint:
+    """The variant's types by the search alone, without text."""
+
+    def coded(name: Name, tensor: LazyTensor) -> LazyTensor:
+        (found,) = types[name].encode(tensor.read().float())
+        return Coded(InMemory(found), tensor.shape, types[name])
+
+    types, d = standard_types(source.geometry, variant), source.decoder
+    blocks = tuple(
+        replace(b, **{p: coded((i, p), t) for p, t in vars(b).items() if (i, p) in types})
+        for i, b in enumerate(d.blocks)
+    )
+    return replace(source, decoder=replace(
+        d, blocks=blocks, wte=coded("wte", d.wte), head=coded("head", d.head)
+    ))  # fmt: skip
+
+
+def _write_results(model: str, threads: int, bench: Bench) -> None:
+    shape = machine("onnxruntime", "onnx")
+    base = next(r for r in bench.rows if r.name == "onnxruntime k_quant")
+    lines = [
+        f"`{command()}`",
+        "",
+        f"{model}: mean and 99th percentile of the KL divergence from the float16 reference in "
+        f"onnxruntime, over {bench.held_out.tokens} tokens that took part in no choice; seconds on "
+        f"{threads} of {shape['cores']} cores, {shape['architecture']}. Bytes of the matrices that "
+        "are multiplied with; the embedding, which the peers leave in float32, is not counted.",
+        "",
+        *table(bench.rows, base, "k_quant", "k_quant"),
+    ]
+    facts = {"command": command(), "model": model, "tokens": bench.held_out.tokens,
+             "threads": threads, "machine": shape}  # fmt: skip
+    name = f"quality-onnx-{Path(model).name}"
+    keep_rows(name, facts, bench.rows, lines, "megabytes of the matrices")
+
+
+if __name__ == "__main__":
+    main()
