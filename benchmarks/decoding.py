@@ -137,7 +137,8 @@ def llamacpp(path: Path, threads: int) -> Answer:
     """llama.cpp at its best: weights repacked, flash attention, its own float16 cache."""
     from llama_cpp import llama_cpp as lib
 
-    lib.llama_log_set(lib.llama_log_callback(lambda level, text, data: None), None)
+    silent = lib.llama_log_callback(lambda level, text, data: None)
+    lib.llama_log_set(silent, None)
     lib.llama_backend_init()
     model_parameters = lib.llama_model_default_params()
     model = lib.llama_model_load_from_file(str(path).encode(), model_parameters)
@@ -158,7 +159,7 @@ def llamacpp(path: Path, threads: int) -> Answer:
             raise SystemExit("llama_decode failed")
         lib.llama_synchronize(context)
 
-    def answer(batch: int, prompt: int, steps: int) -> tuple[float, float]:
+    def answer(batch: int, prompt: int, steps: int, kept: Any = silent) -> tuple[float, float]:
         lib.llama_memory_clear(lib.llama_get_memory(context), True)
         began = time.perf_counter()
         decode([(s, p, p == prompt - 1) for s in range(batch) for p in range(prompt)])

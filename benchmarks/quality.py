@@ -111,7 +111,7 @@ def _write(source: Checkpoint, path: Path, type_: str) -> None:
 
 def _calibrated(source: Checkpoint, path: Path, budget: Budget, text: Any, place: Path) -> None:
     """What does not depend on the budget is kept from one to the next."""
-    asked = CalibratedGGUF(source, path, budget, text, EFFORTS["default"])
+    asked = CalibratedGGUF(source, path, text, EFFORTS["default"], {}, budget=budget)
     execute(asked.plan(place / "steps", Silent()), source, force=True)
 
 

@@ -14,7 +14,7 @@ from cgconvert.checkpoint.checkpoint import Checkpoint
 from cgconvert.errors import UsageError
 from cgconvert.stream.plan import Deferred, Plan
 
-__all__ = ["CONVERSIONS", "gguf_path", "quantize", "to_gguf", "to_hf", "to_onnx"]
+__all__ = ["CONVERSIONS", "gguf_path", "onnx_path", "quantize", "to_gguf", "to_hf", "to_onnx"]
 
 SHARD_BYTES = 5 * 10**9
 
@@ -62,12 +62,23 @@ def to_onnx(
     blocks = _given(block_size=block_size, symmetric=symmetric, accuracy_level=accuracy_level)
     if blocks and not bits:
         raise UsageError(f"{_option(blocks)} is an option of quantized matrices: add --bits 4 or 8")
+    path = output or onnx_path(checkpoint, dtype, bits, client, target)
+    return onnx.plan(
+        checkpoint, path, dtype=dtype, bits=bits, client=client, target=target, **blocks
+    )
+
+
+def onnx_path(
+    checkpoint: Checkpoint,
+    dtype: str = "float32",
+    bits: int | None = None,
+    client: str = "any",
+    target: str = "cpu",
+) -> Path:
+    """Where a graph goes that nobody has named."""
     folder = "onnx" + (f"-int{bits}" if bits else "") + ("-fp16" if dtype == "float16" else "")
     folder += ("" if client == "any" else "-js") + ("" if target == "cpu" else f"-{target}")
-    output = output or OUT / checkpoint.name / folder
-    return onnx.plan(
-        checkpoint, output, dtype=dtype, bits=bits, client=client, target=target, **blocks
-    )
+    return OUT / checkpoint.name / folder
 
 
 def to_gguf(
@@ -116,6 +127,9 @@ def quantize(
     `calibration` is the path of a text, "stdlib" (the default) or "none"; the last three are for
     ONNX, see `to_onnx`. Raises UsageError for what does not go together.
     """
+    from cgconvert.calibrate.asked import quantize_gguf, quantize_onnx, standard
+    from cgconvert.calibrate.gguf import Budget
+
     blocks = _given(block_size=block_size, symmetric=symmetric, accuracy_level=accuracy_level)
     asked = _given(bits=bits, type=type, max_size=max_size, bpw=bpw, max_kl=max_kl)
     if len(asked) != 1:
@@ -125,12 +139,9 @@ def quantize(
         others = [n for n in asked if n != "bits"] + ["tensor_type"] * bool(tensor_type)
         if others:
             raise UsageError(f"{_option(others)} is an option of --format gguf; give --bits")
-        return to_onnx(checkpoint, output, bits=bits, **blocks)
+        return quantize_onnx(checkpoint, output, bits or 0, effort, calibration, blocks)
     if blocks:
         raise UsageError(f"{_option(blocks)} is an option of --format onnx; GGUF's types have none")
-    from cgconvert.calibrate.asked import quantize_gguf, standard
-    from cgconvert.calibrate.gguf import Budget
-
     budget = Budget(
         mix="Q8_0" if bits == 8 else type,
         like=standard(checkpoint.geometry) if bits == 4 else None,

@@ -63,7 +63,7 @@ def done(source: Checkpoint, text: Text, tmp_path_factory: pytest.TempPathFactor
 
 def calibrated(source: Checkpoint, budget: Budget, text: Text, folder: Path) -> Calibrated:
     """As convert.quantize has it done, and only the first half."""
-    deferred = CalibratedGGUF(source, folder / "model.gguf", budget, text, EFFORT)
+    deferred = CalibratedGGUF(source, folder / "model.gguf", text, EFFORT, {}, budget=budget)
     found: list[Calibrated] = []
 
     def keep(*arguments: Any) -> Calibrated:

@@ -85,6 +85,24 @@ def test_four_bits(run: Callable[..., Outcome], folder: Path) -> None:
     assert not caught.value.code
 
 
+def test_four_bits_for_onnx(run: Callable[..., Outcome], folder: Path) -> None:
+    """The same files of the same sizes as by rounding, but for the numbers in them."""
+    onnx = ("--bits", "4", "--format", "onnx", "--block-size", "64")
+    assert run(*onnx, "-o", "fitted").code == 0
+    assert run(*onnx, "--calibration", "none", "-o", "rounded").code == 0
+    fitted, rounded = (
+        folder / name / "onnx" / "model_q4.onnx_data" for name in ("fitted", "rounded")
+    )
+    assert fitted.stat().st_size == rounded.stat().st_size
+    assert fitted.read_bytes() != rounded.read_bytes()
+    options = json.loads((folder / "fitted" / "cgconvert.json").read_text())["options"]
+    assert options["calibration"]["text"] == "text.py"
+    assert options["block_size"] == 64
+    with pytest.raises(SystemExit) as caught:
+        main(["verify", "fitted", "--reference", "small"])
+    assert not caught.value.code
+
+
 def test_budgets_are_kept(run: Callable[..., Outcome], folder: Path) -> None:
     table = "--tensor-type=blk.0.*=Q8_0", "--tensor-type=*.attn_v.weight=Q6_K"
     assert run("--max-size", "2.9MB", *table, "-o", "size.gguf").code == 0

@@ -8,9 +8,9 @@ from typing import Any
 
 from cgconvert.calibrate.effort import EFFORTS, FAST
 from cgconvert.calibrate.gguf import Budget
-from cgconvert.calibrate.plans import CalibratedGGUF, standard_sizes
+from cgconvert.calibrate.plans import CalibratedGGUF, CalibratedONNX, standard_sizes
 from cgconvert.checkpoint.checkpoint import Checkpoint
-from cgconvert.convert import gguf_path, to_gguf
+from cgconvert.convert import gguf_path, onnx_path, to_gguf, to_onnx
 from cgconvert.errors import UsageError
 from cgconvert.formats.gguf_types import TYPES
 from cgconvert.model import Geometry
@@ -18,7 +18,7 @@ from cgconvert.quant.plain import Plain
 from cgconvert.stream.plan import Deferred, Plan
 from cgconvert.text import STDLIB, Text, read_text
 
-__all__ = ["NO_TEXT", "QUANTIZED", "quantize_gguf", "standard"]
+__all__ = ["NO_TEXT", "QUANTIZED", "quantize_gguf", "quantize_onnx", "standard"]
 
 NO_TEXT = "none"
 """In place of a calibration text: only the search."""
@@ -47,7 +47,23 @@ def quantize_gguf(
         return to_gguf(checkpoint, output, type=kind, tensor_type=budget.fixed)
     path = gguf_path(checkpoint, output, _called(budget))
     own = {"tensor_type": dict(budget.fixed)} if budget.fixed else {}
-    return CalibratedGGUF(checkpoint, path, budget, text, EFFORTS[effort], {**asked, **own})
+    return CalibratedGGUF(checkpoint, path, text, EFFORTS[effort], {**asked, **own}, budget=budget)
+
+
+def quantize_onnx(
+    checkpoint: Checkpoint,
+    output: Path | None,
+    bits: int,
+    effort: str,
+    calibration: str | None,
+    blocks: dict[str, Any],
+) -> Plan | Deferred:
+    """8 bits are rounded, 4 are fitted. See convert.to_onnx for `blocks`."""
+    text = _calibration(Budget(mix=ROUNDED if bits == 8 else None), effort, calibration)
+    if text is None:
+        return to_onnx(checkpoint, output, bits=bits, **blocks)
+    path = output or onnx_path(checkpoint, bits=bits)
+    return CalibratedONNX(checkpoint, path, text, EFFORTS[effort], {}, blocks=blocks)
 
 
 def standard(geometry: Geometry) -> str:
@@ -61,7 +77,7 @@ def _calibration(budget: Budget, effort: str, given: str | None) -> Text | None:
         raise UsageError(f"effort {effort!r} is not one of {FAST}, {', '.join(EFFORTS)}")
     if budget.mix is not None and budget.mix == ROUNDED:
         if given not in (None, NO_TEXT):
-            raise UsageError(f"{budget.mix} is rounded, not calibrated: leave out --calibration")
+            raise UsageError("8 bits are rounded, not calibrated: leave out --calibration")
         return None
     if effort == FAST and given not in (None, NO_TEXT):
         raise UsageError(f"--effort {FAST} takes no text: leave out --calibration, or --effort")

@@ -1,0 +1,136 @@
+"""What plans that are fitted to a text have in common: the text's windows, the folder of steps."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import shutil
+import time
+from abc import ABC, abstractmethod
+from collections.abc import Mapping
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from cgconvert.calibrate.effort import Effort
+from cgconvert.calibrate.gguf import Calibrated
+from cgconvert.checkpoint.checkpoint import Checkpoint
+from cgconvert.manifest import libraries
+from cgconvert.quant.quantizer import MEASURED, Windows
+from cgconvert.stream.journal import sources
+from cgconvert.stream.plan import Plan
+from cgconvert.stream.progress import Progress
+from cgconvert.text import Text
+
+__all__ = ["Fitted"]
+
+LAYER, ENDS, SENSITIVITY, CUBIC = 18, 3, 13, 10
+"""Floating-point operations a weight and token: what a layer, the embedding and head, and the
+sensitivities were seen to take beside a matrix product's speed; CUBIC is by cubed width, of the
+inverse of the moments."""
+
+PROBE = 1536
+
+
+@dataclass(frozen=True)
+class Fitted(ABC):
+    """A stream.plan.Deferred for `output`; `asked` is what was asked for, for the manifest."""
+
+    checkpoint: Checkpoint
+    output: Path
+    text: Text
+    effort: Effort
+    asked: Mapping[str, Any]
+
+    @property
+    @abstractmethod
+    def limit(self) -> int:
+        """Bytes that will be written at most."""
+
+    @property
+    def chooses(self) -> bool:
+        """Whether types are chosen, by sensitivities."""
+        return False
+
+    @abstractmethod
+    def plan(self, folder: Path, progress: Progress) -> Plan:
+        """See stream.plan.Deferred."""
+
+    @cached_property
+    def windows(self) -> Windows:
+        """Raises InputError where the text is too short."""
+        ids = self.text.ids(self.checkpoint.tokenizer)
+        return Windows.of(ids, self.checkpoint.geometry.n_positions, self.text.name, self.effort)
+
+    @property
+    def nbytes(self) -> int:
+        tokens = self.windows.fitted.numel() + self.windows.held_out.numel()
+        return 2 * self.limit + 2 * 4 * tokens * self.checkpoint.geometry.n_embd
+
+    def told(self) -> str:
+        w = self.windows
+        return (
+            f"{self.text.name}: {len(w.fitted)} windows of {w.fitted.shape[1]} tokens to fit to, "
+            f"{len(w.held_out)} to judge by; about {_human(self._seconds())} here"
+        )
+
+    def claim(self, folder: Path) -> Windows:
+        """Empty `folder` unless what is in it is of the same source and text."""
+        told = [
+            libraries(), sources(self.checkpoint), self.windows.sha256, vars(self.effort),
+            self.checkpoint.geometry.as_dict(), self.format,
+        ]  # fmt: skip
+        key = hashlib.sha256(json.dumps(told, sort_keys=True).encode()).hexdigest()
+        mark = folder / "key"
+        if not mark.is_file() or mark.read_text() != key:
+            shutil.rmtree(folder, ignore_errors=True)
+            folder.mkdir(parents=True)
+            mark.write_text(key)
+        return self.windows
+
+    @property
+    @abstractmethod
+    def format(self) -> str:
+        """The artefact's."""
+
+    def options(self, done: Calibrated, windows: Windows) -> dict[str, Any]:
+        """For the manifest."""
+        found = {
+            **self.asked,
+            "effort": self.effort.name,
+            "calibration": {
+                "text": self.text.name,
+                "sha256": self.text.sha256,
+                "windows": windows.sha256,
+            },
+            "types": dict(done.table),
+            "adjusted": list(done.adjusted),
+        }
+        if done.expected_kl is not None:
+            found["expected_kl"] = float(f"{done.expected_kl:.3g}")
+        return found
+
+    def _seconds(self) -> float:
+        """An estimate, from how fast a matrix product is now."""
+        g, w = self.checkpoint.geometry, self.windows
+        tokens = w.fitted.numel() + w.held_out.numel()
+        layers = g.n_layer * (4 * g.n_embd + 2 * g.n_inner) * g.n_embd
+        ends = 2 * g.vocab_size * g.n_embd
+        measured = min(MEASURED * w.fitted.shape[1], tokens)
+        work = tokens * (LAYER * layers + ENDS * ends) + measured * SENSITIVITY * (layers + ends)
+        work += CUBIC * g.n_layer * (2 * g.n_embd**3 + g.n_inner**3)
+        probe = torch.ones(PROBE, PROBE)
+        probe @ probe
+        began = time.perf_counter()
+        probe @ probe
+        return work * (time.perf_counter() - began) / (2 * PROBE**3)
+
+
+def _human(seconds: float) -> str:
+    if seconds < 90:
+        return f"{max(1, round(seconds / 5) * 5)} s"
+    minutes = seconds / 60
+    return f"{minutes:.0f} min" if minutes < 90 else f"{minutes / 60:.1f} h"
