@@ -15,6 +15,8 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
+from functools import cached_property
+from typing import Protocol
 
 import torch
 
@@ -71,35 +73,60 @@ class Moments:
         self.outputs, self.count = rows is not None, 0
 
     def add(self, exact: torch.Tensor, ours: torch.Tensor) -> None:
-        """Of positions [..., columns]; `exact` are x, or W x where there are `rows`."""
-        x, y = (t.reshape(-1, t.shape[-1]) for t in (exact, ours))
-        self.inputs += y.t() @ y
-        self.cross += x.t() @ y
-        self.mean_exact += x.sum(0)
-        self.mean_ours += y.sum(0)
-        self.count += len(x)
+        """Of positions [n, columns]; `exact` are x, or W x where there are `rows`."""
+        self.inputs += ours.t() @ ours
+        self.cross += exact.t() @ ours
+        self.mean_exact += exact.sum(0)
+        self.mean_ours += ours.sum(0)
+        self.count += len(exact)
 
-    def wanted(self, weight: torch.Tensor) -> torch.Tensor:
-        return self.cross if self.outputs else weight.to(self.cross.dtype) @ self.cross
+    @cached_property
+    def hessian(self) -> Hessian:
+        """Of `inputs`, which nobody looks at after this."""
+        self.scale = float(self.inputs.diagonal().mean().clamp(min=1e-30))
+        return Hessian.of(self.inputs, scratch=True)
 
     def target(self, weight: torch.Tensor) -> torch.Tensor:
         """The matrix whose outputs on our inputs are nearest to `weight`'s on the source's."""
-        damping = DAMPING * self.inputs.diagonal().mean().clamp(min=1e-30)
-        damped = self.inputs.clone()
-        damped.diagonal().add_(damping)
-        factor = torch.linalg.cholesky(damped)
-        wanted = self.wanted(weight) + damping * weight.to(damped.dtype)
-        return torch.cholesky_solve(wanted.t(), factor).t().float().contiguous()
-
-    def error(self, weight: torch.Tensor, other: torch.Tensor) -> float:
-        """sum |W x - Q y|^2, without the part that does not depend on Q."""
-        other = other.to(self.inputs.dtype)
-        return float(((other @ self.inputs - 2 * self.wanted(weight)) * other).sum())
+        hessian = self.hessian
+        wanted = self.cross if self.outputs else weight.to(self.cross.dtype) @ self.cross
+        return hessian.solve((wanted / self.scale).float() + DAMPING * weight)
 
     def bias(self, weight: torch.Tensor, other: torch.Tensor) -> torch.Tensor:
         """What to add to a bias so that the mean output stays: E[W x - Q y], float32 [rows]."""
         exact = self.mean_exact if self.outputs else weight.double() @ self.mean_exact
         return ((exact - other.double() @ self.mean_ours) / self.count).float()
+
+
+class Gate(Protocol):
+    def error(self, weight: torch.Tensor, other: torch.Tensor) -> float:
+        """How far outputs of `other` are from those of `weight`, in all: sum |W x - Q y|^2."""
+
+
+class Positions:
+    """Positions that were held out: `exact` as Moments.add has them, and ours."""
+
+    def __init__(self, outputs: bool) -> None:
+        self.outputs = outputs
+        self.pairs: list[tuple[torch.Tensor, torch.Tensor]] = []
+
+    def error(self, weight: torch.Tensor, other: torch.Tensor) -> float:
+        total = 0.0
+        for exact, ours in self.pairs:
+            wanted = exact if self.outputs else exact @ weight.t()
+            total += float((wanted - ours @ other.t()).square().sum(dtype=torch.float64))
+        return total
+
+
+class Fisher:
+    """The embedding's: errors of its rows count by this matrix [n_embd, n_embd]."""
+
+    def __init__(self, matrix: torch.Tensor) -> None:
+        self.matrix = matrix
+
+    def error(self, weight: torch.Tensor, other: torch.Tensor) -> float:
+        difference = (weight - other).to(self.matrix.dtype)
+        return float(((difference @ self.matrix) * difference).sum())
 
 
 class Calibration:
@@ -127,7 +154,9 @@ class Calibration:
     def embedding(self, fisher: torch.Tensor, held_out: torch.Tensor) -> tuple[Quantized, State]:
         """The embedding, under the Fisher matrix of its output: float64 [n_embd, n_embd] each."""
         weight = self.decoder.wte.read().float()
-        done = self._fit("wte", weight, *(_of_matrix(f) for f in (fisher, held_out)))
+        fit = Moments(len(fisher))
+        fit.inputs, fit.cross = fisher, fisher.clone()
+        done = self._fit("wte", weight, fit, Fisher(held_out))
         return done, State(weight[self.ids], done.values[self.ids])
 
     def layer(self, i: int, state: State) -> dict[str, Quantized]:
@@ -137,7 +166,7 @@ class Calibration:
         found: dict[str, Quantized] = {}
         q = dict(w)
 
-        def settle(part: str, fit: Moments, gate: Moments) -> None:
+        def settle(part: str, fit: Moments, gate: Gate) -> None:
             found[part] = self._fit((i, part), w[part], fit, gate)
             q[part] = found[part].values
 
@@ -153,6 +182,8 @@ class Calibration:
         for s in self._parts():
             contexts.exact[s] = self._context(w, state.exact[s])
             contexts.ours[s] = self._context(q, state.ours[s])
+        for part in "qkv":  # of a large model, gigabytes
+            del w[part], q[part]
         settle("o", *self._moments((contexts.exact[s], contexts.ours[s]) for s in self._parts()))
         # The layer is as wide inside as four of its outputs: those are what is kept.
         outputs = torch.empty_like(state.exact)
@@ -185,14 +216,14 @@ class Calibration:
         return {"head": done, "head_bias": Quantized(None, bias)}
 
     def _fit(
-        self, name: str | tuple[int, str], weight: torch.Tensor, fit: Moments, gate: Moments
+        self, name: str | tuple[int, str], weight: torch.Tensor, fit: Moments, gate: Gate
     ) -> Quantized:
         codec = self.types.get(name)
         if codec is None:
             return Quantized(None, weight)
         (plain,) = codec.encode(weight)
         found = codec.decode(plain, weight.shape)
-        coded = quantize(fit.target(weight), Hessian.of(fit.inputs), codec, self.sweeps)
+        coded = quantize(fit.target(weight), fit.hessian, codec, self.sweeps)
         values = codec.decode(coded, weight.shape)
         if not gate.error(weight, values) <= gate.error(weight, found):
             return Quantized(plain, found, fitted=False)
@@ -204,16 +235,19 @@ class Calibration:
 
     def _moments(
         self, pairs: Iterator[tuple[torch.Tensor, torch.Tensor]], rows: int | None = None
-    ) -> tuple[Moments, Moments]:
-        """Of the fitted windows and of those held out; `rows` see Moments."""
-        found: list[Moments] = []
-        for part, (exact, ours) in zip(self._parts(), pairs, strict=True):
-            if not found:
-                found = [Moments(ours.shape[-1], rows), Moments(ours.shape[-1], rows)]
-            edge = max(0, min(len(exact), self.fitted - part.start))
-            found[0].add(exact[:edge], ours[:edge])
-            found[1].add(exact[edge:], ours[edge:])
-        return found[0], found[1]
+    ) -> tuple[Moments, Positions]:
+        """Of the fitted windows, and what is held out; `rows` see Moments."""
+        fit, gate = None, Positions(rows is not None)
+        for part, pair in zip(self._parts(), pairs, strict=True):
+            edge = max(0, min(len(pair[0]), self.fitted - part.start))
+            fit = fit or Moments(pair[1].shape[-1], rows)
+            if edge:
+                fit.add(*(some[:edge].flatten(0, 1) for some in pair))
+            if edge < len(pair[0]):
+                exact, ours = (some[edge:].flatten(0, 1) for some in pair)
+                gate.pairs.append((exact, ours))
+        assert fit is not None
+        return fit, gate
 
     def _normed(self, w: Mapping[str, torch.Tensor], x: torch.Tensor) -> torch.Tensor:
         return norm(x, w["ln_weight"], w["ln_bias"], self.decoder.geometry.layer_norm_epsilon)
@@ -225,9 +259,3 @@ class Calibration:
 
     def _inner(self, w: Mapping[str, torch.Tensor], x: torch.Tensor) -> torch.Tensor:
         return gelu(self._normed(w, x) @ w["fc_in"].t() + w["fc_in_bias"])
-
-
-def _of_matrix(fisher: torch.Tensor) -> Moments:
-    moments = Moments(len(fisher))
-    moments.inputs, moments.cross, moments.count = fisher, fisher.clone(), 1
-    return moments

@@ -36,13 +36,21 @@ class Hessian:
     factor: torch.Tensor
 
     @classmethod
-    def of(cls, moments: torch.Tensor, damping: float = DAMPING) -> Hessian:
-        """From sums of x x^T, float64 [columns, columns]; only ratios matter."""
-        damped = moments / moments.diagonal().mean().clamp(min=1e-30)
+    def of(cls, moments: torch.Tensor, damping: float = DAMPING, scratch: bool = False) -> Hessian:
+        """From sums of x x^T [columns, columns], float64, or float32 where memory is short; only
+        ratios matter. With `scratch` the sums are overwritten."""
+        scale = moments.diagonal().mean().clamp(min=1e-30)
+        damped = moments.div_(scale) if scratch else moments / scale
         damped.diagonal().add_(damping)
-        inverse = torch.cholesky_inverse(torch.linalg.cholesky(damped))
-        factor = torch.linalg.cholesky(inverse, upper=True)
-        return cls(damped.float(), factor.float())
+        lower = torch.linalg.cholesky(damped)
+        damped = damped.float()
+        inverse = torch.cholesky_inverse(lower)
+        del lower
+        return cls(damped, torch.linalg.cholesky(inverse, upper=True).float())
+
+    def solve(self, wanted: torch.Tensor) -> torch.Tensor:
+        """wanted [rows, columns] times the inverse of `matrix`."""
+        return wanted @ self.factor.t() @ self.factor
 
 
 def quantize(
