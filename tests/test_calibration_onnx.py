@@ -22,6 +22,8 @@ from cgconvert.formats.onnx.variant import Variant
 from cgconvert.formats.onnx.weights import QKV
 from cgconvert.model import Decoder
 from cgconvert.names import ONNX
+from cgconvert.quant.matmul_nbits import MatMulNBits
+from cgconvert.quant.nbits import NBits
 from cgconvert.quant.quantizer import Windows
 from cgconvert.stream.execute import execute
 from cgconvert.stream.progress import Silent
@@ -30,6 +32,7 @@ from cgconvert.text import read_text
 from cgconvert.verify.distribution import Distribution
 from cgconvert.verify.metrics import measure
 from cgconvert.verify.reference import Reference
+from cgconvert.verify.searched import searched_error
 from cgconvert.verify.stored import stored_decoder
 from cgconvert.verify.verdict import Verdict
 from cgconvert.verify.verify import verify
@@ -166,3 +169,22 @@ def test_a_budget_is_kept_and_runs(source: Checkpoint, windows: Windows, tmp_pat
     assert 0.98 * standard < sum(item.nbytes for item in matrices) <= standard
     execute(plan, source)
     assert failed(source, path) == set()
+
+
+def test_eight_bits_beside_four_may_make_up_for_them(source: Checkpoint) -> None:
+    """As far as rounding to 4 bits goes, and no further: not scaled, not of another layer."""
+    weight = source.decoder.blocks[0].o.read().float()
+    four, eight = NBits(MatMulNBits(4)), NBits(MatMulNBits(8, 128, symmetric=True))
+    noise = torch.randn(weight.shape, generator=torch.Generator().manual_seed(0))
+    (rounded,) = four.encode(weight)
+    size = (four.decode(rounded, weight.shape) - weight).square().mean().sqrt()
+
+    def judged(stored: torch.Tensor, coarsest: NBits | None) -> float:
+        found = InMemory(eight.decode(eight.encode(stored)[0], stored.shape))
+        return searched_error(found, eight, InMemory(weight), 64, coarsest)
+
+    corrected = weight + size * noise
+    assert judged(corrected, four) < 1 < judged(corrected, eight)
+    assert judged(weight, None) < 1
+    for wrong in (weight * 1.05, weight + 5 * size * noise, source.decoder.blocks[1].o.read()):
+        assert judged(wrong.float(), four) > 1

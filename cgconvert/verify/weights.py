@@ -17,6 +17,7 @@ from cgconvert.checkpoint.gguf import BlockTensor
 from cgconvert.checkpoint.onnx import BlocksTensor
 from cgconvert.formats.onnx.weights import COS, SIN
 from cgconvert.model import Decoder
+from cgconvert.quant.blocks import BlockType
 from cgconvert.quant.matmul_nbits import Blocks
 from cgconvert.quant.nbits import NBits
 from cgconvert.stream.progress import Progress, Silent
@@ -103,7 +104,7 @@ def compare(stored: StoredArtefact, progress: Progress) -> list[TensorError]:
     """Every tensor that is there in the shape it should have, in the layout's order."""
     total = sum(math.prod(tensor.shape) for tensor in stored.expected.values())
     progress.step("comparing weights", total)
-    errors = []
+    errors, coarsest = [], _coarsest(stored) if stored.adjusted else None
     for name, wanted in stored.expected.items():
         found = stored.tensors.get(name)
         if found is not None and _fault(found, wanted) is None:
@@ -113,8 +114,8 @@ def compare(stored: StoredArtefact, progress: Progress) -> list[TensorError]:
             elif isinstance(found, BlockTensor | BlocksTensor) and (
                 stored.adjusted or error.worst is None
             ):
-                codec = found.codec if isinstance(found, BlockTensor) else NBits(found.codec)
-                error = replace(error, worst=searched_error(found, codec, wanted, _rows(found)))
+                worst = searched_error(found, _codec(found), wanted, _rows(found), coarsest)
+                error = replace(error, worst=worst)
             errors.append(error)
         progress.advance(math.prod(wanted.shape))
     return errors
@@ -185,6 +186,17 @@ def _compare(
     relative = math.sqrt(error / power) if power else 0.0 if error == 0 else math.inf
     size = math.prod(found.shape)
     return TensorError(name, _type(found), size, nonfinite, differing, relative, worst)
+
+
+def _codec(tensor: BlockTensor | BlocksTensor) -> BlockType:
+    return tensor.codec if isinstance(tensor, BlockTensor) else NBits(tensor.codec)
+
+
+def _coarsest(stored: StoredArtefact) -> BlockType | None:
+    """The type of the fewest codes; a file may have none."""
+    blocks = (t for t in stored.tensors.values() if isinstance(t, BlockTensor | BlocksTensor))
+    codecs = [_codec(tensor) for tensor in blocks]
+    return min(codecs, key=lambda codec: (codec.top, -codec.block_size), default=None)
 
 
 def _rows(tensor: LazyTensor) -> int:
