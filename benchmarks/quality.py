@@ -21,15 +21,14 @@ from typing import Any
 
 import click
 import numpy as np
-import torch
 from measuring import command, keep, machine
 
 from cgconvert.checkpoint.checkpoint import Checkpoint
 from cgconvert.checkpoint.read import read
 from cgconvert.formats import gguf
-from cgconvert.names import GGUF
+from cgconvert.quant.imatrix import Imatrix
+from cgconvert.quant.imatrix_collect import collect
 from cgconvert.quant.quantizer import Windows
-from cgconvert.quant.sensitivity import Matrix, sensitivities
 from cgconvert.quantize import Budget, calibrate
 from cgconvert.runtimes.llamacpp import LlamaCpp
 from cgconvert.stream.execute import execute
@@ -93,9 +92,10 @@ def main(model: str, tokens: int, threads: int, work: Path | None) -> None:
         judge("F16", half, _timed(lambda: _write(source, half, "F16")))
         text = read_text(STDLIB, "calibration")
         windows = Windows.of(text.ids(source.tokenizer), source.geometry.n_positions, STDLIB)
-        importance = _importance(source, windows)
+        collected = collect(source.decoder, windows.fitted, STDLIB, Silent())
+        means = {n: (i.squares / i.count).numpy() for n, i in collected.inputs.items()}
         for type_ in PEERS:
-            for label, matrix in (("", None), (" + imatrix", importance)):
+            for label, matrix in (("", None), (" + imatrix", means)):
                 path = place / "peer.gguf"
                 spent = _timed(
                     lambda p=path, t=type_, m=matrix: _llama_quantize(half, p, t, m, threads)
@@ -106,8 +106,9 @@ def main(model: str, tokens: int, threads: int, work: Path | None) -> None:
         limits.append((f"{SHARE:.0%} of Q4_K_M", Budget(nbytes=int(SHARE * whole))))
         for type_ in OURS:
             path = place / "ours.gguf"
-            spent = _timed(lambda p=path, t=type_: _write(source, p, t))
-            judge(f"ours {type_}, no text", path, spent)
+            for label, given in (("no text", None), ("imatrix", collected)):
+                spent = _timed(lambda p=path, t=type_, i=given: _write(source, p, t, i))
+                judge(f"ours {type_}, {label}", path, spent)
         overhead = _overhead(source, place / "ours.gguf")
         for label, budget in limits:
             path = place / "ours.gguf"
@@ -129,8 +130,8 @@ def _timed(work: Callable[[], Any]) -> float:
     return time.monotonic() - began
 
 
-def _write(source: Checkpoint, path: Path, type_: str) -> None:
-    execute(gguf.plan(source, path, type=type_), source, force=True)
+def _write(source: Checkpoint, path: Path, type_: str, importance: Imatrix | None = None) -> None:
+    execute(gguf.plan(source, path, type=type_, importance=importance), source, force=True)
 
 
 def _calibrated(
@@ -154,23 +155,6 @@ def _overhead(source: Checkpoint, path: Path) -> int:
     """Bytes of a file that are not matrices'."""
     plan = gguf.plan(source, path, type="Q4_K_M")
     return plan.nbytes - sum(i.nbytes for i in plan.items if len(i.source.shape) == 2)
-
-
-def _importance(source: Checkpoint, windows: Windows) -> dict[str, np.ndarray]:
-    found: dict[str, np.ndarray] = {}
-
-    def visit(matrix: Matrix) -> None:
-        if matrix.inputs.dtype == torch.int64:
-            return  # llama.cpp collects none for the embedding
-        name = matrix.name
-        stored = (
-            GGUF.model[name] if isinstance(name, str) else GGUF.block[name[1]].format(i=name[0])
-        )
-        squares = matrix.inputs.flatten(0, 1).square().mean(0)
-        found[stored] = squares.numpy().astype(np.float32)
-
-    sensitivities(source.decoder, windows.fitted, source.tokenizer.size, visit, Silent())
-    return found
 
 
 def _llama_quantize(

@@ -21,12 +21,15 @@ from cgconvert.model import Decoder, Geometry
 from cgconvert.names import GGUF
 from cgconvert.quant.coded import AsCoded, Coded
 from cgconvert.quant.encoding import Encoding
+from cgconvert.quant.imatrix import Imatrix
 from cgconvert.quant.plain import F32
+from cgconvert.quant.searched import SearchedType
+from cgconvert.quant.weighted import Weighted
 from cgconvert.stream.plan import FilePlan, Item, Plan, lay_out
 from cgconvert.tensor import LazyTensor, Zeros
 from cgconvert.tokenizer import Tokenizer
 
-__all__ = ["ADJUSTED", "ARCHITECTURE", "PRE_TOKENIZER", "file_name", "plan"]
+__all__ = ["ADJUSTED", "ARCHITECTURE", "IMATRIX", "PRE_TOKENIZER", "file_name", "plan"]
 
 ARCHITECTURE = "phi2"
 PRE_TOKENIZER = "gpt-2"
@@ -37,6 +40,9 @@ SUPPRESSED = "tokenizer.ggml.suppress_tokens"
 
 ADJUSTED = "cgconvert.adjusted"
 """Names of the vectors that calibration has changed."""
+
+IMATRIX = "quantize.imatrix"
+"""Where llama-quantize says which imatrix it was given (tools/quantize/quantize.cpp)."""
 
 
 def file_name(checkpoint: Checkpoint, type: str) -> str:  # noqa: A002 - the option's name
@@ -50,11 +56,13 @@ def plan(
     *,
     type: str = "F16",  # noqa: A002
     adjusted: Sequence[str] = (),
+    importance: Imatrix | None = None,
 ) -> Plan:
     """The file at `output`, its matrices stored as `type` says, its vectors as F32.
 
     Matrices that are coded already stay as they are. `adjusted` are the names of tensors that are
-    not the source's numbers and mean to be other ones: the file says so.
+    not the source's numbers and mean to be other ones: the file says so. With an `importance` of
+    this model, matrices of a searched type lose least where their inputs are large.
 
     Raises UsageError for an unknown type, InputError where a row does not divide into blocks or
     the tokenizer has no merges, without which llama.cpp loads no vocabulary.
@@ -66,22 +74,28 @@ def plan(
             f"{checkpoint.path}: its tokenizer has no merges, and llama.cpp loads no GGUF without; "
             "give the model's tokenizer with --tokenizer, or convert to another format"
         )
-    tensors = list(_tensors(checkpoint.decoder.half_split(), TYPES[type]))
+    tensors = list(_tensors(checkpoint.decoder.half_split(), TYPES[type], importance))
     # Offsets in the header count from the end of the header, so its length does not matter yet.
-    header = _header(checkpoint, type, lay_out(tensors, align=ALIGNMENT), adjusted)
+    placed = lay_out(tensors, align=ALIGNMENT)
+    header = _header(checkpoint, type, placed, adjusted, importance)
     items = lay_out(tensors, start=_padded(len(header)), align=ALIGNMENT)
     end = items[-1].pieces[-1].offset + items[-1].pieces[-1].nbytes
     file = FilePlan(output.name, header, items, _padded(end))
-    return Plan(output, False, "gguf", type, (file,), {"type": type})
+    told = {} if importance is None else {"imatrix": importance.told}
+    return Plan(output, False, "gguf", type, (file,), {"type": type, **told})
 
 
-def _tensors(decoder: Decoder, type: FileType) -> Iterator[tuple[str, LazyTensor, Encoding]]:  # noqa: A002
+def _tensors(
+    decoder: Decoder,
+    type: FileType,  # noqa: A002
+    importance: Imatrix | None,
+) -> Iterator[tuple[str, LazyTensor, Encoding]]:
     """Every tensor by name, in the order the model uses them."""
 
     def named(name: str, tensor: LazyTensor, matrix: Encoding) -> tuple[str, LazyTensor, Encoding]:
         if isinstance(tensor, Coded):
             return name, tensor.stored, AsCoded(tensor.codec, tensor.shape)
-        return name, tensor, matrix if len(tensor.shape) == 2 else F32
+        return name, tensor, _weighted(name, matrix, importance) if len(tensor.shape) == 2 else F32
 
     layers = decoder.geometry.n_layer
     top = {p: named(n, getattr(decoder, p), type.of(p)) for p, n in GGUF.model.items()}
@@ -92,6 +106,17 @@ def _tensors(decoder: Decoder, type: FileType) -> Iterator[tuple[str, LazyTensor
         for name in GGUF.zero_biases:
             yield name.format(i=i), Zeros((decoder.geometry.n_embd,), F32.dtype), F32
     yield from top.values()
+
+
+def _weighted(name: str, encoding: Encoding, importance: Imatrix | None) -> Encoding:
+    """As llama-quantize, which gives the imatrix to every type that searches.
+
+    Rows of q and k change places on the way to the file, columns do not.
+    """
+    columns = None if importance is None else importance.importance(name)
+    if columns is None or not isinstance(encoding, SearchedType):
+        return encoding
+    return Weighted(encoding, columns)
 
 
 class _HeaderWriter(gguf.GGUFWriter):
@@ -108,6 +133,7 @@ def _header(
     type: str,  # noqa: A002
     items: tuple[Item, ...],
     adjusted: Sequence[str],
+    importance: Imatrix | None,
 ) -> bytes:
     writer = _HeaderWriter(None, ARCHITECTURE)
     _describe(writer, checkpoint)
@@ -117,6 +143,12 @@ def _header(
     _add_tokenizer(writer, checkpoint.tokenizer, checkpoint.geometry.vocab_size)
     if adjusted:
         writer.add_array(ADJUSTED, list(adjusted))
+    if importance is not None:
+        writer.add_string(f"{IMATRIX}.file", importance.file)
+        for text in importance.datasets[:1]:
+            writer.add_string(f"{IMATRIX}.dataset", text)
+        writer.add_uint32(f"{IMATRIX}.entries_count", len(importance.inputs))
+        writer.add_uint32(f"{IMATRIX}.chunks_count", importance.chunks)
     for item in items:
         number = gguf.GGMLQuantizationType[item.encoding.name]
         # The type of the numbers is in `number`; float32 only says that shapes are logical.
