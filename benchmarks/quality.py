@@ -20,7 +20,6 @@ from typing import Any
 
 import click
 import numpy as np
-import torch
 from losses import HeldOut, Row, keep_rows, table
 from measuring import command, machine
 
@@ -30,9 +29,9 @@ from cgconvert.calibrate.plans import CalibratedGGUF
 from cgconvert.checkpoint.checkpoint import Checkpoint
 from cgconvert.checkpoint.read import read
 from cgconvert.formats import gguf
-from cgconvert.names import GGUF
+from cgconvert.quant.imatrix import Imatrix
+from cgconvert.quant.imatrix_collect import collect
 from cgconvert.quant.quantizer import Windows
-from cgconvert.quant.sensitivity import Matrix, sensitivities
 from cgconvert.runtimes.llamacpp import LlamaCpp
 from cgconvert.stream.execute import execute
 from cgconvert.stream.progress import Silent
@@ -72,9 +71,10 @@ def main(model: str, tokens: int, threads: int, work: Path | None) -> None:
         effort = EFFORTS["default"]
         ids = text.ids(source.tokenizer)
         windows = Windows.of(ids, source.geometry.n_positions, STDLIB, effort)
-        importance = _importance(source, windows)
+        collected = collect(source.decoder, windows.fitted, STDLIB, Silent())
+        means = {n: (i.squares / i.count).numpy() for n, i in collected.inputs.items()}
         for type_ in PEERS:
-            for label, matrix in (("", None), (" + imatrix", importance)):
+            for label, matrix in (("", None), (" + imatrix", means)):
                 path = place / "peer.gguf"
                 spent = _timed(
                     lambda p=path, t=type_, m=matrix: _llama_quantize(half, p, t, m, threads)
@@ -85,8 +85,9 @@ def main(model: str, tokens: int, threads: int, work: Path | None) -> None:
         limits.append((f"{SHARE:.0%} of Q4_K_M", Budget(nbytes=int(SHARE * whole))))
         for type_ in OURS:
             path = place / "ours.gguf"
-            spent = _timed(lambda p=path, t=type_: _write(source, p, t))
-            judge(f"ours {type_}, no text", path, spent)
+            for label, given in (("no text", None), ("imatrix", collected)):
+                spent = _timed(lambda p=path, t=type_, i=given: _write(source, p, t, i))
+                judge(f"ours {type_}, {label}", path, spent)
         for label, budget in limits:
             path = place / "ours.gguf"
             spent = _timed(lambda p=path, b=budget: _calibrated(source, p, b, text, place))
@@ -105,31 +106,14 @@ def _timed(work: Callable[[], Any]) -> float:
     return time.monotonic() - began
 
 
-def _write(source: Checkpoint, path: Path, type_: str) -> None:
-    execute(gguf.plan(source, path, type=type_), source, force=True)
+def _write(source: Checkpoint, path: Path, type_: str, importance: Imatrix | None = None) -> None:
+    execute(gguf.plan(source, path, type=type_, importance=importance), source, force=True)
 
 
 def _calibrated(source: Checkpoint, path: Path, budget: Budget, text: Any, place: Path) -> None:
     """What does not depend on the budget is kept from one to the next."""
     asked = CalibratedGGUF(source, path, text, EFFORTS["default"], {}, budget=budget)
     execute(asked.plan(place / "steps", Silent()), source, force=True)
-
-
-def _importance(source: Checkpoint, windows: Windows) -> dict[str, np.ndarray]:
-    found: dict[str, np.ndarray] = {}
-
-    def visit(matrix: Matrix) -> None:
-        if matrix.inputs.dtype == torch.int64:
-            return  # llama.cpp collects none for the embedding
-        name = matrix.name
-        stored = (
-            GGUF.model[name] if isinstance(name, str) else GGUF.block[name[1]].format(i=name[0])
-        )
-        squares = matrix.inputs.flatten(0, 1).square().mean(0)
-        found[stored] = squares.numpy().astype(np.float32)
-
-    sensitivities(source.decoder, windows.fitted, source.tokenizer.size, visit, Silent())
-    return found
 
 
 def _llama_quantize(

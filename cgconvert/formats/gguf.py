@@ -9,6 +9,7 @@ import fnmatch
 import io
 from collections.abc import Iterator, Sequence
 from pathlib import Path
+from typing import Any
 
 import gguf
 import numpy as np
@@ -22,12 +23,23 @@ from cgconvert.model import Decoder, Geometry
 from cgconvert.names import GGUF
 from cgconvert.quant.coded import AsCoded, Coded
 from cgconvert.quant.encoding import Encoding
+from cgconvert.quant.imatrix import Imatrix
 from cgconvert.quant.plain import F32
+from cgconvert.quant.searched import SearchedType
+from cgconvert.quant.weighted import Weighted
 from cgconvert.stream.plan import FilePlan, Item, Plan, lay_out
 from cgconvert.tensor import LazyTensor, Zeros
 from cgconvert.tokenizer import Tokenizer
 
-__all__ = ["ADJUSTED", "ALIGNMENT", "ARCHITECTURE", "PRE_TOKENIZER", "file_name", "plan"]
+__all__ = [
+    "ADJUSTED",
+    "ALIGNMENT",
+    "ARCHITECTURE",
+    "IMATRIX",
+    "PRE_TOKENIZER",
+    "file_name",
+    "plan",
+]
 
 ARCHITECTURE = "phi2"
 PRE_TOKENIZER = "gpt-2"
@@ -38,6 +50,9 @@ SUPPRESSED = "tokenizer.ggml.suppress_tokens"
 
 ADJUSTED = "cgconvert.adjusted"
 """Names of the vectors that calibration has changed."""
+
+IMATRIX = "quantize.imatrix"
+"""Where llama-quantize says which imatrix it was given (tools/quantize/quantize.cpp)."""
 
 
 def file_name(checkpoint: Checkpoint, type: str) -> str:  # noqa: A002 - the option's name
@@ -52,12 +67,14 @@ def plan(
     type: str = "F16",  # noqa: A002
     fixed: Sequence[tuple[str, str]] = (),
     adjusted: Sequence[str] = (),
+    importance: Imatrix | None = None,
 ) -> Plan:
     """The file at `output`, its matrices stored as `type` says, its vectors as F32.
 
     `fixed` are other types by pattern of a matrix's name, the first match first. Matrices that are
-    coded already stay as they are. `adjusted` are the names of tensors that are
-    not the source's numbers and mean to be other ones: the file says so.
+    coded already stay as they are. `adjusted` are the names of tensors that are not the source's
+    numbers and mean to be other ones: the file says so. With an `importance` of this model,
+    matrices of a searched type lose least where their inputs are large.
 
     Raises UsageError for an unknown type and a pattern that fits nothing, InputError where a row
     does not divide into blocks or the tokenizer has no merges, without which llama.cpp loads no
@@ -71,16 +88,22 @@ def plan(
             "give the model's tokenizer with --tokenizer, or convert to another format"
         )
     tensors = _fix(list(_tensors(checkpoint.decoder.half_split(), TYPES[type])), fixed)
+    tensors = [(name, tensor, _weighted(name, e, importance)) for name, tensor, e in tensors]
     # Offsets in the header count from the end of the header, so its length does not matter yet.
-    header = _header(checkpoint, type, lay_out(tensors, align=ALIGNMENT), adjusted)
+    placed = lay_out(tensors, align=ALIGNMENT)
+    header = _header(checkpoint, type, placed, adjusted, importance)
     items = lay_out(tensors, start=_padded(len(header)), align=ALIGNMENT)
     end = items[-1].pieces[-1].offset + items[-1].pieces[-1].nbytes
     file = FilePlan(output.name, header, items, _padded(end))
-    options = {"type": type} | ({"tensor_type": dict(fixed)} if fixed else {})
+    options: dict[str, Any] = {"type": type}
+    if fixed:
+        options["tensor_type"] = dict(fixed)
+    if importance is not None:
+        options["imatrix"] = importance.told
     return Plan(output, False, "gguf", type, (file,), options)
 
 
-def _tensors(decoder: Decoder, type: FileType) -> Iterator[tuple[str, LazyTensor, Encoding]]:  # noqa: A002
+def _tensors(decoder: Decoder, type: FileType) -> Iterator[tuple[str, LazyTensor, Encoding]]:
     """Every tensor by name, in the order the model uses them."""
 
     def named(name: str, tensor: LazyTensor, matrix: Encoding) -> tuple[str, LazyTensor, Encoding]:
@@ -119,6 +142,17 @@ def _fix(tensors: list[Tensor], fixed: Sequence[tuple[str, str]]) -> list[Tensor
     return found
 
 
+def _weighted(name: str, encoding: Encoding, importance: Imatrix | None) -> Encoding:
+    """As llama-quantize, which gives the imatrix to every type that searches.
+
+    Rows of q and k change places on the way to the file, columns do not.
+    """
+    columns = None if importance is None else importance.importance(name)
+    if columns is None or not isinstance(encoding, SearchedType):
+        return encoding
+    return Weighted(encoding, columns)
+
+
 class _HeaderWriter(gguf.GGUFWriter):
     """gguf's writer, into memory: a plan touches no disk."""
 
@@ -133,6 +167,7 @@ def _header(
     type: str,  # noqa: A002
     items: tuple[Item, ...],
     adjusted: Sequence[str],
+    importance: Imatrix | None,
 ) -> bytes:
     writer = _HeaderWriter(None, ARCHITECTURE)
     _describe(writer, checkpoint)
@@ -142,6 +177,12 @@ def _header(
     _add_tokenizer(writer, checkpoint.tokenizer, checkpoint.geometry.vocab_size)
     if adjusted:
         writer.add_array(ADJUSTED, list(adjusted))
+    if importance is not None:
+        writer.add_string(f"{IMATRIX}.file", importance.file)
+        for text in importance.datasets[:1]:
+            writer.add_string(f"{IMATRIX}.dataset", text)
+        writer.add_uint32(f"{IMATRIX}.entries_count", len(importance.inputs))
+        writer.add_uint32(f"{IMATRIX}.chunks_count", importance.chunks)
     for item in items:
         number = gguf.GGMLQuantizationType[item.encoding.name]
         # The type of the numbers is in `number`; float32 only says that shapes are logical.

@@ -16,7 +16,6 @@ import torch
 from cgconvert.errors import InputError
 from cgconvert.quant.encoding import Array
 from cgconvert.quant.parts import Parts, blocks_first
-from cgconvert.quant.processes import share_out
 
 __all__ = ["BlockType", "column_bytes", "reciprocal", "tiles"]
 
@@ -102,18 +101,29 @@ class BlockType(ABC):
         width = self.row_bytes(rows.shape)
         blocks = rows.reshape(-1, self.block_size)
         if weight is not None:
-            weight = weight.expand(rows.shape).reshape(-1, self.block_size)
+            every_row = rows.shape[-weight.dim() :] if weight.dim() < rows.dim() else rows.shape
+            weight = weight.expand(every_row).reshape(-1, self.block_size)
         return (self.encode_all(blocks, weight).reshape(-1, width),)
 
     def encode_all(self, blocks: torch.Tensor, weight: torch.Tensor | None) -> torch.Tensor:
-        """As encode_blocks, any number of any floating type, some at a time."""
+        """As encode_blocks, any number of any floating type, some at a time.
+
+        `weight` [n or fewer, block_size] begins again where it ends.
+        """
+        return self.encode_tiles(blocks, weight, TILE // self.block_size)
+
+    def encode_tiles(
+        self, blocks: torch.Tensor, weight: torch.Tensor | None, step: int, first: int = 0
+    ) -> torch.Tensor:
+        """`step` blocks at a time; the first of them is block `first` to the weight."""
         coded = blocks.new_empty((len(blocks), self.block_bytes), dtype=torch.uint8)
-
-        def work(tile: slice) -> None:
-            share = None if weight is None else weight[tile].float()
-            coded[tile] = self.encode_blocks(blocks[tile].float(), share)
-
-        share_out(work, tiles(len(blocks), TILE // self.block_size), 1)
+        for tile in tiles(len(blocks), step):
+            part, share = blocks[tile].float(), None
+            if weight is not None:
+                start = first + tile.start
+                index = torch.arange(start, start + len(part), device=weight.device)
+                share = weight[index % len(weight)].float()
+            coded[tile] = self.encode_blocks(part, share)
         return coded
 
     def decode(self, coded: torch.Tensor, shape: Sequence[int]) -> torch.Tensor:
@@ -143,8 +153,9 @@ class BlockType(ABC):
 
 
 def tiles(count: int, step: int) -> list[slice]:
-    """0 to `count` in slices of at most `step`."""
-    return [slice(first, first + step) for first in range(0, count, max(1, step))]
+    """0 to `count` in slices of at most `step`, and 1 at least."""
+    step = max(1, step)
+    return [slice(first, first + step) for first in range(0, count, step)]
 
 
 def column_bytes(blocks: torch.Tensor, first: int, stop: int) -> torch.Tensor:

@@ -1,78 +1,101 @@
-"""Work shared out among forked processes.
+"""Work shared out among processes that are forked once and stay.
 
 A search is thousands of short torch operations. Threads would wait for each other more than they
 compute: Python's for its lock between two operations, torch's own at the end of each, for
-milliseconds where another program has one of the cores. A forked process waits for nobody, and
-reads the weights where they already lie.
+milliseconds where another program has one of the cores. A process waits for nobody. To fork one
+takes longer than to search a small matrix, so they are kept; they end with this one.
 """
 
 from __future__ import annotations
 
-import math
-import mmap
 import multiprocessing
 import os
+import signal
 import sys
+import threading
 from collections.abc import Callable, Sequence
-from typing import TypeVar
+from concurrent.futures import ProcessPoolExecutor
+from concurrent.futures.process import BrokenProcessPool
+from typing import Any, NamedTuple, TypeVar
 
 import torch
 
-__all__ = ["share_out", "shared_bytes"]
+__all__ = ["share_out"]
 
-Task = TypeVar("Task")
-
-
-def shared_bytes(shape: Sequence[int]) -> torch.Tensor:
-    """uint8 zeros that forked processes write to."""
-    size = math.prod(shape)
-    memory = mmap.mmap(-1, max(1, size))  # anonymous and shared: freed with the tensor
-    return torch.frombuffer(memory, dtype=torch.uint8, count=size or -1)[:size].view(*shape)
+Result = TypeVar("Result")
 
 
-def share_out(work: Callable[[Task], None], tasks: Sequence[Task], processes: int) -> None:
-    """Call `work` for every task, in this process and as many others as make `processes`.
+class _Pool(NamedTuple):
+    """`alive` is the end of a pipe that only this process holds: it closes when this one ends."""
 
-    Results are what it writes to shared memory. Each task is computed on one thread, so they are
-    the same however many processes there are. Where others cannot be forked, one does it all.
+    executor: ProcessPoolExecutor
+    alive: int
+
+
+_pools: dict[int, _Pool] = {}
+"""By the process that made them: a fork of it cannot use them."""
+
+_lock = threading.Lock()
+
+
+def share_out(
+    work: Callable[..., Result], tasks: Sequence[tuple[Any, ...]], processes: int
+) -> list[Result]:
+    """`work` of every task, in their order; what goes there and comes back is pickled.
+
+    Each task is computed on one thread, so results are the same however many processes there are.
+    Callers on several threads share the processes. Where none can be forked, or one has died, this
+    process does it all.
     """
+    if processes > 1 and len(tasks) > 1 and sys.platform == "linux":
+        try:  # elsewhere a fork with threads is not safe
+            return _shared(work, tasks, processes)
+        except BrokenProcessPool:
+            _forget()
     before = torch.get_num_threads()
     torch.set_num_threads(1)
     try:
-        if processes == 1 or sys.platform != "linux":  # elsewhere a fork with threads is not safe
-            for task in tasks:
-                work(task)
-            return
-        context = multiprocessing.get_context("fork")
-        following, done = context.Value("l"), shared_bytes((len(tasks),))
-
-        def run() -> None:
-            while True:
-                with following.get_lock():
-                    index = following.value
-                    following.value += 1
-                if index >= len(tasks):
-                    return
-                work(tasks[index])
-                done[index] = 1
-
-        helpers = [
-            context.Process(target=_help, args=(run,), daemon=True) for _ in range(processes - 1)
-        ]
-        for helper in helpers:
-            helper.start()
-        run()
-        for helper in helpers:
-            helper.join()
-        for index in (done == 0).nonzero().flatten().tolist():
-            work(tasks[index])  # where a helper failed: here its reason shows
+        return [work(*task) for task in tasks]
     finally:
         torch.set_num_threads(before)
 
 
-def _help(run: Callable[[], None]) -> None:
+def _shared(
+    work: Callable[..., Result], tasks: Sequence[tuple[Any, ...]], processes: int
+) -> list[Result]:
+    with _lock:
+        if os.getpid() not in _pools:
+            watched, alive = os.pipe()
+            context = multiprocessing.get_context("fork")
+            executor = ProcessPoolExecutor(processes, context, _begin, (watched, alive))
+            _pools[os.getpid()] = _Pool(executor, alive)
+        executor = _pools[os.getpid()].executor
+    futures = [executor.submit(work, *task) for task in tasks]
     try:
-        run()
-    except BaseException:
+        return [future.result() for future in futures]
+    finally:
+        for future in futures:
+            future.cancel()
+
+
+def _forget() -> None:
+    """A process has died, so the others are of no use."""
+    with _lock:
+        pool = _pools.pop(os.getpid(), None)
+    if pool is not None:
+        os.close(pool.alive)
+
+
+def _begin(watched: int, alive: int) -> None:
+    """In a new process: one thread, deaf to Ctrl-C, which is the parent's, and gone with it."""
+    os.close(alive)
+    torch.set_num_threads(1)
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    for number in (signal.SIGTERM, signal.SIGHUP):
+        signal.signal(number, signal.SIG_DFL)
+
+    def watch() -> None:
+        os.read(watched, 1)
         os._exit(1)
-    os._exit(0)  # nothing of the parent's is to be flushed or closed here
+
+    threading.Thread(target=watch, daemon=True).start()

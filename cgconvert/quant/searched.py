@@ -4,11 +4,12 @@ from __future__ import annotations
 
 from abc import abstractmethod
 
+import numpy as np
 import torch
 
 from cgconvert.quant.blocks import BlockType, tiles
 from cgconvert.quant.parts import Parts, blocks_last
-from cgconvert.quant.processes import share_out, shared_bytes
+from cgconvert.quant.processes import share_out
 
 __all__ = ["SearchedType"]
 
@@ -22,8 +23,9 @@ TILE = 1 << 17
 GPU_TILE = 1 << 23
 """The same on a GPU, where it bounds memory: some hundred bytes a weight."""
 
-SHARE = 1 << 20
-"""Weights worth a process of their own: tens of milliseconds of work, several times a fork."""
+SHARE = 1 << 18
+"""Weights that are sent to a process at once: some ten milliseconds of work, and of a matrix of a
+million weights a share for each of four."""
 
 
 class SearchedType(BlockType):
@@ -42,20 +44,38 @@ class SearchedType(BlockType):
         return parts if parts.d.shape[0] == len(blocks) else parts.cut(len(blocks))
 
     def encode_all(self, blocks: torch.Tensor, weight: torch.Tensor | None) -> torch.Tensor:
-        if blocks.device.type == "cpu":
-            step = TILE // self.block_size
-            processes = min(torch.get_num_threads(), blocks.numel() // SHARE)
-            coded = shared_bytes((len(blocks), self.block_bytes))
-        else:
-            step, processes = GPU_TILE // self.block_size, 1
-            coded = blocks.new_empty((len(blocks), self.block_bytes), dtype=torch.uint8)
+        if blocks.device.type != "cpu":
+            return self.encode_tiles(blocks, weight, GPU_TILE // self.block_size)
+        raw = blocks.contiguous().view(torch.uint8).numpy()
+        shares = tiles(len(blocks), SHARE // self.block_size)
+        tasks = [(self, raw[s], blocks.dtype, *_of_share(weight, s, len(blocks))) for s in shares]
+        coded = np.empty((len(blocks), self.block_bytes), np.uint8)
+        for share, found in zip(
+            shares, share_out(_encode, tasks, torch.get_num_threads()), strict=True
+        ):
+            coded[share] = found
+        return torch.from_numpy(coded)
 
-        def work(tile: slice) -> None:
-            share = None if weight is None else weight[tile].float()
-            coded[tile] = self.encode_blocks(blocks[tile].float(), share)
 
-        share_out(work, tiles(len(blocks), step), max(1, processes))
-        return coded
+def _of_share(
+    weight: torch.Tensor | None, share: slice, count: int
+) -> tuple[np.ndarray | None, int]:
+    """Of a weight that begins again all, and where in it the share begins; of a whole one a part."""
+    if weight is None:
+        return None, 0
+    if len(weight) < count:
+        return weight.float().numpy(), share.start
+    return weight[share].float().numpy(), 0
+
+
+def _encode(
+    codec: SearchedType, raw: np.ndarray, dtype: torch.dtype, weight: np.ndarray | None, first: int
+) -> np.ndarray:
+    """In a process: numpy's arrays are quicker to send than torch's."""
+    blocks = torch.from_numpy(raw).view(dtype)
+    share = None if weight is None else torch.from_numpy(weight)
+    coded: np.ndarray = codec.encode_tiles(blocks, share, TILE // codec.block_size, first).numpy()
+    return coded
 
 
 def _whole(blocks: torch.Tensor, fill: float) -> torch.Tensor:

@@ -141,6 +141,7 @@ class Staging:
         if not keep:
             shutil.rmtree(self.folder, ignore_errors=True)
             self._remove_made()
+        fcntl.flock(self._lock, fcntl.LOCK_UN)  # processes forked meanwhile hold it too
         os.close(self._lock)
 
     def _remove_made(self) -> None:

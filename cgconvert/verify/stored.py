@@ -21,7 +21,7 @@ from cgconvert.checkpoint.gguf_header import read_header
 from cgconvert.checkpoint.read import huggingface_decoder
 from cgconvert.errors import UsageError
 from cgconvert.formats.config import codegen_config, phi_config
-from cgconvert.formats.gguf import ADJUSTED, ARCHITECTURE
+from cgconvert.formats.gguf import ADJUSTED, ARCHITECTURE, IMATRIX
 from cgconvert.formats.onnx.genai import genai_config
 from cgconvert.formats.onnx.weights import ADJUSTED as ADJUSTED_IN_GRAPH
 from cgconvert.formats.onnx.weights import (
@@ -70,7 +70,8 @@ class StoredArtefact:
 
     `differences` says, one phrase each, where the headers' geometry is not the source's. `adjusted`
     are vectors that the artefact itself says calibration has changed; one that names any has
-    matrices rounded with error feedback.
+    matrices rounded with error feedback. `weighted` artefacts say that they were made with an
+    imatrix.
     """
 
     tensors: Mapping[str, LazyTensor]
@@ -79,6 +80,7 @@ class StoredArtefact:
     ignored: frozenset[str]
     differences: tuple[str, ...]
     adjusted: frozenset[str] = frozenset()
+    weighted: bool = False
 
 
 def open_stored(artefact: Path, format: str, source: Decoder) -> StoredArtefact:  # noqa: A002
@@ -145,7 +147,11 @@ def _gguf(path: Path, source: Decoder) -> StoredArtefact:
     ]
     stored = _bound(gguf.tensors(path, header), dict(_expected(source, GGUF)), GGUF, g, found)
     told = header.metadata.get(ADJUSTED)
-    return replace(stored, adjusted=frozenset(told if isinstance(told, list) else ()))
+    return replace(
+        stored,
+        adjusted=frozenset(told if isinstance(told, list) else ()),
+        weighted=f"{IMATRIX}.file" in header.metadata,
+    )
 
 
 def _onnx(path: Path, source: Decoder) -> StoredArtefact:

@@ -20,6 +20,7 @@ from cgconvert.model import Decoder
 from cgconvert.quant.blocks import BlockType
 from cgconvert.quant.matmul_nbits import Blocks
 from cgconvert.quant.nbits import NBits
+from cgconvert.quant.searched import SearchedType
 from cgconvert.stream.progress import Progress, Silent
 from cgconvert.tensor import LazyTensor
 from cgconvert.verify.searched import adjustment, searched_error
@@ -39,7 +40,8 @@ COMPUTED = frozenset({COS, SIN})
 place, so these are held to one unit of it (at 1, the largest there is)."""
 
 RULED = ("Q8_0", "Q4_0")
-"""GGUF types whose scale and codes follow from the weights by a rule; others' are searched."""
+"""GGUF types whose scale and codes follow from the weights by a rule; others' are searched.
+With an imatrix the second is searched too."""
 
 HALF_ULP, TINY = 2.0**-11, 2.0**-25
 """Rounding to float16: relative for normal numbers, absolute for subnormal ones."""
@@ -112,7 +114,9 @@ def compare(stored: StoredArtefact, progress: Progress) -> list[TensorError]:
             if name in stored.adjusted and len(found.shape) == 1:
                 error = replace(error, differing=0, worst=adjustment(found, wanted))
             elif isinstance(found, BlockTensor | BlocksTensor) and (
-                stored.adjusted or error.worst is None
+                stored.adjusted
+                or error.worst is None
+                or (stored.weighted and isinstance(_codec(found), SearchedType))
             ):
                 worst = searched_error(found, _codec(found), wanted, _rows(found), coarsest)
                 error = replace(error, worst=worst)

@@ -9,6 +9,7 @@ cut down; `test_fuzz.py` drives the same mutations with hypothesis, and runs the
 from __future__ import annotations
 
 import contextlib
+import functools
 import hashlib
 import json
 import pickle
@@ -22,6 +23,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import click
+import torch
 
 from cgconvert import manifest, recipe
 from cgconvert.checkpoint import config, jaxformer, onnx, safetensors, tarball, torch_zip, weights
@@ -30,12 +32,20 @@ from cgconvert.checkpoint.gguf_header import read_header
 from cgconvert.checkpoint.pickled import RefusedError, views
 from cgconvert.errors import CgconvertError, InputError, UsageError
 from cgconvert.json_file import read_json
+from cgconvert.model import Decoder
+from cgconvert.names import CODEGEN
+from cgconvert.quant.imatrix import Imatrix
+from cgconvert.quant.imatrix_collect import collect
+from cgconvert.quant.imatrix_file import encoded, read_imatrix
 from cgconvert.runtimes.admission import admit_genai, admit_gguf, admit_onnx
+from cgconvert.stream.progress import Silent
+from cgconvert.tensor import InMemory
 from cgconvert.tokenizer import Tokenizer
+from tests.imatrices import legacy
 
-from .sound import Sound
+from .sound import GEOMETRY, STATE, Sound
 
-__all__ = ["CORPUS", "TARGETS", "Ground", "Target", "mutated"]
+__all__ = ["CORPUS", "TARGETS", "Ground", "Target", "mutated", "small_decoder", "small_imatrix"]
 
 CORPUS = Path(__file__).parent / "corpus"
 SECONDS = 5
@@ -78,6 +88,22 @@ def _training(path: Path) -> None:
     config.from_jaxformer(read_json(path), path, None)
 
 
+@functools.cache
+def small_decoder() -> Decoder:
+    """The model that all sound inputs are of."""
+    tensors = {name: InMemory(tensor) for name, tensor in STATE.items()}
+    return CODEGEN.decoder(GEOMETRY, tensors, "small")
+
+
+@functools.cache
+def small_imatrix() -> Imatrix:
+    return collect(small_decoder(), torch.arange(64).view(2, 32), "a text", Silent())
+
+
+def _imatrix(path: Path) -> None:
+    read_imatrix(path, small_decoder())
+
+
 TARGETS: Mapping[str, Target] = {
     "pickle": Target("pickle", "data.pkl", _pickle),
     "zip": Target("torch", "source/pytorch_model.bin", torch_zip.tensors),
@@ -98,6 +124,8 @@ TARGETS: Mapping[str, Target] = {
     "manifest": Target("hf", "source/cgconvert.json", _manifest),
     "recipe": Target("recipe", "recipe.yaml", recipe.load),
     "tokenizer": Target("tokenizer", "tokenizer.json", lambda p: Tokenizer.load(p.parent)),
+    "imatrix": Target("imatrix", "imatrix.gguf", _imatrix),
+    "imatrix-dat": Target("imatrix", "imatrix.dat", _imatrix),
     "merges": Target("vocabulary", "merges.txt", lambda p: Tokenizer.load(p.parent)),
 }  # fmt: skip
 
@@ -162,6 +190,9 @@ class Ground:
             shutil.copy(found, work / "config.json")
         elif kind in ("tokenizer", "vocabulary"):
             _small_tokenizer(work, whole=kind == "tokenizer")
+        elif kind == "imatrix":
+            (work / "imatrix.gguf").write_bytes(encoded(small_imatrix()))
+            (work / "imatrix.dat").write_bytes(legacy(small_imatrix()))
         else:
             self.sound.copy(kind, work)
 

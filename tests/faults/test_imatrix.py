@@ -1,0 +1,43 @@
+"""Every broken imatrix: one line that names the file and says what is wrong with it."""
+
+from __future__ import annotations
+
+import os
+import re
+from pathlib import Path
+
+import pytest
+
+from cgconvert.errors import InputError
+from cgconvert.quant.imatrix_file import encoded, read_imatrix
+from tests.imatrices import legacy
+
+from .cases_imatrix import IMATRICES
+from .fuzz import small_decoder, small_imatrix
+
+
+@pytest.mark.parametrize("name", IMATRICES)
+def test_fault(name: str, tmp_path: Path) -> None:
+    made, says = IMATRICES[name]
+    path = tmp_path / "source"
+    path.write_bytes(made(small_imatrix()))
+    with pytest.raises(InputError) as raised:
+        read_imatrix(path, small_decoder())
+    text = str(raised.value)
+    assert text.startswith(f"{path}: ")
+    assert text.isprintable()
+    assert re.search(says, text), text
+
+
+def test_what_the_cases_damage_is_sound(tmp_path: Path) -> None:
+    path = tmp_path / "source"
+    for write in (encoded, legacy):
+        path.write_bytes(write(small_imatrix()))
+        assert len(read_imatrix(path, small_decoder()).inputs) == 7
+
+
+def test_what_is_no_file(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "fifo")  # to open it would wait for a writer
+    for path in (tmp_path, tmp_path / "fifo", tmp_path / "none"):
+        with pytest.raises(InputError, match="cannot be read as an imatrix"):
+            read_imatrix(path, small_decoder())
