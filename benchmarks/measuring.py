@@ -48,6 +48,7 @@ class Job:
         """One run in its own process."""
         if self.output is not None:
             remove(self.output)
+        os.sync()  # what others wrote and removed is not this command's
         began = time.monotonic()
         child = subprocess.Popen(
             self.command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True

@@ -41,18 +41,24 @@ class Crew:
     def __init__(self, job: Callable[..., Any], plan: Plan) -> None:
         self._job = job
         self._pool: Executor
-        alone = cores() == 1 or plan.nbytes < SMALL_BYTES
+        count = cores()
+        alone = count == 1 or plan.nbytes < SMALL_BYTES
         self._forked = sys.platform == "linux" and not alone
         if self._forked:
             self._pool = ProcessPoolExecutor(
-                cores(),
+                count,
                 multiprocessing.get_context("fork"),
                 initializer=_enlist,
                 initargs=(job, os.getpid()),  # by the fork, not pickled
             )
-            self._pool.submit(int).result()
+            threads = torch.get_num_threads()
+            torch.set_num_threads(1)  # here: a forked process cannot end threads it does not have
+            try:
+                self._pool.submit(int).result()
+            finally:
+                torch.set_num_threads(threads)
         else:  # elsewhere a fork is not safe
-            self._pool = ThreadPoolExecutor(1 if alone else cores())
+            self._pool = ThreadPoolExecutor(1 if alone else count)
 
     def __enter__(self) -> Crew:
         return self
@@ -86,7 +92,6 @@ def _enlist(job: Callable[..., Any], parent: int) -> None:
     ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
     if os.getppid() != parent:
         os._exit(1)
-    torch.set_num_threads(1)
 
 
 def _work(*task: Any) -> Any:

@@ -23,6 +23,10 @@ STRIDED_BYTES = 64 << 20
 chunk costs as many reads as a wide one."""
 IN_FLIGHT_BYTES = 256 << 20
 """float32 bytes of all chunks that are worked on at once, on any number of cores."""
+MOST_PROCESSES = 16
+"""More than any disk needs."""
+PROCESS_BYTES = 16 << 20
+"""Of its own, that a forked process has without a chunk."""
 
 
 @dataclass(frozen=True)
@@ -121,11 +125,12 @@ class Plan:
         """Bytes a run needs at most beyond the interpreter, on this machine's cores.
 
         Of every chunk in flight what was read, its float32 and what an encoding makes on the way;
-        and the fixed bytes of all files.
+        what each process has of its own; and the fixed bytes of all files.
         """
         largest = max((item.chunk_bytes for item in self.items), default=0)
         flying = max(largest, min(cores() * largest, IN_FLIGHT_BYTES))
-        return 3 * flying + sum(len(file.header) for file in self.files)
+        fixed = cores() * PROCESS_BYTES + sum(len(file.header) for file in self.files)
+        return 3 * flying + fixed
 
 
 def lay_out(
@@ -153,4 +158,4 @@ def lay_out(
 
 def cores() -> int:
     """How many chunks are worked on at once: torch's number of threads (OMP_NUM_THREADS)."""
-    return torch.get_num_threads()
+    return min(torch.get_num_threads(), MOST_PROCESSES)
