@@ -151,6 +151,23 @@ def _safetensors(state: State, g: Geometry, target: Path, tokenizer: Path | None
 def _sparse(state: State, g: Geometry, target: Path, tokenizer: Path | None) -> Path:
     """All zeros and no disk: a file of a size that a benchmark of time and memory asks for."""
     _hub_files(state, g, target, tokenizer)
+    _empty_safetensors(g, target)
+    return target
+
+
+def _streamed(state: State, g: Geometry, target: Path, tokenizer: Path | None) -> Path:
+    """As `safetensors`, with one tensor in memory at a time: for models larger than it."""
+    _hub_files(state, g, target, tokenizer)
+    offsets = _empty_safetensors(g, target)
+    with (target / "model.safetensors").open("r+b") as file:
+        for name, offset in offsets.items():
+            file.seek(offset)
+            file.write(state[name].half().numpy().data)
+    return target
+
+
+def _empty_safetensors(g: Geometry, target: Path) -> dict[str, int]:
+    """model.safetensors of float16 zeros that take no disk, and where each tensor begins."""
     header: dict[str, dict[str, Any]] = {}
     end = 0
     for name, shape in names(g).items():
@@ -161,7 +178,7 @@ def _sparse(state: State, g: Geometry, target: Path, tokenizer: Path | None) -> 
     with (target / "model.safetensors").open("wb") as file:
         file.write(len(text).to_bytes(8, "little") + text)
         file.truncate(8 + len(text) + end)
-    return target
+    return {name: 8 + len(text) + entry["data_offsets"][0] for name, entry in header.items()}
 
 
 def _safetensors_sharded(state: State, g: Geometry, target: Path, tokenizer: Path | None) -> Path:
@@ -236,6 +253,7 @@ LAYOUTS: dict[str, Callable[[State, Geometry, Path, Path | None], Path]] = {
     "safetensors": _safetensors,
     "safetensors-sharded": _safetensors_sharded,
     "sparse": _sparse,
+    "streamed": _streamed,
     "tarball": _tarball,
     "jaxformer": _jaxformer,
 }

@@ -56,10 +56,19 @@ class LazyTensor(ABC):
 
     def leaves(self) -> Iterator[Stored]:
         """The tensors of files that it is made of."""
+        for part in self._parts():
+            yield from part.leaves()
+
+    @property
+    def strided(self) -> bool:
+        """Whether a row's numbers lie far from each other in the file."""
+        return any(part.strided for part in self._parts())
+
+    def _parts(self) -> Iterator[LazyTensor]:
         for value in vars(self).values():
             for part in value if isinstance(value, tuple) else (value,):
                 if isinstance(part, LazyTensor):
-                    yield from part.leaves()
+                    yield part
 
     def to(self, dtype: torch.dtype) -> LazyTensor:
         return self if dtype == self.dtype else Cast(self, dtype)
@@ -181,6 +190,10 @@ class Transposed(LazyTensor):
     @property
     def T(self) -> LazyTensor:  # noqa: N802
         return self.source
+
+    @property
+    def strided(self) -> bool:
+        return not self.source.strided
 
     def read(self, rows: slice = ALL, cols: slice = ALL) -> torch.Tensor:
         return self.source.read(cols, rows).T.contiguous()

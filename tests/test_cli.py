@@ -395,7 +395,7 @@ def test_interrupted(tmp_path: Path) -> None:
     code = (
         "import os, signal, sys; from cgconvert.cli import main as m; "
         "from cgconvert.stream import write as w; "
-        "w.Writer._item = lambda *_: os.kill(os.getpid(), signal.SIGTERM); "
+        "w.Writer._items = lambda *_: os.kill(os.getpid(), signal.SIGTERM); "
         f"m.main(['to-hf', '{TINY}', '-o', 'hf'])"
     )
     told = subprocess.run(

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import zlib
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 from cgconvert.checkpoint import torch_zip
@@ -19,8 +20,9 @@ BLOCK = 4 << 20
 def sha256(path: Path, cancelled: Callable[[], bool] = lambda: False) -> str:
     """Hex digest of a file, read once; "" where `cancelled` says to stop.
 
-    Of an archive of weights the CRC-32 of each member is checked in the same pass, which torch and
-    numpy do not do. Raises InputError naming the member, and its tensor, that is damaged.
+    Of an archive of weights the CRC-32 of each member is checked in the same pass and beside the
+    hash, which torch and numpy do not do. Raises InputError naming the member, and its tensor,
+    that is damaged.
     """
     try:
         return _sha256(path, cancelled)
@@ -29,24 +31,19 @@ def sha256(path: Path, cancelled: Callable[[], bool] = lambda: False) -> str:
 
 
 def _sha256(path: Path, cancelled: Callable[[], bool]) -> str:
-    archived = members(path).values() if _is_archive(path) else ()
-    checks = [_Crc(member) for member in sorted(archived, key=lambda m: m.offset)]
+    archive = _Archive(path) if _is_archive(path) else None
     digest, block, position = hashlib.sha256(), bytearray(BLOCK), 0
-    with path.open("rb", buffering=0) as file:
+    with path.open("rb", buffering=0) as file, ThreadPoolExecutor(1) as beside:
         while count := file.readinto(block):
             if cancelled():
                 return ""
             part = memoryview(block)[:count]
+            checked = beside.submit(archive.update, part, position) if archive else None
             digest.update(part)
-            while checks and checks[0].starts_before(position + count):
-                checks[0].update(part, position)
-                if not checks[0].ends_by(position + count):
-                    break
-                if not checks[0].right:
-                    raise _damaged(path, checks[0].member)
-                del checks[0]
+            if checked:
+                checked.result()
             position += count
-    if checks:
+    if archive and archive.unseen:
         raise InputError(f"{path}: became shorter while it was read")
     return digest.hexdigest()
 
@@ -54,6 +51,25 @@ def _sha256(path: Path, cancelled: Callable[[], bool]) -> str:
 def _is_archive(path: Path) -> bool:
     with path.open("rb") as file:
         return path.suffix in (".bin", ".npz") and file.read(4) == b"PK\3\4"
+
+
+class _Archive:
+    """The CRCs of all members, as blocks of the file go by."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self.unseen = [_Crc(m) for m in sorted(members(path).values(), key=lambda m: m.offset)]
+
+    def update(self, block: memoryview, position: int) -> None:
+        """Raises InputError naming the member that is damaged."""
+        end = position + len(block)
+        while self.unseen and self.unseen[0].starts_before(end):
+            self.unseen[0].update(block, position)
+            if not self.unseen[0].ends_by(end):
+                break
+            if not self.unseen[0].right:
+                raise _damaged(self.path, self.unseen[0].member)
+            del self.unseen[0]
 
 
 class _Crc:

@@ -103,7 +103,7 @@ def plan(
     return Plan(output, False, "gguf", type, (file,), options)
 
 
-def _tensors(decoder: Decoder, type: FileType) -> Iterator[tuple[str, LazyTensor, Encoding]]:
+def _tensors(decoder: Decoder, kind: FileType) -> Iterator[tuple[str, LazyTensor, Encoding]]:
     """Every tensor by name, in the order the model uses them."""
 
     def named(name: str, tensor: LazyTensor, matrix: Encoding) -> tuple[str, LazyTensor, Encoding]:
@@ -112,11 +112,11 @@ def _tensors(decoder: Decoder, type: FileType) -> Iterator[tuple[str, LazyTensor
         return name, tensor, matrix if len(tensor.shape) == 2 else F32
 
     layers = decoder.geometry.n_layer
-    top = {p: named(n, getattr(decoder, p), type.of(p)) for p, n in GGUF.model.items()}
+    top = {p: named(n, getattr(decoder, p), kind.of(p)) for p, n in GGUF.model.items()}
     yield top.pop("wte")
     for i, block in enumerate(decoder.blocks):
         for part, name in GGUF.block.items():
-            yield named(name.format(i=i), getattr(block, part), type.of(part, i, layers))
+            yield named(name.format(i=i), getattr(block, part), kind.of(part, i, layers))
         for name in GGUF.zero_biases:
             yield name.format(i=i), Zeros((decoder.geometry.n_embd,), F32.dtype), F32
     yield from top.values()

@@ -60,7 +60,7 @@ class SearchedType(BlockType):
 def _of_share(
     weight: torch.Tensor | None, share: slice, count: int
 ) -> tuple[np.ndarray | None, int]:
-    """Of a weight that begins again all, and where in it the share begins; of a whole one a part."""
+    """Of a weight that begins again all, and where in it the share begins; else a part."""
     if weight is None:
         return None, 0
     if len(weight) < count:

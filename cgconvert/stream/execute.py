@@ -1,21 +1,28 @@
-"""Carry a plan out: read rows, encode them, write them, hash what was written, commit."""
+"""Carry a plan out: read rows, encode them, write them, hash what was written, commit.
+
+Chunks are worked on by as many processes as there are cores; the source and every file written
+are hashed on threads of their own.
+"""
 
 from __future__ import annotations
 
 import os
 import shutil
 import threading
+from collections.abc import Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 
 from cgconvert.checkpoint.checkpoint import Checkpoint
 from cgconvert.errors import OutputError, UsageError
-from cgconvert.manifest import Manifest, digest_of, file_sha256, libraries, manifest_path
+from cgconvert.manifest import Manifest, digest_of, libraries, manifest_path
 from cgconvert.stream.commit import Staging
+from cgconvert.stream.crew import Crew
+from cgconvert.stream.follow import Follower
 from cgconvert.stream.journal import START, Journal, key_of
 from cgconvert.stream.plan import Deferred, Plan
 from cgconvert.stream.progress import Progress, Silent
-from cgconvert.stream.write import Writer
+from cgconvert.stream.write import Job, Writer
 
 __all__ = ["check", "execute", "free_space"]
 
@@ -76,8 +83,9 @@ def execute(
     stop = threading.Event()
     staging = Staging(plan.output, force=force, resume=resume)
     check(plan, checkpoint, staged=max(0, _size(staging.content)))
+    job = Job(plan, staging.content, allow_nonfinite)
     try:
-        with staging, ThreadPoolExecutor(2) as pool:
+        with Crew(job, plan) as crew, staging, ThreadPoolExecutor(2) as beside:
             try:
                 if not isinstance(plan, Plan):
                     plan = plan.plan(staging.steps, progress)
@@ -85,12 +93,12 @@ def execute(
                     staging, key_of(plan, checkpoint, nonfinite=allow_nonfinite), plan
                 )
                 # The source is hashed while the disk is busy anyway.
-                source = pool.submit(_digest, checkpoint, journal, stop)
+                source = beside.submit(_digest, checkpoint, journal, stop)
                 progress.step(f"writing {plan.output}", plan.nbytes)
-                writer = Writer(checkpoint, allow_nonfinite, journal, pool, progress)
-                for number, file in enumerate(plan.files):
-                    writer.write(staging.content, number, file)
-                manifest = _manifest(plan, checkpoint, staging.content, source, progress)
+                with Writer(job, crew, checkpoint, journal, beside, progress) as writer:
+                    for number, file in enumerate(plan.files):
+                        writer.write(number, file)
+                    manifest = _manifest(plan, checkpoint, writer.hashes, source, progress)
             finally:
                 stop.set()
             target = staging.content if plan.folder else staging.content / plan.output.name
@@ -135,14 +143,14 @@ def _size(path: Path) -> int:
 def _manifest(
     plan: Plan,
     checkpoint: Checkpoint,
-    content: Path,
+    hashes: Mapping[str, Follower],
     source: Future[dict[str, object]],
     progress: Progress,
 ) -> Manifest:
     progress.step("hashing", plan.nbytes)
     files = {}
     for file in plan.files:
-        files[file.path] = {"bytes": file.size, "sha256": file_sha256(content / file.path)}
+        files[file.path] = {"bytes": file.size, "sha256": hashes[file.path].hexdigest(file.size)}
         progress.advance(file.size)
     return Manifest(
         name=checkpoint.name,

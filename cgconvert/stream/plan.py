@@ -3,19 +3,31 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Protocol
+
+import torch
 
 from cgconvert.quant.encoding import Encoding
 from cgconvert.stream.progress import Progress
 from cgconvert.tensor import LazyTensor
 
-__all__ = ["CHUNK_BYTES", "Deferred", "FilePlan", "Item", "Piece", "Plan", "lay_out"]
+__all__ = ["CHUNK_BYTES", "Deferred", "FilePlan", "Item", "Piece", "Plan", "cores", "lay_out"]
 
-CHUNK_BYTES = 32 << 20
-"""float32 bytes of one chunk of rows: large enough for the disk, small enough for a laptop."""
+CHUNK_BYTES = 8 << 20
+"""float32 bytes of one chunk of rows: large enough for the disk, small enough for every core to
+have one."""
+STRIDED_BYTES = 64 << 20
+"""The same where rows are read as columns: a piece from every row of the file, so that a narrow
+chunk costs as many reads as a wide one."""
+IN_FLIGHT_BYTES = 256 << 20
+"""float32 bytes of all chunks that are worked on at once, on any number of cores."""
+MOST_PROCESSES = 16
+"""More than any disk needs."""
+PROCESS_BYTES = 16 << 20
+"""Of its own, that a forked process has without a chunk."""
 
 
 @dataclass(frozen=True)
@@ -44,9 +56,28 @@ class Item:
         return sum(piece.nbytes for piece in self.pieces)
 
     @property
+    def rows(self) -> int:
+        return self.source.shape[0] if self.source.shape else 1
+
+    @property
     def chunk_rows(self) -> int:
         width = math.prod(self.source.shape[1:]) * 4
-        return max(1, CHUNK_BYTES // max(1, width))
+        size = STRIDED_BYTES if self.source.strided else CHUNK_BYTES
+        return max(1, size // max(1, width))
+
+    @property
+    def chunk_bytes(self) -> int:
+        """float32 bytes of its largest chunk."""
+        return min(self.chunk_rows, self.rows) * math.prod(self.source.shape[1:]) * 4
+
+    def bytes_of(self, rows: slice) -> int:
+        """So many are written for these rows."""
+        return (rows.stop - rows.start) * sum(piece.row_bytes for piece in self.pieces)
+
+    def chunks(self) -> Iterator[slice]:
+        """All rows, some at a time."""
+        for start in range(0, self.rows, self.chunk_rows):
+            yield slice(start, min(self.rows, start + self.chunk_rows))
 
 
 @dataclass(frozen=True)
@@ -92,9 +123,15 @@ class Plan:
 
     @property
     def peak_memory(self) -> int:
-        """Bytes a run needs at most beyond the interpreter: a chunk, its float32 and its code."""
-        largest = max((_chunk_bytes(item) for item in self.items), default=0)
-        return 3 * largest + max((len(file.header) for file in self.files), default=0)
+        """Bytes a run needs at most beyond the interpreter, on this machine's cores.
+
+        Of every chunk in flight what was read, its float32 and what an encoding makes on the way;
+        what each process has of its own; and the fixed bytes of all files.
+        """
+        largest = max((item.chunk_bytes for item in self.items), default=0)
+        flying = max(largest, min(cores() * largest, IN_FLIGHT_BYTES))
+        fixed = cores() * PROCESS_BYTES + sum(len(file.header) for file in self.files)
+        return 3 * flying + fixed
 
 
 class Deferred(Protocol):
@@ -143,6 +180,6 @@ def lay_out(
     return tuple(items)
 
 
-def _chunk_bytes(item: Item) -> int:
-    rows = min(item.chunk_rows, item.source.shape[0] if item.source.shape else 1)
-    return rows * math.prod(item.source.shape[1:]) * 4
+def cores() -> int:
+    """How many chunks are worked on at once: torch's number of threads (OMP_NUM_THREADS)."""
+    return min(torch.get_num_threads(), MOST_PROCESSES)

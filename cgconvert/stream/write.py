@@ -1,66 +1,130 @@
-"""One file of a plan after the other: rows are read, encoded, judged and written to their place."""
+"""The files of a plan, one after the other: chunks on all cores, what is there noted in order."""
 
 from __future__ import annotations
 
 import os
-from concurrent.futures import Future, ThreadPoolExecutor
+from collections.abc import Iterator
+from concurrent.futures import Executor, Future
+from dataclasses import dataclass
 from pathlib import Path
-
-import torch
 
 from cgconvert.checkpoint.checkpoint import Checkpoint
 from cgconvert.errors import InputError
 from cgconvert.quant.plain import Plain
+from cgconvert.stream.chunk import Faults, write_all, write_chunk
+from cgconvert.stream.crew import Crew
+from cgconvert.stream.follow import Follower
 from cgconvert.stream.journal import Journal, Place
-from cgconvert.stream.plan import FilePlan, Item
+from cgconvert.stream.pipeline import in_order
+from cgconvert.stream.plan import IN_FLIGHT_BYTES, FilePlan, Item, Plan
 from cgconvert.stream.progress import Progress
 
-__all__ = ["Writer"]
+__all__ = ["Job", "Writer"]
 
 JOURNAL_BYTES = 256 << 20
 """So much is written before a place is noted that an interrupted run can continue from."""
 
 
+@dataclass(frozen=True)
+class Job:
+    """What a crew does: some rows of one item of one file, written below `root`."""
+
+    plan: Plan
+    root: Path
+    allow_nonfinite: bool
+
+    def __call__(self, number: int, index: int, rows: slice) -> Faults:
+        file = self.plan.files[number]
+        return write_chunk(file.items[index], rows, self.root / file.path, self.allow_nonfinite)
+
+
 class Writer:
-    """Writes the files of a plan one after the other, from the place the journal tells."""
+    """Writes the files of a plan one after the other, from the place the journal tells.
+
+    `crew` does `job`, `notes` is where files are synced. `hashes` has a Follower for each file,
+    until the writer's context is left.
+    """
 
     def __init__(
         self,
+        job: Job,
+        crew: Crew,
         checkpoint: Checkpoint,
-        allow_nonfinite: bool,
         journal: Journal,
-        pool: ThreadPoolExecutor,
+        notes: Executor,
         progress: Progress,
     ) -> None:
-        self.path, self.allow_nonfinite = checkpoint.path, allow_nonfinite
+        self.job, self.crew, self.path = job, crew, checkpoint.path
         self.journal, self.begin = journal, journal.place
-        self.pool, self.progress = pool, progress
+        self.notes, self.progress = notes, progress
+        self.hashes: dict[str, Follower] = {}
         self.noting: Future[None] | None = None
         self.unsaved = 0
         self.loose = False
 
-    def write(self, root: Path, number: int, file: FilePlan) -> None:
+    def __enter__(self) -> Writer:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        for follower in self.hashes.values():
+            follower.close()
+
+    def write(self, number: int, file: FilePlan) -> None:
+        path = self.job.root / file.path
         if (number + 1, 0, 0) <= self.begin:
+            self.hashes[file.path] = Follower(path)
+            self.hashes[file.path].reached(file.size)
             self.progress.advance(file.size)
             return
-        path = root / file.path
         path.parent.mkdir(parents=True, exist_ok=True)
         descriptor = os.open(path, os.O_WRONLY | os.O_CREAT, 0o644)
         try:
+            self.hashes[file.path] = Follower(path)
             if file.size:
                 os.posix_fallocate(descriptor, 0, file.size)  # a full disk says so here
-            _write(descriptor, memoryview(file.header), 0)
+            write_all(descriptor, memoryview(file.header), 0)
             self.progress.advance(len(file.header))
-            for index, item in enumerate(file.items):
-                self._item(descriptor, (number, index), item)
+            self._items(descriptor, number, file)
             self._close(descriptor, number, file)
         finally:
             if self.noting is not None:
                 self.noting.result()
             os.close(descriptor)
 
+    def _items(self, descriptor: int, number: int, file: FilePlan) -> None:
+        behind = _begins(file)[1:]
+        faults = Faults()
+        chunks = in_order(
+            lambda chunk: self.crew.submit(number, *chunk),
+            self._left(number, file),
+            lambda chunk: file.items[chunk[0]].chunk_bytes,
+            IN_FLIGHT_BYTES,
+        )
+        for (index, rows), found in chunks:
+            item = file.items[index]
+            faults += found
+            nbytes = item.bytes_of(rows)
+            self.progress.advance(nbytes)
+            self.unsaved += nbytes
+            if not faults.broken and not faults.lost:
+                self._note(descriptor, (number, index, rows.stop))
+            if rows.stop == item.rows:
+                self._judge(item, faults)
+                faults = Faults()
+            self.hashes[file.path].reached(_written(item, rows.stop, behind[index]))
+
+    def _left(self, number: int, file: FilePlan) -> Iterator[tuple[int, slice]]:
+        """Items and rows that the journal does not tell to be there."""
+        for index, item in enumerate(file.items):
+            for rows in item.chunks():
+                if (number, index, rows.stop) <= self.begin:
+                    self.progress.advance(item.bytes_of(rows))
+                else:
+                    yield index, rows
+
     def _close(self, descriptor: int, number: int, file: FilePlan) -> None:
         """A file with weights is synced and noted; behind one that is not, nothing is noted."""
+        self.hashes[file.path].reached(file.size)
         if not file.items or self.loose:
             self.loose = True
             return
@@ -69,52 +133,27 @@ class Writer:
         self._sync(descriptor, (number + 1, 0, 0))
         self.unsaved = 0
 
-    def _item(self, descriptor: int, place: tuple[int, int], item: Item) -> None:
-        rows = item.source.shape[0] if item.source.shape else 1
-        broken = lost = 0
-        reason = ""
-        for start in range(0, rows, item.chunk_rows):
-            stop = min(rows, start + item.chunk_rows)
-            if (*place, stop) <= self.begin:
-                self.progress.advance(sum(p.row_bytes for p in item.pieces) * (stop - start))
-                continue
-            block = item.source.read(slice(start, stop))
-            nonfinite = _not_finite(block)
-            broken += nonfinite
-            if nonfinite and not (self.allow_nonfinite and isinstance(item.encoding, Plain)):
-                continue  # to the tensor's end, for the count
-            try:
-                arrays = item.encoding.encode(block)
-            except InputError as error:
-                lost += sum(not _encodes(item, row) for row in block.split(1))
-                reason = str(error)
-                continue
-            for piece, array in zip(item.pieces, arrays, strict=True):
-                lost += max(0, _not_finite(array) - nonfinite)
-                data = _bytes(array)
-                _write(descriptor, data, piece.offset + start * piece.row_bytes)
-                self.progress.advance(len(data))
-                self.unsaved += len(data)
-            if not broken and not lost:
-                self._note(descriptor, (*place, stop))
-        self._judge(item, broken, lost, reason)
-
-    def _judge(self, item: Item, broken: int, lost: int, reason: str) -> None:
+    def _judge(self, item: Item, faults: Faults) -> None:
         """Raises InputError naming the source's tensor, and how many numbers are at fault."""
         stored = list(item.source.leaves())
         names = ", ".join(dict.fromkeys(tensor.name for tensor in stored)) or item.name
         where = f"{stored[0].path if stored else self.path}: tensor {names}"
         plain = isinstance(item.encoding, Plain)
-        if plain and self.allow_nonfinite:
+        if plain and self.job.allow_nonfinite:
             return
         advice = "; --allow-nonfinite keeps them" if plain else ""
-        if broken:
-            raise InputError(f"{where}: {broken} values are NaN or infinite in the source{advice}")
-        if reason:
-            raise InputError(f"{where}: {lost} rows cannot be {item.encoding.name}: {reason}")
-        if lost:
+        if faults.broken:
             raise InputError(
-                f"{where}: {lost} values overflow {item.encoding.name}; choose a wider type{advice}"
+                f"{where}: {faults.broken} values are NaN or infinite in the source{advice}"
+            )
+        if faults.reason:
+            raise InputError(
+                f"{where}: {faults.lost} rows cannot be {item.encoding.name}: {faults.reason}"
+            )
+        if faults.lost:
+            raise InputError(
+                f"{where}: {faults.lost} values overflow {item.encoding.name}; "
+                f"choose a wider type{advice}"
             )
 
     def _note(self, descriptor: int, place: Place) -> None:
@@ -126,35 +165,25 @@ class Writer:
                 return
             self.noting.result()
         self.unsaved = 0
-        self.noting = self.pool.submit(self._sync, descriptor, place)
+        self.noting = self.notes.submit(self._sync, descriptor, place)
 
     def _sync(self, descriptor: int, place: Place) -> None:
         os.fdatasync(descriptor)
         self.journal.reached(place)
 
 
-def _encodes(item: Item, rows: torch.Tensor) -> bool:
-    try:
-        item.encoding.encode(rows)
-    except InputError:
-        return False
-    return True
+def _begins(file: FilePlan) -> list[int]:
+    """For each item, and for the end: the first byte of it or of any behind it in the plan."""
+    begins = [file.size]
+    for item in reversed(file.items):
+        begins.append(min([begins[-1], *(piece.offset for piece in item.pieces)]))
+    return begins[::-1]
 
 
-def _not_finite(array: torch.Tensor) -> int:
-    if not array.dtype.is_floating_point or not array.numel():
-        return 0
-    low, high = torch.aminmax(array)  # a NaN anywhere is both; far quicker than looking at each
-    if torch.isfinite(low) and torch.isfinite(high):
-        return 0
-    return int(array.numel() - torch.isfinite(array).sum())
+def _written(item: Item, rows: int, rest: int) -> int:
+    """All before this byte is there once so many rows of the item are, and what is before it.
 
-
-def _bytes(array: torch.Tensor) -> memoryview:
-    return array.contiguous().reshape(-1).view(torch.uint8).numpy().data
-
-
-def _write(descriptor: int, data: memoryview, position: int) -> None:
-    while data:
-        done = os.pwrite(descriptor, data, position)
-        data, position = data[done:], position + done
+    `rest` is where the items behind it begin.
+    """
+    open_pieces = item.pieces if rows < item.rows else ()
+    return min([rest, *(piece.offset + rows * piece.row_bytes for piece in open_pieces)])

@@ -48,6 +48,7 @@ from cgconvert.verify.report_junit import as_junit
 from cgconvert.verify.report_words import SUMMARY, bound, number, ran
 from cgconvert.verify.verdict import Check, Verdict, overall
 from cgconvert.verify.weights import TensorError
+from cgconvert.whole_file import write_whole
 
 __all__ = [
     "SCHEMA",
@@ -181,7 +182,7 @@ WRITERS: Mapping[str, Callable[[Sequence[Report]], str]] = {
 
 
 def write_reports(reports: Sequence[Report], path: Path) -> None:
-    """Write in the format of the path's suffix.
+    """Write in the format of the path's suffix, the whole file or nothing.
 
     Raises UsageError for a suffix without a format, OutputError where writing fails.
     """
@@ -189,7 +190,7 @@ def write_reports(reports: Sequence[Report], path: Path) -> None:
     try:
         # A file's name may hold bytes that are no UTF-8: escaped as JSON has them.
         text = WRITERS[path.suffix](reports)
-        path.write_text(text, encoding="utf-8", errors="backslashreplace")
+        write_whole(path, text.encode(errors="backslashreplace"))
     except OSError as error:
         raise OutputError(f"{path}: cannot be written: {error.strerror or error}") from error
 

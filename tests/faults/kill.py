@@ -85,7 +85,8 @@ class Killer:
     def run(self, work: Path, writer: str, *more: str, **how: object) -> Outcome:
         arguments = [part.format(tokenizer=embedded.path()) for part in WRITERS[writer]]
         env = {"CGCONVERT_CACHE": str(work / "cache")}
-        return self.server.run(*arguments, *more, cwd=work, env=env, journal=1 << 16, **how)
+        how = {"journal": 1 << 16, "processes": 2, **how}
+        return self.server.run(*arguments, *more, cwd=work, env=env, **how)
 
     def moment(self, writer: str, tally: Tally, number: int) -> None:
         """One kill, the look at what is there, and the run after it."""

@@ -7,6 +7,7 @@ talks JSON lines; `Server` is its client.
 
 from __future__ import annotations
 
+import faulthandler
 import gc
 import importlib
 import itertools
@@ -24,8 +25,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import torch
+
 from cgconvert.cli.main import main
-from cgconvert.stream import commit, write
+from cgconvert.stream import commit, crew, write
 
 ROOT = Path(__file__).resolve().parents[2]
 WARM = (
@@ -38,6 +41,9 @@ WARM = (
 )  # fmt: skip
 SAFETY_BYTES = 6 << 30
 """Address space beyond what is there: only so that a bomb does not take the machine along."""
+
+HANGS = 25
+"""After so many seconds a command says where it is; at 30 it is killed."""
 
 
 @dataclass(frozen=True)
@@ -66,7 +72,8 @@ class Server:
     def run(self, *arguments: str, cwd: Path, **how: Any) -> Outcome:
         """How: `limit` seconds before it is killed, `kill` = [signal, seconds after the start],
         `die` = before which change to the file system it kills itself, `file_bytes` =
-        RLIMIT_FSIZE, `journal` = bytes between two notes of progress, `env`."""
+        RLIMIT_FSIZE, `journal` = bytes between two notes of progress, `processes` = how many
+        convert, `env`."""
         assert self.process.stdin is not None
         assert self.process.stdout is not None
         request = {"arguments": arguments, "cwd": str(cwd), **how}
@@ -157,8 +164,12 @@ def _command(request: dict[str, Any], out: int, err: int) -> None:
             resource.setrlimit(resource.RLIMIT_FSIZE, (request["file_bytes"],) * 2)
         if "journal" in request:
             write.JOURNAL_BYTES = request["journal"]
+        if "processes" in request:
+            torch.set_num_threads(request["processes"])
+            crew.SMALL_BYTES = 0
         if "die" in request:
             _die_before(request["die"])
+        faulthandler.dump_traceback_later(HANGS, file=err)
         sys.argv = ["cgconvert", *request["arguments"]]
         main(request["arguments"])
     except SystemExit as leaving:

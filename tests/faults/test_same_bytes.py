@@ -1,4 +1,4 @@
-"""Every output that needs no data is the same to the byte, whatever the number of threads."""
+"""Every output that needs no data is the same to the byte, whatever the number of processes."""
 
 from __future__ import annotations
 
@@ -13,6 +13,7 @@ import torch
 from cgconvert import convert, embedded, synthetic
 from cgconvert.checkpoint.read import read
 from cgconvert.model import Geometry
+from cgconvert.stream import crew, plan
 from cgconvert.stream.execute import execute
 from cgconvert.stream.plan import Plan
 
@@ -42,9 +43,15 @@ def threads() -> Iterator[Callable[[int], None]]:
 
 
 @pytest.mark.parametrize(("layout", "output"), CASES)
-def test_any_number_of_threads(
-    layout: str, output: str, threads: Callable[[int], None], tmp_path: Path
+def test_any_number_of_processes(
+    layout: str,
+    output: str,
+    threads: Callable[[int], None],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
+    monkeypatch.setattr(crew, "SMALL_BYTES", 0)
+    monkeypatch.setattr(plan, "CHUNK_BYTES", 1 << 16)
     state = synthetic.RandomState(GEOMETRY, seed=3)
     source = synthetic.write(layout, state, GEOMETRY, tmp_path, "source", embedded.path())
     checkpoint = read(str(source))

@@ -1,0 +1,204 @@
+"""Every conversion at every size: time, bytes a second and memory, beside `cp` and the peers.
+
+    python benchmarks/scale.py codegen-2B-mono --work bench
+    python benchmarks/scale.py codegen-16B-mono --layout sparse --only to-gguf --work bench
+
+A call measures one model once, all commands in turn, and adds what it found to the runs that are
+kept: the table has medians over all of them. `cp --sparse=never` of the source, with sync, is in
+every call, and ratios are to that of the same call. Start-up (a --dry-run) is taken off before a
+ratio or a speed is made. Weights are random, or with `--layout sparse` zeros that take no disk.
+
+`--peers` adds llama-quantize (llama.cpp's llama_model_quantize of an F16 file) and transformers'
+from_pretrained and save_pretrained; `--optimum` optimum's export.
+"""
+
+from __future__ import annotations
+
+import json
+import statistics
+import subprocess
+import sys
+import tempfile
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+from typing import Any
+
+import click
+from measuring import RESULTS, Job, command, keep, machine, remove, size
+
+CONVERSIONS = (
+    ("to-hf",),
+    ("to-hf", "--layout", "phi"),
+    ("to-gguf", "--type", "F16"),
+    ("to-gguf", "--type", "Q8_0"),
+    ("to-gguf", "--type", "Q4_0"),
+    ("to-onnx", "--dtype", "float16"),
+    ("to-onnx",),
+    ("to-onnx", "--bits", "8"),
+    ("to-onnx", "--bits", "4"),
+)
+
+LLAMA = """
+import sys, llama_cpp
+params = llama_cpp.llama_model_quantize_default_params()
+params.ftype, params.nthread = int(sys.argv[3]), int(sys.argv[4])
+sys.exit(llama_cpp.llama_model_quantize(sys.argv[1].encode(), sys.argv[2].encode(), params))
+"""
+LLAMA_TYPES = {"Q8_0": 7, "Q4_0": 2}  # llama.h, enum llama_ftype
+TRANSFORMERS = """
+import sys, torch
+from transformers import AutoModelForCausalLM
+model = AutoModelForCausalLM.from_pretrained(sys.argv[1], dtype=torch.float16)
+model.save_pretrained(sys.argv[2])
+"""
+
+
+@click.command()
+@click.argument("name")
+@click.option("--layout", default="streamed", show_default=True, help="As in cgconvert.synthetic.")
+@click.option("--only", multiple=True, help="Conversions that begin so. Repeatable.")
+@click.option("--peers", is_flag=True, help="llama-quantize and transformers beside it.")
+@click.option("--optimum", type=click.Path(exists=True), help="optimum-cli of its environment.")
+@click.option("--threads", default=4, show_default=True, help="llama-quantize's.")
+@click.option("--work", type=click.Path(path_type=Path), help="Where to write (a fast disk).")
+def main(
+    name: str,
+    layout: str,
+    only: tuple[str, ...],
+    peers: bool,
+    optimum: str | None,
+    threads: int,
+    work: Path | None,
+) -> None:
+    """Measure the conversions of one member of the family once."""
+    with tempfile.TemporaryDirectory(dir=work) as folder:
+        place = Path(folder)
+        make = [sys.executable, "-m", "cgconvert.synthetic", name, "--layout", layout]
+        subprocess.run([*make, "-o", str(place)], check=True, stdout=subprocess.DEVNULL)
+        source = next(place.iterdir())
+        out = place / "out"
+        copy = Job("cp", ["cp", "-r", "--sparse=never", str(source), str(out)], out)
+        jobs = [copy, *_ours(source, out, only)]
+        if peers:
+            jobs += _transformers(source, out)
+        if optimum:
+            jobs.append(_optimum(optimum, source, out))
+        _measure(jobs)
+        if peers:
+            jobs += _llama(source, place, threads)
+        _add(f"{name}, {layout}", jobs, size(source), threads if peers else None)
+
+
+def _measure(jobs: Iterable[Job]) -> None:
+    for job in jobs:
+        click.echo(job.name, err=True)
+        job.measure()
+        if job.output:
+            remove(job.output)
+
+
+def _ours(source: Path, out: Path, only: tuple[str, ...]) -> Iterator[Job]:
+    """What a tarball is unpacked to counts as written, every time."""
+    from cgconvert import embedded
+
+    start = ["env", f"CGCONVERT_CACHE={out / 'cache'}", sys.executable, "-m", "cgconvert"]
+    more = ["--tokenizer", str(embedded.path())]
+    whole = [*start, "to-hf", str(source), *more]
+    yield Job("start", [*whole, "--dry-run"], None)
+    for kind, *options in CONVERSIONS:
+        label = " ".join([kind, *options])
+        if only and not label.startswith(only):
+            continue
+        target = out / ("m.gguf" if kind == "to-gguf" else "m")
+        given = [*start, kind, str(source), "-o", str(target), *more, *options]
+        yield Job(f"cgconvert {label}", given, out)
+
+
+def _transformers(source: Path, out: Path) -> Iterator[Job]:
+    given = [sys.executable, "-c", TRANSFORMERS, str(source), str(out)]
+    yield Job("transformers load and save", given, out)
+
+
+def _optimum(optimum: str, source: Path, out: Path) -> Job:
+    given = [
+        optimum, "export", "onnx", "--model", str(source), "--task", "text-generation-with-past",
+        str(out),
+    ]  # fmt: skip
+    return Job("optimum-cli export onnx", given, out)
+
+
+def _llama(source: Path, place: Path, threads: int) -> list[Job]:
+    """Of an F16 file that is made first, and not counted."""
+    wide, target = place / "wide.gguf", place / "narrow.gguf"
+    make = [sys.executable, "-m", "cgconvert", "to-gguf", str(source), "-o", str(wide)]
+    subprocess.run(make, check=True, stdout=subprocess.DEVNULL)
+    jobs = [
+        Job(
+            f"llama-quantize {kind}",
+            [sys.executable, "-c", LLAMA, str(wide), str(target), str(number), str(threads)],
+            target,
+        )
+        for kind, number in LLAMA_TYPES.items()
+    ]  # fmt: skip
+    _measure(jobs)
+    return jobs
+
+
+def _add(label: str, jobs: list[Job], source_bytes: int, threads: int | None) -> None:
+    file = RESULTS / "scale.json"
+    result: dict[str, Any] = json.loads(file.read_text()) if file.is_file() else {"models": {}}
+    model = result["models"].setdefault(label, {"source_bytes": source_bytes, "runs": []})
+    model["runs"].append({
+        "command": command(),
+        "llama_threads": threads,
+        "jobs": {
+            job.name: {"seconds": round(job.seconds[0], 2), "peak_bytes": job.peak[0],
+                       "written_bytes": job.written}
+            for job in jobs
+        },
+    })  # fmt: skip
+    result["machine"] = machine()
+    keep("scale", result, list(_table(result)))
+
+
+def _table(result: dict[str, Any]) -> Iterator[str]:
+    shape = result["machine"]
+    runs = [len(model["runs"]) for model in result["models"].values()]
+    yield (
+        f"{shape['cores']} cores, {shape['memory_gb']} GB, {shape['architecture']}; medians of "
+        f"{min(runs)} to {max(runs)} runs, commands in turn in each. Seconds have process start "
+        "and sync in them; GB/s (of source) and × cp (of the source, in the same run) are without "
+        "start. Memory is that of all processes of a command together."
+    )
+    yield ""
+    yield "| source | | seconds | GB/s | × cp | peak memory, GB | written, GB |"
+    yield "|---|---|---|---|---|---|---|"
+    for label, model in result["models"].items():
+        names = dict.fromkeys(name for run in model["runs"] for name in run["jobs"])
+        for name in names:
+            runs_of = [run["jobs"] for run in model["runs"] if name in run["jobs"]]
+            yield _row(label, name, runs_of, model["source_bytes"])
+    yield ""
+    commands = [run["command"] for model in result["models"].values() for run in model["runs"]]
+    yield from (f"`{one}`  " for one in dict.fromkeys(commands))
+
+
+def _row(label: str, name: str, runs: list[dict[str, Any]], source_bytes: int) -> str:
+    seconds = statistics.median(jobs[name]["seconds"] for jobs in runs)
+    own = [
+        jobs[name]["seconds"] - (jobs["start"]["seconds"] if name.startswith("cgconvert") else 0)
+        for jobs in runs
+    ]
+    times = statistics.median(s / jobs["cp"]["seconds"] for s, jobs in zip(own, runs, strict=True))
+    speed = source_bytes / statistics.median(own) / 1e9
+    peak = max(jobs[name]["peak_bytes"] for jobs in runs) / 1e9
+    written = runs[-1][name]["written_bytes"] / 1e9
+    rest = f"{speed:.2f} | {times:.2f}" if name != "start" else "– | –"
+    return (
+        f"| {label}, {source_bytes / 1e9:.1f} GB | {name} | {seconds:.1f} | {rest} | {peak:.2f} | "
+        + (f"{written:.2f} |" if written else "– |")
+    )
+
+
+if __name__ == "__main__":
+    main()
