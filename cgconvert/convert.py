@@ -7,12 +7,15 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from cgconvert.artefact import OUT
 from cgconvert.checkpoint.checkpoint import Checkpoint
 from cgconvert.errors import UsageError
 from cgconvert.stream.plan import Deferred, Plan
+
+if TYPE_CHECKING:
+    from cgconvert.quant.imatrix import Imatrix
 
 __all__ = ["CONVERSIONS", "gguf_path", "onnx_path", "quantize", "to_gguf", "to_hf", "to_onnx"]
 
@@ -87,12 +90,13 @@ def to_gguf(
     *,
     type: str = "F16",  # noqa: A002
     tensor_type: Sequence[tuple[str, str]] = (),
+    importance: Imatrix | None = None,
 ) -> Plan:
     """A file for llama.cpp, architecture phi2. `tensor_type` are patterns of names and types."""
     from cgconvert.formats import gguf
 
     path = gguf_path(checkpoint, output, type)
-    return gguf.plan(checkpoint, path, type=type, fixed=tensor_type)
+    return gguf.plan(checkpoint, path, type=type, fixed=tensor_type, importance=importance)
 
 
 def gguf_path(checkpoint: Checkpoint, output: Path | None, type: str) -> Path:  # noqa: A002
@@ -118,14 +122,17 @@ def quantize(
     tensor_type: Sequence[tuple[str, str]] = (),
     effort: str = "default",
     calibration: str | None = None,
+    imatrix: str | None = None,
+    save_imatrix: str | None = None,
     block_size: int | None = None,
     symmetric: bool | None = None,
     accuracy_level: int | None = None,
 ) -> Plan | Deferred:
     """GGUF in so many bits, of a type, or within a budget; or ONNX MatMulNBits in 4 or 8 bits.
 
-    `calibration` is the path of a text, "stdlib" (the default) or "none"; the last three are for
-    ONNX, see `to_onnx`. Raises UsageError for what does not go together.
+    `calibration` is the path of a text, "stdlib" (the default) or "none"; `imatrix` that of an
+    imatrix to take instead, `save_imatrix` where the text's goes. The last three are for ONNX, see
+    `to_onnx`. Raises UsageError for what does not go together.
     """
     from cgconvert.calibrate.asked import quantize_gguf, quantize_onnx, standard
     from cgconvert.calibrate.gguf import Budget
@@ -136,7 +143,8 @@ def quantize(
         options = ", ".join(f"--{name}" for name in ("bits", "type", "max-size", "bpw"))
         raise UsageError(f"say how small: one of {options} or --max-kl")
     if format == "onnx":
-        others = [n for n in asked if n != "bits"] + ["tensor_type"] * bool(tensor_type)
+        given = _given(tensor_type=tensor_type or None, imatrix=imatrix, save_imatrix=save_imatrix)
+        others = [name for name in (*asked, *given) if name != "bits"]
         if others:
             raise UsageError(f"{_option(others)} is an option of --format gguf; give --bits")
         return quantize_onnx(checkpoint, output, bits or 0, effort, calibration, blocks)
@@ -147,7 +155,8 @@ def quantize(
         like=standard(checkpoint.geometry) if bits == 4 else None,
         nbytes=max_size, bpw=bpw, kl=max_kl, fixed=tuple(tensor_type),
     )  # fmt: skip
-    return quantize_gguf(checkpoint, output, budget, effort, calibration, asked)
+    paths = {name: Path(path) for name, path in _given(imatrix=imatrix, save=save_imatrix).items()}
+    return quantize_gguf(checkpoint, output, budget, effort, calibration, asked, **paths)
 
 
 def _given(**options: Any) -> dict[str, Any]:

@@ -63,6 +63,8 @@ STEPS: Mapping[str, Mapping[str, type | tuple[Any, ...]]] = {
         "tensor_type": dict,
         "effort": (FAST, *EFFORTS),
         "calibration": str,
+        "imatrix": str,
+        "save_imatrix": str,
         "format": ("gguf", "onnx"),
         **BLOCKS,
     },

@@ -151,6 +151,26 @@ def test_what_was_interrupted_goes_on(
     assert not list(folder.glob(".*"))
 
 
+def test_an_imatrix_is_written_and_read(run: Callable[..., Outcome], folder: Path) -> None:
+    saved = ("--type", "Q4_K_M", "--save-imatrix", "im.gguf")
+    assert run(*saved, "-o", "with.gguf").code == 0
+    assert run(*saved, "-o", "again.gguf").code == 0  # the same imatrix
+    assert (folder / "with.gguf").read_bytes() == (folder / "again.gguf").read_bytes()
+    with pytest.raises(SystemExit) as caught:
+        main(["quantize", "small", "--bits", "4", "--imatrix", "im.gguf", "-o", "im-4.gguf"])
+    assert not caught.value.code
+    options = json.loads((folder / "im-4.gguf.cgconvert.json").read_text())["options"]
+    assert options["imatrix"]["file"] == "im.gguf"
+    with pytest.raises(SystemExit) as caught:
+        main(["verify", "im-4.gguf", "--reference", "small"])
+    assert not caught.value.code
+    told = run("--bits", "4", "--imatrix", "im.gguf", "-o", "no.gguf")
+    assert (told.code, "--imatrix stands in place of a text" in told.err) == (2, True)
+    (folder / "im.gguf").write_bytes(b"rubbish")
+    told = run("--type", "Q4_K_M", "--save-imatrix", "im.gguf", "-o", "no.gguf")
+    assert (told.code, "im.gguf exists" in told.err) == (2, True)
+
+
 @pytest.mark.parametrize(
     ("content", "message"),
     [

@@ -14,6 +14,7 @@ from cgconvert.convert import gguf_path, onnx_path, to_gguf, to_onnx
 from cgconvert.errors import UsageError
 from cgconvert.formats.gguf_types import TYPES
 from cgconvert.model import Geometry
+from cgconvert.quant.imatrix_file import read_imatrix
 from cgconvert.quant.plain import Plain
 from cgconvert.stream.plan import Deferred, Plan
 from cgconvert.text import STDLIB, Text, read_text
@@ -37,14 +38,28 @@ def quantize_gguf(
     effort: str,
     calibration: str | None,
     asked: Mapping[str, Any],
+    imatrix: Path | None = None,
+    save: Path | None = None,
 ) -> Plan | Deferred:
     """See convert.quantize; `asked` goes into the manifest."""
     if budget.mix is not None and budget.mix not in QUANTIZED:
         raise UsageError(f"type {budget.mix!r} is not one of {', '.join(QUANTIZED)}")
+    if imatrix is not None:
+        if calibration not in (None, NO_TEXT) or effort == "max" or save is not None:
+            raise UsageError(
+                "--imatrix stands in place of a text: leave out --calibration, --effort and "
+                "--save-imatrix"
+            )
+        calibration = NO_TEXT
     text = _calibration(budget, effort, calibration)
     if text is None:
+        if save is not None:
+            raise UsageError("--save-imatrix is collected from a text, and none is read here")
         kind = _search_only(checkpoint, budget)
-        return to_gguf(checkpoint, output, type=kind, tensor_type=budget.fixed)
+        importance = read_imatrix(imatrix, checkpoint.decoder) if imatrix else None
+        return to_gguf(
+            checkpoint, output, type=kind, tensor_type=budget.fixed, importance=importance
+        )
     path = gguf_path(checkpoint, output, _called(budget))
     own = {"tensor_type": dict(budget.fixed)} if budget.fixed else {}
     return CalibratedGGUF(checkpoint, path, text, EFFORTS[effort], {**asked, **own}, budget=budget)

@@ -15,6 +15,8 @@ from cgconvert.checkpoint.checkpoint import Checkpoint
 from cgconvert.errors import InputError
 from cgconvert.formats import gguf, onnx
 from cgconvert.formats.onnx.variant import Variant
+from cgconvert.quant.imatrix_collect import collect
+from cgconvert.quant.imatrix_file import encoded, write_imatrix
 from cgconvert.stream.plan import Plan
 from cgconvert.stream.progress import Progress
 
@@ -29,9 +31,10 @@ LARGEST = "Q8_0"
 
 @dataclass(frozen=True)
 class CalibratedGGUF(Fitted):
-    """See calibrate_gguf."""
+    """See calibrate_gguf. `save` is where the text's imatrix goes."""
 
     budget: Budget
+    save: Path | None = None
     format: str = "gguf"
 
     def __post_init__(self) -> None:
@@ -54,6 +57,10 @@ class CalibratedGGUF(Fitted):
     def plan(self, folder: Path, progress: Progress) -> Plan:
         """Raises InputError where the text is too short, UsageError where nothing fits."""
         windows = self.claim(folder)
+        if self.save is not None:
+            found = collect(self.checkpoint.decoder, windows.fitted, self.text.name, progress)
+            if not self.save.is_file() or self.save.read_bytes() != encoded(found):
+                write_imatrix(self.save, found)
         done = calibrate_gguf(
             self.checkpoint, self._resolved(), windows, self.effort, folder, progress,
             self._overhead(),

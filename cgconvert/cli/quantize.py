@@ -90,6 +90,8 @@ def _pairs(
     metavar="FILE|none",
     help="The text; the calibration part of Python's standard library unless given.",
 )
+@click.option("--imatrix", metavar="FILE", help="llama.cpp's imatrix, in place of a text.")
+@click.option("--save-imatrix", metavar="FILE", help="Write the text's imatrix for llama.cpp.")
 @click.option(
     "--format",
     "kind_of_file",
