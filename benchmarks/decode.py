@@ -83,6 +83,8 @@ class Contender:
 @click.option("--peers", default=sys.executable, help="Python with optimum and ctranslate2.")
 @click.option("--llama", default=sys.executable, help="Python with llama-cpp-python.")
 @click.option("--only", multiple=True, help="Contenders whose name contains this.")
+@click.option("--also", multiple=True, type=click.Path(exists=True, path_type=Path),
+              help="A GGUF of the same shape, as quantize makes it, for llama.cpp.")  # fmt: skip
 @click.option("--work", type=click.Path(path_type=Path), help="Where to write (a fast disk).")
 def main(
     name: str,
@@ -92,6 +94,7 @@ def main(
     peers: str,
     llama: str,
     only: tuple[str, ...],
+    also: tuple[Path, ...],
     work: Path | None,
 ) -> None:
     """Measure prefill and decode of all contenders."""
@@ -100,6 +103,10 @@ def main(
             c for c in _prepare(Path(folder), name, layers, peers, llama)
             if not only or any(part in c.name for part in only)
         ]  # fmt: skip
+        for path in also:
+            reads = path.stat().st_size * 9 // 10
+            label = f"llama.cpp, {path.stem}"
+            contenders.append(Contender(label, "llama.cpp", llama, path, reads))
         for contender in contenders:
             click.echo(f"loading {contender.name}", err=True)
             contender.start(threads)
@@ -225,7 +232,10 @@ def _write(
         share = c.reads * step / bandwidth if step else None
         rows.append({"name": c.name, "tokens_per_second": rates, "bandwidth_share": share})
     ratios = []
-    for one, other, target in RATIOS:
+    own = [
+        (c.name, "llama.cpp Q4_K_M", 0.95) for c in contenders if c.name.startswith("llama.cpp,")
+    ]
+    for one, other, target in (*RATIOS, *own):
         if one in by_name and other in by_name:
             pairs = zip(
                 by_name[one].seconds["decode", 1], by_name[other].seconds["decode", 1], strict=True
