@@ -21,6 +21,7 @@ import subprocess
 import sys
 import tempfile
 import time
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -99,10 +100,7 @@ def main(
 ) -> None:
     """Measure prefill and decode of all contenders."""
     with tempfile.TemporaryDirectory(dir=work) as folder:
-        contenders = [
-            c for c in _prepare(Path(folder), name, layers, peers, llama)
-            if not only or any(part in c.name for part in only)
-        ]  # fmt: skip
+        contenders = list(_prepare(Path(folder), name, layers, peers, llama, only))
         for path in also:
             reads = path.stat().st_size * 9 // 10
             label = f"llama.cpp, {path.stem}"
@@ -120,18 +118,21 @@ def main(
         for contender in contenders:
             contender.process.stdin.close()
             contender.process.wait()
-    _write(name, threads, repeats, contenders, statistics.median(bandwidths))
+    _write(name, threads, repeats, contenders, statistics.median(bandwidths), bool(only))
 
 
 def _prepare(
-    folder: Path, name: str, layers: int | None, peers: str, llama: str
-) -> list[Contender]:
-    """Make the model and all the files."""
+    folder: Path, name: str, layers: int | None, peers: str, llama: str, only: tuple[str, ...]
+) -> Iterator[Contender]:
+    """Make the model and the files of those whose name contains one of `only`, or of all."""
+
+    def wanted(name: str) -> bool:
+        return not only or any(part in name for part in only)
+
     cuts = ["--layers", str(layers)] if layers else []
     _run(sys.executable, "-m", "cgconvert.synthetic", name, "-o", str(folder), *cuts)
     source, out = folder / name, folder / "out"
     ours = [sys.executable, "-m", "cgconvert"]
-    contenders = []
 
     def onnx(label: str, *options: str) -> Path:
         target = out / label
@@ -151,38 +152,49 @@ def _prepare(
         ("float32", ()), ("int8", ("--bits", "8")), ("int4", ("--bits", "4")),
         ("int4 bs128", ("--bits", "4", "--block-size", "128", "--symmetric")),
     ):  # fmt: skip
-        path = onnx(label.replace(" ", "-"), *options)
-        reads = _data(path) - _embedding(path)
-        for runtime in ("onnxruntime", "genai"):
-            contenders.append(
-                Contender(f"ours {label}, {runtime}", runtime, sys.executable, path, reads)
-            )
-    exported = out / "optimum"
-    _run(
-        str(Path(peers).with_name("optimum-cli")), "export", "onnx", "--model", str(source),
-        "--task", "text-generation-with-past", str(exported),
-    )  # fmt: skip
-    weights = contenders[0].reads
-    contenders.append(Contender("optimum float32", "optimum", peers, exported, weights))
-    translated = out / "ctranslate2"
-    _run(
-        str(Path(peers).with_name("ct2-transformers-converter")), "--model", str(source),
-        "--quantization", "int8", "--output_dir", str(translated),
-    )  # fmt: skip
-    reads = (translated / "model.bin").stat().st_size * 9 // 10
-    contenders.append(Contender("CTranslate2 int8", "ctranslate2", peers, translated, reads))
+        named = {r: f"ours {label}, {r}" for r in ("onnxruntime", "genai")}
+        if any(map(wanted, named.values())):
+            path = onnx(label.replace(" ", "-"), *options)
+            reads = _data(path) - _embedding(path)
+            for runtime, own in named.items():
+                if wanted(own):
+                    yield Contender(own, runtime, sys.executable, path, reads)
+    if wanted("optimum float32"):
+        exported = out / "optimum"
+        _run(
+            str(Path(peers).with_name("optimum-cli")), "export", "onnx", "--model", str(source),
+            "--task", "text-generation-with-past", str(exported),
+        )  # fmt: skip
+        weights = 4 * _weights(source)
+        yield Contender("optimum float32", "optimum", peers, exported, weights)
+    if wanted("CTranslate2 int8"):
+        translated = out / "ctranslate2"
+        _run(
+            str(Path(peers).with_name("ct2-transformers-converter")), "--model", str(source),
+            "--quantization", "int8", "--output_dir", str(translated),
+        )  # fmt: skip
+        reads = (translated / "model.bin").stat().st_size * 9 // 10
+        yield Contender("CTranslate2 int8", "ctranslate2", peers, translated, reads)
     gguf("F16")
     for type_ in ("Q8_0", "Q4_0", "Q4_K_M"):
-        path = gguf(type_)
-        reads = path.stat().st_size * 9 // 10
-        contenders.append(Contender(f"llama.cpp {type_}", "llama.cpp", llama, path, reads))
-    return contenders
+        if wanted(f"llama.cpp {type_}"):
+            path = gguf(type_)
+            reads = path.stat().st_size * 9 // 10
+            yield Contender(f"llama.cpp {type_}", "llama.cpp", llama, path, reads)
 
 
 def _run(*arguments: str) -> None:
     done = subprocess.run(arguments, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True)
     if done.returncode:
         raise click.ClickException(f"{' '.join(arguments[:4])}: {done.stderr[-2000:]}")
+
+
+def _weights(source: Path) -> int:
+    """Of the matrices that a step multiplies with: all but the embedding's."""
+    from cgconvert.checkpoint.read import read
+
+    g = read(str(source)).geometry
+    return g.parameters - g.vocab_size * g.n_embd
 
 
 def _data(folder: Path) -> int:
@@ -221,7 +233,12 @@ RATIOS = (
 
 
 def _write(
-    name: str, threads: int, repeats: int, contenders: list[Contender], bandwidth: float
+    name: str,
+    threads: int,
+    repeats: int,
+    contenders: list[Contender],
+    bandwidth: float,
+    some: bool,
 ) -> None:
     shape = machine()
     by_name = {c.name: c for c in contenders}
@@ -267,7 +284,7 @@ def _write(
               "machine": shape, "bandwidth": bandwidth, "rows": rows,
               "ratios": [dict(zip(("one", "other", "times", "target"), r, strict=True))
                          for r in ratios]}  # fmt: skip
-    keep(f"decode-{name}", result, lines)
+    keep(f"decode-{name}{'-some' if some else ''}", result, lines)
 
 
 if __name__ == "__main__":
