@@ -70,7 +70,7 @@ def main(model: str, tokens: int, threads: int, work: Path | None) -> None:
         text = read_text(STDLIB, "calibration")
         effort = EFFORTS["default"]
         ids = text.ids(source.tokenizer)
-        windows = Windows.of(ids, source.geometry.n_positions, STDLIB, effort)
+        windows = Windows.of(ids, source.geometry, STDLIB, effort)
         collected = collect(source.decoder, windows.fitted, STDLIB, Silent())
         means = {n: (i.squares / i.count).numpy() for n, i in collected.inputs.items()}
         for type_ in PEERS:

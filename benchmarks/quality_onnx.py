@@ -74,7 +74,7 @@ class Bench:
         self.options.intra_op_num_threads, self.options.log_severity_level = threads, 3
         text = read_text(STDLIB, "calibration")
         ids = text.ids(source.tokenizer)
-        self.windows = Windows.of(ids, source.geometry.n_positions, text.name, EFFORT)
+        self.windows = Windows.of(ids, source.geometry, text.name, EFFORT)
 
     def judge(self, name: str, graph: Path, nbytes: int, seconds: float) -> None:
         session = onnxruntime.InferenceSession(

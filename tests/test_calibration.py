@@ -169,7 +169,7 @@ class StoppedError(Exception):
 def test_it_goes_on_where_it_was_and_gives_the_same(
     source: Checkpoint, text: Text, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    windows = Windows.of(text.ids(source.tokenizer), 512, "text", EFFORT)
+    windows = Windows.of(text.ids(source.tokenizer), source.geometry, "text", EFFORT)
     codec = ENCODINGS["Q4_K"]
     assert isinstance(codec, BlockType)
     types = {(i, part): codec for i in range(2) for part in ("q", "fc_out")} | {"wte": codec}
@@ -203,7 +203,7 @@ def test_no_matrix_is_worse_on_windows_held_out_than_by_the_search(
 ) -> None:
     """With code to fit and noise to judge by, the gate has work to do."""
     generator = torch.Generator().manual_seed(0)
-    windows = Windows.of(text.ids(source.tokenizer), 512, "text", EFFORT)
+    windows = Windows.of(text.ids(source.tokenizer), source.geometry, "text", EFFORT)
     noise = torch.randint(0, 3900, windows.held_out.shape, generator=generator)
     codec = ENCODINGS["Q3_K"]
     assert isinstance(codec, BlockType)

@@ -54,7 +54,7 @@ def source() -> Checkpoint:
 def windows(source: Checkpoint) -> Windows:
     text = read_text("stdlib", "calibration")
     some = replace(text, documents=tuple(d[:6000] for d in text.documents[:12]))
-    return Windows.of(some.ids(source.tokenizer), source.geometry.n_positions, text.name, EFFORT)
+    return Windows.of(some.ids(source.tokenizer), source.geometry, text.name, EFFORT)
 
 
 @pytest.fixture(scope="module")

@@ -63,7 +63,7 @@ class Fitted(ABC):
     def windows(self) -> Windows:
         """Raises InputError where the text is too short."""
         ids = self.text.ids(self.checkpoint.tokenizer)
-        return Windows.of(ids, self.checkpoint.geometry.n_positions, self.text.name, self.effort)
+        return Windows.of(ids, self.checkpoint.geometry, self.text.name, self.effort)
 
     @property
     def nbytes(self) -> int:

@@ -20,7 +20,7 @@ from safetensors.torch import load_file, save_file
 from cgconvert.calibrate.effort import Effort
 from cgconvert.checkpoint import safetensors
 from cgconvert.errors import InputError
-from cgconvert.model import Decoder
+from cgconvert.model import Decoder, Geometry
 from cgconvert.quant.allocation import Choice
 from cgconvert.quant.blocks import BlockType
 from cgconvert.quant.calibration import Calibration, Quantized, State
@@ -38,6 +38,9 @@ BASE = "Q4_K"
 LEAST = 5
 """Windows that are the least to calibrate with; one in five is held out."""
 
+STATES, STATE_BYTES = 5, 5 << 29
+"""Hidden states of all windows that a layer keeps, and what they may take in memory."""
+
 MEASURED, MEASURED_BYTES = 64, 2 << 30
 """Windows that sensitivities are measured on, three of four of the fitted ones, and what their
 inputs and gradients in a layer may take in memory."""
@@ -51,9 +54,11 @@ class Windows:
     held_out: torch.Tensor
 
     @classmethod
-    def of(cls, ids: Sequence[int], context: int, name: str, effort: Effort) -> Windows:
-        """A fair sample of a text. Raises InputError where it is too short."""
-        length = min(effort.length, context)
+    def of(cls, ids: Sequence[int], geometry: Geometry, name: str, effort: Effort) -> Windows:
+        """A fair sample of a text, of fewer windows where the model is so wide that their hidden
+        states would not fit. Raises InputError where it is too short."""
+        length = min(effort.length, geometry.n_positions)
+        most = STATE_BYTES // (4 * STATES * length * geometry.n_embd)
         count = len(ids) // length
         if count < LEAST:
             raise InputError(
@@ -62,7 +67,7 @@ class Windows:
             )
         whole = torch.tensor(ids[: count * length]).view(count, length)
         order = torch.from_numpy(np.random.default_rng(0).permutation(count))
-        chosen = whole[order[: effort.fitted + effort.held_out]]
+        chosen = whole[order[: max(LEAST, min(effort.fitted + effort.held_out, most))]]
         edge = len(chosen) - min(effort.held_out, max(1, len(chosen) // LEAST))
         return cls(chosen[:edge], chosen[edge:])
 

@@ -34,16 +34,17 @@ PR_SET_PDEATHSIG = 1
 class Crew:
     """`job(task)` for many tasks at once, from its construction to `close`.
 
-    Processes are forked at once: whoever makes a crew has no threads and no locks yet. They leave
-    with their parent, however it ends, and are not interrupted: the parent is.
+    Processes are forked at once: whoever makes a crew has no threads and no locks yet, or says that
+    they are not to be `forked`. They leave with their parent, however it ends, and are not
+    interrupted: the parent is.
     """
 
-    def __init__(self, job: Callable[..., Any], plan: Plan) -> None:
+    def __init__(self, job: Callable[..., Any], plan: Plan, forked: bool = True) -> None:
         self._job = job
         self._pool: Executor
         count = cores()
         alone = count == 1 or plan.nbytes < SMALL_BYTES
-        self._forked = sys.platform == "linux" and not alone
+        self._forked = forked and sys.platform == "linux" and not alone
         if self._forked:
             self._pool = ProcessPoolExecutor(
                 count,

@@ -11,6 +11,7 @@ import shutil
 import threading
 from collections.abc import Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import ExitStack
 from pathlib import Path
 
 from cgconvert.checkpoint.checkpoint import Checkpoint
@@ -83,12 +84,19 @@ def execute(
     stop = threading.Event()
     staging = Staging(plan.output, force=force, resume=resume)
     check(plan, checkpoint, staged=max(0, _size(staging.content)))
-    job = Job(plan, staging.content, allow_nonfinite)
     try:
-        with Crew(job, plan) as crew, staging, ThreadPoolExecutor(2) as beside:
+        with ExitStack() as stack:
+            if isinstance(plan, Plan):
+                job = Job(plan, staging.content, allow_nonfinite)
+                crew = stack.enter_context(Crew(job, plan))
+                stack.enter_context(staging)
+            else:  # coded already when it is written: threads are enough
+                stack.enter_context(staging)
+                plan = plan.plan(staging.steps, progress)
+                job = Job(plan, staging.content, allow_nonfinite)
+                crew = stack.enter_context(Crew(job, plan, forked=False))
+            beside = stack.enter_context(ThreadPoolExecutor(2))
             try:
-                if not isinstance(plan, Plan):
-                    plan = plan.plan(staging.steps, progress)
                 journal = _journal(
                     staging, key_of(plan, checkpoint, nonfinite=allow_nonfinite), plan
                 )
