@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +16,7 @@ from cgconvert.checkpoint.checkpoint import Checkpoint
 from cgconvert.runtimes import open_runtime
 from cgconvert.runtimes.genai import Genai
 from cgconvert.runtimes.onnxruntime import OnnxRuntime
+from cgconvert.verify import reference as reference_module
 from cgconvert.verify.reference import Reference, torch_device
 
 from .devices import CPU, CUDA, IDS, cuda_is_there, written
@@ -185,11 +185,8 @@ def test_the_reference_on_cuda(source: Checkpoint, monkeypatch: pytest.MonkeyPat
     reference.device = torch.device("meta")
     with pytest.raises(NotImplementedError, match="Cannot copy out of meta tensor"):
         reference.logits([IDS, IDS[:2]])
-    rotary: Callable[[int], tuple[torch.Tensor, ...]] = reference._rotary
-
-    def left_behind(length: int) -> tuple[torch.Tensor, ...]:
-        return tuple(torch.zeros(part.shape, dtype=part.dtype) for part in rotary(length))
-
-    monkeypatch.setattr(reference, "_rotary", left_behind)
+    rotary = reference_module.rotary
+    # The default device, and so the CPU, whichever is asked for.
+    monkeypatch.setattr(reference_module, "rotary", lambda g, length, device: rotary(g, length))
     with pytest.raises(RuntimeError, match="not on the expected device"):
         reference.logits([IDS])

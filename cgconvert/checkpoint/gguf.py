@@ -45,7 +45,8 @@ class BlockTensor(Coded):
         """
         parts = self.parts(rows)
         if parts.dmin is not None or len(parts.scales) > 1:
-            raise InputError(f"{self.codec.name} has more than one scale a block")
+            names = ", ".join(tensor.name for tensor in self.leaves())
+            raise InputError(f"{names} is {self.codec.name}: more than one scale a block")
         scales = parts.d.reshape(-1, self.shape[1] // self.codec.block_size)
         codes = blocks_first(parts.codes).reshape(*scales.shape, -1)
         return Blocks(codes, scales, torch.full_like(scales, self.codec.zero, dtype=torch.uint8))

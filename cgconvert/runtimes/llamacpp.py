@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
 
 from cgconvert.errors import CgconvertError, InputError, MissingRuntimeError, UsageError
 from cgconvert.runtimes.admission import admit_gguf
@@ -81,7 +82,7 @@ class LlamaCpp(Runtime):
         params.n_ctx = n_ctx = min(length, n_ctx or length)
         params.n_batch = params.n_ubatch = BATCH
         params.n_outputs_max_per_seq = BATCH  # logits after every token
-        params.n_threads = params.n_threads_batch = threads or _cores()
+        params.n_threads = params.n_threads_batch = threads or torch.get_num_threads()
         params.type_k = params.type_v = {"F32": 0, "F16": 1}[cache]
         params.flash_attn_type = int(flash)
         params.offload_kqv = params.op_offload = offload
@@ -100,29 +101,40 @@ class LlamaCpp(Runtime):
         self._past = 0
 
     def feed(self, ids: Sequence[int]) -> np.ndarray:
+        self._check(ids)
+        logits = np.empty((len(ids), self._width), dtype=np.float32)
+        for first in range(0, len(ids), BATCH):
+            part = ids[first : first + BATCH]
+            logits[first : first + len(part)] = self._decode(part, len(part))
+        return logits
+
+    def last(self, ids: Sequence[int]) -> np.ndarray:
+        self._check(ids)
+        for first in range(0, len(ids), BATCH):
+            logits = self._decode(ids[first : first + BATCH], 1)
+        return logits[0].copy()
+
+    def _check(self, ids: Sequence[int]) -> None:
         self.check_length(self._past + len(ids))
         wrong = next((token for token in ids if not 0 <= token < self._width), None)
         if wrong is not None:
             raise UsageError(f"token {wrong} is not one of the model's {self._width}")
-        logits = np.empty((len(ids), self._width), dtype=np.float32)
-        for first in range(0, len(ids), BATCH):
-            part = ids[first : first + BATCH]
-            logits[first : first + len(part)] = self._decode(part)
-        return logits
 
-    def _decode(self, ids: Sequence[int]) -> np.ndarray:
-        """Logits of at most BATCH tokens, in llama.cpp's own memory until the next call."""
+    def _decode(self, ids: Sequence[int], wanted: int) -> np.ndarray:
+        """Logits of the last `wanted` of at most BATCH tokens, in llama.cpp's own memory until the
+        next call."""
         batch = self._batch
         batch.n_tokens = len(ids)
         for i, token in enumerate(ids):
-            batch.token[i], batch.pos[i], batch.logits[i] = token, self._past + i, 1
+            batch.token[i], batch.pos[i] = token, self._past + i
+            batch.logits[i] = i >= len(ids) - wanted
             batch.n_seq_id[i], batch.seq_id[i][0] = 1, 0
         status = self._lib.llama_decode(self._context, batch)
         if status != 0:
             raise CgconvertError(f"llama.cpp: llama_decode returned {status}")
         self._past += len(ids)
         pointer = self._lib.llama_get_logits(self._context)
-        return np.ctypeslib.as_array(pointer, shape=(len(ids), self._width))
+        return np.ctypeslib.as_array(pointer, shape=(wanted, self._width))
 
     def tokenize(self, text: str) -> list[int]:
         data = text.encode()
@@ -165,11 +177,6 @@ class LlamaCpp(Runtime):
             self._lib.llama_free(self._context)
             self._lib.llama_model_free(self._model)
             self._model = self._context = self._vocab = None
-
-
-def _cores() -> int:
-    """Physical cores, two threads each assumed: ggml's threads spin while they wait."""
-    return max(1, (os.cpu_count() or 1) // 2)
 
 
 @cache

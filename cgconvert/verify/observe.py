@@ -162,7 +162,7 @@ def _tail(runtime: Runtime, whole: Sequence[int], progress: Progress) -> np.ndar
     parts = []
     for first in range(0, ahead, CHUNK):
         piece = whole[first : min(first + CHUNK, ahead)]
-        parts = [runtime.feed(piece)[-1:]]
+        parts = [runtime.last(piece)[None]]
         progress.advance(len(piece))
     for token in whole[ahead:]:
         parts.append(runtime.feed([token]))
