@@ -101,8 +101,8 @@ def draw(path: Path, rows: Sequence[Row], x_label: str) -> None:
         y = TOP + 8 + 18 * kind
         drawn += [
             points(f"tensor kind{kind}", [at(row) for row in some]),
-            points(f"tensor kind{kind}", [(WIDTH - RIGHT + 12, y)]),
-            element("text", series, x=WIDTH - RIGHT + 20, y=y + 4),
+            points(f"tensor kind{kind}", [(WIDTH - 8, y)]),
+            element("text", series, x=WIDTH - 16, y=y + 4, text_anchor="end"),
         ]
     style = STYLE + "rect { fill: var(--ground); }"
     svg = element(
@@ -123,10 +123,10 @@ def draw(path: Path, rows: Sequence[Row], x_label: str) -> None:
 def _labels(places: Sequence[tuple[float, float, str]]) -> list[Element]:
     """What each point is, beside it; left out where it would lie on another's."""
     drawn: list[Element] = []
-    taken: list[tuple[float, float, float, float]] = []
+    taken = [(x - 3, y - 3, x + 3, y + 3) for x, y, _ in places]
     for x, y, text in places:
         text = text.removeprefix("llama-quantize ").removesuffix(" + imatrix")
-        width = 6.0 * len(text)
+        width = 6.6 * len(text)
         for left, base in ((x + 6, y + 4), (x - 6 - width, y + 4), (x + 4, y + 15), (x + 4, y - 7)):
             box = (left, base - 9, left + width, base + 2)
             if box[2] > WIDTH - RIGHT or any(

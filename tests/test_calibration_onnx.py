@@ -152,7 +152,7 @@ def test_a_budget_is_kept_and_runs(source: Checkpoint, windows: Windows, tmp_pat
 
     def fitted(nbytes: int, bits: int = 4) -> Calibrated:
         variant = Variant(bits=bits)
-        return calibrate_onnx(source, variant, few, tmp_path / "work", Silent(), nbytes)
+        return calibrate_onnx(source, variant, few, EFFORT, tmp_path / "work", Silent(), nbytes)
 
     for nbytes, match in ((1000, "the budget leaves"), (1 << 30, "fit into 1073741824 bytes in 8")):
         with pytest.raises(UsageError, match=match):

@@ -99,10 +99,15 @@ def serve() -> None:
 def _forked(request: dict[str, Any]) -> dict[str, Any]:
     with tempfile.TemporaryFile() as out, tempfile.TemporaryFile() as err:
         before = int(Path("/proc/self/statm").read_text().split()[1]) * resource.getpagesize()
-        began = time.monotonic()
+        ready, starting = os.pipe()
         child = os.fork()
         if child == 0:
-            _command(request, out.fileno(), err.fileno())
+            os.close(ready)
+            _command(request, out.fileno(), err.fileno(), starting)
+        os.close(starting)
+        os.read(ready, 1)  # to its end: on a busy machine the child may not have run at all yet
+        os.close(ready)
+        began = time.monotonic()
         status, usage = _waited(child, request)
         wall = time.monotonic() - began
         out.seek(0)
@@ -149,7 +154,7 @@ def _die_before(number: int) -> None:
         setattr(owner, name, dying(getattr(owner, name)))
 
 
-def _command(request: dict[str, Any], out: int, err: int) -> None:
+def _command(request: dict[str, Any], out: int, err: int, starting: int) -> None:
     code = 70
     try:
         signal.signal(signal.SIGINT, signal.default_int_handler)  # in a shell's background: ignored
@@ -171,6 +176,7 @@ def _command(request: dict[str, Any], out: int, err: int) -> None:
             _die_before(request["die"])
         faulthandler.dump_traceback_later(HANGS, file=err)
         sys.argv = ["cgconvert", *request["arguments"]]
+        os.close(starting)
         main(request["arguments"])
     except SystemExit as leaving:
         code = leaving.code if isinstance(leaving.code, int) else 1
