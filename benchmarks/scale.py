@@ -104,16 +104,14 @@ def _ours(source: Path, out: Path, only: tuple[str, ...]) -> Iterator[Job]:
     from cgconvert import embedded
 
     start = ["env", f"CGCONVERT_CACHE={out / 'cache'}", sys.executable, "-m", "cgconvert"]
-    more = ["--tokenizer", str(embedded.path())]
-    whole = [*start, "to-hf", str(source), *more]
-    yield Job("start", [*whole, "--dry-run"], None)
-    for kind, *options in CONVERSIONS:
-        label = " ".join([kind, *options])
-        if only and not label.startswith(only):
-            continue
+    chosen = [one for one in CONVERSIONS if not only or " ".join(one).startswith(only)]
+    for number, (kind, *options) in enumerate(chosen):
         target = out / ("m.gguf" if kind == "to-gguf" else "m")
-        given = [*start, kind, str(source), "-o", str(target), *more, *options]
-        yield Job(f"cgconvert {label}", given, out)
+        given = [*start, kind, str(source), "-o", str(target), *options]
+        given += ["--tokenizer", str(embedded.path())]
+        if number == 0:
+            yield Job("start", [*given, "--dry-run"], None)
+        yield Job(" ".join(["cgconvert", kind, *options]), given, out)
 
 
 def _transformers(source: Path, out: Path) -> Iterator[Job]:
