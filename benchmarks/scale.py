@@ -57,6 +57,7 @@ model.save_pretrained(sys.argv[2])
 @click.argument("name")
 @click.option("--layout", default="streamed", show_default=True, help="As in cgconvert.synthetic.")
 @click.option("--only", multiple=True, help="Conversions that begin so. Repeatable.")
+@click.option("--copy/--no-copy", default=True, help="Without cp where the disk is too small.")
 @click.option("--peers", is_flag=True, help="llama-quantize and transformers beside it.")
 @click.option("--optimum", type=click.Path(exists=True), help="optimum-cli of its environment.")
 @click.option("--threads", default=4, show_default=True, help="llama-quantize's.")
@@ -65,6 +66,7 @@ def main(
     name: str,
     layout: str,
     only: tuple[str, ...],
+    copy: bool,
     peers: bool,
     optimum: str | None,
     threads: int,
@@ -77,8 +79,8 @@ def main(
         subprocess.run([*make, "-o", str(place)], check=True, stdout=subprocess.DEVNULL)
         source = next(place.iterdir())
         out = place / "out"
-        copy = Job("cp", ["cp", "-r", "--sparse=never", str(source), str(out)], out)
-        jobs = [copy, *_ours(source, out, only)]
+        plain = Job("cp", ["cp", "-r", "--sparse=never", str(source), str(out)], out)
+        jobs = [*([plain] if copy else []), *_ours(source, out, only)]
         if peers:
             jobs += _transformers(source, out)
         if optimum:
@@ -102,16 +104,14 @@ def _ours(source: Path, out: Path, only: tuple[str, ...]) -> Iterator[Job]:
     from cgconvert import embedded
 
     start = ["env", f"CGCONVERT_CACHE={out / 'cache'}", sys.executable, "-m", "cgconvert"]
-    more = ["--tokenizer", str(embedded.path())]
-    whole = [*start, "to-hf", str(source), *more]
-    yield Job("start", [*whole, "--dry-run"], None)
-    for kind, *options in CONVERSIONS:
-        label = " ".join([kind, *options])
-        if only and not label.startswith(only):
-            continue
+    chosen = [one for one in CONVERSIONS if not only or " ".join(one).startswith(only)]
+    for number, (kind, *options) in enumerate(chosen):
         target = out / ("m.gguf" if kind == "to-gguf" else "m")
-        given = [*start, kind, str(source), "-o", str(target), *more, *options]
-        yield Job(f"cgconvert {label}", given, out)
+        given = [*start, kind, str(source), "-o", str(target), *options]
+        given += ["--tokenizer", str(embedded.path())]
+        if number == 0:
+            yield Job("start", [*given, "--dry-run"], None)
+        yield Job(" ".join(["cgconvert", kind, *options]), given, out)
 
 
 def _transformers(source: Path, out: Path) -> Iterator[Job]:
@@ -185,19 +185,19 @@ def _table(result: dict[str, Any]) -> Iterator[str]:
 
 def _row(label: str, name: str, runs: list[dict[str, Any]], source_bytes: int) -> str:
     seconds = statistics.median(jobs[name]["seconds"] for jobs in runs)
-    own = [
-        jobs[name]["seconds"] - (jobs["start"]["seconds"] if name.startswith("cgconvert") else 0)
-        for jobs in runs
+    ours = name.startswith("cgconvert")
+    own = [jobs[name]["seconds"] - (jobs["start"]["seconds"] if ours else 0) for jobs in runs]
+    times = [s / jobs["cp"]["seconds"] for s, jobs in zip(own, runs, strict=True) if "cp" in jobs]
+    cells = [
+        f"{label}, {source_bytes / 1e9:.1f} GB",
+        name,
+        f"{seconds:.1f}",
+        f"{source_bytes / statistics.median(own) / 1e9:.2f}" if name != "start" else "–",
+        f"{statistics.median(times):.2f}" if times and name != "start" else "–",
+        f"{max(jobs[name]['peak_bytes'] for jobs in runs) / 1e9:.2f}",
+        f"{runs[-1][name]['written_bytes'] / 1e9:.2f}" if name != "start" else "–",
     ]
-    times = statistics.median(s / jobs["cp"]["seconds"] for s, jobs in zip(own, runs, strict=True))
-    speed = source_bytes / statistics.median(own) / 1e9
-    peak = max(jobs[name]["peak_bytes"] for jobs in runs) / 1e9
-    written = runs[-1][name]["written_bytes"] / 1e9
-    rest = f"{speed:.2f} | {times:.2f}" if name != "start" else "– | –"
-    return (
-        f"| {label}, {source_bytes / 1e9:.1f} GB | {name} | {seconds:.1f} | {rest} | {peak:.2f} | "
-        + (f"{written:.2f} |" if written else "– |")
-    )
+    return f"| {' | '.join(cells)} |"
 
 
 if __name__ == "__main__":
