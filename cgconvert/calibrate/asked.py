@@ -62,7 +62,8 @@ def quantize_gguf(
         )
     path = gguf_path(checkpoint, output, _called(budget))
     own = {"tensor_type": dict(budget.fixed)} if budget.fixed else {}
-    return CalibratedGGUF(checkpoint, path, text, EFFORTS[effort], {**asked, **own}, budget=budget)
+    told = {**asked, **own}
+    return CalibratedGGUF(checkpoint, path, text, EFFORTS[effort], told, budget=budget, save=save)
 
 
 def quantize_onnx(

@@ -23,7 +23,7 @@ OUTPUTS: dict[str, Callable[..., Plan]] = {
     **{f"hf {d}": partial(convert.to_hf, dtype=d) for d in ("float16", "bfloat16", "float32")},
     "phi": partial(convert.to_hf, layout="phi"),
     **{f"onnx {d}": partial(convert.to_onnx, dtype=d) for d in ("float32", "float16")},
-    **{f"onnx {b}": partial(convert.quantize, bits=b, format="onnx") for b in (4, 8)},
+    **{f"onnx {b}": partial(convert.to_onnx, bits=b) for b in (4, 8)},
     **{f"gguf {t}": partial(convert.to_gguf, type=t)
        for t in ("F32", "F16", "BF16", "Q8_0", "Q4_0")},
 }  # fmt: skip
