@@ -10,6 +10,7 @@ import importlib.metadata
 import json
 import os
 import platform
+import shlex
 import shutil
 import statistics
 import subprocess
@@ -133,7 +134,7 @@ def command() -> str:
     """The command line, without paths of this machine."""
     script, *arguments = sys.argv
     public = [Path(a).name if a.startswith("/") else a for a in arguments]
-    return " ".join(["python", f"benchmarks/{Path(script).name}", *public])
+    return shlex.join(["python", f"benchmarks/{Path(script).name}", *public])
 
 
 def keep(name: str, result: Mapping[str, Any], lines: Sequence[str]) -> None:
