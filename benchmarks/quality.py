@@ -47,9 +47,13 @@ SHARE = 0.75
 @click.option("--model", default="codegen-tiny-mono", show_default=True)
 @click.option("--tokens", type=click.IntRange(512), default=16384, show_default=True)
 @click.option("--threads", type=click.IntRange(1), default=1, show_default=True)
+@click.option("--type", "only", multiple=True, help="Of all types only this, and Q4_K_M.")
 @click.option("--work", type=click.Path(path_type=Path))
-def main(model: str, tokens: int, threads: int, work: Path | None) -> None:
+def main(model: str, tokens: int, threads: int, only: tuple[str, ...], work: Path | None) -> None:
     """Make every file and measure it."""
+    peers, ours = (
+        [t for t in types if not only or t in (*only, "Q4_K_M")] for types in (PEERS, OURS)
+    )
     source = read(model)
     held_out = HeldOut(source, tokens)
     rows: list[Row] = []
@@ -73,17 +77,17 @@ def main(model: str, tokens: int, threads: int, work: Path | None) -> None:
         windows = Windows.of(ids, source.geometry, STDLIB, effort)
         collected = collect(source.decoder, windows.fitted, STDLIB, Silent())
         means = {n: (i.squares / i.count).numpy() for n, i in collected.inputs.items()}
-        for type_ in PEERS:
+        for type_ in peers:
             for label, matrix in (("", None), (" + imatrix", means)):
                 path = place / "peer.gguf"
                 spent = _timed(
                     lambda p=path, t=type_, m=matrix: _llama_quantize(half, p, t, m, threads)
                 )
                 judge(f"llama-quantize {type_}{label}", path, spent)
-        limits: list[tuple[str, Budget]] = [(f"as {t}", Budget(like=t)) for t in OURS]
+        limits: list[tuple[str, Budget]] = [(f"as {t}", Budget(like=t)) for t in ours]
         whole = next(r.nbytes for r in rows if r.name == "llama-quantize Q4_K_M")
         limits.append((f"{SHARE:.0%} of Q4_K_M", Budget(nbytes=int(SHARE * whole))))
-        for type_ in OURS:
+        for type_ in ours:
             path = place / "ours.gguf"
             for label, given in (("no text", None), ("imatrix", collected)):
                 spent = _timed(lambda p=path, t=type_, i=given: _write(source, p, t, i))
@@ -151,6 +155,7 @@ SILENT = _silent()
 
 
 def _write_results(model: str, tokens: int, threads: int, rows: list[Row]) -> None:
+    model = Path(model).name
     shape = machine("llama-cpp-python")
     base = next(r for r in rows if r.name == "llama-quantize Q4_K_M + imatrix")
     lines = [

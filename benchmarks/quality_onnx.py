@@ -252,6 +252,7 @@ def _searched(source: Checkpoint, variant: Variant) -> Checkpoint:
 
 
 def _write_results(model: str, threads: int, bench: Bench) -> None:
+    model = Path(model).name
     shape = machine("onnxruntime", "onnx")
     base = next(r for r in bench.rows if r.name == "onnxruntime k_quant")
     lines = [
