@@ -97,6 +97,7 @@ def execute(
                     manifest = _manifest(plan, checkpoint, writer.hashes, source, progress)
             finally:
                 stop.set()
+            crew.close()  # from here on all is done but the renames
             target = staging.content if plan.folder else staging.content / plan.output.name
             manifest_path(target).write_bytes(manifest.to_json())
             if plan.folder:

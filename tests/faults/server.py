@@ -71,6 +71,7 @@ class Server:
 
     def run(self, *arguments: str, cwd: Path, **how: Any) -> Outcome:
         """How: `limit` seconds before it is killed, `kill` = [signal, seconds after the start],
+        `group` = all its processes get the signal,
         `die` = before which change to the file system it kills itself, `file_bytes` =
         RLIMIT_FSIZE, `journal` = bytes between two notes of progress, `processes` = how many
         convert, `env`."""
@@ -102,6 +103,7 @@ def _forked(request: dict[str, Any]) -> dict[str, Any]:
         began = time.monotonic()
         child = os.fork()
         if child == 0:
+            os.setpgid(0, 0)
             _command(request, out.fileno(), err.fileno())
         status, usage = _waited(child, request)
         wall = time.monotonic() - began
@@ -125,7 +127,7 @@ def _waited(child: int, request: dict[str, Any]) -> tuple[int, resource.struct_r
         if done:
             return status, usage
         if time.monotonic() >= deadline:
-            os.kill(child, number)
+            (os.killpg if request.get("group") else os.kill)(child, number)
             deadline, number = time.monotonic() + 30, signal.SIGKILL
         time.sleep(0.0005)
 
