@@ -66,18 +66,25 @@ def main(arguments: Sequence[str] | None = None) -> NoReturn:
     0 done, 1 our own bug, 2 usage or a missing runtime or device, 3 bad or missing input,
     4 verification failed, 5 I/O or no space, 130 interrupted.
     """
-    for number, ours in _SIGNALS.items():
-        if signal.getsignal(number) == ours:  # others are ignored on purpose, as under nohup
-            signal.signal(number, _interrupted)
-    if isinstance(sys.stdout, io.TextIOWrapper):  # what files say need not be text to a terminal
-        sys.stdout.reconfigure(errors="backslashreplace")
-    if not sys.warnoptions:
-        warnings.simplefilter("ignore")  # libraries' advice to programmers
-    sys.exit(_run(arguments))
+    try:
+        code = _run(arguments)
+    except Interrupted:  # once more, or after all was done
+        code = INTERRUPTED
+    for number in _SIGNALS:  # nothing is left to interrupt but Python's own end
+        if signal.getsignal(number) == _interrupted:
+            signal.signal(number, signal.SIG_IGN)
+    sys.exit(code)
 
 
 def _run(arguments: Sequence[str] | None) -> int:
     try:
+        for number, ours in _SIGNALS.items():
+            if signal.getsignal(number) == ours:  # others are ignored on purpose, as under nohup
+                signal.signal(number, _interrupted)
+        if isinstance(sys.stdout, io.TextIOWrapper):  # what files say need not be text
+            sys.stdout.reconfigure(errors="backslashreplace")
+        if not sys.warnoptions:
+            warnings.simplefilter("ignore")  # libraries' advice to programmers
         cli.main(args=arguments, prog_name="cgconvert", standalone_mode=False)
     except click.exceptions.Exit as leaving:
         return leaving.exit_code

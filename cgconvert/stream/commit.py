@@ -12,6 +12,7 @@ from pathlib import Path
 from types import TracebackType
 
 from cgconvert.errors import Interrupted, OutputError, UsageError
+from cgconvert.stream.uninterrupted import uninterrupted
 
 __all__ = ["Staging"]
 
@@ -40,13 +41,8 @@ class Staging:
 
     def __enter__(self) -> Staging:
         try:
-            self._acquire()
-        except OSError as error:
-            with contextlib.suppress(OSError):
-                self.folder.rmdir()
-            self._remove_made()
-            raise OutputError(f"{self.output}: cannot be written: {error.strerror}") from error
-        try:
+            with uninterrupted():
+                self._acquire()
             self._put_back()
             if os.path.lexists(self.output) and not self.force:
                 raise UsageError(f"{self.output} exists; give --force to replace it")
@@ -55,7 +51,12 @@ class Staging:
                 shutil.rmtree(self.steps, ignore_errors=True)
             self.content.mkdir(exist_ok=True)
         except BaseException as error:
-            self._release(keep=self.resume and (self.journal.exists() or self.steps.exists()))
+            if self._lock >= 0:
+                self._release(keep=self.resume and (self.journal.exists() or self.steps.exists()))
+            else:
+                with contextlib.suppress(OSError):
+                    self.folder.rmdir()
+                self._remove_made()
             if isinstance(error, OSError):
                 raise OutputError(f"{self.output}: cannot be written: {error.strerror}") from error
             raise
@@ -124,6 +125,7 @@ class Staging:
                 pass
             except BlockingIOError as error:
                 os.close(self._lock)
+                self._lock = -1
                 raise UsageError(f"{self.output} is being written by another run") from error
             if self._lock >= 0:
                 os.close(self._lock)
@@ -137,6 +139,7 @@ class Staging:
             else:
                 self._aside.rename(self.output)
 
+    @uninterrupted()
     def _release(self, *, keep: bool) -> None:
         if not keep:
             shutil.rmtree(self.folder, ignore_errors=True)

@@ -8,13 +8,13 @@ writes to the file itself, so that nothing but numbers goes between processes.
 from __future__ import annotations
 
 import ctypes
-import multiprocessing
 import os
 import signal
 import sys
 from collections.abc import Callable
 from concurrent.futures import Executor, Future, ProcessPoolExecutor, ThreadPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
+from multiprocessing.context import ForkContext, ForkProcess
 from types import TracebackType
 from typing import Any
 
@@ -22,6 +22,7 @@ import torch
 
 from cgconvert.errors import OutputError
 from cgconvert.stream.plan import Plan, cores
+from cgconvert.stream.uninterrupted import uninterrupted
 
 __all__ = ["Crew"]
 
@@ -31,38 +32,45 @@ SMALL_BYTES = 64 << 20
 PR_SET_PDEATHSIG = 1
 
 
-class Crew:
-    """`job(task)` for many tasks at once, from its construction to `close`.
+class _Worker(ForkProcess):
+    """Ends when the pool wants it to, though it ignores SIGTERM."""
 
-    Processes are forked at once: whoever makes a crew has no threads and no locks yet, or says that
-    they are not to be `forked`. They leave with their parent, however it ends, and are not
-    interrupted: the parent is.
+    def terminate(self) -> None:
+        self.kill()
+
+
+class _Fork(ForkContext):
+    Process = _Worker
+
+
+class Crew:
+    """`job(task)` for many tasks at once, while its context lasts.
+
+    Processes are forked when it is entered: whoever does that has no threads and no locks yet, or
+    says that they are not to be `forked`. They leave with their parent, however it ends, and are
+    not interrupted: the parent is.
     """
 
     def __init__(self, job: Callable[..., Any], plan: Plan, forked: bool = True) -> None:
-        self._job = job
-        self._pool: Executor
-        count = cores()
-        alone = count == 1 or plan.nbytes < SMALL_BYTES
+        alone = cores() == 1 or plan.nbytes < SMALL_BYTES
+        self._job, self._count = job, 1 if alone else cores()
+        # Elsewhere than on Linux a fork is not safe.
         self._forked = forked and sys.platform == "linux" and not alone
-        if self._forked:
-            self._pool = ProcessPoolExecutor(
-                count,
-                multiprocessing.get_context("fork"),
-                initializer=_enlist,
-                initargs=(job, os.getpid()),  # by the fork, not pickled
-            )
-            threads = torch.get_num_threads()
-            torch.set_num_threads(1)  # here: a forked process cannot end threads it does not have
-            try:
-                self._pool.submit(int).result()
-            finally:
-                torch.set_num_threads(threads)
-        else:  # elsewhere a fork is not safe
-            self._pool = ThreadPoolExecutor(1 if alone else count)
+        self._pool: Executor = ThreadPoolExecutor(self._count)
 
     def __enter__(self) -> Crew:
+        if self._forked:
+            try:
+                with uninterrupted():
+                    self._pool = _processes(self._job, self._count)
+            except BaseException:
+                self._pool.shutdown()
+                raise
         return self
+
+    @uninterrupted()
+    def close(self) -> None:
+        self._pool.shutdown(cancel_futures=True)
 
     def __exit__(
         self,
@@ -70,7 +78,7 @@ class Crew:
         error: BaseException | None,
         trace: TracebackType | None,
     ) -> None:
-        self._pool.shutdown(cancel_futures=True)
+        self.close()
         if isinstance(error, BrokenProcessPool):
             raise OutputError(
                 "a process was killed from outside, most likely for want of memory; "
@@ -81,15 +89,30 @@ class Crew:
         return self._pool.submit(_work if self._forked else self._job, *task)
 
 
+def _processes(job: Callable[..., Any], count: int) -> Executor:
+    pool = ProcessPoolExecutor(
+        count,
+        _Fork(),
+        initializer=_enlist,
+        initargs=(job, os.getpid()),  # by the fork, not pickled
+    )
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)  # here: a forked process cannot end threads it does not have
+    try:
+        pool.submit(int).result()
+    finally:
+        torch.set_num_threads(threads)
+    return pool
+
+
 _job: Callable[..., Any]
 
 
 def _enlist(job: Callable[..., Any], parent: int) -> None:
     global _job  # of this process alone
     _job = job
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # a terminal sends it to all
-    for number in (signal.SIGTERM, signal.SIGHUP):
-        signal.signal(number, signal.SIG_DFL)
+    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
+        signal.signal(number, signal.SIG_IGN)  # what is sent to all is the parent's to answer
     ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
     if os.getppid() != parent:
         os._exit(1)

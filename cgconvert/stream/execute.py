@@ -23,6 +23,7 @@ from cgconvert.stream.follow import Follower
 from cgconvert.stream.journal import START, Journal, key_of
 from cgconvert.stream.plan import Deferred, Plan
 from cgconvert.stream.progress import Progress, Silent
+from cgconvert.stream.uninterrupted import uninterrupted
 from cgconvert.stream.write import Job, Writer
 
 __all__ = ["check", "execute", "free_space"]
@@ -88,10 +89,12 @@ def execute(
         with ExitStack() as stack:
             if isinstance(plan, Plan):
                 job = Job(plan, staging.content, allow_nonfinite)
-                crew = stack.enter_context(Crew(job, plan))
-                stack.enter_context(staging)
+                with uninterrupted():
+                    crew = stack.enter_context(Crew(job, plan))
+                    stack.enter_context(staging)
             else:  # coded already when it is written: threads are enough
-                stack.enter_context(staging)
+                with uninterrupted():
+                    stack.enter_context(staging)
                 plan = plan.plan(staging.steps, progress)
                 job = Job(plan, staging.content, allow_nonfinite)
                 crew = stack.enter_context(Crew(job, plan, forked=False))
@@ -109,6 +112,7 @@ def execute(
                     manifest = _manifest(plan, checkpoint, writer.hashes, source, progress)
             finally:
                 stop.set()
+            crew.close()  # from here on all is done but the renames
             target = staging.content if plan.folder else staging.content / plan.output.name
             manifest_path(target).write_bytes(manifest.to_json())
             if plan.folder:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
-from concurrent.futures import Future, wait
+from concurrent.futures import BrokenExecutor, Future, wait
 from typing import TypeVar
 
 __all__ = ["in_order"]
@@ -35,6 +35,9 @@ def in_order(
             total += size(task)
         while begun:
             yield _first(begun)
+    except BrokenExecutor:
+        wait([future for _, future in begun])  # it fails all of them, and cannot the cancelled
+        raise
     finally:
         wait([future for _, future in begun if not future.cancel()])
 

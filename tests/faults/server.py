@@ -27,7 +27,7 @@ from typing import Any
 
 import torch
 
-from cgconvert.cli.main import main
+from cgconvert.cli.main import cli, main
 from cgconvert.stream import commit, crew, write
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -71,6 +71,7 @@ class Server:
 
     def run(self, *arguments: str, cwd: Path, **how: Any) -> Outcome:
         """How: `limit` seconds before it is killed, `kill` = [signal, seconds after the start],
+        `group` = all its processes get the signal,
         `die` = before which change to the file system it kills itself, `file_bytes` =
         RLIMIT_FSIZE, `journal` = bytes between two notes of progress, `processes` = how many
         convert, `env`."""
@@ -103,6 +104,7 @@ def _forked(request: dict[str, Any]) -> dict[str, Any]:
         child = os.fork()
         if child == 0:
             os.close(ready)
+            os.setpgid(0, 0)
             _command(request, out.fileno(), err.fileno(), starting)
         os.close(starting)
         os.read(ready, 1)  # to its end: on a busy machine the child may not have run at all yet
@@ -130,7 +132,7 @@ def _waited(child: int, request: dict[str, Any]) -> tuple[int, resource.struct_r
         if done:
             return status, usage
         if time.monotonic() >= deadline:
-            os.kill(child, number)
+            (os.killpg if request.get("group") else os.kill)(child, number)
             deadline, number = time.monotonic() + 30, signal.SIGKILL
         time.sleep(0.0005)
 
@@ -152,6 +154,17 @@ def _die_before(number: int) -> None:
         (commit, "_exchange"), (commit, "_sync"),
     ):  # fmt: skip
         setattr(owner, name, dying(getattr(owner, name)))
+
+
+def _tell_when_begun(starting: int) -> None:
+    """Close it as soon as signals are answered: earlier ones meet Python, not us."""
+    begin = cli.main
+
+    def begun(*arguments: Any, **how: Any) -> Any:
+        os.close(starting)
+        return begin(*arguments, **how)
+
+    cli.main = begun  # type: ignore[method-assign]
 
 
 def _command(request: dict[str, Any], out: int, err: int, starting: int) -> None:
@@ -176,7 +189,7 @@ def _command(request: dict[str, Any], out: int, err: int, starting: int) -> None
             _die_before(request["die"])
         faulthandler.dump_traceback_later(HANGS, file=err)
         sys.argv = ["cgconvert", *request["arguments"]]
-        os.close(starting)
+        _tell_when_begun(starting)
         main(request["arguments"])
     except SystemExit as leaving:
         code = leaving.code if isinstance(leaving.code, int) else 1

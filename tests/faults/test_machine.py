@@ -82,14 +82,15 @@ def test_killed_before_each_step_of_the_commit(
     assert not list(tmp_path.rglob(".*cgconvert-tmp"))
 
 
+@pytest.mark.parametrize("group", [False, True])
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
-def test_interrupted(number: int, killer: Killer, tmp_path: Path) -> None:
+def test_interrupted(number: int, group: bool, killer: Killer, tmp_path: Path) -> None:
     """One line, 130, nothing left: at any moment from the start to the commit."""
     killer._source(tmp_path, 1)
     before = tree(tmp_path)
     codes = set()
     for part in range(6):
-        told = killer.run(tmp_path, "to-gguf Q8_0", kill=[number, 0.01 + part * 0.02])
+        told = killer.run(tmp_path, "to-gguf Q8_0", kill=[number, 0.01 + part * 0.02], group=group)
         codes.add(told.code)
         if told.code:
             failed(told, 130, "cgconvert: interrupted")
