@@ -32,6 +32,7 @@ CONVERSIONS = (
     ("to-gguf", "--type", "F16"),
     ("to-gguf", "--type", "Q8_0"),
     ("to-gguf", "--type", "Q4_0"),
+    ("to-gguf", "--type", "Q4_K_M"),
     ("to-onnx", "--dtype", "float16"),
     ("to-onnx",),
     ("to-onnx", "--bits", "8"),
@@ -44,7 +45,7 @@ params = llama_cpp.llama_model_quantize_default_params()
 params.ftype, params.nthread = int(sys.argv[3]), int(sys.argv[4])
 sys.exit(llama_cpp.llama_model_quantize(sys.argv[1].encode(), sys.argv[2].encode(), params))
 """
-LLAMA_TYPES = {"Q8_0": 7, "Q4_0": 2}  # llama.h, enum llama_ftype
+LLAMA_TYPES = {"Q8_0": 7, "Q4_0": 2, "Q4_K_M": 15}  # llama.h, enum llama_ftype
 TRANSFORMERS = """
 import sys, torch
 from transformers import AutoModelForCausalLM
