@@ -20,6 +20,7 @@ __all__ = [
     "SCHEMA",
     "Manifest",
     "digest_of",
+    "expected",
     "file_sha256",
     "find_manifest",
     "libraries",
@@ -37,7 +38,7 @@ class Manifest:
 
     `source` has layout, origin, files ({name, bytes, sha256} each) and sha256, one digest of them
     all; `files` maps each written file to {bytes, sha256}. There is no clock in it, so two runs
-    give the same manifest.
+    give the same manifest. In the file a SHA-256 of all the rest comes last.
     """
 
     name: str
@@ -51,7 +52,13 @@ class Manifest:
     libraries: Mapping[str, str] = field(default_factory=dict)
 
     def to_json(self) -> bytes:
-        return (json.dumps(asdict(self), indent=2, ensure_ascii=False) + "\n").encode()
+        told = asdict(self)
+        told["sha256"] = hashlib.sha256(_json(told)).hexdigest()
+        return _json(told)
+
+
+def _json(told: Mapping[str, Any]) -> bytes:
+    return (json.dumps(told, indent=2, ensure_ascii=False) + "\n").encode()
 
 
 def manifest_path(artefact: Path) -> Path:
@@ -72,6 +79,13 @@ def find_manifest(artefact: Path) -> Manifest | None:
     if not _is_sound(raw):
         raise InputError(f"{path}: is not a cgconvert manifest")
     return Manifest(**{key: raw[key] for key in Manifest.__dataclass_fields__ if key in raw})
+
+
+def expected(artefact: Path, manifest: Manifest) -> dict[str, Mapping[str, Any]]:
+    """{bytes, sha256} by the name that a file has now: a single one may have been renamed."""
+    if not artefact.is_dir() and len(manifest.files) == 1:
+        return {artefact.name: next(iter(manifest.files.values()))}
+    return dict(manifest.files)
 
 
 def _is_sound(raw: Mapping[str, Any]) -> bool:

@@ -335,41 +335,6 @@ def test_what_cannot_be_read_is_no_check(
         check_weights(artefact, "huggingface", source.decoder)
 
 
-# Provenance.
-
-
-def test_provenance_names_the_file(
-    source: Checkpoint, right: dict[str, Plan], tmp_path: Path
-) -> None:
-    artefact = copied(right["hf-float16"], tmp_path)
-    (artefact / "merges.txt").unlink()
-    (artefact / "README.md").write_text("other")
-    check = checked(artefact, "huggingface", source)["provenance"]
-    assert (check.verdict, check.value) == (Verdict.FAIL, 2)
-    assert "merges.txt is missing" in check.detail
-    assert "README.md is not as it was written" in check.detail
-    (artefact / "cgconvert.json").write_text("{}")
-    check = checked(artefact, "huggingface", source)["provenance"]
-    assert (check.verdict, "not a cgconvert manifest" in check.detail) == (Verdict.FAIL, True)
-
-
-def test_provenance_of_another_source(
-    source: Checkpoint, right: dict[str, Plan], tmp_path: Path
-) -> None:
-    other = tmp_path / "weights.bin"
-    other.write_bytes(b"another file")
-    plan = right["gguf-F16"]
-    changed = replace(source, files=(other,))
-    check = checked(plan.output, "gguf", changed)["provenance"]
-    assert (check.verdict, "its SHA-256 differs" in check.detail) == (Verdict.FAIL, True)
-    elsewhere = replace(changed, origin={"given": "elsewhere"})
-    check = checked(plan.output, "gguf", elsewhere)["provenance"]
-    assert (check.verdict, check.detail) == (
-        Verdict.WARNING,
-        "made from somewhere, of another SHA-256",
-    )
-
-
 # The bound of each type.
 
 

@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+import functools
 from pathlib import Path
 
 from cgconvert.errors import InputError
 from cgconvert.tokenizer_files import TOKENIZER_FILES
 
-__all__ = ["GPT2", "checkpoint", "tokenizer"]
+__all__ = ["GPT2", "GPT2_REVISION", "checkpoint", "tokenizer"]
 
 GPT2 = "openai-community/gpt2"
 """CodeGen's tokenizer is this one with white-space tokens added."""
+
+GPT2_REVISION = "607a30d783dfa663caf39e06633721c8d4cfcd7e"
 
 CONFIG = ("config.json", "generation_config.json", *TOKENIZER_FILES)
 
@@ -36,15 +39,17 @@ def tokenizer() -> Path:
     """The folder with GPT-2's tokenizer. Raises InputError where it cannot be had."""
     from huggingface_hub import snapshot_download
 
-    wanted = list(TOKENIZER_FILES)
+    wanted = functools.partial(
+        snapshot_download, GPT2, revision=GPT2_REVISION, allow_patterns=list(TOKENIZER_FILES)
+    )
     try:
         try:
-            folder = Path(snapshot_download(GPT2, allow_patterns=wanted, local_files_only=True))
+            folder = Path(wanted(local_files_only=True))
             if (folder / "vocab.json").is_file() or (folder / "tokenizer.json").is_file():
                 return folder
         except FileNotFoundError:
             pass
-        return Path(snapshot_download(GPT2, allow_patterns=wanted))
+        return Path(wanted())
     except Exception as error:
         raise InputError(
             f"the checkpoint has no tokenizer and {GPT2} cannot be downloaded: {_reason(error)}; "

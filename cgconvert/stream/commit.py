@@ -79,7 +79,7 @@ class Staging:
 
     def commit_folder(self) -> None:
         """The staged folder becomes the target, at once; an old target goes after that."""
-        _sync_tree(self.content)
+        self._settle()
         if os.path.lexists(self.output):
             _exchange(self.content, self.output, self._aside)
         else:
@@ -92,7 +92,7 @@ class Staging:
         Where the target exists, what is beside the old one goes first: at no time does a file lie
         beside a manifest of another.
         """
-        _sync_tree(self.content)
+        self._settle()
         target = self.content / self.output.name
         beside = [file for file in sorted(self.content.iterdir()) if file != target]
         order = [*beside, target]
@@ -103,6 +103,12 @@ class Staging:
         for file in order:
             file.replace(self.output.with_name(file.name))
         self._committed()
+
+    def _settle(self) -> None:
+        """What is staged is on the disk, and nothing takes what is there after a swap for it."""
+        _sync_tree(self.content)
+        self.journal.unlink(missing_ok=True)
+        _sync(self.folder)
 
     @property
     def _aside(self) -> Path:

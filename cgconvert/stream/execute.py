@@ -13,10 +13,18 @@ from collections.abc import Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import ExitStack
 from pathlib import Path
+from typing import Any
 
 from cgconvert.checkpoint.checkpoint import Checkpoint
-from cgconvert.errors import OutputError, UsageError
-from cgconvert.manifest import Manifest, digest_of, libraries, manifest_path
+from cgconvert.errors import InputError, OutputError, UsageError
+from cgconvert.manifest import (
+    Manifest,
+    digest_of,
+    expected,
+    find_manifest,
+    libraries,
+    manifest_path,
+)
 from cgconvert.stream.commit import Staging
 from cgconvert.stream.crew import Crew
 from cgconvert.stream.follow import Follower
@@ -78,8 +86,8 @@ def execute(
 
     `resume` takes over what an interrupted run of the same plan has written. Unless
     `allow_nonfinite`, NaN, infinities and numbers too large for the type are refused; in quantized
-    types always. Raises InputError for numbers that cannot be stored, OutputError where writing
-    fails.
+    types always. Raises InputError for numbers that cannot be stored and for a source that is not
+    what its manifest says, OutputError where writing fails.
     """
     progress = progress or Silent()
     stop = threading.Event()
@@ -138,7 +146,7 @@ def _journal(staging: Staging, key: str, plan: Plan) -> Journal:
     return journal
 
 
-def _digest(checkpoint: Checkpoint, journal: Journal, stop: threading.Event) -> dict[str, object]:
+def _digest(checkpoint: Checkpoint, journal: Journal, stop: threading.Event) -> dict[str, Any]:
     digest = digest_of(checkpoint.files, stop.is_set)
     if not stop.is_set():
         journal.hashed(str(digest["sha256"]), checkpoint.path)
@@ -156,10 +164,12 @@ def _manifest(
     plan: Plan,
     checkpoint: Checkpoint,
     hashes: Mapping[str, Follower],
-    source: Future[dict[str, object]],
+    source: Future[dict[str, Any]],
     progress: Progress,
 ) -> Manifest:
     progress.step("hashing", plan.nbytes)
+    digest = source.result()
+    _check_source(checkpoint, digest)
     files = {}
     for file in plan.files:
         files[file.path] = {"bytes": file.size, "sha256": hashes[file.path].hexdigest(file.size)}
@@ -168,8 +178,24 @@ def _manifest(
         name=checkpoint.name,
         format=plan.format,
         type=plan.type,
-        source={"layout": checkpoint.layout, "origin": dict(checkpoint.origin), **source.result()},
+        source={"layout": checkpoint.layout, "origin": dict(checkpoint.origin), **digest},
         options=dict(plan.options),
         files=files,
         libraries=libraries(),
     )
+
+
+def _check_source(checkpoint: Checkpoint, digest: Mapping[str, Any]) -> None:
+    """Where the source is an artefact, its files have to be what its manifest says."""
+    manifest = find_manifest(checkpoint.path)
+    if manifest is None:
+        return
+    folder = checkpoint.path if checkpoint.path.is_dir() else checkpoint.path.parent
+    known = expected(checkpoint.path, manifest)
+    for path, now in zip(checkpoint.files, digest["files"], strict=True):
+        name = path.relative_to(folder).as_posix() if path.is_relative_to(folder) else ""
+        if name in known and known[name].get("sha256") != now["sha256"]:
+            raise InputError(
+                f"{path}: is not as it was written: its SHA-256 differs from that in "
+                f"{manifest_path(checkpoint.path)}; remove that file if the change is meant"
+            )

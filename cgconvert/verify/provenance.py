@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from cgconvert.errors import InputError
-from cgconvert.manifest import Manifest, find_manifest, manifest_path
+from cgconvert.manifest import Manifest, expected, find_manifest, manifest_path
 from cgconvert.verify.verdict import Check, Verdict
 
 __all__ = ["check_provenance"]
@@ -46,14 +46,13 @@ def check_provenance(
 
 
 def _files(artefact: Path, manifest: Manifest, hashes: Mapping[str, str]) -> list[str]:
-    listed = dict(manifest.files)
-    if not artefact.is_dir() and len(listed) == 1:  # a file may have been renamed since
-        listed = {artefact.name: next(iter(listed.values()))}
     faults = []
-    for name, entry in listed.items():
+    if (path := manifest_path(artefact)).read_bytes() != manifest.to_json():
+        faults.append(f"{path.name} is not as it was written")
+    for name, entry in expected(artefact, manifest).items():
         if name not in hashes:
             faults.append(f"{name} is missing")
-        elif not isinstance(entry, dict) or entry.get("sha256") != hashes[name]:
+        elif entry.get("sha256") != hashes[name]:
             faults.append(f"{name} is not as it was written: its SHA-256 differs")
         elif entry.get("bytes") != (size := _size(artefact, name)):
             faults.append(f"{name} has {size} bytes, the manifest says {entry.get('bytes')}")
