@@ -23,7 +23,7 @@ import numpy as np
 from losses import HeldOut, Row, keep_rows, table
 from measuring import command, machine
 
-from cgconvert.calibrate.effort import EFFORTS
+from cgconvert.calibrate.effort import EFFORTS, Effort
 from cgconvert.calibrate.gguf import Budget
 from cgconvert.calibrate.plans import CalibratedGGUF
 from cgconvert.checkpoint.checkpoint import Checkpoint
@@ -84,17 +84,20 @@ def main(model: str, tokens: int, threads: int, only: tuple[str, ...], work: Pat
                     lambda p=path, t=type_, m=matrix: _llama_quantize(half, p, t, m, threads)
                 )
                 judge(f"llama-quantize {type_}{label}", path, spent)
-        limits: list[tuple[str, Budget]] = [(f"as {t}", Budget(like=t)) for t in ours]
         whole = next(r.nbytes for r in rows if r.name == "llama-quantize Q4_K_M")
-        limits.append((f"{SHARE:.0%} of Q4_K_M", Budget(nbytes=int(SHARE * whole))))
+        limits: list[tuple[str, Budget, Effort]] = [
+            *((f"as {t}", Budget(like=t), effort) for t in ours),
+            (f"{SHARE:.0%} of Q4_K_M", Budget(nbytes=int(SHARE * whole)), effort),
+            ("as Q4_K_M, effort max", Budget(like="Q4_K_M"), EFFORTS["max"]),
+        ]
         for type_ in ours:
             path = place / "ours.gguf"
             for label, given in (("no text", None), ("imatrix", collected)):
                 spent = _timed(lambda p=path, t=type_, i=given: _write(source, p, t, i))
                 judge(f"ours {type_}, {label}", path, spent)
-        for label, budget in limits:
-            path = place / "ours.gguf"
-            spent = _timed(lambda p=path, b=budget: _calibrated(source, p, b, text, place))
+        for label, budget, hard in limits:
+            path, asked = place / "ours.gguf", {"budget": budget, "effort": hard}
+            spent = _timed(lambda p=path, a=asked: _calibrated(source, p, text, place, **a))
             judge(f"ours calibrated, {label}", path, spent)
     _write_results(model, held_out.tokens, threads, rows)
 
@@ -114,9 +117,11 @@ def _write(source: Checkpoint, path: Path, type_: str, importance: Imatrix | Non
     execute(gguf.plan(source, path, type=type_, importance=importance), source, force=True)
 
 
-def _calibrated(source: Checkpoint, path: Path, budget: Budget, text: Any, place: Path) -> None:
+def _calibrated(
+    source: Checkpoint, path: Path, text: Any, place: Path, *, budget: Budget, effort: Effort
+) -> None:
     """What does not depend on the budget is kept from one to the next."""
-    asked = CalibratedGGUF(source, path, text, EFFORTS["default"], {}, budget=budget)
+    asked = CalibratedGGUF(source, path, text, effort, {}, budget=budget)
     execute(asked.plan(place / "steps", Silent()), source, force=True)
 
 
