@@ -31,7 +31,7 @@ RESULTS = Path(__file__).parent / "results"
 
 @dataclass
 class Job:
-    """A command, what it writes, and its measurements: seconds, bytes, bytes.
+    """A command, what it writes, its measurements (seconds, bytes, bytes) and last words.
 
     Peak memory is that of its processes together, shared pages counted once and mapped files
     included (the kernel's Pss, looked at 20 times a second), and no less than the kernel's own
@@ -44,6 +44,7 @@ class Job:
     seconds: list[float] = field(default_factory=list)
     peak: list[int] = field(default_factory=list)
     written: int = 0
+    said: str = ""
 
     def measure(self) -> None:
         """One run in its own process."""
@@ -56,7 +57,7 @@ class Job:
         )
         assert child.stderr is not None
         watched = _Watched(child.pid)
-        said = child.stderr.read()
+        self.said = child.stderr.read()
         watched.end()
         _, status, usage = os.wait4(child.pid, 0)
         if self.output is not None:  # who verifies writes nothing to wait for
@@ -64,7 +65,7 @@ class Job:
         self.seconds.append(time.monotonic() - began)
         self.peak.append(max(usage.ru_maxrss * 1024, watched.peak))
         if os.waitstatus_to_exitcode(status):
-            raise click.ClickException(f"{self.name} failed: {said[-2000:]}")
+            raise click.ClickException(f"{self.name} failed: {self.said[-2000:]}")
         if self.output is not None:
             self.written = size(self.output)
 

@@ -238,7 +238,7 @@ def of(decoder: Decoder, name: Name) -> torch.Tensor:
     return weight
 
 
-def test_sensitivities_foretell_the_divergence(source: Checkpoint) -> None:
+def test_sensitivities_foretell_the_divergence(source: Checkpoint, tmp_path: Path) -> None:
     ids = torch.tensor(held_out(source))
     size = source.tokenizer.size
     noisy: dict[Name, tuple[float, torch.Tensor]] = {}
@@ -251,8 +251,9 @@ def test_sensitivities_foretell_the_divergence(source: Checkpoint) -> None:
         other = whole + noise * 0.02 * whole.std()
         noisy[matrix.name] = (matrix.loss(other[matrix.rows]), other)
 
-    gradients = sensitivities(source.decoder, ids, size, visit, Silent())
+    gradients = sensitivities(source.decoder, ids, size, visit, tmp_path, Silent())
     assert gradients.shape == (*ids.shape, 256)
+    assert not list(tmp_path.glob("entering-*"))
     block = source.decoder.blocks[1]
     for name in ("wte", "head", (1, "q"), (1, "v"), (1, "o"), (1, "fc_in"), (1, "fc_out")):
         told, other = noisy[name]

@@ -67,8 +67,12 @@ class Fitted(ABC):
 
     @property
     def nbytes(self) -> int:
-        tokens = self.windows.fitted.numel() + self.windows.held_out.numel()
-        return 2 * self.limit + 2 * 4 * tokens * self.checkpoint.geometry.n_embd
+        """The file, the same as steps, and hidden states: ours and the source's of a layer, and
+        those of all layers that sensitivities are measured with."""
+        g, w = self.checkpoint.geometry, self.windows
+        tokens = w.fitted.numel() + w.held_out.numel()
+        measured = min(MEASURED * w.fitted.shape[1], tokens)
+        return 2 * self.limit + 4 * g.n_embd * (2 * tokens + g.n_layer * measured)
 
     def told(self) -> str:
         w = self.windows

@@ -23,7 +23,7 @@ import torch
 from cgconvert.forward import attend, gelu, norm, rotary
 from cgconvert.model import Decoder
 from cgconvert.quant.blocks import BlockType
-from cgconvert.quant.feedback import DAMPING, Hessian, quantize
+from cgconvert.quant.feedback import DAMPING, Hessian, moments_dtype, quantize
 from cgconvert.stream.progress import Progress
 
 __all__ = ["Calibration", "Quantized", "State"]
@@ -31,8 +31,8 @@ __all__ = ["Calibration", "Quantized", "State"]
 WINDOWS = 16
 """Windows of text that go through a layer at once."""
 
-DOUBLE = 8192
-"""Columns up to which sums are kept in float64; of more, memory is short."""
+ROWS = 16384
+"""Of a matrix that are fitted at once: they do not meet, and the head has many."""
 
 
 @dataclass(frozen=True)
@@ -65,7 +65,7 @@ class Moments:
     """
 
     def __init__(self, columns: int, rows: int | None = None) -> None:
-        dtype = torch.float64 if columns <= DOUBLE else torch.float32
+        dtype = moments_dtype(columns)
         self.inputs = torch.zeros(columns, columns, dtype=dtype)
         self.cross = torch.zeros(columns if rows is None else rows, columns, dtype=dtype)
         self.mean_exact = torch.zeros(len(self.cross), dtype=torch.float64)
@@ -74,8 +74,11 @@ class Moments:
 
     def add(self, exact: torch.Tensor, ours: torch.Tensor) -> None:
         """Of positions [n, columns]; `exact` are x, or W x where there are `rows`."""
-        self.inputs += ours.t() @ ours
-        self.cross += exact.t() @ ours
+        for sums, outer in ((self.inputs, ours), (self.cross, exact)):
+            if sums.dtype == ours.dtype:  # without another matrix of this size
+                sums.addmm_(outer.t(), ours)
+            else:
+                sums += outer.t() @ ours
         self.mean_exact += exact.sum(0)
         self.mean_ours += ours.sum(0)
         self.count += len(exact)
@@ -221,13 +224,17 @@ class Calibration:
         codec = self.types.get(name)
         if codec is None:
             return Quantized(None, weight)
-        (plain,) = codec.encode(weight)
-        found = codec.decode(plain, weight.shape)
-        coded = quantize(fit.target(weight), fit.hessian, codec, self.sweeps)
-        values = codec.decode(coded, weight.shape)
-        if not gate.error(weight, values) <= gate.error(weight, found):
-            return Quantized(plain, found, fitted=False)
-        return Quantized(coded, values)
+        plain: list[torch.Tensor] = []
+        coded: list[torch.Tensor] = []
+        errors = [0.0, 0.0]
+        for rows in weight.split(len(weight) if fit.outputs else ROWS):
+            plain += codec.encode(rows)
+            coded.append(quantize(fit.target(rows), fit.hessian, codec, self.sweeps))
+            for i, one in enumerate((plain[-1], coded[-1])):
+                errors[i] += gate.error(rows, codec.decode(one, rows.shape))
+        fitted = errors[1] <= errors[0]
+        chosen = torch.cat(coded if fitted else plain)
+        return Quantized(chosen, codec.decode(chosen, weight.shape), fitted)
 
     def _parts(self) -> Iterator[slice]:
         for first in range(0, len(self.ids), WINDOWS):

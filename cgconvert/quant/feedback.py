@@ -17,11 +17,21 @@ import torch
 
 from cgconvert.quant.blocks import BlockType
 from cgconvert.quant.parts import Parts
+from cgconvert.quant.triangular import inverse_factor
 
-__all__ = ["Hessian", "quantize"]
+__all__ = ["Hessian", "moments_dtype", "quantize"]
 
 DAMPING = 0.02
 """Added to the diagonal, as a share of its mean: what no input ever had is not free to change."""
+
+
+DOUBLE = 8192
+"""Columns up to which sums are kept in float64; of more, memory is short."""
+
+
+def moments_dtype(columns: int) -> torch.dtype:
+    """Of sums of x x^T [columns, columns]."""
+    return torch.float64 if columns <= DOUBLE else torch.float32
 
 
 @dataclass(frozen=True)
@@ -37,16 +47,12 @@ class Hessian:
 
     @classmethod
     def of(cls, moments: torch.Tensor, damping: float = DAMPING, scratch: bool = False) -> Hessian:
-        """From sums of x x^T [columns, columns], float64, or float32 where memory is short; only
-        ratios matter. With `scratch` the sums are overwritten."""
+        """From sums of x x^T [columns, columns] of moments_dtype; only ratios matter. With
+        `scratch` the sums are overwritten."""
         scale = moments.diagonal().mean().clamp(min=1e-30)
         damped = moments.div_(scale) if scratch else moments / scale
         damped.diagonal().add_(damping)
-        lower = torch.linalg.cholesky(damped)
-        damped = damped.float()
-        inverse = torch.cholesky_inverse(lower)
-        del lower
-        return cls(damped, torch.linalg.cholesky(inverse, upper=True).float())
+        return cls(damped.float(), inverse_factor(damped).float())
 
     def solve(self, wanted: torch.Tensor) -> torch.Tensor:
         """wanted [rows, columns] times the inverse of `matrix`."""

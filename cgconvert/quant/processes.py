@@ -20,7 +20,7 @@ from typing import Any, NamedTuple, TypeVar
 
 import torch
 
-__all__ = ["share_out"]
+__all__ = ["begin", "share_out"]
 
 Result = TypeVar("Result")
 
@@ -60,6 +60,12 @@ def share_out(
         torch.set_num_threads(before)
 
 
+def begin(processes: int) -> None:
+    """Fork them now. What this process holds then stays in memory as long as they do, also what it
+    has let go of itself: so before it holds much."""
+    share_out(int, [(), ()], processes)
+
+
 def _shared(
     work: Callable[..., Result], tasks: Sequence[tuple[Any, ...]], processes: int
 ) -> list[Result]:
@@ -67,7 +73,7 @@ def _shared(
         if os.getpid() not in _pools:
             watched, alive = os.pipe()
             context = multiprocessing.get_context("fork")
-            executor = ProcessPoolExecutor(processes, context, _begin, (watched, alive))
+            executor = ProcessPoolExecutor(processes, context, _alone, (watched, alive))
             _pools[os.getpid()] = _Pool(executor, alive)
         executor = _pools[os.getpid()].executor
     futures = [executor.submit(work, *task) for task in tasks]
@@ -86,7 +92,7 @@ def _forget() -> None:
         os.close(pool.alive)
 
 
-def _begin(watched: int, alive: int) -> None:
+def _alone(watched: int, alive: int) -> None:
     """In a new process: one thread, deaf to Ctrl-C, which is the parent's, and gone with it."""
     os.close(alive)
     torch.set_num_threads(1)

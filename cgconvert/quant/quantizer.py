@@ -21,11 +21,12 @@ from cgconvert.calibrate.effort import Effort
 from cgconvert.checkpoint import safetensors
 from cgconvert.errors import InputError
 from cgconvert.model import Decoder, Geometry
+from cgconvert.quant import processes
 from cgconvert.quant.allocation import Choice
 from cgconvert.quant.blocks import BlockType
 from cgconvert.quant.calibration import Calibration, Quantized, State
 from cgconvert.quant.coded import Coded
-from cgconvert.quant.feedback import Hessian, quantize
+from cgconvert.quant.feedback import Hessian, moments_dtype, quantize
 from cgconvert.quant.sensitivity import Matrix, Name, sensitivities
 from cgconvert.stream.progress import Progress
 from cgconvert.tensor import LazyTensor
@@ -99,6 +100,7 @@ class Quantizer:
         self.sweeps = sweeps
         self.folder, self.steps, self.progress = folder, folder, progress
         folder.mkdir(parents=True, exist_ok=True)
+        processes.begin(torch.get_num_threads())
 
     def choices(self, types: Mapping[str, BlockType]) -> dict[Name, list[Choice]]:
         """What each matrix would take and cost in each of `types`: bytes, and KL in nats a token.
@@ -161,7 +163,7 @@ class Quantizer:
         parts = fitted[: count - count // 4], held_out[: count // 4]
         with torch.inference_mode(mode=False), torch.enable_grad():
             gradients = sensitivities(
-                self.decoder, torch.cat(parts), self.allowed, visit, self.progress
+                self.decoder, torch.cat(parts), self.allowed, visit, self.folder, self.progress
             )
         rows = [part.flatten(0, 1) for part in gradients.split([len(part) for part in parts])]
         fishers = [(part.t() @ part).double() for part in rows]
@@ -216,7 +218,7 @@ def _costs(matrix: Matrix, types: Mapping[str, BlockType]) -> list[tuple[str, in
     """(type, bytes, loss) each."""
     embedding = matrix.inputs.dtype == torch.int64
     x = (matrix.gradients if embedding else matrix.inputs).flatten(0, 1)
-    hessian = Hessian.of((x.t() @ x).double())
+    hessian = Hessian.of((x.t() @ x).to(moments_dtype(x.shape[1])), scratch=True)
     weight = matrix.weight
     share = torch.ones(len(weight)) if embedding else matrix.gradients.square().sum((0, 1))
     errors = {}

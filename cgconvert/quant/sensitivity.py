@@ -5,16 +5,18 @@ the Fisher matrix E[g g^T], g being the gradient of -log p(y) with y drawn from 
 distribution. Over a sequence that is E[(sum over positions of g . d)^2] / 2 (Martens, 2020, arXiv
 1412.1193), so one backward pass tells the loss of any change of any matrix: d = (Q - W) x.
 
-Layers are taken one at a time, forwards keeping what enters each, backwards computing it again, so
-memory follows the text and not the model.
+Layers are taken one at a time, forwards keeping on the disk what enters each, backwards computing
+it again, so memory follows the text and not the model.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
+from pathlib import Path
 
 import torch
+from safetensors.torch import load_file, save_file
 
 from cgconvert.forward import attend, gelu, norm, rotary
 from cgconvert.model import Decoder, Geometry
@@ -35,12 +37,12 @@ class Matrix:
     """Some rows of one matrix, the inputs it met and the gradients at its outputs.
 
     `name` is (layer, part) or the part alone, `shape` the whole matrix's, `rows` which of its rows
-    there are, int64. Rows are drawn by the
-    share that their gradients have in all, those of the drawn ones divided by the root of how
-    often they are expected: errors of different rows are independent of each other, so the loss of
-    the sample is expected to be that of the whole. `inputs` [windows, T, columns] and `gradients`
-    [windows, T, rows] are float32. Of the embedding, which has no inputs, they are the places of
-    ids among the rows, int64 [windows, T], and its rows are all that occur.
+    there are, int64. Rows are drawn by the share that their gradients have in all, those of the
+    drawn ones divided by the root of how often they are expected: errors of different rows are
+    independent of each other, so the loss of the sample is expected to be that of the whole.
+    `inputs` [windows, T, columns] and `gradients` [windows, T, rows] are float32. Of the embedding,
+    which has no inputs, they are the places of ids among the rows, int64 [windows, T], and its rows
+    are all that occur.
     """
 
     name: str | tuple[int, str]
@@ -94,28 +96,34 @@ def sensitivities(
     ids: torch.Tensor,
     allowed: int,
     visit: Callable[[Matrix], None],
+    folder: Path,
     progress: Progress,
     seed: int = 0,
 ) -> torch.Tensor:
     """One pass forwards and one backwards over ids int64 [windows, T]; `visit` sees each matrix.
 
+    What enters each layer, float32 [windows, T, n_embd], is a file in `folder` meanwhile.
     Only the first `allowed` ids, those of the tokenizer, are drawn. The drawing is by `seed`.
     Returns the gradients at the embedding's output, float32 [windows, T, n_embd].
     """
     g, generator = decoder.geometry, torch.Generator().manual_seed(seed)
     tables = rotary(g, ids.shape[1])
-    states = [decoder.wte.read().float()[ids]]
+    x = decoder.wte.read().float()[ids]
     progress.step("measuring sensitivities", 2 * g.n_layer)
     for i in range(g.n_layer):
         w = _weights(decoder, i)
+        save_file({"x": x}, folder / f"entering-{i}.safetensors")
         with torch.no_grad():
-            after = [_layer(g, w, x, tables)[0] for x in states[i].split(WINDOWS)]
-        states.append(torch.cat(after))
+            x = torch.cat([_layer(g, w, part, tables)[0] for part in x.split(WINDOWS)])
         progress.advance(1)
-    gradient, head = _head(decoder, states.pop(), allowed, generator)
+    gradient, head = _head(decoder, x, allowed, generator)
+    del w, x
     visit(head)
+    del head
     for i in reversed(range(g.n_layer)):
-        w, entering = _weights(decoder, i), states.pop()
+        path = folder / f"entering-{i}.safetensors"
+        w, entering = _weights(decoder, i), load_file(path)["x"]
+        path.unlink()
         gradient, matrices = _backward(g, i, w, entering, gradient, tables, generator)
         for matrix in matrices:
             visit(matrix)
