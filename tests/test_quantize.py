@@ -187,3 +187,35 @@ def test_texts_that_are_none(
     assert (told.code, told.out) == (3, "")
     assert message in told.err
     assert not list(folder.glob("*bad.gguf*"))
+
+
+@pytest.mark.parametrize(
+    ("arguments", "code", "says"),
+    [
+        ("--bits 4 --calibration empty.txt", 3, "empty.txt: is empty"),
+        ("--bits 4 --calibration binary.txt", 3, "binary.txt: is not UTF-8"),
+        ("--bits 4 --calibration short.txt", 3, "short.txt: 4 tokens are too few"),
+        ("--bits 4 --calibration nowhere.txt", 3, "nowhere.txt: cannot be read as a text"),
+        ("--bits 4 --calibration none --imatrix binary.txt", 3, "binary.txt: is no imatrix"),
+        ("--bits 4 --calibration none --imatrix empty.txt", 3, "empty.txt: is empty"),
+        ("--bits 4 --calibration none --effort max", 2, "leave out --calibration none"),
+        ("--bits 4 --effort fast", 2, "takes no text: leave out --calibration"),
+        ("--bits 4 --max-size 2MB", 2, "say how small: one of --bits"),
+        ("--bpw 1.5", 2, "1.5 bits a weight are too few: the least is"),
+        ("--max-kl 0.1 --calibration none", 2, "--max-kl is measured on a text"),
+        ("--bits 4 --tensor-type blk.*.nope=Q4_K", 2, "no matrix is called 'blk.*.nope'"),
+        ("--bits 4 --tensor-type blk.*", 2, "is not PATTERN=TYPE"),
+        ("--type Q9", 2, "'Q9' is not one of 'Q8_0', 'Q6_K'"),
+    ],
+)
+def test_what_cannot_be_asked_for(
+    arguments: str, code: int, says: str, run: Callable[..., Outcome], folder: Path
+) -> None:
+    """One line, the code of the table, and nothing written."""
+    (folder / "empty.txt").touch()
+    (folder / "binary.txt").write_bytes(bytes(range(128, 256)) * 30)
+    (folder / "short.txt").write_text("x = 1")
+    before = sorted(folder.iterdir())
+    told = run(*arguments.split(), "-o", "new.gguf")
+    assert (told.code, says in told.err, told.err.count("\n")) == (code, True, 1), told.err
+    assert sorted(folder.iterdir()) == before

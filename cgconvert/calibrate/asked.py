@@ -97,6 +97,8 @@ def _calibration(budget: Budget, effort: str, given: str | None) -> Text | None:
         return None
     if effort == FAST and given not in (None, NO_TEXT):
         raise UsageError(f"--effort {FAST} takes no text: leave out --calibration, or --effort")
+    if effort == "max" and given == NO_TEXT:
+        raise UsageError("--effort max fits to a text: leave out --calibration none, or --effort")
     if effort == FAST or given == NO_TEXT:
         return None
     return read_text(given or STDLIB, "calibration")

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import functools
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -16,6 +16,7 @@ from cgconvert.runtimes import RUNTIMES
 
 __all__ = [
     "SIZE",
+    "Types",
     "WriteOptions",
     "blocks",
     "common",
@@ -173,6 +174,16 @@ runtime: Decorator = click.option(
     type=click.Choice([name for table in RUNTIMES.values() for name in table]),
     help="Instead of the format's own.",
 )
+
+
+class Types(click.Choice[str]):
+    """GGUF types in either case, shown and returned as llama.cpp writes them."""
+
+    def __init__(self, choices: Sequence[str]) -> None:
+        super().__init__(choices, case_sensitive=False)
+
+    def normalize_choice(self, choice: Any, ctx: click.Context | None) -> str:
+        return str(choice).upper()
 
 
 class _Size(click.ParamType):

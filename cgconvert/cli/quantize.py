@@ -13,7 +13,7 @@ from cgconvert.calibrate.asked import QUANTIZED
 from cgconvert.calibrate.effort import EFFORTS, FAST
 from cgconvert.checkpoint.checkpoint import Checkpoint
 from cgconvert.cli.convert import converting
-from cgconvert.cli.options import SIZE, blocks
+from cgconvert.cli.options import SIZE, Types, blocks
 from cgconvert.errors import UsageError
 from cgconvert.stream.plan import Deferred, Plan
 
@@ -61,7 +61,7 @@ def _pairs(
 @click.option(
     "--type",
     "kind",
-    type=click.Choice(QUANTIZED, case_sensitive=False),
+    type=Types(QUANTIZED),
     help="A GGUF type, or standard mix of types.",
 )
 @click.option("--max-size", type=SIZE, help="The largest file: 4.2GB, 500MB, or bytes.")

@@ -9,6 +9,7 @@ import click
 from cgconvert import convert
 from cgconvert.checkpoint.checkpoint import Checkpoint
 from cgconvert.cli.convert import converting
+from cgconvert.cli.options import Types
 from cgconvert.formats.gguf_types import TYPES
 from cgconvert.stream.plan import Plan
 
@@ -19,7 +20,7 @@ __all__ = ["command"]
 @click.option(
     "--type",
     "kind",
-    type=click.Choice(list(TYPES), case_sensitive=False),
+    type=Types(list(TYPES)),
     default="F16",
     show_default=True,
     help="Type of the matrices; norms and biases stay F32.",
