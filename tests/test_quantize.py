@@ -194,7 +194,7 @@ def test_texts_that_are_none(
     [
         ("--bits 4 --calibration empty.txt", 3, "empty.txt: is empty"),
         ("--bits 4 --calibration binary.txt", 3, "binary.txt: is not UTF-8"),
-        ("--bits 4 --calibration short.txt", 3, "short.txt: 4 tokens are too few"),
+        ("--bits 4 --calibration short.txt", 3, "short.txt: 3 tokens are too few"),
         ("--bits 4 --calibration nowhere.txt", 3, "nowhere.txt: cannot be read as a text"),
         ("--bits 4 --calibration none --imatrix binary.txt", 3, "binary.txt: is no imatrix"),
         ("--bits 4 --calibration none --imatrix empty.txt", 3, "empty.txt: is empty"),
