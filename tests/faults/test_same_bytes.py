@@ -1,8 +1,11 @@
-"""Every output that needs no data is the same to the byte, whatever the number of processes."""
+"""Every output that needs no data is the same to the byte, on any number and kind of cores."""
 
 from __future__ import annotations
 
 import json
+import os
+import subprocess
+import sys
 from collections.abc import Callable, Iterator
 from functools import partial
 from pathlib import Path
@@ -25,12 +28,12 @@ OUTPUTS: dict[str, Callable[..., Plan]] = {
     **{f"onnx {d}": partial(convert.to_onnx, dtype=d) for d in ("float32", "float16")},
     **{f"onnx {b}": partial(convert.to_onnx, bits=b) for b in (4, 8)},
     **{f"gguf {t}": partial(convert.to_gguf, type=t)
-       for t in ("F32", "F16", "BF16", "Q8_0", "Q4_0")},
+       for t in ("F32", "F16", "BF16", "Q8_0", "Q5_K_M", "Q4_K_M", "Q4_1", "Q4_0", "Q3_K")},
 }  # fmt: skip
 
 
 GEOMETRY = Geometry(
-    n_layer=1, n_embd=128, n_head=4, rotary_dim=16, n_positions=64, vocab_size=4096, mp_num=4
+    n_layer=1, n_embd=256, n_head=4, rotary_dim=16, n_positions=64, vocab_size=4096, mp_num=4
 )
 CASES = [("safetensors", name) for name in OUTPUTS] + [("jaxformer", "hf float16")]
 
@@ -66,3 +69,18 @@ def test_any_number_of_processes(
     assert len(manifests) == 2
     keys = json.dumps(json.loads(manifests[0].read_text())).lower()
     assert not [word for word in ("date", 'time"', "clock", "host", "user") if word in keys]
+
+
+@pytest.mark.parametrize(
+    "command",
+    ["to-gguf --type Q5_K_M", "to-gguf --type Q4_K_M", "to-gguf --type Q3_K", "to-gguf --type Q4_1",
+     "to-onnx --bits 4", "to-hf --dtype bfloat16"],
+)  # fmt: skip
+def test_any_kind_of_processor(command: str, tmp_path: Path) -> None:
+    """With torch's oldest instructions as with the newest that are here."""
+    kind, *options = command.split()
+    given = [sys.executable, "-m", "cgconvert", kind, embedded.NAME, *options, "-o"]
+    oldest = os.environ | {"ATEN_CPU_CAPABILITY": "default"}
+    subprocess.run([*given, "newest/m.gguf"], cwd=tmp_path, check=True)
+    subprocess.run([*given, "oldest/m.gguf"], cwd=tmp_path, check=True, env=oldest)
+    assert tree(tmp_path / "newest") == tree(tmp_path / "oldest")
