@@ -34,7 +34,7 @@ BEYOND = 1e12
 """More than any type holds, and far from where the products of sums would overflow."""
 
 
-GROUP = 1 << 17
+GROUP = 1 << 16
 """Weights rounded at once on a CPU: they, their codes and a product stay in a core's cache."""
 
 
