@@ -176,7 +176,7 @@ def test_a_search_is_better_than_its_first_start(
     rows = tensors()["heavy tails"]
     best = error(rows, ggml.dequantize(codec.name, encoded(codec, rows)), None)
     how = codec.how  # type: ignore[attr-defined]
-    few = type(how)(**{**vars(how), "starts": how.starts[:1], "polish": 0, "joint": 0})
+    few = type(how)(**{**vars(how), "starts": how.starts[:1], "polish": 0})
     monkeypatch.setattr(type(codec), "how", few)
     first = error(rows, ggml.dequantize(codec.name, encoded(codec, rows)), None)
     assert best < 0.99 * first

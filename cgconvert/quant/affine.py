@@ -1,14 +1,13 @@
 """The search for types with a minimum: weight = d * scale * code - dmin * minimum.
 
 In turn: many starting grids a sub-block, each rounded once and fitted by least squares; the best
-polished; scales and minimums rounded to their few bits; then, with what they have become, codes, d
-and dmin refitted together, the best state of each block kept. Every choice compares errors from
-sums (least_squares.py).
+polished; scales rounded to their few bits, then the minimums that suit these; their neighbours
+tried, sub-block by sub-block; d and dmin refitted to what they have become, and the codes to those.
+Every choice compares errors from sums (least_squares.py).
 """
 
 from __future__ import annotations
 
-import functools
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
@@ -19,7 +18,7 @@ from cgconvert.quant.least_squares import (
     SMALLEST,
     Coder,
     CodeSums,
-    better,
+    best_of,
     extremes,
     in_half,
     inverse,
@@ -41,28 +40,29 @@ class Affine:
     """How hard to look.
 
     `starts` move the ends of the first grid inwards, by steps of it: (at the least, at the largest
-    weight). `polish` and `joint` count refits of a sub-block and of the block. `around` is what is
-    tried on the scale and the minimum at the end, both sub-block by sub-block.
+    weight). `polish` counts refits of the best. `around` is what is tried on the scale and the
+    minimum at the end, both sub-block by sub-block.
     """
 
     top: int
     starts: Starts
     weighted_starts: Starts
     polish: int = 0
-    joint: int = 1
     around: Around = ((0, 0), (0, -1), (0, 1))
     weighted_around: Around = ((0, 0), (-1, 0), (1, 0), (0, -1), (0, 1))
 
 
 @dataclass(frozen=True)
 class Grid:
-    """Steps and offsets of sub-blocks, [subs, n], not rounded yet, and the sums of x behind.
+    """Steps and offsets of sub-blocks, [subs, n], not rounded yet, and the sums behind.
 
-    `flat` is the offset of a step of 0: the mean of x, with its sign turned.
+    `q` is of the codes that the steps were fitted to. `flat` is the offset of a step of 0: the
+    mean of x, with its sign turned.
     """
 
     steps: torch.Tensor
     offsets: torch.Tensor
+    q: torch.Tensor
     w: torch.Tensor
     x: torch.Tensor
     flat: torch.Tensor
@@ -80,20 +80,21 @@ def search_grid(coder: Coder, how: Affine, name: str, signed: bool = False) -> G
         low = low.clamp_(max=0)
     w = torch.full_like(low, float(x.shape[-2])) if weight is None else weight.sum(-2)
     total = x.sum(-2) if weight is None else (weight * x).sum(-2)
-    grid = Grid(low, high, w, total, (-total / w).nan_to_num_(0.0, 0.0, 0.0))
+    grid = Grid(low, high, total, w, total, (-total / w).nan_to_num_(0.0, 0.0, 0.0))
     slope = inverse((high - low) / how.top)
     level = -low * slope
     inwards = x.new_tensor(starts).T.reshape(2, -1, 1, 1)
     stretch = how.top / (how.top - inwards.sum(0))
-    sums = coder.sums_of(slope * stretch, (level - inwards[0]) * stretch)
+    sums = coder.sums(slope * stretch, (level - inwards[0]) * stretch)
     steps, offsets = _fit(sums, grid, signed)
     gains = (steps * sums.qx).sub_(offsets * grid.x)
-    best = torch.stack([gains, steps, offsets], 1)
-    steps, offsets = functools.reduce(better, best)[1:]
+    steps, offsets, q = best_of(gains, steps, offsets, sums.q)
     for _ in range(how.polish):
-        coder.nearest(steps, offsets)
-        steps, offsets = _fit(coder.sums(), grid, signed)
-    return replace(grid, steps=steps, offsets=offsets)
+        slope = inverse(steps)
+        sums = coder.sums(slope[None], (offsets * slope)[None])
+        steps, offsets = (found[0] for found in _fit(sums, grid, signed))
+        q = sums.q[0]
+    return replace(grid, steps=steps, offsets=offsets, q=q)
 
 
 def search_parts(
@@ -102,42 +103,30 @@ def search_parts(
     """Parts of blocks [subs, size, n] whose scales and minimums are integers up to `largest`."""
     coder = Coder(x, weight, 0, how.top)
     grid = search_grid(coder, how, name)
-    steps, offsets = grid.steps, grid.offsets
-    d = to_half(steps.amax(0) / largest)
-    dmin = to_half(offsets.amax(0) / largest)
-    states = []
-    for turn in range(how.joint + 1):
-        scales, minimums = _integers(steps, d, largest), _integers(offsets, dmin, largest)
-        coder.nearest(d * scales, dmin * minimums)
-        sums = coder.sums()
-        d, dmin = _refit(sums, grid, scales, minimums, d, dmin)
-        gain = _gain(sums, grid, d * scales, dmin * minimums).sum(0)
-        states.append(torch.cat([torch.stack([gain, d, dmin]), scales, minimums]))
-        if turn < how.joint:
-            steps, _ = _fit(sums, grid)
-            steps = _integers(steps, d, largest).mul_(d)  # the offset for what it is rounded to
-            offsets = (steps * sums.q).sub_(grid.x).div_(grid.w).nan_to_num_(0.0, 0.0, 0.0)
-            offsets.clamp_(min=0)
-    best = functools.reduce(better, states)
-    d, dmin = best[1:3]
+    d = to_half(grid.steps.amax(0) / largest)
+    scales = _integers(grid.steps, d, largest)
+    # The offset for what its step is rounded to.
+    offsets = (d * scales * grid.q).sub_(grid.x).div_(grid.w).nan_to_num_(0.0, 0.0, 0.0)
+    dmin = to_half(offsets.clamp_(min=0).amax(0) / largest)
+    minimums = _integers(offsets, dmin, largest)
     around = x.new_tensor(how.around if weight is None else how.weighted_around)
-    near = (best[3:].view(2, 1, *steps.shape) + around.T[..., None, None]).clamp_(0, largest)
+    near = (torch.stack([scales, minimums])[:, None] + around.T[..., None, None]).clamp_(0, largest)
     steps, offsets = d * near[0], dmin * near[1]
     slopes = inverse(steps)
-    sums = coder.sums_of(slopes, offsets * slopes)
-    tried = torch.stack([_gain(sums, grid, steps, offsets), *near, *sums], 1)
-    _, scales, minimums, *kept = functools.reduce(better, tried)
+    sums = coder.sums(slopes, offsets * slopes)
+    scales, minimums, *kept = best_of(_gain(sums, grid, steps, offsets), *near, *sums)
     d, dmin = _refit(CodeSums(*kept), grid, scales, minimums, d, dmin)
-    codes = coder.nearest(d * scales, dmin * minimums)
-    return Parts(codes.byte(), scales.to(torch.int8), d.half(), minimums.byte(), dmin.half())
+    codes = coder.codes(d * scales, dmin * minimums)
+    return Parts(codes, scales.to(torch.int8), d.half(), minimums.byte(), dmin.half())
 
 
 def _fit(sums: CodeSums, grid: Grid, signed: bool = False) -> tuple[torch.Tensor, torch.Tensor]:
     """Step and offset of least error for these codes; the offset first, so that it can be held."""
     first = sums.qq * grid.w
-    determinant = torch.maximum(first - sums.q * sums.q, first.mul_(SINGULAR))
-    offsets = (sums.q * sums.qx).sub_(sums.qq * grid.x).div_(determinant)
-    offsets = torch.where(determinant > 0, offsets, grid.flat)
+    determinant = torch.maximum(first - sums.q * sums.q, first * SINGULAR)
+    offsets = (sums.q * sums.qx).sub_(sums.qq * grid.x)
+    none = torch.eq(determinant, 0, out=first)  # no code but 0: these offsets are 0 / 0
+    offsets = offsets.addcmul_(none, grid.flat).div_(determinant.add_(none))
     if not signed:
         offsets.clamp_(min=0)
     steps = (offsets * sums.q).add_(sums.qx).div_(sums.qq).nan_to_num_(0.0, 0.0, 0.0)

@@ -16,7 +16,7 @@ from cgconvert.quant.symmetric import Symmetric, search_parts
 
 __all__ = ["Q3_K"]
 
-# Chosen as Q4_K's, from 2 to 6 with either sign.
+# Chosen as Q4_1's, from 2 to 6 with either sign.
 STARTS = (-4.2, -3.2, -4.6, -3.8)
 WEIGHTED_STARTS = (-4.4, -6.2, -3.2, 5.0, -3.8, -5.2, 5.8, 4.2)
 
@@ -26,7 +26,7 @@ class Q3_K(SearchedType):  # noqa: N801 - the type's name
     block_size, sub_size = 256, 16
     block_bytes = 110
     top, zero = 7, 4
-    how = Symmetric(4, 3, STARTS, WEIGHTED_STARTS)
+    how = Symmetric(4, 3, STARTS, WEIGHTED_STARTS, polish=0)
 
     def find(self, x: torch.Tensor, weight: torch.Tensor | None) -> Parts:
         return search_parts(x, weight, self.how, self.name, 6)

@@ -12,10 +12,17 @@ from cgconvert.quant.affine import Affine, search_grid
 from cgconvert.quant.blocks import column_bytes
 from cgconvert.quant.least_squares import Coder
 from cgconvert.quant.parts import Parts, blocks_first
-from cgconvert.quant.q4_k import STARTS, WEIGHTED_STARTS
 from cgconvert.quant.searched import SearchedType
 
 __all__ = ["Q4_1"]
+
+# Of a grid from -0.6 to 1.8 by 0.3, taken one after the other: each lowers the final error most
+# beside those before it, on Gaussian and heavy-tailed weights and a trained model's.
+STARTS = ((0.0, 0.0), (0.3, -0.6), (-0.3, 0.3), (0.3, 0.0), (0.3, 0.6))
+WEIGHTED_STARTS = (
+    (0.0, 0.0), (-0.3, 0.6), (0.9, 0.3), (0.3, -0.6), (1.8, 0.3), (0.3, 1.8), (-0.6, -0.6),
+    (0.6, 1.2),
+)  # fmt: skip
 
 
 class Q4_1(SearchedType):  # noqa: N801 - the type's name
@@ -31,8 +38,8 @@ class Q4_1(SearchedType):  # noqa: N801 - the type's name
         lifted = Coder(x - low.unsqueeze(-2), weight, 0, self.top)
         grid = search_grid(lifted, self.how, self.name, signed=True)
         d, dmin = grid.steps.half(), (grid.offsets - low).half()
-        codes = Coder(x, None, 0, self.top).nearest(d.float(), dmin.float())
-        return Parts.whole(codes[0].byte(), d[0], dmin[0])
+        codes = Coder(x, None, 0, self.top).codes(d.float(), dmin.float())
+        return Parts.whole(codes[0], d[0], dmin[0])
 
     def pack(self, parts: Parts) -> torch.Tensor:
         codes = parts.codes[0]

@@ -17,7 +17,8 @@ from cgconvert.quant.searched import SearchedType
 __all__ = ["Q5_K"]
 
 # Chosen as Q4_K's.
-STARTS = ((0.0, 0.0), (0.3, -0.6), (0.0, 0.3), (0.3, 0.0), (-0.6, 0.0))
+STARTS = ((-0.7, -0.1), (0.0, -0.8), (-0.1, 0.3), (0.3, 0.0))
+# Of a grid from -0.6 to 1.8 by 0.3, each the best beside those before it.
 WEIGHTED_STARTS = (
     (0.0, 0.0), (0.3, -0.6), (0.3, 0.9), (1.2, 0.0), (-0.6, -0.6), (0.3, 1.8), (0.9, 0.9),
     (0.6, 0.0),

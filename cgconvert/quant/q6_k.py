@@ -16,9 +16,9 @@ from cgconvert.quant.symmetric import Symmetric, search_parts
 
 __all__ = ["Q6_K"]
 
-# Chosen as Q4_K's, from -34 to -26 and 30 to 32.5.
-STARTS = (-32.0, -30.8, -30.0, -29.2, -28.0)
-WEIGHTED_STARTS = (-32.0, -30.0, -28.0, -31.2, -26.0, -33.2)
+# Chosen as Q4_K's, by steps down to 0.2 and, weighted, 0.4.
+STARTS = (-32.0, -31.0, -30.0)
+WEIGHTED_STARTS = (-32.4, -30.8, -29.2, -27.2)
 
 
 class Q6_K(SearchedType):  # noqa: N801 - the type's name
@@ -26,7 +26,7 @@ class Q6_K(SearchedType):  # noqa: N801 - the type's name
     block_size, sub_size = 256, 16
     block_bytes = 210
     top, zero = 63, 32
-    how = Symmetric(32, 31, STARTS, WEIGHTED_STARTS)
+    how = Symmetric(32, 31, STARTS, WEIGHTED_STARTS, polish=0)
 
     def find(self, x: torch.Tensor, weight: torch.Tensor | None) -> Parts:
         return search_parts(x, weight, self.how, self.name, 8)

@@ -17,8 +17,8 @@ COLUMNS = 64
 """Blocks are searched in whole groups of so many. Within them torch.sum adds every column in the
 same order (it takes four vectors at a time), so a block's bytes do not depend on the others'."""
 
-TILE = 1 << 17
-"""Weights searched at once on a CPU: they, their codes and a product stay in a core's 2 MB."""
+TILE = 1 << 18
+"""Weights searched at once on a CPU: enough that the work on sub-blocks is more than its calls."""
 
 GPU_TILE = 1 << 23
 """The same on a GPU, where it bounds memory: some hundred bytes a weight."""
@@ -74,8 +74,10 @@ def _encode(
     """In a process: numpy's arrays are quicker to send than torch's."""
     blocks = torch.from_numpy(raw).view(dtype)
     share = None if weight is None else torch.from_numpy(weight)
-    coded: np.ndarray = codec.encode_tiles(blocks, share, TILE // codec.block_size, first).numpy()
-    return coded
+    with torch.inference_mode():
+        coded = codec.encode_tiles(blocks, share, TILE // codec.block_size, first)
+    found: np.ndarray = coded.numpy()
+    return found
 
 
 def _whole(blocks: torch.Tensor, fill: float) -> torch.Tensor:

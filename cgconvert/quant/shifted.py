@@ -6,11 +6,9 @@ fitted by least squares; the best is polished, neighbours of its zero point trie
 
 from __future__ import annotations
 
-import functools
-
 import torch
 
-from cgconvert.quant.least_squares import Coder, better, extremes, inverse, to_half
+from cgconvert.quant.least_squares import Coder, best_of, extremes, inverse, to_half
 from cgconvert.quant.parts import Parts
 
 __all__ = ["search_shifted"]
@@ -24,6 +22,9 @@ SHIFTS = (0, -1, 1)
 
 POLISH = 2
 
+State = tuple[torch.Tensor, torch.Tensor, torch.Tensor]
+"""A gain, a step and a zero point of each block, [1, n]."""
+
 
 def search_shifted(x: torch.Tensor, weight: torch.Tensor | None, top: int, name: str) -> Parts:
     """Parts of blocks float32 [1, size, n]: codes 0 to `top`, 0 within the range of each block."""
@@ -33,29 +34,32 @@ def search_shifted(x: torch.Tensor, weight: torch.Tensor | None, top: int, name:
     level = (-low * slope).round_()
     coder = Coder(x, weight, 0, top)
     starts = STARTS if weight is None else WEIGHTED_STARTS
-    best = _tried(coder, slope, level, starts, top)
+    best = _best(_tried(coder, slope, level, starts, top))
     for _ in range(POLISH):
-        best = better(best, _tried(coder, inverse(best[1]), best[2], (1.0,), top))
+        best = _best([best, *_tried(coder, inverse(best[1]), best[2], (1.0,), top)])
     d, zeros = to_half(best[1]), best[2]
     coder.low, coder.high = (-zeros)[:, None], (top - zeros)[:, None]
-    codes = coder.nearest(d).add_(zeros[:, None])
+    codes = coder.codes(d, zero=zeros[:, None])
     half = d[0].half()
-    return Parts(
-        codes.byte(), torch.ones_like(half, dtype=torch.int8)[None], half, zeros.byte(), half
-    )
+    return Parts(codes, torch.ones_like(half, dtype=torch.int8)[None], half, zeros.byte(), half)
 
 
 def _tried(
     coder: Coder, slope: torch.Tensor, level: torch.Tensor, starts: tuple[float, ...], top: int
-) -> torch.Tensor:
-    """The best of zero points around `level` and of starts: its gain, step and zero point."""
+) -> list[State]:
+    """Of zero points around `level` and of starts."""
     found = []
     for shift in SHIFTS:
         zeros = (level + shift).clamp_(0, top)
         coder.low, coder.high = (-zeros)[:, None], (top - zeros)[:, None]
         for start in starts:
-            coder.round(slope / start)
-            sums = coder.sums()
-            steps = (sums.qx / sums.qq).nan_to_num_(0.0, 0.0, 0.0).clamp_(min=0)
-            found.append(torch.stack([steps * sums.qx, steps, zeros]))
-    return functools.reduce(better, found)
+            sums = coder.sums((slope / start)[None])
+            steps = (sums.qx[0] / sums.qq[0]).nan_to_num_(0.0, 0.0, 0.0).clamp_(min=0)
+            found.append((steps * sums.qx[0], steps, zeros))
+    return found
+
+
+def _best(found: list[State]) -> State:
+    gains, steps, zeros = (torch.stack(numbers) for numbers in zip(*found, strict=True))
+    gains, steps, zeros = best_of(gains, gains, steps, zeros)
+    return gains, steps, zeros

@@ -1,12 +1,11 @@
 """The search for types without a minimum: weight = d * scale * (code - zero), signed scales.
 
-As affine.py does it: many starting steps a sub-block, the best polished, scales rounded, then
-codes and d refitted together and the best state of each block kept.
+As affine.py does it: many starting steps a sub-block, the best polished, scales rounded, their
+neighbours tried, then d refitted and the codes to it.
 """
 
 from __future__ import annotations
 
-import functools
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -15,10 +14,12 @@ import torch
 from cgconvert.quant.least_squares import (
     Coder,
     CodeSums,
-    better,
+    best_of,
+    exceeds,
     extremes,
     in_half,
     inverse,
+    select,
     to_half,
 )
 from cgconvert.quant.parts import Parts
@@ -31,8 +32,7 @@ class Symmetric:
     """Codes from -`zero` to `high`, and how hard to look.
 
     A start is the code that the weight of largest magnitude gets before it is clipped: below
-    -`zero` the step is smaller than its range asks for. `polish` and `joint` count refits of a
-    sub-block and of the block; the neighbours of each scale are tried at the end.
+    -`zero` the step is smaller than its range asks for. `polish` counts refits of the best.
     """
 
     zero: int
@@ -40,7 +40,6 @@ class Symmetric:
     starts: Sequence[float]
     weighted_starts: Sequence[float]
     polish: int = 1
-    joint: int = 1
 
 
 def search_parts(
@@ -52,51 +51,39 @@ def search_parts(
     steps = _search_steps(coder, how, name)
     # The scale of largest magnitude becomes the lowest integer, whatever its sign.
     d = to_half(_largest(steps.amin(0), steps.amax(0)) / lowest)
-    states = []
-    for turn in range(how.joint + 1):
-        scales = (steps * inverse(d)).round_().clamp_(lowest, highest)
-        coder.nearest(d * scales)
-        sums = coder.sums()
-        d, ax, aa = _refit(sums, scales, d)
-        gain = (ax * 2).sub_(aa * d).mul_(d)
-        states.append(torch.cat([torch.stack([gain, d]), scales]))
-        if turn < how.joint:
-            steps = _fit(sums)
-    best = functools.reduce(better, states)
-    d, scales = best[1], best[2:]
+    scales = (steps * inverse(d)).round_().clamp_(lowest, highest)
     near = (scales + scales.new_tensor([0, -1, 1])[:, None, None]).clamp_(lowest, highest)
     steps = d * near
-    sums = coder.sums_of(inverse(steps))
+    sums = coder.sums(inverse(steps))
     gain = (sums.qx * 2).sub_(sums.qq * steps).mul_(steps)
-    _, scales, *kept = functools.reduce(better, torch.stack([gain, near, *sums], 1))
-    d, _, _ = _refit(CodeSums(*kept), scales, d)
-    codes = coder.nearest(d * scales)
-    return Parts(codes.add_(how.zero).byte(), scales.to(torch.int8), d.half())
+    scales, qq, qx = best_of(gain, near, sums.qq, sums.qx)
+    d = _refit(qq, qx, scales, d)
+    codes = coder.codes(d * scales, zero=how.zero)
+    return Parts(codes, scales.to(torch.int8), d.half())
 
 
 def search_whole(x: torch.Tensor, weight: torch.Tensor | None, how: Symmetric, name: str) -> Parts:
     """Parts of blocks [1, size, n], which have d and no scales."""
     coder = Coder(x, weight, -how.zero, how.high)
     d = to_half(_search_steps(coder, how, name))
-    return Parts.whole(coder.nearest(d)[0].add_(how.zero).byte(), d[0].half())
+    return Parts.whole(coder.codes(d, zero=how.zero)[0], d[0].half())
 
 
 def _search_steps(coder: Coder, how: Symmetric, name: str) -> torch.Tensor:
     """The best step of each sub-block, of either sign: float32 [subs, n]."""
     starts = how.starts if coder.weight is None else how.weighted_starts
     slope = inverse(_largest(*extremes(coder.x, name)))
-    sums = coder.sums_of(slope * slope.new_tensor(starts)[:, None, None])
+    sums = coder.sums(slope * slope.new_tensor(starts)[:, None, None])
     steps = _fit(sums)
-    steps = functools.reduce(better, torch.stack([steps * sums.qx, steps], 1))[1]
+    steps = best_of(steps * sums.qx, steps)[0]
     for _ in range(how.polish):
-        coder.nearest(steps)
-        steps = _fit(coder.sums())
+        steps = _fit(coder.sums(inverse(steps)[None]))[0]
     return steps
 
 
 def _largest(low: torch.Tensor, high: torch.Tensor) -> torch.Tensor:
     """The one of larger magnitude."""
-    return torch.where(high > -low, high, low)
+    return select(high, low, exceeds(high, -low))
 
 
 def _fit(sums: CodeSums) -> torch.Tensor:
@@ -105,9 +92,8 @@ def _fit(sums: CodeSums) -> torch.Tensor:
 
 
 def _refit(
-    sums: CodeSums, scales: torch.Tensor, d: torch.Tensor
-) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-    """d of least error over each block, in float16, as it was where there is none; and its sums."""
-    ax, aa = (scales * sums.qx).sum(0), (scales * scales).mul_(sums.qq).sum(0)
-    best = ax / aa
-    return torch.where(in_half(best.abs()), to_half(best), d), ax, aa
+    qq: torch.Tensor, qx: torch.Tensor, scales: torch.Tensor, d: torch.Tensor
+) -> torch.Tensor:
+    """d of least error over each block, in float16, as it was where there is none."""
+    best = (scales * qx).sum(0) / (scales * scales).mul_(qq).sum(0)
+    return torch.where(in_half(best.abs()), to_half(best), d)
