@@ -199,13 +199,13 @@ def _sampled(p: torch.Tensor, generator: torch.Generator) -> torch.Tensor:
 def _backward(
     g: Geometry,
     i: int,
-    w: Weights,
+    w: dict[str, torch.Tensor],
     entering: torch.Tensor,
     gradient: torch.Tensor,
     tables: Tables,
     generator: torch.Generator,
 ) -> tuple[torch.Tensor, Iterator[Matrix]]:
-    """The gradient at what enters layer `i`, and its matrices."""
+    """The gradient at what enters layer `i`, and its matrices, for which `w` is used up."""
     below = []
     met: dict[str, tuple[list[torch.Tensor], list[torch.Tensor]]] = {}
     for x, after in zip(entering.split(WINDOWS), gradient.split(WINDOWS), strict=True):
@@ -217,8 +217,10 @@ def _backward(
             lists = met.setdefault(part, ([], []))
             lists[0].append(inputs.detach())
             lists[1].append(slope)
-    matrices = (
-        Matrix.sampled((i, part), w[part], torch.cat(inputs), torch.cat(slopes), generator)
-        for part, (inputs, slopes) in met.items()
-    )
-    return torch.cat(below), matrices
+
+    def matrices() -> Iterator[Matrix]:
+        for part in list(met):  # of a wide model each takes gigabytes
+            inputs, slopes = (torch.cat(some) for some in met.pop(part))
+            yield Matrix.sampled((i, part), w.pop(part), inputs, slopes, generator)
+
+    return torch.cat(below), matrices()
