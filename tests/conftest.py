@@ -51,11 +51,16 @@ def _private_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.fixture(autouse=True)
 def _signals() -> Iterator[None]:
-    """A command that ran in this process is at its end, and leaves signals so."""
-    numbers = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
-    before = {number: signal.getsignal(number) for number in numbers}
+    """As a terminal has them: a command's end leaves them ignored, and so does a shell's `&`."""
+    own = {
+        signal.SIGINT: signal.default_int_handler,
+        signal.SIGTERM: signal.SIG_DFL,
+        signal.SIGHUP: signal.SIG_DFL,
+    }
+    for number, handler in own.items():
+        signal.signal(number, handler)
     yield
-    for number, handler in before.items():
+    for number, handler in own.items():
         signal.signal(number, handler)
 
 

@@ -22,7 +22,7 @@ import torch
 
 from cgconvert.errors import OutputError
 from cgconvert.stream.plan import Plan, cores
-from cgconvert.stream.uninterrupted import uninterrupted
+from cgconvert.stream.uninterrupted import NUMBERS, uninterrupted
 
 __all__ = ["Crew"]
 
@@ -33,7 +33,7 @@ PR_SET_PDEATHSIG = 1
 
 
 class _Worker(ForkProcess):
-    """Ends when the pool wants it to, though it ignores SIGTERM."""
+    """Ends when the pool wants it to, though SIGTERM does not reach it."""
 
     def terminate(self) -> None:
         self.kill()
@@ -98,9 +98,12 @@ def _processes(job: Callable[..., Any], count: int) -> Executor:
     )
     threads = torch.get_num_threads()
     torch.set_num_threads(1)  # here: a forked process cannot end threads it does not have
+    # Theirs from the first moment on: what is sent to all is the parent's to answer.
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, NUMBERS)
     try:
         pool.submit(int).result()
     finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
         torch.set_num_threads(threads)
     return pool
 
@@ -111,8 +114,6 @@ _job: Callable[..., Any]
 def _enlist(job: Callable[..., Any], parent: int) -> None:
     global _job  # of this process alone
     _job = job
-    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
-        signal.signal(number, signal.SIG_IGN)  # what is sent to all is the parent's to answer
     ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
     if os.getppid() != parent:
         os._exit(1)

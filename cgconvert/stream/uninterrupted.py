@@ -8,9 +8,10 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from types import FrameType
 
-__all__ = ["uninterrupted"]
+__all__ = ["NUMBERS", "uninterrupted"]
 
 NUMBERS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
+"""What interrupts a run."""
 
 
 @contextmanager
