@@ -222,7 +222,7 @@ def test_no_matrix_is_worse_on_windows_held_out_than_by_the_search(
         plain = codec.decode(codec.encode(weight)[0], weight.shape)
         ours, theirs = (
             float((x @ weight.t() - y @ other.t()).double().square().sum())
-            for other in (found[part].values, plain)
+            for other in (codec.decode(found[part].stored, weight.shape), plain)
         )
         assert ours <= theirs * (1 + 1e-6)
         assert found[part].fitted == (ours < theirs * (1 - 1e-6))

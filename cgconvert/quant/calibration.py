@@ -39,12 +39,11 @@ ROWS = 16384
 class Quantized:
     """What became of a part of the model.
 
-    `coded` uint8 [rows, bytes of a row] for a matrix, None for a bias, whose new `values` are
-    float32. `fitted` is False where the plain search was better on the windows held out.
+    `stored` is uint8 [rows, bytes of a row] of a matrix, float32 of a bias and of a matrix that
+    stays as it is. `fitted` is False where the plain search was better on the windows held out.
     """
 
-    coded: torch.Tensor | None
-    values: torch.Tensor
+    stored: torch.Tensor
     fitted: bool = True
 
 
@@ -90,10 +89,17 @@ class Moments:
         return Hessian.of(self.inputs, scratch=True)
 
     def target(self, weight: torch.Tensor) -> torch.Tensor:
-        """The matrix whose outputs on our inputs are nearest to `weight`'s on the source's."""
+        """The matrix whose outputs on our inputs are nearest to `weight`'s on the source's.
+
+        Where outputs are summed it is asked for once: what is summed is used up.
+        """
         hessian = self.hessian
-        wanted = self.cross if self.outputs else weight.to(self.cross.dtype) @ self.cross
-        return hessian.solve((wanted / self.scale).float() + DAMPING * weight)
+        if self.outputs:
+            wanted, self.cross = self.cross, torch.empty(0)
+        else:
+            wanted = weight.to(self.cross.dtype) @ self.cross
+        wanted = wanted.div_(self.scale).float().add_(weight, alpha=DAMPING)
+        return hessian.solve(wanted)
 
     def bias(self, weight: torch.Tensor, other: torch.Tensor) -> torch.Tensor:
         """What to add to a bias so that the mean output stays: E[W x - Q y], float32 [rows]."""
@@ -159,8 +165,8 @@ class Calibration:
         weight = self.decoder.wte.read().float()
         fit = Moments(len(fisher))
         fit.inputs, fit.cross = fisher, fisher.clone()
-        done = self._fit("wte", weight, fit, Fisher(held_out))
-        return done, State(weight[self.ids], done.values[self.ids])
+        done, values = self._fit("wte", weight, fit, Fisher(held_out))
+        return done, State(weight[self.ids], values[self.ids])
 
     def layer(self, i: int, state: State) -> dict[str, Quantized]:
         """Every part of layer `i` that changes; `state` moves on to the next."""
@@ -170,8 +176,7 @@ class Calibration:
         q = dict(w)
 
         def settle(part: str, fit: Moments, gate: Gate) -> None:
-            found[part] = self._fit((i, part), w[part], fit, gate)
-            q[part] = found[part].values
+            found[part], q[part] = self._fit((i, part), w[part], fit, gate)
 
         fit, gate = self._moments(
             (self._normed(w, state.exact[s]), self._normed(q, state.ours[s])) for s in self._parts()
@@ -179,30 +184,34 @@ class Calibration:
         for part in ("q", "k", "v", "fc_in"):
             settle(part, fit, gate)
         bias = w["fc_in_bias"] + fit.bias(w["fc_in"], q["fc_in"])
-        found["fc_in_bias"] = Quantized(None, bias)
+        found["fc_in_bias"] = Quantized(bias)
         q["fc_in_bias"] = bias
-        contexts = State(*(torch.empty_like(x) for x in (state.exact, state.ours)))
+        del fit, gate  # of a large model each of these is gigabytes
+        contexts = {name: torch.empty_like(x) for name, x in vars(state).items()}
         for s in self._parts():
-            contexts.exact[s] = self._context(w, state.exact[s])
-            contexts.ours[s] = self._context(q, state.ours[s])
-        for part in "qkv":  # of a large model, gigabytes
+            contexts["exact"][s] = self._context(w, state.exact[s])
+            contexts["ours"][s] = self._context(q, state.ours[s])
+        for part in "qkv":
             del w[part], q[part]
-        settle("o", *self._moments((contexts.exact[s], contexts.ours[s]) for s in self._parts()))
-        # The layer is as wide inside as four of its outputs: those are what is kept.
-        outputs = torch.empty_like(state.exact)
+        pairs = ((contexts["exact"][s], contexts["ours"][s]) for s in self._parts())
+        settle("o", *self._moments(pairs))
 
         def inner() -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
+            """The layer is as wide inside as four of its outputs: those are what is summed."""
             for s in self._parts():
-                outputs[s] = self._inner(w, state.exact[s]) @ w["fc_out"].t()
-                yield outputs[s], self._inner(q, state.ours[s])
+                output = self._inner(w, state.exact[s]) @ w["fc_out"].t()
+                attended = contexts["exact"][s] @ w["o"].t()
+                state.exact[s] += attended + output + w["fc_out_bias"]
+                yield output, self._inner(q, state.ours[s])
 
-        settle("fc_out", *self._moments(inner(), rows=len(w["fc_out"])))
+        moments = self._moments(inner(), rows=len(w["fc_out"]))
+        del contexts["exact"], w["fc_in"]
+        settle("fc_out", *moments)
         for s in self._parts():
-            state.exact[s] += contexts.exact[s] @ w["o"].t() + outputs[s] + w["fc_out_bias"]
-            ours = self._inner(q, state.ours[s]) @ q["fc_out"].t()
-            state.ours[s] += contexts.ours[s] @ q["o"].t() + ours + w["fc_out_bias"]
+            output = self._inner(q, state.ours[s]) @ q["fc_out"].t()
+            state.ours[s] += contexts["ours"][s] @ q["o"].t() + output + w["fc_out_bias"]
         missing = (state.exact[: self.fitted] - state.ours[: self.fitted]).mean((0, 1))
-        found["fc_out_bias"] = Quantized(None, w["fc_out_bias"] + missing)
+        found["fc_out_bias"] = Quantized(w["fc_out_bias"] + missing)
         state.ours += missing
         return found
 
@@ -214,16 +223,17 @@ class Calibration:
             for s in self._parts()
         )
         weight = d.head.read().float()
-        done = self._fit("head", weight, fit, gate)
-        bias = d.head_bias.read().float() + fit.bias(weight, done.values)
-        return {"head": done, "head_bias": Quantized(None, bias)}
+        done, values = self._fit("head", weight, fit, gate)
+        bias = d.head_bias.read().float() + fit.bias(weight, values)
+        return {"head": done, "head_bias": Quantized(bias)}
 
     def _fit(
         self, name: str | tuple[int, str], weight: torch.Tensor, fit: Moments, gate: Gate
-    ) -> Quantized:
+    ) -> tuple[Quantized, torch.Tensor]:
+        """What is stored, and the float32 matrix that it stands for."""
         codec = self.types.get(name)
         if codec is None:
-            return Quantized(None, weight)
+            return Quantized(weight), weight
         plain: list[torch.Tensor] = []
         coded: list[torch.Tensor] = []
         errors = [0.0, 0.0]
@@ -234,7 +244,7 @@ class Calibration:
                 errors[i] += gate.error(rows, codec.decode(one, rows.shape))
         fitted = errors[1] <= errors[0]
         chosen = torch.cat(coded if fitted else plain)
-        return Quantized(chosen, codec.decode(chosen, weight.shape), fitted)
+        return Quantized(chosen, fitted), codec.decode(chosen, weight.shape)
 
     def _parts(self) -> Iterator[slice]:
         for first in range(0, len(self.ids), WINDOWS):

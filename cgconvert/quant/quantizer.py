@@ -39,7 +39,7 @@ BASE = "Q4_K"
 LEAST = 5
 """Windows that are the least to calibrate with; one in five is held out."""
 
-STATES, STATE_BYTES = 5, 5 << 29
+STATES, STATE_BYTES = 4, 4 << 29
 """Hidden states of all windows that a layer keeps, and what they may take in memory."""
 
 MEASURED, MEASURED_BYTES = 64, 2 << 30
@@ -195,8 +195,7 @@ class Quantizer:
         _save(self._path("state"), tensors)
 
     def _keep(self, name: str, found: Mapping[str, Quantized]) -> None:
-        stored = {p: q.values if q.coded is None else q.coded for p, q in found.items()}
-        _save(self._path(name), stored)
+        _save(self._path(name), {part: one.stored for part, one in found.items()})
 
     def _path(self, name: str) -> Path:
         return self.steps / f"{name}.safetensors"
