@@ -5,9 +5,10 @@
 
 A call measures one model once, all commands in turn, beginning with another one each time, and
 adds what it found to the runs that are kept: the table has medians over all of them. (Memory that a
-virtual machine has not used for a while has to be given to it first: who comes first pays for all.) `cp --sparse=never` of the source, with sync, is in
-every call, and ratios are to that of the same call. Start-up (a --dry-run) is taken off before a
-ratio or a speed is made. Weights are random, or with `--layout sparse` zeros that take no disk.
+virtual machine has not used for a while has to be given to it first: who comes first pays for all.)
+`cp --sparse=never` of the source, with sync, is in every call, and ratios are to that of the same
+call. Start-up (a --dry-run) is taken off before a ratio or a speed is made. Weights are random, or
+with `--layout sparse` zeros that take no disk.
 
 `--peers` adds llama-quantize (llama.cpp's llama_model_quantize of an F16 file) and transformers'
 from_pretrained and save_pretrained; `--optimum` optimum's export.
