@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
+import shutil
 from collections.abc import Callable, Mapping
 from functools import partial
 from pathlib import Path
 
 from cgconvert import convert
 from cgconvert.checkpoint.checkpoint import Checkpoint
+from cgconvert.manifest import manifest_path
 from cgconvert.stream.execute import execute
 from cgconvert.stream.plan import Plan
 
-__all__ = ["WRITERS", "Writer", "write"]
+__all__ = ["WRITERS", "Writer", "copied", "write"]
 
 Writer = Callable[..., Plan]
 
@@ -36,3 +38,12 @@ def write(name: str, checkpoint: Checkpoint, folder: Path) -> Plan:
     plan = WRITERS[name](checkpoint, output)
     execute(plan, checkpoint, force=True)
     return plan
+
+
+def copied(plan: Plan, folder: Path) -> Path:
+    """The artefact and its manifest again, to be damaged."""
+    target = folder / plan.output.name
+    if plan.folder:
+        return Path(shutil.copytree(plan.output, target))
+    shutil.copy(manifest_path(plan.output), manifest_path(target))
+    return Path(shutil.copy(plan.output, target))

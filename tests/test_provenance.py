@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import random
-import shutil
 from dataclasses import replace
 from pathlib import Path
 
@@ -20,7 +19,7 @@ from cgconvert.stream.plan import Plan
 from cgconvert.verify.provenance import check_provenance
 from cgconvert.verify.verdict import Check, Verdict
 
-from .artefacts import write
+from .artefacts import copied, write
 from .planted import checkpoint
 
 TYPES = ("hf-float16", "onnx-int4", "gguf-F16")
@@ -37,15 +36,6 @@ def right(source: Checkpoint, tmp_path_factory: pytest.TempPathFactory) -> dict[
     """Artefacts as the writers write them, not to be changed."""
     folder = tmp_path_factory.mktemp("right")
     return {name: write(name, source, folder) for name in TYPES}
-
-
-def copied(plan: Plan, folder: Path) -> Path:
-    """The artefact and its manifest again, to be damaged."""
-    target = folder / plan.output.name
-    if plan.folder:
-        return Path(shutil.copytree(plan.output, target))
-    shutil.copy(manifest_path(plan.output), manifest_path(target))
-    return Path(shutil.copy(plan.output, target))
 
 
 def files_of(artefact: Path) -> list[Path]:

@@ -31,7 +31,7 @@ from cgconvert.verify.verdict import Check, Verdict
 from cgconvert.verify.verify import verify
 from cgconvert.verify.weights import block_error, check_weights
 
-from .artefacts import WRITERS, write
+from .artefacts import WRITERS, copied, write
 from .planted import (
     checkpoint,
     flipped,
@@ -57,15 +57,6 @@ def right(source: Checkpoint, tmp_path_factory: pytest.TempPathFactory) -> dict[
     """Every artefact as the writers write it, not to be changed."""
     folder = tmp_path_factory.mktemp("right")
     return {name: write(name, source, folder) for name in WRITERS}
-
-
-def copied(plan: Plan, folder: Path) -> Path:
-    """The artefact and its manifest again, to be damaged."""
-    target = folder / plan.output.name
-    if plan.folder:
-        return Path(shutil.copytree(plan.output, target))
-    shutil.copy(manifest_path(plan.output), manifest_path(target))
-    return Path(shutil.copy(plan.output, target))
 
 
 def checked(artefact: Path, format: str, source: Checkpoint) -> dict[str, Check]:  # noqa: A002
