@@ -13,7 +13,7 @@ source's than with the plain search, or the plain search is taken.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Protocol
@@ -205,8 +205,10 @@ class Calibration:
                 yield output, self._inner(q, state.ours[s])
 
         moments = self._moments(inner(), rows=len(w["fc_out"]))
-        del contexts["exact"], w["fc_in"]
+        del contexts["exact"], w["fc_in"], q["fc_in"]
         settle("fc_out", *moments)
+        del moments
+        q["fc_in"] = self._values((i, "fc_in"), found["fc_in"], block.fc_in.shape)
         for s in self._parts():
             output = self._inner(q, state.ours[s]) @ q["fc_out"].t()
             state.ours[s] += contexts["ours"][s] @ q["o"].t() + output + w["fc_out_bias"]
@@ -244,7 +246,14 @@ class Calibration:
                 errors[i] += gate.error(rows, codec.decode(one, rows.shape))
         fitted = errors[1] <= errors[0]
         chosen = torch.cat(coded if fitted else plain)
-        return Quantized(chosen, fitted), codec.decode(chosen, weight.shape)
+        done = Quantized(chosen, fitted)
+        return done, self._values(name, done, weight.shape)
+
+    def _values(
+        self, name: str | tuple[int, str], done: Quantized, shape: Sequence[int]
+    ) -> torch.Tensor:
+        codec = self.types.get(name)
+        return done.stored if codec is None else codec.decode(done.stored, shape)
 
     def _parts(self) -> Iterator[slice]:
         for first in range(0, len(self.ids), WINDOWS):

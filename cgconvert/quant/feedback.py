@@ -15,7 +15,7 @@ from dataclasses import dataclass, replace
 
 import torch
 
-from cgconvert.quant.blocks import BlockType
+from cgconvert.quant.blocks import BlockType, tiles
 from cgconvert.quant.parts import Parts
 from cgconvert.quant.triangular import inverse_factor
 
@@ -24,6 +24,9 @@ __all__ = ["Hessian", "moments_dtype", "quantize"]
 DAMPING = 0.02
 """Added to the diagonal, as a share of its mean: what no input ever had is not free to change."""
 
+
+ROWS = 1024
+"""Whose differences are multiplied at once."""
 
 DOUBLE = 8192
 """Columns up to which sums are kept in float64; of more, memory is short."""
@@ -141,7 +144,9 @@ def _feed_back(weight: torch.Tensor, hessian: Hessian, codec: BlockType) -> _Rou
 def _descend(weight: torch.Tensor, hessian: Hessian, rounded: _Rounded) -> None:
     """One sweep over all codes, scales as they are."""
     size, matrix = rounded.codec.block_size, hessian.matrix
-    gradient = (weight - rounded.values) @ matrix
+    gradient = torch.empty_like(weight)
+    for some in tiles(len(weight), ROWS):  # of a large matrix the difference would be gigabytes
+        torch.mm(weight[some] - rounded.values[some], matrix, out=gradient[some])
     for number, parts in enumerate(rounded.parts):
         some = slice(number * size, (number + 1) * size)
         block = _Block.of(rounded.codec, parts)
