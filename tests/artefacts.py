@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import shutil
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from functools import partial
 from pathlib import Path
 
@@ -13,7 +13,7 @@ from cgconvert.manifest import manifest_path
 from cgconvert.stream.execute import execute
 from cgconvert.stream.plan import Plan
 
-__all__ = ["WRITERS", "Writer", "copied", "write"]
+__all__ = ["WRITERS", "Writer", "copied", "write", "write_all"]
 
 Writer = Callable[..., Plan]
 
@@ -38,6 +38,12 @@ def write(name: str, checkpoint: Checkpoint, folder: Path) -> Plan:
     plan = WRITERS[name](checkpoint, output)
     execute(plan, checkpoint, force=True)
     return plan
+
+
+def write_all(names: Iterable[str], checkpoint: Checkpoint, folder: Path) -> dict[str, Plan]:
+    """Artefacts of these kinds, by name, in a folder that is made where it is missing."""
+    folder.mkdir(parents=True, exist_ok=True)
+    return {name: write(name, checkpoint, folder) for name in names}
 
 
 def copied(plan: Plan, folder: Path) -> Path:

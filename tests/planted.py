@@ -49,6 +49,7 @@ def checkpoint(path: Path, geometry: Geometry = GEOMETRY, sharpness: float = 3.0
         decoder=CODEGEN.decoder(geometry, {n: InMemory(t) for n, t in state.items()}, "test"),
         tokenizer=tokenizer(),
         files=(weights,),
+        origin={"given": "somewhere"},
     )
 
 

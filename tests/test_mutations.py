@@ -17,7 +17,8 @@ from cgconvert.checkpoint.checkpoint import Checkpoint
 from cgconvert.checkpoint.read import read
 from cgconvert.stream.plan import Plan
 
-from .mutations import MUTATIONS, Mutation, Outcome, survey, write_right
+from .artefacts import write_all
+from .mutations import MUTATIONS, Mutation, Outcome, survey
 from .planted import checkpoint
 
 DOCUMENT = Path(__file__).parents[1] / "docs" / "mutations.md"
@@ -41,7 +42,7 @@ class World:
 
     def plant(self, mutation: Mutation, type_: str) -> Outcome:
         if mutation.files is not None and type_ not in self.right:
-            self.right |= write_right(self.source, [type_], self.folder / "right")
+            self.right |= write_all([type_], self.source, self.folder / "right")
         pairs = [(mutation, type_)]
         ((outcome, _),) = survey(pairs, self.source, self.right, self.folder / "planted")
         return outcome

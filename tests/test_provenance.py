@@ -19,7 +19,7 @@ from cgconvert.stream.plan import Plan
 from cgconvert.verify.provenance import check_provenance
 from cgconvert.verify.verdict import Check, Verdict
 
-from .artefacts import copied, write
+from .artefacts import copied, write_all
 from .planted import checkpoint
 
 TYPES = ("hf-float16", "onnx-int4", "gguf-F16")
@@ -27,15 +27,13 @@ TYPES = ("hf-float16", "onnx-int4", "gguf-F16")
 
 @pytest.fixture(scope="module")
 def source(tmp_path_factory: pytest.TempPathFactory) -> Checkpoint:
-    made = checkpoint(tmp_path_factory.mktemp("source"))
-    return replace(made, origin={"given": "somewhere"})
+    return checkpoint(tmp_path_factory.mktemp("source"))
 
 
 @pytest.fixture(scope="module")
 def right(source: Checkpoint, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Plan]:
     """Artefacts as the writers write them, not to be changed."""
-    folder = tmp_path_factory.mktemp("right")
-    return {name: write(name, source, folder) for name in TYPES}
+    return write_all(TYPES, source, tmp_path_factory.mktemp("right"))
 
 
 def files_of(artefact: Path) -> list[Path]:

@@ -31,7 +31,7 @@ from cgconvert.verify.verdict import Check, Verdict
 from cgconvert.verify.verify import verify
 from cgconvert.verify.weights import block_error, check_weights
 
-from .artefacts import WRITERS, copied, write
+from .artefacts import WRITERS, copied, write_all
 from .planted import (
     checkpoint,
     flipped,
@@ -48,15 +48,13 @@ UNUSED = 319, 317
 
 @pytest.fixture(scope="module")
 def source(tmp_path_factory: pytest.TempPathFactory) -> Checkpoint:
-    made = checkpoint(tmp_path_factory.mktemp("source"))
-    return replace(made, origin={"given": "somewhere"})
+    return checkpoint(tmp_path_factory.mktemp("source"))
 
 
 @pytest.fixture(scope="module")
 def right(source: Checkpoint, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Plan]:
     """Every artefact as the writers write it, not to be changed."""
-    folder = tmp_path_factory.mktemp("right")
-    return {name: write(name, source, folder) for name in WRITERS}
+    return write_all(WRITERS, source, tmp_path_factory.mktemp("right"))
 
 
 def checked(artefact: Path, format: str, source: Checkpoint) -> dict[str, Check]:  # noqa: A002

@@ -8,13 +8,13 @@ from __future__ import annotations
 from .configs import CONFIGS
 from .graphs import GRAPHS
 from .keys import KEYS
-from .mutation import Mutation, plant, write_right
+from .mutation import Mutation, plant
 from .survey import Outcome, survey, verified
 from .tensors import TENSORS
 from .writers import WRITERS
 
 __all__ = [
-    "MUTATIONS", "WRONG", "Mutation", "Outcome", "plant", "survey", "verified", "write_right",
+    "MUTATIONS", "WRONG", "Mutation", "Outcome", "plant", "survey", "verified",
 ]  # fmt: skip
 
 WRONG = {mutation.name: mutation.model for mutation in WRITERS if mutation.model}

@@ -21,8 +21,9 @@ from cgconvert import embedded
 from cgconvert.checkpoint.checkpoint import Checkpoint
 from cgconvert.checkpoint.read import read
 
+from ..artefacts import write_all
 from ..planted import checkpoint
-from . import MUTATIONS, survey, write_right
+from . import MUTATIONS, survey
 from .mutation import MATRICES
 from .peers import Peers
 from .table import Row, as_markdown
@@ -33,7 +34,7 @@ MODELS = ("sharp", "trained")
 
 def rows(model: str, source: Checkpoint, folder: Path, only: str) -> Iterator[Row]:
     peers = Peers.of(source)
-    right = write_right(source, MATRICES, folder / "right")
+    right = write_all(MATRICES, source, folder / "right")
     unfit = {type_: peers.caught(plan) for type_, plan in right.items()}
     pairs = [(m, t) for m in MUTATIONS if only in m.name or only == m.where for t in m.types]
     for outcome, plan in survey(pairs, source, right, folder / "planted"):

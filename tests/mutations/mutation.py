@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import shutil
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -11,11 +10,11 @@ from cgconvert.checkpoint.checkpoint import Checkpoint
 from cgconvert.manifest import file_sha256, find_manifest, manifest_path
 from cgconvert.stream.plan import Plan
 
-from ..artefacts import write
+from ..artefacts import copied, write
 
 __all__ = [
     "GEOMETRY", "GGUF", "HF", "MATRICES", "ONNX", "VALUES", "Mutation", "in_files", "in_model",
-    "plant", "write_right",
+    "plant",
 ]  # fmt: skip
 
 HF = ("hf-float16", "hf-phi-float16")
@@ -61,12 +60,6 @@ def in_files(
     return Mutation(name, where, types, frozenset(caught_by), files=files)
 
 
-def write_right(source: Checkpoint, types: Iterable[str], folder: Path) -> dict[str, Plan]:
-    """The artefacts that files are changed in, by type."""
-    folder.mkdir(parents=True, exist_ok=True)
-    return {type_: write(type_, source, folder) for type_ in types}
-
-
 def plant(
     mutation: Mutation, type_: str, source: Checkpoint, right: Mapping[str, Plan], folder: Path
 ) -> Plan:
@@ -76,12 +69,7 @@ def plant(
         return write(type_, mutation.model(source), folder)
     assert mutation.files is not None
     plan = right[type_]
-    target = folder / plan.output.name
-    if plan.folder:
-        shutil.copytree(plan.output, target)
-    else:
-        shutil.copy(plan.output, target)
-        shutil.copy(manifest_path(plan.output), manifest_path(target))
+    target = copied(plan, folder)
     mutation.files(target, source)
     _refresh(target)
     return replace(plan, output=target)
