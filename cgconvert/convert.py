@@ -124,6 +124,7 @@ def quantize(
     calibration: str | None = None,
     imatrix: str | None = None,
     save_imatrix: str | None = None,
+    device: str = "auto",
     block_size: int | None = None,
     symmetric: bool | None = None,
     accuracy_level: int | None = None,
@@ -131,8 +132,9 @@ def quantize(
     """GGUF in so many bits, of a type, or within a budget; or ONNX MatMulNBits in 4 or 8 bits.
 
     `calibration` is the path of a text, "stdlib" (the default) or "none"; `imatrix` that of an
-    imatrix to take instead, `save_imatrix` where the text's goes. The last three are for ONNX, see
-    `to_onnx`. Raises UsageError for what does not go together.
+    imatrix to take instead, `save_imatrix` where the text's goes, `device` where the model is
+    fitted to the text. The last three are for ONNX, see `to_onnx`. Raises UsageError for what does
+    not go together, or a device that is not there.
     """
     from cgconvert.calibrate.asked import quantize_gguf, quantize_onnx, standard
     from cgconvert.calibrate.gguf import Budget
@@ -147,7 +149,7 @@ def quantize(
         others = [name for name in (*asked, *given) if name != "bits"]
         if others:
             raise UsageError(f"{_option(others)} is an option of --format gguf; give --bits")
-        return quantize_onnx(checkpoint, output, bits or 0, effort, calibration, blocks)
+        return quantize_onnx(checkpoint, output, bits or 0, effort, calibration, blocks, device)
     if blocks:
         raise UsageError(f"{_option(blocks)} is an option of --format onnx; GGUF's types have none")
     budget = Budget(
@@ -156,7 +158,7 @@ def quantize(
         nbytes=max_size, bpw=bpw, kl=max_kl, fixed=tuple(tensor_type),
     )  # fmt: skip
     paths = {name: Path(path) for name, path in _given(imatrix=imatrix, save=save_imatrix).items()}
-    return quantize_gguf(checkpoint, output, budget, effort, calibration, asked, **paths)
+    return quantize_gguf(checkpoint, output, budget, effort, calibration, asked, device, **paths)
 
 
 def _given(**options: Any) -> dict[str, Any]:

@@ -23,6 +23,7 @@ import yaml
 
 from cgconvert.calibrate.asked import QUANTIZED
 from cgconvert.calibrate.effort import EFFORTS, FAST
+from cgconvert.device import DEVICES
 from cgconvert.errors import InputError
 from cgconvert.formats.gguf_types import TYPES
 from cgconvert.formats.onnx.variant import ACCURACY_LEVELS, CLIENTS, TARGETS
@@ -65,11 +66,12 @@ STEPS: Mapping[str, Mapping[str, type | tuple[Any, ...]]] = {
         "calibration": str,
         "imatrix": str,
         "save_imatrix": str,
+        "device": DEVICES,
         "format": ("gguf", "onnx"),
         **BLOCKS,
     },
     "verify": {
-        "device": ("auto", "cpu", "cuda"),
+        "device": DEVICES,
         "runtime": tuple(name for table in RUNTIMES.values() for name in table),
         "text": str,
         "text_tokens": int,

@@ -13,11 +13,12 @@ import torch
 from llama_cpp import llama_cpp
 
 from cgconvert.checkpoint.checkpoint import Checkpoint
+from cgconvert.device import torch_device
 from cgconvert.runtimes import open_runtime
 from cgconvert.runtimes.genai import Genai
 from cgconvert.runtimes.onnxruntime import OnnxRuntime
 from cgconvert.verify import reference as reference_module
-from cgconvert.verify.reference import Reference, torch_device
+from cgconvert.verify.reference import Reference
 
 from .devices import CPU, CUDA, IDS, cuda_is_there, written
 from .planted import checkpoint

@@ -13,13 +13,14 @@ from llama_cpp import llama_cpp
 
 from cgconvert import runtimes
 from cgconvert.checkpoint.checkpoint import Checkpoint
+from cgconvert.device import torch_device
 from cgconvert.errors import InputError, UsageError
 from cgconvert.runtimes import RUNTIMES, Runtime, llamacpp, open_runtime
 from cgconvert.runtimes.genai import Genai
 from cgconvert.runtimes.llamacpp import LlamaCpp
 from cgconvert.runtimes.onnxruntime import OnnxRuntime
 from cgconvert.runtimes.transformers import Transformers
-from cgconvert.verify.reference import Reference, torch_device
+from cgconvert.verify.reference import Reference
 from cgconvert.verify.verify import verify
 
 from .devices import CPU, IDS, cuda_is_there, no_gpu, written

@@ -6,11 +6,14 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+import torch
+
 from cgconvert.calibrate.effort import EFFORTS, FAST
 from cgconvert.calibrate.gguf import Budget
 from cgconvert.calibrate.plans import CalibratedGGUF, CalibratedONNX, standard_sizes
 from cgconvert.checkpoint.checkpoint import Checkpoint
 from cgconvert.convert import gguf_path, onnx_path, to_gguf, to_onnx
+from cgconvert.device import torch_device
 from cgconvert.errors import UsageError
 from cgconvert.formats.gguf_types import TYPES
 from cgconvert.model import Geometry
@@ -38,6 +41,7 @@ def quantize_gguf(
     effort: str,
     calibration: str | None,
     asked: Mapping[str, Any],
+    device: str = "auto",
     imatrix: Path | None = None,
     save: Path | None = None,
 ) -> Plan | Deferred:
@@ -52,6 +56,7 @@ def quantize_gguf(
             )
         calibration = NO_TEXT
     text = _calibration(budget, effort, calibration)
+    where = _device(device, text)
     if text is None:
         if save is not None:
             raise UsageError("--save-imatrix is collected from a text, and none is read here")
@@ -63,7 +68,9 @@ def quantize_gguf(
     path = gguf_path(checkpoint, output, _called(budget))
     own = {"tensor_type": dict(budget.fixed)} if budget.fixed else {}
     told = {**asked, **own}
-    return CalibratedGGUF(checkpoint, path, text, EFFORTS[effort], told, budget=budget, save=save)
+    return CalibratedGGUF(
+        checkpoint, path, text, EFFORTS[effort], told, budget=budget, save=save, device=where
+    )
 
 
 def quantize_onnx(
@@ -73,13 +80,15 @@ def quantize_onnx(
     effort: str,
     calibration: str | None,
     blocks: dict[str, Any],
+    device: str = "auto",
 ) -> Plan | Deferred:
     """8 bits are rounded, 4 are fitted. See convert.to_onnx for `blocks`."""
     text = _calibration(Budget(mix=ROUNDED if bits == 8 else None), effort, calibration)
+    where = _device(device, text)
     if text is None:
         return to_onnx(checkpoint, output, bits=bits, **blocks)
     path = output or onnx_path(checkpoint, bits=bits)
-    return CalibratedONNX(checkpoint, path, text, EFFORTS[effort], {}, blocks=blocks)
+    return CalibratedONNX(checkpoint, path, text, EFFORTS[effort], {}, blocks=blocks, device=where)
 
 
 def standard(geometry: Geometry) -> str:
@@ -102,6 +111,13 @@ def _calibration(budget: Budget, effort: str, given: str | None) -> Text | None:
     if effort == FAST or given == NO_TEXT:
         return None
     return read_text(given or STDLIB, "calibration")
+
+
+def _device(asked: str, text: Text | None) -> torch.device:
+    """Where a text is fitted to. Raises UsageError where cuda is asked for and of no use."""
+    if asked == "cuda" and text is None:
+        raise UsageError("device cuda: only what is fitted to a text runs there; use --device auto")
+    return torch_device(asked)
 
 
 def _search_only(checkpoint: Checkpoint, budget: Budget) -> str:

@@ -7,8 +7,8 @@ import json
 import shutil
 import time
 from abc import ABC, abstractmethod
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -18,6 +18,7 @@ import torch
 from cgconvert.calibrate.effort import Effort
 from cgconvert.calibrate.gguf import Calibrated
 from cgconvert.checkpoint.checkpoint import Checkpoint
+from cgconvert.device import CPU
 from cgconvert.manifest import libraries
 from cgconvert.quant.quantizer import MEASURED, Windows
 from cgconvert.stream.journal import sources
@@ -32,18 +33,24 @@ LAYER, ENDS, SENSITIVITY, CUBIC = 18, 3, 13, 10
 sensitivities were seen to take beside a matrix product's speed; CUBIC is by cubed width, of the
 inverse of the moments."""
 
-PROBE = 1536
+PROBE, GPU_PROBE = 1536, 8192
+"""Columns of the matrices whose product is timed."""
+
+LAUNCHES = 15
+"""Operations on a column in a pass of feedback or descent: what a GPU's time goes into there."""
 
 
 @dataclass(frozen=True)
 class Fitted(ABC):
-    """A stream.plan.Deferred for `output`; `asked` is what was asked for, for the manifest."""
+    """A stream.plan.Deferred for `output`, computed on `device`; `asked` is what was asked for, for
+    the manifest."""
 
     checkpoint: Checkpoint
     output: Path
     text: Text
     effort: Effort
     asked: Mapping[str, Any]
+    device: torch.device = field(default=CPU, kw_only=True)
 
     @property
     @abstractmethod
@@ -85,7 +92,7 @@ class Fitted(ABC):
         """Empty `folder` unless what is in it is of the same source and text."""
         told = [
             libraries(), sources(self.checkpoint), self.windows.sha256, vars(self.effort),
-            self.checkpoint.geometry.as_dict(), self.format,
+            self.checkpoint.geometry.as_dict(), self.format, self.device.type,
         ]  # fmt: skip
         key = hashlib.sha256(json.dumps(told, sort_keys=True).encode()).hexdigest()
         mark = folder / "key"
@@ -109,6 +116,7 @@ class Fitted(ABC):
                 "text": self.text.name,
                 "sha256": self.text.sha256,
                 "windows": windows.sha256,
+                "device": self.device.type,
             },
             "types": dict(done.table),
             "adjusted": list(done.adjusted),
@@ -126,11 +134,25 @@ class Fitted(ABC):
         measured = min(MEASURED * w.fitted.shape[1], tokens)
         work = tokens * (LAYER * layers + ENDS * ends) + measured * SENSITIVITY * (layers + ends)
         work += CUBIC * g.n_layer * (2 * g.n_embd**3 + g.n_inner**3)
-        probe = torch.ones(PROBE, PROBE)
-        probe @ probe
-        began = time.perf_counter()
-        probe @ probe
-        return work * (time.perf_counter() - began) / (2 * PROBE**3)
+        n = PROBE if self.device.type == "cpu" else GPU_PROBE
+        probe = torch.ones(n, n, device=self.device)
+        seconds = work * _timed(lambda: probe @ probe) / (2 * n**3)
+        if self.device.type == "cpu":
+            return seconds
+        columns = g.n_layer * (5 * g.n_embd + g.n_inner) + 2 * g.n_embd
+        passes = (1 if self.chooses else 0) + 1 + self.effort.sweeps
+        some = torch.ones(n, device=self.device)
+        return seconds + columns * passes * LAUNCHES * _timed(lambda: some.mul_(1), 100)
+
+
+def _timed(work: Callable[[], torch.Tensor], times: int = 1) -> float:
+    """Seconds of one of so many, the first time apart; to look at a number waits for a GPU."""
+    float(work().flatten()[0])
+    began = time.perf_counter()
+    for _ in range(times):
+        last = work()
+    float(last.flatten()[0])
+    return (time.perf_counter() - began) / times
 
 
 def _human(seconds: float) -> str:

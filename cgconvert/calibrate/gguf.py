@@ -14,8 +14,11 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
+import torch
+
 from cgconvert.calibrate.effort import Effort
 from cgconvert.checkpoint.checkpoint import Checkpoint
+from cgconvert.device import CPU
 from cgconvert.errors import UsageError
 from cgconvert.formats.gguf_types import ENCODINGS, TYPES
 from cgconvert.model import Decoder
@@ -76,6 +79,7 @@ def calibrate_gguf(
     folder: Path,
     progress: Progress,
     overhead: int = 0,
+    device: torch.device = CPU,
 ) -> Calibrated:
     """Choose the types and fit the matrices; steps that are complete are kept in `folder`.
 
@@ -83,7 +87,7 @@ def calibrate_gguf(
     the budget or a pattern fits nothing, InputError where rows divide into no type's blocks.
     """
     source, size = checkpoint.decoder, checkpoint.tokenizer.size
-    quantizer = Quantizer(source, windows, size, effort.sweeps, folder, progress)
+    quantizer = Quantizer(source, windows, size, effort.sweeps, folder, progress, device)
     expected: float | None = None
     if budget.mix is not None:
         types = _mixed(source, budget.mix)

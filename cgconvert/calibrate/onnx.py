@@ -11,9 +11,12 @@ from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 
+import torch
+
 from cgconvert.calibrate.effort import Effort
 from cgconvert.calibrate.gguf import Calibrated, adjusted
 from cgconvert.checkpoint.checkpoint import Checkpoint
+from cgconvert.device import CPU
 from cgconvert.errors import UsageError
 from cgconvert.formats.onnx.variant import Variant
 from cgconvert.formats.onnx.weights import QKV
@@ -43,6 +46,7 @@ def calibrate_onnx(
     folder: Path,
     progress: Progress,
     nbytes: int | None = None,
+    device: torch.device = CPU,
 ) -> Calibrated:
     """Fit the matrices of a variant of 4 or 8 bits; complete steps are kept in `folder`.
 
@@ -53,7 +57,7 @@ def calibrate_onnx(
     fits or that 4 bits are not needed for.
     """
     source, size = checkpoint.decoder, checkpoint.tokenizer.size
-    quantizer = Quantizer(source, windows, size, effort.sweeps, folder, progress)
+    quantizer = Quantizer(source, windows, size, effort.sweeps, folder, progress, device)
     types = standard = standard_types(checkpoint.geometry, variant)
     expected: float | None = None
     if nbytes is not None:

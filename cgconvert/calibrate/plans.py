@@ -8,10 +8,13 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
+import torch
+
 from cgconvert.calibrate.fitted import Fitted
 from cgconvert.calibrate.gguf import Budget, calibrate_gguf, changeable, check
 from cgconvert.calibrate.onnx import calibrate_onnx, standard_types
 from cgconvert.checkpoint.checkpoint import Checkpoint
+from cgconvert.device import computing
 from cgconvert.errors import InputError
 from cgconvert.formats import gguf, onnx
 from cgconvert.formats.onnx.variant import Variant
@@ -57,20 +60,25 @@ class CalibratedGGUF(Fitted):
     def plan(self, folder: Path, progress: Progress) -> Plan:
         """Raises InputError where the text is too short, UsageError where nothing fits."""
         windows = self.claim(folder)
-        if self.save is not None:
-            found = collect(self.checkpoint.decoder, windows.fitted, self.text.name, progress)
-            if not self.save.is_file() or self.save.read_bytes() != encoded(found):
-                write_imatrix(self.save, found)
-        done = calibrate_gguf(
-            self.checkpoint, self._resolved(), windows, self.effort, folder, progress,
-            self._overhead(),
-        )  # fmt: skip
+        with computing(self.device):
+            if self.save is not None:
+                self._collect(self.save, windows.fitted, progress)
+            done = calibrate_gguf(
+                self.checkpoint, self._resolved(), windows, self.effort, folder, progress,
+                self._overhead(), self.device,
+            )  # fmt: skip
         plan = gguf.plan(done.checkpoint, self.output, type="F16", adjusted=done.adjusted)
         sizes = standard_sizes(self.checkpoint, done.adjusted)
         label = next((t for t, size in sizes.items() if size >= plan.nbytes), LARGEST)
         type_ = self.budget.mix or label
         plan = gguf.plan(done.checkpoint, self.output, type=type_, adjusted=done.adjusted)
         return replace(plan, options={"type": type_, **self.options(done, windows)})
+
+    def _collect(self, path: Path, windows: torch.Tensor, progress: Progress) -> None:
+        decoder, name = self.checkpoint.decoder, self.text.name
+        found = collect(decoder, windows, name, progress, self.device)
+        if not path.is_file() or path.read_bytes() != encoded(found):
+            write_imatrix(path, found)
 
     def _resolved(self) -> Budget:
         """With bytes for a standard mix whose bytes are the limit."""
@@ -114,9 +122,11 @@ class CalibratedONNX(Fitted):
     def plan(self, folder: Path, progress: Progress) -> Plan:
         """Raises InputError where the text is too short."""
         windows = self.claim(folder)
-        done = calibrate_onnx(
-            self.checkpoint, self._variant, windows, self.effort, folder, progress
-        )
+        with computing(self.device):
+            done = calibrate_onnx(
+                self.checkpoint, self._variant, windows, self.effort, folder, progress,
+                device=self.device,
+            )  # fmt: skip
         plan = onnx.plan(
             done.checkpoint, self.output, bits=4, adjusted=done.adjusted, **self.blocks
         )

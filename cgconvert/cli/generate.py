@@ -29,7 +29,7 @@ __all__ = ["command"]
 )
 @click.option("--seed", type=click.IntRange(0), default=0, show_default=True)
 @runtime
-@device
+@device("the runtime")
 @common
 def command(
     artefact: Path,

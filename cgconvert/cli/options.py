@@ -12,6 +12,7 @@ from typing import Any
 import click
 
 from cgconvert.checkpoint.read import ReadOptions
+from cgconvert.device import DEVICES
 from cgconvert.runtimes import RUNTIMES
 
 __all__ = [
@@ -161,13 +162,17 @@ output: Decorator = click.option(
     "-o", "--output", type=click.Path(path_type=Path), help="Where to write (under ./out/<name>)."
 )
 
-device: Decorator = click.option(
-    "--device",
-    type=click.Choice(["auto", "cpu", "cuda"]),
-    default="auto",
-    show_default=True,
-    help="Where the runtime computes; cuda is an error where there is none.",
-)
+
+def device(what: str) -> Decorator:
+    """Where `what` computes."""
+    return click.option(
+        "--device",
+        type=click.Choice(DEVICES),
+        default="auto",
+        show_default=True,
+        help=f"Where {what} computes; cuda is an error where there is none.",
+    )
+
 
 runtime: Decorator = click.option(
     "--runtime",

@@ -13,7 +13,7 @@ from cgconvert.calibrate.asked import QUANTIZED
 from cgconvert.calibrate.effort import EFFORTS, FAST
 from cgconvert.checkpoint.checkpoint import Checkpoint
 from cgconvert.cli.convert import converting
-from cgconvert.cli.options import SIZE, Types, blocks
+from cgconvert.cli.options import SIZE, Types, blocks, device
 from cgconvert.errors import UsageError
 from cgconvert.stream.plan import Deferred, Plan
 
@@ -92,6 +92,7 @@ def _pairs(
 )
 @click.option("--imatrix", metavar="FILE", help="llama.cpp's imatrix, in place of a text.")
 @click.option("--save-imatrix", metavar="FILE", help="Write the text's imatrix for llama.cpp.")
+@device("the fit to a text")
 @click.option(
     "--format",
     "kind_of_file",

@@ -73,7 +73,7 @@ class _Threshold(click.ParamType):
     help="Write the verdict to a file too: .json, .xml (JUnit), .html or .txt. Repeatable.",
 )
 @runtime
-@device
+@device("the runtime")
 @reading
 @common
 def command(

@@ -20,11 +20,13 @@ from typing import Protocol
 
 import torch
 
+from cgconvert.device import CPU
 from cgconvert.forward import attend, gelu, norm, rotary
 from cgconvert.model import Decoder
 from cgconvert.quant.blocks import BlockType
 from cgconvert.quant.feedback import DAMPING, Hessian, moments_dtype, quantize
 from cgconvert.stream.progress import Progress
+from cgconvert.tensor import LazyTensor
 
 __all__ = ["Calibration", "Quantized", "State"]
 
@@ -63,12 +65,12 @@ class Moments:
     `wanted` [rows, columns].
     """
 
-    def __init__(self, columns: int, rows: int | None = None) -> None:
-        dtype = moments_dtype(columns)
-        self.inputs = torch.zeros(columns, columns, dtype=dtype)
-        self.cross = torch.zeros(columns if rows is None else rows, columns, dtype=dtype)
-        self.mean_exact = torch.zeros(len(self.cross), dtype=torch.float64)
-        self.mean_ours = torch.zeros(columns, dtype=torch.float64)
+    def __init__(self, columns: int, rows: int | None = None, device: torch.device = CPU) -> None:
+        dtype, wanted = moments_dtype(columns), columns if rows is None else rows
+        self.inputs = torch.zeros(columns, columns, dtype=dtype, device=device)
+        self.cross = torch.zeros(wanted, columns, dtype=dtype, device=device)
+        self.mean_exact = torch.zeros(wanted, dtype=torch.float64, device=device)
+        self.mean_ours = torch.zeros(columns, dtype=torch.float64, device=device)
         self.outputs, self.count = rows is not None, 0
 
     def add(self, exact: torch.Tensor, ours: torch.Tensor) -> None:
@@ -142,7 +144,8 @@ class Calibration:
     """`types` gives the block type of each matrix, by part for the ends ("wte", "head") and by
     (layer, part) for the others; those that are missing stay as they are.
 
-    `fitted` and `held_out` are ids, int64 [windows, T]; `sweeps` see feedback.quantize.
+    `fitted` and `held_out` are ids, int64 [windows, T]; `sweeps` see feedback.quantize. All is
+    computed on `device`, where what is given and returned lies too.
     """
 
     def __init__(
@@ -153,17 +156,18 @@ class Calibration:
         held_out: torch.Tensor,
         sweeps: int,
         progress: Progress,
+        device: torch.device = CPU,
     ) -> None:
         self.decoder, self.types, self.progress = decoder, types, progress
-        self.sweeps = sweeps
-        self.ids = torch.cat([fitted, held_out])
+        self.sweeps, self.device = sweeps, device
+        self.ids = torch.cat([fitted, held_out]).to(device)
         self.fitted = len(fitted)
-        self.sin, self.cos = rotary(decoder.geometry, self.ids.shape[1])
+        self.sin, self.cos = rotary(decoder.geometry, self.ids.shape[1], device)
 
     def embedding(self, fisher: torch.Tensor, held_out: torch.Tensor) -> tuple[Quantized, State]:
         """The embedding, under the Fisher matrix of its output: float64 [n_embd, n_embd] each."""
-        weight = self.decoder.wte.read().float()
-        fit = Moments(len(fisher))
+        weight = self._read(self.decoder.wte)
+        fit = Moments(len(fisher), device=self.device)
         fit.inputs, fit.cross = fisher, fisher.clone()
         done, values = self._fit("wte", weight, fit, Fisher(held_out))
         return done, State(weight[self.ids], values[self.ids])
@@ -171,7 +175,7 @@ class Calibration:
     def layer(self, i: int, state: State) -> dict[str, Quantized]:
         """Every part of layer `i` that changes; `state` moves on to the next."""
         block = self.decoder.blocks[i]
-        w = {part: tensor.read().float() for part, tensor in vars(block).items()}
+        w = {part: self._read(tensor) for part, tensor in vars(block).items()}
         found: dict[str, Quantized] = {}
         q = dict(w)
 
@@ -219,14 +223,14 @@ class Calibration:
 
     def head(self, state: State) -> dict[str, Quantized]:
         d, eps = self.decoder, self.decoder.geometry.layer_norm_epsilon
-        scale, shift = d.ln_f_weight.read().float(), d.ln_f_bias.read().float()
+        scale, shift = self._read(d.ln_f_weight), self._read(d.ln_f_bias)
         fit, gate = self._moments(
             (norm(state.exact[s], scale, shift, eps), norm(state.ours[s], scale, shift, eps))
             for s in self._parts()
         )
-        weight = d.head.read().float()
+        weight = self._read(d.head)
         done, values = self._fit("head", weight, fit, gate)
-        bias = d.head_bias.read().float() + fit.bias(weight, values)
+        bias = self._read(d.head_bias) + fit.bias(weight, values)
         return {"head": done, "head_bias": Quantized(bias)}
 
     def _fit(
@@ -255,6 +259,9 @@ class Calibration:
         codec = self.types.get(name)
         return done.stored if codec is None else codec.decode(done.stored, shape)
 
+    def _read(self, tensor: LazyTensor) -> torch.Tensor:
+        return tensor.read().to(self.device).float()
+
     def _parts(self) -> Iterator[slice]:
         for first in range(0, len(self.ids), WINDOWS):
             yield slice(first, first + WINDOWS)
@@ -266,7 +273,7 @@ class Calibration:
         fit, gate = None, Positions(rows is not None)
         for part, pair in zip(self._parts(), pairs, strict=True):
             edge = max(0, min(len(pair[0]), self.fitted - part.start))
-            fit = fit or Moments(pair[1].shape[-1], rows)
+            fit = fit or Moments(pair[1].shape[-1], rows, self.device)
             if edge:
                 fit.add(*(some[:edge].flatten(0, 1) for some in pair))
             if edge < len(pair[0]):

@@ -13,12 +13,14 @@ from dataclasses import replace
 
 import torch
 
+from cgconvert.device import CPU
 from cgconvert.forward import attend, gelu, norm, rotary
 from cgconvert.model import Decoder
 from cgconvert.names import GGUF
 from cgconvert.quant.imatrix import Imatrix, Inputs
 from cgconvert.quant.imatrix_file import encoded
 from cgconvert.stream.progress import Progress
+from cgconvert.tensor import LazyTensor
 
 __all__ = ["collect"]
 
@@ -26,28 +28,38 @@ WINDOWS = 16
 """Windows of text that go through a layer at once."""
 
 
-def collect(decoder: Decoder, windows: torch.Tensor, text: str, progress: Progress) -> Imatrix:
+def collect(
+    decoder: Decoder,
+    windows: torch.Tensor,
+    text: str,
+    progress: Progress,
+    device: torch.device = CPU,
+) -> Imatrix:
     """Of ids int64 [windows, T], which are of the text of this name.
 
     In memory are the weights of a layer, in float32, and the windows' hidden states.
     """
     g, sums = decoder.geometry, _Sums()
-    tables = rotary(g, windows.shape[1])
+    tables = rotary(g, windows.shape[1], device)
+
+    def weights(tensor: LazyTensor) -> torch.Tensor:
+        return tensor.read().to(device).float()
+
     progress.step("collecting the imatrix", g.n_layer + 1)
     with torch.inference_mode():
-        states = decoder.wte.read().float()[windows]
+        states = weights(decoder.wte)[windows.to(device)]
         for i, block in enumerate(decoder.blocks):
-            w = {part: tensor.read().float() for part, tensor in vars(block).items()}
+            w = {part: weights(tensor) for part, tensor in vars(block).items()}
             for x in states.split(WINDOWS):
                 normed = norm(x, w["ln_weight"], w["ln_bias"], g.layer_norm_epsilon)
                 x += _layer(w, normed, tables, g.n_head, i, sums)
             progress.advance(1)
-        scale, shift = decoder.ln_f_weight.read().float(), decoder.ln_f_bias.read().float()
+        scale, shift = weights(decoder.ln_f_weight), weights(decoder.ln_f_bias)
         for x in states.split(WINDOWS):
             sums.add([GGUF.model["head"]], norm(x, scale, shift, g.layer_norm_epsilon))
         progress.advance(1)
     count = windows.numel()
-    inputs = {name: Inputs(total.float(), count) for name, total in sums.totals.items()}
+    inputs = {name: Inputs(total.float().cpu(), count) for name, total in sums.totals.items()}
     found = Imatrix(inputs, (text,), len(windows), windows.shape[1])
     return replace(found, sha256=hashlib.sha256(encoded(found)).hexdigest())
 

@@ -19,6 +19,7 @@ from safetensors.torch import load_file, save_file
 
 from cgconvert.calibrate.effort import Effort
 from cgconvert.checkpoint import safetensors
+from cgconvert.device import CPU
 from cgconvert.errors import InputError
 from cgconvert.model import Decoder, Geometry
 from cgconvert.quant import processes
@@ -84,7 +85,8 @@ class Windows:
 class Quantizer:
     """`folder` holds what is done, for this `decoder` and these `windows` alone.
 
-    `allowed` is the number of ids the tokenizer has; `sweeps` of coordinate descent are done.
+    `allowed` is the number of ids the tokenizer has; `sweeps` of coordinate descent are done. The
+    bytes depend on the kind of `device`, in the last digits of sums.
     """
 
     def __init__(
@@ -95,12 +97,14 @@ class Quantizer:
         sweeps: int,
         folder: Path,
         progress: Progress,
+        device: torch.device = CPU,
     ) -> None:
         self.decoder, self.windows, self.allowed = decoder, windows, allowed
-        self.sweeps = sweeps
+        self.sweeps, self.device = sweeps, device
         self.folder, self.steps, self.progress = folder, folder, progress
         folder.mkdir(parents=True, exist_ok=True)
-        processes.begin(torch.get_num_threads())
+        if device.type == "cpu":  # a GPU searches alone
+            processes.begin(torch.get_num_threads())
 
     def choices(self, types: Mapping[str, BlockType]) -> dict[Name, list[Choice]]:
         """What each matrix would take and cost in each of `types`: bytes, and KL in nats a token.
@@ -128,8 +132,11 @@ class Quantizer:
         digest = hashlib.sha256(json.dumps(told, sort_keys=True).encode()).hexdigest()
         self.steps = self.folder / digest[:16]
         self.steps.mkdir(exist_ok=True)
+        calibration = Calibration(
+            d, types, *self._windows(), self.sweeps, self.progress, self.device
+        )
         with torch.inference_mode():
-            self._calibrate(Calibration(d, types, *self._windows(), self.sweeps, self.progress))
+            self._calibrate(calibration)
         ends: dict[str, Any] = self._read("wte", types, d) | self._read("head", types, d)
         blocks = [
             replace(block, **self._read(f"layer-{i}", types, block, i))
@@ -163,8 +170,9 @@ class Quantizer:
         parts = fitted[: count - count // 4], held_out[: count // 4]
         with torch.inference_mode(mode=False), torch.enable_grad():
             gradients = sensitivities(
-                self.decoder, torch.cat(parts), self.allowed, visit, self.folder, self.progress
-            )
+                self.decoder, torch.cat(parts), self.allowed, visit, self.folder, self.progress,
+                self.device,
+            )  # fmt: skip
         rows = [part.flatten(0, 1) for part in gradients.split([len(part) for part in parts])]
         fishers = [(part.t() @ part).double() for part in rows]
         _save(self._fisher, {"fitted": fishers[0], "held_out": fishers[1]})
@@ -174,7 +182,7 @@ class Quantizer:
         if not self._fisher.is_file():
             self._measure(lambda matrix: None)
         found = load_file(self._fisher)
-        return found["fitted"], found["held_out"]
+        return found["fitted"].to(self.device), found["held_out"].to(self.device)
 
     @property
     def _fisher(self) -> Path:
@@ -188,7 +196,8 @@ class Quantizer:
         if not path.is_file():
             return 0, None
         found = load_file(path)
-        return int(found["layer"]), State(found["exact"], found["ours"])
+        hidden = (found[name].to(self.device) for name in ("exact", "ours"))
+        return int(found["layer"]), State(*hidden)
 
     def _keep_state(self, layer: int, state: State) -> None:
         tensors = {"exact": state.exact, "ours": state.ours, "layer": torch.tensor(layer)}
@@ -219,7 +228,8 @@ def _costs(matrix: Matrix, types: Mapping[str, BlockType]) -> list[tuple[str, in
     x = (matrix.gradients if embedding else matrix.inputs).flatten(0, 1)
     hessian = Hessian.of((x.t() @ x).to(moments_dtype(x.shape[1])), scratch=True)
     weight = matrix.weight
-    share = torch.ones(len(weight)) if embedding else matrix.gradients.square().sum((0, 1))
+    ones = weight.new_ones(len(weight))
+    share = ones if embedding else matrix.gradients.square().sum((0, 1))
     errors = {}
     for name, codec in types.items():
         error = codec.decode(codec.encode(weight)[0], weight.shape) - weight
@@ -245,7 +255,7 @@ def _name(text: str) -> Name:
 
 def _save(path: Path, tensors: Mapping[str, torch.Tensor]) -> None:
     partial = path.with_suffix(".partial")
-    save_file({name: t.contiguous() for name, t in tensors.items()}, partial)
+    save_file({name: t.cpu().contiguous() for name, t in tensors.items()}, partial)
     partial.replace(path)
 
 

@@ -18,6 +18,7 @@ from pathlib import Path
 import torch
 from safetensors.torch import load_file, save_file
 
+from cgconvert.device import CPU
 from cgconvert.forward import attend, gelu, norm, rotary
 from cgconvert.model import Decoder, Geometry
 from cgconvert.stream.progress import Progress
@@ -77,14 +78,19 @@ class Matrix:
 
 
 def draw(shares: torch.Tensor, generator: torch.Generator) -> tuple[torch.Tensor, torch.Tensor]:
-    """At most ROWS rows by their share, int64, and what to multiply each one's gradients by."""
+    """At most ROWS rows by their share, int64, and what to multiply each one's gradients by.
+
+    They are drawn on the CPU, as all random numbers are: so a seed means the same on any device.
+    """
+    device = shares.device
     if len(shares) <= ROWS:
-        return torch.arange(len(shares)), torch.ones(len(shares))
-    p = shares.double() / shares.double().sum().clamp(min=1e-300)
+        return torch.arange(len(shares), device=device), torch.ones(len(shares), device=device)
+    p = shares.cpu().double()
+    p = p / p.sum().clamp(min=1e-300)
     p = (p + 1e-3 / len(p)) / (1 + 1e-3)  # none is impossible
     drawn = torch.multinomial(p, ROWS, replacement=True, generator=generator)
     rows, times = drawn.unique(return_counts=True)
-    return rows, (times / (ROWS * p[rows])).sqrt().float()
+    return rows.to(device), (times / (ROWS * p[rows])).sqrt().float().to(device)
 
 
 Name = str | tuple[int, str]
@@ -98,6 +104,7 @@ def sensitivities(
     visit: Callable[[Matrix], None],
     folder: Path,
     progress: Progress,
+    device: torch.device = CPU,
     seed: int = 0,
 ) -> torch.Tensor:
     """One pass forwards and one backwards over ids int64 [windows, T]; `visit` sees each matrix.
@@ -107,12 +114,12 @@ def sensitivities(
     Returns the gradients at the embedding's output, float32 [windows, T, n_embd].
     """
     g, generator = decoder.geometry, torch.Generator().manual_seed(seed)
-    tables = rotary(g, ids.shape[1])
-    x = decoder.wte.read().float()[ids]
+    tables = rotary(g, ids.shape[1], device)
+    x = decoder.wte.read().to(device).float()[ids.to(device)]
     progress.step("measuring sensitivities", 2 * g.n_layer)
     for i in range(g.n_layer):
-        w = _weights(decoder, i)
-        save_file({"x": x}, folder / f"entering-{i}.safetensors")
+        w = _weights(decoder, i, device)
+        save_file({"x": x.cpu()}, folder / f"entering-{i}.safetensors")
         with torch.no_grad():
             x = torch.cat([_layer(g, w, part, tables)[0] for part in x.split(WINDOWS)])
         progress.advance(1)
@@ -122,15 +129,16 @@ def sensitivities(
     del head
     for i in reversed(range(g.n_layer)):
         path = folder / f"entering-{i}.safetensors"
-        w, entering = _weights(decoder, i), load_file(path)["x"]
+        w, entering = _weights(decoder, i, device), load_file(path)["x"].to(device)
         path.unlink()
         gradient, matrices = _backward(g, i, w, entering, gradient, tables, generator)
         for matrix in matrices:
             visit(matrix)
         progress.advance(1)
     occurring, places = ids.unique(return_inverse=True)
-    rows = decoder.wte.rows(occurring.numpy()).read().float()
-    visit(Matrix("wte", (g.vocab_size, g.n_embd), occurring, rows, places, gradient))
+    rows = decoder.wte.rows(occurring.numpy()).read().to(device).float()
+    shape = (g.vocab_size, g.n_embd)
+    visit(Matrix("wte", shape, occurring.to(device), rows, places.to(device), gradient))
     return gradient
 
 
@@ -138,8 +146,9 @@ Tables = tuple[torch.Tensor, torch.Tensor]
 Weights = Mapping[str, torch.Tensor]
 
 
-def _weights(decoder: Decoder, i: int) -> dict[str, torch.Tensor]:
-    return {part: tensor.read().float() for part, tensor in vars(decoder.blocks[i]).items()}
+def _weights(decoder: Decoder, i: int, device: torch.device) -> dict[str, torch.Tensor]:
+    parts = vars(decoder.blocks[i]).items()
+    return {part: tensor.read().to(device).float() for part, tensor in parts}
 
 
 def _layer(
@@ -159,14 +168,14 @@ def _head(
     decoder: Decoder, x: torch.Tensor, allowed: int, generator: torch.Generator
 ) -> tuple[torch.Tensor, Matrix]:
     """The gradient at the last layer's output, of -log p of ids drawn from the model's own p."""
-    scale, shift = decoder.ln_f_weight.read().float(), decoder.ln_f_bias.read().float()
-    weight, bias = decoder.head.read().float()[:allowed], decoder.head_bias.read()[:allowed].float()
-    eps = decoder.geometry.layer_norm_epsilon
+    ends = (decoder.ln_f_weight, decoder.ln_f_bias, decoder.head, decoder.head_bias)
+    scale, shift, weight, bias = (tensor.read().to(x.device).float() for tensor in ends)
+    weight, bias, eps = weight[:allowed], bias[:allowed], decoder.geometry.layer_norm_epsilon
 
     def probabilities(part: torch.Tensor) -> torch.Tensor:
         return (norm(part, scale, shift, eps) @ weight.t() + bias).softmax(-1)
 
-    shares = torch.zeros(allowed, dtype=torch.float64)
+    shares = torch.zeros(allowed, dtype=torch.float64, device=x.device)
     for part in x.split(WINDOWS):
         p = probabilities(part)
         shares += (p * (1 - p)).sum((0, 1))  # what (p - one_hot(y))^2 is expected to be
@@ -192,7 +201,7 @@ def _sampled(p: torch.Tensor, generator: torch.Generator) -> torch.Tensor:
     """An index for each row of probabilities [n, ids]: int64 [n, 1]. torch.multinomial of so many
     takes longer than the matrix product before it."""
     total = p.cumsum(1)
-    at = torch.rand(len(p), 1, generator=generator) * total[:, -1:]
+    at = torch.rand(len(p), 1, generator=generator).to(p.device) * total[:, -1:]
     return torch.searchsorted(total, at, right=True).clamp_(max=p.shape[1] - 1)
 
 

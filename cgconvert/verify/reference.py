@@ -14,32 +14,21 @@ from collections.abc import Iterator, Sequence
 import numpy as np
 import torch
 
-from cgconvert.errors import InputError, UsageError
+from cgconvert.device import torch_device
+from cgconvert.errors import InputError
 from cgconvert.forward import attend, gelu, norm, rotary
 from cgconvert.model import Block, Decoder
 from cgconvert.stream.progress import Progress, Silent
 from cgconvert.tensor import LazyTensor
 from cgconvert.verify.distribution import Distribution
 
-__all__ = ["Reference", "torch_device"]
+__all__ = ["Reference"]
 
 CHUNK_BYTES = 128 << 20
 """float32 bytes of the rows of a matrix in memory at once."""
 
 POSITIONS = 1024
 """Whose logits are whole in memory at once: 210 MB at CodeGen's vocabulary."""
-
-
-def torch_device(name: str) -> torch.device:
-    """The device called "cpu", "cuda" or "auto" (cuda where torch has one).
-
-    Raises UsageError where cuda is asked for and absent, or for any other name.
-    """
-    if name not in ("cpu", "cuda", "auto"):
-        raise UsageError(f"device {name!r}: give cpu, cuda or auto")
-    if name == "cuda" and not torch.cuda.is_available():
-        raise UsageError("device cuda: torch finds no CUDA device; use --device cpu")
-    return torch.device("cuda" if name != "cpu" and torch.cuda.is_available() else "cpu")
 
 
 class Reference:
