@@ -73,12 +73,15 @@ def test_nothing_is_left_on_the_cpu(
     form: str, source: Checkpoint, tmp_path: Path, quick: None
 ) -> None:
     """The device refuses tensors of the CPU; and the same operations give the same bytes."""
+    torch.ones(1, requires_grad=True).sum().backward()
     found = []
     for device in (CPU, pretended.device()):
         path = tmp_path / device.type / ("model.gguf" if form == "gguf" else "model")
         path.parent.mkdir()
         deferred = replace(asked(source, path, bits=4, format=form), device=device)
-        with sdpa_kernel(SDPBackend.MATH):  # the CPU's own adds in another order
+        # The CPU's own attention adds in another order; autograd's threads, one a device, begin at
+        # a process' first backward pass, which may have been a test's without this device.
+        with sdpa_kernel(SDPBackend.MATH), torch.autograd.set_multithreading_enabled(mode=False):
             execute(deferred, source)
         manifest = find_manifest(path)
         assert manifest is not None

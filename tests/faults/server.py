@@ -42,6 +42,9 @@ WARM = (
 SAFETY_BYTES = 6 << 30
 """Address space beyond what is there: only so that a bomb does not take the machine along."""
 
+END = "end\n"
+"""Instead of a request."""
+
 HANGS = 25
 """After so many seconds a command says where it is; at 30 it is killed."""
 
@@ -83,7 +86,8 @@ class Server:
         return Outcome(**json.loads(self.process.stdout.readline()))
 
     def close(self) -> None:
-        self.process.communicate()
+        """Closing the pipe is not enough: a process forked from this one may hold its end."""
+        self.process.communicate(END)
 
 
 def serve() -> None:
@@ -93,6 +97,8 @@ def serve() -> None:
     answers = os.fdopen(os.dup(1), "w")
     os.dup2(2, 1)
     for line in sys.stdin:
+        if line == END:
+            return
         answers.write(json.dumps(_forked(json.loads(line))) + "\n")
         answers.flush()
 
