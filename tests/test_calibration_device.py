@@ -52,6 +52,14 @@ def quick(monkeypatch: pytest.MonkeyPatch) -> None:
     effort = Effort("default", fitted=16, held_out=4, sweeps=1, length=64)
     monkeypatch.setitem(EFFORTS, "default", effort)
     monkeypatch.setattr(fitted, "GPU_PROBE", 64)
+    grad = torch.autograd.grad
+
+    def on_this_thread(*given: Any) -> Any:
+        """Threads, one a device, begin with a process' first pass: another test's, it may be."""
+        with torch.autograd.set_multithreading_enabled(mode=False):
+            return grad(*given)
+
+    monkeypatch.setattr(torch.autograd, "grad", on_this_thread)
 
 
 def asked(source: Checkpoint, output: Path, device: str = "auto", **options: Any) -> Fitted:
@@ -79,9 +87,7 @@ def test_nothing_is_left_on_the_cpu(
         path = tmp_path / device.type / ("model.gguf" if form == "gguf" else "model")
         path.parent.mkdir()
         deferred = replace(asked(source, path, bits=4, format=form), device=device)
-        # The CPU's own attention adds in another order; autograd's threads, one a device, begin at
-        # a process' first backward pass, which may have been a test's without this device.
-        with sdpa_kernel(SDPBackend.MATH), torch.autograd.set_multithreading_enabled(mode=False):
+        with sdpa_kernel(SDPBackend.MATH):  # the CPU's own adds in another order
             execute(deferred, source)
         manifest = find_manifest(path)
         assert manifest is not None
