@@ -15,8 +15,6 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from functools import cached_property
-from typing import Protocol
 
 import torch
 
@@ -24,7 +22,8 @@ from cgconvert.device import CPU
 from cgconvert.forward import attend, gelu, norm, rotary
 from cgconvert.model import Decoder
 from cgconvert.quant.blocks import BlockType
-from cgconvert.quant.feedback import DAMPING, Hessian, moments_dtype, quantize
+from cgconvert.quant.feedback import quantize
+from cgconvert.quant.moments import Fisher, Gate, Moments, Positions
 from cgconvert.stream.progress import Progress
 from cgconvert.tensor import LazyTensor
 
@@ -32,6 +31,9 @@ __all__ = ["Calibration", "Quantized", "State"]
 
 WINDOWS = 16
 """Windows of text that go through a layer at once."""
+
+KEPT_BYTES = 1 << 30
+"""What a layer's inner states may take; of a larger model they are computed twice."""
 
 ROWS = 16384
 """Of a matrix that are fitted at once: they do not meet, and the head has many."""
@@ -55,89 +57,6 @@ class State:
 
     exact: torch.Tensor
     ours: torch.Tensor
-
-
-class Moments:
-    """Sums over positions of y y^T, and of the outputs W x that are wanted times y^T.
-
-    `inputs` is [columns, columns]. What is wanted follows from `cross`, the sum of x y^T, which
-    serves several matrices of the same inputs, or is summed itself where outputs are narrower:
-    `wanted` [rows, columns].
-    """
-
-    def __init__(self, columns: int, rows: int | None = None, device: torch.device = CPU) -> None:
-        dtype, wanted = moments_dtype(columns), columns if rows is None else rows
-        self.inputs = torch.zeros(columns, columns, dtype=dtype, device=device)
-        self.cross = torch.zeros(wanted, columns, dtype=dtype, device=device)
-        self.mean_exact = torch.zeros(wanted, dtype=torch.float64, device=device)
-        self.mean_ours = torch.zeros(columns, dtype=torch.float64, device=device)
-        self.outputs, self.count = rows is not None, 0
-
-    def add(self, exact: torch.Tensor, ours: torch.Tensor) -> None:
-        """Of positions [n, columns]; `exact` are x, or W x where there are `rows`."""
-        for sums, outer in ((self.inputs, ours), (self.cross, exact)):
-            if sums.dtype == ours.dtype:  # without another matrix of this size
-                sums.addmm_(outer.t(), ours)
-            else:
-                sums += outer.t() @ ours
-        self.mean_exact += exact.sum(0)
-        self.mean_ours += ours.sum(0)
-        self.count += len(exact)
-
-    @cached_property
-    def hessian(self) -> Hessian:
-        """Of `inputs`, which nobody looks at after this."""
-        self.scale = float(self.inputs.diagonal().mean().clamp(min=1e-30))
-        return Hessian.of(self.inputs, scratch=True)
-
-    def target(self, weight: torch.Tensor) -> torch.Tensor:
-        """The matrix whose outputs on our inputs are nearest to `weight`'s on the source's.
-
-        Where outputs are summed it is asked for once: what is summed is used up.
-        """
-        hessian = self.hessian
-        if self.outputs:
-            wanted, self.cross = self.cross, torch.empty(0)
-        else:
-            wanted = weight.to(self.cross.dtype) @ self.cross
-        wanted = wanted.div_(self.scale).float().add_(weight, alpha=DAMPING)
-        return hessian.solve(wanted)
-
-    def bias(self, weight: torch.Tensor, other: torch.Tensor) -> torch.Tensor:
-        """What to add to a bias so that the mean output stays: E[W x - Q y], float32 [rows]."""
-        exact = self.mean_exact if self.outputs else weight.double() @ self.mean_exact
-        return ((exact - other.double() @ self.mean_ours) / self.count).float()
-
-
-class Gate(Protocol):
-    def error(self, weight: torch.Tensor, other: torch.Tensor) -> float:
-        """How far outputs of `other` are from those of `weight`, in all: sum |W x - Q y|^2."""
-
-
-class Positions:
-    """Positions that were held out: `exact` as Moments.add has them, and ours."""
-
-    def __init__(self, outputs: bool) -> None:
-        self.outputs = outputs
-        self.pairs: list[tuple[torch.Tensor, torch.Tensor]] = []
-
-    def error(self, weight: torch.Tensor, other: torch.Tensor) -> float:
-        total = 0.0
-        for exact, ours in self.pairs:
-            wanted = exact if self.outputs else exact @ weight.t()
-            total += float((wanted - ours @ other.t()).square().sum(dtype=torch.float64))
-        return total
-
-
-class Fisher:
-    """The embedding's: errors of its rows count by this matrix [n_embd, n_embd]."""
-
-    def __init__(self, matrix: torch.Tensor) -> None:
-        self.matrix = matrix
-
-    def error(self, weight: torch.Tensor, other: torch.Tensor) -> float:
-        difference = (weight - other).to(self.matrix.dtype)
-        return float(((difference @ self.matrix) * difference).sum())
 
 
 class Calibration:
@@ -200,13 +119,19 @@ class Calibration:
         pairs = ((contexts["exact"][s], contexts["ours"][s]) for s in self._parts())
         settle("o", *self._moments(pairs))
 
+        kept: list[torch.Tensor] = []
+        keeps = 4 * self.ids.numel() * len(w["fc_in"]) <= KEPT_BYTES
+
         def inner() -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
             """The layer is as wide inside as four of its outputs: those are what is summed."""
             for s in self._parts():
                 output = self._inner(w, state.exact[s]) @ w["fc_out"].t()
                 attended = contexts["exact"][s] @ w["o"].t()
                 state.exact[s] += attended + output + w["fc_out_bias"]
-                yield output, self._inner(q, state.ours[s])
+                ours = self._inner(q, state.ours[s])
+                if keeps:
+                    kept.append(ours)
+                yield output, ours
 
         moments = self._moments(inner(), rows=len(w["fc_out"]))
         del contexts["exact"], w["fc_in"], q["fc_in"]
@@ -214,7 +139,8 @@ class Calibration:
         del moments
         q["fc_in"] = self._values((i, "fc_in"), found["fc_in"], block.fc_in.shape)
         for s in self._parts():
-            output = self._inner(q, state.ours[s]) @ q["fc_out"].t()
+            ours = kept.pop(0) if kept else self._inner(q, state.ours[s])
+            output = ours @ q["fc_out"].t()
             state.ours[s] += contexts["ours"][s] @ q["o"].t() + output + w["fc_out_bias"]
         missing = (state.exact[: self.fitted] - state.ours[: self.fitted]).mean((0, 1))
         found["fc_out_bias"] = Quantized(w["fc_out_bias"] + missing)
@@ -246,8 +172,8 @@ class Calibration:
         for rows in weight.split(len(weight) if fit.outputs else ROWS):
             plain += codec.encode(rows)
             coded.append(quantize(fit.target(rows), fit.hessian, codec, self.sweeps))
-            for i, one in enumerate((plain[-1], coded[-1])):
-                errors[i] += gate.error(rows, codec.decode(one, rows.shape))
+            values = [codec.decode(one, rows.shape) for one in (plain[-1], coded[-1])]
+            errors = [a + b for a, b in zip(errors, gate.errors(rows, values), strict=True)]
         fitted = errors[1] <= errors[0]
         chosen = torch.cat(coded if fitted else plain)
         done = Quantized(chosen, fitted)

@@ -27,7 +27,8 @@ from cgconvert.quant.allocation import Choice
 from cgconvert.quant.blocks import BlockType
 from cgconvert.quant.calibration import Calibration, Quantized, State
 from cgconvert.quant.coded import Coded
-from cgconvert.quant.feedback import Hessian, moments_dtype, quantize
+from cgconvert.quant.feedback import Hessian, quantize
+from cgconvert.quant.moments import moments_of
 from cgconvert.quant.sensitivity import Matrix, Name, sensitivities
 from cgconvert.stream.progress import Progress
 from cgconvert.tensor import LazyTensor
@@ -226,7 +227,7 @@ def _costs(matrix: Matrix, types: Mapping[str, BlockType]) -> list[tuple[str, in
     """(type, bytes, loss) each."""
     embedding = matrix.inputs.dtype == torch.int64
     x = (matrix.gradients if embedding else matrix.inputs).flatten(0, 1)
-    hessian = Hessian.of((x.t() @ x).to(moments_dtype(x.shape[1])), scratch=True)
+    hessian = Hessian.of(moments_of(x), scratch=True)
     weight = matrix.weight
     ones = weight.new_ones(len(weight))
     share = ones if embedding else matrix.gradients.square().sum((0, 1))
