@@ -28,7 +28,7 @@ from cgconvert.text import Text
 
 __all__ = ["Fitted"]
 
-LAYER, ENDS, SENSITIVITY, CUBIC = 18, 3, 13, 10
+LAYER, ENDS, SENSITIVITY, CUBIC = 14, 3, 11, 8
 """Floating-point operations a weight and token: what a layer, the embedding and head, and the
 sensitivities were seen to take beside a matrix product's speed; CUBIC is by cubed width, of the
 inverse of the moments."""
