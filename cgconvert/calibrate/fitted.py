@@ -18,7 +18,7 @@ import torch
 from cgconvert.calibrate.effort import Effort
 from cgconvert.calibrate.gguf import Calibrated
 from cgconvert.checkpoint.checkpoint import Checkpoint
-from cgconvert.device import CPU
+from cgconvert.device import CPU, computing
 from cgconvert.manifest import libraries
 from cgconvert.quant.quantizer import MEASURED, Windows
 from cgconvert.stream.journal import sources
@@ -85,9 +85,11 @@ class Fitted(ABC):
 
     def told(self) -> str:
         w = self.windows
+        with computing(self.device):
+            seconds = self._seconds()
         return (
             f"{self.text.name}: {len(w.fitted)} windows of {w.fitted.shape[1]} tokens to fit to, "
-            f"{len(w.held_out)} to judge by; about {_human(self._seconds())} here"
+            f"{len(w.held_out)} to judge by; about {_human(seconds)} here"
         )
 
     def claim(self, folder: Path) -> Windows:
