@@ -9,8 +9,9 @@ from contextlib import contextmanager
 import torch
 
 from cgconvert.errors import UsageError
+from cgconvert.tensor import LazyTensor
 
-__all__ = ["CPU", "DEVICES", "computing", "torch_device"]
+__all__ = ["CPU", "DEVICES", "computing", "floats", "torch_device"]
 
 DEVICES = ("auto", "cpu", "cuda")
 """What a user can ask for; auto is cuda where there is one."""
@@ -26,6 +27,11 @@ def torch_device(name: str) -> torch.device:
     if name == "cuda" and not torch.cuda.is_available():
         raise UsageError("device cuda: torch finds no CUDA device; use --device cpu")
     return torch.device("cuda" if name != "cpu" and torch.cuda.is_available() else "cpu")
+
+
+def floats(tensor: LazyTensor, device: torch.device) -> torch.Tensor:
+    """All of it in float32, moved there as it is stored."""
+    return tensor.read().to(device).float()
 
 
 @contextmanager

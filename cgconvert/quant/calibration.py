@@ -18,7 +18,7 @@ from dataclasses import dataclass
 
 import torch
 
-from cgconvert.device import CPU
+from cgconvert.device import CPU, floats
 from cgconvert.forward import attend, gelu, norm, rotary
 from cgconvert.model import Decoder
 from cgconvert.quant.blocks import BlockType
@@ -186,7 +186,7 @@ class Calibration:
         return done.stored if codec is None else codec.decode(done.stored, shape)
 
     def _read(self, tensor: LazyTensor) -> torch.Tensor:
-        return tensor.read().to(self.device).float()
+        return floats(tensor, self.device)
 
     def _parts(self) -> Iterator[slice]:
         for first in range(0, len(self.ids), WINDOWS):

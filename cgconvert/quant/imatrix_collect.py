@@ -13,14 +13,13 @@ from dataclasses import replace
 
 import torch
 
-from cgconvert.device import CPU
+from cgconvert.device import CPU, floats
 from cgconvert.forward import attend, gelu, norm, rotary
 from cgconvert.model import Decoder
 from cgconvert.names import GGUF
 from cgconvert.quant.imatrix import Imatrix, Inputs
 from cgconvert.quant.imatrix_file import encoded
 from cgconvert.stream.progress import Progress
-from cgconvert.tensor import LazyTensor
 
 __all__ = ["collect"]
 
@@ -41,20 +40,16 @@ def collect(
     """
     g, sums = decoder.geometry, _Sums()
     tables = rotary(g, windows.shape[1], device)
-
-    def weights(tensor: LazyTensor) -> torch.Tensor:
-        return tensor.read().to(device).float()
-
     progress.step("collecting the imatrix", g.n_layer + 1)
     with torch.inference_mode():
-        states = weights(decoder.wte)[windows.to(device)]
+        states = floats(decoder.wte, device)[windows.to(device)]
         for i, block in enumerate(decoder.blocks):
-            w = {part: weights(tensor) for part, tensor in vars(block).items()}
+            w = {part: floats(tensor, device) for part, tensor in vars(block).items()}
             for x in states.split(WINDOWS):
                 normed = norm(x, w["ln_weight"], w["ln_bias"], g.layer_norm_epsilon)
                 x += _layer(w, normed, tables, g.n_head, i, sums)
             progress.advance(1)
-        scale, shift = weights(decoder.ln_f_weight), weights(decoder.ln_f_bias)
+        scale, shift = (floats(d, device) for d in (decoder.ln_f_weight, decoder.ln_f_bias))
         for x in states.split(WINDOWS):
             sums.add([GGUF.model["head"]], norm(x, scale, shift, g.layer_norm_epsilon))
         progress.advance(1)

@@ -18,7 +18,7 @@ from pathlib import Path
 import torch
 from safetensors.torch import load_file, save_file
 
-from cgconvert.device import CPU
+from cgconvert.device import CPU, floats
 from cgconvert.forward import attend, gelu, norm, rotary
 from cgconvert.model import Decoder, Geometry
 from cgconvert.stream.progress import Progress
@@ -115,7 +115,7 @@ def sensitivities(
     """
     g, generator = decoder.geometry, torch.Generator().manual_seed(seed)
     tables = rotary(g, ids.shape[1], device)
-    x = decoder.wte.read().to(device).float()[ids.to(device)]
+    x = floats(decoder.wte, device)[ids.to(device)]
     progress.step("measuring sensitivities", 2 * g.n_layer)
     for i in range(g.n_layer):
         w = _weights(decoder, i, device)
@@ -136,7 +136,7 @@ def sensitivities(
             visit(matrix)
         progress.advance(1)
     occurring, places = ids.unique(return_inverse=True)
-    rows = decoder.wte.rows(occurring.numpy()).read().to(device).float()
+    rows = floats(decoder.wte.rows(occurring.numpy()), device)
     shape = (g.vocab_size, g.n_embd)
     visit(Matrix("wte", shape, occurring.to(device), rows, places.to(device), gradient))
     return gradient
@@ -147,8 +147,7 @@ Weights = Mapping[str, torch.Tensor]
 
 
 def _weights(decoder: Decoder, i: int, device: torch.device) -> dict[str, torch.Tensor]:
-    parts = vars(decoder.blocks[i]).items()
-    return {part: tensor.read().to(device).float() for part, tensor in parts}
+    return {part: floats(tensor, device) for part, tensor in vars(decoder.blocks[i]).items()}
 
 
 def _layer(
@@ -169,7 +168,7 @@ def _head(
 ) -> tuple[torch.Tensor, Matrix]:
     """The gradient at the last layer's output, of -log p of ids drawn from the model's own p."""
     ends = (decoder.ln_f_weight, decoder.ln_f_bias, decoder.head, decoder.head_bias)
-    scale, shift, weight, bias = (tensor.read().to(x.device).float() for tensor in ends)
+    scale, shift, weight, bias = (floats(tensor, x.device) for tensor in ends)
     weight, bias, eps = weight[:allowed], bias[:allowed], decoder.geometry.layer_norm_epsilon
 
     def probabilities(part: torch.Tensor) -> torch.Tensor:
