@@ -13,6 +13,7 @@ import torch
 
 from cgconvert import embedded, family, synthetic
 from cgconvert.model import Geometry
+from cgconvert.quant import processes
 
 # Tiny models are slower on several threads, far slower where cores are shared.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
@@ -62,6 +63,13 @@ def _signals() -> Iterator[None]:
     yield
     for number, handler in own.items():
         signal.signal(number, handler)
+
+
+@pytest.fixture(autouse=True)
+def _processes() -> Iterator[None]:
+    """None that searches are shared out among stay: forked, they keep what a test has patched."""
+    yield
+    processes.end()
 
 
 @pytest.fixture

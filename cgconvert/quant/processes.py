@@ -20,7 +20,7 @@ from typing import Any, NamedTuple, TypeVar
 
 import torch
 
-__all__ = ["begin", "share_out"]
+__all__ = ["begin", "end", "share_out"]
 
 Result = TypeVar("Result")
 
@@ -51,7 +51,7 @@ def share_out(
         try:  # elsewhere a fork with threads is not safe
             return _shared(work, tasks, processes)
         except BrokenProcessPool:
-            _forget()
+            end()
     before = torch.get_num_threads()
     torch.set_num_threads(1)
     try:
@@ -64,6 +64,15 @@ def begin(processes: int) -> None:
     """Fork them now. What this process holds then stays in memory as long as they do, also what it
     has let go of itself: so before it holds much."""
     share_out(int, [(), ()], processes)
+
+
+def end() -> None:
+    """Let go of those there are, as where one has died and the others are of no use. More are
+    forked when they are next needed."""
+    with _lock:
+        pool = _pools.pop(os.getpid(), None)
+    if pool is not None:
+        os.close(pool.alive)
 
 
 def _shared(
@@ -82,14 +91,6 @@ def _shared(
     finally:
         for future in futures:
             future.cancel()
-
-
-def _forget() -> None:
-    """A process has died, so the others are of no use."""
-    with _lock:
-        pool = _pools.pop(os.getpid(), None)
-    if pool is not None:
-        os.close(pool.alive)
 
 
 def _alone(watched: int, alive: int) -> None:
