@@ -12,10 +12,12 @@ import time
 import pytest
 import torch
 
-from cgconvert.quant.processes import share_out
+from cgconvert.quant.processes import end, share_out
 
 if sys.platform != "linux":
     pytest.skip("elsewhere nothing is forked", allow_module_level=True)
+
+pytestmark = pytest.mark.filterwarnings("error::pytest.PytestUnhandledThreadExceptionWarning")
 
 
 def where(number: int) -> tuple[int, int, int]:
@@ -77,6 +79,32 @@ def test_where_one_dies_this_process_does_the_work() -> None:
     after = {pid for _, pid, _ in told(9)}  # others were forked
     assert len(after) == 3
     assert not before & after
+
+
+def test_where_one_dies_every_thread_gets_its_results() -> None:
+    found: list[list[int]] = []
+
+    def all_sevens() -> None:
+        for _ in range(5):
+            found.append(share_out(dies, [(number, os.getpid()) for number in range(50)], 3))
+
+    threads = [threading.Thread(target=all_sevens) for _ in range(4)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert found == [[7] * 50] * 20
+
+
+def test_they_end_when_told_and_others_are_forked() -> None:
+    """Also where work was given up that they had not come to."""
+    before = {pid for _, pid, _ in told(9)}
+    with pytest.raises(ValueError, match="three"):
+        share_out(fails, [(number,) for number in range(500)], 3)
+    end()
+    assert not any(_lives(pid) for pid in before)
+    end()  # none are there
+    assert len({pid for _, pid, _ in told(9)} - before) == 3
 
 
 HOST = """

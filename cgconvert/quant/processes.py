@@ -48,10 +48,11 @@ def share_out(
     process does it all.
     """
     if processes > 1 and len(tasks) > 1 and sys.platform == "linux":
-        try:  # elsewhere a fork with threads is not safe
-            return _shared(work, tasks, processes)
+        pool = _pool(processes)  # elsewhere a fork with threads is not safe
+        try:
+            return _shared(pool.executor, work, tasks)
         except BrokenProcessPool:
-            end()
+            _end(pool)
     before = torch.get_num_threads()
     torch.set_num_threads(1)
     try:
@@ -67,30 +68,44 @@ def begin(processes: int) -> None:
 
 
 def end() -> None:
-    """Let go of those there are, as where one has died and the others are of no use. More are
-    forked when they are next needed."""
-    with _lock:
-        pool = _pools.pop(os.getpid(), None)
+    """End them, with what they are at done; more are forked when they are next needed."""
+    pool = _pools.get(os.getpid())
     if pool is not None:
-        os.close(pool.alive)
+        _end(pool)
 
 
-def _shared(
-    work: Callable[..., Result], tasks: Sequence[tuple[Any, ...]], processes: int
-) -> list[Result]:
+def _pool(processes: int) -> _Pool:
     with _lock:
         if os.getpid() not in _pools:
             watched, alive = os.pipe()
             context = multiprocessing.get_context("fork")
             executor = ProcessPoolExecutor(processes, context, _alone, (watched, alive))
             _pools[os.getpid()] = _Pool(executor, alive)
-        executor = _pools[os.getpid()].executor
+        return _pools[os.getpid()]
+
+
+def _end(pool: _Pool) -> None:
+    """Unless another thread has ended it, and may have begun the next."""
+    with _lock:
+        if _pools.get(os.getpid()) is not pool:
+            return
+        del _pools[os.getpid()]
+    pool.executor.shutdown()
+    os.close(pool.alive)
+
+
+def _shared(
+    executor: ProcessPoolExecutor, work: Callable[..., Result], tasks: Sequence[tuple[Any, ...]]
+) -> list[Result]:
     futures = [executor.submit(work, *task) for task in tasks]
     try:
         return [future.result() for future in futures]
-    finally:
+    except BrokenProcessPool:
+        raise  # the executor ends them all, and must not find one ended
+    except BaseException:
         for future in futures:
             future.cancel()
+        raise
 
 
 def _alone(watched: int, alive: int) -> None:
