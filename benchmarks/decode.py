@@ -6,7 +6,9 @@
 Random weights of the family's true shape: speed does not depend on the numbers. Every contender is
 a process of its own that loads its model once; then all take turns, repeat by repeat, so the
 machine's moods are shared. `--peers` is a Python with optimum and ctranslate2 (which want an older
-transformers), `--llama` one with llama-cpp-python; both are this Python unless given.
+transformers), `--llama` one with llama-cpp-python; both are this Python unless given. llama.cpp is
+taken at its best, and so meets its AMX kernels, which GCC 12 compiles wrongly: on a CPU that has
+them, build it with -mno-amx-tile -mno-amx-int8 -mno-amx-bf16 in CMAKE_C_FLAGS and CMAKE_CXX_FLAGS.
 
 The share of memory bandwidth is that of the weights a step reads, in bytes a second, over what all
 threads read from a large array in the same run.

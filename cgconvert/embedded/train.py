@@ -346,7 +346,7 @@ def main(
     if device_name == "auto":
         device_name = "cuda" if torch.cuda.is_available() else "cpu"
     device = torch.device(device_name)
-    # On a CPU bf16 is often no faster, and dies where a virtual machine reports AMX but traps it.
+    # On a CPU bf16 is often no faster, and torch's AMX kernels die on some virtual machines.
     use_bf16 = device_name == "cuda" if bf16 is None else bf16
     torch.set_float32_matmul_precision("high")
     output.mkdir(parents=True, exist_ok=True)

@@ -30,8 +30,9 @@ class LlamaCpp(Runtime):
 
     The KV cache is float32 and flash attention is off, so that what is measured is the file and
     not the float16 cache llama.cpp takes by default; pass `cache` and `flash` for others. Weights
-    are not repacked: that takes a second copy of them, and where a virtual machine announces AMX
-    but does not run it, llama.cpp's AMX kernels end the process with an illegal instruction.
+    are not repacked: that takes a second copy of them, and on a CPU with AMX a llama.cpp compiled
+    by GCC 12 ends with an illegal instruction (its _tile_loadconfig names eight bytes as read, so
+    the rows of the tiles are never stored).
     """
 
     name = "llama.cpp"
