@@ -3,15 +3,16 @@
     python benchmarks/scale.py codegen-2B-mono --work bench
     python benchmarks/scale.py codegen-16B-mono --layout sparse --only to-gguf --work bench
 
-A call measures one model once, all commands in turn, beginning with another one each time, and
-adds what it found to the runs that are kept: the table has medians over all of them. (Memory that a
-virtual machine has not used for a while has to be given to it first: who comes first pays for all.)
-`cp --sparse=never` of the source, with sync, is in every call, and ratios are to that of the same
-call. Start-up (a --dry-run) is taken off before a ratio or a speed is made. Weights are random, or
-with `--layout sparse` zeros that take no disk.
+A call measures one model, `--repeats` times all commands in turn, beginning with another one each
+time, and adds what it found to the runs that are kept: the table has medians over all of them.
+(Memory that a virtual machine has not used for a while has to be given to it first: who comes first
+pays for all.) `cp --sparse=never` of the source, with sync, is in every run, and ratios are to that
+of the same run. Start-up (a --dry-run) is taken off before a speed or a ratio to cp is made; the
+ratio to llama-quantize has it in it. Weights are random, or with `--layout sparse` zeros that take
+no disk.
 
-`--peers` adds llama-quantize (llama.cpp's llama_model_quantize of an F16 file) and transformers'
-from_pretrained and save_pretrained; `--optimum` optimum's export.
+`--peers` adds llama-quantize (llama.cpp's llama_model_quantize of an F16 file, to the types that
+are measured) and transformers' from_pretrained and save_pretrained; `--optimum` optimum's export.
 """
 
 from __future__ import annotations
@@ -63,6 +64,7 @@ model.save_pretrained(sys.argv[2])
 @click.option("--copy/--no-copy", default=True, help="Without cp where the disk is too small.")
 @click.option("--peers", is_flag=True, help="llama-quantize and transformers beside it.")
 @click.option("--optimum", type=click.Path(exists=True), help="optimum-cli of its environment.")
+@click.option("--repeats", default=1, show_default=True, help="Runs, all commands in each.")
 @click.option("--threads", default=4, show_default=True, help="llama-quantize's.")
 @click.option("--work", type=click.Path(path_type=Path), help="Where to write (a fast disk).")
 def main(
@@ -72,10 +74,11 @@ def main(
     copy: bool,
     peers: bool,
     optimum: str | None,
+    repeats: int,
     threads: int,
     work: Path | None,
 ) -> None:
-    """Measure the conversions of one member of the family once."""
+    """Measure the conversions of one member of the family."""
     with tempfile.TemporaryDirectory(dir=work) as folder:
         place = Path(folder)
         make = [sys.executable, "-m", "cgconvert.synthetic", name, "--layout", layout]
@@ -85,20 +88,21 @@ def main(
         plain = Job("cp", ["cp", "-r", "--sparse=never", str(source), str(out)], out)
         jobs = [*([plain] if copy else []), *_ours(source, out, only)]
         if peers:
-            jobs += _transformers(source, out)
+            jobs += [_transformers(source, out), *_llama(source, place, only, threads)]
         if optimum:
             jobs.append(_optimum(optimum, source, out))
-        first = len(_runs(f"{name}, {layout}")) * 2 % len(jobs)
-        _measure([*jobs[first:], *jobs[:first]])
-        if peers:
-            jobs += _llama(source, place, threads)
-        _add(f"{name}, {layout}", jobs, size(source), threads if peers else None)
+        label = f"{name}, {layout}"
+        for _ in range(repeats):
+            first = len(_runs(label)) * 2 % len(jobs)
+            _measure([*jobs[first:], *jobs[:first]])
+            _add(label, jobs, size(source), threads if peers else None)
 
 
 def _measure(jobs: Iterable[Job]) -> None:
     for job in jobs:
         click.echo(job.name, err=True)
         job.measure()
+        click.echo(f"  {job.seconds[-1]:.2f} s", err=True)
         if job.output:
             remove(job.output)
 
@@ -108,8 +112,7 @@ def _ours(source: Path, out: Path, only: tuple[str, ...]) -> Iterator[Job]:
     from cgconvert import embedded
 
     start = ["env", f"CGCONVERT_CACHE={out / 'cache'}", sys.executable, "-m", "cgconvert"]
-    chosen = [one for one in CONVERSIONS if not only or " ".join(one).startswith(only)]
-    for number, (kind, *options) in enumerate(chosen):
+    for number, (kind, *options) in enumerate(_chosen(only)):
         target = out / ("m.gguf" if kind == "to-gguf" else "m")
         given = [*start, kind, str(source), "-o", str(target), *options]
         given += ["--tokenizer", str(embedded.path())]
@@ -118,9 +121,13 @@ def _ours(source: Path, out: Path, only: tuple[str, ...]) -> Iterator[Job]:
         yield Job(" ".join(["cgconvert", kind, *options]), given, out)
 
 
-def _transformers(source: Path, out: Path) -> Iterator[Job]:
+def _chosen(only: tuple[str, ...]) -> list[tuple[str, ...]]:
+    return [one for one in CONVERSIONS if not only or " ".join(one).startswith(only)]
+
+
+def _transformers(source: Path, out: Path) -> Job:
     given = [sys.executable, "-c", TRANSFORMERS, str(source), str(out)]
-    yield Job("transformers load and save", given, out)
+    return Job("transformers load and save", given, out)
 
 
 def _optimum(optimum: str, source: Path, out: Path) -> Job:
@@ -131,21 +138,17 @@ def _optimum(optimum: str, source: Path, out: Path) -> Job:
     return Job("optimum-cli export onnx", given, out)
 
 
-def _llama(source: Path, place: Path, threads: int) -> list[Job]:
+def _llama(source: Path, place: Path, only: tuple[str, ...], threads: int) -> Iterator[Job]:
     """Of an F16 file that is made first, and not counted."""
+    kinds = [one[-1] for one in _chosen(only) if one[0] == "to-gguf" and one[-1] in LLAMA_TYPES]
+    if not kinds:
+        return
     wide, target = place / "wide.gguf", place / "narrow.gguf"
     make = [sys.executable, "-m", "cgconvert", "to-gguf", str(source), "-o", str(wide)]
     subprocess.run(make, check=True, stdout=subprocess.DEVNULL)
-    jobs = [
-        Job(
-            f"llama-quantize {kind}",
-            [sys.executable, "-c", LLAMA, str(wide), str(target), str(number), str(threads)],
-            target,
-        )
-        for kind, number in LLAMA_TYPES.items()
-    ]  # fmt: skip
-    _measure(jobs)
-    return jobs
+    for kind in kinds:
+        given = [str(wide), str(target), str(LLAMA_TYPES[kind]), str(threads)]
+        yield Job(f"llama-quantize {kind}", [sys.executable, "-c", LLAMA, *given], target)
 
 
 def _runs(label: str) -> list[dict[str, Any]]:
@@ -164,7 +167,7 @@ def _add(label: str, jobs: list[Job], source_bytes: int, threads: int | None) ->
         "command": command(),
         "llama_threads": threads,
         "jobs": {
-            job.name: {"seconds": round(job.seconds[0], 2), "peak_bytes": job.peak[0],
+            job.name: {"seconds": round(job.seconds[-1], 2), "peak_bytes": job.peak[-1],
                        "written_bytes": job.written}
             for job in jobs
         },
@@ -179,18 +182,19 @@ def _table(result: dict[str, Any]) -> Iterator[str]:
     yield (
         f"{shape['cores']} cores, {shape['memory_gb']} GB, {shape['architecture']}; medians of "
         f"{min(runs)} to {max(runs)} runs, commands in turn in each. Seconds have process start "
-        "and sync in them; GB/s (of source) and × cp (of the source, in the same run) are without "
-        "start. Memory is that of all processes of a command together."
+        "and sync in them, and so has × llama (llama-quantize to the same type in the same run); "
+        "GB/s (of source) and × cp (of the source, in the same run) are without start. Memory is "
+        "that of all processes of a command together."
     )
     yield ""
     yield (
-        "Wanted: `to-hf` of 5 GB or more in at most 1.3 × cp. Where the disk is faster than that, "
-        "it waits for the SHA-256 of the source: one thread's work, at about 1 GB/s with all cores "
-        "busy."
+        "Wanted: `to-hf` of 5 GB or more in at most 1.3 × cp, Q4_K_M in at most 0.5 × llama. Where "
+        "the disk is faster than that, `to-hf` waits for the SHA-256 of the source: one thread's "
+        "work, at about 1 GB/s with all cores busy."
     )
     yield ""
-    yield "| source | | seconds | GB/s | × cp | peak memory, GB | written, GB |"
-    yield "|---|---|---|---|---|---|---|"
+    yield "| source | | seconds | GB/s | × cp | × llama | peak memory, GB | written, GB |"
+    yield "|---|---|---|---|---|---|---|---|"
     for label, model in result["models"].items():
         names = dict.fromkeys(name for run in model["runs"] for name in run["jobs"])
         for name in names:
@@ -206,12 +210,17 @@ def _row(label: str, name: str, runs: list[dict[str, Any]], source_bytes: int) -
     ours = name.startswith("cgconvert")
     own = [jobs[name]["seconds"] - (jobs["start"]["seconds"] if ours else 0) for jobs in runs]
     times = [s / jobs["cp"]["seconds"] for s, jobs in zip(own, runs, strict=True) if "cp" in jobs]
+    peer = f"llama-quantize {name.removeprefix('cgconvert to-gguf --type ')}"
+    to_peer = [
+        jobs[name]["seconds"] / jobs[peer]["seconds"] for jobs in runs if peer in jobs and ours
+    ]
     cells = [
         f"{label}, {source_bytes / 1e9:.1f} GB",
         name,
         f"{seconds:.1f}",
         f"{source_bytes / statistics.median(own) / 1e9:.2f}" if name != "start" else "–",
         f"{statistics.median(times):.2f}" if times and name != "start" else "–",
+        f"{statistics.median(to_peer):.2f}" if to_peer else "–",
         f"{max(jobs[name]['peak_bytes'] for jobs in runs) / 1e9:.2f}",
         f"{runs[-1][name]['written_bytes'] / 1e9:.2f}" if name != "start" else "–",
     ]

@@ -17,7 +17,7 @@ COLUMNS = 64
 """Blocks are searched in whole groups of so many. Within them torch.sum adds every column in the
 same order (it takes four vectors at a time), so a block's bytes do not depend on the others'."""
 
-TILE = 1 << 18
+TILE = 1 << 19
 """Weights searched at once on a CPU: enough that the work on sub-blocks is more than its calls."""
 
 GPU_TILE = 1 << 23
@@ -47,12 +47,11 @@ class SearchedType(BlockType):
         if blocks.device.type != "cpu":
             return self.encode_tiles(blocks, weight, GPU_TILE // self.block_size)
         raw = blocks.contiguous().view(torch.uint8).numpy()
-        shares = tiles(len(blocks), SHARE // self.block_size)
+        processes = torch.get_num_threads()
+        shares = tiles(len(blocks), (SHARE if processes > 1 else TILE) // self.block_size)
         tasks = [(self, raw[s], blocks.dtype, *_of_share(weight, s, len(blocks))) for s in shares]
         coded = np.empty((len(blocks), self.block_bytes), np.uint8)
-        for share, found in zip(
-            shares, share_out(_encode, tasks, torch.get_num_threads()), strict=True
-        ):
+        for share, found in zip(shares, share_out(_encode, tasks, processes), strict=True):
             coded[share] = found
         return torch.from_numpy(coded)
 
