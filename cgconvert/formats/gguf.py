@@ -226,17 +226,19 @@ def _add_geometry(writer: gguf.GGUFWriter, geometry: Geometry) -> None:
 def _add_tokenizer(writer: gguf.GGUFWriter, tokenizer: Tokenizer, rows: int) -> None:
     """One entry for each row of the embedding; rows that no token has are named and unused."""
     tokens = [f"[PAD{index}]" for index in range(rows)]
-    types = [gguf.TokenType.UNUSED] * rows
+    kinds = gguf.TokenType
+    types = [int(kinds.UNUSED)] * rows
     for token, index in tokenizer.vocabulary.items():
-        tokens[index], types[index] = token, gguf.TokenType.NORMAL
+        tokens[index], types[index] = token, int(kinds.NORMAL)
     for added in tokenizer.added:
         tokens[added.id] = added.content
-        types[added.id] = gguf.TokenType.CONTROL if added.special else gguf.TokenType.USER_DEFINED
+        types[added.id] = int(kinds.CONTROL if added.special else kinds.USER_DEFINED)
     writer.add_tokenizer_model("gpt2")
     writer.add_tokenizer_pre(PRE_TOKENIZER)
-    writer.add_token_list(tokens)
-    writer.add_token_types(types)
-    writer.add_token_merges([f"{left} {right}" for left, right in tokenizer.merges])
+    _add_array(writer, gguf.Keys.Tokenizer.LIST, tokens)
+    _add_array(writer, gguf.Keys.Tokenizer.TOKEN_TYPE, types)
+    merges = [f"{left} {right}" for left, right in tokenizer.merges]
+    _add_array(writer, gguf.Keys.Tokenizer.MERGES, merges)
     end = tokenizer.end_of_text
     writer.add_bos_token_id(end)
     writer.add_eos_token_id(end)
@@ -247,8 +249,15 @@ def _add_tokenizer(writer: gguf.GGUFWriter, tokenizer: Tokenizer, rows: int) -> 
     writer.add_add_space_prefix(False)
     padding = list(range(tokenizer.size, rows))
     if padding:
-        kind, item = gguf.GGUFValueType.ARRAY, gguf.GGUFValueType.INT32
-        writer.add_key_value(SUPPRESSED, padding, kind, item)
+        _add_array(writer, SUPPRESSED, padding)
+
+
+def _add_array(writer: gguf.GGUFWriter, key: str, values: list[str] | list[int]) -> None:
+    """Of strings or int32. gguf's own add_array looks at the type of each, here of a vocabulary."""
+    kinds = gguf.GGUFValueType
+    writer.add_key_value(
+        key, values, kinds.ARRAY, kinds.STRING if isinstance(values[0], str) else kinds.INT32
+    )
 
 
 def _padded(size: int) -> int:

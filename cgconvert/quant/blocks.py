@@ -65,7 +65,7 @@ class BlockType(ABC):
     def encode_blocks(
         self, blocks: torch.Tensor, weight: torch.Tensor | None = None
     ) -> torch.Tensor:
-        """float32 [n, block_size] to uint8 [n, block_bytes]."""
+        """Of any floating type, [n, block_size] to uint8 [n, block_bytes]."""
         return self.pack(self.search(blocks, weight))
 
     def decode_blocks(self, coded: torch.Tensor) -> torch.Tensor:
@@ -118,7 +118,7 @@ class BlockType(ABC):
         """`step` blocks at a time; the first of them is block `first` to the weight."""
         coded = blocks.new_empty((len(blocks), self.block_bytes), dtype=torch.uint8)
         for tile in tiles(len(blocks), step):
-            part, share = blocks[tile].float(), None
+            part, share = blocks[tile], None
             if weight is not None:
                 start = first + tile.start
                 index = torch.arange(start, start + len(part), device=weight.device)

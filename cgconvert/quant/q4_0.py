@@ -30,7 +30,7 @@ class Q4_0(SearchedType):  # noqa: N801 - the type's name
 
     def search(self, blocks: torch.Tensor, weight: torch.Tensor | None = None) -> Parts:
         if weight is None:
-            return self.unpack(self.encode_blocks(blocks.float()))
+            return self.unpack(self.encode_blocks(blocks))
         return super().search(blocks, weight)
 
     def find(self, x: torch.Tensor, weight: torch.Tensor | None) -> Parts:
@@ -56,6 +56,7 @@ class Q4_0(SearchedType):  # noqa: N801 - the type's name
     ) -> torch.Tensor:
         if weight is not None:
             return super().encode_blocks(blocks, weight)
+        blocks = blocks.float()
         scales = _largest(blocks) / -8
         inverse, tiny = reciprocal(scales)
         codes = (blocks * inverse).add_(8.5).to(torch.int8).clamp_(max=15)  # truncates

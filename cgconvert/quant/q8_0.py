@@ -25,7 +25,7 @@ class Q8_0(BlockType):  # noqa: N801 - the type's name
     top, zero = 255, 128
 
     def search(self, blocks: torch.Tensor, weight: torch.Tensor | None = None) -> Parts:
-        return self.unpack(self.encode_blocks(blocks.float()))
+        return self.unpack(self.encode_blocks(blocks))
 
     def pack(self, parts: Parts) -> torch.Tensor:
         return torch.cat([self.d_bytes(parts), blocks_first(parts.codes ^ 128)], 1)
@@ -37,6 +37,7 @@ class Q8_0(BlockType):  # noqa: N801 - the type's name
     def encode_blocks(
         self, blocks: torch.Tensor, weight: torch.Tensor | None = None
     ) -> torch.Tensor:
+        blocks = blocks.float()
         scales = blocks.abs().amax(1, keepdim=True) / 127
         inverse, _ = reciprocal(scales)
         codes = blocks * inverse
