@@ -65,6 +65,17 @@ def test_python_dash_m() -> None:
     assert told.stdout.startswith("cgconvert, version ")
 
 
+def test_garbage_is_collected_behind_the_import_of_a_command() -> None:
+    code = """
+import gc
+from cgconvert.cli.main import cli
+cli.main(["to-gguf", "--help"], standalone_mode=False)
+print(gc.isenabled(), gc.get_freeze_count() > 100_000)
+"""
+    told = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert told.stdout.splitlines()[-1] == "True True"
+
+
 def test_default_outputs(run: Callable[..., Outcome], tmp_path: Path) -> None:
     for arguments in (
         ["to-hf", TINY],
