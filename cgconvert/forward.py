@@ -8,6 +8,7 @@ from __future__ import annotations
 import torch
 import torch.nn.functional as F  # noqa: N812 - the name torch's own documentation uses
 
+from cgconvert.mkl import choose_kernels
 from cgconvert.model import Geometry
 
 __all__ = ["attend", "gelu", "norm", "rotary"]
@@ -20,6 +21,7 @@ def rotary(
 
     The angles are float32 products, as transformers' create_sinusoidal_positions has them.
     """
+    choose_kernels()
     pair = torch.arange(0, geometry.rotary_dim, 2) / geometry.rotary_dim
     inverse = 1.0 / (geometry.rotary_base**pair)
     angles = torch.outer(torch.arange(length).float(), inverse).repeat_interleave(2, dim=1)

@@ -31,6 +31,7 @@ from transformers import CodeGenConfig, CodeGenForCausalLM
 from transformers.models.codegen.modeling_codegen import CodeGenAttention
 
 from cgconvert import corpus
+from cgconvert.mkl import choose_kernels
 
 END = "<|endoftext|>"
 # CodeGen's own: longest first, spaces before tabs.
@@ -342,6 +343,7 @@ def main(
     """Train a CodeGen on Python source and write it to the folder OUTPUT."""
     began = time.monotonic()
     torch.set_num_threads(threads)
+    choose_kernels()
     torch.manual_seed(seed)
     if device_name == "auto":
         device_name = "cuda" if torch.cuda.is_available() else "cpu"

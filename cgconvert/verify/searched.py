@@ -15,6 +15,7 @@ import math
 
 import torch
 
+from cgconvert.mkl import choose_kernels
 from cgconvert.quant.blocks import BlockType
 from cgconvert.tensor import LazyTensor
 
@@ -45,6 +46,7 @@ def searched_error(
 
     `step` rows are taken at a time. `coarsest` is the type whose errors it may make up for.
     """
+    choose_kernels()
     size, allowed = codec.block_size, 2 * GAIN / (codec.top + 1)
     if coarsest is not None and (coarsest.top >= codec.top or found.shape[1] % coarsest.block_size):
         coarsest = None
