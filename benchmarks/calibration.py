@@ -13,11 +13,10 @@ import json
 import re
 import subprocess
 import sys
-import tempfile
 from pathlib import Path
 
 import click
-from measuring import RESULTS, Job, command, keep, machine
+from measuring import RESULTS, Job, command, keep, machine, workplace
 
 from cgconvert import embedded
 
@@ -29,8 +28,7 @@ from cgconvert import embedded
 @click.option("--work", type=click.Path(path_type=Path), help="Where to write (a fast disk).")
 def main(name: str, layers: int | None, threads: int, work: Path | None) -> None:
     """Measure one model once, beside what was measured before."""
-    with tempfile.TemporaryDirectory(dir=work) as folder:
-        place = Path(folder)
+    with workplace(work) as place:
         cut = ["--layers", str(layers)] if layers else []
         make = [sys.executable, "-m", "cgconvert.synthetic", name, "--layout", "streamed", *cut]
         subprocess.run([*make, "-o", str(place)], check=True, stdout=subprocess.DEVNULL)

@@ -21,7 +21,6 @@ import os
 import statistics
 import subprocess
 import sys
-import tempfile
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass, field
@@ -29,7 +28,7 @@ from pathlib import Path
 from typing import Any
 
 import click
-from measuring import command, keep, machine
+from measuring import command, keep, machine, workplace
 
 PROMPT, STEPS, BATCHES = 128, 32, (1, 8)
 WORKER = Path(__file__).with_name("decoding.py")
@@ -101,8 +100,8 @@ def main(
     work: Path | None,
 ) -> None:
     """Measure prefill and decode of all contenders."""
-    with tempfile.TemporaryDirectory(dir=work) as folder:
-        contenders = list(_prepare(Path(folder), name, layers, peers, llama, only))
+    with workplace(work) as folder:
+        contenders = list(_prepare(folder, name, layers, peers, llama, only))
         for path in also:
             reads = path.stat().st_size * 9 // 10
             label = f"llama.cpp, {path.stem}"

@@ -15,16 +15,18 @@ import shutil
 import statistics
 import subprocess
 import sys
+import tempfile
 import threading
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import click
 
-__all__ = ["Job", "as_rows", "command", "keep", "machine", "size"]
+__all__ = ["Job", "as_rows", "command", "keep", "machine", "size", "workplace"]
 
 RESULTS = Path(__file__).parent / "results"
 
@@ -155,6 +157,15 @@ def size(path: Path) -> int:
     if path.is_file():
         return path.stat().st_size
     return sum(p.stat().st_size for p in path.rglob("*") if p.is_file())
+
+
+@contextmanager
+def workplace(parent: Path | None) -> Iterator[Path]:
+    """A folder to write in, gone afterwards; the parent is made, and stays."""
+    if parent is not None:
+        parent.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(dir=parent) as folder:
+        yield Path(folder)
 
 
 def remove(path: Path) -> None:

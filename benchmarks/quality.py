@@ -12,7 +12,6 @@ the same windows that ours is fitted to.
 from __future__ import annotations
 
 import ctypes
-import tempfile
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -21,7 +20,7 @@ from typing import Any
 import click
 import numpy as np
 from losses import HeldOut, Row, keep_rows, table
-from measuring import command, machine
+from measuring import command, machine, workplace
 
 from cgconvert.calibrate.effort import EFFORTS, Effort
 from cgconvert.calibrate.gguf import Budget
@@ -67,8 +66,7 @@ def main(model: str, tokens: int, threads: int, only: tuple[str, ...], work: Pat
         rows.append(held_out.row(name, path.stat().st_size, seconds, logits))
         click.echo(f"{name}: KL {rows[-1].kl:.3g}, {path.stat().st_size:,} bytes", err=True)
 
-    with tempfile.TemporaryDirectory(dir=work) as folder:
-        place = Path(folder)
+    with workplace(work) as place:
         half = place / "F16.gguf"
         judge("F16", half, _timed(lambda: _write(source, half, "F16")))
         text = read_text(STDLIB, "calibration")

@@ -30,7 +30,7 @@ import numpy as np
 import onnx as onnx_format
 import onnxruntime
 from losses import HeldOut, Row, keep_rows, table
-from measuring import command, machine
+from measuring import command, machine, workplace
 from onnxruntime.quantization.calibrate import CalibrationDataReader
 from onnxruntime.quantization.matmul_nbits_quantizer import (
     DefaultWeightOnlyQuantConfig,
@@ -174,8 +174,8 @@ def main(model: str, tokens: int, threads: int, work: Path | None) -> None:
     logging.disable(logging.WARNING)  # the peers' account of every node
     source = read(model)
     held_out = HeldOut(source, tokens)
-    with tempfile.TemporaryDirectory(dir=work) as folder:
-        bench = Bench(source, held_out, threads, Path(folder))
+    with workplace(work) as folder:
+        bench = Bench(source, held_out, threads, folder)
         execute(onnx.plan(source, bench.place / "float"), source)
         reader = Reader(bench.windows.fitted.tolist(), source.geometry)
         default = DefaultWeightOnlyQuantConfig

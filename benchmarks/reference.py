@@ -11,11 +11,10 @@ from __future__ import annotations
 
 import subprocess
 import sys
-import tempfile
 from pathlib import Path
 
 import click
-from measuring import Job, as_rows, command, keep, machine
+from measuring import Job, as_rows, command, keep, machine, workplace
 
 PROMPT_TOKENS = (1, 5, 25, 25, 60, 25, 30, 60, 50, 700)
 """About the lengths of verify's prompts in GPT-2's vocabulary; the sum is what counts."""
@@ -35,12 +34,12 @@ def main(names: tuple[str, ...], tokens: int, work: Path | None, child: Path | N
         _refer(child, tokens)
         return
     jobs, sizes = [], []
-    with tempfile.TemporaryDirectory(dir=work) as folder:
+    with workplace(work) as folder:
         for name in names:
-            source = Path(folder) / name
+            source = folder / name
             again = [sys.executable, __file__, "--child", str(source), "--tokens", str(tokens)]
             make = [sys.executable, "-m", "cgconvert.synthetic", name, "--layout", "sparse"]
-            subprocess.run([*make, "-o", folder], check=True, stdout=subprocess.DEVNULL)
+            subprocess.run([*make, "-o", str(folder)], check=True, stdout=subprocess.DEVNULL)
             sizes.append((source / "model.safetensors").stat().st_size)
             jobs.append(Job(name, again, None))
             jobs[-1].measure()

@@ -21,13 +21,12 @@ import json
 import statistics
 import subprocess
 import sys
-import tempfile
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
 import click
-from measuring import RESULTS, Job, command, keep, machine, remove, size
+from measuring import RESULTS, Job, command, keep, machine, remove, size, workplace
 
 CONVERSIONS = (
     ("to-hf",),
@@ -79,8 +78,7 @@ def main(
     work: Path | None,
 ) -> None:
     """Measure the conversions of one member of the family."""
-    with tempfile.TemporaryDirectory(dir=work) as folder:
-        place = Path(folder)
+    with workplace(work) as place:
         make = [sys.executable, "-m", "cgconvert.synthetic", name, "--layout", layout]
         subprocess.run([*make, "-o", str(place)], check=True, stdout=subprocess.DEVNULL)
         source = next(place.iterdir())

@@ -10,11 +10,10 @@ from __future__ import annotations
 
 import subprocess
 import sys
-import tempfile
 from pathlib import Path
 
 import click
-from measuring import Job, as_rows, command, keep, machine
+from measuring import Job, as_rows, command, keep, machine, workplace
 
 TYPES = {
     "hf float16": ("to-hf",),
@@ -36,9 +35,8 @@ TYPES = {
 def main(name: str, only: tuple[str, ...], work: Path | None) -> None:
     """Verify each type once."""
     ours, jobs = [sys.executable, "-m", "cgconvert"], []
-    with tempfile.TemporaryDirectory(dir=work) as folder:
-        place = Path(folder)
-        make = [sys.executable, "-m", "cgconvert.synthetic", name, "-o", folder]
+    with workplace(work) as place:
+        make = [sys.executable, "-m", "cgconvert.synthetic", name, "-o", str(place)]
         subprocess.run(make, check=True, stdout=subprocess.DEVNULL)
         for label, (conversion, *options) in TYPES.items():
             if only and not any(part in label for part in only):
