@@ -68,7 +68,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     source = replace(whole, decoder=decoder, config={**whole.config, "n_layer": 1})
     execute(convert.to_hf(source, where / "hf"), source)
     execute(convert.to_gguf(source, where / "plain.gguf", type="Q4_K"), source)
-    text = "\n".join(read_text("stdlib", "calibration").documents)[:20_000]
+    text = "\n".join(read_text("stdlib", "calibration").documents)[:6_000]
     (where / "text.py").write_text(text)
     return where
 
