@@ -12,6 +12,8 @@ import pytest
 import torch
 
 from cgconvert import embedded, family, synthetic
+from cgconvert.checkpoint.checkpoint import Checkpoint
+from cgconvert.checkpoint.read import read
 from cgconvert.model import Geometry
 from cgconvert.quant import processes
 
@@ -32,6 +34,14 @@ def cut(size: str) -> Geometry:
     """
     rows = int(os.environ.get("CGCONVERT_TEST_VOCABULARY", "4096"))
     return replace(family.SIZES[size], n_layer=2, vocab_size=rows)
+
+
+def first_layers(count: int) -> Checkpoint:
+    """So many of the embedded model's: as trained, and quick."""
+    whole = read(embedded.NAME)
+    geometry = replace(whole.geometry, n_layer=count)
+    decoder = replace(whole.decoder, geometry=geometry, blocks=whole.decoder.blocks[:count])
+    return replace(whole, decoder=decoder, config={**whole.config, "n_layer": count})
 
 
 @pytest.fixture(scope="session")

@@ -11,13 +11,11 @@ import numpy as np
 import pytest
 import torch
 
-from cgconvert import embedded
 from cgconvert.calibrate import plans
 from cgconvert.calibrate.effort import EFFORTS
 from cgconvert.calibrate.gguf import Budget, Calibrated, calibrate_gguf
 from cgconvert.calibrate.plans import CalibratedGGUF
 from cgconvert.checkpoint.checkpoint import Checkpoint
-from cgconvert.checkpoint.read import read
 from cgconvert.errors import InputError, UsageError
 from cgconvert.formats import gguf
 from cgconvert.formats.gguf_types import ENCODINGS
@@ -38,16 +36,14 @@ from cgconvert.verify.reference import Reference
 from cgconvert.verify.verdict import Verdict
 from cgconvert.verify.verify import verify
 
+from .conftest import first_layers
+
 EFFORT = EFFORTS["default"]
 
 
 @pytest.fixture(scope="module")
 def source() -> Checkpoint:
-    """The embedded model's first two layers: as trained, and quick."""
-    whole = read(embedded.NAME)
-    geometry = replace(whole.geometry, n_layer=2)
-    decoder = replace(whole.decoder, geometry=geometry, blocks=whole.decoder.blocks[:2])
-    return replace(whole, decoder=decoder)
+    return first_layers(2)
 
 
 @pytest.fixture(scope="module")

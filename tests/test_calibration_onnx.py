@@ -9,13 +9,11 @@ import numpy as np
 import pytest
 import torch
 
-from cgconvert import embedded
 from cgconvert.calibrate.effort import EFFORTS
 from cgconvert.calibrate.gguf import Calibrated
 from cgconvert.calibrate.onnx import calibrate_onnx, standard_types
 from cgconvert.checkpoint.checkpoint import Checkpoint
 from cgconvert.checkpoint.onnx import BlocksTensor, decoded_tensors, find_graph
-from cgconvert.checkpoint.read import read
 from cgconvert.errors import UsageError
 from cgconvert.formats import onnx
 from cgconvert.formats.onnx.variant import Variant
@@ -37,17 +35,15 @@ from cgconvert.verify.stored import stored_decoder
 from cgconvert.verify.verdict import Verdict
 from cgconvert.verify.verify import verify
 
+from .conftest import first_layers
+
 VARIANT = Variant(bits=4)
 EFFORT = EFFORTS["default"]
 
 
 @pytest.fixture(scope="module")
 def source() -> Checkpoint:
-    """The embedded model's first two layers: as trained, and quick."""
-    whole = read(embedded.NAME)
-    geometry = replace(whole.geometry, n_layer=2)
-    decoder = replace(whole.decoder, geometry=geometry, blocks=whole.decoder.blocks[:2])
-    return replace(whole, decoder=decoder)
+    return first_layers(2)
 
 
 @pytest.fixture(scope="module")

@@ -12,10 +12,12 @@ import gguf
 import pytest
 
 from cgconvert import convert
-from cgconvert.checkpoint.read import read
 from cgconvert.cli.main import main
 from cgconvert.quant.calibration import Calibration
 from cgconvert.stream.execute import execute
+from cgconvert.text import read_text
+
+from .conftest import first_layers
 
 TEXT_CHARACTERS = 120_000
 
@@ -30,13 +32,8 @@ class Outcome(NamedTuple):
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The embedded model's first two layers as a checkpoint of its own, and a text."""
     where = tmp_path_factory.mktemp("quantize")
-    whole = read("codegen-tiny-mono")
-    geometry = replace(whole.geometry, n_layer=2)
-    decoder = replace(whole.decoder, geometry=geometry, blocks=whole.decoder.blocks[:2])
-    source = replace(whole, name="small", decoder=decoder, config={**whole.config, "n_layer": 2})
+    source = replace(first_layers(2), name="small")
     execute(convert.to_hf(source, where / "small"), source)
-    from cgconvert.text import read_text
-
     text = "\n".join(read_text("stdlib", "calibration").documents)[:TEXT_CHARACTERS]
     (where / "text.py").write_text(text)
     return where
