@@ -30,7 +30,15 @@ def main(name: str, layers: int | None, threads: int, work: Path | None) -> None
     """Measure one model once, beside what was measured before."""
     with workplace(work) as place:
         cut = ["--layers", str(layers)] if layers else []
-        make = [sys.executable, "-m", "cgconvert.synthetic", name, "--layout", "streamed", *cut]
+        make = [
+            sys.executable,
+            "-m",
+            "cgconvert.testing.synthetic",
+            name,
+            "--layout",
+            "streamed",
+            *cut,
+        ]
         subprocess.run([*make, "-o", str(place)], check=True, stdout=subprocess.DEVNULL)
         source, target = next(place.iterdir()), place / "m.gguf"
         given = ["env", f"OMP_NUM_THREADS={threads}", sys.executable, "-m", "cgconvert", "quantize"]

@@ -28,12 +28,12 @@ import numpy as np
 import torch
 
 from cgconvert import embedded
-from cgconvert.checkpoint.read import read
-from cgconvert.formats.gguf_types import ENCODINGS
-from cgconvert.quant.blocks import BlockType
+from cgconvert.codecs.block_codec import BlockCodec
+from cgconvert.formats.gguf.types import ENCODINGS
+from cgconvert.formats.read import read
 
 RESULTS = Path(__file__).parent / "results"
-CODECS = [codec for codec in ENCODINGS.values() if isinstance(codec, BlockType)]
+CODECS = [codec for codec in ENCODINGS.values() if isinstance(codec, BlockCodec)]
 
 
 @click.command()
@@ -53,7 +53,7 @@ def main(repeats: int, rows: int) -> None:
 
 def _data(rows: int) -> dict[str, np.ndarray]:
     random = np.random.default_rng(0)
-    block = read(str(embedded.path())).decoder.blocks[2]
+    block = read(str(embedded.path())).decoder.layers[2]
     trained = torch.cat([getattr(block, n).read().float().reshape(-1, 256)
                          for n in ("q", "v", "o", "fc_in", "fc_out")])  # fmt: skip
     return {
@@ -71,7 +71,7 @@ def _importance(columns: int) -> np.ndarray:
 
 
 def _measure(
-    codec: BlockType, data: dict[str, np.ndarray], weights: np.ndarray | None, repeats: int
+    codec: BlockCodec, data: dict[str, np.ndarray], weights: np.ndarray | None, repeats: int
 ) -> dict[str, Any]:
     share = None if weights is None else torch.from_numpy(weights)
 
@@ -104,14 +104,14 @@ def _seconds(encode: Callable[[np.ndarray], np.ndarray], rows: np.ndarray) -> fl
 
 
 def _error(
-    codec: BlockType, coded: np.ndarray, rows: np.ndarray, weights: np.ndarray | None
+    codec: BlockCodec, coded: np.ndarray, rows: np.ndarray, weights: np.ndarray | None
 ) -> float:
     decoded = gguf.quants.dequantize(coded, gguf.GGMLQuantizationType[codec.name])
     squares = (rows.astype(np.float64) - decoded) ** 2
     return float((squares if weights is None else squares * weights).sum())
 
 
-def _ggml(codec: BlockType, rows: np.ndarray, weights: np.ndarray | None) -> np.ndarray:
+def _ggml(codec: BlockCodec, rows: np.ndarray, weights: np.ndarray | None) -> np.ndarray:
     import llama_cpp
 
     library = next((Path(llama_cpp.__file__).parent / "lib").glob("libggml-base.*"))

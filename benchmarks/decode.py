@@ -131,7 +131,7 @@ def _prepare(
         return not only or any(part in name for part in only)
 
     cuts = ["--layers", str(layers)] if layers else []
-    _run(sys.executable, "-m", "cgconvert.synthetic", name, "-o", str(folder), *cuts)
+    _run(sys.executable, "-m", "cgconvert.testing.synthetic", name, "-o", str(folder), *cuts)
     source, out = folder / name, folder / "out"
     ours = [sys.executable, "-m", "cgconvert"]
 
@@ -192,7 +192,7 @@ def _run(*arguments: str) -> None:
 
 def _weights(source: Path) -> int:
     """Of the matrices that a step multiplies with: all but the embedding's."""
-    from cgconvert.checkpoint.read import read
+    from cgconvert.formats.read import read
 
     g = read(str(source)).geometry
     return g.parameters - g.vocab_size * g.n_embd
@@ -204,7 +204,7 @@ def _data(folder: Path) -> int:
 
 def _embedding(folder: Path) -> int:
     """Bytes of the table a step takes one row of."""
-    from cgconvert.checkpoint.onnx import find_graph, stored_tensors
+    from cgconvert.formats.onnx.reader import find_graph, stored_tensors
 
     tensors = stored_tensors(find_graph(folder))
     return sum(t.nbytes for name, t in tensors.items() if "embed_tokens" in name)

@@ -11,14 +11,14 @@ from xml.etree.ElementTree import Element, tostring
 import numpy as np
 from measuring import RESULTS, keep
 
-from cgconvert.checkpoint.checkpoint import Checkpoint
-from cgconvert.text import STDLIB, read_text
+from cgconvert.model.checkpoint import Checkpoint
+from cgconvert.texts.text import STDLIB, read_text
 from cgconvert.verify.distribution import Distribution
-from cgconvert.verify.markup import element
 from cgconvert.verify.metrics import measure
 from cgconvert.verify.reference import Reference
-from cgconvert.verify.report_axes import LEFT, RIGHT, WIDTH, Scale, grid, points, scale_over
-from cgconvert.verify.report_style import STYLE
+from cgconvert.verify.report.axes import LEFT, RIGHT, WIDTH, Scale, grid, points, scale_over
+from cgconvert.verify.report.markup import element
+from cgconvert.verify.report.style import STYLE
 
 __all__ = ["HeldOut", "Row", "draw", "keep_rows", "table"]
 

@@ -22,19 +22,19 @@ import numpy as np
 from losses import HeldOut, Row, keep_rows, table
 from measuring import command, machine, workplace
 
-from cgconvert.calibrate.effort import EFFORTS, Effort
 from cgconvert.calibrate.gguf import Budget
+from cgconvert.calibrate.imatrix import collect
 from cgconvert.calibrate.plans import CalibratedGGUF
-from cgconvert.checkpoint.checkpoint import Checkpoint
-from cgconvert.checkpoint.read import read
-from cgconvert.formats import gguf
-from cgconvert.quant.imatrix import Imatrix
-from cgconvert.quant.imatrix_collect import collect
-from cgconvert.quant.quantizer import Windows
+from cgconvert.calibrate.preset import PRESETS, CalibrationPreset
+from cgconvert.calibrate.quantizer import CalibrationSet
+from cgconvert.formats.gguf import writer as gguf
+from cgconvert.formats.gguf.imatrix import Imatrix
+from cgconvert.formats.read import read
+from cgconvert.io.progress import Silent
+from cgconvert.model.checkpoint import Checkpoint
 from cgconvert.runtimes.llamacpp import LlamaCpp
-from cgconvert.stream.execute import execute
-from cgconvert.stream.progress import Silent
-from cgconvert.text import STDLIB, read_text
+from cgconvert.texts.text import STDLIB, read_text
+from cgconvert.write.execute import execute
 
 PEERS = ("Q8_0", "Q6_K", "Q5_K_M", "Q5_K_S", "Q4_K_M", "Q4_K_S", "Q4_0", "Q3_K_M")
 OURS = ("Q6_K", "Q5_K_M", "Q4_K_M", "Q4_K_S")
@@ -70,9 +70,9 @@ def main(model: str, tokens: int, threads: int, only: tuple[str, ...], work: Pat
         half = place / "F16.gguf"
         judge("F16", half, _timed(lambda: _write(source, half, "F16")))
         text = read_text(STDLIB, "calibration")
-        effort = EFFORTS["default"]
+        effort = PRESETS["default"]
         ids = text.ids(source.tokenizer)
-        windows = Windows.of(ids, source.geometry, STDLIB, effort)
+        windows = CalibrationSet.of(ids, source.geometry, STDLIB, effort)
         collected = collect(source.decoder, windows.fitted, STDLIB, Silent())
         means = {n: (i.squares / i.count).numpy() for n, i in collected.inputs.items()}
         for type_ in peers:
@@ -83,10 +83,10 @@ def main(model: str, tokens: int, threads: int, only: tuple[str, ...], work: Pat
                 )
                 judge(f"llama-quantize {type_}{label}", path, spent)
         whole = next(r.nbytes for r in rows if r.name == "llama-quantize Q4_K_M")
-        limits: list[tuple[str, Budget, Effort]] = [
+        limits: list[tuple[str, Budget, CalibrationPreset]] = [
             *((f"as {t}", Budget(like=t), effort) for t in ours),
             (f"{SHARE:.0%} of Q4_K_M", Budget(nbytes=int(SHARE * whole)), effort),
-            ("as Q4_K_M, effort max", Budget(like="Q4_K_M"), EFFORTS["max"]),
+            ("as Q4_K_M, effort max", Budget(like="Q4_K_M"), PRESETS["max"]),
         ]
         for type_ in ours:
             path = place / "ours.gguf"
@@ -116,7 +116,13 @@ def _write(source: Checkpoint, path: Path, type_: str, importance: Imatrix | Non
 
 
 def _calibrated(
-    source: Checkpoint, path: Path, text: Any, place: Path, *, budget: Budget, effort: Effort
+    source: Checkpoint,
+    path: Path,
+    text: Any,
+    place: Path,
+    *,
+    budget: Budget,
+    effort: CalibrationPreset,
 ) -> None:
     """What does not depend on the budget is kept from one to the next."""
     asked = CalibratedGGUF(source, path, text, effort, {}, budget=budget)

@@ -40,26 +40,26 @@ from onnxruntime.quantization.matmul_nbits_quantizer import (
     WeightOnlyQuantConfig,
 )
 
-from cgconvert.calibrate.effort import EFFORTS
 from cgconvert.calibrate.onnx import calibrate_onnx, standard_types
-from cgconvert.checkpoint.checkpoint import Checkpoint
-from cgconvert.checkpoint.onnx import find_graph
-from cgconvert.checkpoint.read import read
-from cgconvert.formats import onnx
+from cgconvert.calibrate.preset import PRESETS
+from cgconvert.calibrate.quantizer import CalibrationSet
+from cgconvert.calibrate.sensitivity import Name
+from cgconvert.codecs.coded import Coded
+from cgconvert.codecs.matmul_nbits import MatMulNBits
+from cgconvert.formats.onnx import writer as onnx
+from cgconvert.formats.onnx.reader import find_graph
 from cgconvert.formats.onnx.variant import Variant
-from cgconvert.model import Geometry
-from cgconvert.names import ONNX
-from cgconvert.quant.coded import Coded
-from cgconvert.quant.matmul_nbits import MatMulNBits
-from cgconvert.quant.quantizer import Windows
-from cgconvert.quant.sensitivity import Name
-from cgconvert.stream.execute import execute
-from cgconvert.stream.progress import Silent
-from cgconvert.tensor import InMemory, LazyTensor
-from cgconvert.text import STDLIB, read_text
+from cgconvert.formats.read import read
+from cgconvert.io.progress import Silent
+from cgconvert.model.checkpoint import Checkpoint
+from cgconvert.model.decoder import Geometry
+from cgconvert.model.tensor import InMemory, LazyTensor
+from cgconvert.model.tensor_names import ONNX
+from cgconvert.texts.text import STDLIB, read_text
+from cgconvert.write.execute import execute
 
 BLOCK, LEVEL = 32, 4
-EFFORT = EFFORTS["default"]
+EFFORT = PRESETS["default"]
 HEAD = "lm_head"
 KEPT = ("choices.json", "fisher.safetensors")
 """Steps of a calibration that do not depend on the types."""
@@ -75,7 +75,7 @@ class Bench:
         self.options.intra_op_num_threads, self.options.log_severity_level = threads, 3
         text = read_text(STDLIB, "calibration")
         ids = text.ids(source.tokenizer)
-        self.windows = Windows.of(ids, source.geometry, text.name, EFFORT)
+        self.windows = CalibrationSet.of(ids, source.geometry, text.name, EFFORT)
 
     def judge(self, name: str, graph: Path, nbytes: int, seconds: float) -> None:
         session = onnxruntime.InferenceSession(
@@ -244,10 +244,10 @@ def _searched(source: Checkpoint, variant: Variant) -> Checkpoint:
     types, d = standard_types(source.geometry, variant), source.decoder
     blocks = tuple(
         replace(b, **{p: coded((i, p), t) for p, t in vars(b).items() if (i, p) in types})
-        for i, b in enumerate(d.blocks)
+        for i, b in enumerate(d.layers)
     )
     return replace(source, decoder=replace(
-        d, blocks=blocks, wte=coded("wte", d.wte), head=coded("head", d.head)
+        d, layers=blocks, wte=coded("wte", d.wte), head=coded("head", d.head)
     ))  # fmt: skip
 
 

@@ -38,7 +38,7 @@ def main(names: tuple[str, ...], tokens: int, work: Path | None, child: Path | N
         for name in names:
             source = folder / name
             again = [sys.executable, __file__, "--child", str(source), "--tokens", str(tokens)]
-            make = [sys.executable, "-m", "cgconvert.synthetic", name, "--layout", "sparse"]
+            make = [sys.executable, "-m", "cgconvert.testing.synthetic", name, "--layout", "sparse"]
             subprocess.run([*make, "-o", str(folder)], check=True, stdout=subprocess.DEVNULL)
             sizes.append((source / "model.safetensors").stat().st_size)
             jobs.append(Job(name, again, None))
@@ -65,7 +65,7 @@ def main(names: tuple[str, ...], tokens: int, work: Path | None, child: Path | N
 
 
 def _refer(source: Path, tokens: int) -> None:
-    from cgconvert.checkpoint.read import read
+    from cgconvert.formats.read import read
     from cgconvert.verify.reference import Reference
 
     checkpoint = read(str(source))

@@ -58,7 +58,9 @@ model.save_pretrained(sys.argv[2])
 
 @click.command()
 @click.argument("name")
-@click.option("--layout", default="streamed", show_default=True, help="As in cgconvert.synthetic.")
+@click.option(
+    "--layout", default="streamed", show_default=True, help="As in cgconvert.testing.synthetic."
+)
 @click.option("--only", multiple=True, help="Conversions that begin so. Repeatable.")
 @click.option("--copy/--no-copy", default=True, help="Without cp where the disk is too small.")
 @click.option("--peers", is_flag=True, help="llama-quantize and transformers beside it.")
@@ -79,7 +81,7 @@ def main(
 ) -> None:
     """Measure the conversions of one member of the family."""
     with workplace(work) as place:
-        make = [sys.executable, "-m", "cgconvert.synthetic", name, "--layout", layout]
+        make = [sys.executable, "-m", "cgconvert.testing.synthetic", name, "--layout", layout]
         subprocess.run([*make, "-o", str(place)], check=True, stdout=subprocess.DEVNULL)
         source = next(place.iterdir())
         out = place / "out"

@@ -36,7 +36,7 @@ def main(name: str, only: tuple[str, ...], work: Path | None) -> None:
     """Verify each type once."""
     ours, jobs = [sys.executable, "-m", "cgconvert"], []
     with workplace(work) as place:
-        make = [sys.executable, "-m", "cgconvert.synthetic", name, "-o", str(place)]
+        make = [sys.executable, "-m", "cgconvert.testing.synthetic", name, "-o", str(place)]
         subprocess.run(make, check=True, stdout=subprocess.DEVNULL)
         for label, (conversion, *options) in TYPES.items():
             if only and not any(part in label for part in only):

@@ -11,11 +11,13 @@ from pathlib import Path
 import pytest
 import torch
 
-from cgconvert import embedded, family, synthetic
-from cgconvert.checkpoint.checkpoint import Checkpoint
-from cgconvert.checkpoint.read import read
-from cgconvert.model import Geometry
-from cgconvert.quant import processes
+from cgconvert import embedded
+from cgconvert.formats.read import read
+from cgconvert.io import processes
+from cgconvert.model import family
+from cgconvert.model.checkpoint import Checkpoint
+from cgconvert.model.decoder import Geometry
+from cgconvert.testing import synthetic
 
 # Tiny models are slower on several threads, far slower where cores are shared.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
@@ -40,7 +42,7 @@ def first_layers(count: int) -> Checkpoint:
     """So many of the embedded model's: as trained, and quick."""
     whole = read(embedded.NAME)
     geometry = replace(whole.geometry, n_layer=count)
-    decoder = replace(whole.decoder, geometry=geometry, blocks=whole.decoder.blocks[:count])
+    decoder = replace(whole.decoder, geometry=geometry, layers=whole.decoder.layers[:count])
     return replace(whole, decoder=decoder, config={**whole.config, "n_layer": count})
 
 

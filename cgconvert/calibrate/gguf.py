@@ -16,21 +16,21 @@ from typing import Any
 
 import torch
 
-from cgconvert.calibrate.effort import Effort
-from cgconvert.checkpoint.checkpoint import Checkpoint
-from cgconvert.device import CPU
+from cgconvert.calibrate.allocation import Choice, allocate, path
+from cgconvert.calibrate.preset import CalibrationPreset
+from cgconvert.calibrate.quantizer import CalibrationSet, Quantizer
+from cgconvert.calibrate.sensitivity import Name
+from cgconvert.codecs.block_codec import BlockCodec
+from cgconvert.codecs.coded import Coded
 from cgconvert.errors import UsageError
-from cgconvert.formats.gguf_types import ENCODINGS, TYPES
-from cgconvert.model import Decoder
-from cgconvert.names import GGUF, Names
-from cgconvert.quant.allocation import Choice, allocate, path
-from cgconvert.quant.blocks import BlockType
-from cgconvert.quant.coded import Coded
-from cgconvert.quant.quantizer import Quantizer, Windows
-from cgconvert.quant.sensitivity import Name
-from cgconvert.stream.progress import Progress
+from cgconvert.formats.gguf.types import ENCODINGS, TYPES
+from cgconvert.io.progress import Progress
+from cgconvert.model.checkpoint import Checkpoint
+from cgconvert.model.decoder import Decoder
+from cgconvert.model.device import CPU
+from cgconvert.model.tensor_names import GGUF, TensorNames
 
-__all__ = ["Budget", "Calibrated", "adjusted", "calibrate_gguf", "changeable", "check"]
+__all__ = ["Budget", "CalibrationResult", "adjusted", "calibrate_gguf", "changeable", "check"]
 
 CANDIDATES = ("Q3_K", "Q4_K", "Q5_K", "Q6_K", "Q8_0")
 """Types that a matrix can get; others of the same size lose more."""
@@ -60,7 +60,7 @@ class Budget:
 
 
 @dataclass(frozen=True)
-class Calibrated:
+class CalibrationResult:
     """The coded model, the type of each matrix by its name in the format it is for, vectors that
     changed by theirs, and the loss that was expected, in nats a token: None where nothing was
     chosen."""
@@ -74,13 +74,13 @@ class Calibrated:
 def calibrate_gguf(
     checkpoint: Checkpoint,
     budget: Budget,
-    windows: Windows,
-    effort: Effort,
+    windows: CalibrationSet,
+    effort: CalibrationPreset,
     folder: Path,
     progress: Progress,
     overhead: int = 0,
     device: torch.device = CPU,
-) -> Calibrated:
+) -> CalibrationResult:
     """Choose the types and fit the matrices; steps that are complete are kept in `folder`.
 
     `overhead` are the bytes of a file that are not matrices'. Raises UsageError where nothing fits
@@ -100,7 +100,7 @@ def calibrate_gguf(
         types = {name: codecs[c.type] for name, c in chosen.items()}
         expected = sum(choice.loss for choice in chosen.values())
     decoder = quantizer.calibrated(types)
-    return Calibrated(
+    return CalibrationResult(
         checkpoint=replace(checkpoint, decoder=decoder),
         table={_gguf(name): types[name].name for name in sorted(types, key=_order)},
         adjusted=tuple(adjusted(source, decoder, GGUF)),
@@ -137,15 +137,15 @@ def changeable(decoder: Decoder) -> tuple[str, ...]:
     """Names in GGUF of the vectors that calibration can change."""
     layers = range(decoder.geometry.n_layer)
     biases = [
-        GGUF.block[part].format(i=i) for i in layers for part in ("fc_in_bias", "fc_out_bias")
+        GGUF.layer[part].format(i=i) for i in layers for part in ("fc_in_bias", "fc_out_bias")
     ]
     return (*biases, GGUF.model["head_bias"])
 
 
-def _codec(name: str) -> BlockType:
+def _codec(name: str) -> BlockCodec:
     encoding = ENCODINGS.get(name)
-    if not isinstance(encoding, BlockType):
-        known = ", ".join(n for n, e in ENCODINGS.items() if isinstance(e, BlockType))
+    if not isinstance(encoding, BlockCodec):
+        known = ", ".join(n for n, e in ENCODINGS.items() if isinstance(e, BlockCodec))
         raise UsageError(f"type {name!r} is not one of {known}")
     return encoding
 
@@ -162,14 +162,14 @@ def _names(decoder: Decoder) -> list[Name]:
     return [MATRICES[0], *inner, MATRICES[-1]]
 
 
-def _mixed(decoder: Decoder, mix: str) -> dict[Name, BlockType]:
+def _mixed(decoder: Decoder, mix: str) -> dict[Name, BlockCodec]:
     """Raises InputError where a matrix does not divide into its type's blocks."""
-    found: dict[Name, BlockType] = {}
+    found: dict[Name, BlockCodec] = {}
     file_type, layers = TYPES[mix], decoder.geometry.n_layer
     for name in _names(decoder):
         at = (name,) if isinstance(name, str) else (name[1], name[0], layers)
         encoding = file_type.of(*at)
-        if isinstance(encoding, BlockType):
+        if isinstance(encoding, BlockCodec):
             encoding.row_bytes(_matrix(decoder, name).shape)
             found[name] = encoding
     return found
@@ -215,7 +215,7 @@ def _named(names: Iterable[Name], pattern: str) -> list[Name]:
 def _matrix(decoder: Decoder, name: Name) -> Any:
     if isinstance(name, str):
         return getattr(decoder, name)
-    return getattr(decoder.blocks[name[0]], name[1])
+    return getattr(decoder.layers[name[0]], name[1])
 
 
 def _weights(decoder: Decoder, names: Iterable[Name]) -> int:
@@ -225,7 +225,7 @@ def _weights(decoder: Decoder, names: Iterable[Name]) -> int:
 def _gguf(name: Name) -> str:
     if isinstance(name, str):
         return GGUF.model[name]
-    return GGUF.block[name[1]].format(i=name[0])
+    return GGUF.layer[name[1]].format(i=name[0])
 
 
 def _order(name: Name) -> tuple[int, int]:
@@ -234,12 +234,12 @@ def _order(name: Name) -> tuple[int, int]:
     return name[0], MATRICES.index(name[1])
 
 
-def adjusted(source: Decoder, done: Decoder, names: Names) -> list[str]:
+def adjusted(source: Decoder, done: Decoder, names: TensorNames) -> list[str]:
     """Names of the vectors that are not the source's any more."""
     found = [
-        names.block[part].format(i=i)
-        for i, (before, after) in enumerate(zip(source.blocks, done.blocks, strict=True))
-        for part in names.block
+        names.layer[part].format(i=i)
+        for i, (before, after) in enumerate(zip(source.layers, done.layers, strict=True))
+        for part in names.layer
         if getattr(after, part) is not getattr(before, part)
         and not isinstance(getattr(after, part), Coded)
     ]

@@ -13,21 +13,21 @@ from pathlib import Path
 
 import torch
 
-from cgconvert.calibrate.effort import Effort
-from cgconvert.calibrate.gguf import Calibrated, adjusted
-from cgconvert.checkpoint.checkpoint import Checkpoint
-from cgconvert.device import CPU
+from cgconvert.calibrate.allocation import Choice, allocate
+from cgconvert.calibrate.gguf import CalibrationResult, adjusted
+from cgconvert.calibrate.preset import CalibrationPreset
+from cgconvert.calibrate.quantizer import CalibrationSet, Quantizer
+from cgconvert.calibrate.sensitivity import Name
+from cgconvert.codecs.matmul_nbits import MatMulNBits
+from cgconvert.codecs.nbits import NBits
 from cgconvert.errors import UsageError
 from cgconvert.formats.onnx.variant import Variant
 from cgconvert.formats.onnx.weights import QKV
-from cgconvert.model import Geometry
-from cgconvert.names import ONNX
-from cgconvert.quant.allocation import Choice, allocate
-from cgconvert.quant.matmul_nbits import MatMulNBits
-from cgconvert.quant.nbits import NBits
-from cgconvert.quant.quantizer import Quantizer, Windows
-from cgconvert.quant.sensitivity import Name
-from cgconvert.stream.progress import Progress
+from cgconvert.io.progress import Progress
+from cgconvert.model.checkpoint import Checkpoint
+from cgconvert.model.decoder import Geometry
+from cgconvert.model.device import CPU
+from cgconvert.model.tensor_names import ONNX
 
 __all__ = ["calibrate_onnx", "standard_types"]
 
@@ -41,13 +41,13 @@ the same bytes, and is slower by a third."""
 def calibrate_onnx(
     checkpoint: Checkpoint,
     variant: Variant,
-    windows: Windows,
-    effort: Effort,
+    windows: CalibrationSet,
+    effort: CalibrationPreset,
     folder: Path,
     progress: Progress,
     nbytes: int | None = None,
     device: torch.device = CPU,
-) -> Calibrated:
+) -> CalibrationResult:
     """Fit the matrices of a variant of 4 or 8 bits; complete steps are kept in `folder`.
 
     `nbytes` is what all matrices may take together, the embedding counted: then their types are
@@ -70,7 +70,7 @@ def calibrate_onnx(
         if all(codec.layout.bits == 8 for codec in types.values()):
             raise UsageError(f"all matrices fit into {nbytes} bytes in 8 bits: ask for these")
     decoder = quantizer.calibrated(types)
-    return Calibrated(
+    return CalibrationResult(
         checkpoint=replace(checkpoint, decoder=decoder),
         table={_named(name): types[name].name for name in types},
         adjusted=tuple(adjusted(source, decoder, ONNX)),
@@ -128,4 +128,4 @@ def _key(name: Name) -> Name:
 def _named(name: Name) -> str:
     if isinstance(name, str):
         return ONNX.model[name]
-    return (QKV if name[1] in PACKED else ONNX.block[name[1]]).format(i=name[0])
+    return (QKV if name[1] in PACKED else ONNX.layer[name[1]]).format(i=name[0])

@@ -10,18 +10,19 @@ from typing import Any
 
 import torch
 
-from cgconvert.calibrate.fitted import Fitted
+from cgconvert.calibrate.calibrated_plan import CalibratedPlan
 from cgconvert.calibrate.gguf import Budget, calibrate_gguf, changeable, check
+from cgconvert.calibrate.imatrix import collect
 from cgconvert.calibrate.onnx import calibrate_onnx, standard_types
-from cgconvert.checkpoint.checkpoint import Checkpoint
-from cgconvert.device import computing
 from cgconvert.errors import InputError
-from cgconvert.formats import gguf, onnx
+from cgconvert.formats.gguf import writer as gguf
+from cgconvert.formats.gguf.imatrix_file import encoded, write_imatrix
+from cgconvert.formats.onnx import writer as onnx
 from cgconvert.formats.onnx.variant import Variant
-from cgconvert.quant.imatrix_collect import collect
-from cgconvert.quant.imatrix_file import encoded, write_imatrix
-from cgconvert.stream.plan import Plan
-from cgconvert.stream.progress import Progress
+from cgconvert.io.progress import Progress
+from cgconvert.model.checkpoint import Checkpoint
+from cgconvert.model.device import deterministic
+from cgconvert.write.plan import Plan
 
 __all__ = ["CalibratedGGUF", "CalibratedONNX", "standard_sizes"]
 
@@ -33,7 +34,7 @@ LARGEST = "Q8_0"
 
 
 @dataclass(frozen=True)
-class CalibratedGGUF(Fitted):
+class CalibratedGGUF(CalibratedPlan):
     """See calibrate_gguf. `save` is where the text's imatrix goes."""
 
     budget: Budget
@@ -60,7 +61,7 @@ class CalibratedGGUF(Fitted):
     def plan(self, folder: Path, progress: Progress) -> Plan:
         """Raises InputError where the text is too short, UsageError where nothing fits."""
         windows = self.claim(folder)
-        with computing(self.device):
+        with deterministic(self.device):
             if self.save is not None:
                 self._collect(self.save, windows.fitted, progress)
             done = calibrate_gguf(
@@ -100,7 +101,7 @@ class CalibratedGGUF(Fitted):
 
 
 @dataclass(frozen=True)
-class CalibratedONNX(Fitted):
+class CalibratedONNX(CalibratedPlan):
     """See calibrate_onnx; `blocks` are options of formats.onnx.plan, so graph, bytes and speed are
     those of the plan without a text."""
 
@@ -122,7 +123,7 @@ class CalibratedONNX(Fitted):
     def plan(self, folder: Path, progress: Progress) -> Plan:
         """Raises InputError where the text is too short."""
         windows = self.claim(folder)
-        with computing(self.device):
+        with deterministic(self.device):
             done = calibrate_onnx(
                 self.checkpoint, self._variant, windows, self.effort, folder, progress,
                 device=self.device,

@@ -11,17 +11,17 @@ from typing import Any
 
 import click
 
-from cgconvert.checkpoint.checkpoint import Checkpoint
-from cgconvert.checkpoint.read import ReadOptions, read
 from cgconvert.cli.options import WriteOptions, common, output, reading, writing
 from cgconvert.cli.progress import TerminalProgress, human_bytes
 from cgconvert.errors import OutputError
-from cgconvert.stream.execute import check, execute, free_space
-from cgconvert.stream.plan import Deferred, Plan
+from cgconvert.formats.read import ReadOptions, read
+from cgconvert.model.checkpoint import Checkpoint
+from cgconvert.write.execute import check, execute, free_space
+from cgconvert.write.plan import LazyPlan, Plan
 
 __all__ = ["carry_out", "converting"]
 
-Planner = Callable[..., Plan | Deferred]
+Planner = Callable[..., Plan | LazyPlan]
 
 
 def converting(default_source: Callable[[], str] | None = None) -> Callable[[Planner], Any]:
@@ -51,7 +51,7 @@ def converting(default_source: Callable[[], str] | None = None) -> Callable[[Pla
     return decorate
 
 
-def carry_out(plan: Plan | Deferred, checkpoint: Checkpoint, how: WriteOptions) -> None:
+def carry_out(plan: Plan | LazyPlan, checkpoint: Checkpoint, how: WriteOptions) -> None:
     """Write the artefact and say where it is, or only print the plan."""
     if not isinstance(plan, Plan):
         click.echo(plan.told(), err=not how.dry_run)

@@ -6,8 +6,8 @@ from pathlib import Path
 
 import click
 
-from cgconvert.artefact import identify
 from cgconvert.cli.options import common, device, runtime
+from cgconvert.formats.artefact import identify
 from cgconvert.runtimes import open_runtime
 from cgconvert.runtimes.generate import generate
 

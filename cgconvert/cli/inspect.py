@@ -6,11 +6,11 @@ import json
 
 import click
 
-from cgconvert.checkpoint.read import ReadOptions
 from cgconvert.cli.options import common, reading
 from cgconvert.cli.progress import human_bytes
 from cgconvert.cli.text import printable
-from cgconvert.describe import Description, describe
+from cgconvert.formats.describe import Description, describe
+from cgconvert.formats.read import ReadOptions
 
 __all__ = ["command"]
 

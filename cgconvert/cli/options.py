@@ -11,8 +11,8 @@ from typing import Any
 
 import click
 
-from cgconvert.checkpoint.read import ReadOptions
-from cgconvert.device import DEVICES
+from cgconvert.formats.read import ReadOptions
+from cgconvert.model.device import DEVICES
 from cgconvert.runtimes import RUNTIMES
 
 __all__ = [

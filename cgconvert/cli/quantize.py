@@ -7,15 +7,15 @@ from typing import Any
 
 import click
 
-from cgconvert import convert
-from cgconvert.artefact import OUT, find_all
-from cgconvert.calibrate.asked import QUANTIZED
-from cgconvert.calibrate.effort import EFFORTS, FAST
-from cgconvert.checkpoint.checkpoint import Checkpoint
+from cgconvert import api as convert
+from cgconvert.calibrate.preset import FAST, PRESETS
+from cgconvert.calibrate.request import QUANTIZED
 from cgconvert.cli.convert import converting
 from cgconvert.cli.options import SIZE, Types, blocks, device
 from cgconvert.errors import UsageError
-from cgconvert.stream.plan import Deferred, Plan
+from cgconvert.formats.artefact import OUT, find_all
+from cgconvert.model.checkpoint import Checkpoint
+from cgconvert.write.plan import LazyPlan, Plan
 
 __all__ = ["command"]
 
@@ -80,7 +80,7 @@ def _pairs(
 )
 @click.option(
     "--effort",
-    type=click.Choice([FAST, *EFFORTS]),
+    type=click.Choice([FAST, *PRESETS]),
     default="default",
     show_default=True,
     help="By the weights alone; fitted to a text; to more text, for longer.",
@@ -110,7 +110,7 @@ def command(
     kind: str | None,
     kind_of_file: str,
     **options: Any,
-) -> Plan | Deferred:
+) -> Plan | LazyPlan:
     """Write SOURCE in fewer bits. Without SOURCE: the one unquantized model under ./out.
 
     \b

@@ -8,14 +8,15 @@ from typing import Any
 
 import click
 
-from cgconvert import convert, recipe
-from cgconvert.checkpoint.checkpoint import Checkpoint
-from cgconvert.checkpoint.read import ReadOptions, read
+from cgconvert import api as convert
+from cgconvert.cli import recipe
 from cgconvert.cli.convert import carry_out
 from cgconvert.cli.options import SIZE, WriteOptions, common, writing
 from cgconvert.cli.verifying import verify_all
 from cgconvert.errors import InputError
-from cgconvert.text import Text, read_text
+from cgconvert.formats.read import ReadOptions, read
+from cgconvert.model.checkpoint import Checkpoint
+from cgconvert.texts.text import Text, read_text
 from cgconvert.verify.prompts import TEXT_TOKENS
 from cgconvert.verify.thresholds import known_bounds
 

@@ -6,12 +6,12 @@ from pathlib import Path
 
 import click
 
-from cgconvert import convert
-from cgconvert.checkpoint.checkpoint import Checkpoint
+from cgconvert import api as convert
 from cgconvert.cli.convert import converting
 from cgconvert.cli.options import Types
-from cgconvert.formats.gguf_types import TYPES
-from cgconvert.stream.plan import Plan
+from cgconvert.formats.gguf.types import TYPES
+from cgconvert.model.checkpoint import Checkpoint
+from cgconvert.write.plan import Plan
 
 __all__ = ["command"]
 

@@ -6,11 +6,11 @@ from pathlib import Path
 
 import click
 
-from cgconvert import convert
-from cgconvert.checkpoint.checkpoint import Checkpoint
+from cgconvert import api as convert
 from cgconvert.cli.convert import converting
 from cgconvert.cli.options import SIZE
-from cgconvert.stream.plan import Plan
+from cgconvert.model.checkpoint import Checkpoint
+from cgconvert.write.plan import Plan
 
 __all__ = ["command"]
 

@@ -7,11 +7,11 @@ from typing import Any
 
 import click
 
-from cgconvert import convert
-from cgconvert.checkpoint.checkpoint import Checkpoint
+from cgconvert import api as convert
 from cgconvert.cli.convert import converting
 from cgconvert.cli.options import blocks
-from cgconvert.stream.plan import Plan
+from cgconvert.model.checkpoint import Checkpoint
+from cgconvert.write.plan import Plan
 
 __all__ = ["command"]
 

@@ -7,12 +7,12 @@ from typing import Any
 
 import click
 
-from cgconvert.artefact import OUT, find_all
-from cgconvert.checkpoint.read import ReadOptions, read
 from cgconvert.cli.options import common, device, reading, runtime
 from cgconvert.cli.verifying import verify_all
 from cgconvert.errors import InputError, UsageError
-from cgconvert.text import STDLIB, read_text
+from cgconvert.formats.artefact import OUT, find_all
+from cgconvert.formats.read import ReadOptions, read
+from cgconvert.texts.text import STDLIB, read_text
 from cgconvert.verify.override import bound_of
 from cgconvert.verify.prompts import TEXT_TOKENS
 from cgconvert.verify.thresholds import known_bounds

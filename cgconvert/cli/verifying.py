@@ -8,15 +8,15 @@ from pathlib import Path
 
 import click
 
-from cgconvert.artefact import Artefact, identify
-from cgconvert.checkpoint.checkpoint import Checkpoint
-from cgconvert.checkpoint.read import ReadOptions, read
 from cgconvert.cli.progress import TerminalProgress
 from cgconvert.errors import CgconvertError, UsageError, VerificationError
+from cgconvert.formats.artefact import Artefact, identify
+from cgconvert.formats.read import ReadOptions, read
+from cgconvert.model.checkpoint import Checkpoint
 from cgconvert.runtimes import RUNTIMES
-from cgconvert.text import Text
+from cgconvert.texts.text import Text
 from cgconvert.verify.prompts import TEXT_TOKENS
-from cgconvert.verify.report import as_table, check_suffix, summary, write_reports
+from cgconvert.verify.report.model import as_table, check_suffix, summary, write_reports
 from cgconvert.verify.verify import verify
 
 __all__ = ["verify_all"]

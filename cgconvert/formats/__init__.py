@@ -1,1 +1,1 @@
-"""Writers: each makes a plan for one format."""
+"""Formats: what reads, plans, describes and checks each kind of artefact."""

@@ -9,12 +9,12 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from cgconvert.checkpoint.config import read_json
 from cgconvert.errors import InputError, MissingRuntimeError, UsageError
-from cgconvert.runtimes.admission import admit_genai
+from cgconvert.formats.admission import admit_genai
+from cgconvert.formats.huggingface.config_reader import read_json
+from cgconvert.model.tokenizer import Tokenizer
 from cgconvert.runtimes.onnxruntime import CUDA_OPTIONS, failure
 from cgconvert.runtimes.runtime import Runtime
-from cgconvert.tokenizer import Tokenizer
 
 if TYPE_CHECKING:
     import onnxruntime_genai

@@ -14,7 +14,7 @@ import numpy as np
 import torch
 
 from cgconvert.errors import CgconvertError, InputError, MissingRuntimeError, UsageError
-from cgconvert.runtimes.admission import admit_gguf
+from cgconvert.formats.admission import admit_gguf
 from cgconvert.runtimes.runtime import Runtime
 
 __all__ = ["LlamaCpp"]

@@ -10,15 +10,15 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from cgconvert.checkpoint.config import read_json
-from cgconvert.checkpoint.onnx import find_graph, folder_of, parse
 from cgconvert.errors import CgconvertError, InputError, MissingRuntimeError, UsageError
+from cgconvert.formats.admission import admit_onnx
+from cgconvert.formats.huggingface.config_reader import read_json
+from cgconvert.formats.onnx.reader import find_graph, folder_of, parse
 from cgconvert.formats.onnx.weights import PADDING
-from cgconvert.runtimes.admission import admit_onnx
+from cgconvert.model.tokenizer import Tokenizer
 from cgconvert.runtimes.batch import left_padded
 from cgconvert.runtimes.onnx_decode import DTYPES, INPUTS, KEEP, PAST, PRESENT, SharedCache
 from cgconvert.runtimes.runtime import Runtime
-from cgconvert.tokenizer import Tokenizer
 
 if TYPE_CHECKING:
     import onnxruntime

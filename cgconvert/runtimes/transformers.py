@@ -11,8 +11,8 @@ import numpy as np
 import torch
 
 from cgconvert.errors import InputError, MissingRuntimeError, UsageError
-from cgconvert.mkl import choose_kernels
-from cgconvert.runtimes.admission import admit_huggingface
+from cgconvert.formats.admission import admit_huggingface
+from cgconvert.model.mkl import warm_up_mkl
 from cgconvert.runtimes.batch import left_padded
 from cgconvert.runtimes.runtime import Runtime
 
@@ -56,7 +56,7 @@ class Transformers(Runtime):
         if not (path / "config.json").is_file():
             raise InputError(f"{path}: not a Hugging Face folder, it has no config.json")
         admit_huggingface(path)
-        choose_kernels()
+        warm_up_mkl()
         with _quiet(), _loading(path):
             tokenizer = AutoTokenizer.from_pretrained(
                 path, local_files_only=True, trust_remote_code=False

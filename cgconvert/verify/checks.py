@@ -12,7 +12,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from cgconvert.verify.evidence import BatchRun, Evidence, TextRun, Witnessed
+from cgconvert.verify.evidence import BatchRun, Evidence, ReferenceOutputs, TextRun
 from cgconvert.verify.metrics import Loss, measure
 from cgconvert.verify.verdict import Check, Verdict, at_least, at_most
 
@@ -108,7 +108,7 @@ def _runtime(evidence: Evidence, losses: Losses, thresholds: Thresholds) -> list
     """Does the runtime compute what is stored: its arithmetic is all that may differ."""
     loss, tail = losses.stored, losses.tail
     if loss is None or tail is None:
-        return [Check("runtime.nmse", None, None, "<=", Verdict.INFO, evidence.unmade)]
+        return [Check("runtime.nmse", None, None, "<=", Verdict.INFO, evidence.stored_error)]
     count = len(evidence.observed.tail)
     last = f"the last {count} of {len(evidence.observed.whole)} positions"
     values: list[tuple[str, float, str]] = [
@@ -169,7 +169,7 @@ def _generation(evidence: Evidence, losses: Losses, thresholds: Thresholds) -> C
     return at_most(name, float(differ - excused), threshold, detail)
 
 
-def _as(witnessed: Witnessed, generated: Sequence[Sequence[int]]) -> int:
+def _as(witnessed: ReferenceOutputs, generated: Sequence[Sequence[int]]) -> int:
     """How many tokens are those that a reference takes."""
     return sum(
         int((np.asarray(ids, dtype=np.int64) == said.ids[:, 0]).sum())

@@ -14,16 +14,23 @@ from typing import Protocol
 
 import numpy as np
 
-from cgconvert.checkpoint.checkpoint import Checkpoint
 from cgconvert.errors import InputError
+from cgconvert.model.checkpoint import Checkpoint
 from cgconvert.verify.distribution import Distribution
 
 __all__ = [
-    "BatchRun", "CacheRun", "Evidence", "Observed", "TextRun", "Witness", "Witnessed", "gather",
+    "BatchRun",
+    "CacheRun",
+    "Evidence",
+    "Observed",
+    "ReferenceModel",
+    "ReferenceOutputs",
+    "TextRun",
+    "gather",
 ]  # fmt: skip
 
 
-class Witness(Protocol):
+class ReferenceModel(Protocol):
     """Reference, or one that remembers what it said."""
 
     def distributions(
@@ -85,7 +92,7 @@ class Observed:
 
 
 @dataclass(frozen=True)
-class Witnessed:
+class ReferenceOutputs:
     """What a reference says after the same tokens: those of the prompts, of the context's end, and
     of each generation, at the places where a token was taken."""
 
@@ -103,39 +110,42 @@ class Evidence:
     """
 
     observed: Observed
-    source: Witnessed
-    stored: Witnessed | None
-    unmade: str
+    source: ReferenceOutputs
+    stored: ReferenceOutputs | None
+    stored_error: str
     allowed: int
     n_positions: int
     end_of_text: int
 
 
 def gather(
-    observed: Observed, source: Checkpoint, witness: Witness, stored: Callable[[], Witness] | None
+    observed: Observed,
+    source: Checkpoint,
+    witness: ReferenceModel,
+    stored: Callable[[], ReferenceModel] | None,
 ) -> Evidence:
     """Have both references testify; without `stored` the source's numbers are the stored ones."""
     allowed = source.tokenizer.size
-    of_source = _testify(witness, observed, allowed)
-    of_stored: Witnessed | None = of_source
-    unmade = ""
+    of_source = _run_reference(witness, observed, allowed)
+    of_stored: ReferenceOutputs | None = of_source
+    stored_error = ""
     if stored is not None:
         try:
-            of_stored = _testify(stored(), observed, allowed)
+            of_stored = _run_reference(stored(), observed, allowed)
         except InputError as error:
-            of_stored, unmade = None, f"its weights make no model: {error}"
+            of_stored, stored_error = None, f"its weights make no model: {error}"
     return Evidence(
         observed=observed,
         source=of_source,
         stored=of_stored,
-        unmade=unmade,
+        stored_error=stored_error,
         allowed=allowed,
         n_positions=source.geometry.n_positions,
         end_of_text=source.tokenizer.end_of_text,
     )
 
 
-def _testify(witness: Witness, observed: Observed, allowed: int) -> Witnessed:
+def _run_reference(witness: ReferenceModel, observed: Observed, allowed: int) -> ReferenceOutputs:
     """One pass of a reference over all that the artefact was given and wrote.
 
     Raises InputError where the reference cannot take those tokens.
@@ -150,7 +160,7 @@ def _testify(witness: Witness, observed: Observed, allowed: int) -> Witnessed:
     ]
     found = witness.distributions([*observed.sequences, observed.whole, *continued], allowed, first)
     count = len(observed.sequences)
-    return Witnessed(
+    return ReferenceOutputs(
         logits=Distribution.joined(found[:count]),
         tail=found[count],
         generated=tuple(after[:-1] for after in found[count + 1 :]),

@@ -7,12 +7,12 @@ from itertools import chain, cycle, islice
 
 import numpy as np
 
-from cgconvert.checkpoint.checkpoint import Checkpoint
 from cgconvert.errors import VerificationError
+from cgconvert.io.progress import Progress, Silent
+from cgconvert.model.checkpoint import Checkpoint
+from cgconvert.model.tokenizer import Tokenizer
 from cgconvert.runtimes.generate import generate
 from cgconvert.runtimes.runtime import Runtime
-from cgconvert.stream.progress import Progress, Silent
-from cgconvert.tokenizer import Tokenizer
 from cgconvert.verify.evidence import BatchRun, CacheRun, Observed, TextRun
 from cgconvert.verify.metrics import relative_error
 from cgconvert.verify.prompts import PROMPTS, tokenizer_texts

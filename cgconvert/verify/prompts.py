@@ -11,10 +11,10 @@ import hashlib
 from collections.abc import Sequence
 from functools import cache
 
-from cgconvert import corpus
 from cgconvert.errors import InputError
-from cgconvert.text import Text
-from cgconvert.tokenizer import Tokenizer
+from cgconvert.model.tokenizer import Tokenizer
+from cgconvert.texts import corpus
+from cgconvert.texts.text import Text
 
 __all__ = [
     "PROMPTS",

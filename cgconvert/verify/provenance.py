@@ -7,8 +7,8 @@ from pathlib import Path
 from typing import Any
 
 from cgconvert.errors import InputError
-from cgconvert.manifest import Manifest, expected, find_manifest, manifest_path
 from cgconvert.verify.verdict import Check, Verdict
+from cgconvert.write.manifest import Manifest, expected, find_manifest, manifest_path
 
 __all__ = ["check_provenance"]
 

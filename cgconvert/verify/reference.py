@@ -14,12 +14,12 @@ from collections.abc import Iterator, Sequence
 import numpy as np
 import torch
 
-from cgconvert.device import torch_device
 from cgconvert.errors import InputError
-from cgconvert.forward import attend, gelu, norm, rotary
-from cgconvert.model import Block, Decoder
-from cgconvert.stream.progress import Progress, Silent
-from cgconvert.tensor import LazyTensor
+from cgconvert.io.progress import Progress, Silent
+from cgconvert.model.decoder import Decoder, Layer
+from cgconvert.model.device import torch_device
+from cgconvert.model.forward import attend, gelu, norm, rotary
+from cgconvert.model.tensor import LazyTensor
 from cgconvert.verify.distribution import Distribution
 
 __all__ = ["Reference"]
@@ -118,8 +118,8 @@ class Reference:
         x = self._embed(np.concatenate([np.asarray(s, dtype=np.int64) for s in sequences]))
         lengths = [len(s) for s in sequences]
         sin, cos = rotary(d.geometry, max(lengths), self.device)
-        self.progress.step("running the reference", len(d.blocks))
-        for block in d.blocks:
+        self.progress.step("running the reference", len(d.layers))
+        for block in d.layers:
             x = self._block(x, block, lengths, sin, cos)
             self.progress.advance(1)
         return self._norm(x, d.ln_f_weight, d.ln_f_bias)
@@ -134,7 +134,7 @@ class Reference:
     def _block(
         self,
         x: torch.Tensor,
-        block: Block,
+        block: Layer,
         lengths: list[int],
         sin: torch.Tensor,
         cos: torch.Tensor,

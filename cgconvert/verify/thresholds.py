@@ -5,7 +5,8 @@ the four published head sizes, 8 heads and 2 layers, nearly uniform attention an
 standard deviation 4), and the embedded trained model; whole contexts of 2,048, llama.cpp of 2026-11
 with a float32 cache, onnxruntime 1.32, transformers 5.23, one thread:
 
-    python -m tests.false_alarms --seeds 2 --vocabulary 6000 --heads 8 --trained --new-tokens 32
+    python -m tests.verify.false_alarms --seeds 2 --heads 8 --trained
+        --vocabulary 6000 --new-tokens 32
 
 The worst is in each row's `seen`, nearly always 6B's head with sharp attention. Other sources are
 named there.

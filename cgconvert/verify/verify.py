@@ -8,27 +8,27 @@ from pathlib import Path
 
 import torch
 
-from cgconvert.checkpoint.checkpoint import Checkpoint
-from cgconvert.checkpoint.tarball import cache_folder
 from cgconvert.errors import CgconvertError, UsageError
-from cgconvert.manifest import digest_of, file_sha256, manifest_path
+from cgconvert.formats.settings import check_settings
+from cgconvert.formats.stored import stored_decoder
+from cgconvert.io.progress import Progress, Silent
+from cgconvert.model.checkpoint import Checkpoint
 from cgconvert.runtimes import RUNTIMES, open_runtime, version_of
-from cgconvert.stream.progress import Progress, Silent
-from cgconvert.text import Text
+from cgconvert.sources.tarball import cache_folder
+from cgconvert.texts.text import Text
 from cgconvert.verify.checks import Losses, run_checks
 from cgconvert.verify.evidence import Observed, gather
-from cgconvert.verify.exact import check_graph
+from cgconvert.verify.float32_graph import check_graph
 from cgconvert.verify.observe import NEW_TOKENS, observe
 from cgconvert.verify.prompts import PROMPTS, TEXT_TOKENS, digest, windows
 from cgconvert.verify.provenance import check_provenance
 from cgconvert.verify.reference import Reference
 from cgconvert.verify.reference_cache import CachedReference
-from cgconvert.verify.report import Report, rounded
-from cgconvert.verify.settings import check_settings
-from cgconvert.verify.stored import stored_decoder
+from cgconvert.verify.report.model import Report, rounded
 from cgconvert.verify.thresholds import thresholds_for
 from cgconvert.verify.verdict import Check, Verdict, overall
 from cgconvert.verify.weights import check_weights
+from cgconvert.write.manifest import digest_of, file_sha256, manifest_path
 
 __all__ = ["verify"]
 

@@ -13,18 +13,18 @@ from pathlib import Path
 
 import torch
 
-from cgconvert.checkpoint.gguf import BlockTensor
-from cgconvert.checkpoint.onnx import BlocksTensor
+from cgconvert.codecs.block_codec import BlockCodec
+from cgconvert.codecs.matmul_nbits import Blocks
+from cgconvert.codecs.nbits import NBits
+from cgconvert.codecs.searched import SearchedCodec
+from cgconvert.formats.gguf.reader import BlockTensor
+from cgconvert.formats.onnx.reader import BlocksTensor
 from cgconvert.formats.onnx.weights import COS, SIN
-from cgconvert.model import Decoder
-from cgconvert.quant.blocks import BlockType
-from cgconvert.quant.matmul_nbits import Blocks
-from cgconvert.quant.nbits import NBits
-from cgconvert.quant.searched import SearchedType
-from cgconvert.stream.progress import Progress, Silent
-from cgconvert.tensor import LazyTensor
-from cgconvert.verify.searched import adjustment, searched_error
-from cgconvert.verify.stored import StoredArtefact, open_stored
+from cgconvert.formats.stored import StoredArtefact, open_stored
+from cgconvert.io.progress import Progress, Silent
+from cgconvert.model.decoder import Decoder
+from cgconvert.model.tensor import LazyTensor
+from cgconvert.verify.quantization_error import adjustment, searched_error
 from cgconvert.verify.verdict import Check, at_most
 
 __all__ = ["TensorError", "block_error", "check_weights", "compare"]
@@ -116,7 +116,7 @@ def compare(stored: StoredArtefact, progress: Progress) -> list[TensorError]:
             elif isinstance(found, BlockTensor | BlocksTensor) and (
                 stored.adjusted
                 or error.worst is None
-                or (stored.weighted and isinstance(_codec(found), SearchedType))
+                or (stored.weighted and isinstance(_codec(found), SearchedCodec))
             ):
                 worst = searched_error(found, _codec(found), wanted, _rows(found), coarsest)
                 error = replace(error, worst=worst)
@@ -192,11 +192,11 @@ def _compare(
     return TensorError(name, _type(found), size, nonfinite, differing, relative, worst)
 
 
-def _codec(tensor: BlockTensor | BlocksTensor) -> BlockType:
+def _codec(tensor: BlockTensor | BlocksTensor) -> BlockCodec:
     return tensor.codec if isinstance(tensor, BlockTensor) else NBits(tensor.codec)
 
 
-def _coarsest(stored: StoredArtefact) -> BlockType | None:
+def _coarsest(stored: StoredArtefact) -> BlockCodec | None:
     """The type of the fewest codes; a file may have none."""
     blocks = (t for t in stored.tensors.values() if isinstance(t, BlockTensor | BlocksTensor))
     codecs = [_codec(tensor) for tensor in blocks]

@@ -11,8 +11,8 @@ from pathlib import Path
 
 import numpy as np
 
-from .cases_pickle import FILE, rezipped
-from .matrix import CONVERTING, Case, Damage
+from tests.faults.cases_pickle import FILE, rezipped
+from tests.faults.matrix import CONVERTING, Case, Damage
 
 __all__ = ["ARCHIVES"]
 

@@ -10,12 +10,12 @@ from typing import Any
 
 import torch
 
-from .cases_archives import at
-from .cases_gguf import BY_HEADERS, GGUFS
-from .cases_onnx import ONNXS
-from .cases_pickle import Payload, repickled
-from .cases_safetensors import edited, written
-from .matrix import ARTEFACT, Case, Damage
+from tests.faults.cases_archives import at
+from tests.faults.cases_gguf import BY_HEADERS, GGUFS
+from tests.faults.cases_onnx import ONNXS
+from tests.faults.cases_pickle import Payload, repickled
+from tests.faults.cases_safetensors import edited, written
+from tests.faults.matrix import ARTEFACT, Case, Damage
 
 __all__ = ["FORMATS"]
 

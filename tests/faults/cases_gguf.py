@@ -6,8 +6,8 @@ import os
 import struct
 from typing import Any
 
-from .cases_archives import at, put
-from .matrix import Case, Damage
+from tests.faults.cases_archives import at, put
+from tests.faults.matrix import Case, Damage
 
 __all__ = ["BY_HEADERS", "GGUFS"]
 

@@ -8,9 +8,9 @@ from dataclasses import replace
 
 import torch
 
-from cgconvert.quant.imatrix import Imatrix, Inputs
-from cgconvert.quant.imatrix_file import encoded
-from tests.imatrices import legacy
+from cgconvert.formats.gguf.imatrix import Imatrix, Inputs
+from cgconvert.formats.gguf.imatrix_file import encoded
+from tests.support.imatrices import legacy
 
 __all__ = ["IMATRICES", "Made"]
 

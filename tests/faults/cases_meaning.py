@@ -10,8 +10,8 @@ from typing import Any
 import torch
 from safetensors.torch import load_file, save_file
 
-from .cases_safetensors import edited, written
-from .matrix import CONVERTING, SOURCE, Case, Damage
+from tests.faults.cases_safetensors import edited, written
+from tests.faults.matrix import CONVERTING, SOURCE, Case, Damage
 
 __all__ = ["MEANING"]
 

@@ -10,9 +10,9 @@ from typing import Any
 import onnx
 from onnx import ModelProto, NodeProto, TensorProto, helper
 
-from .cases_archives import at
-from .cases_safetensors import edited, written
-from .matrix import Case, Damage
+from tests.faults.cases_archives import at
+from tests.faults.cases_safetensors import edited, written
+from tests.faults.matrix import Case, Damage
 
 __all__ = ["ONNXS"]
 

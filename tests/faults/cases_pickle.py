@@ -9,7 +9,7 @@ import zipfile
 from collections.abc import Callable
 from pathlib import Path
 
-from .matrix import Case
+from tests.faults.matrix import Case
 
 __all__ = ["PICKLES", "repickled", "rezipped"]
 

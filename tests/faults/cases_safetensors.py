@@ -9,7 +9,7 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
-from .matrix import Case, Damage
+from tests.faults.matrix import Case, Damage
 
 __all__ = ["SAFETENSORS", "edited", "header"]
 

@@ -6,8 +6,8 @@ from collections.abc import Iterator
 
 import pytest
 
-from .server import Server
-from .sound import Sound
+from tests.faults.server import Server
+from tests.faults.sound import Sound
 
 
 @pytest.fixture(scope="session")

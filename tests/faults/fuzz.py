@@ -25,25 +25,31 @@ from pathlib import Path
 import click
 import torch
 
-from cgconvert import manifest, recipe
-from cgconvert.checkpoint import config, jaxformer, onnx, safetensors, tarball, torch_zip, weights
-from cgconvert.checkpoint.checksums import sha256
-from cgconvert.checkpoint.gguf_header import read_header
-from cgconvert.checkpoint.pickled import RefusedError, views
+from cgconvert.calibrate.imatrix import collect
+from cgconvert.cli import recipe
 from cgconvert.errors import CgconvertError, InputError, UsageError
-from cgconvert.json_file import read_json
-from cgconvert.model import Decoder
-from cgconvert.names import CODEGEN
-from cgconvert.quant.imatrix import Imatrix
-from cgconvert.quant.imatrix_collect import collect
-from cgconvert.quant.imatrix_file import encoded, read_imatrix
-from cgconvert.runtimes.admission import admit_genai, admit_gguf, admit_onnx
-from cgconvert.stream.progress import Silent
-from cgconvert.tensor import InMemory
-from cgconvert.tokenizer import Tokenizer
-from tests.imatrices import legacy
-
-from .sound import GEOMETRY, STATE, Sound
+from cgconvert.formats import jaxformer
+from cgconvert.formats.admission import admit_genai, admit_gguf, admit_onnx
+from cgconvert.formats.gguf.header import read_header
+from cgconvert.formats.gguf.imatrix import Imatrix
+from cgconvert.formats.gguf.imatrix_file import encoded, read_imatrix
+from cgconvert.formats.huggingface import config_reader as config
+from cgconvert.formats.huggingface import safetensors_reader as safetensors
+from cgconvert.formats.huggingface import torch_reader as torch_zip
+from cgconvert.formats.huggingface import weight_files as weights
+from cgconvert.formats.huggingface.torch_pickle import RefusedError, views
+from cgconvert.formats.onnx import reader as onnx
+from cgconvert.io.progress import Silent
+from cgconvert.io.strict_json import read_json
+from cgconvert.model.decoder import Decoder
+from cgconvert.model.tensor import InMemory
+from cgconvert.model.tensor_names import CODEGEN
+from cgconvert.model.tokenizer import Tokenizer
+from cgconvert.sources import tarball
+from cgconvert.write import manifest
+from cgconvert.write.checksums import sha256
+from tests.faults.sound import GEOMETRY, STATE, Sound
+from tests.support.imatrices import legacy
 
 __all__ = ["CORPUS", "TARGETS", "Ground", "Target", "mutated", "small_decoder", "small_imatrix"]
 

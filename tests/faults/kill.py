@@ -21,10 +21,10 @@ from pathlib import Path
 import click
 import torch
 
-from cgconvert import embedded, synthetic
-from cgconvert.model import Geometry
-
-from .server import Outcome, Server
+from cgconvert import embedded
+from cgconvert.model.decoder import Geometry
+from cgconvert.testing import synthetic
+from tests.faults.server import Outcome, Server
 
 __all__ = ["WRITERS", "Killer", "Tally"]
 

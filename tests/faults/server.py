@@ -28,14 +28,17 @@ from typing import Any
 import torch
 
 from cgconvert.cli.main import cli, main
-from cgconvert.stream import commit, crew, write
+from cgconvert.io import staging as commit
+from cgconvert.write import crew
+from cgconvert.write import writer as write
 
 ROOT = Path(__file__).resolve().parents[2]
 WARM = (
     "cgconvert.cli.inspect", "cgconvert.cli.to_hf", "cgconvert.cli.to_onnx", "cgconvert.cli.run",
     "cgconvert.cli.to_gguf", "cgconvert.cli.quantize", "cgconvert.cli.verify",
-    "cgconvert.cli.generate", "cgconvert.formats.onnx", "cgconvert.formats.gguf",
-    "cgconvert.formats.huggingface", "cgconvert.runtimes.admission", "llama_cpp", "onnxruntime",
+    "cgconvert.cli.generate", "cgconvert.formats.onnx.writer", "cgconvert.formats.gguf.writer",
+    "cgconvert.formats.huggingface.writer", "cgconvert.formats.admission", "llama_cpp",
+    "onnxruntime",
     "onnxruntime_genai", "transformers.models.codegen.modeling_codegen",
     "transformers.models.phi.modeling_phi", "transformers.models.gpt2.tokenization_gpt2",
 )  # fmt: skip

@@ -9,10 +9,12 @@ from pathlib import Path
 
 import torch
 
-from cgconvert import convert, embedded, synthetic
-from cgconvert.checkpoint.read import read
-from cgconvert.model import Geometry
-from cgconvert.stream.execute import execute
+from cgconvert import api as convert
+from cgconvert import embedded
+from cgconvert.formats.read import read
+from cgconvert.model.decoder import Geometry
+from cgconvert.testing import synthetic
+from cgconvert.write.execute import execute
 
 __all__ = ["GEOMETRY", "GIVEN", "STATE", "Sound"]
 

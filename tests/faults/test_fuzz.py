@@ -10,7 +10,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from .fuzz import CORPUS, TARGETS, Ground, mutated
+from tests.faults.fuzz import CORPUS, TARGETS, Ground, mutated
 
 EXAMPLES = int(os.environ.get("CGCONVERT_TEST_EXAMPLES", "100"))
 """For each target."""

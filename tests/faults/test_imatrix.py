@@ -9,11 +9,10 @@ from pathlib import Path
 import pytest
 
 from cgconvert.errors import InputError
-from cgconvert.quant.imatrix_file import encoded, read_imatrix
-from tests.imatrices import legacy
-
-from .cases_imatrix import IMATRICES
-from .fuzz import small_decoder, small_imatrix
+from cgconvert.formats.gguf.imatrix_file import encoded, read_imatrix
+from tests.faults.cases_imatrix import IMATRICES
+from tests.faults.fuzz import small_decoder, small_imatrix
+from tests.support.imatrices import legacy
 
 
 @pytest.mark.parametrize("name", IMATRICES)

@@ -12,9 +12,9 @@ from pathlib import Path
 
 import pytest
 
-from .kill import NAME, WRITERS, Killer, Tally, tree
-from .server import Outcome, Server
-from .sound import Sound
+from tests.faults.kill import NAME, WRITERS, Killer, Tally, tree
+from tests.faults.server import Outcome, Server
+from tests.faults.sound import Sound
 
 MOMENTS = int(os.environ.get("CGCONVERT_TEST_MOMENTS", "20"))
 

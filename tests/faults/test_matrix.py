@@ -13,14 +13,14 @@ from pathlib import Path
 
 import pytest
 
-from .cases_archives import ARCHIVES
-from .cases_formats import FORMATS
-from .cases_meaning import MEANING
-from .cases_pickle import PICKLES
-from .cases_safetensors import SAFETENSORS
-from .matrix import COMMANDS, Case, rotated
-from .server import Server
-from .sound import GIVEN, Sound
+from tests.faults.cases_archives import ARCHIVES
+from tests.faults.cases_formats import FORMATS
+from tests.faults.cases_meaning import MEANING
+from tests.faults.cases_pickle import PICKLES
+from tests.faults.cases_safetensors import SAFETENSORS
+from tests.faults.matrix import COMMANDS, Case, rotated
+from tests.faults.server import Server
+from tests.faults.sound import GIVEN, Sound
 
 CASES: dict[str, Case] = {**PICKLES, **ARCHIVES, **SAFETENSORS, **MEANING, **FORMATS}
 NUMBERS = {name: number for number, name in enumerate(CASES)}

@@ -9,11 +9,10 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from cgconvert.checkpoint.gguf import tensors
-from cgconvert.checkpoint.gguf_header import read_header
-
-from .server import Server
-from .sound import Sound
+from cgconvert.formats.gguf.header import read_header
+from cgconvert.formats.gguf.reader import tensors
+from tests.faults.server import Server
+from tests.faults.sound import Sound
 
 HEAD, NORM = "lm_head.weight", "transformer.ln_f.bias"
 

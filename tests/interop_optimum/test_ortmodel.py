@@ -18,9 +18,9 @@ from transformers import AutoTokenizer, CodeGenForCausalLM
 from transformers.utils import logging as transformers_logging
 
 from cgconvert import embedded
-from cgconvert.checkpoint.read import read
-from cgconvert.formats.onnx import plan
-from cgconvert.stream.execute import execute
+from cgconvert.formats.onnx.writer import plan
+from cgconvert.formats.read import read
+from cgconvert.write.execute import execute
 
 TEXTS = (
     "def fibonacci(n):\n    ",
@@ -112,7 +112,7 @@ def test_a_left_padded_batch_is_each_prompt_alone(
 
 def test_64_pinned_tokens(folders: dict[str, Path], theirs: CodeGenForCausalLM) -> None:
     """The tokens that every other runtime gives (tests/test_greedy.py)."""
-    pinned = json.loads((Path(__file__).parents[1] / "greedy.json").read_text())
+    pinned = json.loads((Path(__file__).parents[1] / "runtimes" / "greedy.json").read_text())
     tokenizer = AutoTokenizer.from_pretrained(folders["model"])
     ours = ORTModelForCausalLM.from_pretrained(folders["model"])
     options = {"max_new_tokens": 64, "do_sample": False, "pad_token_id": tokenizer.pad_token_id}

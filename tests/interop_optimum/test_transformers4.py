@@ -9,9 +9,10 @@ import torch
 import transformers
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from cgconvert import convert, embedded
-from cgconvert.checkpoint.read import read
-from cgconvert.stream.execute import execute
+from cgconvert import api as convert
+from cgconvert import embedded
+from cgconvert.formats.read import read
+from cgconvert.write.execute import execute
 
 TEXT = "def hello(x):\n        return x + 1\n\t\tfoo  # ünïcode\n"
 

@@ -12,10 +12,10 @@ from pathlib import Path
 import numpy as np
 import onnx
 
-from cgconvert import family
+from cgconvert.model import family
 from cgconvert.runtimes.genai import Genai
 from cgconvert.runtimes.onnxruntime import OnnxRuntime
-from tests.onnx_models import make, relative_error
+from tests.support.onnx_models import make, relative_error
 
 
 def test_2b_with_4_layers(tmp_path: Path) -> None:

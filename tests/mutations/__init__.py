@@ -5,13 +5,13 @@
 
 from __future__ import annotations
 
-from .configs import CONFIGS
-from .graphs import GRAPHS
-from .keys import KEYS
-from .mutation import Mutation, plant
-from .survey import Outcome, survey, verified
-from .tensors import TENSORS
-from .writers import WRITERS
+from tests.mutations.configs import CONFIGS
+from tests.mutations.graphs import GRAPHS
+from tests.mutations.keys import KEYS
+from tests.mutations.mutation import Mutation, plant
+from tests.mutations.survey import Outcome, survey, verified
+from tests.mutations.tensors import TENSORS
+from tests.mutations.writers import WRITERS
 
 __all__ = [
     "MUTATIONS", "WRONG", "Mutation", "Outcome", "plant", "survey", "verified",

@@ -18,15 +18,14 @@ import click
 import torch
 
 from cgconvert import embedded
-from cgconvert.checkpoint.checkpoint import Checkpoint
-from cgconvert.checkpoint.read import read
-
-from ..artefacts import write_all
-from ..planted import checkpoint
-from . import MUTATIONS, survey
-from .mutation import MATRICES
-from .peers import Peers
-from .table import Row, as_markdown
+from cgconvert.formats.read import read
+from cgconvert.model.checkpoint import Checkpoint
+from tests.mutations import MUTATIONS, survey
+from tests.mutations.mutation import MATRICES
+from tests.mutations.peers import Peers
+from tests.mutations.table import Row, as_markdown
+from tests.support.artefacts import write_all
+from tests.support.tampering import checkpoint
 
 DOCUMENT = Path(__file__).parents[2] / "docs" / "mutations.md"
 MODELS = ("sharp", "trained")

@@ -7,9 +7,8 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from cgconvert.checkpoint.checkpoint import Checkpoint
-
-from .mutation import GEOMETRY, HF, ONNX, Files, Mutation, in_files
+from cgconvert.model.checkpoint import Checkpoint
+from tests.mutations.mutation import GEOMETRY, HF, ONNX, Files, Mutation, in_files
 
 __all__ = ["CONFIGS"]
 

@@ -8,9 +8,8 @@ from pathlib import Path
 import onnx
 from onnx import helper
 
-from cgconvert.checkpoint.checkpoint import Checkpoint
-
-from .mutation import GEOMETRY, ONNX, Mutation, in_files
+from cgconvert.model.checkpoint import Checkpoint
+from tests.mutations.mutation import GEOMETRY, ONNX, Mutation, in_files
 
 __all__ = ["GRAPHS"]
 

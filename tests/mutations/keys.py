@@ -11,10 +11,9 @@ from typing import Any
 from gguf import GGUFReader, GGUFValueType, GGUFWriter, ReaderField, TokenType
 from gguf.scripts.gguf_new_metadata import MetadataDetails, copy_with_new_metadata
 
-from cgconvert.checkpoint.checkpoint import Checkpoint
-from cgconvert.tokenizer import WHITESPACE_RUNS
-
-from .mutation import GEOMETRY, Mutation, in_files
+from cgconvert.model.checkpoint import Checkpoint
+from cgconvert.model.tokenizer import WHITESPACE_RUNS
+from tests.mutations.mutation import GEOMETRY, Mutation, in_files
 
 __all__ = ["KEYS"]
 

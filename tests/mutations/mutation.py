@@ -6,11 +6,10 @@ from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from cgconvert.checkpoint.checkpoint import Checkpoint
-from cgconvert.manifest import file_sha256, find_manifest, manifest_path
-from cgconvert.stream.plan import Plan
-
-from ..artefacts import copied, write
+from cgconvert.model.checkpoint import Checkpoint
+from cgconvert.write.manifest import file_sha256, find_manifest, manifest_path
+from cgconvert.write.plan import Plan
+from tests.support.artefacts import copied, write
 
 __all__ = [
     "GEOMETRY", "GGUF", "HF", "MATRICES", "ONNX", "VALUES", "Mutation", "in_files", "in_model",

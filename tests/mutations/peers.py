@@ -12,12 +12,12 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from cgconvert.checkpoint.checkpoint import Checkpoint
 from cgconvert.errors import CgconvertError
+from cgconvert.model.checkpoint import Checkpoint
 from cgconvert.runtimes import open_runtime
-from cgconvert.stream.plan import Plan
 from cgconvert.verify.prompts import PROMPTS
 from cgconvert.verify.reference import Reference
+from cgconvert.write.plan import Plan
 
 __all__ = ["METHODS", "Peers"]
 

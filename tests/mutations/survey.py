@@ -7,14 +7,13 @@ from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-from cgconvert.checkpoint.checkpoint import Checkpoint
 from cgconvert.errors import CgconvertError
-from cgconvert.stream.plan import Plan
-from cgconvert.verify.report import Report
+from cgconvert.model.checkpoint import Checkpoint
+from cgconvert.verify.report.model import Report
 from cgconvert.verify.verdict import Verdict
 from cgconvert.verify.verify import verify
-
-from .mutation import Mutation, plant
+from cgconvert.write.plan import Plan
+from tests.mutations.mutation import Mutation, plant
 
 __all__ = ["Outcome", "survey", "verified"]
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
-from .survey import Outcome
+from tests.mutations.survey import Outcome
 
 __all__ = ["Row", "as_markdown"]
 

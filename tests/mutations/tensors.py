@@ -7,14 +7,13 @@ from pathlib import Path
 
 import torch
 
-from cgconvert.checkpoint.checkpoint import Checkpoint
-from cgconvert.checkpoint.gguf import BlockTensor
-from cgconvert.checkpoint.onnx import BlocksTensor
-from cgconvert.tensor import LazyTensor, Stored
-from cgconvert.verify.stored import open_stored
-
-from ..planted import arrays, flipped, rescaled, rewritten, swapped
-from .mutation import MATRICES, VALUES, Files, in_files
+from cgconvert.formats.gguf.reader import BlockTensor
+from cgconvert.formats.onnx.reader import BlocksTensor
+from cgconvert.formats.stored import open_stored
+from cgconvert.model.checkpoint import Checkpoint
+from cgconvert.model.tensor import LazyTensor, Stored
+from tests.mutations.mutation import MATRICES, VALUES, Files, in_files
+from tests.support.tampering import arrays, flipped, rescaled, rewritten, swapped
 
 __all__ = ["TENSORS"]
 

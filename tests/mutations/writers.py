@@ -12,13 +12,12 @@ from dataclasses import fields, replace
 import numpy as np
 import torch
 
-from cgconvert.checkpoint.checkpoint import Checkpoint
-from cgconvert.model import Block, Decoder, half_split_rows, split_rows
-from cgconvert.tensor import InMemory, LazyTensor, Zeros
-from cgconvert.tokenizer import WHITESPACE_RUNS, Tokenizer
-
-from ..planted import exchanged, on_block
-from .mutation import GEOMETRY, MATRICES, VALUES, Model, in_model
+from cgconvert.model.checkpoint import Checkpoint
+from cgconvert.model.decoder import Decoder, Layer, half_split_rows, split_rows
+from cgconvert.model.tensor import InMemory, LazyTensor, Zeros
+from cgconvert.model.tokenizer import WHITESPACE_RUNS, Tokenizer
+from tests.mutations.mutation import GEOMETRY, MATRICES, VALUES, Model, in_model
+from tests.support.tampering import exchanged, on_block
 
 __all__ = ["WRITERS"]
 
@@ -33,12 +32,12 @@ def decoder(change: Callable[[Decoder], Decoder]) -> Model:
     return lambda model: replace(model, decoder=change(model.decoder))
 
 
-def block(change: Callable[[Block], Block]) -> Model:
+def block(change: Callable[[Layer], Layer]) -> Model:
     return decoder(on_block(change))
 
 
-def blocks(change: Callable[[Decoder, Block], Block]) -> Model:
-    return decoder(lambda d: replace(d, blocks=tuple(change(d, b) for b in d.blocks)))
+def blocks(change: Callable[[Decoder, Layer], Layer]) -> Model:
+    return decoder(lambda d: replace(d, layers=tuple(change(d, b) for b in d.layers)))
 
 
 def geometry(change: Callable[[Decoder], dict[str, float]]) -> Model:
@@ -59,14 +58,14 @@ def everywhere(change: Change) -> Model:
 
     def on(d: Decoder) -> Decoder:
         top = {name: change(getattr(d, name)) for name in ("wte", "head", "head_bias")}
-        made = [Block(**{f.name: change(getattr(b, f.name)) for f in fields(b)}) for b in d.blocks]
-        return replace(d, blocks=tuple(made), **top)
+        made = [Layer(**{f.name: change(getattr(b, f.name)) for f in fields(b)}) for b in d.layers]
+        return replace(d, layers=tuple(made), **top)
 
     return decoder(on)
 
 
 def dropped(part: str) -> Model:
-    def on(owner: Block) -> Block:
+    def on(owner: Layer) -> Layer:
         bias = getattr(owner, part)
         return replace(owner, **{part: Zeros(bias.shape, bias.dtype)})
 
@@ -84,7 +83,7 @@ def top_dropped(part: str) -> Model:
 def regrouped(groups: int) -> Model:
     """qkv_proj taken apart as if it were packed in another number of groups."""
 
-    def on(d: Decoder, b: Block) -> Block:
+    def on(d: Decoder, b: Layer) -> Layer:
         packed = b.packed(4)
         q, k, v = (packed.rows(rows) for rows in split_rows(d.geometry.n_embd, groups))
         return replace(b, q=q, k=k, v=v)
@@ -92,17 +91,17 @@ def regrouped(groups: int) -> Model:
     return blocks(on)
 
 
-def query_key_value(d: Decoder, b: Block) -> Block:
+def query_key_value(d: Decoder, b: Layer) -> Layer:
     """The order in a group taken for q, k, v; it is q, v, k."""
     return replace(b, k=b.v, v=b.k)
 
 
-def keys_in_halves(d: Decoder, b: Block) -> Block:
+def keys_in_halves(d: Decoder, b: Layer) -> Layer:
     g = d.geometry
     return replace(b, k=b.k.rows(half_split_rows(g.n_head, g.head_dim, g.rotary_dim)))
 
 
-def heads_reversed(d: Decoder, b: Block) -> Block:
+def heads_reversed(d: Decoder, b: Layer) -> Layer:
     g = d.geometry
     index = np.arange(g.n_embd).reshape(g.n_head, g.head_dim)[::-1].reshape(-1)
     return replace(b, q=b.q.rows(index), k=b.k.rows(index), v=b.v.rows(index))
@@ -117,19 +116,19 @@ def no_head(d: Decoder) -> Decoder:
 
 
 def bias_of_another_layer(d: Decoder) -> Decoder:
-    return on_block(lambda b: replace(b, fc_in_bias=d.blocks[0].fc_in_bias))(d)
+    return on_block(lambda b: replace(b, fc_in_bias=d.layers[0].fc_in_bias))(d)
 
 
-def shuffled(b: Block) -> Block:
+def shuffled(b: Layer) -> Layer:
     """The inner neurons in another order on one side only."""
     index = np.roll(np.arange(b.fc_in.shape[0]), 7)
     return replace(b, fc_in=b.fc_in.rows(index), fc_in_bias=b.fc_in_bias.rows(index))
 
 
-def layers(order: Callable[[list[Block]], list[Block]]) -> Model:
+def layers(order: Callable[[list[Layer]], list[Layer]]) -> Model:
     def on(d: Decoder) -> Decoder:
-        kept = tuple(order(list(d.blocks)))
-        return replace(d, geometry=replace(d.geometry, n_layer=len(kept)), blocks=kept)
+        kept = tuple(order(list(d.layers)))
+        return replace(d, geometry=replace(d.geometry, n_layer=len(kept)), layers=kept)
 
     return decoder(on)
 

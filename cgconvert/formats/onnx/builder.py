@@ -9,7 +9,7 @@ import onnx
 from onnx import TensorProto, helper
 
 from cgconvert import __version__
-from cgconvert.stream.plan import Piece
+from cgconvert.write.plan import Piece
 
 __all__ = ["IR_VERSION", "MICROSOFT", "OPERATORS", "OPSET", "GraphBuilder", "Shape"]
 

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from cgconvert.model import Geometry
+from cgconvert.model.decoder import Geometry
 
 __all__ = ["genai_config"]
 

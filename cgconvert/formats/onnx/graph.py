@@ -18,6 +18,7 @@ from collections.abc import Sequence
 
 from onnx import TensorProto
 
+from cgconvert.codecs.matmul_nbits import MatMulNBits
 from cgconvert.formats.onnx.builder import GraphBuilder
 from cgconvert.formats.onnx.inputs import (
     BATCH,
@@ -39,10 +40,9 @@ from cgconvert.formats.onnx.weights import (
     ROTARY_ORDER,
     SIN,
 )
-from cgconvert.model import Geometry
-from cgconvert.names import ONNX
-from cgconvert.quant.matmul_nbits import MatMulNBits
-from cgconvert.stream.plan import Item
+from cgconvert.model.decoder import Geometry
+from cgconvert.model.tensor_names import ONNX
+from cgconvert.write.plan import Item
 
 __all__ = ["build"]
 
@@ -89,7 +89,7 @@ class _Decoder:
     def _layers(self) -> None:
         top = ONNX.model
         residual = self._cast(self._embedding(self.items[top["wte"]]), FLOAT)
-        first = [ONNX.block[part].format(i=0) for part in ("ln_weight", "ln_bias")]
+        first = [ONNX.layer[part].format(i=0) for part in ("ln_weight", "ln_bias")]
         normed = self.graph.node(
             "LayerNormalization", [residual, *first], "layers.0.normed", self.hidden, FLOAT,
             axis=-1, epsilon=self.geometry.layer_norm_epsilon,
@@ -131,7 +131,7 @@ class _Decoder:
     def _layer(self, i: int, residual: str, normed: str) -> tuple[str, str]:
         """Returns the residual stream after layer `i` and its normalization by the next norm."""
         g, graph = self.geometry, self.graph
-        name = {part: pattern.format(i=i) for part, pattern in ONNX.block.items()}
+        name = {part: pattern.format(i=i) for part, pattern in ONNX.layer.items()}
         attention = self._attention(i, self._linear(f"layers.{i}.qkv", QKV.format(i=i), normed))
         attention = self._linear(f"layers.{i}.attention_out", name["o"], attention)
         inner = self._linear(f"layers.{i}.fc1", name["fc_in"], normed)
@@ -145,7 +145,7 @@ class _Decoder:
         if last:
             norm = [ONNX.model[part] for part in ("ln_f_weight", "ln_f_bias")]
         else:
-            norm = [ONNX.block[part].format(i=i + 1) for part in ("ln_weight", "ln_bias")]
+            norm = [ONNX.layer[part].format(i=i + 1) for part in ("ln_weight", "ln_bias")]
         normed, summed = f"layers.{i + 1}.normed", f"layers.{i + 1}.residual"
         graph.node(
             "SkipLayerNormalization", [branches, residual, *norm, name["fc_out_bias"]],

@@ -20,7 +20,7 @@ from onnx import TensorProto
 
 from cgconvert.formats.onnx.builder import GraphBuilder
 from cgconvert.formats.onnx.variant import Variant
-from cgconvert.model import Geometry
+from cgconvert.model.decoder import Geometry
 
 __all__ = [
     "BATCH",

@@ -5,10 +5,10 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
+from cgconvert.codecs.encoding import Encoding
+from cgconvert.codecs.matmul_nbits import MatMulNBits
+from cgconvert.codecs.plain import F16, F32, Plain
 from cgconvert.errors import UsageError
-from cgconvert.quant.encoding import Encoding
-from cgconvert.quant.matmul_nbits import MatMulNBits
-from cgconvert.quant.plain import F16, F32, Plain
 
 __all__ = ["ACCURACY_LEVELS", "CLIENTS", "TARGETS", "Variant"]
 

@@ -7,15 +7,15 @@ from collections.abc import Iterator
 import numpy as np
 import torch
 
+from cgconvert.codecs.coded import Coded
+from cgconvert.codecs.encoding import Encoding
+from cgconvert.codecs.matmul_nbits import MatMulNBits
+from cgconvert.codecs.nbits import FromBlocks, NBits
 from cgconvert.formats.onnx.variant import Variant
-from cgconvert.model import Block, Decoder, Geometry
-from cgconvert.names import ONNX
-from cgconvert.quant.coded import Coded
-from cgconvert.quant.encoding import Encoding
-from cgconvert.quant.matmul_nbits import MatMulNBits
-from cgconvert.quant.nbits import FromBlocks, NBits
-from cgconvert.stream.plan import Item, lay_out
-from cgconvert.tensor import InMemory, LazyTensor, Stacked
+from cgconvert.model.decoder import Decoder, Geometry, Layer
+from cgconvert.model.tensor import InMemory, LazyTensor, Stacked
+from cgconvert.model.tensor_names import ONNX
+from cgconvert.write.plan import Item, lay_out
 
 __all__ = [
     "ADJUSTED",
@@ -70,8 +70,8 @@ def weights(decoder: Decoder, variant: Variant) -> Iterator[tuple[str, LazyTenso
     yield top["wte"], *_stored(decoder.wte, variant.embedding)
     yield COS, InMemory(cos), plain
     yield SIN, InMemory(sin), plain
-    for i, block in enumerate(decoder.blocks):
-        name = {part: pattern.format(i=i) for part, pattern in ONNX.block.items()}
+    for i, block in enumerate(decoder.layers):
+        name = {part: pattern.format(i=i) for part, pattern in ONNX.layer.items()}
         yield name["ln_weight"], block.ln_weight, norm
         yield name["ln_bias"], block.ln_bias, norm
         yield QKV.format(i=i), *_matrix(_qkv(block), variant.matrix)
@@ -117,7 +117,7 @@ def _stored(tensor: LazyTensor, encoding: Encoding) -> tuple[LazyTensor, Encodin
     return tensor.stored, FromBlocks(kind.bits, kind.block_size, kind.symmetric, encoding.table)
 
 
-def _qkv(block: Block) -> LazyTensor:
+def _qkv(block: Layer) -> LazyTensor:
     """q, k and v one below the other, coded where all of them are in one and the same way."""
     parts = [part for part in (block.q, block.k, block.v) if isinstance(part, Coded)]
     if len(parts) < 3 or len({part.codec.name for part in parts}) > 1:

@@ -1,0 +1,1 @@
+"""Encodings: rows of weights to bytes and back."""

@@ -1,0 +1,1 @@
+"""Searches for the scales, minimums and codes of least squared error."""

@@ -1,0 +1,247 @@
+"""llama.cpp's imatrix files: both formats read, the present one written.
+
+Formats: tools/imatrix/imatrix.cpp of llama.cpp, save_imatrix and save_imatrix_legacy. The present
+one is a GGUF with F32 tensors NAME.in_sum2 and NAME.counts. The one before, .dat, is little-endian:
+int32 number of entries; of each int32 length, name, int32 count, int32 number of values, float32
+values; then, if anything, int32 number of chunks, int32 length, name of the text.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import io
+import math
+import struct
+from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
+
+import gguf
+import numpy as np
+import torch
+from gguf.gguf_writer import WriterState
+
+from cgconvert.errors import InputError, OutputError
+from cgconvert.formats.gguf.header import GgufHeader, GgufTensor, read_header
+from cgconvert.formats.gguf.imatrix import Imatrix, Inputs
+from cgconvert.io.staging import Staging
+from cgconvert.model.decoder import Decoder
+
+__all__ = ["encoded", "read_imatrix", "write_imatrix"]
+
+MOST_BYTES = 1 << 30
+"""Of a file: CodeGen-16B's is 8 MB, the largest model's that anything here reads less than this."""
+
+MOST_ENTRIES = 1 << 16
+MOST_NAME_BYTES = 63  # GGML_MAX_NAME without the 0 at the end
+MOST_TEXT_BYTES = 1 << 12
+"""Of the name of a text: llama.cpp's is a path."""
+
+TYPE = "imatrix"
+DATASETS, CHUNKS, CHUNK_SIZE = (
+    f"imatrix.{key}" for key in ("datasets", "chunk_count", "chunk_size")
+)
+SQUARES, COUNTS = ".in_sum2", ".counts"
+
+
+def read_imatrix(path: Path, decoder: Decoder) -> Imatrix:
+    """The importance matrix in a file, which has to be one of `decoder`'s geometry.
+
+    Raises InputError where the file is broken, of another model, lacks a matrix, or holds a number
+    that no sum of squares can be.
+    """
+    try:
+        if not path.is_file():  # to open a FIFO waits for a writer
+            raise InputError(f"{path}: cannot be read as an imatrix: not a regular file")
+        if path.stat().st_size > MOST_BYTES:
+            raise InputError(f"{path}: is no imatrix: it has more than {MOST_BYTES >> 20} MiB")
+        raw = path.read_bytes()
+    except OSError as error:
+        raise InputError(f"{path}: cannot be read as an imatrix: {error.strerror}") from error
+    if not raw:
+        raise InputError(f"{path}: is empty; an imatrix is what llama-imatrix writes")
+    found = _of_gguf(path, raw) if raw[:4] == b"GGUF" else _Legacy(path, raw).imatrix()
+    found.check(decoder, str(path))
+    return replace(found, file=path.name, sha256=hashlib.sha256(raw).hexdigest())
+
+
+def write_imatrix(path: Path, imatrix: Imatrix, *, force: bool = False) -> Imatrix:
+    """Write the GGUF that llama-quantize reads; returns the imatrix as that file.
+
+    The same imatrix gives the same bytes. Raises UsageError where there is a file and not `force`,
+    OutputError where writing fails.
+    """
+    data = encoded(imatrix)
+    with Staging(path, force=force) as staging:
+        try:
+            (staging.content / path.name).write_bytes(data)
+            staging.commit_files()
+        except OSError as error:
+            raise OutputError(f"{path}: cannot be written: {error.strerror}") from error
+    return replace(imatrix, file=path.name, sha256=hashlib.sha256(data).hexdigest())
+
+
+def encoded(imatrix: Imatrix) -> bytes:
+    """The bytes of the GGUF."""
+    writer = _Writer(None, "")
+    writer.add_type(TYPE)
+    writer.add_array(DATASETS, list(imatrix.datasets) or [""])  # of no length it has no type
+    writer.add_uint32(CHUNKS, imatrix.chunks)
+    writer.add_uint32(CHUNK_SIZE, imatrix.chunk_size)
+    arrays: list[np.ndarray] = []
+    for name, inputs in sorted(imatrix.inputs.items()):
+        counts = np.array([inputs.count], np.float32)
+        for suffix, array in ((SQUARES, inputs.squares.numpy()), (COUNTS, counts)):
+            writer.add_tensor_info(name + suffix, array.shape, array.dtype, array.nbytes)
+            arrays.append(array)
+    writer.write_header_to_file()
+    writer.write_kv_data_to_file()
+    writer.write_ti_data_to_file()
+    parts = [writer.buffer.getvalue(), *(array.astype("<f4").tobytes() for array in arrays)]
+    return b"".join(part + bytes(-len(part) % gguf.GGUF_DEFAULT_ALIGNMENT) for part in parts)
+
+
+class _Writer(gguf.GGUFWriter):
+    """gguf's writer, into memory, of a file that has no architecture."""
+
+    def add_architecture(self) -> None: ...
+
+    def open_output_file(self, path: Path | None = None) -> None:
+        self.buffer = io.BytesIO()
+        self.fout = [self.buffer]  # type: ignore[list-item]  # declared as files on a disk
+        self.state = WriterState.EMPTY
+
+
+def _of_gguf(path: Path, raw: bytes) -> Imatrix:
+    header = read_header(path)
+    kind = header.metadata.get("general.type")
+    if kind != TYPE:
+        raise InputError(f"{path}: is a GGUF of type {kind!r}, not an imatrix")
+    datasets = header.metadata.get(DATASETS)
+    if not isinstance(datasets, list):
+        raise InputError(f"{path}: {DATASETS} is {_shown(datasets)}, not a list of names")
+    chunks, size = _whole(path, header, CHUNKS), _whole(path, header, CHUNK_SIZE)
+    tensors = {tensor.name: tensor for tensor in header.tensors}
+    inputs = {}
+    for name in tensors:
+        stem = name.removesuffix(SQUARES).removesuffix(COUNTS)
+        if stem == name or stem in inputs:  # other statistics of some versions are not used
+            continue
+        for needed in (stem + SQUARES, stem + COUNTS):
+            if needed not in tensors:
+                raise InputError(f"{path}: has {name} and no {needed}; fetch or collect it again")
+        values, counts = (_values(path, raw, tensors[stem + s]) for s in (SQUARES, COUNTS))
+        if len(counts) != 1:
+            raise InputError(
+                f"{path}: is another model's imatrix: {stem} has {len(counts)} experts; collect "
+                "one from this model"
+            )
+        inputs[stem] = _inputs(path, stem, values, float(counts[0]))
+    if not inputs:
+        raise InputError(f"{path}: is an imatrix without a matrix; collect it again")
+    return Imatrix(inputs, tuple(datasets), chunks, size)
+
+
+def _values(path: Path, raw: bytes, tensor: GgufTensor) -> np.ndarray:
+    if tensor.type != "F32":
+        raise InputError(f"{path}: {tensor.name} is {tensor.type}, not F32")
+    return np.frombuffer(raw, "<f4", math.prod(tensor.shape), tensor.offset)
+
+
+def _whole(path: Path, header: GgufHeader, key: str) -> int:
+    """llama-quantize reads no imatrix without."""
+    value = header.metadata.get(key)
+    if isinstance(value, bool) or not isinstance(value, int) or not 0 <= value < 1 << 31:
+        raise InputError(f"{path}: {key} is {_shown(value)}, not a whole number from 0 up")
+    return value
+
+
+def _shown(value: object) -> str:
+    return "missing" if value is None else f"a {type(value).__name__}"
+
+
+def _inputs(path: Path, name: str, values: np.ndarray, count: float) -> Inputs:
+    """Raises InputError for a number that no sum of squares, or no count, can be."""
+    for broken, what in (
+        (~np.isfinite(values), "NaN or infinite"),
+        (values < 0, "negative, which no sum of squares is"),
+    ):
+        if broken.any():
+            raise InputError(
+                f"{path}: {int(broken.sum())} of {name}'s {len(values)} values are {what}; collect "
+                "the imatrix again"
+            )
+    if not 1 <= count < 1 << 62:  # nor is NaN
+        raise InputError(
+            f"{path}: {name} has a count of {count:g}, so nothing was collected for it; collect "
+            "the imatrix again from more text"
+        )
+    return Inputs(torch.from_numpy(values.astype(np.float32)), round(count))
+
+
+class _Legacy:
+    """The .dat format, every length checked against the bytes that are left."""
+
+    def __init__(self, path: Path, raw: bytes) -> None:
+        self.path, self.raw, self.position = path, raw, 0
+
+    def fault(self, text: str) -> InputError:
+        return InputError(f"{self.path}: is no imatrix, neither GGUF nor .dat: {text}")
+
+    def imatrix(self) -> Imatrix:
+        entries = self.number("the number of entries")
+        if not 1 <= entries <= MOST_ENTRIES:
+            raise self.fault(f"it would have {entries} entries")
+        inputs: dict[str, Inputs] = {}
+        for name, found in self.entries(entries):
+            if name in inputs:
+                raise self.fault(f"{name} is there twice")
+            inputs[name] = found
+        chunks, datasets = self.rest()
+        return Imatrix(inputs, datasets, chunks, 0)
+
+    def entries(self, count: int) -> Iterator[tuple[str, Inputs]]:
+        for index in range(count):
+            name = self.string(MOST_NAME_BYTES, f"the name of entry {index}")
+            if not name:
+                raise self.fault(f"the name of entry {index} is empty")
+            calls = self.number(f"the count of {name}")
+            length = self.number(f"the number of {name}'s values")
+            if length < 1:
+                raise self.fault(f"{name} would have {length} values")
+            data = self.take(4 * length, f"{name}'s {length} values")
+            yield name, _inputs(self.path, name, np.frombuffer(data, "<f4"), calls)
+
+    def rest(self) -> tuple[int, tuple[str, ...]]:
+        """The number of chunks and the text's name; the oldest files end before."""
+        if self.position == len(self.raw):
+            return 0, ()
+        chunks = self.number("the number of chunks")
+        if chunks < 0:
+            raise self.fault(f"it would have {chunks} chunks")
+        text = self.string(MOST_TEXT_BYTES, "the name of its text")
+        if self.position != len(self.raw):
+            raise self.fault(f"{len(self.raw) - self.position} bytes follow its end")
+        return chunks, (text,) if text else ()
+
+    def number(self, what: str) -> int:
+        return int(struct.unpack("<i", self.take(4, what))[0])
+
+    def string(self, most: int, what: str) -> str:
+        length = self.number(f"the length of {what}")
+        if not 0 <= length <= most:
+            raise self.fault(f"{what} would be {length} bytes long")
+        try:
+            text = self.take(length, what).decode()
+        except UnicodeDecodeError:
+            raise self.fault(f"{what} is not UTF-8") from None
+        if not text.isprintable():
+            raise self.fault(f"{what} is not a name")
+        return text
+
+    def take(self, count: int, what: str) -> bytes:
+        if count > len(self.raw) - self.position:
+            raise self.fault(f"it ends inside {what}")
+        data = self.raw[self.position : self.position + count]
+        self.position += count
+        return data

@@ -1,0 +1,97 @@
+"""What GGUF files are called by type, and how each tensor of such a file is stored.
+
+Numbers are llama.cpp's llama_ftype; the mixes are those of its llama-quantize for a model whose q,
+k and v lie apart (src/llama-quant.cpp: llama_tensor_get_type).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+
+from gguf import LlamaFileType
+
+from cgconvert.codecs.encoding import Encoding
+from cgconvert.codecs.ggml.q3_k import Q3_K
+from cgconvert.codecs.ggml.q4_0 import Q4_0
+from cgconvert.codecs.ggml.q4_1 import Q4_1
+from cgconvert.codecs.ggml.q4_k import Q4_K
+from cgconvert.codecs.ggml.q5_k import Q5_K
+from cgconvert.codecs.ggml.q6_k import Q6_K
+from cgconvert.codecs.ggml.q8_0 import Q8_0
+from cgconvert.codecs.plain import BF16, F16, F32
+
+__all__ = ["ENCODINGS", "TYPES", "FileType"]
+
+ENCODINGS: Mapping[str, Encoding] = {
+    encoding.name: encoding
+    for encoding in (
+        F32, F16, BF16, Q8_0(), Q6_K(), Q5_K(), Q4_K(), Q4_1(), Q4_0(), Q3_K(),
+    )
+}  # fmt: skip
+"""How a tensor can be stored, by ggml's name."""
+
+Layers = Callable[[int, int], bool]
+"""Whether layer i of n."""
+
+
+@dataclass(frozen=True)
+class FileType:
+    """`encoding` is every matrix's but for `parts`: fields of Decoder and Block, in some layers."""
+
+    number: LlamaFileType
+    encoding: Encoding
+    parts: Mapping[str, tuple[Encoding, Layers]] = field(default_factory=dict)
+
+    def of(self, part: str, layer: int = 0, layers: int = 1) -> Encoding:
+        """How a matrix is stored; those outside of layers are asked for with the default."""
+        encoding, where = self.parts.get(part, (self.encoding, _all))
+        return encoding if where(layer, layers) else self.encoding
+
+
+def _all(layer: int, layers: int) -> bool:
+    return True
+
+
+def _some(layer: int, layers: int) -> bool:
+    """The first and the last eighth, and every third between (use_more_bits)."""
+    eighth = layers // 8
+    return layer < eighth or layer >= 7 * layers // 8 or (layer - eighth) % 3 == 2
+
+
+def _first_eighth(layer: int, layers: int) -> bool:
+    return layer < layers // 8
+
+
+def _first_four(layer: int, layers: int) -> bool:
+    return layer < 4
+
+
+def _uniform(number: LlamaFileType, name: str) -> FileType:
+    return FileType(number, ENCODINGS[name])
+
+
+def _mix(number: LlamaFileType, name: str, **parts: tuple[str, Layers]) -> FileType:
+    found = {part: (ENCODINGS[kind], where) for part, (kind, where) in parts.items()}
+    return FileType(number, ENCODINGS[name], {"head": (ENCODINGS["Q6_K"], _all), **found})
+
+
+TYPES: Mapping[str, FileType] = {
+    "F32": _uniform(LlamaFileType.ALL_F32, "F32"),
+    "F16": _uniform(LlamaFileType.MOSTLY_F16, "F16"),
+    "BF16": _uniform(LlamaFileType.MOSTLY_BF16, "BF16"),
+    "Q8_0": _uniform(LlamaFileType.MOSTLY_Q8_0, "Q8_0"),
+    "Q6_K": _uniform(LlamaFileType.MOSTLY_Q6_K, "Q6_K"),
+    "Q5_K_M": _mix(LlamaFileType.MOSTLY_Q5_K_M, "Q5_K", v=("Q6_K", _some), fc_out=("Q6_K", _some)),
+    "Q5_K_S": _mix(LlamaFileType.MOSTLY_Q5_K_S, "Q5_K"),
+    "Q5_K": _uniform(LlamaFileType.MOSTLY_Q5_K_S, "Q5_K"),
+    "Q4_K_M": _mix(LlamaFileType.MOSTLY_Q4_K_M, "Q4_K", v=("Q6_K", _some), fc_out=("Q6_K", _some)),
+    "Q4_K_S": _mix(
+        LlamaFileType.MOSTLY_Q4_K_S, "Q4_K", v=("Q5_K", _first_four), fc_out=("Q5_K", _first_eighth)
+    ),
+    "Q4_K": _uniform(LlamaFileType.MOSTLY_Q4_K_S, "Q4_K"),
+    "Q4_1": _uniform(LlamaFileType.MOSTLY_Q4_1, "Q4_1"),
+    "Q4_0": _uniform(LlamaFileType.MOSTLY_Q4_0, "Q4_0"),
+    "Q3_K": _uniform(LlamaFileType.MOSTLY_Q3_K_S, "Q3_K"),
+}
+"""File types by name: uniform ones store every matrix alike, the embedding and head included."""

@@ -1,0 +1,264 @@
+"""GGUF for an unmodified llama.cpp, which runs CodeGen as its architecture `phi2`.
+
+Format: docs/gguf.md of ggml-org/ggml; tensors and keys: src/models/phi2.cpp of llama.cpp.
+"""
+
+from __future__ import annotations
+
+import fnmatch
+import io
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import gguf
+import numpy as np
+from gguf.gguf_writer import WriterState
+
+from cgconvert.codecs.coded import AsCoded, Coded
+from cgconvert.codecs.encoding import Encoding
+from cgconvert.codecs.plain import F32
+from cgconvert.codecs.searched import SearchedCodec
+from cgconvert.codecs.weighted import Weighted
+from cgconvert.errors import InputError, UsageError
+from cgconvert.formats.gguf.imatrix import Imatrix
+from cgconvert.formats.gguf.types import ENCODINGS, TYPES, FileType
+from cgconvert.model import family
+from cgconvert.model.checkpoint import Checkpoint
+from cgconvert.model.decoder import Decoder, Geometry
+from cgconvert.model.tensor import LazyTensor, Zeros
+from cgconvert.model.tensor_names import GGUF
+from cgconvert.model.tokenizer import Tokenizer
+from cgconvert.write.plan import FilePlan, Item, Plan, lay_out
+
+__all__ = [
+    "ADJUSTED",
+    "ALIGNMENT",
+    "ARCHITECTURE",
+    "IMATRIX",
+    "PRE_TOKENIZER",
+    "file_name",
+    "plan",
+]
+
+ARCHITECTURE = "phi2"
+PRE_TOKENIZER = "gpt-2"
+ALIGNMENT = gguf.GGUF_DEFAULT_ALIGNMENT
+SUPPRESSED = "tokenizer.ggml.suppress_tokens"
+"""Ids that llama.cpp's own samplers never pick (since mid-2026; older ones ignore the key)."""
+
+
+ADJUSTED = "cgconvert.adjusted"
+"""Names of the vectors that calibration has changed."""
+
+IMATRIX = "quantize.imatrix"
+"""Where llama-quantize says which imatrix it was given (tools/quantize/quantize.cpp)."""
+
+
+def file_name(checkpoint: Checkpoint, type: str) -> str:  # noqa: A002 - the option's name
+    """`<name>-<type>.gguf`: BaseName, SizeLabel, FineTune and Encoding of GGUF's convention."""
+    return f"{checkpoint.name.replace(' ', '-')}-{type}.gguf"
+
+
+def plan(
+    checkpoint: Checkpoint,
+    output: Path,
+    *,
+    type: str = "F16",  # noqa: A002
+    fixed: Sequence[tuple[str, str]] = (),
+    adjusted: Sequence[str] = (),
+    importance: Imatrix | None = None,
+) -> Plan:
+    """The file at `output`, its matrices stored as `type` says, its vectors as F32.
+
+    `fixed` are other types by pattern of a matrix's name, the first match first. Matrices that are
+    coded already stay as they are. `adjusted` are the names of tensors that are not the source's
+    numbers and mean to be other ones: the file says so. With an `importance` of this model,
+    matrices of a searched type lose least where their inputs are large.
+
+    Raises UsageError for an unknown type and a pattern that fits nothing, InputError where a row
+    does not divide into blocks or the tokenizer has no merges, without which llama.cpp loads no
+    vocabulary.
+    """
+    if type not in TYPES:
+        raise UsageError(f"type {type!r} is not one of {', '.join(TYPES)}")
+    if not checkpoint.tokenizer.merges:
+        raise InputError(
+            f"{checkpoint.path}: its tokenizer has no merges, and llama.cpp loads no GGUF without; "
+            "give the model's tokenizer with --tokenizer, or convert to another format"
+        )
+    tensors = _fix(list(_tensors(checkpoint.decoder.half_split(), TYPES[type])), fixed)
+    tensors = [(name, tensor, _weighted(name, e, importance)) for name, tensor, e in tensors]
+    # Offsets in the header count from the end of the header, so its length does not matter yet.
+    placed = lay_out(tensors, align=ALIGNMENT)
+    header = _header(checkpoint, type, placed, adjusted, importance)
+    items = lay_out(tensors, start=_padded(len(header)), align=ALIGNMENT)
+    end = items[-1].pieces[-1].offset + items[-1].pieces[-1].nbytes
+    file = FilePlan(output.name, header, items, _padded(end))
+    options: dict[str, Any] = {"type": type}
+    if fixed:
+        options["tensor_type"] = dict(fixed)
+    if importance is not None:
+        options["imatrix"] = importance.told
+    return Plan(output, False, "gguf", type, (file,), options)
+
+
+def _tensors(decoder: Decoder, kind: FileType) -> Iterator[tuple[str, LazyTensor, Encoding]]:
+    """Every tensor by name, in the order the model uses them."""
+
+    def named(name: str, tensor: LazyTensor, matrix: Encoding) -> tuple[str, LazyTensor, Encoding]:
+        if isinstance(tensor, Coded):
+            return name, tensor.stored, AsCoded(tensor.codec, tensor.shape)
+        return name, tensor, matrix if len(tensor.shape) == 2 else F32
+
+    layers = decoder.geometry.n_layer
+    top = {p: named(n, getattr(decoder, p), kind.of(p)) for p, n in GGUF.model.items()}
+    yield top.pop("wte")
+    for i, block in enumerate(decoder.layers):
+        for part, name in GGUF.layer.items():
+            yield named(name.format(i=i), getattr(block, part), kind.of(part, i, layers))
+        for name in GGUF.zero_biases:
+            yield name.format(i=i), Zeros((decoder.geometry.n_embd,), F32.dtype), F32
+    yield from top.values()
+
+
+Tensor = tuple[str, LazyTensor, Encoding]
+
+
+def _fix(tensors: list[Tensor], fixed: Sequence[tuple[str, str]]) -> list[Tensor]:
+    found = list(tensors)
+    for pattern, wanted in reversed(fixed):
+        if wanted not in ENCODINGS:
+            raise UsageError(f"type {wanted!r} is not one of {', '.join(ENCODINGS)}")
+        fits = [
+            index
+            for index, (name, tensor, _) in enumerate(tensors)
+            if len(tensor.shape) == 2 and fnmatch.fnmatchcase(name, pattern)
+        ]
+        if not fits:
+            raise UsageError(f"no matrix is called {pattern!r}; there is {tensors[0][0]}, for one")
+        for index in fits:
+            found[index] = (*tensors[index][:2], ENCODINGS[wanted])
+    return found
+
+
+def _weighted(name: str, encoding: Encoding, importance: Imatrix | None) -> Encoding:
+    """As llama-quantize, which gives the imatrix to every type that searches.
+
+    Rows of q and k change places on the way to the file, columns do not.
+    """
+    columns = None if importance is None else importance.importance(name)
+    if columns is None or not isinstance(encoding, SearchedCodec):
+        return encoding
+    return Weighted(encoding, columns)
+
+
+class _HeaderWriter(gguf.GGUFWriter):
+    """gguf's writer, into memory: a plan touches no disk."""
+
+    def open_output_file(self, path: Path | None = None) -> None:
+        self.buffer = io.BytesIO()
+        self.fout = [self.buffer]  # type: ignore[list-item]  # declared as files on a disk
+        self.state = WriterState.EMPTY
+
+
+def _header(
+    checkpoint: Checkpoint,
+    type: str,  # noqa: A002
+    items: tuple[Item, ...],
+    adjusted: Sequence[str],
+    importance: Imatrix | None,
+) -> bytes:
+    writer = _HeaderWriter(None, ARCHITECTURE)
+    _describe(writer, checkpoint)
+    writer.add_file_type(TYPES[type].number)
+    writer.add_quantization_version(gguf.GGML_QUANT_VERSION)
+    _add_geometry(writer, checkpoint.geometry)
+    _add_tokenizer(writer, checkpoint.tokenizer, checkpoint.geometry.vocab_size)
+    if adjusted:
+        writer.add_array(ADJUSTED, list(adjusted))
+    if importance is not None:
+        writer.add_string(f"{IMATRIX}.file", importance.file)
+        for text in importance.datasets[:1]:
+            writer.add_string(f"{IMATRIX}.dataset", text)
+        writer.add_uint32(f"{IMATRIX}.entries_count", len(importance.inputs))
+        writer.add_uint32(f"{IMATRIX}.chunks_count", importance.chunks)
+    for item in items:
+        number = gguf.GGMLQuantizationType[item.encoding.name]
+        # The type of the numbers is in `number`; float32 only says that shapes are logical.
+        writer.add_tensor_info(
+            item.name, item.pieces[0].shape, np.dtype(np.float32), item.nbytes, number
+        )
+    writer.write_header_to_file()
+    writer.write_kv_data_to_file()
+    writer.write_ti_data_to_file()
+    return writer.buffer.getvalue()
+
+
+def _describe(writer: gguf.GGUFWriter, checkpoint: Checkpoint) -> None:
+    name, parameters = checkpoint.name, checkpoint.geometry.parameters
+    _, _, base, finetune, version, size = gguf.Metadata.get_model_id_components(name, parameters)
+    writer.add_type(gguf.GGUFType.MODEL)
+    writer.add_name(name)
+    writer.add_basename(base or name)
+    writer.add_finetune(finetune or "")  # the writer leaves out what is empty
+    writer.add_version(version or "")
+    writer.add_size_label(size or gguf.size_label(parameters, parameters, 0, 0))
+    writer.add_tags(["text-generation", "code", "codegen"])
+    writer.add_license("bsd-3-clause")
+    if family.is_member(name):  # of a fine-tune nothing of this is known
+        writer.add_organization(family.ORGANISATION)
+        writer.add_languages(["en"])
+
+
+def _add_geometry(writer: gguf.GGUFWriter, geometry: Geometry) -> None:
+    writer.add_context_length(geometry.n_positions)
+    writer.add_embedding_length(geometry.n_embd)
+    writer.add_feed_forward_length(geometry.n_inner)
+    writer.add_block_count(geometry.n_layer)
+    writer.add_head_count(geometry.n_head)
+    writer.add_head_count_kv(geometry.n_head)
+    writer.add_layer_norm_eps(geometry.layer_norm_epsilon)
+    writer.add_rope_dimension_count(geometry.rotary_dim)
+    writer.add_rope_freq_base(geometry.rotary_base)
+
+
+def _add_tokenizer(writer: gguf.GGUFWriter, tokenizer: Tokenizer, rows: int) -> None:
+    """One entry for each row of the embedding; rows that no token has are named and unused."""
+    tokens = [f"[PAD{index}]" for index in range(rows)]
+    kinds = gguf.TokenType
+    types = [int(kinds.UNUSED)] * rows
+    for token, index in tokenizer.vocabulary.items():
+        tokens[index], types[index] = token, int(kinds.NORMAL)
+    for added in tokenizer.added:
+        tokens[added.id] = added.content
+        types[added.id] = int(kinds.CONTROL if added.special else kinds.USER_DEFINED)
+    writer.add_tokenizer_model("gpt2")
+    writer.add_tokenizer_pre(PRE_TOKENIZER)
+    _add_array(writer, gguf.Keys.Tokenizer.LIST, tokens)
+    _add_array(writer, gguf.Keys.Tokenizer.TOKEN_TYPE, types)
+    merges = [f"{left} {right}" for left, right in tokenizer.merges]
+    _add_array(writer, gguf.Keys.Tokenizer.MERGES, merges)
+    end = tokenizer.end_of_text
+    writer.add_bos_token_id(end)
+    writer.add_eos_token_id(end)
+    writer.add_eot_token_id(end)
+    writer.add_unk_token_id(end)
+    writer.add_pad_token_id(end)
+    writer.add_add_bos_token(False)
+    writer.add_add_space_prefix(False)
+    padding = list(range(tokenizer.size, rows))
+    if padding:
+        _add_array(writer, SUPPRESSED, padding)
+
+
+def _add_array(writer: gguf.GGUFWriter, key: str, values: list[str] | list[int]) -> None:
+    """Of strings or int32. gguf's own add_array looks at the type of each, here of a vocabulary."""
+    kinds = gguf.GGUFValueType
+    writer.add_key_value(
+        key, values, kinds.ARRAY, kinds.STRING if isinstance(values[0], str) else kinds.INT32
+    )
+
+
+def _padded(size: int) -> int:
+    return -(-size // ALIGNMENT) * ALIGNMENT

@@ -1,0 +1,90 @@
+"""The README.md of a Hugging Face folder: what the model is and how to run it, nothing measured.
+
+It says only what follows from the model and the options, so it is the same wherever the weights
+came from. Figures belong to a report that measured them.
+"""
+
+from __future__ import annotations
+
+import yaml
+
+from cgconvert.model import family
+from cgconvert.model.decoder import Geometry
+from cgconvert.model.tokenizer import Tokenizer
+
+__all__ = ["model_card"]
+
+_SNIPPET = """\
+```python
+from transformers import AutoModelForCausalLM, AutoTokenizer
+
+path = "."  # this folder
+tokenizer = AutoTokenizer.from_pretrained(path)
+model = AutoModelForCausalLM.from_pretrained(path)
+
+text = "def hello_world():"
+input_ids = tokenizer(text, return_tensors="pt").input_ids
+
+generated_ids = model.generate(input_ids, max_length=128)
+print(tokenizer.decode(generated_ids[0], skip_special_tokens=True))
+```
+"""
+
+_MLX = """\
+With MLX: `mlx_lm.generate --model . --prompt 'def hello_world():'`
+"""
+
+_LAYOUTS = {
+    "codegen": (
+        "The weights are CodeGen's own, for `CodeGenForCausalLM`: `qkv_proj` is packed in 4 groups "
+        "of q, v, k, and rotary pairs are interleaved."
+    ),
+    "phi": (
+        "The weights are laid out for `PhiForCausalLM`, whose mathematics is CodeGen's: q, k and v "
+        "are split, each head's rotary rows are in half-split order, and the biases that Phi has "
+        "and CodeGen has not are zero. The logits are those of the original; engines that serve "
+        "Phi can serve it."
+    ),
+}
+
+
+def model_card(
+    name: str, geometry: Geometry, tokenizer: Tokenizer, *, dtype: str, layout: str
+) -> str:
+    """Markdown with YAML front matter (Hugging Face Hub's model card metadata)."""
+    member = family.is_member(name)
+    front = {
+        "license": "bsd-3-clause",
+        "library_name": "transformers",
+        "pipeline_tag": "text-generation",
+        "tags": ["code", "codegen"],
+    } | ({"base_model": family.hub_id(name)} if member else {})
+    made_from = f"[{family.hub_id(name)}](https://huggingface.co/{family.hub_id(name)})"
+    source = made_from if member else f"the CodeGen checkpoint `{name}`"
+    rows = {
+        "parameters": f"{geometry.parameters:,}",
+        "type of the weights": dtype,
+        "layers": geometry.n_layer,
+        "width": geometry.n_embd,
+        "inner width of the MLP": geometry.n_inner,
+        "attention heads": f"{geometry.n_head} of {geometry.head_dim}",
+        "rotary dimensions of a head": geometry.rotary_dim,
+        "context (tokens)": geometry.n_positions,
+        "rows of the embedding": geometry.vocab_size,
+        "tokens of the tokenizer": tokenizer.size,
+        "end of text": f"`{tokenizer.end_of_text_token}`, id {tokenizer.end_of_text}",
+    }
+    table = "".join(f"| {key} | {value} |\n" for key, value in rows.items())
+    return "\n".join(
+        [
+            f"---\n{yaml.safe_dump(front, sort_keys=False)}---\n",
+            f"# {name}\n",
+            f"Converted by cgconvert from {source}, a program synthesis model of the CodeGen "
+            "family ([paper](https://arxiv.org/abs/2203.13474)). Nothing was trained or "
+            f"fine-tuned. {_LAYOUTS[layout]}\n",
+            f"## Use\n\n{_SNIPPET}" + (f"\n{_MLX}" if layout == "phi" else ""),
+            f"## Geometry\n\n| | |\n|---|---|\n{table}",
+            "Rows of the embedding beyond the tokenizer's have no token: a sampler should not "
+            "pick them.\n",
+        ]
+    )

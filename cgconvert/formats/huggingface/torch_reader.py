@@ -1,0 +1,92 @@
+"""Reader of `pytorch_model.bin`: torch's zip format, without running anything it says.
+
+The pickle inside names tensors and where their storages lie; the numbers are read straight from
+the archive's members. Format: torch/serialization.py (_save).
+"""
+
+from __future__ import annotations
+
+import math
+import zlib
+from collections.abc import Mapping
+from pathlib import Path
+
+from cgconvert.errors import InputError
+from cgconvert.formats.huggingface import torch_pickle as pickled
+from cgconvert.formats.huggingface.torch_pickle import RefusedError, View
+from cgconvert.io.stored_zip import Member, members
+from cgconvert.model.tensor import Stored
+
+__all__ = ["tensors"]
+
+PICKLE = "data.pkl"
+
+
+def tensors(path: Path) -> dict[str, Stored]:
+    """Every tensor of a state dict, lazily. Raises InputError for anything that is not one."""
+    if problem := _instead(path):
+        raise InputError(f"{path}: not a torch checkpoint: {problem}")
+    found = members(path)
+    pickles = [name for name in found if name.rpartition("/")[2].lower() == PICKLE]
+    if len(pickles) != 1 or not pickles[0].endswith(f"/{PICKLE}"):
+        raise InputError(f"{path}: holds {len(pickles)} data.pkl, a torch file holds one")
+    root = pickles[0].removesuffix(PICKLE)
+    order = found.get(f"{root}byteorder")
+    if order is not None and order.size < 16 and _bytes(path, order) != b"little":
+        raise InputError(
+            f"{path}: its numbers are not little-endian; save it again on this machine"
+        )
+    try:
+        views = pickled.views(_bytes(path, found[pickles[0]]))
+    except RefusedError as error:
+        raise InputError(f"{path}: {error}") from error
+    return {name: _stored(found, root, path, name, view) for name, view in views.items()}
+
+
+def _bytes(path: Path, member: Member) -> bytes:
+    if member.size > pickled.MAX_BYTES:
+        raise InputError(f"{path}: its data.pkl is too large to be a state dict")
+    with path.open("rb") as file:
+        file.seek(member.offset)
+        data = file.read(member.size)
+    if zlib.crc32(data) != member.crc:
+        raise InputError(f"{path}: {member.name} is damaged: its CRC differs; fetch the file again")
+    return data
+
+
+def _stored(found: Mapping[str, Member], root: str, path: Path, name: str, view: View) -> Stored:
+    member = found.get(f"{root}data/{view.storage.key}")
+    if member is None:
+        raise InputError(f"{path}: the data of tensor {name} is missing")
+    item = view.storage.dtype.itemsize
+    if member.size != view.storage.count * item:
+        raise InputError(
+            f"{path}: tensor {name}: its storage has {member.size} bytes, "
+            f"{view.storage.count * item} are declared"
+        )
+    dense = tuple(math.prod(view.shape[i + 1 :]) for i in range(len(view.shape)))
+    if any(s != d for s, d, n in zip(view.stride, dense, view.shape, strict=True) if n > 1):
+        raise InputError(f"{path}: tensor {name} is not contiguous; save it again contiguously")
+    if view.offset + math.prod(view.shape) > view.storage.count:
+        raise InputError(f"{path}: tensor {name} reaches outside its storage")
+    return Stored(path, member.offset + view.offset * item, view.shape, view.storage.dtype, name)
+
+
+def _instead(path: Path) -> str:
+    """What people most often have instead of the weights."""
+    try:
+        with path.open("rb") as file:
+            head = file.read(64)
+    except OSError as error:
+        raise InputError(f"{path}: cannot be read: {error.strerror}") from error
+    if not head:
+        return "the file is empty"
+    if head.startswith(b"version https://git-lfs"):
+        return "it is a git-lfs pointer; fetch the real file with 'git lfs pull'"
+    if head.lstrip()[:1] == b"<":
+        return "it is an HTML page; the download went wrong"
+    if head.startswith((b"\x80\x02", b"\x80\x03")):
+        return "torch's old format; load and save it again with torch 1.6 or newer"
+    if not head.startswith(b"PK\3\4"):
+        return "it is no zip archive"
+    return ""

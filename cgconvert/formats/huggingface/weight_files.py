@@ -1,0 +1,85 @@
+"""The weight files of a Hugging Face folder: one file or shards, safetensors or torch."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from pathlib import Path
+
+from cgconvert.errors import InputError
+from cgconvert.formats.huggingface import safetensors_reader as safetensors
+from cgconvert.formats.huggingface import torch_reader as torch_zip
+from cgconvert.io.strict_json import read_json
+from cgconvert.model.tensor import LazyTensor, Stored
+
+__all__ = ["find", "read"]
+
+# In order of preference, where a repository has several.
+KINDS: tuple[tuple[str, str, str, Callable[[Path], Mapping[str, Stored]]], ...] = (
+    ("safetensors", "model.safetensors", ".safetensors", safetensors.tensors),
+    ("torch", "pytorch_model.bin", ".bin", torch_zip.tensors),
+)
+
+MAX_NAME = 60
+"""Characters of a file's name: 4 bytes each at most, of the 255 that file systems take."""
+
+
+def find(folder: Path) -> tuple[str, tuple[Path, ...]]:
+    """Which layout a folder's weights have ("" where there are none), and their files."""
+    for layout, name, _, _ in KINDS:
+        if (folder / name).is_file():
+            return layout, (folder / name,)
+        if (folder / f"{name}.index.json").is_file():
+            return layout, _shards(folder / f"{name}.index.json")
+    return "", ()
+
+
+def read(files: tuple[Path, ...]) -> dict[str, LazyTensor]:
+    """All tensors of these files. Raises InputError where one stands in two of them."""
+    merged: dict[str, LazyTensor] = {}
+    placed: dict[str, Path] = {}
+    for path in files:
+        tensors = _reader(path)(path)
+        twice = sorted(merged.keys() & tensors.keys())
+        if twice:
+            raise InputError(f"{path}: tensor {twice[0]} stands in another shard too")
+        merged.update(tensors)
+        placed |= dict.fromkeys(tensors, path)
+    _check_places(files, placed)
+    return merged
+
+
+def _check_places(files: tuple[Path, ...], placed: Mapping[str, Path]) -> None:
+    """An index is held against what its shards have: other readers go by it alone."""
+    for _, whole, suffix, _ in KINDS:
+        index = files[0].with_name(f"{whole}.index.json") if files else None
+        if index is None or files[0].suffix != suffix or files[0].name == whole:
+            continue
+        table = read_json(index).get("weight_map") if index.is_file() else None
+        for name, shard in table.items() if isinstance(table, dict) else ():
+            here = any(shard == path.name for path in files)
+            if here and (name not in placed or placed[name].name != shard):
+                raise InputError(f"{index}: places tensor {name!r} in {shard}, which has none such")
+
+
+def _reader(path: Path) -> Callable[[Path], Mapping[str, Stored]]:
+    for _, _, suffix, reader in KINDS:
+        if path.suffix == suffix:
+            return reader
+    raise InputError(f"{path}: not a weight file; expected .safetensors or .bin")
+
+
+def _shards(index: Path) -> tuple[Path, ...]:
+    """The shards an index names; each a plain file name beside it."""
+    table = read_json(index).get("weight_map")
+    if not isinstance(table, dict) or not table:
+        raise InputError(f"{index}: has no weight_map")
+    if not all(isinstance(name, str) for name in table.values()):
+        raise InputError(f"{index}: names a shard that is not text")
+    names = sorted(set(table.values()))
+    for name in names:
+        plain = name.isprintable() and len(name) <= MAX_NAME and not name.startswith(".")
+        if not plain or "/" in name or "\\" in name:
+            raise InputError(f"{index}: names a shard outside its folder: {name!r}")
+        if not (index.parent / name).is_file():
+            raise InputError(f"{index}: names {name}, which is not there")
+    return tuple(index.parent / name for name in names)

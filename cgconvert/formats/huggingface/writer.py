@@ -1,0 +1,183 @@
+"""Hugging Face folders: safetensors with everything transformers and its relatives want beside.
+
+Two layouts: `codegen`, the original's own, and `phi`, the same numbers for PhiForCausalLM.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from cgconvert.codecs.encoding import Encoding
+from cgconvert.codecs.plain import BF16, F16, F32
+from cgconvert.errors import InputError, UsageError
+from cgconvert.formats.huggingface.config import codegen_config, phi_config
+from cgconvert.formats.huggingface.model_card import model_card
+from cgconvert.model.checkpoint import Checkpoint
+from cgconvert.model.decoder import Decoder, Geometry
+from cgconvert.model.tensor import LazyTensor, Zeros
+from cgconvert.model.tensor_names import CODEGEN, PHI
+from cgconvert.write.plan import FilePlan, Item, Plan, lay_out
+
+__all__ = ["DTYPES", "LAYOUTS", "plan"]
+
+DTYPES: Mapping[str, Encoding] = {"float16": F16, "bfloat16": BF16, "float32": F32}
+LAYOUTS = ("codegen", "phi")
+
+_GROUPS = 4
+"""What transformers hard-codes as mp_num (modeling_codegen.py: CodeGenAttention.forward)."""
+
+_ROTARY_BASE = 10000.0
+"""What transformers hard-codes there (create_sinusoidal_positions)."""
+
+Named = tuple[str, LazyTensor]
+
+
+def plan(
+    checkpoint: Checkpoint, output: Path, *, dtype: str, layout: str, max_shard_size: int
+) -> Plan:
+    """Plan a folder at `output`; every weight is stored as `dtype`, shards of at most
+    `max_shard_size` bytes of tensors (one larger than that gets its own).
+
+    The files are the same for the same weights, tokenizer and name, whatever they were read from.
+    Raises InputError where the model does not fit the layout, UsageError for unknown options.
+    """
+    if dtype not in DTYPES:
+        raise UsageError(f"--dtype {dtype}: give one of {', '.join(DTYPES)}")
+    if layout not in LAYOUTS:
+        raise UsageError(f"--layout {layout}: give one of {', '.join(LAYOUTS)}")
+    if max_shard_size < 1:
+        raise UsageError(f"--max-shard-size {max_shard_size}: give at least one byte")
+    g, tokenizer = checkpoint.geometry, checkpoint.tokenizer
+    ids = {"bos_token_id": tokenizer.end_of_text, "eos_token_id": tokenizer.end_of_text}
+    if layout == "codegen":
+        _check_codegen(g, checkpoint.name)
+        tensors = _codegen_tensors(checkpoint.decoder)
+        config = codegen_config(g, checkpoint.config)
+    else:
+        tensors = _phi_tensors(checkpoint.decoder)
+        config = phi_config(g, checkpoint.config)
+    # The weights' type by its new name and its old one.
+    config |= ids | {"dtype": dtype, "torch_dtype": dtype}
+    card = model_card(checkpoint.name, g, tokenizer, dtype=dtype, layout=layout)
+    texts = {
+        "config.json": _json(config),
+        "generation_config.json": _json(ids | {"pad_token_id": tokenizer.end_of_text}),
+        "README.md": card.encode(),
+        **tokenizer.files(g.n_positions),
+    }
+    return Plan(
+        output=output,
+        folder=True,
+        format="huggingface",
+        type=dtype,
+        files=(
+            *_safetensors(tensors, DTYPES[dtype], max_shard_size),
+            *(FilePlan(name, header) for name, header in texts.items()),
+        ),
+        options={"dtype": dtype, "layout": layout, "max_shard_size": max_shard_size},
+    )
+
+
+def _check_codegen(g: Geometry, name: str) -> None:
+    if g.n_head % _GROUPS:
+        raise InputError(
+            f"{name}: {g.n_head} heads do not divide into the {_GROUPS} groups that transformers "
+            "has for CodeGen; use --layout phi"
+        )
+    if g.rotary_base != _ROTARY_BASE:
+        raise InputError(
+            f"{name}: the rotary base is {g.rotary_base:g} and transformers has "
+            f"{_ROTARY_BASE:g} for CodeGen; use --layout phi"
+        )
+
+
+def _codegen_tensors(decoder: Decoder) -> Iterator[Named]:
+    yield CODEGEN.model["wte"], decoder.wte
+    for i, block in enumerate(decoder.layers):
+        for part, name in CODEGEN.layer.items():
+            tensor = block.packed(_GROUPS) if part == "qkv" else getattr(block, part)
+            yield name.format(i=i), tensor
+    yield from _ending(CODEGEN.model, decoder)
+
+
+def _phi_tensors(decoder: Decoder) -> Iterator[Named]:
+    decoder = decoder.half_split()
+    yield PHI.model["wte"], decoder.wte
+    for i, block in enumerate(decoder.layers):
+        for part, name in PHI.layer.items():
+            yield name.format(i=i), getattr(block, part)
+        for name in PHI.zero_biases:
+            yield name.format(i=i), Zeros((decoder.geometry.n_embd,), block.q.dtype)
+    yield from _ending(PHI.model, decoder)
+
+
+def _ending(names: Mapping[str, str], decoder: Decoder) -> Iterator[Named]:
+    for part in ("ln_f_weight", "ln_f_bias", "head", "head_bias"):
+        yield names[part], getattr(decoder, part)
+
+
+def _safetensors(
+    tensors: Iterable[Named], encoding: Encoding, max_shard_size: int
+) -> Iterator[FilePlan]:
+    """One model.safetensors, or shards with their index, named as transformers names them."""
+    shards = list(_shards(tensors, encoding, max_shard_size))
+    if len(shards) == 1:
+        yield _file("model.safetensors", shards[0], encoding)
+        return
+    names = [
+        f"model-{number:05}-of-{len(shards):05}.safetensors" for number in range(1, len(shards) + 1)
+    ]
+    files = [_file(name, shard, encoding) for name, shard in zip(names, shards, strict=True)]
+    yield from files
+    total = sum(item.nbytes for file in files for item in file.items)
+    places = {item.name: file.path for file in files for item in file.items}
+    yield FilePlan(
+        "model.safetensors.index.json",
+        _json({"metadata": {"total_size": total}, "weight_map": places}),
+    )
+
+
+def _shards(
+    tensors: Iterable[Named], encoding: Encoding, max_shard_size: int
+) -> Iterator[list[Named]]:
+    shard: list[Named] = []
+    filled = 0
+    for name, tensor in tensors:
+        size = sum(item.nbytes for item in _items([(name, tensor)], encoding))
+        if shard and filled + size > max_shard_size:
+            yield shard
+            shard, filled = [], 0
+        shard.append((name, tensor))
+        filled += size
+    yield shard
+
+
+def _file(path: str, tensors: Sequence[Named], encoding: Encoding) -> FilePlan:
+    """A safetensors file: the header's length as 8 bytes little-endian, the header, the tensors.
+
+    The format (huggingface/safetensors, README) wants them without gaps, offsets from the end of
+    the header; the header is padded with spaces so that the tensors begin on a multiple of 8.
+    """
+    table: dict[str, Any] = {"__metadata__": {"format": "pt"}}
+    for item in _items(tensors, encoding):
+        for piece in item.pieces:
+            table[piece.name] = {
+                "dtype": piece.dtype,
+                "shape": list(piece.shape),
+                "data_offsets": [piece.offset, piece.offset + piece.nbytes],
+            }
+    text = json.dumps(table, separators=(",", ":")).encode()
+    text += b" " * (-len(text) % 8)
+    header = len(text).to_bytes(8, "little") + text
+    return FilePlan(path, header, _items(tensors, encoding, start=len(header)))
+
+
+def _items(tensors: Iterable[Named], encoding: Encoding, start: int = 0) -> tuple[Item, ...]:
+    return lay_out(((name, tensor, encoding) for name, tensor in tensors), start=start)
+
+
+def _json(value: Mapping[str, Any]) -> bytes:
+    return (json.dumps(value, indent=2, sort_keys=True) + "\n").encode()

@@ -1,0 +1,369 @@
+"""Reader of the ONNX folders that cgconvert writes.
+
+Nothing the graph says about its external data is believed before it is checked: onnx and its
+checker accept data that lies outside the folder or ends too early.
+"""
+
+from __future__ import annotations
+
+import math
+from collections import Counter
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import numpy as np
+import onnx
+import torch
+from google.protobuf.message import DecodeError
+from onnx import TensorProto
+
+from cgconvert.codecs.matmul_nbits import Blocks, MatMulNBits
+from cgconvert.errors import InputError, UsageError
+from cgconvert.formats.huggingface import config_reader as configs
+from cgconvert.formats.onnx.weights import COS, QKV, ROTARY_BASE, ROTARY_ORDER
+from cgconvert.model.checkpoint import Checkpoint
+from cgconvert.model.decoder import Decoder, Geometry
+from cgconvert.model.tensor import ALL, LazyTensor, Stored
+from cgconvert.model.tensor_names import ONNX
+from cgconvert.model.tokenizer import Tokenizer
+from cgconvert.model.tokenizer_files import TOKENIZER_FILES
+
+__all__ = [
+    "BlocksTensor",
+    "decoded_tensors",
+    "decoder",
+    "find_graph",
+    "float_tensors",
+    "folder_of",
+    "parse",
+    "read",
+    "stored_tensors",
+    "type_of",
+]
+
+MAX_GRAPH_BYTES = 4 << 20
+"""A graph of this family without its weights has a few hundred kilobytes; empty nodes of a larger
+file would take GBs in memory."""
+
+MAX_ENTRIES = 1 << 16
+MAX_NAME = 60
+"""Characters of a file's name: 4 bytes each at most, of the 255 that file systems take."""
+
+_DTYPES: Mapping[int, torch.dtype] = {
+    TensorProto.FLOAT: torch.float32,
+    TensorProto.FLOAT16: torch.float16,
+    TensorProto.UINT8: torch.uint8,
+}
+
+
+@dataclass(frozen=True)
+class BlocksTensor(LazyTensor):
+    """A quantized matrix or table, decoded as it is read: float32 [N, K].
+
+    `arrays` are its codes, scales and, where asymmetric, zero points.
+    """
+
+    arrays: tuple[Stored, ...]
+    shape: tuple[int, ...]
+    codec: MatMulNBits
+    dtype: torch.dtype = torch.float32
+
+    @property
+    def bits(self) -> int:
+        return self.codec.bits
+
+    @property
+    def symmetric(self) -> bool:
+        return self.codec.symmetric
+
+    def read(self, rows: slice = ALL, cols: slice = ALL) -> torch.Tensor:
+        arrays = [array.read(rows) for array in self.arrays]
+        return self.codec.decode(arrays, (len(arrays[0]), self.shape[1]))[:, cols].contiguous()
+
+    def blocks(self, rows: slice = ALL) -> Blocks:
+        """Codes, scales and zero points as stored."""
+        return self.codec.unpack([array.read(rows) for array in self.arrays])
+
+
+def find_graph(path: Path) -> Path:
+    """The one .onnx file of a folder (in onnx/, else at its root), or the file itself.
+
+    Raises InputError where there is none or more than one.
+    """
+    if not path.is_dir():
+        if path.is_file():
+            return path
+        raise InputError(f"{path}: no such file or folder")
+    graphs = sorted((path / "onnx").glob("*.onnx")) or sorted(path.glob("*.onnx"))
+    if len(graphs) == 1:
+        return graphs[0]
+    if graphs:
+        names = ", ".join(str(graph.relative_to(path)) for graph in graphs)
+        raise InputError(f"{path}: has several graphs, give the path of one: {names}")
+    raise InputError(f"{path}: no .onnx file in it or in its folder onnx")
+
+
+def folder_of(graph: Path) -> Path:
+    """Where configuration and tokenizer of a graph lie: its folder, or the one above onnx/."""
+    return graph.parent.parent if graph.parent.name == "onnx" else graph.parent
+
+
+def stored_tensors(graph: Path) -> dict[str, Stored]:
+    """Every initializer with external data, of float and quantized graphs alike, as it is stored.
+
+    Raises InputError for a file that is no ONNX graph, and for data that is not wholly inside a
+    regular file beside the graph.
+    """
+    return _tensors(graph, parse(graph))
+
+
+def type_of(graph: Path) -> str:
+    """float32, float16, int8 or int4: the bits of its matrices, or the type of them all."""
+    bits = [
+        attribute.i
+        for node in parse(graph).graph.node
+        if node.op_type == "MatMulNBits"
+        for attribute in node.attribute
+        if attribute.name == "bits"
+    ]
+    if bits:
+        if min(bits) not in (4, 8):
+            raise InputError(f"{graph}: matrices of {min(bits)} bits; ONNX Runtime's have 4 or 8")
+        return f"int{min(bits)}"
+    types: Counter[str] = Counter()
+    for tensor in stored_tensors(graph).values():
+        types[str(tensor.dtype).removeprefix("torch.")] += tensor.nbytes
+    return types.most_common(1)[0][0] if types else "empty"
+
+
+def float_tensors(path: Path) -> dict[str, LazyTensor]:
+    """The tensors of a float graph in the names and orientation of `ONNX`.
+
+    Matrices come as [out, in], packed qkv as its three parts. Raises InputError as
+    `stored_tensors`, and for a quantized graph.
+    """
+    graph = find_graph(path)
+    return _oriented(_float(graph, stored_tensors(graph)))
+
+
+def decoder(path: Path) -> Decoder:
+    """The model whose weights are those stored, quantized ones decoded as they are read.
+
+    Raises InputError as `read`, but takes a quantized graph.
+    """
+    graph = find_graph(path)
+    where = folder_of(graph) / "config.json"
+    model, tensors = parse(graph), decoded_tensors(graph)
+    claimed = configs.from_codegen(configs.read_json(where), where, 1)
+    geometry = _geometry(graph, claimed, model, tensors)
+    return ONNX.decoder(geometry, _oriented(tensors), str(graph))
+
+
+def decoded_tensors(graph: Path) -> dict[str, LazyTensor]:
+    """Every initializer with external data: plain ones as stored, quantized ones decoded.
+
+    Quantized ones go by the matrix's name and as the operator that uses them is told to read them.
+    Raises InputError as `stored_tensors`, and where an operator and its arrays do not agree.
+    """
+    model = parse(graph)
+    stored = _tensors(graph, model)
+    found: dict[str, LazyTensor] = {}
+    used: set[str] = set()
+    for node in model.graph.node:
+        if node.op_type not in ("MatMulNBits", "GatherBlockQuantized"):
+            continue
+        if len(node.input) < 3:
+            raise InputError(f"{graph}: {node.name}: not the inputs of {node.op_type}")
+        table = node.op_type == "GatherBlockQuantized"
+        codes = node.input[0 if table else 1]
+        told = {attribute.name: attribute.i for attribute in node.attribute}
+        bits, name = told.get("bits", 4), codes.rpartition("_Q")[0]
+        # The scales of a float32 graph come through a Cast, so the arrays are told by name.
+        names = [codes, f"{name}_scales"]
+        if len(node.input) > 3 and node.input[3]:
+            names.append(node.input[3])
+        if not name or not all(part in stored for part in names):
+            continue
+        arrays = tuple(stored[part] for part in names)
+        try:
+            codec = MatMulNBits(bits, told.get("block_size", 32), len(arrays) == 2, table)
+            shape = (arrays[0].shape[0], math.prod(arrays[0].shape[1:]) * 8 // bits)
+            wanted = [array.shape for array in codec.arrays(shape)]
+        except (UsageError, InputError) as error:
+            raise InputError(f"{graph}: {node.name}: {error}") from None
+        if wanted != [array.shape for array in arrays]:
+            raise InputError(f"{graph}: {node.name}: its arrays and attributes do not agree")
+        found[name] = BlocksTensor(arrays, shape, codec)
+        used.update(names)
+    return found | {name: tensor for name, tensor in stored.items() if name not in used}
+
+
+def read(path: Path, name: str) -> Checkpoint:
+    """A float artefact as a source, geometry from its config.json, only headers read.
+
+    Raises InputError where it is broken, quantized, or not one that cgconvert wrote.
+    """
+    graph = find_graph(path)
+    folder = folder_of(graph)
+    where = folder / "config.json"
+    config = configs.read_json(where)
+    model = parse(graph)
+    stored = _tensors(graph, model)
+    geometry = _geometry(graph, configs.from_codegen(config, where, 1), model, stored)
+    data = sorted({tensor.path for tensor in stored.values()})
+    tokenizer_files = [folder / file for file in TOKENIZER_FILES if (folder / file).is_file()]
+    return Checkpoint(
+        name=name,
+        path=path,
+        layout="onnx",
+        config=config,
+        decoder=ONNX.decoder(geometry, _oriented(_float(graph, stored)), str(graph)),
+        tokenizer=Tokenizer.load(folder),
+        files=(*data, graph, where, *tokenizer_files),
+    )
+
+
+def parse(graph: Path) -> onnx.ModelProto:
+    """The graph without its external data. Raises InputError for a file that is none."""
+    try:
+        if not graph.is_file():
+            raise InputError(f"{graph}: cannot be read: not a regular file")
+        size = graph.stat().st_size
+        if size > MAX_GRAPH_BYTES:
+            raise InputError(
+                f"{graph}: {size} bytes; a graph with its weights inside is not one of cgconvert's"
+            )
+        model = onnx.ModelProto.FromString(graph.read_bytes())
+    except DecodeError as error:
+        raise InputError(f"{graph}: not an ONNX graph, or a damaged one") from error
+    except OSError as error:
+        raise InputError(f"{graph}: cannot be read: {error.strerror}") from error
+    if len(model.graph.node) + len(model.graph.initializer) > MAX_ENTRIES:
+        raise InputError(f"{graph}: more nodes and tensors than any decoder has")
+    if not model.graph.node:
+        raise InputError(f"{graph}: not an ONNX graph, or an empty one")
+    # protobuf lets bytes through, and names of several lines are not ours.
+    if not all(isinstance(text, str) and text.isprintable() for text in _texts(model)):
+        raise InputError(f"{graph}: a damaged ONNX graph: a name in it is not text")
+    return model
+
+
+def _texts(model: onnx.ModelProto) -> Iterator[object]:
+    for entry in model.metadata_props:
+        yield from (entry.key, entry.value)
+    for opset in model.opset_import:
+        yield opset.domain
+    for node in model.graph.node:
+        yield from (node.name, node.op_type, node.domain, *node.input, *node.output)
+        for attribute in node.attribute:
+            yield attribute.name
+    for value in (*model.graph.input, *model.graph.output):
+        yield value.name
+    for tensor in model.graph.initializer:
+        yield tensor.name
+        for entry in tensor.external_data:
+            yield from (entry.key, entry.value)
+
+
+def _tensors(graph: Path, model: onnx.ModelProto) -> dict[str, Stored]:
+    found: dict[str, Stored] = {}
+    sizes: dict[Path, int] = {}
+    for tensor in model.graph.initializer:
+        if tensor.data_location != TensorProto.EXTERNAL:
+            continue
+        if tensor.name in found:
+            raise InputError(f"{graph}: tensor {tensor.name!r} is there twice")
+        found[tensor.name] = _stored(graph, tensor, sizes)
+    return found
+
+
+def _stored(graph: Path, tensor: TensorProto, sizes: dict[Path, int]) -> Stored:
+    where = f"{graph}: tensor {tensor.name!r}"
+    entries = {entry.key: entry.value for entry in tensor.external_data}
+    dtype, shape = _DTYPES.get(tensor.data_type), tuple(tensor.dims)
+    if dtype is None or min(shape, default=1) < 1:
+        raise InputError(f"{where} has type {tensor.data_type} and shape {list(shape)}")
+    path = _data_file(graph, where, entries.get("location", ""))
+    if path not in sizes:
+        sizes[path] = path.stat().st_size
+    offset, length = (_number(where, key, entries.get(key, "")) for key in ("offset", "length"))
+    if length != math.prod(shape) * dtype.itemsize:
+        raise InputError(f"{where} has shape {list(shape)} but {length} bytes of data")
+    if offset + length > sizes[path]:
+        raise InputError(
+            f"{where} ends at byte {offset + length} of {path.name}, which has {sizes[path]}; "
+            "it is truncated"
+        )
+    return Stored(path, offset, shape, dtype, tensor.name)
+
+
+def _data_file(graph: Path, where: str, location: str) -> Path:
+    """A regular file beside the graph; a link only where the graph is one too and both lead into
+    the same folder, as in the Hub's cache."""
+    if (
+        location in ("", "..")
+        or Path(location).name != location
+        or "\\" in location
+        or len(location) > MAX_NAME
+    ):
+        raise InputError(f"{where} has its data outside the folder, at {location!r}")
+    path = graph.parent / location
+    if not path.is_file():
+        raise InputError(f"{where} has its data in {location!r}, which is not there")
+    if path.resolve().parent not in (graph.parent.resolve(), graph.resolve().parent):
+        raise InputError(f"{where} has its data outside the folder: {location} is a link")
+    return path
+
+
+def _number(where: str, key: str, text: str) -> int:
+    if not (text.isascii() and text.isdigit() and len(text) < 19):
+        raise InputError(f"{where} has {key} {text!r} for its data, not a number")
+    return int(text)
+
+
+def _float(graph: Path, stored: Mapping[str, Stored]) -> Mapping[str, Stored]:
+    for name, tensor in stored.items():
+        if not tensor.dtype.is_floating_point:
+            raise InputError(
+                f"{graph}: its weights are quantized ({name!r}); a source has to be a float graph"
+            )
+    return stored
+
+
+def _oriented(tensors: Mapping[str, LazyTensor]) -> dict[str, LazyTensor]:
+    """Every matrix as [out, in], and q, k and v apart."""
+    found: dict[str, LazyTensor] = {}
+    straight = {ONNX.model["wte"], *ONNX.dropped}
+    packed = {QKV.format(i=i): i for i in range(len(tensors))}
+    for name, tensor in tensors.items():
+        # Of a matrix that MatMulNBits takes the rows are outputs already.
+        turned = isinstance(tensor, Stored) and len(tensor.shape) == 2 and name not in straight
+        oriented = tensor.T if turned else tensor
+        if name in packed:
+            parts = np.array_split(np.arange(oriented.shape[0]), 3)
+            for part, rows in zip("qkv", parts, strict=True):
+                found[ONNX.layer[part].format(i=packed[name])] = oriented.rows(rows)
+        else:
+            found[name] = oriented
+    return found
+
+
+def _geometry(
+    graph: Path, claimed: Geometry, model: onnx.ModelProto, stored: Mapping[str, LazyTensor]
+) -> Geometry:
+    """What config.json claims, with what only the graph knows: order and base of the rotary."""
+    facts = {entry.key: entry.value for entry in model.metadata_props}
+    try:
+        base = float(facts[ROTARY_BASE])
+    except (KeyError, ValueError) as error:
+        raise InputError(f"{graph}: not a graph that cgconvert wrote: no {ROTARY_BASE}") from error
+    if facts.get(ROTARY_ORDER) != "half_split":
+        raise InputError(f"{graph}: {ROTARY_ORDER} is {facts.get(ROTARY_ORDER)!r}, not half_split")
+    table = stored[COS].shape if COS in stored else ()
+    if table != (claimed.n_positions, claimed.rotary_dim // 2):
+        raise InputError(
+            f"{graph}: its rotary table is {list(table)}, config.json says "
+            f"{[claimed.n_positions, claimed.rotary_dim // 2]}"
+        )
+    return replace(claimed, mp_num=0, rotary_base=base)

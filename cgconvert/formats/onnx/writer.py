@@ -1,0 +1,98 @@
+"""A folder that optimum, onnxruntime-genai, transformers.js and plain onnxruntime all read."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from cgconvert.errors import InputError
+from cgconvert.formats.huggingface.config import codegen_config
+from cgconvert.formats.onnx.genai import genai_config
+from cgconvert.formats.onnx.graph import build
+from cgconvert.formats.onnx.variant import Variant
+from cgconvert.formats.onnx.weights import place
+from cgconvert.model.checkpoint import Checkpoint
+from cgconvert.model.decoder import Geometry
+from cgconvert.write.plan import FilePlan, Plan
+
+__all__ = ["Variant", "plan"]
+
+
+def plan(
+    checkpoint: Checkpoint,
+    output: Path,
+    *,
+    dtype: str = "float32",
+    bits: int | None = None,
+    block_size: int = 32,
+    symmetric: bool = False,
+    accuracy_level: int = 4,
+    client: str = "any",
+    target: str = "cpu",
+    adjusted: Sequence[str] = (),
+) -> Plan:
+    """The complete repository: graph and data in onnx/, everything else at the root.
+
+    Matrices that are coded for the same variant stay as they are. `adjusted` are the names of
+    vectors that are not the source's numbers and mean to be other ones: the graph says so.
+
+    Raises InputError where the geometry is not one that ONNX Runtime's attention takes or a
+    matrix does not divide into blocks, UsageError for options that do not exist or go together.
+    """
+    geometry = checkpoint.geometry
+    _check(geometry)
+    variant = Variant(dtype, bits, block_size, symmetric, accuracy_level, client, target)
+    graph, data = f"{variant.stem}.onnx", f"{variant.stem}.onnx_data"
+    items = place(checkpoint.decoder, variant)
+    return Plan(
+        output=output,
+        folder=True,
+        format="onnx",
+        type=variant.type,
+        files=(
+            FilePlan(f"onnx/{data}", items=items),
+            FilePlan(f"onnx/{graph}", build(geometry, variant, items, data, adjusted)),
+            *(FilePlan(name, text) for name, text in _texts(checkpoint, variant).items()),
+        ),
+        options=variant.options,
+    )
+
+
+def _check(geometry: Geometry) -> None:
+    """GroupQueryAttention's own limits (group_query_attention_helper.h, CheckInputs)."""
+    for name, value in (("head size", geometry.head_dim), ("rotary_dim", geometry.rotary_dim)):
+        if value % 16:
+            raise InputError(
+                f"config: {name} {value} is not a multiple of 16, which ONNX Runtime's "
+                "GroupQueryAttention needs; convert this model to another format"
+            )
+
+
+def _texts(checkpoint: Checkpoint, variant: Variant) -> dict[str, bytes]:
+    """The files at the root."""
+    geometry, end = checkpoint.geometry, checkpoint.tokenizer.end_of_text
+    ids = {"bos_token_id": end, "eos_token_id": end}
+    types = {"dtype": variant.dtype, "torch_dtype": variant.dtype}
+    config = codegen_config(geometry, checkpoint.config)
+    configs = {
+        "config.json": config | ids | types | _transformers_js(variant),
+        "generation_config.json": ids | {"pad_token_id": end},
+        "genai_config.json": genai_config(
+            geometry, end, f"onnx/{variant.stem}.onnx", variant.target
+        ),
+    }
+    texts = {name: (json.dumps(value, indent=2) + "\n").encode() for name, value in configs.items()}
+    return texts | checkpoint.tokenizer.files(geometry.n_positions)
+
+
+def _transformers_js(variant: Variant) -> dict[str, Any]:
+    """What transformers.js needs to find the graph and its data without being told a dtype."""
+    return {
+        "transformers.js_config": {
+            "dtype": variant.transformers_js,
+            "kv_cache_dtype": variant.dtype,
+            "use_external_data_format": True,
+        }
+    }

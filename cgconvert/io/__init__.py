@@ -1,0 +1,1 @@
+"""Files and processes: bounded readers, atomic writes, worker pools, progress."""

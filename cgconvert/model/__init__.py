@@ -1,0 +1,1 @@
+"""The model: geometry, lazy tensors, tensor names, forward pass, tokenizer."""

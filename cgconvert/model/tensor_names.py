@@ -1,0 +1,249 @@
+"""What each layout calls its tensors: names are tables, and every tensor is used exactly once."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import cast
+
+from cgconvert.errors import InputError
+from cgconvert.model.decoder import Decoder, Geometry, Layer, interleaved_rows, split_rows
+from cgconvert.model.tensor import LazyTensor
+
+__all__ = ["CODEGEN", "GGUF", "ONNX", "PHI", "TensorNames"]
+
+
+@dataclass(frozen=True)
+class TensorNames:
+    """How a layout calls its tensors.
+
+    `model` and `layer` map a field of Decoder and Layer to a name (`{i}` is the layer);
+    `layer["qkv"]` stands for a packed matrix. `zero_biases` are tensors the layout has and CodeGen
+    has not: they must be all zero. `dropped` are buffers that old files carry.
+    """
+
+    model: Mapping[str, str]
+    layer: Mapping[str, str]
+    half_split: bool = False
+    zero_biases: tuple[str, ...] = ()
+    dropped: tuple[str, ...] = ()
+
+    def decoder(
+        self,
+        geometry: Geometry,
+        tensors: Mapping[str, LazyTensor],
+        where: str,
+    ) -> Decoder:
+        """Bind a layout's tensors, each used exactly once or dropped by name.
+
+        Raises InputError listing every tensor that is missing, unknown or of another shape.
+        """
+        return _TensorBinder(self, geometry, tensors, where).decoder()
+
+
+NAMED = 5
+"""How many faults an error names."""
+
+MISSING = 1000
+"""Tensors that may be missing and be named; beyond that the number of layers is a lie."""
+
+CODEGEN = TensorNames(
+    model={
+        "wte": "transformer.wte.weight",
+        "ln_f_weight": "transformer.ln_f.weight",
+        "ln_f_bias": "transformer.ln_f.bias",
+        "head": "lm_head.weight",
+        "head_bias": "lm_head.bias",
+    },
+    layer={
+        "ln_weight": "transformer.h.{i}.ln_1.weight",
+        "ln_bias": "transformer.h.{i}.ln_1.bias",
+        "qkv": "transformer.h.{i}.attn.qkv_proj.weight",
+        "o": "transformer.h.{i}.attn.out_proj.weight",
+        "fc_in": "transformer.h.{i}.mlp.fc_in.weight",
+        "fc_in_bias": "transformer.h.{i}.mlp.fc_in.bias",
+        "fc_out": "transformer.h.{i}.mlp.fc_out.weight",
+        "fc_out_bias": "transformer.h.{i}.mlp.fc_out.bias",
+    },
+    dropped=(
+        "transformer.h.{i}.attn.bias",
+        "transformer.h.{i}.attn.masked_bias",
+        "transformer.h.{i}.attn.causal_mask",
+    ),
+)
+
+_PHI_MODEL = {
+    "wte": "model.embed_tokens.weight",
+    "ln_f_weight": "model.final_layernorm.weight",
+    "ln_f_bias": "model.final_layernorm.bias",
+    "head": "lm_head.weight",
+    "head_bias": "lm_head.bias",
+}
+_PHI_NORM = {
+    "ln_weight": "model.layers.{i}.input_layernorm.weight",
+    "ln_bias": "model.layers.{i}.input_layernorm.bias",
+}
+_PHI_MLP = {
+    "fc_in": "model.layers.{i}.mlp.fc1.weight",
+    "fc_in_bias": "model.layers.{i}.mlp.fc1.bias",
+    "fc_out": "model.layers.{i}.mlp.fc2.weight",
+    "fc_out_bias": "model.layers.{i}.mlp.fc2.bias",
+}
+
+PHI = TensorNames(
+    model=_PHI_MODEL,
+    layer={
+        **_PHI_NORM,
+        "q": "model.layers.{i}.self_attn.q_proj.weight",
+        "k": "model.layers.{i}.self_attn.k_proj.weight",
+        "v": "model.layers.{i}.self_attn.v_proj.weight",
+        "o": "model.layers.{i}.self_attn.dense.weight",
+        **_PHI_MLP,
+    },
+    half_split=True,
+    zero_biases=(
+        "model.layers.{i}.self_attn.q_proj.bias",
+        "model.layers.{i}.self_attn.k_proj.bias",
+        "model.layers.{i}.self_attn.v_proj.bias",
+        "model.layers.{i}.self_attn.dense.bias",
+    ),
+)
+
+GGUF = TensorNames(
+    model={
+        "wte": "token_embd.weight",
+        "ln_f_weight": "output_norm.weight",
+        "ln_f_bias": "output_norm.bias",
+        "head": "output.weight",
+        "head_bias": "output.bias",
+    },
+    layer={
+        "ln_weight": "blk.{i}.attn_norm.weight",
+        "ln_bias": "blk.{i}.attn_norm.bias",
+        "q": "blk.{i}.attn_q.weight",
+        "k": "blk.{i}.attn_k.weight",
+        "v": "blk.{i}.attn_v.weight",
+        "o": "blk.{i}.attn_output.weight",
+        "fc_in": "blk.{i}.ffn_up.weight",
+        "fc_in_bias": "blk.{i}.ffn_up.bias",
+        "fc_out": "blk.{i}.ffn_down.weight",
+        "fc_out_bias": "blk.{i}.ffn_down.bias",
+    },
+    half_split=True,
+    # Every llama.cpp demands the last; those before 2026 the others too, where q, k and v are
+    # stored apart.
+    zero_biases=(
+        "blk.{i}.attn_q.bias",
+        "blk.{i}.attn_k.bias",
+        "blk.{i}.attn_v.bias",
+        "blk.{i}.attn_output.bias",
+    ),
+)
+
+ONNX = TensorNames(
+    model=_PHI_MODEL,
+    layer={
+        **_PHI_NORM,
+        "q": "model.layers.{i}.attn.q_proj.weight",
+        "k": "model.layers.{i}.attn.k_proj.weight",
+        "v": "model.layers.{i}.attn.v_proj.weight",
+        "o": "model.layers.{i}.attn.o_proj.weight",
+        **_PHI_MLP,
+    },
+    half_split=True,
+    dropped=("rotary.cos", "rotary.sin"),
+)
+"""Initializers of a float graph. q, k and v lie packed in one, which its reader cuts.
+
+Matrices are stored [in, out] there, as MatMul wants them; the embedding as it is.
+"""
+
+
+@dataclass
+class _TensorBinder:
+    names: TensorNames
+    geometry: Geometry
+    tensors: Mapping[str, LazyTensor]
+    where: str
+    used: set[str] = field(default_factory=set)
+    faults: list[str] = field(default_factory=list)
+
+    def decoder(self) -> Decoder:
+        g, shape = self.geometry, self._shapes()
+        if g.n_layer * len(self.names.layer) > len(self.tensors) + MISSING:
+            raise InputError(
+                f"{self.where}: {g.n_layer} layers do not fit its {len(self.tensors)} tensors"
+            )
+        top = {part: self._take(name, shape[part]) for part, name in self.names.model.items()}
+        layers = [
+            {
+                part: self._take(name.format(i=i), shape[part])
+                for part, name in self.names.layer.items()
+            }
+            for i in range(g.n_layer)
+        ]
+        self._check_biases()
+        self._check_rest()
+        if self.faults:
+            more = [f"{len(self.faults) - NAMED} more"] if len(self.faults) > NAMED else []
+            raise InputError(f"{self.where}: " + "; ".join([*self.faults[:NAMED], *more]))
+        return Decoder(
+            geometry=g,
+            layers=tuple(self._block(parts) for parts in layers),
+            **cast(dict[str, LazyTensor], top),  # a gap would have been a fault
+        )
+
+    def _shapes(self) -> dict[str, tuple[int, ...]]:
+        g = self.geometry
+        square, vector = (g.n_embd, g.n_embd), (g.n_embd,)
+        return {
+            "wte": (g.vocab_size, g.n_embd), "head": (g.vocab_size, g.n_embd),
+            "head_bias": (g.vocab_size,), "ln_f_weight": vector, "ln_f_bias": vector,
+            "ln_weight": vector, "ln_bias": vector, "q": square, "k": square, "v": square,
+            "o": square, "qkv": (3 * g.n_embd, g.n_embd), "fc_in": (g.n_inner, g.n_embd),
+            "fc_in_bias": (g.n_inner,), "fc_out": (g.n_embd, g.n_inner), "fc_out_bias": vector,
+        }  # fmt: skip
+
+    def _take(self, name: str, shape: tuple[int, ...]) -> LazyTensor | None:
+        self.used.add(name)
+        tensor = self.tensors.get(name)
+        if tensor is None:
+            self.faults.append(f"{name} is missing")
+        elif tuple(tensor.shape) != shape:
+            self.faults.append(f"{name} is {list(tensor.shape)}, the config says {list(shape)}")
+        elif not tensor.dtype.is_floating_point:
+            self.faults.append(f"{name} is {tensor.dtype}, not a floating type")
+        return tensor
+
+    def _check_biases(self) -> None:
+        for pattern in self.names.zero_biases:
+            for i in range(self.geometry.n_layer):
+                name = pattern.format(i=i)
+                tensor = self.tensors.get(name)
+                self.used.add(name)
+                if tensor is None:
+                    continue
+                if tuple(tensor.shape) != (self.geometry.n_embd,):
+                    self.faults.append(f"{name} is {list(tensor.shape)}, not a bias of this model")
+                elif bool(tensor.read().count_nonzero()):
+                    self.faults.append(f"{name} is not zero, and CodeGen has no such bias")
+
+    def _check_rest(self) -> None:
+        dropped = {
+            name.format(i=i) for name in self.names.dropped for i in range(self.geometry.n_layer)
+        }
+        self.faults += [
+            f"{name} is not a CodeGen tensor"
+            for name in sorted(set(self.tensors) - self.used - dropped)
+        ]
+
+    def _block(self, found: Mapping[str, LazyTensor | None]) -> Layer:
+        g, parts = self.geometry, cast(dict[str, LazyTensor], dict(found))
+        packed = parts.pop("qkv", None)
+        if packed is not None:
+            index = split_rows(g.n_embd, g.mp_num)
+            parts |= {name: packed.rows(r) for name, r in zip("qkv", index, strict=True)}
+        if self.names.half_split:
+            back = interleaved_rows(g.n_head, g.head_dim, g.rotary_dim)
+            parts |= {name: parts[name].rows(back) for name in "qk"}
+        return Layer(**parts)

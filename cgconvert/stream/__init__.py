@@ -1,1 +1,0 @@
-"""Plan, execute, commit: how anything gets written."""

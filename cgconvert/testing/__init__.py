@@ -1,0 +1,1 @@
+"""Random checkpoints of any geometry, and the script that trained the embedded model."""

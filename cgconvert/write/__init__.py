@@ -1,0 +1,1 @@
+"""From a plan to files: streamed, journaled, hashed, committed."""

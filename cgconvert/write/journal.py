@@ -1,0 +1,101 @@
+"""How far a conversion has come, so that an interrupted one can be continued.
+
+One file beside what is staged: a line with a key, then a line for each place up to which everything
+is written and synced. The key stands for the plan, and for the source's files as they lie on the
+disk: any change to one, even one that puts its old time back, changes its inode's time.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from cgconvert.errors import InputError
+from cgconvert.model.checkpoint import Checkpoint
+from cgconvert.write.manifest import libraries
+from cgconvert.write.plan import Plan
+
+__all__ = ["START", "Journal", "Place", "key_of", "sources"]
+
+Place = tuple[int, int, int]
+"""File of the plan, item of the file, row of the item: all before it is there."""
+
+START: Place = (0, 0, 0)
+
+
+def key_of(plan: Plan, checkpoint: Checkpoint, **choices: bool) -> str:
+    """What has to be the same for the bytes to be the same."""
+    files = [
+        [file.path, file.size, hashlib.sha256(file.header).hexdigest(),
+         [[i.name, i.encoding.name, str(i.source.dtype), [p.offset for p in i.pieces]]
+          for i in file.items]]
+        for file in plan.files
+    ]  # fmt: skip
+    told = [
+        libraries(), plan.format, plan.type, dict(plan.options), choices, files,
+        sources(checkpoint), checkpoint.layout, checkpoint.geometry.as_dict(),
+        dict(checkpoint.origin),
+    ]  # fmt: skip
+    return hashlib.sha256(json.dumps(told, sort_keys=True).encode()).hexdigest()
+
+
+def sources(checkpoint: Checkpoint) -> list[list[str | int]]:
+    """The source's files as they lie on the disk."""
+    found: list[list[str | int]] = []
+    for path in checkpoint.files:
+        s = path.stat()
+        found.append([str(path.resolve()), s.st_size, s.st_mtime_ns, s.st_ctime_ns, s.st_ino])
+    return found
+
+
+class Journal:
+    """Opened by the run that holds the staging folder; `place` is where it has to begin."""
+
+    def __init__(self, path: Path, key: str) -> None:
+        self.path, self.key = path, key
+        self.place, self.source = START, ""
+        for entry in self._entries() if path.is_file() else ():
+            place = entry.get("place")
+            if place is not None:
+                self.place = (int(place[0]), int(place[1]), int(place[2]))
+            self.source = entry.get("source", self.source)
+
+    def _entries(self) -> list[Mapping[str, Any]]:
+        """What is there of this key; the last line may be cut short."""
+        lines = self.path.read_text(encoding="utf-8", errors="replace").split("\n")[:-1]
+        if not lines or lines[0] != json.dumps({"key": self.key}):
+            return []
+        entries = []
+        for line in lines[1:]:
+            try:
+                entries.append(json.loads(line))
+            except ValueError:
+                break
+        return entries
+
+    def begin(self) -> None:
+        """Nothing is there: a new journal."""
+        self.place, self.source = START, ""
+        self.path.write_text("")
+        self._append({"key": self.key})
+
+    def reached(self, place: Place) -> None:
+        """Everything before `place` is written and synced."""
+        self._append({"place": place})
+
+    def hashed(self, sha256: str, where: Path) -> None:
+        """The source's digest is known. Raises InputError where it was another one before."""
+        if self.source not in ("", sha256):
+            raise InputError(f"{where}: is not what it was before; run again without --resume")
+        if not self.source:
+            self._append({"source": sha256})
+
+    def _append(self, entry: Mapping[str, Any]) -> None:
+        with self.path.open("a", encoding="utf-8") as file:
+            file.write(json.dumps(entry) + "\n")
+            file.flush()
+            os.fsync(file.fileno())

@@ -1,0 +1,185 @@
+"""A plan: everything that will be written, made from headers alone, before a byte is."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Protocol
+
+import torch
+
+from cgconvert.codecs.encoding import Encoding
+from cgconvert.io.progress import Progress
+from cgconvert.model.tensor import LazyTensor
+
+__all__ = ["CHUNK_BYTES", "FilePlan", "Item", "LazyPlan", "Piece", "Plan", "cores", "lay_out"]
+
+CHUNK_BYTES = 8 << 20
+"""float32 bytes of one chunk of rows: large enough for the disk, small enough for every core to
+have one."""
+STRIDED_BYTES = 64 << 20
+"""The same where rows are read as columns: a piece from every row of the file, so that a narrow
+chunk costs as many reads as a wide one."""
+IN_FLIGHT_BYTES = 256 << 20
+"""float32 bytes of all chunks that are worked on at once, on any number of cores."""
+MOST_PROCESSES = 16
+"""More than any disk needs."""
+PROCESS_BYTES = 16 << 20
+"""Of its own, that a forked process has without a chunk."""
+
+
+@dataclass(frozen=True)
+class Piece:
+    """One stored array: `offset` in bytes from the start of its file."""
+
+    name: str
+    dtype: str
+    shape: tuple[int, ...]
+    offset: int
+    nbytes: int
+    row_bytes: int
+
+
+@dataclass(frozen=True)
+class Item:
+    """One tensor of the model, how it is encoded, and where its arrays go."""
+
+    name: str
+    source: LazyTensor
+    encoding: Encoding
+    pieces: tuple[Piece, ...]
+
+    @property
+    def nbytes(self) -> int:
+        return sum(piece.nbytes for piece in self.pieces)
+
+    @property
+    def rows(self) -> int:
+        return self.source.shape[0] if self.source.shape else 1
+
+    @property
+    def chunk_rows(self) -> int:
+        width = math.prod(self.source.shape[1:]) * 4
+        size = STRIDED_BYTES if self.source.strided else CHUNK_BYTES
+        return max(1, size // max(1, width))
+
+    @property
+    def chunk_bytes(self) -> int:
+        """float32 bytes of its largest chunk."""
+        return min(self.chunk_rows, self.rows) * math.prod(self.source.shape[1:]) * 4
+
+    def bytes_of(self, rows: slice) -> int:
+        """So many are written for these rows."""
+        return (rows.stop - rows.start) * sum(piece.row_bytes for piece in self.pieces)
+
+    def chunks(self) -> Iterator[slice]:
+        """All rows, some at a time."""
+        for start in range(0, self.rows, self.chunk_rows):
+            yield slice(start, min(self.rows, start + self.chunk_rows))
+
+
+@dataclass(frozen=True)
+class FilePlan:
+    """A file: fixed bytes at the start, then tensors; gaps between pieces are zero bytes.
+
+    `size` is the file's whole length in bytes.
+    """
+
+    path: str
+    header: bytes = b""
+    items: tuple[Item, ...] = ()
+    size: int = -1
+
+    def __post_init__(self) -> None:
+        if self.size < 0:
+            ends = [piece.offset + piece.nbytes for item in self.items for piece in item.pieces]
+            object.__setattr__(self, "size", max([len(self.header), *ends]))
+
+
+@dataclass(frozen=True)
+class Plan:
+    """An artefact to be written at `output`: a folder, or (`folder` false) the one file itself.
+
+    `format` and `type` name what it is (for example gguf, Q8_0); `files` paths are relative to
+    the folder, or the file's own name; `options` go into the manifest.
+    """
+
+    output: Path
+    folder: bool
+    format: str
+    type: str
+    files: tuple[FilePlan, ...]
+    options: Mapping[str, Any] = field(default_factory=dict)
+
+    @property
+    def nbytes(self) -> int:
+        return sum(file.size for file in self.files)
+
+    @property
+    def items(self) -> Iterable[Item]:
+        return (item for file in self.files for item in file.items)
+
+    @property
+    def peak_memory(self) -> int:
+        """Bytes a run needs at most beyond the interpreter, on this machine's cores.
+
+        Of every chunk in flight what was read, its float32 and what an encoding makes on the way;
+        what each process has of its own; and the fixed bytes of all files.
+        """
+        largest = max((item.chunk_bytes for item in self.items), default=0)
+        flying = max(largest, min(cores() * largest, IN_FLIGHT_BYTES))
+        fixed = cores() * PROCESS_BYTES + sum(len(file.header) for file in self.files)
+        return 3 * flying + fixed
+
+
+class LazyPlan(Protocol):
+    """A plan for `output` that has to be computed first, which takes a while.
+
+    `format` is the artefact's; `nbytes` are at most needed on the disk, what is kept meanwhile
+    included.
+    """
+
+    @property
+    def output(self) -> Path: ...
+
+    @property
+    def format(self) -> str: ...
+
+    @property
+    def nbytes(self) -> int: ...
+
+    def plan(self, folder: Path, progress: Progress) -> Plan:
+        """The plan. Steps that are complete are kept in `folder`, for the next time as well."""
+
+    def told(self) -> str:
+        """What will be computed and what that needs, in a line or more."""
+
+
+def lay_out(
+    tensors: Iterable[tuple[str, LazyTensor, Encoding]], *, start: int = 0, align: int = 1
+) -> tuple[Item, ...]:
+    """Give every array of every tensor its place, one after the other from byte `start`.
+
+    Each array begins at a multiple of `align` bytes.
+    """
+    items, offset = [], start
+    for name, source, encoding in tensors:
+        pieces = []
+        for array in encoding.arrays(source.shape):
+            offset = -(-offset // align) * align
+            rows = source.shape[0] if source.shape else 1
+            nbytes = rows * array.row_bytes
+            pieces.append(
+                Piece(name + array.suffix, array.dtype, array.shape, offset, nbytes,
+                      array.row_bytes)
+            )  # fmt: skip
+            offset += nbytes
+        items.append(Item(name, source, encoding, tuple(pieces)))
+    return tuple(items)
+
+
+def cores() -> int:
+    """How many chunks are worked on at once: torch's number of threads (OMP_NUM_THREADS)."""
+    return min(torch.get_num_threads(), MOST_PROCESSES)

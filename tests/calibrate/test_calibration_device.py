@@ -1,0 +1,179 @@
+"""Calibration where there is a GPU, told on a machine that has none."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from torch.nn.attention import SDPBackend, sdpa_kernel
+
+from cgconvert import api as convert
+from cgconvert.calibrate import calibrated_plan as fitted
+from cgconvert.calibrate import plans, sensitivity
+from cgconvert.calibrate.calibrated_plan import CalibratedPlan
+from cgconvert.calibrate.imatrix import collect
+from cgconvert.calibrate.preset import PRESETS, CalibrationPreset
+from cgconvert.codecs.block_codec import BlockCodec
+from cgconvert.codecs.matmul_nbits import MatMulNBits
+from cgconvert.codecs.nbits import NBits
+from cgconvert.errors import UsageError
+from cgconvert.formats.gguf.imatrix_file import encoded
+from cgconvert.formats.gguf.types import ENCODINGS
+from cgconvert.io.progress import Silent
+from cgconvert.model.checkpoint import Checkpoint
+from cgconvert.model.device import CPU
+from cgconvert.verify.reference import Reference
+from cgconvert.write.execute import execute
+from cgconvert.write.manifest import NAME, find_manifest
+from tests.support import fake_gpu as pretended
+from tests.support.cuda_packages import cuda_is_there, no_gpu
+from tests.support.tampering import GEOMETRY, checkpoint
+
+CODECS = {n: c for n, c in ENCODINGS.items() if isinstance(c, BlockCodec)} | {
+    layout.name: NBits(layout)
+    for bits, symmetric in ((4, False), (4, True), (8, True))
+    for layout in [MatMulNBits(bits, 32, symmetric)]
+}
+
+
+@pytest.fixture(scope="module")
+def source(tmp_path_factory: pytest.TempPathFactory) -> Checkpoint:
+    return checkpoint(tmp_path_factory.mktemp("source"), replace(GEOMETRY, n_layer=1))
+
+
+@pytest.fixture
+def quick(monkeypatch: pytest.MonkeyPatch) -> None:
+    effort = CalibrationPreset("default", fitted=16, held_out=4, sweeps=1, length=64)
+    monkeypatch.setitem(PRESETS, "default", effort)
+    monkeypatch.setattr(fitted, "GPU_PROBE", 64)
+    grad = torch.autograd.grad
+
+    def on_this_thread(*given: Any) -> Any:
+        """Threads, one a device, begin with a process' first pass: another test's, it may be."""
+        with torch.autograd.set_multithreading_enabled(mode=False):
+            return grad(*given)
+
+    monkeypatch.setattr(torch.autograd, "grad", on_this_thread)
+
+
+def asked(source: Checkpoint, output: Path, device: str = "auto", **options: Any) -> CalibratedPlan:
+    text = output.with_suffix(".txt")
+    text.write_text("".join(f"def f{n}(x):\n    return x + {n * n}\n" for n in range(100)))
+    found = convert.quantize(source, output, device=device, calibration=str(text), **options)
+    assert isinstance(found, CalibratedPlan)
+    return found
+
+
+def files(artefact: Path) -> Mapping[str, bytes]:
+    """By name, without the manifest, which tells the device."""
+    found = [artefact] if artefact.is_file() else [p for p in artefact.rglob("*") if p.is_file()]
+    return {path.name: path.read_bytes() for path in found if path.name != NAME}
+
+
+@pytest.mark.parametrize("form", ["gguf", "onnx"])
+def test_nothing_is_left_on_the_cpu(
+    form: str, source: Checkpoint, tmp_path: Path, quick: None
+) -> None:
+    """The device refuses tensors of the CPU; and the same operations give the same bytes."""
+    torch.ones(1, requires_grad=True).sum().backward()
+    found = []
+    for device in (CPU, pretended.device()):
+        path = tmp_path / device.type / ("model.gguf" if form == "gguf" else "model")
+        path.parent.mkdir()
+        deferred = replace(asked(source, path, bits=4, format=form), device=device)
+        with sdpa_kernel(SDPBackend.MATH):  # the CPU's own adds in another order
+            execute(deferred, source)
+        manifest = find_manifest(path)
+        assert manifest is not None
+        assert manifest.options["calibration"]["device"] == device.type
+        found.append(files(path))
+    assert found[0] == found[1]
+
+
+def test_work_that_is_moved_to_the_cpu_is_noticed(
+    source: Checkpoint, tmp_path: Path, quick: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    rotary = sensitivity.rotary
+    monkeypatch.setattr(sensitivity, "rotary", lambda g, n, device: rotary(g, n))
+    deferred = replace(asked(source, tmp_path / "x.gguf", bits=4), device=pretended.device())
+    with pytest.raises(RuntimeError, match="tensors on pretended and on cpu"):
+        deferred.plan(tmp_path / "steps", Silent())
+
+
+@pytest.mark.parametrize("name", CODECS)
+def test_block_types_give_the_same_bytes(name: str) -> None:
+    codec, generator = CODECS[name], torch.Generator().manual_seed(0)
+    rows = torch.randn(5, 512, generator=generator)
+    weight = torch.rand(512, generator=generator)
+    device = pretended.device()
+    for share in (None, weight):
+        coded = codec.encode(rows, share)[0]
+        there = codec.encode(rows.to(device), None if share is None else share.to(device))[0]
+        assert there.device == device
+        assert torch.equal(there.cpu(), coded)
+        values = codec.decode(there, rows.shape)
+        assert values.device == device
+        assert torch.equal(values.cpu(), codec.decode(coded, rows.shape))
+
+
+def test_the_imatrix(source: Checkpoint) -> None:
+    ids = torch.arange(64).view(2, 32)
+    found = [
+        encoded(collect(source.decoder, ids, "a text", Silent(), device))
+        for device in (CPU, pretended.device())
+    ]
+    assert found[0] == found[1]
+
+
+def test_the_reference(source: Checkpoint) -> None:
+    ids = [list(range(40)), list(range(7))]
+    wanted = np.concatenate(Reference(source.decoder, device="cpu").logits(ids))
+    there = Reference(source.decoder, device="cpu")
+    there.device = pretended.device()
+    np.testing.assert_array_equal(np.concatenate(there.logits(ids)), wanted)
+
+
+def test_cuda_is_taken_where_it_is(
+    source: Checkpoint, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = tmp_path / "x.gguf"
+    cuda_is_there(monkeypatch)
+    for device, type_ in (("auto", "cuda"), ("cuda", "cuda"), ("cpu", "cpu")):
+        assert asked(source, path, device, bits=4).device.type == type_
+    with pytest.raises(UsageError, match="only what is fitted to a text runs there"):
+        convert.quantize(source, path, type="Q4_K_M", effort="fast", device="cuda")
+    convert.quantize(source, path, type="Q4_K_M", effort="fast")
+    no_gpu(monkeypatch)
+    assert asked(source, path, bits=4).device.type == "cpu"
+    with pytest.raises(UsageError, match="torch finds no CUDA device; use --device cpu"):
+        convert.quantize(source, path, bits=4, device="cuda")
+
+
+def test_the_time_is_told_for_the_device(source: Checkpoint, tmp_path: Path, quick: None) -> None:
+    deferred = replace(asked(source, tmp_path / "x.gguf", bits=4), device=pretended.device())
+    assert " windows of 64 tokens to fit to, " in deferred.told()
+
+
+@pytest.mark.parametrize("step", ["told", "plan"])
+def test_on_a_gpu_the_same_kernels_and_too_little_memory_is_told(
+    step: str, source: Checkpoint, tmp_path: Path, quick: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Also by what only measures: cuBLAS starts there, and takes its settings then."""
+    deferred = replace(asked(source, tmp_path / "x.gguf", bits=4), device=pretended.device())
+    seen = []
+
+    def full(*_: object) -> None:
+        seen.append(torch.are_deterministic_algorithms_enabled())
+        raise torch.OutOfMemoryError
+
+    monkeypatch.setattr(plans, "calibrate_gguf", full)
+    monkeypatch.setattr(fitted, "_timed", full)
+    with pytest.raises(UsageError, match="not enough memory on the GPU; use --device cpu"):
+        deferred.told() if step == "told" else deferred.plan(tmp_path / "steps", Silent())
+    assert seen == [True]
+    assert not torch.are_deterministic_algorithms_enabled()

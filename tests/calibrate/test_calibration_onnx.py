@@ -1,0 +1,191 @@
+"""Calibration for ONNX Runtime: what is written, what verify makes of it, what a budget chooses."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from cgconvert.calibrate.gguf import CalibrationResult
+from cgconvert.calibrate.onnx import calibrate_onnx, standard_types
+from cgconvert.calibrate.preset import PRESETS
+from cgconvert.calibrate.quantizer import CalibrationSet
+from cgconvert.codecs.matmul_nbits import MatMulNBits
+from cgconvert.codecs.nbits import NBits
+from cgconvert.errors import UsageError
+from cgconvert.formats.onnx import writer as onnx
+from cgconvert.formats.onnx.reader import BlocksTensor, decoded_tensors, find_graph
+from cgconvert.formats.onnx.variant import Variant
+from cgconvert.formats.onnx.weights import QKV
+from cgconvert.formats.stored import stored_decoder
+from cgconvert.io.progress import Silent
+from cgconvert.model.checkpoint import Checkpoint
+from cgconvert.model.decoder import Decoder
+from cgconvert.model.tensor import InMemory, Rows
+from cgconvert.model.tensor_names import ONNX
+from cgconvert.texts.text import read_text
+from cgconvert.verify.distribution import Distribution
+from cgconvert.verify.metrics import measure
+from cgconvert.verify.quantization_error import searched_error
+from cgconvert.verify.reference import Reference
+from cgconvert.verify.verdict import Verdict
+from cgconvert.verify.verify import verify
+from cgconvert.write.execute import execute
+from tests.conftest import first_layers
+
+VARIANT = Variant(bits=4)
+EFFORT = PRESETS["default"]
+
+
+@pytest.fixture(scope="module")
+def source() -> Checkpoint:
+    return first_layers(2)
+
+
+@pytest.fixture(scope="module")
+def windows(source: Checkpoint) -> CalibrationSet:
+    text = read_text("stdlib", "calibration")
+    some = replace(text, documents=tuple(d[:6000] for d in text.documents[:12]))
+    return CalibrationSet.of(some.ids(source.tokenizer), source.geometry, text.name, EFFORT)
+
+
+@pytest.fixture(scope="module")
+def done(
+    source: Checkpoint, windows: CalibrationSet, tmp_path_factory: pytest.TempPathFactory
+) -> CalibrationResult:
+    return calibrate_onnx(
+        source, VARIANT, windows, EFFORT, tmp_path_factory.mktemp("work"), Silent()
+    )
+
+
+def written(source: Checkpoint, checkpoint: Checkpoint, path: Path, **options: object) -> Path:
+    execute(onnx.plan(checkpoint, path, bits=4, **options), source, force=True)  # type: ignore[arg-type]
+    return path
+
+
+def divergence(source: Checkpoint, decoder: Decoder) -> float:
+    ids = read_text("stdlib").ids(source.tokenizer, 1024)
+    sequences, size = [ids[i : i + 256] for i in range(0, 1024, 256)], source.tokenizer.size
+    wanted = Distribution.joined(Reference(source.decoder).distributions(sequences, size))
+    logits = Reference(decoder, weights=None).logits(sequences)
+    return measure(wanted, np.concatenate(logits)).kl_mean
+
+
+def test_it_loses_far_less_than_rounding_at_the_same_bytes(
+    source: Checkpoint, done: CalibrationResult, tmp_path: Path
+) -> None:
+    plain = onnx.plan(source, tmp_path / "plain", bits=4)
+    ours = onnx.plan(done.checkpoint, tmp_path / "ours", bits=4, adjusted=done.adjusted)
+    assert [p for i in ours.items for p in i.pieces] == [p for i in plain.items for p in i.pieces]
+    execute(plain, source)
+    rounded = divergence(source, stored_decoder(plain.output, "onnx"))
+    assert divergence(source, done.checkpoint.decoder) < 0.4 * rounded
+
+
+def test_the_graph_holds_the_fitted_numbers(
+    source: Checkpoint, done: CalibrationResult, tmp_path: Path
+) -> None:
+    """Rows of q and k lie in halves there; codes, scales and zero points go with them."""
+    path = written(source, done.checkpoint, tmp_path / "x", adjusted=done.adjusted)
+    stored = decoded_tensors(find_graph(path))
+    decoder = done.checkpoint.decoder.half_split()
+    for i, block in enumerate(decoder.layers):
+        packed = torch.cat([part.read() for part in (block.q, block.k, block.v)])
+        assert torch.equal(stored[QKV.format(i=i)].read(), packed)
+        for part in ("o", "fc_in", "fc_out"):
+            name = ONNX.layer[part].format(i=i)
+            assert torch.equal(stored[name].read(), getattr(block, part).read())
+    for part in ("wte", "head"):
+        tensor = stored[ONNX.model[part]]
+        assert isinstance(tensor, BlocksTensor)
+        assert torch.equal(tensor.read(), getattr(decoder, part).read())
+    layers = [f"model.layers.{i}.mlp.fc{n}.bias" for i in range(2) for n in (1, 2)]
+    assert set(done.adjusted) == {*layers, "lm_head.bias"}
+    assert done.table[QKV.format(i=1)] == "Q4 bs32 asymmetric"
+    assert done.table["lm_head.weight"] == "Q8 bs128 symmetric"
+
+
+def failed(source: Checkpoint, path: Path) -> set[str]:
+    report = verify(path, "onnx", "int4", source, "cpu", new_tokens=4, threads=1)
+    return {check.name for check in report.checks if check.verdict == Verdict.FAIL}
+
+
+@pytest.mark.parametrize("dtype", ["float32", "float16"])
+def test_verify_passes_it(
+    source: Checkpoint, done: CalibrationResult, dtype: str, tmp_path: Path
+) -> None:
+    path = written(source, done.checkpoint, tmp_path / "x", dtype=dtype, adjusted=done.adjusted)
+    assert failed(source, path) == set()
+
+
+def test_a_mistake_is_not_excused(
+    source: Checkpoint, done: CalibrationResult, tmp_path: Path
+) -> None:
+    decoder, listed = done.checkpoint.decoder, done.adjusted
+    first, second = decoder.layers
+    dropped = replace(first, fc_in_bias=InMemory(torch.zeros(first.fc_in_bias.shape)))
+    swapped = replace(first, k=Rows(first.v, np.arange(first.v.shape[0])))
+    scaled = replace(first, o=InMemory(source.decoder.layers[0].o.read().float() * 1.05))
+    for block, names, check in (
+        (first, listed[1:], "weights.equal"),
+        (dropped, listed, "weights.adjusted"),
+        (swapped, listed, "weights.error"),
+        (scaled, listed, "weights.error"),
+    ):
+        wrong = replace(done.checkpoint, decoder=replace(decoder, layers=(block, second)))
+        assert check in failed(source, written(source, wrong, tmp_path / "x", adjusted=names))
+
+
+def test_a_budget_is_kept_and_runs(
+    source: Checkpoint, windows: CalibrationSet, tmp_path: Path
+) -> None:
+    types = standard_types(source.geometry, VARIANT)
+    few = CalibrationSet(windows.fitted[:8], windows.held_out[:2])
+
+    def weight(name: str | tuple[int, str]) -> tuple[int, ...]:
+        at = source.decoder if isinstance(name, str) else source.decoder.layers[name[0]]
+        return tuple(getattr(at, name if isinstance(name, str) else name[1]).shape)
+
+    standard = sum(codec.stored_bytes(weight(name)) for name, codec in types.items())
+
+    def fitted(nbytes: int, bits: int = 4) -> CalibrationResult:
+        variant = Variant(bits=bits)
+        return calibrate_onnx(source, variant, few, EFFORT, tmp_path / "work", Silent(), nbytes)
+
+    for nbytes, match in ((1000, "the budget leaves"), (1 << 30, "fit into 1073741824 bytes in 8")):
+        with pytest.raises(UsageError, match=match):
+            fitted(nbytes)
+    with pytest.raises(UsageError, match="it goes with 4"):
+        fitted(standard, 8)
+    found = fitted(standard)
+    assert len(set(found.table.values())) > 2
+    assert found.expected_kl is not None
+    path = tmp_path / "x"
+    plan = onnx.plan(found.checkpoint, path, bits=4, adjusted=found.adjusted)
+    matrices = [item for item in plan.items if item.name in found.table]
+    assert {item.name: item.encoding.name for item in matrices} == found.table
+    assert 0.98 * standard < sum(item.nbytes for item in matrices) <= standard
+    execute(plan, source)
+    assert failed(source, path) == set()
+
+
+def test_eight_bits_beside_four_may_make_up_for_them(source: Checkpoint) -> None:
+    """As far as rounding to 4 bits goes, and no further: not scaled, not of another layer."""
+    weight = source.decoder.layers[0].o.read().float()
+    four, eight = NBits(MatMulNBits(4)), NBits(MatMulNBits(8, 128, symmetric=True))
+    noise = torch.randn(weight.shape, generator=torch.Generator().manual_seed(0))
+    (rounded,) = four.encode(weight)
+    size = (four.decode(rounded, weight.shape) - weight).square().mean().sqrt()
+
+    def judged(stored: torch.Tensor, coarsest: NBits | None) -> float:
+        found = InMemory(eight.decode(eight.encode(stored)[0], stored.shape))
+        return searched_error(found, eight, InMemory(weight), 64, coarsest)
+
+    corrected = weight + size * noise
+    assert judged(corrected, four) < 1 < judged(corrected, eight)
+    assert judged(weight, None) < 1
+    for wrong in (weight * 1.05, weight + 5 * size * noise, source.decoder.layers[1].o.read()):
+        assert judged(wrong.float(), four) > 1

@@ -1,0 +1,193 @@
+"""Importance: what is collected, and what a file quantized with it is."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+
+import gguf
+import numpy as np
+import pytest
+import torch
+
+from cgconvert.codecs.searched import SearchedCodec
+from cgconvert.formats.gguf.imatrix import DAMPING, Imatrix, Inputs
+from cgconvert.formats.gguf.types import ENCODINGS
+from cgconvert.formats.gguf.writer import plan
+from cgconvert.model.decoder import Decoder
+from cgconvert.model.tensor import InMemory, Rows
+from cgconvert.model.tensor_names import GGUF
+from cgconvert.testing import synthetic
+from cgconvert.verify.verdict import Verdict
+from cgconvert.verify.weights import check_weights
+from cgconvert.write.execute import execute
+from cgconvert.write.journal import key_of
+from cgconvert.write.manifest import find_manifest
+from tests.support.gguf_models import GEOMETRIES, converted, random_checkpoint
+from tests.support.imatrices import collected, llama_collect, windows
+
+SOURCE = random_checkpoint(64)
+
+
+def skewed() -> Imatrix:
+    """Inputs of which some are a thousand times others, as a trained model's are not."""
+    generator = torch.Generator().manual_seed(5)
+    inputs = {
+        name: Inputs(torch.randn(len(found.squares), generator=generator).mul(3).exp(), 7)
+        for name, found in collected().inputs.items()
+    }
+    return replace(collected(), inputs=inputs, file="skewed.gguf", sha256="5" * 64)
+
+
+Written = Callable[[str, bool], Path]
+
+
+@pytest.fixture(scope="module")
+def written(tmp_path_factory: pytest.TempPathFactory) -> Written:
+    """The file of a type, with skewed() or without, made once."""
+    folder = tmp_path_factory.mktemp("written")
+
+    def write(type: str, weighted: bool) -> Path:  # noqa: A002
+        path = folder / f"{type}-{weighted}.gguf"
+        if not path.exists():
+            importance = skewed() if weighted else None
+            execute(plan(SOURCE, path, type=type, importance=importance), SOURCE)
+        return path
+
+    return write
+
+
+def blocks(path: Path) -> dict[str, np.ndarray]:
+    return {t.name: np.array(t.data) for t in gguf.GGUFReader(path).tensors}
+
+
+def test_it_is_what_the_matrices_meet_in_transformers() -> None:
+    from transformers import CodeGenConfig, CodeGenForCausalLM
+
+    geometry = GEOMETRIES[64]
+    model = CodeGenForCausalLM(
+        CodeGenConfig(**synthetic.codegen_config(geometry, torch.float32))
+    ).eval()
+    state = synthetic.RandomState(geometry, seed=64, sharpness=4)
+    model.load_state_dict({name: tensor.float() for name, tensor in state.items()})
+    wanted: dict[str, torch.Tensor] = {}
+
+    def watch(names: list[str], module: torch.nn.Module) -> None:
+        def hook(_: torch.nn.Module, given: tuple[torch.Tensor, ...]) -> None:
+            squares = given[0].double().square().flatten(0, 1).sum(0)
+            wanted.update({name: wanted.get(name, 0) + squares for name in names})
+
+        module.register_forward_pre_hook(hook)
+
+    for i, layer in enumerate(model.transformer.h):
+        watch([GGUF.layer[part].format(i=i) for part in "qkv"], layer.attn.qkv_proj)
+        watch([GGUF.layer["o"].format(i=i)], layer.attn.out_proj)
+        watch([GGUF.layer["fc_in"].format(i=i)], layer.mlp.fc_in)
+        watch([GGUF.layer["fc_out"].format(i=i)], layer.mlp.fc_out)
+    watch([GGUF.model["head"]], model.lm_head)
+    with torch.inference_mode():
+        model(windows())
+    found = collected().inputs
+    assert found.keys() == wanted.keys()
+    for name, squares in wanted.items():
+        torch.testing.assert_close(found[name].squares.double(), squares, rtol=1e-4, atol=1e-6)
+        assert found[name].count == windows().numel()
+
+
+def test_it_is_what_llama_imatrix_takes_out_of_llama_cpp(tmp_path: Path) -> None:
+    wanted = llama_collect(converted(tmp_path, "F32"), windows().tolist())
+    found = collected().inputs
+    assert found.keys() == wanted.keys()
+    for name, squares in wanted.items():
+        np.testing.assert_allclose(found[name].squares, squares, rtol=1e-3, atol=1e-5)
+
+
+def test_importance_is_relative_and_never_nothing() -> None:
+    squares = torch.tensor([0.0, 3.0, 9.0])
+    imatrix = replace(collected(), inputs={"a": Inputs(squares, 5), "b": Inputs(squares * 0, 5)})
+    found = imatrix.importance("a")
+    assert found is not None
+    assert float(found.mean()) == pytest.approx(1)
+    assert found[0] == pytest.approx(DAMPING / (1 + DAMPING))
+    assert float((found[2] - found[0]) / (found[1] - found[0])) == pytest.approx(3)
+    assert imatrix.importance("b") is None
+    assert imatrix.importance("c") is None
+
+
+def test_each_matrix_loses_less_where_its_inputs_are_large(written: Written) -> None:
+    plain, ours = (blocks(written("Q4_K_M", weighted)) for weighted in (False, True))
+    types = {t.name: t.tensor_type.name for t in gguf.GGUFReader(written("Q4_K_M", True)).tensors}
+    decoder = SOURCE.decoder.half_split()
+    for i, block in enumerate(decoder.layers):
+        for part in ("q", "k", "v", "o", "fc_in", "fc_out"):
+            name = GGUF.layer[part].format(i=i)
+            codec, rows = ENCODINGS[types[name]], getattr(block, part).read().float()
+            assert isinstance(codec, SearchedCodec)
+            importance = skewed().importance(name)
+            assert importance is not None
+
+            decoded = [codec.decode(torch.from_numpy(f[name]), rows.shape) for f in (ours, plain)]
+            lost = [float(((d - rows).square() * importance).sum()) for d in decoded]
+            # Also of q and k, whose rows lie in another order than the source's.
+            assert lost[0] < 0.9 * lost[1], name
+            assert np.array_equal(ours[name], codec.encode(rows, importance)[0].numpy()), name
+    assert np.array_equal(plain["token_embd.weight"], ours["token_embd.weight"])
+
+
+@pytest.mark.parametrize("type", ["Q8_0", "F16"])
+def test_types_that_do_not_search_are_the_same(written: Written, type: str) -> None:  # noqa: A002
+    plain, ours = (blocks(written(type, weighted)) for weighted in (False, True))
+    assert all(np.array_equal(plain[name], ours[name]) for name in plain)
+
+
+def test_chunks_of_rows_give_the_same_bytes(
+    written: Written, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    whole, path = written("Q4_0", True), tmp_path / "Q4_0-True.gguf"
+    monkeypatch.setattr("cgconvert.write.plan.CHUNK_BYTES", 700 * 4 * 256)
+    execute(plan(SOURCE, path, type="Q4_0", importance=skewed()), SOURCE)
+    assert path.read_bytes() == whole.read_bytes()
+
+
+def test_an_interrupted_run_does_not_go_on_with_another(tmp_path: Path) -> None:
+    def key(importance: Imatrix | None) -> str:
+        return key_of(plan(SOURCE, tmp_path / "x", type="Q4_K", importance=importance), SOURCE)
+
+    other = replace(skewed(), sha256="6" * 64)
+    assert len({key(None), key(skewed()), key(other)}) == 3
+    assert key(skewed()) == key(skewed())
+
+
+def test_the_manifest_and_the_file_say_which(written: Written) -> None:
+    path = written("Q4_K_M", True)
+    manifest = find_manifest(path)
+    assert manifest is not None
+    told = {"file": "skewed.gguf", "sha256": "5" * 64}
+    assert manifest.options == {"type": "Q4_K_M", "imatrix": told}
+    fields = gguf.GGUFReader(path).fields
+    said = {
+        name: field.contents() for name, field in fields.items() if name.startswith("quantize.")
+    }
+    assert said == {
+        "quantize.imatrix.file": "skewed.gguf",
+        "quantize.imatrix.dataset": "noise",
+        "quantize.imatrix.entries_count": 13,
+        "quantize.imatrix.chunks_count": 2,
+    }
+
+
+@pytest.mark.parametrize("type", ["Q3_K", "Q4_0", "Q4_K_M"])
+def test_verify_passes_it_and_catches_mistakes(tmp_path: Path, type: str) -> None:  # noqa: A002
+    def failed(decoder: Decoder) -> set[str]:
+        path, wrong = tmp_path / "model.gguf", replace(SOURCE, decoder=decoder)
+        execute(plan(wrong, path, type=type, importance=skewed()), SOURCE, force=True)
+        checks, _ = check_weights(path, "gguf", SOURCE.decoder)
+        return {check.name for check in checks if check.verdict == Verdict.FAIL}
+
+    assert failed(SOURCE.decoder) == set()
+    first, *rest = SOURCE.decoder.layers
+    louder = InMemory(first.fc_in.read().float() * 1.3)
+    swapped = Rows(first.v, np.arange(first.v.shape[0]))
+    for block in (replace(first, fc_in=louder), replace(first, k=swapped)):
+        assert failed(replace(SOURCE.decoder, layers=(block, *rest))) == {"weights.error"}

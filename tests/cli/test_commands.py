@@ -1,0 +1,417 @@
+"""The commands as a person meets them: outputs, exit codes, one line where something is wrong."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import subprocess
+import sys
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+
+from cgconvert import embedded
+from cgconvert.cli.main import COMMANDS, main
+from cgconvert.write.manifest import file_sha256
+
+TINY = embedded.NAME
+
+
+@dataclass
+class Outcome:
+    code: int
+    out: str
+    err: str
+
+    @property
+    def last(self) -> str:
+        """The last line on stderr: what went wrong."""
+        return self.err.strip().splitlines()[-1] if self.err.strip() else ""
+
+
+@pytest.fixture
+def run(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> Callable[..., Outcome]:
+    monkeypatch.chdir(tmp_path)
+
+    def call(*arguments: str) -> Outcome:
+        capsys.readouterr()
+        with pytest.raises(SystemExit) as caught:
+            main(arguments)
+        said = capsys.readouterr()
+        assert "Traceback" not in said.err
+        return Outcome(int(caught.value.code or 0), said.out, said.err)
+
+    return call
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+def test_every_command_has_help_with_an_example(command: str, run: Callable[..., Outcome]) -> None:
+    told = run(command, "--help")
+    assert told.code == 0
+    assert "Example:" in told.out
+    assert f"cgconvert {command}" in told.out
+
+
+def test_python_dash_m() -> None:
+    told = subprocess.run(
+        [sys.executable, "-m", "cgconvert", "--version"], capture_output=True, text=True
+    )
+    assert told.returncode == 0
+    assert told.stdout.startswith("cgconvert, version ")
+
+
+def test_garbage_is_collected_behind_the_import_of_a_command() -> None:
+    code = """
+import gc
+from cgconvert.cli.main import cli
+cli.main(["to-gguf", "--help"], standalone_mode=False)
+print(gc.isenabled(), gc.get_freeze_count() > 100_000)
+"""
+    told = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert told.stdout.splitlines()[-1] == "True True"
+
+
+def test_default_outputs(run: Callable[..., Outcome], tmp_path: Path) -> None:
+    for arguments in (
+        ["to-hf", TINY],
+        ["to-hf", TINY, "--layout", "phi"],
+        ["to-onnx", TINY],
+        ["to-onnx", TINY, "--dtype", "float16"],
+        ["to-gguf", TINY],
+        ["quantize", "--bits", "8"],
+        ["quantize", "--bits", "4", "--effort", "fast"],
+        ["quantize", "--max-size", "4MB", "--calibration", "none"],
+        ["quantize", TINY, "--bits", "8", "--format", "onnx"],
+        ["quantize", TINY, "--bits", "4", "--format", "onnx", "--effort", "fast"],
+    ):
+        told = run(*arguments)
+        assert told.code == 0, told.err
+        assert told.out.startswith(f"out/{TINY}/")
+    out = tmp_path / "out" / TINY
+    assert sorted(p.name for p in out.iterdir()) == [
+        "gguf", "hf", "hf-phi", "onnx", "onnx-fp16", "onnx-int4", "onnx-int8",
+    ]  # fmt: skip
+    assert sorted(p.name for p in (out / "gguf").glob("*.gguf")) == [
+        f"{TINY}-F16.gguf", f"{TINY}-Q3_K.gguf", f"{TINY}-Q4_K_M.gguf", f"{TINY}-Q8_0.gguf",
+    ]  # fmt: skip
+    graphs = {
+        "onnx": "model", "onnx-fp16": "model_fp16", "onnx-int4": "model_q4",
+        "onnx-int8": "model_int8",
+    }  # fmt: skip
+    for folder, stem in graphs.items():
+        names = sorted(p.name for p in (out / folder / "onnx").iterdir())
+        assert names == [f"{stem}.onnx", f"{stem}.onnx_data"]
+        assert (out / folder / "genai_config.json").is_file()
+        assert (out / folder / "config.json").is_file()
+        assert (out / folder / "tokenizer.json").is_file()
+        assert (out / folder / "cgconvert.json").is_file()
+
+
+def test_our_artefacts_are_sources(run: Callable[..., Outcome], tmp_path: Path) -> None:
+    """Every unquantized output leads to the same float16 weights, under the model's own name."""
+    run("to-hf", TINY, "-o", "one")
+    run("to-hf", TINY, "--layout", "phi", "-o", "two")
+    run("to-onnx", TINY, "-o", "three")
+    run("to-gguf", TINY, "-o", "four.gguf")
+    wanted = (tmp_path / "one" / "model.safetensors").read_bytes()
+    for source in ("one", "two", "three", "four.gguf"):
+        told = run("to-hf", source, "-o", f"from-{source}")
+        assert told.code == 0, told.err
+        assert (tmp_path / f"from-{source}" / "model.safetensors").read_bytes() == wanted
+        manifest = json.loads((tmp_path / f"from-{source}" / "cgconvert.json").read_text())
+        assert manifest["name"] == TINY
+    told = run("quantize", "one", "--bits", "8", "-o", "five.gguf")
+    told = run("to-hf", "five.gguf", "-o", "six")
+    assert (told.code, "is quantized (Q8_0)" in told.last) == (3, True)
+
+
+def test_dry_run_writes_nothing(run: Callable[..., Outcome], tmp_path: Path) -> None:
+    for command in ("to-hf", "to-onnx", "to-gguf"):
+        told = run(command, TINY, "--dry-run")
+        assert told.code == 0
+        assert "to write" in told.out
+        assert "free" in told.out
+        assert "of memory" in told.out
+    assert run("quantize", TINY, "--bits", "4", "--dry-run").code == 0
+    assert run("run", TINY, "--dry-run").code == 0
+    assert os.listdir(tmp_path) == []
+
+
+def test_dry_run_tells_the_size_that_is_written(
+    run: Callable[..., Outcome], tmp_path: Path
+) -> None:
+    told = run("to-gguf", TINY, "--type", "Q4_0", "--dry-run", "-o", "x.gguf")
+    size = told.out.splitlines()[-1].split(": ")[1].split(" to write")[0]
+    assert run("to-gguf", TINY, "--type", "Q4_0", "-o", "x.gguf").code == 0
+    written = (tmp_path / "x.gguf").stat().st_size
+    assert size == f"{written / 1e6:.3g} MB"
+
+
+def test_inspect(run: Callable[..., Outcome]) -> None:
+    run("to-hf", TINY)
+    run("to-gguf", TINY, "--type", "Q4_0", "-o", "x.gguf")
+    run("to-onnx", TINY, "--bits", "4", "-o", "x-onnx")
+    for path, layout in (
+        (TINY, "safetensors"), (f"out/{TINY}/hf", "safetensors"), ("x.gguf", "gguf"),
+        ("x-onnx", "onnx"),
+    ):  # fmt: skip
+        told = json.loads(run("inspect", path, "--json").out)
+        assert told["schema"] == 1
+        assert told["name"] == TINY
+        assert told["layout"] == layout
+        assert told["geometry"]["n_embd"] == 256
+        assert told["tokenizer"]["padding_rows"] == 90
+        assert told["parameters"] == 6831104
+        assert sum(told["types"].values()) == sum(t["nbytes"] for t in told["tensors"])
+        text = run("inspect", path).out
+        assert "end-of-text 3967" in text
+        if path != TINY:
+            assert told["provenance"]["source"]["origin"]["given"] == TINY
+            assert "made by     cgconvert" in text
+
+
+def test_generate_in_every_format(run: Callable[..., Outcome]) -> None:
+    run("to-hf", TINY, "-o", "hf")
+    run("to-onnx", TINY, "-o", "onnx")
+    run("to-gguf", TINY, "--type", "F32", "-o", "x.gguf")
+    prompt = "def hello_world():\n"
+    texts = {
+        run("generate", artefact, prompt, "--max-new-tokens", "12").out
+        for artefact in ("hf", "onnx", "x.gguf")
+    }
+    texts.add(
+        run("generate", "onnx", prompt, "--max-new-tokens", "12",
+            "--runtime", "onnxruntime-genai").out
+    )  # fmt: skip
+    assert len(texts) == 1
+    assert texts.pop().startswith(prompt)
+    drawn = [
+        run("generate", "hf", prompt, "--temperature", "1.5", "--seed", seed).out
+        for seed in ("1", "1", "2")
+    ]
+    assert drawn[0] == drawn[1] != drawn[2]
+
+
+def test_verify_finds_sources_by_manifest_and_fails_with_4(
+    run: Callable[..., Outcome], tmp_path: Path
+) -> None:
+    run("to-gguf", TINY, "--type", "Q8_0")
+    run("to-onnx", TINY)
+    told = run("verify", "--report", "verdict.json")
+    assert told.code == 0, told.err
+    report = json.loads((tmp_path / "verdict.json").read_text())
+    assert report["verdict"] in ("pass", "warning")
+    assert [a["artefact"]["format"] for a in report["artefacts"]] == ["gguf", "onnx"]
+    folder = tmp_path / "out" / TINY / "onnx"
+    data = folder / "onnx" / "model.onnx_data"
+    raw = bytearray(data.read_bytes())
+    raw[3_000_000:5_000_000] = bytes(2_000_000)
+    data.write_bytes(bytes(raw))
+    told = run("verify", str(folder))
+    assert told.code == 4
+    assert (
+        told.last == f"cgconvert: verification failed: out/{TINY}/onnx" or str(folder) in told.last
+    )
+
+
+def test_verify_with_a_text_bounds_and_another_runtime(
+    run: Callable[..., Outcome], tmp_path: Path
+) -> None:
+    run("to-gguf", TINY, "--type", "F16")
+    run("to-onnx", TINY)
+    (tmp_path / "mine.txt").write_text("def area(r):\n    return 3.14159 * r * r\n" * 40)
+    told = run(
+        "verify", "--runtime", "onnxruntime-genai", "--text", "stdlib", "--text", "mine.txt",
+        "--text-tokens", "700", "--threshold", "logits.kl_mean=-1", "--threshold",
+        "logits.kl_p99=none", "--report", "verdict.json", "--report", "verdict.html",
+    )  # fmt: skip
+    assert told.code == 4, told.err
+    assert (tmp_path / "verdict.html").is_file()
+    report = json.loads((tmp_path / "verdict.json").read_text())
+    used = {a["artefact"]["format"]: a["runtime"]["name"] for a in report["artefacts"]}
+    assert used == {"gguf": "llama.cpp", "onnx": "onnxruntime-genai"}
+    for artefact in report["artefacts"]:
+        checks = {check["name"]: check for check in artefact["checks"]}
+        assert (checks["logits.kl_mean"]["verdict"], checks["logits.kl_p99"]["verdict"]) == (
+            "fail",
+            "info",
+        )
+        texts = {text["name"]: text for text in artefact["prompts"]["texts"]}
+        assert list(texts) == ["stdlib", "mine.txt"]
+        assert (texts["stdlib"]["tokens"], texts["stdlib"]["sequences"]) == (700, 2)
+        assert texts["mine.txt"]["sha256"] == file_sha256(tmp_path / "mine.txt")
+        assert artefact["prompts"]["lengths"][-4:] == [512, 188, 512, 188]
+    told = run("verify", "--runtime", "transformers")
+    assert (told.code, "does not run gguf or onnx; use llama.cpp or onnx" in told.last) == (2, True)
+    for text in ("nowhere", ".", "verdict.html/x"):
+        told = run("verify", "--text", text)
+        assert (told.code, f"{text}: cannot be read as a text" in told.last) == (3, True)
+
+
+def test_verify_without_a_manifest(run: Callable[..., Outcome], tmp_path: Path) -> None:
+    run("to-gguf", TINY, "-o", "x.gguf")
+    (tmp_path / "x.gguf.cgconvert.json").unlink()
+    told = run("verify", "x.gguf")
+    assert (told.code, "--reference SOURCE" in told.last) == (2, True)
+    assert run("verify", "x.gguf", "--reference", TINY).code == 0
+
+
+def test_a_source_that_moved(run: Callable[..., Outcome], tmp_path: Path) -> None:
+    shutil.copytree(embedded.path(), tmp_path / "mine")
+    assert run("to-gguf", "mine", "-o", "x.gguf").code == 0
+    (tmp_path / "mine").rename(tmp_path / "moved")
+    told = run("verify", "x.gguf")
+    assert (told.code, "--reference SOURCE" in told.last) == (3, True)
+    assert run("verify", "x.gguf", "--reference", "moved").code == 0
+
+
+MISTAKES: list[tuple[list[str], int, str]] = [
+    (["to-hf"], 2, "Missing argument 'SOURCE'. (see cgconvert to-hf --help)"),
+    (["nonsense"], 2, "No such command 'nonsense'"),
+    (["to-hf", "no/such"], 3, "no/such: not in the Hub cache and cannot be downloaded"),
+    (["to-hf", "no-such"], 3, "no-such: no such file or folder, and not a name of the family"),
+    (["to-hf", TINY, "--dtype", "int3"], 2, "'int3' is not one of"),
+    (["to-hf", TINY, "--max-shard-size", "lots"], 2, "'lots' is not a size"),
+    (["to-gguf", TINY, "-o", "x.bin"], 2, "a GGUF file's name ends in .gguf"),
+    (["to-gguf", TINY, "-o", "/etc/passwd/x.gguf"], 5, "cannot be written"),
+    (["quantize", "--bits", "4"], 2, "nothing to quantize under ./out; type the source"),
+    (["quantize", TINY], 2, "say how small: one of --bits, --type, --max-size, --bpw or --max-kl"),
+    (["quantize", TINY, "--bits", "4", "--bpw", "5"], 2, "say how small: one of --bits"),
+    (["quantize", TINY, "--bits", "5"], 2, "'5' is not one of '4', '8'"),
+    (["quantize", TINY, "--type", "F16"], 2, "'F16' is not one of"),
+    (["quantize", TINY, "--max-size", "4 parsecs"], 2, "'4 parsecs' is not a size"),
+    (["quantize", TINY, "--max-size", "1MB", "--effort", "fast"], 2, "no type is that small: the"),
+    (["quantize", TINY, "--max-size", "1MB"], 2, "a file of 1000000 bytes is too small: the least"),
+    (["quantize", TINY, "--bpw", "1"], 2, "1 bits a weight are too few: the least"),
+    (
+        ["quantize", TINY, "--max-kl", "0.1", "--effort", "fast"],
+        2,
+        "--max-kl is measured on a text",
+    ),
+    (["quantize", TINY, "--bits", "4", "--effort", "hard"], 2, "'hard' is not one of 'fast'"),
+    (
+        ["quantize", TINY, "--bits", "8", "--calibration", "x"],
+        2,
+        "8 bits are rounded, not calibrated",
+    ),
+    (["quantize", TINY, "--bits", "4", "--calibration", "no"], 3, "no: cannot be read as a text"),
+    (["quantize", TINY, "--bits", "4", "--tensor-type", "Q6_K"], 2, "is not PATTERN=TYPE"),
+    (["quantize", TINY, "--bits", "4", "--tensor-type", "x=Q6_K"], 2, "no matrix is called 'x'"),
+    (["quantize", TINY, "--bits", "4", "--tensor-type", "*=Q7"], 2, "'Q7' is not one of"),
+    (["quantize", TINY, "--type", "Q8_0", "--tensor-type", "x=Q4_K"], 2, "no matrix is called 'x'"),
+    (
+        ["quantize", TINY, "--bpw", "4", "--format", "onnx"],
+        2,
+        "--bpw is an option of --format gguf",
+    ),
+    (["to-onnx", TINY, "--symmetric"], 2, "--symmetric is an option of quantized matrices"),
+    (["to-onnx", TINY, "--bits", "4", "--block-size", "24"], 2, "block size 24: give 16, 32, 64"),
+    (["to-onnx", TINY, "--bits", "4", "--accuracy-level", "9"], 2, "accuracy level 9: give 0, 1"),
+    (["to-onnx", TINY, "--target", "cuda"], 2, "add --dtype float16"),
+    (["quantize", TINY, "--bits", "4", "--block-size", "64"], 2, "is an option of --format onnx"),
+    (["verify"], 2, "nothing to verify under ./out; type the artefact"),
+    (["verify", "nowhere"], 3, "nowhere: no such file or folder"),
+    (["verify", "nowhere", "--runtime", "vllm"], 2, "'vllm' is not one of 'transformers'"),
+    (["verify", "--threshold", "logits.kl=1"], 2, "no check 'logits.kl' has a bound to set"),
+    (["verify", "--threshold", "logits.top1=high"], 2, "'high' is not a number, nor none"),
+    (["verify", "--threshold", "logits.top1"], 2, "write CHECK=VALUE, as in logits.kl_mean=0.05"),
+    (["verify", "--text-tokens", "1"], 2, "1 is not in the range x>=2"),
+    (["inspect", "nowhere"], 3, "nowhere: no such file or folder"),
+    (["generate", "nowhere", "x"], 3, "nowhere: no such file or folder"),
+    (["run", "nowhere.yaml"], 3, "nowhere.yaml: no such recipe; shipped are"),
+    (["to-hf", TINY, "--tokenizer", "nowhere"], 2, "'nowhere' does not exist"),
+    (["to-hf", TINY, "--mp-num", "0"], 2, "0 is not in the range"),
+    (["to-hf", TINY, "--mp-num", "3"], 3, "n_head 4 does not divide into 3 groups"),
+]
+
+
+@pytest.mark.parametrize(("arguments", "code", "message"), MISTAKES)
+def test_mistakes_get_one_clear_line(
+    arguments: list[str], code: int, message: str, run: Callable[..., Outcome], tmp_path: Path
+) -> None:
+    told = run(*arguments)
+    assert (told.code, told.out) == (code, "")
+    assert len(told.err.strip().splitlines()) == 1, told.err
+    assert told.err.startswith("cgconvert: ")
+    assert message in told.err
+    assert os.listdir(tmp_path) == []
+
+
+def test_ambiguous_sources(run: Callable[..., Outcome], tmp_path: Path) -> None:
+    run("to-hf", TINY)
+    shutil.copytree(embedded.path(), tmp_path / "other")
+    run("to-hf", "other")
+    told = run("quantize", "--bits", "4")
+    assert (told.code, f"several models under ./out ({TINY}, other)" in told.last) == (2, True)
+
+
+@pytest.mark.parametrize("made", ["to-onnx", "to-gguf", "to-hf"])
+def test_quantize_takes_what_is_there(made: str, run: Callable[..., Outcome]) -> None:
+    """Whichever unquantized artefact there is under ./out, the bytes are the same."""
+    run("quantize", TINY, "--bits", "8", "-o", "wanted.gguf")
+    assert run(made, TINY).code == 0
+    assert run("quantize", "--bits", "8").code == 0
+    written, wanted = Path(f"out/{TINY}/gguf/{TINY}-Q8_0.gguf"), Path("wanted.gguf")
+    assert written.read_bytes() == wanted.read_bytes()
+    assert run("quantize", "--type", "Q4_0", "--effort", "fast").code == 0  # no quantized source
+
+
+def test_verbose_shows_the_traceback(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    from cgconvert.cli.options import verbosity
+
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(SystemExit):
+        main(["inspect", "nowhere", "--verbose"])
+    verbosity.verbose = False
+    assert "Traceback" in capsys.readouterr().err
+
+
+def test_an_existing_artefact_needs_force(run: Callable[..., Outcome]) -> None:
+    assert run("to-gguf", TINY, "-o", "x.gguf").code == 0
+    told = run("to-gguf", TINY, "-o", "x.gguf")
+    assert (told.code, "exists; give --force to replace it" in told.last) == (2, True)
+    assert run("to-gguf", TINY, "-o", "x.gguf", "--force").code == 0
+
+
+def test_the_shipped_recipe_runs(run: Callable[..., Outcome], tmp_path: Path) -> None:
+    """The README's main job: all formats, quantized, verified, a table at the end."""
+    told = run("run", TINY)
+    assert told.code == 0, told.err + told.out
+    table = told.out.strip().splitlines()[-12:]
+    assert any("Q8_0" in line for line in table)
+    assert sum(line.startswith("pass") for line in table) >= 9
+
+
+def test_a_tokenizer_given_by_hand(run: Callable[..., Outcome], tmp_path: Path) -> None:
+    """A source without one, read with --tokenizer, is verified with the same one unasked."""
+    shutil.copytree(embedded.path(), tmp_path / "bare")
+    for file in ("tokenizer.json", "tokenizer_config.json", "special_tokens_map.json",
+                 "added_tokens.json", "vocab.json", "merges.txt"):  # fmt: skip
+        (tmp_path / "bare" / file).unlink()
+    told = run("to-gguf", "bare", "-o", "x.gguf")
+    assert (told.code, "--tokenizer" in told.last) == (3, True)
+    assert run("to-gguf", "bare", "-o", "x.gguf", "--tokenizer", str(embedded.path())).code == 0
+    assert run("verify", "x.gguf").code == 0
+
+
+def test_interrupted(tmp_path: Path) -> None:
+    """SIGTERM ends a run with 130, one line, and nothing left behind."""
+    code = (
+        "import os, signal, sys; from cgconvert.cli import main as m; "
+        "from cgconvert.stream import write as w; "
+        "w.Writer._items = lambda *_: os.kill(os.getpid(), signal.SIGTERM); "
+        f"m.main(['to-hf', '{TINY}', '-o', 'hf'])"
+    )
+    told = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, cwd=tmp_path
+    )
+    assert told.returncode == 130
+    assert told.stderr.strip().splitlines()[-1] == "cgconvert: interrupted"
+    assert os.listdir(tmp_path) == []

@@ -1,0 +1,376 @@
+from __future__ import annotations
+
+import io
+import json
+import re
+import sys
+from collections.abc import Iterator, Mapping
+from contextlib import redirect_stdout
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+import yaml
+from safetensors import safe_open
+from safetensors.torch import load_file
+from tokenizers import pre_tokenizers
+from transformers import AutoModelForCausalLM, AutoTokenizer, CodeGenConfig, CodeGenForCausalLM
+
+from cgconvert.errors import InputError, MissingRuntimeError, UsageError
+from cgconvert.formats.huggingface import writer as huggingface
+from cgconvert.model.checkpoint import Checkpoint
+from cgconvert.model.decoder import Geometry, packed_rows, split_rows
+from cgconvert.model.tensor import InMemory
+from cgconvert.model.tensor_names import CODEGEN, PHI
+from cgconvert.model.tokenizer import END_OF_TEXT, AddedToken, Tokenizer
+from cgconvert.runtimes.transformers import Transformers
+from cgconvert.write.plan import Plan
+
+GEOMETRY = Geometry(
+    n_layer=2, n_embd=64, n_head=8, rotary_dim=4, n_positions=256, vocab_size=304, mp_num=4
+)
+IDS = torch.randint(0, 290, (2, 40), generator=torch.Generator().manual_seed(1))
+TORCH = {"float16": torch.float16, "bfloat16": torch.bfloat16, "float32": torch.float32}
+LARGE = 5 * 10**9
+
+
+def make_model(geometry: Geometry, seed: int = 0) -> CodeGenForCausalLM:
+    """A CodeGen with random weights large enough that every part of it matters."""
+    config = CodeGenConfig(
+        n_layer=geometry.n_layer, n_embd=geometry.n_embd, n_head=geometry.n_head,
+        rotary_dim=geometry.rotary_dim, n_positions=geometry.n_positions,
+        n_ctx=geometry.n_positions, vocab_size=geometry.vocab_size,
+    )  # fmt: skip
+    model = CodeGenForCausalLM(config).eval()
+    generator = torch.Generator().manual_seed(seed)
+    for parameter in model.parameters():
+        noise = torch.randn(parameter.shape, generator=generator)
+        scale = 1.5 / parameter.shape[-1] ** 0.5 if parameter.ndim == 2 else 0.3
+        # float16's numbers, so that a float16 folder holds them exactly.
+        parameter.data = (noise * scale).half().float()
+    return model
+
+
+def make_tokenizer() -> Tokenizer:
+    alphabet = {c: n for n, c in enumerate(sorted(pre_tokenizers.ByteLevel.alphabet()))}
+    added = [AddedToken(256, END_OF_TEXT, True)]
+    return Tokenizer.from_parts(alphabet, [], added).with_whitespace_runs()
+
+
+def make_checkpoint(
+    state: Mapping[str, torch.Tensor],
+    geometry: Geometry = GEOMETRY,
+    name: str = "codegen-350M-mono",
+) -> Checkpoint:
+    tensors = {key: InMemory(value) for key, value in state.items()}
+    return Checkpoint(
+        name=name, path=Path("nowhere"), layout="torch", config={"model_type": "codegen"},
+        decoder=CODEGEN.decoder(geometry, tensors, "test"), tokenizer=make_tokenizer(), files=(),
+    )  # fmt: skip
+
+
+def contents(plan: Plan) -> dict[str, bytes]:
+    """What the plan's files hold, chunk by chunk."""
+    files = {}
+    for file in plan.files:
+        content = bytearray(file.size)
+        content[: len(file.header)] = file.header
+        for item in file.items:
+            for row in range(0, item.source.shape[0], 7):
+                arrays = item.encoding.encode(item.source.read(slice(row, row + 7)))
+                for piece, array in zip(item.pieces, arrays, strict=True):
+                    data = array.contiguous().view(torch.uint8).numpy().tobytes()
+                    start = piece.offset + row * piece.row_bytes
+                    content[start : start + len(data)] = data
+        assert len(content) == file.size
+        files[file.path] = bytes(content)
+    return files
+
+
+def execute(plan: Plan) -> Path:
+    for name, content in contents(plan).items():
+        plan.output.mkdir(parents=True, exist_ok=True)
+        (plan.output / name).write_bytes(content)
+    return plan.output
+
+
+def to_hf(
+    checkpoint: Checkpoint, output: Path, dtype: str = "float16", layout: str = "codegen",
+    max_shard_size: int = LARGE,
+) -> Plan:  # fmt: skip
+    return huggingface.plan(
+        checkpoint, output, dtype=dtype, layout=layout, max_shard_size=max_shard_size
+    )
+
+
+@pytest.fixture(scope="module", autouse=True)
+def one_thread() -> Iterator[None]:
+    """PyTorch's threads get in one another's way on models this small: 40 times slower."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
+
+
+@pytest.fixture(scope="module")
+def model() -> CodeGenForCausalLM:
+    return make_model(GEOMETRY)
+
+
+@pytest.fixture(scope="module")
+def checkpoint(model: CodeGenForCausalLM) -> Checkpoint:
+    return make_checkpoint(model.state_dict())
+
+
+@pytest.fixture(scope="module", params=["codegen", "phi"])
+def folder(
+    request: pytest.FixtureRequest, checkpoint: Checkpoint, tmp_path_factory: pytest.TempPathFactory
+) -> Path:
+    output = tmp_path_factory.mktemp(request.param)
+    return execute(to_hf(checkpoint, output, layout=request.param))
+
+
+def logits(model: torch.nn.Module, ids: torch.Tensor = IDS) -> torch.Tensor:
+    with torch.inference_mode():
+        return model(ids).logits
+
+
+def relative(found: torch.Tensor, wanted: torch.Tensor) -> float:
+    return float((found - wanted).abs().max() / wanted.abs().max())
+
+
+@pytest.mark.parametrize("dtype", TORCH)
+def test_weights_are_bit_equal(
+    model: CodeGenForCausalLM, checkpoint: Checkpoint, tmp_path: Path, dtype: str
+) -> None:
+    execute(to_hf(checkpoint, tmp_path, dtype))
+    stored = load_file(tmp_path / "model.safetensors")
+    wanted = {name: t.to(TORCH[dtype]) for name, t in model.state_dict().items()}
+    assert stored.keys() == wanted.keys()
+    for name, tensor in wanted.items():
+        assert stored[name].dtype == tensor.dtype
+        assert torch.equal(stored[name], tensor), name
+    loaded = AutoModelForCausalLM.from_pretrained(tmp_path)
+    assert type(loaded) is CodeGenForCausalLM
+    assert loaded.dtype == TORCH[dtype]
+    for name, tensor in loaded.state_dict().items():
+        assert torch.equal(tensor, wanted[name]), name
+
+
+def test_the_logits_are_the_originals(model: CodeGenForCausalLM, folder: Path) -> None:
+    loaded = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32)
+    assert relative(logits(loaded), logits(model)) <= 1e-5
+
+
+def test_the_first_lines_of_a_safetensors_file(checkpoint: Checkpoint, tmp_path: Path) -> None:
+    path = execute(to_hf(checkpoint, tmp_path)) / "model.safetensors"
+    content = path.read_bytes()
+    length = int.from_bytes(content[:8], "little")
+    assert length % 8 == 0
+    header = json.loads(content[8 : 8 + length])
+    assert header.pop("__metadata__") == {"format": "pt"}
+    ends = [entry["data_offsets"] for entry in header.values()]
+    assert [0, *(end for _, end in ends)] == [*(start for start, _ in ends), ends[-1][1]]
+    assert ends[-1][1] == len(content) - 8 - length == 2 * GEOMETRY.parameters
+    with safe_open(path, "pt") as file:
+        assert file.metadata() == {"format": "pt"}
+        assert file.get_slice("lm_head.weight").get_shape() == [304, 64]
+
+
+def test_the_source_does_not_show(
+    model: CodeGenForCausalLM, checkpoint: Checkpoint, tmp_path: Path
+) -> None:
+    """8 groups, and Phi's layout read back, give the bytes that 4 groups give."""
+    eight = dict(model.state_dict())
+    repack = np.concatenate(split_rows(64, 4))[packed_rows(64, 8)]
+    for i in range(2):
+        name = f"transformer.h.{i}.attn.qkv_proj.weight"
+        eight[name] = eight[name][repack]
+    phi = load_file(execute(to_hf(checkpoint, tmp_path, layout="phi")) / "model.safetensors")
+    tensors = {name: InMemory(tensor) for name, tensor in phi.items()}
+    config = json.loads((tmp_path / "config.json").read_text())
+    unpacked = replace(GEOMETRY, mp_num=0)
+    sources = [
+        make_checkpoint(eight, replace(GEOMETRY, mp_num=8)),
+        replace(
+            checkpoint, path=tmp_path, layout="phi", config=config,
+            decoder=PHI.decoder(unpacked, tensors, "test"),
+        ),
+    ]  # fmt: skip
+    for layout in huggingface.LAYOUTS:
+        wanted = contents(to_hf(checkpoint, tmp_path / "out", layout=layout))
+        for source in sources:
+            assert contents(to_hf(source, tmp_path / "other", layout=layout)) == wanted
+
+
+def test_shards(model: CodeGenForCausalLM, checkpoint: Checkpoint, tmp_path: Path) -> None:
+    limit = 20_000  # less than an embedding, more than most others
+    plan = to_hf(checkpoint, tmp_path, max_shard_size=limit)
+    execute(plan)
+    index = json.loads((tmp_path / "model.safetensors.index.json").read_text())
+    shards = sorted(path.name for path in tmp_path.glob("*.safetensors"))
+    count = len(shards)
+    assert shards == [f"model-{n:05}-of-{count:05}.safetensors" for n in range(1, count + 1)]
+    assert index["metadata"] == {"total_size": 2 * GEOMETRY.parameters}
+    seen: dict[str, str] = {}
+    for name in shards:
+        tensors = load_file(tmp_path / name)
+        assert len(tensors) == 1 or sum(t.nbytes for t in tensors.values()) <= limit
+        seen |= dict.fromkeys(tensors, name)
+    assert seen == index["weight_map"]
+    assert seen.keys() == model.state_dict().keys()
+    assert list(load_file(tmp_path / shards[0])) == ["transformer.wte.weight"]
+    loaded = AutoModelForCausalLM.from_pretrained(tmp_path, dtype=torch.float32)
+    assert torch.equal(logits(loaded), logits(model))
+
+
+def test_a_shard_is_filled_to_the_byte(checkpoint: Checkpoint, tmp_path: Path) -> None:
+    total = 2 * GEOMETRY.parameters
+    names = [f.path for f in to_hf(checkpoint, tmp_path, max_shard_size=total).files]
+    assert names[0] == "model.safetensors"
+    names = [f.path for f in to_hf(checkpoint, tmp_path, max_shard_size=total - 1).files]
+    assert names[:2] == ["model-00001-of-00002.safetensors", "model-00002-of-00002.safetensors"]
+
+
+def test_the_model_cards_snippet(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    card = (folder / "README.md").read_text()
+    snippet = re.search(r"```python\n(.*?)```", card, re.DOTALL)
+    assert snippet
+    monkeypatch.chdir(folder)
+    printed = io.StringIO()
+    with redirect_stdout(printed):
+        exec(snippet[1], {})
+    assert printed.getvalue().startswith("def hello_world():")
+
+
+def test_the_model_card(folder: Path) -> None:
+    card = (folder / "README.md").read_text()
+    front = yaml.safe_load(card.split("---\n")[1])
+    assert front["license"] == "bsd-3-clause"
+    assert front["pipeline_tag"] == "text-generation"
+    assert front["base_model"] == "Salesforce/codegen-350M-mono"
+    assert "| attention heads | 8 of 8 |" in card
+
+
+def test_a_card_names_no_base_outside_the_family(checkpoint: Checkpoint, tmp_path: Path) -> None:
+    other = contents(to_hf(replace(checkpoint, name="nsql-350M"), tmp_path))["README.md"].decode()
+    assert "base_model" not in other
+    assert "`nsql-350M`" in other
+
+
+def test_ids_are_the_tokenizers(folder: Path) -> None:
+    config = json.loads((folder / "config.json").read_text())
+    generation = json.loads((folder / "generation_config.json").read_text())
+    assert (config["bos_token_id"], config["eos_token_id"]) == (256, 256)
+    assert generation == {"bos_token_id": 256, "eos_token_id": 256, "pad_token_id": 256}
+    assert config["dtype"] == config["torch_dtype"] == "float16"
+    assert config["vocab_size"] == 304
+    assert config["tie_word_embeddings"] is False
+
+
+def test_settings_of_the_source_are_kept(checkpoint: Checkpoint, tmp_path: Path) -> None:
+    odd = {"eos_token_id": 2, "attn_pdrop": 0.25, "initializer_range": float("nan"), "n_layer": 9}
+    source = replace(checkpoint, config=odd)
+    codegen, phi = (
+        json.loads(contents(to_hf(source, tmp_path, layout=layout))["config.json"])
+        for layout in huggingface.LAYOUTS
+    )
+    assert codegen["attn_pdrop"] == phi["attention_dropout"] == 0.25
+    assert codegen["initializer_range"] == phi["initializer_range"] == 0.02
+    assert (codegen["eos_token_id"], codegen["n_layer"]) == (256, 2)
+
+
+def test_a_rotary_fraction_that_rounds_down(tmp_path: Path) -> None:
+    """int(44 * (30 / 44)) is 29, and so readers of Phi would turn 29 dimensions."""
+    odd = replace(GEOMETRY, n_embd=176, n_head=4, rotary_dim=30, n_inner=4 * 176)
+    model = make_model(odd)
+    execute(to_hf(make_checkpoint(model.state_dict(), odd), tmp_path, "float32", "phi"))
+    loaded = AutoModelForCausalLM.from_pretrained(tmp_path)
+    assert relative(logits(loaded), logits(model)) <= 1e-5
+
+
+def test_what_transformers_cannot_express_is_refused(tmp_path: Path) -> None:
+    six = replace(GEOMETRY, n_embd=48, n_head=6, n_inner=192, mp_num=2)
+    state = {
+        name: torch.zeros(tensor.shape)
+        for name, tensor in make_model(replace(six, n_head=4, mp_num=4)).state_dict().items()
+    }
+    source = make_checkpoint(state, six)
+    with pytest.raises(InputError, match="6 heads do not divide into the 4 groups"):
+        to_hf(source, tmp_path)
+    assert to_hf(source, tmp_path, layout="phi").options["layout"] == "phi"
+    base = make_checkpoint(make_model(GEOMETRY).state_dict(), replace(GEOMETRY, rotary_base=1e6))
+    with pytest.raises(InputError, match="rotary base is 1e\\+06"):
+        to_hf(base, tmp_path)
+
+
+def test_unknown_options_are_refused(checkpoint: Checkpoint, tmp_path: Path) -> None:
+    with pytest.raises(UsageError, match="--dtype int8"):
+        to_hf(checkpoint, tmp_path, dtype="int8")
+    with pytest.raises(UsageError, match="--layout gptj"):
+        to_hf(checkpoint, tmp_path, layout="gptj")
+    with pytest.raises(UsageError, match="--max-shard-size 0"):
+        to_hf(checkpoint, tmp_path, max_shard_size=0)
+
+
+def test_a_padded_batch_generates_what_each_text_does(folder: Path) -> None:
+    tokenizer = AutoTokenizer.from_pretrained(folder)
+    model: Any = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32)
+    texts = ["def f(x):\n    return", "a", "\t\tif x:"]
+    batch = tokenizer(texts, padding=True, return_tensors="pt")
+    together = model.generate(**batch, max_new_tokens=12, do_sample=False)
+    for text, row in zip(texts, together, strict=True):
+        alone = model.generate(
+            **tokenizer(text, return_tensors="pt"), max_new_tokens=12, do_sample=False
+        )
+        assert row[-12:].tolist() == alone[0][-12:].tolist()
+
+
+def test_the_runtime(model: CodeGenForCausalLM, folder: Path) -> None:
+    runtime = Transformers.open(folder, threads=2)
+    assert torch.get_num_threads() == 2
+    assert runtime.n_positions == 256
+    assert runtime.end_of_text == 256
+    text = "if x:\n        y\t\t\n" + END_OF_TEXT
+    assert runtime.tokenize(text) == make_tokenizer().encode(text)
+    assert runtime.detokenize(runtime.tokenize(text)) == text
+    ids = IDS[0].tolist()
+    wanted = logits(model, IDS[:1])[0].numpy()
+    for sizes in ([40], [1] * 40, [17, 1, 0, 22]):
+        runtime.reset()
+        parts = np.split(np.array(ids), np.cumsum(sizes)[:-1])
+        found = np.concatenate([runtime.feed(part.tolist()) for part in parts])
+        assert found.dtype == np.float32
+        assert np.abs(found - wanted).max() <= 1e-5 * np.abs(wanted).max()
+    with pytest.raises(UsageError, match="257 tokens are more"):
+        runtime.feed([0] * 217)
+    runtime.close()
+    assert torch.get_num_threads() == 1
+
+
+def test_the_runtime_refuses_what_is_not_the_model(
+    checkpoint: Checkpoint, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with pytest.raises(InputError, match=r"no config\.json"):
+        Transformers.open(tmp_path)
+    execute(to_hf(checkpoint, tmp_path))
+    weights = (tmp_path / "model.safetensors").read_bytes()
+    (tmp_path / "model.safetensors").write_bytes(weights[:-100])
+    with pytest.raises(InputError, match="is truncated"):
+        Transformers.open(tmp_path)
+    # Other names: transformers would fill in random numbers.
+    renamed = weights.replace(b"transformer.ln_f.bias", b"transformer.ln_f.bios")
+    (tmp_path / "model.safetensors").write_bytes(renamed)
+    with pytest.raises(InputError, match=r"transformer\.ln_f\.bias is missing"):
+        Transformers.open(tmp_path)
+    with pytest.raises(UsageError, match="device tpu"):
+        Transformers.open(tmp_path, device="tpu")
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    with pytest.raises(UsageError, match="device cuda"):
+        Transformers.open(tmp_path, device="cuda")
+    monkeypatch.setitem(sys.modules, "transformers", None)
+    with pytest.raises(MissingRuntimeError, match=r"cgconvert\[transformers\]"):
+        Transformers.open(tmp_path)

@@ -1,0 +1,110 @@
+"""Lazy tensors read what slicing the whole tensor gives."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from cgconvert.errors import InputError
+from cgconvert.model.tensor import (
+    ALL,
+    Cast,
+    InMemory,
+    LazyTensor,
+    RowBias,
+    Rows,
+    Stacked,
+    Stored,
+    Zeros,
+)
+
+WHOLE = torch.arange(7 * 5, dtype=torch.float32).reshape(7, 5)
+
+
+@pytest.fixture
+def stored(tmp_path: Path) -> Stored:
+    path = tmp_path / "numbers"
+    path.write_bytes(b"head" + WHOLE.numpy().tobytes())
+    return Stored(path, 4, (7, 5), torch.float32, "numbers")
+
+
+BLOCKS = [(ALL, ALL), (slice(2, 5), ALL), (slice(0, 7), slice(1, 4)), (slice(6, 7), slice(4, 5)),
+          (slice(3, 3), ALL)]  # fmt: skip
+
+
+def check(lazy: LazyTensor, whole: torch.Tensor) -> None:
+    assert tuple(lazy.shape) == tuple(whole.shape)
+    for rows, cols in BLOCKS:
+        block = lazy.read(rows, cols)
+        assert block.is_contiguous()
+        assert block.dtype == lazy.dtype
+        torch.testing.assert_close(block, whole[rows, cols], rtol=0, atol=0)
+
+
+def test_stored(stored: Stored) -> None:
+    check(stored, WHOLE)
+
+
+def test_transposed(stored: Stored) -> None:
+    check(stored.T, WHOLE.T)
+    assert stored.T.T is stored
+
+
+def test_rows_in_any_order(stored: Stored) -> None:
+    index = np.array([6, 0, 1, 2, 5, 3, 4])
+    check(stored.rows(index), WHOLE[index])
+    check(stored.rows(index).T, WHOLE[index].T)
+
+
+def test_rows_of_rows_are_rows_of_the_file(stored: Stored) -> None:
+    one, two = np.array([6, 0, 1, 2, 5, 3, 4]), np.array([1, 2, 0, 6, 5, 4, 3])
+    twice = stored.rows(one).rows(two)
+    assert isinstance(twice, Rows)
+    assert twice.source is stored
+    check(twice, WHOLE[one][two])
+    assert stored.rows(one).rows(np.argsort(one)) is stored
+
+
+def test_stacked(stored: Stored) -> None:
+    stacked = Stacked([InMemory(WHOLE[:3]), InMemory(WHOLE[3:4]), InMemory(WHOLE[4:])])
+    check(stacked, WHOLE)
+    with pytest.raises(ValueError, match="differ"):
+        Stacked([stored, InMemory(WHOLE.half())])
+
+
+def test_cast_keeps_the_stored_type(stored: Stored) -> None:
+    check(stored.to(torch.float16), WHOLE.half())
+    assert stored.to(torch.float16).stored_dtype == torch.float32
+    assert stored.to(torch.float32) is stored
+    assert isinstance(stored.to(torch.bfloat16), Cast)
+
+
+def test_row_bias_is_added_in_float32() -> None:
+    weight, bias = WHOLE.half() / 3, torch.full((5,), 1e-4)
+    lazy = RowBias(InMemory(weight), InMemory(bias))
+    check(lazy, weight.float() + bias)
+    assert not torch.equal(lazy.read().half(), weight)
+
+
+def test_zeros() -> None:
+    check(Zeros((7, 5), torch.float16), torch.zeros(7, 5, dtype=torch.float16))
+    assert Zeros((5,), torch.float32).read(slice(1, 3)).shape == (2,)
+
+
+def test_vectors(tmp_path: Path) -> None:
+    path = tmp_path / "vector"
+    path.write_bytes(WHOLE[0].numpy().tobytes())
+    vector = Stored(path, 0, (5,), torch.float32)
+    torch.testing.assert_close(vector.read(slice(1, 3)), WHOLE[0, 1:3])
+
+
+def test_a_file_that_ends_too_early_is_named(stored: Stored) -> None:
+    stored.path.write_bytes(stored.path.read_bytes()[:-1])
+    stored.read(slice(0, 6))
+    with pytest.raises(InputError, match=r"ends inside tensor numbers; it is truncated"):
+        stored.read()
+    with pytest.raises(InputError, match="truncated"):
+        stored.T.read(slice(4, 5))

@@ -1,0 +1,209 @@
+"""Which device a runtime is opened on, and what is said where there is none."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import onnxruntime
+import onnxruntime_genai
+import pytest
+import torch
+from llama_cpp import llama_cpp
+
+from cgconvert import runtimes
+from cgconvert.errors import InputError, UsageError
+from cgconvert.model.checkpoint import Checkpoint
+from cgconvert.model.device import torch_device
+from cgconvert.runtimes import RUNTIMES, Runtime, llamacpp, open_runtime
+from cgconvert.runtimes.genai import Genai
+from cgconvert.runtimes.llamacpp import LlamaCpp
+from cgconvert.runtimes.onnxruntime import OnnxRuntime
+from cgconvert.runtimes.transformers import Transformers
+from cgconvert.verify.reference import Reference
+from cgconvert.verify.verify import verify
+from tests.support.cuda_packages import CPU, IDS, cuda_is_there, no_gpu, written
+from tests.support.tampering import checkpoint
+
+NAMES = [(format_, name) for format_, table in RUNTIMES.items() for name in table]
+NO_GPU = (
+    "/onnxruntime_src/cuda_call.cc:123 std::conditional_t<THRW, void, Status> CudaCall(ERRTYPE, "
+    + "const char*, " * 30
+    + "int)\nCUDA failure 100: no CUDA-capable device is detected ; GPU=0 ; hostname=here"
+)
+
+
+@pytest.fixture(scope="module")
+def source(tmp_path_factory: pytest.TempPathFactory) -> Checkpoint:
+    return checkpoint(tmp_path_factory.mktemp("source"))
+
+
+@pytest.fixture(scope="module")
+def artefacts(source: Checkpoint, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
+    return written(source, tmp_path_factory.mktemp("out"))
+
+
+# Asked for and absent
+
+
+@pytest.mark.parametrize(
+    ("format_", "name", "said"),
+    [
+        ("huggingface", "transformers", "device cuda: PyTorch finds none"),
+        ("onnx", "onnxruntime", r"pip install 'cgconvert\[onnxruntime-gpu\]'"),
+        ("onnx", "onnxruntime-genai", "pip install onnxruntime-genai-cuda"),
+        ("gguf", "llama.cpp", "reinstall it with CMAKE_ARGS=-DGGML_CUDA=on"),
+    ],
+)
+def test_absent_cuda_is_an_error_that_says_what_to_do(
+    format_: str,
+    name: str,
+    said: str,
+    artefacts: dict[str, Path],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    no_gpu(monkeypatch)
+    with pytest.raises(UsageError, match=said + ".*use --device cpu$") as caught:
+        open_runtime(format_, artefacts[format_], "cuda", name=name, threads=1)
+    assert caught.value.exit_code == 2
+    assert "\n" not in str(caught.value)
+
+
+def test_the_reference_without_cuda(source: Checkpoint, monkeypatch: pytest.MonkeyPatch) -> None:
+    no_gpu(monkeypatch)
+    with pytest.raises(UsageError, match="no CUDA device; use --device cpu"):
+        Reference(source.decoder, device="cuda")
+    assert Reference(source.decoder, device="auto").device.type == "cpu"
+    assert torch_device("auto").type == torch_device("cpu").type == "cpu"
+
+
+@pytest.mark.parametrize("format_", RUNTIMES)
+def test_verify_without_cuda(
+    format_: str, artefacts: dict[str, Path], source: Checkpoint, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    no_gpu(monkeypatch)
+    with pytest.raises(UsageError, match="device cuda"):
+        verify(artefacts[format_], format_, "float16", source, "cuda", threads=1)
+
+
+@pytest.mark.parametrize(("format_", "name"), NAMES)
+def test_other_devices_are_refused(format_: str, name: str, artefacts: dict[str, Path]) -> None:
+    with pytest.raises(UsageError, match="cpu, cuda or auto"):
+        open_runtime(format_, artefacts[format_], "tpu", name=name)
+    with pytest.raises(UsageError, match=r"device tpu: .* runs on cpu or cuda here"):
+        RUNTIMES[format_][name].load().open(artefacts[format_], "tpu")
+    with pytest.raises(UsageError, match="cpu, cuda or auto"):
+        torch_device("tpu")
+
+
+# Built with CUDA, but it does not start
+
+
+def test_llama_cpp_without_a_device(
+    artefacts: dict[str, Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    cuda_is_there(monkeypatch)
+    monkeypatch.setattr(llama_cpp, "llama_supports_gpu_offload", lambda: False)
+    with pytest.raises(UsageError, match="finds no CUDA device; use --device cpu"):
+        LlamaCpp.open(artefacts["gguf"], "cuda", 1)
+
+
+def test_a_provider_that_does_not_start(
+    artefacts: dict[str, Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """onnxruntime takes the CPU where CUDA's libraries do not load, and says nothing."""
+    cuda_is_there(monkeypatch)
+    opened = onnxruntime.InferenceSession
+
+    def on_the_cpu(path: str, options: Any, **_: Any) -> onnxruntime.InferenceSession:
+        return opened(path, options, providers=[CPU])
+
+    monkeypatch.setattr(onnxruntime, "InferenceSession", on_the_cpu)
+    with pytest.raises(UsageError, match=r"does not start; .*, or use --device cpu"):
+        OnnxRuntime.open(artefacts["onnx"], "cuda", 1)
+
+
+@pytest.mark.parametrize("kind", [OnnxRuntime, Genai])
+def test_a_gpu_that_fails_is_not_the_files_fault(
+    kind: type[Runtime], artefacts: dict[str, Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    said: list[str] = []
+
+    def fail(*_: Any, **__: Any) -> Any:
+        raise RuntimeError(said[0])
+
+    cuda_is_there(monkeypatch)
+    monkeypatch.setattr(onnxruntime, "InferenceSession", fail)
+    monkeypatch.setattr(onnxruntime_genai, "Model", fail)
+    said[:] = [NO_GPU]
+    with pytest.raises(UsageError, match="use --device cpu: CUDA failure 100: no CUDA-capable"):
+        kind.open(artefacts["onnx"], "cuda", 1)
+    said[:] = ["Load model failed: Protobuf parsing failed."]
+    with pytest.raises(InputError, match="cannot load it: Load model failed"):
+        kind.open(artefacts["onnx"], "cuda", 1)
+
+
+def test_a_model_larger_than_the_gpu(
+    artefacts: dict[str, Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(*_: Any) -> None:
+        raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 14.00 GiB")
+
+    def no_room(*_: Any) -> None:
+        llamacpp._errors.append("allocating 14000 MiB on device 0: cudaMalloc failed: no memory\n")
+
+    cuda_is_there(monkeypatch)
+    monkeypatch.setattr(torch.nn.Module, "to", full)
+    monkeypatch.setattr(llama_cpp, "llama_model_load_from_file", no_room)
+    threads = torch.get_num_threads()
+    with pytest.raises(UsageError, match="moved to cuda, use --device cpu: CUDA out of memory"):
+        Transformers.open(artefacts["huggingface"], "cuda", threads + 1)
+    assert torch.get_num_threads() == threads
+    with pytest.raises(UsageError, match=r"use --device cpu: .* cudaMalloc failed"):
+        LlamaCpp.open(artefacts["gguf"], "cuda", 1)
+
+
+# auto
+
+
+@pytest.mark.parametrize(("format_", "name"), NAMES)
+def test_auto_takes_the_cpu_where_the_runtime_has_no_cuda(
+    format_: str, name: str, artefacts: dict[str, Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    no_gpu(monkeypatch)
+    monkeypatch.setattr(runtimes, "_has_gpu", lambda: True)
+    opened = open_runtime(format_, artefacts[format_], "auto", name=name, threads=1)
+    assert opened.device == "cpu"
+    assert len(opened.feed(IDS)) == len(IDS)
+    opened.close()
+
+
+@pytest.mark.parametrize(
+    ("format_", "type_"), [("huggingface", "float16"), ("onnx", "float32"), ("gguf", "F16")]
+)
+def test_the_report_says_which_device_it_was(
+    format_: str,
+    type_: str,
+    artefacts: dict[str, Path],
+    source: Checkpoint,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    no_gpu(monkeypatch)
+    monkeypatch.setattr(runtimes, "_has_gpu", lambda: True)
+    report = verify(artefacts[format_], format_, type_, source, "auto", new_tokens=0, threads=1)
+    assert report.runtime["device"] == report.reference["device"] == "cpu"
+
+
+@pytest.mark.parametrize(
+    ("gpu", "device", "asked"),
+    [(True, "auto", "cuda"), (False, "auto", "cpu"), (True, "cpu", "cpu"), (False, "cuda", "cuda")],
+)
+@pytest.mark.parametrize(("format_", "name"), NAMES)
+def test_what_is_asked_of_a_runtime(
+    format_: str, name: str, gpu: bool, device: str, asked: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    kind, seen = RUNTIMES[format_][name].load(), []
+    monkeypatch.setattr(runtimes, "_has_gpu", lambda: gpu)
+    monkeypatch.setattr(kind, "open", lambda *given: seen.append(given))
+    open_runtime(format_, Path("artefact"), device, name=name, threads=3)
+    assert seen == [(Path("artefact"), asked, 3)]

@@ -1,0 +1,154 @@
+"""onnxruntime and onnxruntime-genai behind the one interface, on whole and on broken folders."""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from cgconvert.errors import InputError, MissingRuntimeError, UsageError
+from cgconvert.runtimes.genai import Genai
+from cgconvert.runtimes.generate import generate
+from cgconvert.runtimes.onnxruntime import OnnxRuntime
+from cgconvert.runtimes.runtime import Runtime
+from tests.support.onnx_models import GEOMETRIES, THREADS, Model, copy, make, relative_error
+
+
+@pytest.fixture(scope="module")
+def small(tmp_path_factory: pytest.TempPathFactory) -> Model:
+    return make(GEOMETRIES[64], tmp_path_factory.mktemp("small"))
+
+
+def test_the_context_can_be_filled(small: Model) -> None:
+    ids = np.random.default_rng(1).integers(0, 4000, size=128).tolist()
+    for kind in (OnnxRuntime, Genai):
+        runtime = kind.open(small.artefact("model"), "cpu", THREADS)
+        assert runtime.n_positions == 128
+        runtime.feed(ids[:-1])
+        last = runtime.feed(ids[-1:])
+        assert relative_error(last, small.logits(ids)[-1:]) <= 1e-5
+        with pytest.raises(UsageError, match="129 tokens are more than the model's context of 128"):
+            runtime.feed([1])
+
+
+def test_genai_gives_all_logits_and_the_same_tokens(small: Model) -> None:
+    folder = small.artefact("model")
+    genai, plain = (k.open(folder, "cpu", THREADS) for k in (Genai, OnnxRuntime))
+    for ids in small.prompts():
+        genai.reset()
+        logits = np.concatenate([genai.feed(ids[:2]), genai.feed(ids[2:])])
+        assert relative_error(logits, small.logits(ids)) <= 1e-5
+        one, other = (greedy(runtime, ids) for runtime in (genai, plain))
+        assert one == other
+        assert len(one) == 32
+    assert genai.feed([]).shape == plain.feed([]).shape == (0, 4096)
+
+
+def greedy(runtime: Runtime, ids: list[int]) -> list[int]:
+    return list(generate(runtime, ids, 32, allowed=4000, end_of_text=None))
+
+
+def test_genais_own_loop_with_a_shared_cache_is_transformers(small: Model) -> None:
+    """past_present_share_buffer, which genai_config.json asks for, and without it."""
+    import onnxruntime_genai as og
+
+    ids = small.prompts()[1]
+    expected = small.theirs.generate(
+        torch.tensor([ids]), max_new_tokens=32, do_sample=False, eos_token_id=None,
+        pad_token_id=0,
+    )[0].tolist()  # fmt: skip
+    folder = small.artefact("model")
+    config = json.loads((folder / "genai_config.json").read_text())
+    assert config["search"]["past_present_share_buffer"] is True
+    loaded = og.Model(str(folder))
+    for options in ({}, {"past_present_share_buffer": False}):
+        parameters = og.GeneratorParams(loaded)
+        parameters.set_search_options(max_length=len(expected), **options)
+        generator = og.Generator(loaded, parameters)
+        generator.append_tokens(np.array(ids, dtype=np.int32))
+        while not generator.is_done():
+            generator.generate_next_token()
+        assert generator.get_sequence(0).tolist() == expected
+
+
+@pytest.mark.parametrize("kind", [OnnxRuntime, Genai])
+def test_the_artefacts_own_tokenizer(small: Model, kind: type[Runtime]) -> None:
+    runtime = kind.open(small.artefact("model"), "cpu", THREADS)
+    tokenizer = small.checkpoint.tokenizer
+    text = "def hello(x):\n        return x + 1\n\t\tfoo<|endoftext|>é"
+    assert runtime.tokenize(text) == tokenizer.encode(text)
+    assert runtime.detokenize(tokenizer.encode(text)) == text
+    assert runtime.end_of_text == tokenizer.end_of_text
+
+
+@pytest.mark.parametrize("kind", [OnnxRuntime, Genai])
+def test_the_hubs_cache_is_all_links(small: Model, kind: type[Runtime], tmp_path: Path) -> None:
+    """A snapshot's files are links into one folder of blobs."""
+    folder, blobs = copy(small, tmp_path), tmp_path / "blobs"
+    blobs.mkdir()
+    for number, file in enumerate(sorted(f for f in folder.rglob("*") if f.is_file())):
+        file.rename(blobs / str(number))
+        file.symlink_to(os.path.relpath(blobs / str(number), file.parent))
+    ids = small.prompts()[1]
+    logits = kind.open(folder, "cpu", THREADS).feed(ids)
+    assert relative_error(logits, small.logits(ids)) <= 1e-5
+
+
+@pytest.mark.parametrize("kind", [OnnxRuntime, Genai])
+def test_a_damaged_graph_is_said_in_one_line(
+    small: Model, kind: type[Runtime], tmp_path: Path
+) -> None:
+    folder = copy(small, tmp_path)
+    graph = folder / "onnx/model.onnx"
+    whole = graph.read_bytes()
+    rng = np.random.default_rng(3)
+    flips = [bytearray(whole) for _ in range(30)]
+    for flipped in flips:
+        flipped[rng.integers(len(whole))] ^= 1 << rng.integers(8)
+    said = []
+    for content in (b"", b"<html>", whole[:100], whole[: len(whole) // 2], *map(bytes, flips)):
+        graph.write_bytes(content)
+        try:  # a flipped bit in a name or a label can leave a graph that still runs
+            kind.open(folder, "cpu", THREADS).feed([1, 2])
+        except InputError as error:
+            said.append(str(error))
+    assert len(said) >= 4 + len(flips) // 2
+    assert all(str(folder) in line and "\n" not in line for line in said)
+
+
+def test_several_graphs_need_a_choice(small: Model, tmp_path: Path) -> None:
+    folder = copy(small, tmp_path)
+    other = small.artefact("model_fp16")
+    for name in ("model_fp16.onnx", "model_fp16.onnx_data"):
+        (folder / "onnx" / name).write_bytes((other / "onnx" / name).read_bytes())
+    with pytest.raises(InputError, match=r"onnx/model.onnx, onnx/model_fp16.onnx"):
+        OnnxRuntime.open(folder)
+    chosen = OnnxRuntime.open(folder / "onnx/model.onnx", "cpu", THREADS)
+    assert chosen.n_positions == 128
+
+
+@pytest.mark.parametrize("name", ["../copy/onnx/model.onnx", "onnx/none.onnx", 5, None])
+def test_genai_runs_no_graph_outside_its_folder(small: Model, name: object, tmp_path: Path) -> None:
+    folder = copy(small, tmp_path)
+    config = json.loads((folder / "genai_config.json").read_text())
+    config["model"]["decoder"]["filename"] = name
+    (folder / "genai_config.json").write_text(json.dumps(config))
+    with pytest.raises(InputError, match="names the graph"):
+        Genai.open(folder)
+
+
+@pytest.mark.parametrize(("module", "kind", "extra"), [
+    ("onnxruntime", OnnxRuntime, "onnxruntime"),
+    ("onnxruntime_genai", Genai, "genai"),
+])  # fmt: skip
+def test_an_absent_runtime_is_named(
+    module: str, kind: type[Runtime], extra: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(sys.modules, module, None)
+    with pytest.raises(MissingRuntimeError, match=rf"cgconvert\[{extra}\]"):
+        kind.open(Path("nowhere"))

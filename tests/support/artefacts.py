@@ -1,0 +1,55 @@
+"""Every kind of artefact by name, each as a function from a checkpoint and a path to its plan."""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Callable, Iterable, Mapping
+from functools import partial
+from pathlib import Path
+
+from cgconvert import api as convert
+from cgconvert.model.checkpoint import Checkpoint
+from cgconvert.write.execute import execute
+from cgconvert.write.manifest import manifest_path
+from cgconvert.write.plan import Plan
+
+__all__ = ["WRITERS", "Writer", "copied", "write", "write_all"]
+
+Writer = Callable[..., Plan]
+
+WRITERS: Mapping[str, Writer] = {
+    **{
+        f"{prefix}-{dtype}": partial(convert.to_hf, dtype=dtype, layout=layout)
+        for prefix, layout in (("hf", "codegen"), ("hf-phi", "phi"))
+        for dtype in ("float32", "float16", "bfloat16")
+    },
+    **{f"onnx-{dtype}": partial(convert.to_onnx, dtype=dtype) for dtype in ("float32", "float16")},
+    **{f"onnx-int{bits}": partial(convert.to_onnx, bits=bits) for bits in (8, 4)},
+    **{
+        f"gguf-{type_}": partial(convert.to_gguf, type=type_)
+        for type_ in ("F32", "F16", "BF16", "Q8_0", "Q4_0")
+    },
+}
+
+
+def write(name: str, checkpoint: Checkpoint, folder: Path) -> Plan:
+    """Write an artefact of this kind into a folder, over what was there by its name."""
+    output = folder / (f"{name}.gguf" if name.startswith("gguf") else name)
+    plan = WRITERS[name](checkpoint, output)
+    execute(plan, checkpoint, force=True)
+    return plan
+
+
+def write_all(names: Iterable[str], checkpoint: Checkpoint, folder: Path) -> dict[str, Plan]:
+    """Artefacts of these kinds, by name, in a folder that is made where it is missing."""
+    folder.mkdir(parents=True, exist_ok=True)
+    return {name: write(name, checkpoint, folder) for name in names}
+
+
+def copied(plan: Plan, folder: Path) -> Path:
+    """The artefact and its manifest again, to be damaged."""
+    target = folder / plan.output.name
+    if plan.folder:
+        return Path(shutil.copytree(plan.output, target))
+    shutil.copy(manifest_path(plan.output), manifest_path(target))
+    return Path(shutil.copy(plan.output, target))

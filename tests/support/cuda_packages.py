@@ -1,0 +1,50 @@
+"""Artefacts to open on a device, and packages with and without CUDA."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import onnxruntime
+import onnxruntime_genai
+import pytest
+import torch
+from llama_cpp import llama_cpp
+
+from cgconvert.formats.gguf import writer as gguf
+from cgconvert.formats.huggingface import writer as huggingface
+from cgconvert.formats.onnx import writer as onnx
+from cgconvert.model.checkpoint import Checkpoint
+from cgconvert.write.execute import execute
+
+IDS = [1, 2, 3, 4, 5]
+CPU, CUDA = "CPUExecutionProvider", "CUDAExecutionProvider"
+
+
+def written(source: Checkpoint, folder: Path) -> dict[str, Path]:
+    """One artefact of each format."""
+    plans = {
+        "huggingface": huggingface.plan(
+            source, folder / "hf", dtype="float16", layout="codegen", max_shard_size=10**9
+        ),
+        "onnx": onnx.plan(source, folder / "onnx"),
+        "gguf": gguf.plan(source, folder / "model.gguf", type="F16"),
+    }
+    for plan in plans.values():
+        execute(plan, source)
+    return {name: plan.output for name, plan in plans.items()}
+
+
+def no_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Every package as it is without CUDA, also where these tests do have a GPU."""
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    monkeypatch.setattr(onnxruntime, "get_available_providers", lambda: [CPU])
+    monkeypatch.setattr(onnxruntime_genai, "is_cuda_available", lambda: False)
+    monkeypatch.setattr(llama_cpp, "llama_print_system_info", lambda: b"CPU : AVX2 = 1 | ")
+
+
+def cuda_is_there(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(onnxruntime, "get_available_providers", lambda: [CUDA, CPU])
+    monkeypatch.setattr(onnxruntime_genai, "is_cuda_available", lambda: True)
+    monkeypatch.setattr(llama_cpp, "llama_print_system_info", lambda: b"CUDA : ARCHS = 800 | ")
+    monkeypatch.setattr(llama_cpp, "llama_supports_gpu_offload", lambda: True)

@@ -1,0 +1,149 @@
+"""A small random model, and what mistakes in models and files are made with."""
+
+from __future__ import annotations
+
+import json
+import struct
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import onnx
+import torch
+from tokenizers import pre_tokenizers
+
+from cgconvert.formats.gguf.reader import BlockTensor
+from cgconvert.formats.onnx.reader import BlocksTensor
+from cgconvert.model.checkpoint import Checkpoint
+from cgconvert.model.decoder import Decoder, Geometry, Layer
+from cgconvert.model.tensor import InMemory, LazyTensor, Stored
+from cgconvert.model.tensor_names import CODEGEN
+from cgconvert.model.tokenizer import END_OF_TEXT, AddedToken, Tokenizer
+from cgconvert.testing.synthetic import RandomState, codegen_config
+
+GEOMETRY = Geometry(
+    n_layer=3, n_embd=256, n_head=4, rotary_dim=32, n_positions=96, vocab_size=320, mp_num=4
+)
+
+
+def tokenizer() -> Tokenizer:
+    """Bytes, two merges, the end of text and the white-space runs."""
+    letters = sorted(pre_tokenizers.ByteLevel.alphabet())
+    vocabulary = {letter: n for n, letter in enumerate([*letters, "se", "sel"])}
+    end = AddedToken(len(vocabulary), END_OF_TEXT, True)
+    base = Tokenizer.from_parts(vocabulary, [("s", "e"), ("se", "l")], [end])
+    return base.with_whitespace_runs()
+
+
+def checkpoint(path: Path, geometry: Geometry = GEOMETRY, sharpness: float = 3.0) -> Checkpoint:
+    state = dict(RandomState(geometry, seed=3, sharpness=sharpness))
+    state["lm_head.bias"][tokenizer().size :] = -9  # rows that no token has do not win
+    weights = path / "weights.bin"
+    weights.write_bytes(b"stands for the source's file")
+    return Checkpoint(
+        name="codegen-test-mono",
+        path=path,
+        layout="torch",
+        config=codegen_config(geometry, torch.float16),
+        decoder=CODEGEN.decoder(geometry, {n: InMemory(t) for n, t in state.items()}, "test"),
+        tokenizer=tokenizer(),
+        files=(weights,),
+        origin={"given": "somewhere"},
+    )
+
+
+# Parts of mistakes: see tests/mutations.
+
+
+def on_block(change: Callable[[Layer], Layer], layer: int = 1) -> Callable[[Decoder], Decoder]:
+    def apply(d: Decoder) -> Decoder:
+        blocks = list(d.layers)
+        blocks[layer] = change(blocks[layer])
+        return replace(d, layers=tuple(blocks))
+
+    return apply
+
+
+def exchanged(tensor: LazyTensor, first: int, second: int) -> LazyTensor:
+    index = np.arange(tensor.shape[0])
+    index[[first, second]] = index[[second, first]]
+    return tensor.rows(index)
+
+
+# Planted in the files: what no wrong writer does and a disk or an editor may.
+
+
+def rewritten(stored: Stored, change: Callable[[torch.Tensor], None]) -> None:
+    """Read a tensor, change it in place, write it back where it lies."""
+    numbers = stored.read()
+    change(numbers)
+    with stored.path.open("r+b") as file:
+        file.seek(stored.offset)
+        file.write(numbers.contiguous().flatten().view(torch.uint8).numpy().tobytes())
+
+
+def arrays(tensor: LazyTensor) -> tuple[Stored, ...]:
+    """What a tensor of an artefact is stored in: itself, its coded rows, or codes and scales."""
+    if isinstance(tensor, BlockTensor):
+        return (tensor.stored,)
+    if isinstance(tensor, BlocksTensor):
+        return tensor.arrays
+    assert isinstance(tensor, Stored)
+    return (tensor,)
+
+
+def rescaled(tensor: LazyTensor, row: int, factor: float) -> None:
+    """Change one value of a row, in a quantized tensor the scale of its first block."""
+
+    def change(numbers: torch.Tensor) -> None:
+        numbers[row, 0] *= factor
+
+    def change_coded(rows: torch.Tensor) -> None:
+        scale = rows[row, :2].clone().view(torch.float16) * factor
+        rows[row, :2] = scale.view(torch.uint8)
+
+    if isinstance(tensor, BlockTensor):
+        rewritten(tensor.stored, change_coded)
+    else:
+        rewritten(arrays(tensor)[isinstance(tensor, BlocksTensor)], change)
+
+
+def swapped(tensor: LazyTensor, first: int, second: int) -> None:
+    def change(rows: torch.Tensor) -> None:
+        rows[[first, second]] = rows[[second, first]]
+
+    for stored in arrays(tensor):
+        rewritten(stored, change)
+
+
+def flipped(tensor: LazyTensor) -> None:
+    """The lowest bit of one number, or of one code."""
+
+    def change(numbers: torch.Tensor) -> None:
+        numbers.view(torch.uint8).reshape(-1)[8] ^= 1
+
+    rewritten(arrays(tensor)[0], change)
+
+
+def other_epsilon(artefact: Path, format: str) -> None:  # noqa: A002
+    """1e-5 becomes 1e-6 where the runtime reads it."""
+    if format == "huggingface":
+        path = artefact / "config.json"
+        config = json.loads(path.read_text())
+        key = next(key for key in config if key.startswith("layer_norm_eps"))
+        path.write_text(json.dumps(config | {key: 1e-6}))
+    elif format == "gguf":
+        raw = artefact.read_bytes()
+        key = b"phi2.attention.layer_norm_epsilon" + struct.pack("<I", 6)
+        old, new = (key + struct.pack("<f", value) for value in (1e-5, 1e-6))
+        assert raw.count(old) == 1
+        artefact.write_bytes(raw.replace(old, new))
+    else:
+        (path,) = (artefact / "onnx").glob("*.onnx")
+        model = onnx.load(path, load_external_data=False)
+        for node in model.graph.node:
+            for attribute in node.attribute:
+                if attribute.name == "epsilon":
+                    attribute.f = 1e-6
+        path.write_bytes(model.SerializeToString())

@@ -1,0 +1,131 @@
+"""What is kept of a reference's logits, and how it is kept on disk."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from cgconvert.model.tensor import InMemory
+from cgconvert.model.tensor_names import CODEGEN
+from cgconvert.testing.synthetic import RandomState
+from cgconvert.verify.distribution import ARRAYS, Distribution
+from cgconvert.verify.reference import Reference
+from cgconvert.verify.reference_cache import CachedReference
+from tests.conftest import SMALL
+
+
+def test_the_best_come_first_and_the_lowest_id_of_equals() -> None:
+    logits = np.array([[1.0, 3.0, 3.0, 9.0], [4.0, 1.0, 2.0, 0.0]], dtype=np.float32)
+    found = Distribution.of(logits, [2, -1], allowed=3, top=2)
+    assert found.ids.tolist() == [[1, 2], [0, 2]]
+    assert found.logits.tolist() == [[3, 3], [4, 2]]
+    assert found.margins.tolist() == [0, 2]
+    assert found.rest == pytest.approx([1, 1])
+    assert found.padding.tolist() == [9, 0]
+    assert (found.tokens.tolist(), found.following[0]) == ([2, -1], 3)
+    assert np.isnan(found.following[1])
+    assert found.log_normalizer == pytest.approx(np.log(np.exp(logits[:, :3]).sum(-1)))
+
+
+def test_all_are_kept_of_a_small_vocabulary() -> None:
+    found = Distribution.of(np.zeros((2, 1), dtype=np.float32), [7, -1], allowed=1)
+    assert found.rest.tolist() == [-np.inf, -np.inf]
+    assert found.margins.tolist() == [np.inf, np.inf]
+    assert found.padding.tolist() == [-np.inf, -np.inf]
+    assert found.tokens.tolist() == [-1, -1]  # 7 is no token of the tokenizer
+
+
+def test_a_part_and_a_whole() -> None:
+    logits = np.random.default_rng(0).normal(size=(6, 20)).astype(np.float32)
+    whole = Distribution.of(logits, [1, 2, 3, 4, 5, -1], allowed=18, top=4)
+    again = Distribution.joined([whole[:2], whole[2:]])
+    assert len(whole[1:3]) == 2
+    assert all(equal(whole, again, name) for name in ARRAYS)
+
+
+def equal(left: Distribution, right: Distribution, name: str) -> bool:
+    return np.array_equal(getattr(left, name), getattr(right, name), equal_nan=True)
+
+
+def reference(seed: int = 1, **options: object) -> Reference:
+    tensors = {name: InMemory(t) for name, t in RandomState(SMALL, seed=seed).items()}
+    return Reference(CODEGEN.decoder(SMALL, tensors, "test"), **options)  # type: ignore[arg-type]
+
+
+def test_from_a_position_on() -> None:
+    sequences = [[1, 2, 3, 4], [5, 6]]
+    (first, second) = reference().distributions(sequences, 4000, first=[2, 1])
+    (whole, other) = reference().distributions(sequences, 4000)
+    assert (len(first), len(second), len(whole)) == (2, 1, 4)
+    assert all(equal(whole[2:], first, name) for name in ARRAYS if name != "logits")
+    assert first.logits == pytest.approx(whole[2:].logits, abs=1e-4)
+    assert first.tokens.tolist() == [4, -1]
+    assert other.tokens.tolist() == [6, -1]
+
+
+class Counted(Reference):
+    asked = 0
+
+    def distributions(self, sequences, allowed, first=None):  # type: ignore[no-untyped-def]
+        self.asked += len(sequences)
+        return super().distributions(sequences, allowed, first)
+
+
+def counted(folder: Path, sha256: str = "a", **options: object) -> tuple[CachedReference, Counted]:
+    known = reference()
+    inner = Counted(known.decoder, **options)  # type: ignore[arg-type]
+    return CachedReference(inner, sha256, folder), inner
+
+
+def test_an_answer_is_computed_once(tmp_path: Path) -> None:
+    cached, inner = counted(tmp_path / "cache")
+    before = cached.distributions([[1, 2, 3], [4]], 4000)
+    again, other = counted(tmp_path / "cache")
+    after = again.distributions([[4], [1, 2, 3], [5]], 4000)
+    assert (inner.asked, other.asked) == (2, 1)
+    for left, right in ((before[0], after[1]), (before[1], after[0])):
+        assert all(equal(left, right, name) for name in ARRAYS)
+        assert (left.allowed, left.vocabulary) == (right.allowed, right.vocabulary)
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"sha256": "b"},
+        {"weights": None},
+    ],
+)
+def test_another_source_or_arithmetic_is_another_question(
+    change: dict[str, object], tmp_path: Path
+) -> None:
+    counted(tmp_path)[0].distributions([[1, 2]], 4000)
+    cached, inner = counted(tmp_path, **change)  # type: ignore[arg-type]
+    cached.distributions([[1, 2]], 4000)
+    assert inner.asked == 1
+
+
+def test_other_positions_or_ids_are_another_question(tmp_path: Path) -> None:
+    cached, inner = counted(tmp_path)
+    for allowed, first in ((4000, 0), (3999, 0), (4000, 1), (4000, 0)):
+        cached.distributions([[1, 2]], allowed, [first])
+    assert inner.asked == 3
+
+
+def test_a_damaged_answer_is_computed_again(tmp_path: Path) -> None:
+    counted(tmp_path)[0].distributions([[1, 2]], 4000)
+    (path,) = tmp_path.iterdir()
+    for damaged in (b"", path.read_bytes()[:-1], path.read_bytes()[:-1] + b"x"):
+        path.write_bytes(damaged)
+        cached, inner = counted(tmp_path)
+        (found,) = cached.distributions([[1, 2]], 4000)
+        assert inner.asked == 1
+        assert len(found) == 2
+
+
+def test_a_cache_that_cannot_be_written_costs_only_time(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("in the way")
+    cached, _ = counted(tmp_path / "file" / "cache")
+    assert len(cached.distributions([[1, 2]], 4000)[0]) == 2
+    assert [p.name for p in tmp_path.iterdir()] == ["file"]
