@@ -17,7 +17,7 @@ from cgconvert.write.plan import LazyPlan, Plan
 if TYPE_CHECKING:
     from cgconvert.formats.gguf.imatrix import Imatrix
 
-__all__ = ["CONVERSIONS", "gguf_path", "onnx_path", "quantize", "to_gguf", "to_hf", "to_onnx"]
+__all__ = ["CONVERSIONS", "quantize", "to_gguf", "to_hf", "to_onnx"]
 
 SHARD_BYTES = 5 * 10**9
 
@@ -65,23 +65,10 @@ def to_onnx(
     blocks = _given(block_size=block_size, symmetric=symmetric, accuracy_level=accuracy_level)
     if blocks and not bits:
         raise UsageError(f"{_option(blocks)} is an option of quantized matrices: add --bits 4 or 8")
-    path = output or onnx_path(checkpoint, dtype, bits, client, target)
+    path = output or onnx.default_path(checkpoint, dtype, bits, client, target)
     return onnx.plan(
         checkpoint, path, dtype=dtype, bits=bits, client=client, target=target, **blocks
     )
-
-
-def onnx_path(
-    checkpoint: Checkpoint,
-    dtype: str = "float32",
-    bits: int | None = None,
-    client: str = "any",
-    target: str = "cpu",
-) -> Path:
-    """Where a graph goes that nobody has named."""
-    folder = "onnx" + (f"-int{bits}" if bits else "") + ("-fp16" if dtype == "float16" else "")
-    folder += ("" if client == "any" else "-js") + ("" if target == "cpu" else f"-{target}")
-    return OUT / checkpoint.name / folder
 
 
 def to_gguf(
@@ -95,18 +82,8 @@ def to_gguf(
     """A file for llama.cpp, architecture phi2. `tensor_type` are patterns of names and types."""
     from cgconvert.formats.gguf import writer as gguf
 
-    path = gguf_path(checkpoint, output, type)
+    path = gguf.output_path(checkpoint, output, type)
     return gguf.plan(checkpoint, path, type=type, fixed=tensor_type, importance=importance)
-
-
-def gguf_path(checkpoint: Checkpoint, output: Path | None, type: str) -> Path:  # noqa: A002
-    """Where a GGUF file goes. Raises UsageError where `output` is no name for one."""
-    from cgconvert.formats.gguf import writer as gguf
-
-    path = output or OUT / checkpoint.name / "gguf" / gguf.file_name(checkpoint, type)
-    if path.suffix != ".gguf":
-        raise UsageError(f"{path}: a GGUF file's name ends in .gguf")
-    return path
 
 
 def quantize(

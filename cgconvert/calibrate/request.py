@@ -8,14 +8,15 @@ from typing import Any
 
 import torch
 
-from cgconvert.api import gguf_path, onnx_path, to_gguf, to_onnx
 from cgconvert.calibrate.gguf import Budget
 from cgconvert.calibrate.plans import CalibratedGGUF, CalibratedONNX, standard_sizes
 from cgconvert.calibrate.preset import FAST, PRESETS
 from cgconvert.codecs.plain import Plain
 from cgconvert.errors import UsageError
+from cgconvert.formats.gguf import writer as gguf
 from cgconvert.formats.gguf.imatrix_file import read_imatrix
 from cgconvert.formats.gguf.types import TYPES
+from cgconvert.formats.onnx import writer as onnx
 from cgconvert.model.checkpoint import Checkpoint
 from cgconvert.model.decoder import Geometry
 from cgconvert.model.device import torch_device
@@ -45,7 +46,7 @@ def quantize_gguf(
     imatrix: Path | None = None,
     save: Path | None = None,
 ) -> Plan | LazyPlan:
-    """See convert.quantize; `asked` goes into the manifest."""
+    """See api.quantize; `asked` goes into the manifest."""
     if budget.mix is not None and budget.mix not in QUANTIZED:
         raise UsageError(f"type {budget.mix!r} is not one of {', '.join(QUANTIZED)}")
     if imatrix is not None:
@@ -62,10 +63,9 @@ def quantize_gguf(
             raise UsageError("--save-imatrix is collected from a text, and none is read here")
         kind = _search_only(checkpoint, budget)
         importance = read_imatrix(imatrix, checkpoint.decoder) if imatrix else None
-        return to_gguf(
-            checkpoint, output, type=kind, tensor_type=budget.fixed, importance=importance
-        )
-    path = gguf_path(checkpoint, output, _called(budget))
+        path = gguf.output_path(checkpoint, output, kind)
+        return gguf.plan(checkpoint, path, type=kind, fixed=budget.fixed, importance=importance)
+    path = gguf.output_path(checkpoint, output, _called(budget))
     own = {"tensor_type": dict(budget.fixed)} if budget.fixed else {}
     told = {**asked, **own}
     return CalibratedGGUF(
@@ -82,12 +82,12 @@ def quantize_onnx(
     blocks: dict[str, Any],
     device: str = "auto",
 ) -> Plan | LazyPlan:
-    """8 bits are rounded, 4 are fitted. See convert.to_onnx for `blocks`."""
+    """8 bits are rounded, 4 are fitted. See api.to_onnx for `blocks`."""
     text = _calibration(Budget(mix=ROUNDED if bits == 8 else None), effort, calibration)
     where = _device(device, text)
+    path = output or onnx.default_path(checkpoint, bits=bits)
     if text is None:
-        return to_onnx(checkpoint, output, bits=bits, **blocks)
-    path = output or onnx_path(checkpoint, bits=bits)
+        return onnx.plan(checkpoint, path, bits=bits, **blocks)
     return CalibratedONNX(checkpoint, path, text, PRESETS[effort], {}, blocks=blocks, device=where)
 
 

@@ -21,6 +21,7 @@ from cgconvert.codecs.plain import F32
 from cgconvert.codecs.searched import SearchedCodec
 from cgconvert.codecs.weighted import Weighted
 from cgconvert.errors import InputError, UsageError
+from cgconvert.formats.artefact import OUT
 from cgconvert.formats.gguf.imatrix import Imatrix
 from cgconvert.formats.gguf.types import ENCODINGS, TYPES, FileType
 from cgconvert.model import family
@@ -38,6 +39,7 @@ __all__ = [
     "IMATRIX",
     "PRE_TOKENIZER",
     "file_name",
+    "output_path",
     "plan",
 ]
 
@@ -58,6 +60,17 @@ IMATRIX = "quantize.imatrix"
 def file_name(checkpoint: Checkpoint, type: str) -> str:  # noqa: A002 - the option's name
     """`<name>-<type>.gguf`: BaseName, SizeLabel, FineTune and Encoding of GGUF's convention."""
     return f"{checkpoint.name.replace(' ', '-')}-{type}.gguf"
+
+
+def output_path(checkpoint: Checkpoint, output: Path | None, type: str) -> Path:  # noqa: A002
+    """The path of a new file: `output`, or the default folder and `file_name`.
+
+    Raises UsageError where `output` does not end in .gguf.
+    """
+    path = output or OUT / checkpoint.name / "gguf" / file_name(checkpoint, type)
+    if path.suffix != ".gguf":
+        raise UsageError(f"{path}: a GGUF file's name ends in .gguf")
+    return path
 
 
 def plan(

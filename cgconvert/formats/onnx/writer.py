@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from cgconvert.errors import InputError
+from cgconvert.formats.artefact import OUT
 from cgconvert.formats.huggingface.config import codegen_config
 from cgconvert.formats.onnx.genai import genai_config
 from cgconvert.formats.onnx.graph import build
@@ -17,7 +18,20 @@ from cgconvert.model.checkpoint import Checkpoint
 from cgconvert.model.decoder import Geometry
 from cgconvert.write.plan import FilePlan, Plan
 
-__all__ = ["Variant", "plan"]
+__all__ = ["Variant", "default_path", "plan"]
+
+
+def default_path(
+    checkpoint: Checkpoint,
+    dtype: str = "float32",
+    bits: int | None = None,
+    client: str = "any",
+    target: str = "cpu",
+) -> Path:
+    """The folder a graph is written to where no output was named."""
+    folder = "onnx" + (f"-int{bits}" if bits else "") + ("-fp16" if dtype == "float16" else "")
+    folder += ("" if client == "any" else "-js") + ("" if target == "cpu" else f"-{target}")
+    return OUT / checkpoint.name / folder
 
 
 def plan(
