@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 
@@ -9,10 +10,13 @@ import numpy as np
 import pytest
 import torch
 
+from cgconvert.calibrate import onnx as calibration
+from cgconvert.calibrate.allocation import Choice, allocate
 from cgconvert.calibrate.gguf import CalibrationResult
 from cgconvert.calibrate.onnx import calibrate_onnx, standard_types
 from cgconvert.calibrate.preset import PRESETS
 from cgconvert.calibrate.quantizer import CalibrationSet
+from cgconvert.calibrate.sensitivity import Name
 from cgconvert.codecs.matmul_nbits import MatMulNBits
 from cgconvert.codecs.nbits import NBits
 from cgconvert.errors import UsageError
@@ -139,9 +143,24 @@ def test_a_mistake_is_not_excused(
         assert check in failed(source, written(source, wrong, tmp_path / "x", adjusted=names))
 
 
-def test_a_budget_is_kept_and_runs(
-    source: Checkpoint, windows: CalibrationSet, tmp_path: Path
+def test_a_budget_is_kept_and_its_result_passes_verification(
+    source: Checkpoint, windows: CalibrationSet, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    """Which types are taken depends on the processor's rounding; what a budget promises does not.
+
+    Every layout is considered, each matrix gets what the allocation took for it, and at the bytes
+    of the standard types no more is lost than by these.
+    """
+    considered: list[Mapping[Name, Sequence[Choice]]] = []
+    taken: list[Mapping[Name, Choice]] = []
+
+    def recorded(choices: Mapping[Name, Sequence[Choice]], nbytes: int) -> Mapping[Name, Choice]:
+        chosen = allocate(choices, nbytes)
+        considered.append(choices)
+        taken.append(chosen)
+        return chosen
+
+    monkeypatch.setattr(calibration, "allocate", recorded)
     types = standard_types(source.geometry, VARIANT)
     few = CalibrationSet(windows.fitted[:8], windows.held_out[:2])
 
@@ -161,8 +180,21 @@ def test_a_budget_is_kept_and_runs(
     with pytest.raises(UsageError, match="it goes with 4"):
         fitted(standard, 8)
     found = fitted(standard)
-    assert len(set(found.table.values())) > 2
-    assert found.expected_kl is not None
+    choices, chosen = considered[-1], taken[-1]
+    layouts = {f"Q4 bs{size} asymmetric" for size in (32, 64, 128)} | {"Q8 bs128 symmetric"}
+    assert all({c.type for c in of_matrix} == layouts for of_matrix in choices.values())
+    assert len(set(found.table.values())) > 1  # one type alone misses the bytes asked for below
+
+    def name_of(matrix: Name) -> str:
+        if isinstance(matrix, str):
+            return ONNX.model[matrix]
+        i, part = matrix
+        return (QKV if part in ("q", "k", "v") else ONNX.layer[part]).format(i=i)
+
+    assert {name_of(name): choice.type for name, choice in chosen.items()} == found.table
+    assert found.expected_kl == pytest.approx(sum(c.loss for c in chosen.values()))
+    lost = sum(c.loss for n in choices for c in choices[n] if c.type == types[n].name)
+    assert found.expected_kl <= lost
     path = tmp_path / "x"
     plan = onnx.plan(found.checkpoint, path, bits=4, adjusted=found.adjusted)
     matrices = [item for item in plan.items if item.name in found.table]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -54,15 +55,42 @@ def reference(seed: int = 1, **options: object) -> Reference:
     return Reference(CODEGEN.decoder(SMALL, tensors, "test"), **options)  # type: ignore[arg-type]
 
 
-def test_from_a_position_on() -> None:
+ROUNDING = 1e-4
+"""Largest difference of a logit (standard deviation 0.3) between batches of different sizes.
+
+A matrix product adds up in another order for another number of rows, which changes the last bits
+on some processors. Those of two positions differ by about 0.5.
+"""
+
+
+def assert_same_but_for_rounding(left: Distribution, right: Distribution) -> None:
+    """The same tokens and probabilities; only ids whose logits nearly tie may change places."""
+    assert left.tokens.tolist() == right.tokens.tolist()
+    for name in ("logits", "rest", "following", "padding", "log_normalizer"):
+        values = getattr(right, name)
+        assert getattr(left, name) == pytest.approx(values, abs=ROUNDING, nan_ok=True), name
+    for position in range(len(right)):
+        kept, expected = (
+            dict(zip(d.ids[position].tolist(), d.logits[position].tolist(), strict=True))
+            for d in (left, right)
+        )
+        last = min(expected.values())
+        for token in kept.keys() | expected.keys():
+            logit = expected.get(token, last)  # one may be kept here and another, as good, there
+            assert kept.get(token, last) == pytest.approx(logit, abs=ROUNDING), token
+
+
+def test_distributions_from_a_position_on_are_the_end_of_the_whole() -> None:
     sequences = [[1, 2, 3, 4], [5, 6]]
     (first, second) = reference().distributions(sequences, 4000, first=[2, 1])
     (whole, other) = reference().distributions(sequences, 4000)
     assert (len(first), len(second), len(whole)) == (2, 1, 4)
-    assert all(equal(whole[2:], first, name) for name in ARRAYS if name != "logits")
-    assert first.logits == pytest.approx(whole[2:].logits, abs=1e-4)
+    assert_same_but_for_rounding(first, whole[2:])
+    assert_same_but_for_rounding(second, other[1:])
     assert first.tokens.tolist() == [4, -1]
     assert other.tokens.tolist() == [6, -1]
+    with pytest.raises(AssertionError):  # the comparison tells positions apart
+        assert_same_but_for_rounding(replace(first, tokens=whole[1:3].tokens), whole[1:3])
 
 
 class Counted(Reference):
