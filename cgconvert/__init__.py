@@ -1,3 +1,5 @@
 """Convert Salesforce CodeGen checkpoints to safetensors, ONNX and GGUF, and prove the result."""
 
-__version__ = "0.1.0"
+from cgconvert.version import __version__
+
+__all__ = ["__version__"]

@@ -64,7 +64,9 @@ def oldest_onnxruntimes(python: Path) -> None:
 
 
 def main() -> None:
-    main_ = environment(".venv-test", "constraints-main.txt", "-e", ".[runtimes,test,lint,node]")
+    main_ = environment(
+        ".venv-test", "constraints-main.txt", "-e", ".[runtimes,test,lint,docs,node]"
+    )
     run(main_, "-m", "ruff", "check")
     run(main_, "-m", "ruff", "format", "--check")
     run(main_, "-m", "mypy")

@@ -16,9 +16,9 @@ from typing import NoReturn
 
 import click
 
-from cgconvert import __version__
 from cgconvert.cli.text import one_line
 from cgconvert.errors import CgconvertError, Interrupted
+from cgconvert.version import __version__
 
 __all__ = ["main"]
 

@@ -10,9 +10,9 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
-from cgconvert import __version__
 from cgconvert.errors import InputError
 from cgconvert.io.strict_json import read_json
+from cgconvert.version import __version__
 from cgconvert.write import checksums
 
 __all__ = [

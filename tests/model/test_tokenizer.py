@@ -1,3 +1,5 @@
+"""The tokenizer as data: its files are read, built from GPT-2, and compared with transformers."""
+
 from __future__ import annotations
 
 import inspect

@@ -8,7 +8,7 @@ from typing import Any
 import onnx
 from onnx import TensorProto, helper
 
-from cgconvert import __version__
+from cgconvert.version import __version__
 from cgconvert.write.plan import Piece
 
 __all__ = ["IR_VERSION", "MICROSOFT", "OPERATORS", "OPSET", "GraphBuilder", "Shape"]

@@ -41,7 +41,6 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
-from cgconvert import __version__
 from cgconvert.errors import OutputError, UsageError
 from cgconvert.io.whole_file import write_atomic
 from cgconvert.verify.report.html import as_html
@@ -49,6 +48,7 @@ from cgconvert.verify.report.junit import as_junit
 from cgconvert.verify.report.words import SUMMARY, bound, number, ran
 from cgconvert.verify.verdict import Check, Verdict, overall
 from cgconvert.verify.weights import TensorError
+from cgconvert.version import __version__
 
 __all__ = [
     "SCHEMA",

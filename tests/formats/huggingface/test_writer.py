@@ -1,3 +1,5 @@
+"""Hugging Face folders that are written: transformers loads them and computes the same numbers."""
+
 from __future__ import annotations
 
 import io
