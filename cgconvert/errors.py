@@ -1,6 +1,13 @@
-"""The errors a person sees: each one line (what, where, what to do) and a stable exit code."""
+"""The errors of cgconvert: one line each (what, where, what to do), a code and an exit code.
+
+A message names an argument in backticks, as Python writes it: "give it with `mp_num`", "add
+`bits=4`", "`effort=\"fast\"` takes no text". `str(error)` is that; the command line shows
+`--mp-num`, `--bits 4` and `--effort fast` in its place (`cli/text.py`).
+"""
 
 from __future__ import annotations
+
+from typing import ClassVar
 
 __all__ = [
     "CgconvertError",
@@ -14,24 +21,35 @@ __all__ = [
 
 
 class CgconvertError(Exception):
-    """Base of every expected failure; its text is the one line printed on stderr."""
+    """Base of every expected failure; its text is the one line printed on stderr.
 
-    exit_code = 1
+    Attributes:
+        code: Names the kind of failure for programs. It never changes.
+        exit_code: What the command line exits with.
+    """
+
+    code: ClassVar[str] = "error"
+    exit_code: ClassVar[int] = 1
 
 
 class Interrupted(BaseException):
-    """SIGINT, SIGTERM or SIGHUP. Not a KeyboardInterrupt: click answers that with a line of its
-    own."""
+    """SIGINT, SIGTERM or SIGHUP arrived.
+
+    Not a KeyboardInterrupt: click answers that with a line of its own.
+    """
 
 
 class UsageError(CgconvertError):
-    """What was asked for makes no sense, or is ambiguous."""
+    """The arguments make no sense together, or are ambiguous."""
 
+    code = "usage"
     exit_code = 2
 
 
 class MissingRuntimeError(UsageError):
-    """A runtime, an extra or a device that is needed is not there."""
+    """A package that is needed is not installed."""
+
+    code = "missing-runtime"
 
     def __init__(self, package: str, extra: str) -> None:
         super().__init__(f"{package} is not installed: pip install 'cgconvert[{extra}]'")
@@ -40,16 +58,19 @@ class MissingRuntimeError(UsageError):
 class InputError(CgconvertError):
     """A checkpoint, tokenizer, recipe or artefact is missing, broken or of another kind."""
 
+    code = "input"
     exit_code = 3
 
 
 class VerificationError(CgconvertError):
     """The artefact was read and run, and is not what it should be."""
 
+    code = "verification"
     exit_code = 4
 
 
 class OutputError(CgconvertError):
     """Writing failed or would fail: no space, no permission, the target exists."""
 
+    code = "output"
     exit_code = 5

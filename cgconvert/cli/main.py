@@ -16,7 +16,7 @@ from typing import NoReturn
 
 import click
 
-from cgconvert.cli.text import one_line
+from cgconvert.cli.text import one_line, with_flags
 from cgconvert.errors import CgconvertError, Interrupted
 from cgconvert.version import __version__
 
@@ -113,7 +113,7 @@ def _run(arguments: Sequence[str] | None) -> int:
     except click.ClickException as error:
         return _say(error.format_message(), error.exit_code, error)
     except CgconvertError as error:
-        return _say(str(error), error.exit_code, error)
+        return _say(_with_flags(str(error)), error.exit_code, error)
     except BrokenPipeError:
         # The reader went away; what is still in the buffer has nowhere to go.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
@@ -126,6 +126,16 @@ def _run(arguments: Sequence[str] | None) -> int:
         text = f"internal error: {type(error).__name__}: {error}; --verbose shows where"
         return _say(text, 1, error)
     return 0
+
+
+def _with_flags(message: str) -> str:
+    """A library error's text in the command line's words; most name no argument."""
+    if "`" not in message:
+        return message
+    # Not imported at the top: it brings torch, which --help does without.
+    from cgconvert.api.declarations import declared_options
+
+    return with_flags(message, declared_options())
 
 
 def _say(message: str, code: int, error: BaseException) -> int:

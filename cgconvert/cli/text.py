@@ -1,14 +1,39 @@
-"""What files say, as it may be shown on a terminal."""
+"""What files and errors say, as it may be shown on a terminal."""
 
 from __future__ import annotations
 
-__all__ = ["one_line", "printable"]
+import re
+from collections.abc import Iterable
+
+from cgconvert.options import Option
+
+__all__ = ["one_line", "printable", "with_flags"]
 
 MAX_LINE = 2000
 
 
+def with_flags(message: str, options: Iterable[Option]) -> str:
+    """Replace the arguments that a library error names in backticks by flags of the command line.
+
+    `mp_num` becomes --mp-num, `bits=4` --bits 4, `effort="fast"` --effort fast and `force=True`
+    --force; an option with a short flag, such as `output`, becomes that. Whatever else stands in
+    backticks stays.
+    """
+    flags = {option.name: option.short or option.flag for option in options}
+
+    def flag(match: re.Match[str]) -> str:
+        name, value = match[1], match[2]
+        if name not in flags:
+            return match[0]
+        if value in (None, "True"):
+            return flags[name]
+        return f"{flags[name]} {value.strip(chr(34))}"
+
+    return re.sub(r"`(\w+)(?:=([^`\s]+))?`", flag, message)
+
+
 def printable(text: str) -> str:
-    """Control characters, and what is no character, as escapes: they could drive a terminal."""
+    """Show control characters, and what is no character, as escapes: they drive terminals."""
     if text.isprintable():
         return text
     return "".join(

@@ -1,0 +1,290 @@
+"""The options of the API's functions, which are those of the commands and of a recipe's steps."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+
+from cgconvert.calibrate.preset import FAST, PRESETS
+from cgconvert.codecs.matmul_nbits import BLOCK_SIZES
+from cgconvert.formats.gguf.types import TYPES
+from cgconvert.formats.onnx.variant import ACCURACY_LEVELS, CLIENTS, TARGETS
+from cgconvert.model.device import DEVICES
+from cgconvert.options import ByteSize, Option
+from cgconvert.runtimes import RUNTIMES
+from cgconvert.texts.text import STDLIB
+from cgconvert.verify.override import bound_of
+from cgconvert.verify.prompts import TEXT_TOKENS
+from cgconvert.verify.thresholds import known_bounds
+
+__all__ = ["GENERATE", "OUTPUT", "QUANTIZE", "READ", "VERIFY", "WRITE", "declared_options"]
+
+QUANTIZED_TYPES = tuple(name for name in TYPES if name not in ("F32", "F16", "BF16"))
+
+
+def device_option(purpose: str) -> Option:
+    """The option that says where `purpose` (the subject of a sentence) computes."""
+    return Option(
+        name="device",
+        choices=DEVICES,
+        default="auto",
+        help=f"Where {purpose} computes; cuda is an error where there is none.",
+    )
+
+
+def _pattern_and_type(text: str) -> tuple[str, str]:
+    pattern, equals, type_ = text.rpartition("=")
+    if not (pattern and equals and type_):
+        raise ValueError(f"{text!r} is not PATTERN=TYPE, as in blk.*.attn_v.weight=Q6_K")
+    return pattern, type_.upper()
+
+
+def _check_and_bound(text: str) -> tuple[str, float | None]:
+    check, equals, bound = text.partition("=")
+    if not equals:
+        raise ValueError(f"{text!r}: write CHECK=VALUE, as in logits.kl_mean=0.05")
+    return check, bound_of(check, bound, sorted(set().union(*known_bounds().values())))
+
+
+OUTPUT = Option(name="output", type=Path, short="-o", help="Where to write (under ./out/<name>).")
+
+READ = (
+    Option(
+        name="tokenizer",
+        type=Path,
+        must_exist=True,
+        help="Folder (tokenizer.json, or vocab and merges) to use instead of the source's.",
+    ),
+    Option(
+        name="config",
+        type=Path,
+        must_exist=True,
+        help="Configuration to use instead of the source's.",
+    ),
+    Option(
+        name="mp_num",
+        type=int,
+        minimum=1,
+        help="Groups in qkv_proj, where neither configuration nor family tells.",
+    ),
+    Option(name="step", type=int, minimum=0, help="Step of a Jaxformer run (the last)."),
+    Option(name="revision", help="Branch, tag or commit on the Hub."),
+)
+"""How a source is read."""
+
+WRITE = (
+    Option(
+        name="force",
+        type=bool,
+        default=False,
+        help="Replace an existing output, once the new one is complete.",
+    ),
+    Option(
+        name="resume",
+        type=bool,
+        default=False,
+        help="Continue what an interrupted run has written, and keep it if this one is too.",
+    ),
+    Option(
+        name="allow_nonfinite",
+        type=bool,
+        default=False,
+        help="Keep NaN, infinities and what overflows to them (not in quantized types).",
+    ),
+)
+"""How an artefact is written."""
+
+MATRIX_BLOCKS = (
+    Option(
+        name="block_size",
+        type=int,
+        choices=BLOCK_SIZES,
+        help="ONNX: weights that share a scale, 16 to 256; 32 unless given.",
+    ),
+    Option(
+        name="symmetric",
+        type=bool,
+        help="ONNX: 4 bits without zero points, the numbers of GGUF's Q4_0. 8 bits have none.",
+    ),
+    Option(
+        name="accuracy_level",
+        type=int,
+        choices=ACCURACY_LEVELS,
+        help="ONNX: compute in int8 (4, as without it), float32 (1) or what suits (0).",
+    ),
+)
+"""How ONNX's quantized matrices are laid out and computed."""
+
+QUANTIZE = (
+    Option(
+        name="bits",
+        type=int,
+        choices=(4, 8),
+        help="Bits a weight; 4: as Q4_K_M's bytes.",
+    ),
+    Option(
+        name="type",
+        choices=QUANTIZED_TYPES,
+        any_case=True,
+        help="A GGUF type, or standard mix of types.",
+    ),
+    Option(name="max_size", type=ByteSize, help="The largest file: 4.2GB, 500MB, or bytes."),
+    Option(name="bpw", type=float, minimum=1, maximum=16, help="Bits a weight, as 4.9."),
+    Option(
+        name="max_kl",
+        type=float,
+        minimum=0,
+        above_minimum=True,
+        help="The smallest file that loses no more: nats a token.",
+    ),
+    Option(
+        name="tensor_type",
+        type=Mapping[str, str],
+        parse=_pattern_and_type,
+        metavar="PATTERN=TYPE",
+        help="The type of matrices by name, as blk.*.attn_v.weight=Q6_K; repeatable.",
+    ),
+    Option(
+        name="effort",
+        choices=(FAST, *PRESETS),
+        default="default",
+        help="By the weights alone; fitted to a text; to more text, for longer.",
+    ),
+    Option(
+        name="calibration",
+        metavar="FILE|none",
+        help="The text; the calibration part of Python's standard library unless given.",
+    ),
+    Option(
+        name="imatrix",
+        type=Path,
+        metavar="FILE",
+        help="llama.cpp's imatrix, in place of a text.",
+    ),
+    Option(
+        name="save_imatrix",
+        type=Path,
+        metavar="FILE",
+        help="Write the text's imatrix for llama.cpp.",
+    ),
+    device_option("the fit to a text"),
+    Option(
+        name="format",
+        choices=("gguf", "onnx"),
+        default="gguf",
+        help="GGUF for llama.cpp, or ONNX MatMulNBits.",
+    ),
+    *MATRIX_BLOCKS,
+)
+
+RUNTIME = Option(
+    name="runtime",
+    choices=tuple(name for table in RUNTIMES.values() for name in table),
+    help="Instead of the format's own.",
+)
+
+VERIFY = (
+    Option(
+        name="reference",
+        help="The source to compare with; without it the one its manifest names.",
+    ),
+    Option(
+        name="text",
+        repeatable=True,
+        metavar="FILE",
+        help=f"Compare logits on this text too; {STDLIB} for files of Python's own. Repeatable.",
+    ),
+    Option(
+        name="text_tokens",
+        type=int,
+        minimum=2,
+        default=TEXT_TOKENS,
+        metavar="N",
+        help="Use the first N tokens of each text.",
+    ),
+    Option(
+        name="threshold",
+        type=Mapping[str, float | None],
+        parse=_check_and_bound,
+        metavar="CHECK=VALUE",
+        help="Another bound, as in logits.kl_mean=0.05; none to only report. Repeatable.",
+    ),
+    Option(
+        name="report",
+        type=Path,
+        repeatable=True,
+        help="Write the verdict to a file too: .json, .xml (JUnit), .html or .txt. Repeatable.",
+    ),
+    RUNTIME,
+    device_option("the runtime"),
+)
+
+GENERATE = (
+    Option(name="max_new_tokens", type=int, minimum=1, default=128, metavar="N"),
+    Option(
+        name="temperature",
+        type=float,
+        minimum=0,
+        default=0.0,
+        help="0 takes the most likely token each time.",
+    ),
+    Option(name="seed", type=int, minimum=0, default=0),
+    RUNTIME,
+    device_option("the runtime"),
+)
+
+TO_HF = (
+    Option(
+        name="dtype",
+        choices=("float16", "bfloat16", "float32"),
+        default="float16",
+        help="Type of the stored weights.",
+    ),
+    Option(
+        name="layout",
+        choices=("codegen", "phi"),
+        default="codegen",
+        help="CodeGenForCausalLM, or the same model for PhiForCausalLM and what serves Phi.",
+    ),
+    Option(name="max_shard_size", type=ByteSize, default="5GB", help="Split larger weights."),
+)
+
+TO_ONNX = (
+    Option(
+        name="dtype",
+        choices=("float32", "float16"),
+        default="float32",
+        help="Type of weights and arithmetic.",
+    ),
+    Option(name="bits", type=int, choices=(4, 8), help="Quantize the matrices."),
+    *MATRIX_BLOCKS,
+    Option(
+        name="client",
+        choices=CLIENTS,
+        default="any",
+        help="transformers.js: it asks for the last logits alone; optimum cannot load such a "
+        "graph.",
+    ),
+    Option(
+        name="target",
+        choices=TARGETS,
+        default="cpu",
+        help="cuda, with --dtype float16: for flash attention; batches are padded after the "
+        "prompt.",
+    ),
+)
+
+TO_GGUF = (
+    Option(
+        name="type",
+        choices=tuple(TYPES),
+        any_case=True,
+        default="F16",
+        help="Type of the matrices; norms and biases stay F32.",
+    ),
+)
+
+
+def declared_options() -> list[Option]:
+    """All options there are; several have the same name."""
+    return [OUTPUT, *READ, *WRITE, *QUANTIZE, *VERIFY, *GENERATE, *TO_HF, *TO_ONNX, *TO_GGUF]

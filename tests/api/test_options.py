@@ -1,0 +1,67 @@
+"""Options are declared once: what a declaration accepts, and how sizes are written."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from cgconvert.errors import UsageError
+from cgconvert.options import ByteSize, Option, check_values, parse_size
+
+
+@pytest.mark.parametrize(
+    ("text", "size"),
+    [("5GB", 5 * 10**9), ("1.5 kb", 1500), ("512MiB", 512 << 20), ("77", 77), (77, 77)],
+)
+def test_sizes(text: int | str, size: int) -> None:
+    assert parse_size(text) == size
+
+
+@pytest.mark.parametrize("text", ["", "lots", "-1", "0", "0.2", "4 parsecs", "9" * 20])
+def test_what_is_no_size(text: str) -> None:
+    with pytest.raises(ValueError, match="is not a size; write 5GB, 500MB or a number of bytes"):
+        parse_size(text)
+
+
+@pytest.mark.parametrize(
+    ("option", "annotation"),
+    [
+        (Option(name="a"), str | None),
+        (Option(name="a", default="x"), str),
+        (Option(name="a", type=int, choices=(4, 8)), int | None),
+        (Option(name="a", type=ByteSize, default="5GB"), int | str),
+        (Option(name="a", type=Path), str | Path | None),
+        (Option(name="a", type=Path, repeatable=True), Sequence[str | Path]),
+        (Option(name="a", type=Mapping[str, str]), Mapping[str, str] | None),
+    ],
+)
+def test_annotation_of_a_parameter(option: Option, annotation: Any) -> None:
+    assert option.annotation == annotation
+
+
+@pytest.mark.parametrize(
+    ("option", "refused", "message"),
+    [
+        (Option(name="dtype", choices=("a", "b")), "c", '`dtype="c"` is not one of a, b'),
+        (Option(name="bits", type=int, choices=(1, 8)), True, "`bits=True` is not one of 1, 8"),
+        (Option(name="n", type=int, minimum=2), 1, "`n=1` is not in the range x>=2"),
+        (Option(name="n", minimum=0, above_minimum=True), 0, "`n=0` is not in the range x>0"),
+        (Option(name="n", minimum=1, maximum=16), 17, "`n=17` is not in the range 1<=x<=16"),
+        (Option(name="n", minimum=1), float("nan"), "`n=nan` is not in the range x>=1"),
+    ],
+)
+def test_values_that_are_refused(option: Option, refused: Any, message: str) -> None:
+    with pytest.raises(UsageError) as caught:
+        option.check(refused)
+    assert str(caught.value) == message
+
+
+def test_what_is_not_given_or_within_bounds_passes() -> None:
+    options = [Option(name="dtype", choices=("a", "b")), Option(name="n", minimum=1, maximum=16)]
+    check_values(options, {"dtype": "a", "n": None})
+    check_values(options, {"n": 16})
+    with pytest.raises(UsageError, match="no option 'm'; there are dtype, n"):
+        check_values(options, {"m": 1})
