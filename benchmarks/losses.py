@@ -16,9 +16,17 @@ from cgconvert.texts.text import STDLIB, read_text
 from cgconvert.verify.distribution import Distribution
 from cgconvert.verify.metrics import measure
 from cgconvert.verify.reference import Reference
-from cgconvert.verify.report.axes import LEFT, RIGHT, WIDTH, Scale, grid, points, scale_over
-from cgconvert.verify.report.markup import element
-from cgconvert.verify.report.style import STYLE
+from cgconvert.verify.report.html import stylesheet
+from cgconvert.verify.report.plots import (
+    LEFT,
+    RIGHT,
+    WIDTH,
+    Scale,
+    element,
+    grid,
+    points,
+    scale_over,
+)
 
 __all__ = ["HeldOut", "Row", "draw", "keep_rows", "table"]
 
@@ -104,7 +112,7 @@ def draw(path: Path, rows: Sequence[Row], x_label: str) -> None:
             points(f"tensor kind{kind}", [(WIDTH - 8, y)]),
             element("text", series, x=WIDTH - 16, y=y + 4, text_anchor="end"),
         ]
-    style = STYLE + "rect { fill: var(--ground); }"
+    style = stylesheet() + "rect { fill: var(--ground); }"
     svg = element(
         "svg",
         element("style", style),

@@ -16,7 +16,8 @@ from cgconvert.model.checkpoint import Checkpoint
 from cgconvert.runtimes import RUNTIMES
 from cgconvert.texts.text import Text
 from cgconvert.verify.prompts import TEXT_TOKENS
-from cgconvert.verify.report.model import as_table, check_suffix, summary, write_reports
+from cgconvert.verify.report import check_suffix, write_reports
+from cgconvert.verify.report.text import as_table, summary
 from cgconvert.verify.verify import verify
 
 __all__ = ["verify_all"]

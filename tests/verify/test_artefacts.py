@@ -12,7 +12,9 @@ from cgconvert.errors import InputError, OutputError, UsageError
 from cgconvert.io.progress import Silent
 from cgconvert.model.checkpoint import Checkpoint
 from cgconvert.runtimes import RUNTIMES, Runtime, open_runtime, version_of
-from cgconvert.verify.report.model import Report, as_json, as_table, write_reports
+from cgconvert.verify.report import write_reports
+from cgconvert.verify.report.model import Report, as_json
+from cgconvert.verify.report.text import as_table
 from cgconvert.verify.verdict import Verdict
 from cgconvert.verify.verify import verify
 from cgconvert.write.manifest import digest_of, file_sha256

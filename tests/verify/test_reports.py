@@ -13,9 +13,16 @@ import numpy as np
 import pytest
 
 from cgconvert.formats.gguf import writer as gguf
-from cgconvert.verify.report.axes import WIDTH, Scale
-from cgconvert.verify.report.kl_plot import HEIGHT, TOP, in_columns, kl_plot
-from cgconvert.verify.report.model import Report, as_whole, rounded, write_reports
+from cgconvert.verify.report import write_reports
+from cgconvert.verify.report.model import Report, as_json_object, rounded
+from cgconvert.verify.report.plots import (
+    KL_HEIGHT,
+    KL_TOP,
+    WIDTH,
+    Scale,
+    kl_plot,
+    positions_per_column,
+)
 from cgconvert.verify.verdict import Check, Verdict, at_most
 from cgconvert.verify.verify import verify
 from cgconvert.write.execute import execute
@@ -222,10 +229,10 @@ def test_every_position_is_drawn_once_and_those_above_the_bound_apart() -> None:
     plot = kl_plot(values, {"bound": 0.01}, [("one", 4), ("two", 2)], 0.01)
     inside, above, broken = (points(plot, f"points{k}") for k in ("", " above", " broken"))
     assert (len(inside), len(above), len(broken)) == (4, 1, 1)
-    assert broken[0][1] == TOP
+    assert broken[0][1] == KL_TOP
     for x, y in [*inside, *above]:
         assert 0 < x < WIDTH
-        assert TOP <= y < HEIGHT
+        assert KL_TOP <= y < KL_HEIGHT
     assert inside[0][1] > inside[2][1] > inside[3][1] > above[0][1]  # larger is higher
     (line,) = [e.attrib["d"] for e in plot.iter("path") if e.attrib["class"] == "line"]
     assert f" {inside[3][1]}H" in line  # what equals the bound lies on it
@@ -235,8 +242,8 @@ def test_of_thousands_of_positions_each_column_shows_its_range_and_mean() -> Non
     values: list[float | None] = [1e-4] * 5000
     values[77:80] = [0.5, 1e-6, None]
     plot = kl_plot(values, {"bound": 0.01}, [("prompt 1", 1000), ("mine.txt", 4000)], 0.01)
-    assert (in_columns(5000), in_columns(1600)) == (13, 1)
-    scale = Scale(count=5000, low=-6, high=0, top=TOP, bottom=240)
+    assert (positions_per_column(5000), positions_per_column(1600)) == (13, 1)
+    scale = Scale(count=5000, low=-6, high=0, top=KL_TOP, bottom=240)
     drawn = points(plot, "points")
     assert len(drawn) == 385
     x, y = scale.x(6.5 * 13), scale.y((1e-6 + 11 * 1e-4) / 12)  # positions 79 to 91, 80 missing
@@ -244,7 +251,7 @@ def test_of_thousands_of_positions_each_column_shows_its_range_and_mean() -> Non
     spread = next(e.attrib["d"] for e in plot.iter("path") if e.attrib["class"] == "spread")
     assert f"M{x} {scale.y(1e-6)}V{scale.y(1e-4)}" in spread
     assert points(plot, "points above") == [(scale.x(77.5), scale.y(0.5))]
-    assert points(plot, "points broken") == [(scale.x(79.5), TOP)]
+    assert points(plot, "points broken") == [(scale.x(79.5), KL_TOP)]
     assert {"prompt 1", "mine.txt"} <= {e.text for e in plot.iter("text")}
 
 
@@ -285,7 +292,7 @@ def test_the_series_of_a_real_artefact(tmp_path: Path) -> None:
     assert np.mean(kl) == pytest.approx(checks["logits.kl_mean"].value, rel=0.01)
     assert np.percentile(kl, 99) == pytest.approx(checks["logits.kl_p99"].value, rel=0.01)
     assert f"worst {max(kl):.3g} " in checks["logits.kl_p99"].detail
-    assert json.dumps(as_whole([found])["artefacts"][0]["series"]["logits.kl"])
+    assert json.dumps(as_json_object([found])["artefacts"][0]["series"]["logits.kl"])
     page = Page(written([found], tmp_path / "verdict.html"))
     (path,) = [a["d"] for tag, a in page.elements if tag == "path" and a["class"] == "points"]
     assert path is not None

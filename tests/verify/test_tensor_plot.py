@@ -12,8 +12,9 @@ import pytest
 
 from cgconvert.formats.stored import open_stored
 from cgconvert.model.checkpoint import Checkpoint
-from cgconvert.verify.report.model import as_whole, write_reports
-from cgconvert.verify.report.tensor_plot import tensor_plot, worst_first, wrong
+from cgconvert.verify.report import write_reports
+from cgconvert.verify.report.model import as_json_object
+from cgconvert.verify.report.plots import is_wrong, tensor_plot, worst_first
 from cgconvert.verify.weights import TensorError, check_weights
 from tests.support.artefacts import write
 from tests.support.tampering import checkpoint, rescaled
@@ -75,10 +76,10 @@ def test_nan_and_a_source_of_zeros(tmp_path: Path, source: Checkpoint) -> None:
     by_name = {error.name: error for error in errors}
     assert np.isnan(by_name["blk.1.attn_q.weight"].relative_rms)
     assert by_name["blk.1.attn_q.bias"].relative_rms == 0  # zeros, of zeros
-    whole = as_whole([replace(report(), tensors=tuple(errors))])
-    told = {t["name"]: t for t in whole["artefacts"][0]["tensors"]}
-    assert told["blk.1.attn_q.weight"]["relative_rms"] is None
-    assert told["blk.1.attn_q.weight"]["nonfinite"] == 1
+    whole = as_json_object([replace(report(), tensors=tuple(errors))])
+    entries = {t["name"]: t for t in whole["artefacts"][0]["tensors"]}
+    assert entries["blk.1.attn_q.weight"]["relative_rms"] is None
+    assert entries["blk.1.attn_q.weight"]["nonfinite"] == 1
     json.dumps(whole, allow_nan=False)
 
 
@@ -93,16 +94,16 @@ def tensors(layers: int) -> tuple[TensorError, ...]:
     return tuple(made)
 
 
-def told(errors: tuple[TensorError, ...]) -> list[dict[str, Any]]:
-    found: list[dict[str, Any]] = as_whole([replace(report(), tensors=errors)])["artefacts"][0][
-        "tensors"
-    ]
-    return found
+def entries_of(errors: tuple[TensorError, ...]) -> list[dict[str, Any]]:
+    """The tensors' entries in the JSON object."""
+    whole = as_json_object([replace(report(), tensors=errors)])
+    entries: list[dict[str, Any]] = whole["artefacts"][0]["tensors"]
+    return entries
 
 
 def test_wrong_ones_come_first_then_the_largest_errors() -> None:
-    ranking = worst_first(told(tensors(34)))
-    assert [t["name"] for t in ranking if wrong(t)] == ["blk.5.m2.weight"]
+    ranking = worst_first(entries_of(tensors(34)))
+    assert [t["name"] for t in ranking if is_wrong(t)] == ["blk.5.m2.weight"]
     assert ranking[0]["name"] == "blk.5.m2.weight"
     rest = [t["relative_rms"] for t in ranking[1:]]
     assert rest == sorted(rest, reverse=True)
@@ -110,7 +111,7 @@ def test_wrong_ones_come_first_then_the_largest_errors() -> None:
 
 
 def test_every_changed_tensor_has_its_point_in_each_panel() -> None:
-    some = told(tensors(34))
+    some = entries_of(tensors(34))
     plot = tensor_plot(some)
     names = [e.text or "" for p in plot.iter("path") for e in p.iter("title")]
     assert len(names) == 2 * (34 * 6 + 1)
@@ -132,7 +133,7 @@ def test_more_kinds_than_colours_and_no_numbers_at_all() -> None:
         TensorError(f"blk.0.k{j}.weight", "bfloat16", j, 0, j == 3, float("nan"), None)
         for j in range(1, 13)
     )
-    plot = tensor_plot(told(many))
+    plot = tensor_plot(entries_of(many))
     labels = [e.text or "" for e in plot.iter("text")] + [
         (e[0].tail or "") for e in plot.iter("text") if len(e)
     ]

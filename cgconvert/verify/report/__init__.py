@@ -1,1 +1,43 @@
-"""A verification as text, JSON, JUnit XML and HTML."""
+"""A verification as text, JSON, JUnit XML and HTML: the format of a file follows its suffix."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+
+from cgconvert.errors import OutputError, UsageError
+from cgconvert.io.whole_file import write_atomic
+from cgconvert.verify.report.html import as_html
+from cgconvert.verify.report.junit import as_junit
+from cgconvert.verify.report.model import Report, as_json, as_json_object
+from cgconvert.verify.report.text import as_text
+
+__all__ = ["WRITERS", "check_suffix", "write_reports"]
+
+WRITERS: Mapping[str, Callable[[Sequence[Report]], str]] = {
+    ".json": as_json,
+    ".xml": lambda reports: as_junit(as_json_object(reports)),
+    ".html": lambda reports: as_html(as_json_object(reports)),
+    ".txt": as_text,
+}
+"""Functions that write reports, by the suffix of the file they are written to."""
+
+
+def write_reports(reports: Sequence[Report], path: Path) -> None:
+    """Write reports in the format of the path's suffix, the whole file or nothing.
+
+    Raises UsageError for a suffix without a format, OutputError where writing fails.
+    """
+    check_suffix(path)
+    try:
+        # A file's name may hold bytes that are not UTF-8: escaped as JSON has them.
+        text = WRITERS[path.suffix](reports)
+        write_atomic(path, text.encode(errors="backslashreplace"))
+    except OSError as error:
+        raise OutputError(f"{path}: cannot be written: {error.strerror or error}") from error
+
+
+def check_suffix(path: Path) -> None:
+    """Raise UsageError where no report format has the path's suffix; call it before long work."""
+    if path.suffix not in WRITERS:
+        raise UsageError(f"{path}: a report ends in {', '.join(WRITERS)}")

@@ -1,4 +1,4 @@
-"""What a verification says: a table for a person, JSON for a machine, JUnit and HTML for a CI.
+"""The result of a verification, its JSON object, and how all reports word a number and a bound.
 
 JUnit and HTML are drawn from the JSON object alone, so that they cannot say anything else. It is,
 in schema 1 (a key is never renamed or given another meaning without a new number; new keys may
@@ -13,10 +13,11 @@ come):
       reference   {weights, compute, device}: torch's names of the types the source's numbers had
                   (float16: after rounding, where they were wider) and were computed in
       runtime     {name, version, device}
-      prompts     {sha256, sequences, tokens, lengths, texts}: sha256 of the prompts' texts;
-                  sequences and tokens behind the logits, in all and of each sequence. Those of
-                  the texts given come after the prompts', texts says which: [{name, sha256,
-                  sequences, tokens}], sha256 of the file's bytes (of "stdlib", of all its files)
+      prompts     {sha256, sequences, tokens, lengths, texts}: sha256 of the prompts' texts; the
+                  number of sequences and of tokens whose logits were compared, and each
+                  sequence's length. The user's texts come after the prompts: texts is [{name,
+                  sha256, sequences, tokens}], sha256 of the file's bytes ("stdlib": of all its
+                  files)
       texts       {sha256, count} of the texts the tokenizers were compared on
       checks      [{name, value, threshold, comparison, verdict, detail}]: value is null where there
                   was nothing to measure or it is not finite, threshold null where none is demanded;
@@ -28,7 +29,8 @@ come):
                   order, those that are there in their shape: type as stored; nonfinite and
                   differing count values (see weights.finite, weights.equal); relative_rms is
                   ||stored - source|| / ||source||; worst is a quantized tensor's largest error in
-                  bounds of its type (see weights.error), null for others; not finite is null
+                  bounds of its type (see weights.error), null for other tensors; what is not
+                  finite is null
       verdict     pass, warning or fail
 """
 
@@ -36,40 +38,37 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Callable, Iterable, Mapping, Sequence
+import re
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
-from pathlib import Path
 from typing import Any
 
-from cgconvert.errors import OutputError, UsageError
-from cgconvert.io.whole_file import write_atomic
-from cgconvert.verify.report.html import as_html
-from cgconvert.verify.report.junit import as_junit
-from cgconvert.verify.report.words import SUMMARY, bound, number, ran
 from cgconvert.verify.verdict import Check, Verdict, overall
 from cgconvert.verify.weights import TensorError
 from cgconvert.version import __version__
 
 __all__ = [
-    "SCHEMA",
-    "WRITERS",
-    "Report",
-    "as_json",
-    "as_table",
-    "as_text",
-    "as_whole",
-    "check_suffix",
-    "rounded",
-    "summary",
-    "write_reports",
-]
+    "SCHEMA", "SUMMARY", "Report", "as_json", "as_json_object", "bound", "number", "printable",
+    "rounded", "run_description",
+]  # fmt: skip
 
 SCHEMA = 1
+
+SUMMARY: Mapping[str, str] = {
+    "logits.kl_mean": "mean KL",
+    "runtime.relative_error": "rel. error",
+    "logits.top1": "top-1",
+    "generation": "other tokens",
+}
+"""The checks that stand for an artefact in one line, and the heads of their columns."""
+
+# All but what XML 1.0 allows (section 2.2, Char): a file's name may hold any of these.
+_NOT_XML = re.compile("[^\t\n\r\x20-\ud7ff\ue000-\ufffd\U00010000-\U0010ffff]")
 
 
 @dataclass(frozen=True)
 class Report:
-    """See the module's text for what each mapping holds."""
+    """One artefact's verification; the module's docstring says what each mapping holds."""
 
     artefact: Mapping[str, Any]
     source: Mapping[str, Any]
@@ -83,6 +82,7 @@ class Report:
 
     @property
     def verdict(self) -> Verdict:
+        """The worst verdict of all checks; INFO counts as PASS."""
         return overall(self.checks)
 
     @property
@@ -91,6 +91,7 @@ class Report:
         return self.verdict != Verdict.FAIL
 
     def as_dict(self) -> dict[str, Any]:
+        """This artefact's entry of `artefacts` in the JSON object."""
         return {
             **{k: v for k, v in asdict(self).items() if k not in ("checks", "series", "tensors")},
             "checks": [check.as_dict() for check in self.checks],
@@ -100,7 +101,7 @@ class Report:
         }
 
 
-def as_whole(reports: Sequence[Report]) -> dict[str, Any]:
+def as_json_object(reports: Sequence[Report]) -> dict[str, Any]:
     """The object of schema 1, which JSON, JUnit and HTML are written from."""
     return {
         "schema": SCHEMA,
@@ -111,109 +112,47 @@ def as_whole(reports: Sequence[Report]) -> dict[str, Any]:
 
 
 def as_json(reports: Sequence[Report]) -> str:
-    """Schema 1, with a newline at the end. The same reports give the same bytes."""
-    return json.dumps(as_whole(reports), indent=2, ensure_ascii=False, allow_nan=False) + "\n"
+    """Schema 1 as text, with a newline at the end. The same reports give the same bytes."""
+    return json.dumps(as_json_object(reports), indent=2, ensure_ascii=False, allow_nan=False) + "\n"
 
 
-def as_text(reports: Sequence[Report]) -> str:
-    """A table for each artefact and, where there are several, one of them all."""
-    tables = [as_table(report) for report in reports]
-    return "\n".join([*tables, summary(reports)] if len(reports) > 1 else tables)
+def number(value: float | None) -> str:
+    """Four significant digits; whole numbers as they are, "-" for None."""
+    if value is None:
+        return "-"
+    return f"{value:g}" if float(value).is_integer() else f"{value:.4g}"
 
 
-def summary(reports: Sequence[Report]) -> str:
-    """One line an artefact: verdict, what it is, the divergence, agreement and generation."""
-    rows: list[tuple[str, ...]] = [("", "artefact", "type", "runtime", *SUMMARY.values())]
-    for report in reports:
-        values = {check.name: check.value for check in report.checks}
-        rows.append(
-            (
-                report.verdict.upper() if report.verdict == Verdict.FAIL else str(report.verdict),
-                str(report.artefact["path"]),
-                f"{report.artefact['format']} {report.artefact['type']}",
-                f"{report.runtime['name']} {report.runtime['version']}",
-                *(number(values.get(name)) for name in SUMMARY),
-            )
-        )
-    widths = [max(len(row[column]) for row in rows) for column in range(len(rows[0]))]
-    lines = (
-        "  ".join(f"{cell:<{width}}" for cell, width in zip(row, widths, strict=True)).rstrip()
-        for row in rows
-    )
-    return "\n".join(lines) + "\n"
+def bound(comparison: str, threshold: float | None) -> str:
+    """For example "<= 0.003"; empty where nothing is demanded."""
+    return "" if threshold is None else f"{comparison} {number(threshold)}"
 
 
-def as_table(report: Report) -> str:
-    """Plain aligned text; the last line is the verdict."""
-    reference = report.reference
-    rows = [
-        (
-            check.verdict.upper() if check.verdict == Verdict.FAIL else str(check.verdict),
-            check.name,
-            number(check.value),
-            bound(check.comparison, check.threshold),
-            check.detail,
-        )
-        for check in report.checks
-    ]
-    table = [("", "check", "value", "bound", ""), *rows]
-    widths = [max(len(row[column]) for row in table) for column in range(4)]
-    lines = [
-        f"{report.artefact['path']}: {ran(vars(report))}",
-        f"reference: {report.source['name']}, weights {reference['weights']}, computed in "
-        f"{reference['compute']} on {reference['device']}",
-        "",
-    ]
-    for row in table:
-        cells = [f"{cell:<{width}}" for cell, width in zip(row, widths, strict=False)]
-        lines.append("  ".join([*cells, row[4]]).rstrip())
-    failed = [check.name for check in report.checks if check.verdict == Verdict.FAIL]
-    ending = f"FAILED: {', '.join(failed)}" if failed else _passed(report)
-    return "\n".join([*lines, "", ending]) + "\n"
+def run_description(artefact: Mapping[str, Any]) -> str:
+    """What ran in which runtime, from a report's JSON object.
 
-
-WRITERS: Mapping[str, Callable[[Sequence[Report]], str]] = {
-    ".json": as_json,
-    ".xml": lambda reports: as_junit(as_whole(reports)),
-    ".html": lambda reports: as_html(as_whole(reports)),
-    ".txt": as_text,
-}
-"""Report formats by the suffix of the file they are written to."""
-
-
-def write_reports(reports: Sequence[Report], path: Path) -> None:
-    """Write in the format of the path's suffix, the whole file or nothing.
-
-    Raises UsageError for a suffix without a format, OutputError where writing fails.
+    For example "gguf Q8_0 in llama.cpp 0.3.36 on cpu".
     """
-    check_suffix(path)
-    try:
-        # A file's name may hold bytes that are no UTF-8: escaped as JSON has them.
-        text = WRITERS[path.suffix](reports)
-        write_atomic(path, text.encode(errors="backslashreplace"))
-    except OSError as error:
-        raise OutputError(f"{path}: cannot be written: {error.strerror or error}") from error
+    files, runtime = artefact["artefact"], artefact["runtime"]
+    return (
+        f"{files['format']} {files['type']} in {runtime['name']} {runtime['version']} "
+        f"on {runtime['device']}"
+    )
+
+
+def printable(text: str) -> str:
+    """The text with Python's escapes for the characters that no XML document may hold."""
+    return _NOT_XML.sub(lambda match: ascii(match[0])[1:-1], text)
 
 
 def rounded(values: Iterable[float]) -> list[float | None]:
-    """For a series: three significant digits, None for what is not finite."""
+    """A series for the report: three significant digits, None for what is not finite."""
     return [float(f"{v:.3g}") if math.isfinite(v) else None for v in map(float, values)]
 
 
-def check_suffix(path: Path) -> None:
-    """Raise UsageError where no report format has the path's suffix: before the long work."""
-    if path.suffix not in WRITERS:
-        raise UsageError(f"{path}: a report ends in {', '.join(WRITERS)}")
-
-
 def _finite(values: Mapping[str, Any]) -> dict[str, Any]:
-    """For JSON, which has no NaN and no infinity."""
-    broken = {k for k, v in values.items() if isinstance(v, float) and not math.isfinite(v)}
-    return {k: None if k in broken else v for k, v in values.items()}
-
-
-def _passed(report: Report) -> str:
-    judged = [check for check in report.checks if check.verdict != Verdict.INFO]
-    warned = [check.name for check in judged if check.verdict == Verdict.WARNING]
-    ending = f"passed: {len(judged)} checks"
-    return f"{ending}, warnings: {', '.join(warned)}" if warned else ending
+    """None for NaN and infinity, which JSON does not have."""
+    return {
+        key: None if isinstance(value, float) and not math.isfinite(value) else value
+        for key, value in values.items()
+    }
