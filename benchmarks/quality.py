@@ -112,7 +112,7 @@ def _timed(work: Callable[[], Any]) -> float:
 
 
 def _write(source: Checkpoint, path: Path, type_: str, importance: Imatrix | None = None) -> None:
-    execute(gguf.plan(source, path, type=type_, importance=importance), source, force=True)
+    execute(gguf.plan(source, path, type=type_, importance=importance), force=True)
 
 
 def _calibrated(
@@ -126,7 +126,7 @@ def _calibrated(
 ) -> None:
     """What does not depend on the budget is kept from one to the next."""
     asked = CalibratedGGUF(source, path, text, effort, {}, budget=budget)
-    execute(asked.plan(place / "steps", Silent()), source, force=True)
+    execute(asked.resolve(place / "steps", Silent()), force=True)
 
 
 def _llama_quantize(

@@ -96,7 +96,7 @@ class Bench:
         began, path = time.monotonic(), self.place / "ours"
         checkpoint, adjusted = make()
         plan = onnx.plan(checkpoint, path, bits=4, symmetric=symmetric, adjusted=adjusted)
-        execute(plan, self.source, force=True)
+        execute(plan, force=True)
         matrices = (i for i in plan.items if isinstance(i.encoding, MatMulNBits))
         nbytes = sum(item.nbytes for item in matrices if item.name != ONNX.model["wte"])
         self.judge(name, find_graph(path), nbytes, time.monotonic() - began)
@@ -176,7 +176,7 @@ def main(model: str, tokens: int, threads: int, work: Path | None) -> None:
     held_out = HeldOut(source, tokens)
     with workplace(work) as folder:
         bench = Bench(source, held_out, threads, folder)
-        execute(onnx.plan(source, bench.place / "float"), source)
+        execute(onnx.plan(source, bench.place / "float"))
         reader = Reader(bench.windows.fitted.tolist(), source.geometry)
         default = DefaultWeightOnlyQuantConfig
         sizes = {}

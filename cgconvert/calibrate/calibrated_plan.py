@@ -11,7 +11,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 
@@ -44,10 +44,12 @@ LAUNCHES = 15
 
 @dataclass(frozen=True)
 class CalibratedPlan(ABC):
-    """A stream.plan.Deferred for `output`, computed on `device`; `asked` is what was asked for, for
+    """A LazyPlan for `output`, computed on `device`; `asked` is what was asked for, for
     the manifest."""
 
-    checkpoint: Checkpoint
+    resolved: ClassVar[bool] = False
+
+    source: Checkpoint
     output: Path
     text: Text
     effort: CalibrationPreset
@@ -65,25 +67,25 @@ class CalibratedPlan(ABC):
         return False
 
     @abstractmethod
-    def plan(self, folder: Path, progress: Progress) -> Plan:
-        """See stream.plan.Deferred."""
+    def resolve(self, folder: Path, progress: Progress) -> Plan:
+        """See LazyPlan."""
 
     @cached_property
     def windows(self) -> CalibrationSet:
         """Raises InputError where the text is too short."""
-        ids = self.text.ids(self.checkpoint.tokenizer)
-        return CalibrationSet.of(ids, self.checkpoint.geometry, self.text.name, self.effort)
+        ids = self.text.ids(self.source.tokenizer)
+        return CalibrationSet.of(ids, self.source.geometry, self.text.name, self.effort)
 
     @property
     def nbytes(self) -> int:
         """The file, the same as steps, and hidden states: ours and the source's of a layer, and
         those of all layers that sensitivities are measured with."""
-        g, w = self.checkpoint.geometry, self.windows
+        g, w = self.source.geometry, self.windows
         tokens = w.fitted.numel() + w.held_out.numel()
         measured = min(MEASURED * w.fitted.shape[1], tokens)
         return 2 * self.limit + 4 * g.n_embd * (2 * tokens + g.n_layer * measured)
 
-    def told(self) -> str:
+    def describe(self) -> str:
         w = self.windows
         with deterministic(self.device):
             seconds = self._seconds()
@@ -95,8 +97,8 @@ class CalibratedPlan(ABC):
     def claim(self, folder: Path) -> CalibrationSet:
         """Empty `folder` unless what is in it is of the same source and text."""
         told = [
-            libraries(), sources(self.checkpoint), self.windows.sha256, vars(self.effort),
-            self.checkpoint.geometry.as_dict(), self.format, self.device.type,
+            libraries(), sources(self.source), self.windows.sha256, vars(self.effort),
+            self.source.geometry.as_dict(), self.format, self.device.type,
         ]  # fmt: skip
         key = hashlib.sha256(json.dumps(told, sort_keys=True).encode()).hexdigest()
         mark = folder / "key"
@@ -131,7 +133,7 @@ class CalibratedPlan(ABC):
 
     def _seconds(self) -> float:
         """An estimate, from how fast a matrix product is now."""
-        g, w = self.checkpoint.geometry, self.windows
+        g, w = self.source.geometry, self.windows
         tokens = w.fitted.numel() + w.held_out.numel()
         layers = g.n_layer * (4 * g.n_embd + 2 * g.n_inner) * g.n_embd
         ends = 2 * g.vocab_size * g.n_embd

@@ -43,7 +43,7 @@ class CalibratedGGUF(CalibratedPlan):
 
     def __post_init__(self) -> None:
         """Raises UsageError for a budget that cannot be met, before anything is measured."""
-        check(self.checkpoint.decoder, self._resolved(), self._overhead())
+        check(self.source.decoder, self._resolved(), self._overhead())
 
     @property
     def limit(self) -> int:
@@ -58,25 +58,25 @@ class CalibratedGGUF(CalibratedPlan):
     def chooses(self) -> bool:
         return self.budget.mix is None
 
-    def plan(self, folder: Path, progress: Progress) -> Plan:
+    def resolve(self, folder: Path, progress: Progress) -> Plan:
         """Raises InputError where the text is too short, UsageError where nothing fits."""
         windows = self.claim(folder)
         with deterministic(self.device):
             if self.save is not None:
                 self._collect(self.save, windows.fitted, progress)
             done = calibrate_gguf(
-                self.checkpoint, self._resolved(), windows, self.effort, folder, progress,
+                self.source, self._resolved(), windows, self.effort, folder, progress,
                 self._overhead(), self.device,
             )  # fmt: skip
         plan = gguf.plan(done.checkpoint, self.output, type="F16", adjusted=done.adjusted)
-        sizes = standard_sizes(self.checkpoint, done.adjusted)
+        sizes = standard_sizes(self.source, done.adjusted)
         label = next((t for t, size in sizes.items() if size >= plan.nbytes), LARGEST)
         type_ = self.budget.mix or label
         plan = gguf.plan(done.checkpoint, self.output, type=type_, adjusted=done.adjusted)
         return replace(plan, options={"type": type_, **self.options(done, windows)})
 
     def _collect(self, path: Path, windows: torch.Tensor, progress: Progress) -> None:
-        decoder, name = self.checkpoint.decoder, self.text.name
+        decoder, name = self.source.decoder, self.text.name
         found = collect(decoder, windows, name, progress, self.device)
         if not path.is_file() or path.read_bytes() != encoded(found):
             write_imatrix(path, found)
@@ -96,8 +96,8 @@ class CalibratedGGUF(CalibratedPlan):
     def _plain(self, type_: str, adjusted: Sequence[str] | None = None) -> Plan:
         """Of the search alone, with room for the names of all vectors that can change."""
         if adjusted is None:
-            adjusted = changeable(self.checkpoint.decoder)
-        return gguf.plan(self.checkpoint, self.output, type=type_, adjusted=adjusted)
+            adjusted = changeable(self.source.decoder)
+        return gguf.plan(self.source, self.output, type=type_, adjusted=adjusted)
 
 
 @dataclass(frozen=True)
@@ -110,7 +110,7 @@ class CalibratedONNX(CalibratedPlan):
 
     def __post_init__(self) -> None:
         """Raises UsageError for blocks that there are not, InputError where rows do not divide."""
-        standard_types(self.checkpoint.geometry, self._variant)
+        standard_types(self.source.geometry, self._variant)
 
     @property
     def _variant(self) -> Variant:
@@ -118,14 +118,14 @@ class CalibratedONNX(CalibratedPlan):
 
     @property
     def limit(self) -> int:
-        return onnx.plan(self.checkpoint, self.output, bits=4, **self.blocks).nbytes
+        return onnx.plan(self.source, self.output, bits=4, **self.blocks).nbytes
 
-    def plan(self, folder: Path, progress: Progress) -> Plan:
+    def resolve(self, folder: Path, progress: Progress) -> Plan:
         """Raises InputError where the text is too short."""
         windows = self.claim(folder)
         with deterministic(self.device):
             done = calibrate_onnx(
-                self.checkpoint, self._variant, windows, self.effort, folder, progress,
+                self.source, self._variant, windows, self.effort, folder, progress,
                 device=self.device,
             )  # fmt: skip
         plan = onnx.plan(

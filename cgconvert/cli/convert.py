@@ -12,16 +12,15 @@ from typing import Any
 import click
 
 from cgconvert.cli.options import WriteOptions, common, output, reading, writing
-from cgconvert.cli.progress import TerminalProgress, human_bytes
-from cgconvert.errors import OutputError
+from cgconvert.cli.progress import TerminalProgress
 from cgconvert.formats.read import ReadOptions, read
-from cgconvert.model.checkpoint import Checkpoint
-from cgconvert.write.execute import check, execute, free_space
-from cgconvert.write.plan import LazyPlan, Plan
+from cgconvert.io.progress import human_bytes
+from cgconvert.write.execute import check, execute
+from cgconvert.write.plan import LazyPlan
 
 __all__ = ["carry_out", "converting"]
 
-Planner = Callable[..., Plan | LazyPlan]
+Planner = Callable[..., LazyPlan]
 
 
 def converting(default_source: Callable[[], str] | None = None) -> Callable[[Planner], Any]:
@@ -42,7 +41,7 @@ def converting(default_source: Callable[[], str] | None = None) -> Callable[[Pla
             given = source if source or default_source is None else default_source()
             checkpoint = read(str(given), options)
             plan = planned(checkpoint, output, **own)
-            carry_out(plan, checkpoint, how)
+            carry_out(plan, how)
 
         command.__doc__ = planned.__doc__
         argument = click.argument("source", required=default_source is None)
@@ -51,18 +50,15 @@ def converting(default_source: Callable[[], str] | None = None) -> Callable[[Pla
     return decorate
 
 
-def carry_out(plan: Plan | LazyPlan, checkpoint: Checkpoint, how: WriteOptions) -> None:
+def carry_out(plan: LazyPlan, how: WriteOptions) -> None:
     """Write the artefact and say where it is, or only print the plan."""
-    if not isinstance(plan, Plan):
-        click.echo(plan.told(), err=not how.dry_run)
+    if how.dry_run or not plan.resolved:
+        click.echo(plan.describe(), err=not how.dry_run)
     if how.dry_run:
-        if isinstance(plan, Plan):
-            _show(plan)
-        check(plan, checkpoint)
+        check(plan)
         return
     manifest = execute(
         plan,
-        checkpoint,
         force=how.force,
         resume=how.resume,
         allow_nonfinite=how.allow_nonfinite,
@@ -93,28 +89,3 @@ def _types(table: Mapping[str, str]) -> Iterator[str]:
 
 def _range(first: int, last: int) -> str:
     return str(first) if first == last else f"{first}-{last}"
-
-
-def _show(plan: Plan) -> None:
-    for file in plan.files:
-        click.echo(f"{file.path}  {human_bytes(file.size)}")
-        for item in file.items:
-            stored = item.source.stored_dtype
-            for piece in item.pieces:
-                shape = "x".join(map(str, piece.shape))
-                origin = f"from {str(stored).removeprefix('torch.')} {_shape(item.source.shape)}"
-                click.echo(
-                    f"  {piece.name:<48} {piece.dtype:<6} {shape:>14} "
-                    f"{piece.nbytes:>14,} B  {origin}"
-                )
-    free = free_space(plan.output)
-    click.echo(
-        f"{plan.output}: {human_bytes(plan.nbytes)} to write ({human_bytes(free)} free), "
-        f"about {human_bytes(plan.peak_memory)} of memory beyond the interpreter's"
-    )
-    if plan.nbytes > free:
-        raise OutputError(f"{plan.output}: does not fit on its disk")
-
-
-def _shape(shape: tuple[int, ...]) -> str:
-    return "x".join(map(str, shape))

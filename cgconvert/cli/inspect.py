@@ -7,10 +7,10 @@ import json
 import click
 
 from cgconvert.cli.options import common, reading
-from cgconvert.cli.progress import human_bytes
 from cgconvert.cli.text import printable
 from cgconvert.formats.describe import Description, describe
 from cgconvert.formats.read import ReadOptions
+from cgconvert.io.progress import human_bytes
 
 __all__ = ["command"]
 

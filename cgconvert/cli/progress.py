@@ -7,7 +7,7 @@ from typing import Any
 
 import click
 
-__all__ = ["TerminalProgress", "human_bytes"]
+__all__ = ["TerminalProgress"]
 
 
 class TerminalProgress:
@@ -30,13 +30,3 @@ class TerminalProgress:
         if self._bar is not None:
             self._bar.render_finish()
             self._bar = None
-
-
-def human_bytes(count: int) -> str:
-    """A size as people write it: decimal units, three digits."""
-    value, unit = float(count), "B"
-    for unit in ("B", "kB", "MB", "GB", "TB"):
-        if value < 1000 or unit == "TB":
-            break
-        value /= 1000
-    return f"{count} B" if unit == "B" else f"{value:.3g} {unit}"

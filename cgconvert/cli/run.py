@@ -47,7 +47,7 @@ def command(recipe_file: str, how: WriteOptions) -> None:
             _verify(step.options, found, checkpoint, written, texts, how.dry_run)
         else:
             plan = convert.CONVERSIONS[step.command](checkpoint, **_options(step, found.path))
-            carry_out(plan, checkpoint, how)
+            carry_out(plan, how)
             written.append(plan.output)
 
 

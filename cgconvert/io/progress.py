@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Protocol
 
-__all__ = ["Progress", "Silent"]
+__all__ = ["Progress", "Silent", "human_bytes"]
 
 
 class Progress(Protocol):
@@ -28,3 +28,13 @@ class Silent:
     def advance(self, amount: int) -> None: ...
 
     def finish(self) -> None: ...
+
+
+def human_bytes(count: int) -> str:
+    """A size as people write it: decimal units, three digits."""
+    value, unit = float(count), "B"
+    for unit in ("B", "kB", "MB", "GB", "TB"):
+        if value < 1000 or unit == "TB":
+            break
+        value /= 1000
+    return f"{count} B" if unit == "B" else f"{value:.3g} {unit}"

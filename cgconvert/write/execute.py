@@ -6,8 +6,6 @@ are hashed on threads of their own.
 
 from __future__ import annotations
 
-import os
-import shutil
 import threading
 from collections.abc import Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -31,27 +29,19 @@ from cgconvert.write.manifest import (
     libraries,
     manifest_path,
 )
-from cgconvert.write.plan import LazyPlan, Plan
+from cgconvert.write.plan import LazyPlan, Plan, free_space
 from cgconvert.write.writer import Job, Writer
 
-__all__ = ["check", "execute", "free_space"]
+__all__ = ["check", "execute"]
 
 
-def free_space(output: Path) -> int:
-    """Bytes free on the disk that will hold `output`."""
-    place = Path(os.path.abspath(output)).parent
-    while not place.exists():
-        place = place.parent
-    return shutil.disk_usage(place).free
-
-
-def check(plan: Plan | LazyPlan, checkpoint: Checkpoint, *, staged: int = 0) -> None:
+def check(plan: LazyPlan, *, staged: int = 0) -> None:
     """Stop what cannot end well before a byte is written.
 
     Raises UsageError where the output is the input or inside it, OutputError for want of space;
     `staged` bytes are there from an interrupted run.
     """
-    output = plan.output.resolve()
+    output, checkpoint = plan.output.resolve(), plan.source
     given = checkpoint.origin.get("given")
     for path in (checkpoint.path, *checkpoint.files, *([Path(str(given))] if given else [])):
         if not path.exists():  # a name of the family, a Hub id
@@ -72,8 +62,7 @@ def check(plan: Plan | LazyPlan, checkpoint: Checkpoint, *, staged: int = 0) -> 
 
 
 def execute(
-    plan: Plan | LazyPlan,
-    checkpoint: Checkpoint,
+    plan: LazyPlan,
     *,
     force: bool = False,
     resume: bool = False,
@@ -82,7 +71,7 @@ def execute(
 ) -> Manifest:
     """Write the artefact and its manifest; the target appears complete or not at all.
 
-    A deferred plan is computed first, beside the target.
+    A plan that is not resolved is computed first, beside the target.
 
     `resume` takes over what an interrupted run of the same plan has written. Unless
     `allow_nonfinite`, NaN, infinities and numbers too large for the type are refused; in quantized
@@ -92,32 +81,27 @@ def execute(
     progress = progress or Silent()
     stop = threading.Event()
     staging = Staging(plan.output, force=force, resume=resume)
-    check(plan, checkpoint, staged=max(0, _size(staging.content)))
+    check(plan, staged=max(0, _size(staging.content)))
     try:
         with ExitStack() as stack:
-            if isinstance(plan, Plan):
-                job = Job(plan, staging.content, allow_nonfinite)
-                with uninterrupted():
-                    crew = stack.enter_context(WorkerPool(job, plan))
-                    stack.enter_context(staging)
-            else:  # coded already when it is written: threads are enough
-                with uninterrupted():
-                    stack.enter_context(staging)
-                plan = plan.plan(staging.steps, progress)
-                job = Job(plan, staging.content, allow_nonfinite)
-                crew = stack.enter_context(WorkerPool(job, plan, forked=False))
+            with uninterrupted():
+                stack.enter_context(staging)
+            # Computing a plan encodes its matrices: threads are enough to copy those.
+            forked = plan.resolved
+            plan = plan.resolve(staging.steps, progress)
+            job = Job(plan, staging.content, allow_nonfinite)
+            with uninterrupted():
+                crew = stack.enter_context(WorkerPool(job, plan, forked))
             beside = stack.enter_context(ThreadPoolExecutor(2))
             try:
-                journal = _journal(
-                    staging, key_of(plan, checkpoint, nonfinite=allow_nonfinite), plan
-                )
+                journal = _journal(staging, key_of(plan, nonfinite=allow_nonfinite), plan)
                 # The source is hashed while the disk is busy anyway.
-                source = beside.submit(_digest, checkpoint, journal, stop)
+                source = beside.submit(_digest, plan.source, journal, stop)
                 progress.step(f"writing {plan.output}", plan.nbytes)
-                with Writer(job, crew, checkpoint, journal, beside, progress) as writer:
+                with Writer(job, crew, journal, beside, progress) as writer:
                     for number, file in enumerate(plan.files):
                         writer.write(number, file)
-                    manifest = _manifest(plan, checkpoint, writer.hashes, source, progress)
+                    manifest = _manifest(plan, writer.hashes, source, progress)
             finally:
                 stop.set()
             crew.close()  # from here on all is done but the renames
@@ -162,13 +146,12 @@ def _size(path: Path) -> int:
 
 def _manifest(
     plan: Plan,
-    checkpoint: Checkpoint,
     hashes: Mapping[str, StreamingHash],
     source: Future[dict[str, Any]],
     progress: Progress,
 ) -> Manifest:
     progress.step("hashing", plan.nbytes)
-    digest = source.result()
+    checkpoint, digest = plan.source, source.result()
     _check_source(checkpoint, digest)
     files = {}
     for file in plan.files:

@@ -27,8 +27,11 @@ Place = tuple[int, int, int]
 START: Place = (0, 0, 0)
 
 
-def key_of(plan: Plan, checkpoint: Checkpoint, **choices: bool) -> str:
-    """What has to be the same for the bytes to be the same."""
+def key_of(plan: Plan, **choices: bool) -> str:
+    """Hash of everything that determines the bytes: the plan, its source, the libraries.
+
+    `choices` are further options of the run.
+    """
     files = [
         [file.path, file.size, hashlib.sha256(file.header).hexdigest(),
          [[i.name, i.encoding.name, str(i.source.dtype), [p.offset for p in i.pieces]]
@@ -37,8 +40,8 @@ def key_of(plan: Plan, checkpoint: Checkpoint, **choices: bool) -> str:
     ]  # fmt: skip
     told = [
         libraries(), plan.format, plan.type, dict(plan.options), choices, files,
-        sources(checkpoint), checkpoint.layout, checkpoint.geometry.as_dict(),
-        dict(checkpoint.origin),
+        sources(plan.source), plan.source.layout, plan.source.geometry.as_dict(),
+        dict(plan.source.origin),
     ]  # fmt: skip
     return hashlib.sha256(json.dumps(told, sort_keys=True).encode()).hexdigest()
 

@@ -3,18 +3,31 @@
 from __future__ import annotations
 
 import math
+import os
+import shutil
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, ClassVar, Protocol
 
 import torch
 
 from cgconvert.codecs.encoding import Encoding
-from cgconvert.io.progress import Progress
+from cgconvert.io.progress import Progress, human_bytes
+from cgconvert.model.checkpoint import Checkpoint
 from cgconvert.model.tensor import LazyTensor
 
-__all__ = ["CHUNK_BYTES", "FilePlan", "Item", "LazyPlan", "Piece", "Plan", "cores", "lay_out"]
+__all__ = [
+    "CHUNK_BYTES",
+    "FilePlan",
+    "Item",
+    "LazyPlan",
+    "Piece",
+    "Plan",
+    "cores",
+    "free_space",
+    "lay_out",
+]
 
 CHUNK_BYTES = 8 << 20
 """float32 bytes of one chunk of rows: large enough for the disk, small enough for every core to
@@ -102,10 +115,14 @@ class FilePlan:
 class Plan:
     """An artefact to be written at `output`: a folder, or (`folder` false) the one file itself.
 
-    `format` and `type` name what it is (for example gguf, Q8_0); `files` paths are relative to
-    the folder, or the file's own name; `options` go into the manifest.
+    `source` is the model whose tensors are written; the manifest names its files. `format` and
+    `type` name the artefact (for example gguf, Q8_0); paths of `files` are relative to the folder,
+    or the file's own name; `options` go into the manifest.
     """
 
+    resolved: ClassVar[bool] = True
+
+    source: Checkpoint
     output: Path
     folder: bool
     format: str
@@ -133,13 +150,43 @@ class Plan:
         fixed = cores() * PROCESS_BYTES + sum(len(file.header) for file in self.files)
         return 3 * flying + fixed
 
+    def describe(self) -> str:
+        """A line for each file and each stored array, then size, free space and memory."""
+        lines = []
+        for file in self.files:
+            lines.append(f"{file.path}  {human_bytes(file.size)}")
+            for item in file.items:
+                stored = str(item.source.stored_dtype).removeprefix("torch.")
+                origin = f"from {stored} {_dimensions(item.source.shape)}"
+                lines += [
+                    f"  {piece.name:<48} {piece.dtype:<6} {_dimensions(piece.shape):>14} "
+                    f"{piece.nbytes:>14,} B  {origin}"
+                    for piece in item.pieces
+                ]
+        lines.append(
+            f"{self.output}: {human_bytes(self.nbytes)} to write "
+            f"({human_bytes(free_space(self.output))} free), "
+            f"about {human_bytes(self.peak_memory)} of memory beyond the interpreter's"
+        )
+        return "\n".join(lines)
+
+    def resolve(self, folder: Path, progress: Progress) -> Plan:
+        """Return the plan itself: nothing has to be computed."""
+        return self
+
 
 class LazyPlan(Protocol):
-    """A plan for `output` that has to be computed first, which takes a while.
+    """A plan for `output` that may have to be computed first; a Plan is one that need not be.
 
-    `format` is the artefact's; `nbytes` are at most needed on the disk, what is kept meanwhile
-    included.
+    `resolved` is false where `resolve` computes for a while. `source` is the model and `format`
+    the artefact's; `nbytes` is the most disk space needed, intermediate results included.
     """
+
+    @property
+    def resolved(self) -> bool: ...
+
+    @property
+    def source(self) -> Checkpoint: ...
 
     @property
     def output(self) -> Path: ...
@@ -150,11 +197,23 @@ class LazyPlan(Protocol):
     @property
     def nbytes(self) -> int: ...
 
-    def plan(self, folder: Path, progress: Progress) -> Plan:
-        """The plan. Steps that are complete are kept in `folder`, for the next time as well."""
+    def describe(self) -> str:
+        """Describe in a line or more what will be computed or written, and what that needs."""
 
-    def told(self) -> str:
-        """What will be computed and what that needs, in a line or more."""
+    def resolve(self, folder: Path, progress: Progress) -> Plan:
+        """Compute the plan, keeping completed steps in `folder` for a later run."""
+
+
+def free_space(output: Path) -> int:
+    """Bytes free on the disk that will hold `output`."""
+    folder = Path(os.path.abspath(output)).parent
+    while not folder.exists():
+        folder = folder.parent
+    return shutil.disk_usage(folder).free
+
+
+def _dimensions(shape: tuple[int, ...]) -> str:
+    return "x".join(map(str, shape))
 
 
 def lay_out(

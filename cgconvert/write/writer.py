@@ -12,7 +12,6 @@ from cgconvert.codecs.plain import Plain
 from cgconvert.errors import InputError
 from cgconvert.io.pipeline import ordered_results
 from cgconvert.io.progress import Progress
-from cgconvert.model.checkpoint import Checkpoint
 from cgconvert.write.chunk import Faults, write_all, write_chunk
 from cgconvert.write.crew import WorkerPool
 from cgconvert.write.follow import StreamingHash
@@ -49,12 +48,11 @@ class Writer:
         self,
         job: Job,
         crew: WorkerPool,
-        checkpoint: Checkpoint,
         journal: Journal,
         notes: Executor,
         progress: Progress,
     ) -> None:
-        self.job, self.crew, self.path = job, crew, checkpoint.path
+        self.job, self.crew = job, crew
         self.journal, self.begin = journal, journal.place
         self.notes, self.progress = notes, progress
         self.hashes: dict[str, StreamingHash] = {}
@@ -137,7 +135,7 @@ class Writer:
         """Raises InputError naming the source's tensor, and how many numbers are at fault."""
         stored = list(item.source.leaves())
         names = ", ".join(dict.fromkeys(tensor.name for tensor in stored)) or item.name
-        where = f"{stored[0].path if stored else self.path}: tensor {names}"
+        where = f"{stored[0].path if stored else self.job.plan.source.path}: tensor {names}"
         plain = isinstance(item.encoding, Plain)
         if plain and self.job.allow_nonfinite:
             return

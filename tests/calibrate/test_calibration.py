@@ -69,7 +69,7 @@ def calibrated(source: Checkpoint, budget: Budget, text: Text, folder: Path) -> 
 
     with pytest.MonkeyPatch.context() as patched:
         patched.setattr(plans, "calibrate_gguf", keep)
-        deferred.plan(folder / "steps", Silent())
+        deferred.resolve(folder / "steps", Silent())
     return found[0]
 
 
@@ -128,7 +128,7 @@ def test_it_is_no_larger_than_the_standard_mix(
 ) -> None:
     for name, checkpoint in (("ours", done.checkpoint), ("plain", source)):
         plan = gguf.plan(checkpoint, tmp_path / f"{name}.gguf", type="Q4_K_M")
-        execute(plan, source)
+        execute(plan)
     ours, theirs = (tmp_path / f"{name}.gguf" for name in ("ours", "plain"))
     assert ours.stat().st_size <= theirs.stat().st_size
 
@@ -139,7 +139,7 @@ def test_the_file_is_verified_and_a_mistake_in_it_is_not_excused(
     def failed(checkpoint: Checkpoint) -> set[str]:
         path = tmp_path / "model.gguf"
         plan = gguf.plan(checkpoint, path, type="Q4_K_M", adjusted=done.adjusted)
-        execute(plan, source, force=True)
+        execute(plan, force=True)
         report = verify(path, "gguf", "Q4_K", source, "cpu", new_tokens=4, threads=1)
         assert "weights.adjusted" in {check.name for check in report.checks}
         return {check.name for check in report.checks if check.verdict == Verdict.FAIL}

@@ -87,7 +87,7 @@ def test_nothing_is_left_on_the_cpu(
         path.parent.mkdir()
         deferred = replace(asked(source, path, bits=4, format=form), device=device)
         with sdpa_kernel(SDPBackend.MATH):  # the CPU's own adds in another order
-            execute(deferred, source)
+            execute(deferred)
         manifest = find_manifest(path)
         assert manifest is not None
         assert manifest.options["calibration"]["device"] == device.type
@@ -102,7 +102,7 @@ def test_work_that_is_moved_to_the_cpu_is_noticed(
     monkeypatch.setattr(sensitivity, "rotary", lambda g, n, device: rotary(g, n))
     deferred = replace(asked(source, tmp_path / "x.gguf", bits=4), device=pretended.device())
     with pytest.raises(RuntimeError, match="tensors on pretended and on cpu"):
-        deferred.plan(tmp_path / "steps", Silent())
+        deferred.resolve(tmp_path / "steps", Silent())
 
 
 @pytest.mark.parametrize("name", CODECS)
@@ -156,10 +156,10 @@ def test_cuda_is_taken_where_it_is(
 
 def test_the_time_is_told_for_the_device(source: Checkpoint, tmp_path: Path, quick: None) -> None:
     deferred = replace(asked(source, tmp_path / "x.gguf", bits=4), device=pretended.device())
-    assert " windows of 64 tokens to fit to, " in deferred.told()
+    assert " windows of 64 tokens to fit to, " in deferred.describe()
 
 
-@pytest.mark.parametrize("step", ["told", "plan"])
+@pytest.mark.parametrize("step", ["describe", "resolve"])
 def test_on_a_gpu_the_same_kernels_and_too_little_memory_is_told(
     step: str, source: Checkpoint, tmp_path: Path, quick: None, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -174,6 +174,8 @@ def test_on_a_gpu_the_same_kernels_and_too_little_memory_is_told(
     monkeypatch.setattr(plans, "calibrate_gguf", full)
     monkeypatch.setattr(fitted, "_timed", full)
     with pytest.raises(UsageError, match="not enough memory on the GPU; use --device cpu"):
-        deferred.told() if step == "told" else deferred.plan(tmp_path / "steps", Silent())
+        deferred.describe() if step == "describe" else deferred.resolve(
+            tmp_path / "steps", Silent()
+        )
     assert seen == [True]
     assert not torch.are_deterministic_algorithms_enabled()

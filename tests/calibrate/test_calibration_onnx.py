@@ -66,7 +66,7 @@ def done(
 
 
 def written(source: Checkpoint, checkpoint: Checkpoint, path: Path, **options: object) -> Path:
-    execute(onnx.plan(checkpoint, path, bits=4, **options), source, force=True)  # type: ignore[arg-type]
+    execute(onnx.plan(checkpoint, path, bits=4, **options), force=True)  # type: ignore[arg-type]
     return path
 
 
@@ -84,7 +84,7 @@ def test_it_loses_far_less_than_rounding_at_the_same_bytes(
     plain = onnx.plan(source, tmp_path / "plain", bits=4)
     ours = onnx.plan(done.checkpoint, tmp_path / "ours", bits=4, adjusted=done.adjusted)
     assert [p for i in ours.items for p in i.pieces] == [p for i in plain.items for p in i.pieces]
-    execute(plain, source)
+    execute(plain)
     rounded = divergence(source, stored_decoder(plain.output, "onnx"))
     assert divergence(source, done.checkpoint.decoder) < 0.4 * rounded
 
@@ -200,7 +200,7 @@ def test_a_budget_is_kept_and_its_result_passes_verification(
     matrices = [item for item in plan.items if item.name in found.table]
     assert {item.name: item.encoding.name for item in matrices} == found.table
     assert 0.98 * standard < sum(item.nbytes for item in matrices) <= standard
-    execute(plan, source)
+    execute(plan)
     assert failed(source, path) == set()
 
 

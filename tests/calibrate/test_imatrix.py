@@ -52,7 +52,7 @@ def written(tmp_path_factory: pytest.TempPathFactory) -> Written:
         path = folder / f"{type}-{weighted}.gguf"
         if not path.exists():
             importance = skewed() if weighted else None
-            execute(plan(SOURCE, path, type=type, importance=importance), SOURCE)
+            execute(plan(SOURCE, path, type=type, importance=importance))
         return path
 
     return write
@@ -146,13 +146,13 @@ def test_chunks_of_rows_give_the_same_bytes(
 ) -> None:
     whole, path = written("Q4_0", True), tmp_path / "Q4_0-True.gguf"
     monkeypatch.setattr("cgconvert.write.plan.CHUNK_BYTES", 700 * 4 * 256)
-    execute(plan(SOURCE, path, type="Q4_0", importance=skewed()), SOURCE)
+    execute(plan(SOURCE, path, type="Q4_0", importance=skewed()))
     assert path.read_bytes() == whole.read_bytes()
 
 
 def test_an_interrupted_run_does_not_go_on_with_another(tmp_path: Path) -> None:
     def key(importance: Imatrix | None) -> str:
-        return key_of(plan(SOURCE, tmp_path / "x", type="Q4_K", importance=importance), SOURCE)
+        return key_of(plan(SOURCE, tmp_path / "x", type="Q4_K", importance=importance))
 
     other = replace(skewed(), sha256="6" * 64)
     assert len({key(None), key(skewed()), key(other)}) == 3
@@ -181,7 +181,7 @@ def test_the_manifest_and_the_file_say_which(written: Written) -> None:
 def test_verify_passes_it_and_catches_mistakes(tmp_path: Path, type: str) -> None:  # noqa: A002
     def failed(decoder: Decoder) -> set[str]:
         path, wrong = tmp_path / "model.gguf", replace(SOURCE, decoder=decoder)
-        execute(plan(wrong, path, type=type, importance=skewed()), SOURCE, force=True)
+        execute(plan(wrong, path, type=type, importance=skewed()), force=True)
         checks, _ = check_weights(path, "gguf", SOURCE.decoder)
         return {check.name for check in checks if check.verdict == Verdict.FAIL}
 

@@ -63,8 +63,8 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The embedded model's first layer in two formats, and a text."""
     where = tmp_path_factory.mktemp("same_bytes")
     source = first_layers(1)
-    execute(convert.to_hf(source, where / "hf"), source)
-    execute(convert.to_gguf(source, where / "plain.gguf", type="Q4_K"), source)
+    execute(convert.to_hf(source, where / "hf"))
+    execute(convert.to_gguf(source, where / "plain.gguf", type="Q4_K"))
     text = "\n".join(read_text("stdlib", "calibration").documents)[:6_000]
     (where / "text.py").write_text(text)
     return where

@@ -405,7 +405,7 @@ def test_interrupted(tmp_path: Path) -> None:
     """SIGTERM ends a run with 130, one line, and nothing left behind."""
     code = (
         "import os, signal, sys; from cgconvert.cli import main as m; "
-        "from cgconvert.stream import write as w; "
+        "from cgconvert.write import writer as w; "
         "w.Writer._items = lambda *_: os.kill(os.getpid(), signal.SIGTERM); "
         f"m.main(['to-hf', '{TINY}', '-o', 'hf'])"
     )

@@ -32,7 +32,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The embedded model's first two layers as a checkpoint of its own, and a text."""
     where = tmp_path_factory.mktemp("quantize")
     source = replace(first_layers(2), name="small")
-    execute(convert.to_hf(source, where / "small"), source)
+    execute(convert.to_hf(source, where / "small"))
     text = "\n".join(read_text("stdlib", "calibration").documents)[:TEXT_CHARACTERS]
     (where / "text.py").write_text(text)
     return where

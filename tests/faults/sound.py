@@ -72,7 +72,7 @@ class Sound:
         elif kind in _ARTEFACTS:
             source = read(str(self.copy("safetensors", self.folder / "original")))
             output = folder / GIVEN[kind]
-            execute(_ARTEFACTS[kind](source, output), source)
+            execute(_ARTEFACTS[kind](source, output))
         else:
             tokenizer = embedded.path()
             made = synthetic.write(kind, STATE, GEOMETRY, folder, "source", tokenizer)

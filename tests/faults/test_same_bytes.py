@@ -63,7 +63,7 @@ def test_any_number_of_processes(
     for count in (1, 4):
         threads(count)
         target = tmp_path / str(count) / "out.gguf"
-        execute(OUTPUTS[output](checkpoint, target), checkpoint)
+        execute(OUTPUTS[output](checkpoint, target))
         written.append(tree(target.parent))
     assert written[0] == written[1]
     manifests = list(tmp_path.rglob("*cgconvert.json"))

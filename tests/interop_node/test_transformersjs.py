@@ -55,7 +55,7 @@ def test_64_pinned_tokens(kind: str, tmp_path: Path) -> None:
     """Each prompt alone, and all as one left-padded batch."""
     checkpoint = read(embedded.NAME)
     made = plan(checkpoint, tmp_path / "model", **VARIANTS[kind])
-    execute(made, checkpoint)
+    execute(made)
     texts = [pinned["text"] for pinned in PINNED]
     said = run(made.output, texts)
     assert said["prompts"] == [checkpoint.tokenizer.encode(text) for text in texts]
@@ -71,7 +71,7 @@ def test_every_dtype_is_found_by_its_name(kind: str, tmp_path: Path) -> None:
     """config.json alone says which file. The tokens are those of Python's onnxruntime."""
     checkpoint = read(embedded.NAME)
     made = plan(checkpoint, tmp_path / "model", **VARIANTS[kind])
-    execute(made, checkpoint)
+    execute(made)
     texts = [pinned["text"] for pinned in PINNED]
     said = run(made.output, texts)
     runtime = OnnxRuntime.open(made.output, "cpu", 1)

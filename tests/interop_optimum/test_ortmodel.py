@@ -43,7 +43,7 @@ def folders(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     checkpoint = read(embedded.NAME)
     root = tmp_path_factory.mktemp("onnx")
     for stem, (options, _) in VARIANTS.items():
-        execute(plan(checkpoint, root / stem, **options), checkpoint)
+        execute(plan(checkpoint, root / stem, **options))
     return {stem: root / stem for stem in VARIANTS}
 
 

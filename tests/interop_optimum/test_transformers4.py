@@ -21,7 +21,7 @@ TEXT = "def hello(x):\n        return x + 1\n\t\tfoo  # ünïcode\n"
 def folder(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Path:
     checkpoint = read(embedded.NAME)
     output = tmp_path_factory.mktemp(request.param) / "hf"
-    execute(convert.to_hf(checkpoint, output, layout=request.param), checkpoint)
+    execute(convert.to_hf(checkpoint, output, layout=request.param))
     return output
 
 

@@ -78,8 +78,9 @@ def test_nothing_is_left_whenever_it_comes(
     capfd: pytest.CaptureFixture[str],
 ) -> None:
     items = lay_out([("a", InMemory(torch.ones(4, 4)), F32)])
-    plan = Plan(tmp_path / "new" / "out", True, "x", "F32", (FilePlan("x", b"", items),))
-    module = "cgconvert.stream." + ("crew" if call[0] in "tP" else "commit")
+    files = (FilePlan("x", b"", items),)
+    plan = Plan(checkpoint, tmp_path / "new" / "out", True, "x", "F32", files)
+    module = "cgconvert." + ("write.crew" if call[0] in "tP" else "io.staging")
     monkeypatch.setattr(crews, "SMALL_BYTES", 0)
     threads = torch.get_num_threads()
     torch.set_num_threads(2)
@@ -93,7 +94,7 @@ def test_nothing_is_left_whenever_it_comes(
     monkeypatch.setattr(f"{module}.{call}", interrupting)
     monkeypatch.setattr(crews, "SMALL_BYTES", 0)
     with pytest.raises(KeyboardInterrupt):
-        execute(plan, checkpoint)
+        execute(plan)
     torch.set_num_threads(threads)
     assert os.listdir(tmp_path) == ["source-safetensors"]
     assert capfd.readouterr().err == ""

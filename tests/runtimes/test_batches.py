@@ -70,7 +70,7 @@ def write(source: Checkpoint, tmp_path_factory: pytest.TempPathFactory) -> Calla
     def written(name: str) -> Plan:
         if name not in plans:
             plans[name] = ARTEFACTS[name][0](source, tmp_path_factory.mktemp("out") / "artefact")
-            execute(plans[name], source)
+            execute(plans[name])
         return plans[name]
 
     return written

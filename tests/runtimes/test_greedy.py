@@ -64,7 +64,7 @@ def test_every_runtime_gives_them(kind: str, name: str, tmp_path: Path) -> None:
         "onnx": lambda: convert.to_onnx(checkpoint, tmp_path / "onnx"),
         "gguf": lambda: convert.to_gguf(checkpoint, tmp_path / "x.gguf", type="F32"),
     }[kind]()
-    execute(plan, checkpoint)
+    execute(plan)
     runtime = open_runtime(kind, plan.output, "cpu", name=name)
     try:
         for pinned in PINNED:
@@ -81,7 +81,7 @@ def test_every_runtime_gives_them(kind: str, name: str, tmp_path: Path) -> None:
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     checkpoint = read(embedded.NAME)
     plan = convert.to_onnx(checkpoint, tmp_path_factory.mktemp("batch") / "onnx")
-    execute(plan, checkpoint)
+    execute(plan)
     return plan.output
 
 

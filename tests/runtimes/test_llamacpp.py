@@ -78,7 +78,7 @@ def test_a_wrong_rotary_order_would_show(
     checkpoint = random_checkpoint(64)
     monkeypatch.setattr(type(checkpoint.decoder), "half_split", lambda decoder: decoder)
     output = tmp_path / "wrong.gguf"
-    execute(plan(checkpoint, output, type="F32"), checkpoint)
+    execute(plan(checkpoint, output, type="F32"))
     logits = run(output).feed(prompt())[:, : tokenizer().size]
     assert kl_divergence(reference(64, prompt()), logits).mean() > 1e-3
 
@@ -94,7 +94,7 @@ def test_embedded_model(tmp_path: Path, run: Callable[..., LlamaCpp]) -> None:
         wanted = model(torch.tensor([ids])).logits[0, :, : checkpoint.tokenizer.size].numpy()
     for type_, bound in (("F32", 1e-6), ("F16", 1e-6), ("Q8_0", 3e-4)):
         output = tmp_path / file_name(checkpoint, type_)
-        execute(plan(checkpoint, output, type=type_), checkpoint)
+        execute(plan(checkpoint, output, type=type_))
         logits = run(output).feed(ids)[:, : checkpoint.tokenizer.size]
         assert kl_divergence(wanted, logits).mean() <= bound, type_
 

@@ -36,7 +36,7 @@ def write(name: str, checkpoint: Checkpoint, folder: Path) -> Plan:
     """Write an artefact of this kind into a folder, over what was there by its name."""
     output = folder / (f"{name}.gguf" if name.startswith("gguf") else name)
     plan = WRITERS[name](checkpoint, output)
-    execute(plan, checkpoint, force=True)
+    execute(plan, force=True)
     return plan
 
 

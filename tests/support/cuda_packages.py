@@ -30,7 +30,7 @@ def written(source: Checkpoint, folder: Path) -> dict[str, Path]:
         "gguf": gguf.plan(source, folder / "model.gguf", type="F16"),
     }
     for plan in plans.values():
-        execute(plan, source)
+        execute(plan)
     return {name: plan.output for name, plan in plans.items()}
 
 

@@ -78,7 +78,7 @@ def converted(folder: Path, type: str = "F16", head: int = 64) -> Path:  # noqa:
     checkpoint = random_checkpoint(head)
     output = folder / f"{head}" / file_name(checkpoint, type)
     if not output.exists():
-        execute(plan(checkpoint, output, type=type), checkpoint)
+        execute(plan(checkpoint, output, type=type))
     return output
 
 

@@ -54,7 +54,7 @@ class Model:
     def artefact(self, kind: str) -> Path:
         output = self.folder / kind
         if not output.exists():
-            execute(plan(self.checkpoint, output, **VARIANTS[kind]), self.checkpoint)
+            execute(plan(self.checkpoint, output, **VARIANTS[kind]))
         return output
 
     def graph(self, kind: str) -> Path:

@@ -284,7 +284,7 @@ def test_the_series_of_a_real_artefact(tmp_path: Path) -> None:
     (tmp_path / "source").mkdir()
     source = checkpoint(tmp_path / "source")
     plan = gguf.plan(source, tmp_path / "tiny.gguf", type="Q8_0")
-    execute(plan, source)
+    execute(plan)
     found = verify(plan.output, plan.format, plan.type, source, "cpu", new_tokens=1, threads=1)
     kl = [value for value in found.series["logits.kl"] if value is not None]
     assert len(kl) == found.prompts["tokens"] == sum(found.prompts["lengths"])

@@ -68,7 +68,7 @@ def test_logits_are_compared_on_the_texts_beside_the_prompts(
     runtime: str, source: Checkpoint, tmp_path: Path
 ) -> None:
     plan = onnx.plan(source, tmp_path / "out")
-    execute(plan, source)
+    execute(plan)
     text = Text("mine", "for x in range(10):\n    print(x)\n" * 9, "ab" * 32)
     found = verify(
         plan.output, plan.format, plan.type, source, "cpu", new_tokens=2, threads=1,
@@ -86,6 +86,6 @@ def test_logits_are_compared_on_the_texts_beside_the_prompts(
 
 def test_a_runtime_of_another_format(source: Checkpoint, tmp_path: Path) -> None:
     plan = onnx.plan(source, tmp_path / "out")
-    execute(plan, source)
+    execute(plan)
     with pytest.raises(UsageError, match=r"does not run onnx; use onnxruntime or onnxruntime-gen"):
         verify(plan.output, plan.format, plan.type, source, "cpu", runtime="llama.cpp")

@@ -49,12 +49,12 @@ def checkpoint(make_checkpoint: Callable[..., Path]) -> Checkpoint:
     return read(str(make_checkpoint()))
 
 
-def plan_of(output: Path, tensor: LazyTensor) -> Plan:
+def plan_of(checkpoint: Checkpoint, output: Path, tensor: LazyTensor) -> Plan:
     """Pieces of an item lie one behind the other, so its chunks are written out of order."""
     items = lay_out([("a", tensor, MatMulNBits(4)), ("b", tensor, F16)], start=7, align=64)
     files = (FilePlan("one.bin", b"head", items, items[-1].pieces[-1].offset + 400_000),
              FilePlan("two.bin", b"", lay_out([("c", tensor.T, F32)])))  # fmt: skip
-    return Plan(output, True, "onnx", "Q4", files)
+    return Plan(checkpoint, output, True, "onnx", "Q4", files)
 
 
 # in_order
@@ -136,8 +136,8 @@ def test_a_file_that_becomes_shorter_is_an_error(tmp_path: Path) -> None:
 def test_processes_write_what_one_thread_writes(tmp_path: Path, checkpoint: Checkpoint) -> None:
     manifests = []
     for name in ("processes", "thread"):
-        plan = plan_of(tmp_path / name / "out", InMemory(MATRIX))
-        manifest = execute(plan, checkpoint)
+        plan = plan_of(checkpoint, tmp_path / name / "out", InMemory(MATRIX))
+        manifest = execute(plan)
         manifests.append(manifest)
         for file, entry in manifest.files.items():
             data = (plan.output / file).read_bytes()
@@ -151,7 +151,7 @@ def test_every_fault_is_counted(tmp_path: Path, checkpoint: Checkpoint) -> None:
     broken = MATRIX.clone()
     broken[[5, 1000, 2999], 3] = float("nan")
     with pytest.raises(InputError, match="tensor a: 3 values are NaN or infinite in the source"):
-        execute(plan_of(tmp_path / "out", InMemory(broken)), checkpoint)
+        execute(plan_of(checkpoint, tmp_path / "out", InMemory(broken)))
     assert os.listdir(tmp_path) == ["source-safetensors"]
 
 
@@ -169,7 +169,7 @@ def test_a_killed_process_is_told_of(
 ) -> None:
     for _ in range(5):
         with pytest.raises(OutputError, match="a process was killed from outside"):
-            execute(plan_of(tmp_path / "out", Killed(MATRIX)), checkpoint)
+            execute(plan_of(checkpoint, tmp_path / "out", Killed(MATRIX)))
     assert os.listdir(tmp_path) == ["source-safetensors"]
     assert capfd.readouterr().err == ""
 
@@ -178,11 +178,11 @@ def test_a_killed_process_is_told_of(
 def test_processes_outlast_an_interruption_and_not_their_parent() -> None:
     code = """
 import pathlib, time, torch
-from cgconvert.stream import crew
+from cgconvert.write import crew
 from cgconvert.write.plan import Plan
 torch.set_num_threads(3)
 crew.SMALL_BYTES = 0
-with crew.Crew(time.sleep, Plan(pathlib.Path("x"), True, "", "", ())) as workers:
+with crew.WorkerPool(time.sleep, Plan(None, pathlib.Path("x"), True, "", "", ())) as workers:
     busy = [workers.submit(60) for _ in range(3)]
     print(*workers._pool._processes, flush=True)
     time.sleep(60)
@@ -210,12 +210,15 @@ def _runs(pid: int) -> bool:
         return False
 
 
-def test_the_memory_told_is_bounded(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_memory_told_is_bounded(
+    tmp_path: Path, checkpoint: Checkpoint, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """Of a matrix of 100 GB on any number of cores: what leaves room below 1.5 GB for torch."""
     huge = torch.empty(1, 1).expand(4_000_000, 6144)
     for count in (1, 4, 16, 256):
         monkeypatch.setattr(torch, "get_num_threads", lambda count=count: count)
         for tensor in (InMemory(huge), InMemory(huge.T).T):
             items = lay_out([("a", tensor, F16)])
-            plan = Plan(tmp_path / "x", True, "x", "F16", (FilePlan("x", b"", items),))
+            files = (FilePlan("x", b"", items),)
+            plan = Plan(checkpoint, tmp_path / "x", True, "x", "F16", files)
             assert plan.peak_memory < 1.1e9

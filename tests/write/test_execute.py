@@ -33,19 +33,21 @@ def checkpoint(make_checkpoint: Callable[..., Path]) -> Checkpoint:
     return read(str(make_checkpoint()))
 
 
-def folder_plan(output: Path, tensor: torch.Tensor = MATRIX, encoding: object = F32) -> Plan:
+def folder_plan(
+    checkpoint: Checkpoint, output: Path, tensor: torch.Tensor = MATRIX, encoding: object = F32
+) -> Plan:
     items = lay_out([("a", InMemory(tensor), encoding), ("b", InMemory(tensor[0]), F16)],
                     start=3, align=64)  # type: ignore[list-item]  # fmt: skip
     files = (FilePlan("deep/data.bin", b"abc", items), FilePlan("note.txt", b"hello"))
-    return Plan(output, True, "huggingface", "F32", files, {"dtype": "float32"})
+    return Plan(checkpoint, output, True, "huggingface", "F32", files, {"dtype": "float32"})
 
 
 def test_bytes_land_where_the_plan_says(
     tmp_path: Path, checkpoint: Checkpoint, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(plans, "CHUNK_BYTES", 4000)  # many chunks
-    plan = folder_plan(tmp_path / "new" / "out")
-    execute(plan, checkpoint)
+    plan = folder_plan(checkpoint, tmp_path / "new" / "out")
+    execute(plan)
     data = (tmp_path / "new/out/deep/data.bin").read_bytes()
     first, second = (item.pieces[0] for item in plan.files[0].items)
     assert (first.offset, second.offset) == (64, 64 + 32000)
@@ -58,7 +60,7 @@ def test_bytes_land_where_the_plan_says(
 
 
 def test_the_manifest_says_what_was_written(tmp_path: Path, checkpoint: Checkpoint) -> None:
-    execute(folder_plan(tmp_path / "out"), checkpoint)
+    execute(folder_plan(checkpoint, tmp_path / "out"))
     manifest = find_manifest(tmp_path / "out")
     assert manifest is not None
     for name, entry in manifest.files.items():
@@ -75,7 +77,7 @@ def test_the_manifest_says_what_was_written(tmp_path: Path, checkpoint: Checkpoi
 
 def test_twice_gives_the_same_bytes(tmp_path: Path, checkpoint: Checkpoint) -> None:
     for name in ("one", "two"):
-        execute(folder_plan(tmp_path / name / "out"), checkpoint)
+        execute(folder_plan(checkpoint, tmp_path / name / "out"))
     one, two = ((tmp_path / n / "out" / "cgconvert.json").read_bytes() for n in ("one", "two"))
     assert one == two
 
@@ -85,12 +87,12 @@ def test_an_existing_output_is_kept_unless_forced(tmp_path: Path, checkpoint: Ch
     output.mkdir()
     (output / "mine").write_text("precious")
     with pytest.raises(UsageError, match="exists; give --force"):
-        execute(folder_plan(output), checkpoint)
+        execute(folder_plan(checkpoint, output))
     assert (output / "mine").read_text() == "precious"
     with pytest.raises(InputError):
-        execute(folder_plan(output, MATRIX / 0), checkpoint, force=True)
+        execute(folder_plan(checkpoint, output, MATRIX / 0), force=True)
     assert (output / "mine").read_text() == "precious"
-    execute(folder_plan(output), checkpoint, force=True)
+    execute(folder_plan(checkpoint, output), force=True)
     assert not (output / "mine").exists()
     assert (output / "note.txt").exists()
     assert sorted(os.listdir(tmp_path)) == ["out", "source-safetensors"]
@@ -100,9 +102,9 @@ def test_folders_are_swapped_without_renameat2(
     tmp_path: Path, checkpoint: Checkpoint, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     output = tmp_path / "out"
-    execute(folder_plan(output), checkpoint)
+    execute(folder_plan(checkpoint, output))
     monkeypatch.setattr("ctypes.CDLL", lambda *_, **__: object())
-    execute(folder_plan(output, MATRIX + 1), checkpoint, force=True)
+    execute(folder_plan(checkpoint, output, MATRIX + 1), force=True)
     data = (output / "deep/data.bin").read_bytes()
     assert np.frombuffer(data, "<f4", 1, 64)[0] == 1
     assert sorted(os.listdir(tmp_path)) == ["out", "source-safetensors"]
@@ -111,8 +113,8 @@ def test_folders_are_swapped_without_renameat2(
 def test_a_file_and_its_manifest_beside(tmp_path: Path, checkpoint: Checkpoint) -> None:
     output = tmp_path / "gguf" / "model.gguf"
     items = lay_out([("a", InMemory(MATRIX), BF16)])
-    plan = Plan(output, False, "gguf", "BF16", (FilePlan("model.gguf", b"", items),))
-    execute(plan, checkpoint)
+    plan = Plan(checkpoint, output, False, "gguf", "BF16", (FilePlan("model.gguf", b"", items),))
+    execute(plan)
     assert sorted(os.listdir(output.parent)) == ["model.gguf", "model.gguf.cgconvert.json"]
     assert json.loads(manifest_path(output).read_text())["type"] == "BF16"
     assert output.stat().st_size == 16000
@@ -129,7 +131,7 @@ def test_numbers_that_cannot_be_stored(
     tmp_path: Path, checkpoint: Checkpoint, tensor: torch.Tensor, encoding: object, message: str
 ) -> None:
     with pytest.raises(InputError, match=message):
-        execute(folder_plan(tmp_path / "out", tensor, encoding), checkpoint)
+        execute(folder_plan(checkpoint, tmp_path / "out", tensor, encoding))
     assert os.listdir(tmp_path) == ["source-safetensors"]
 
 
@@ -145,9 +147,9 @@ class Full(LazyTensor):
 
 def test_a_failure_leaves_nothing(tmp_path: Path, checkpoint: Checkpoint) -> None:
     items = lay_out([("a", Full(), F32)])
-    plan = Plan(tmp_path / "out", True, "onnx", "F32", (FilePlan("x", b"", items),))
+    plan = Plan(checkpoint, tmp_path / "out", True, "onnx", "F32", (FilePlan("x", b"", items),))
     with pytest.raises(OutputError, match="No space left on device"):
-        execute(plan, checkpoint)
+        execute(plan)
     assert os.listdir(tmp_path) == ["source-safetensors"]
 
 
@@ -156,7 +158,7 @@ def test_too_little_space_is_seen_before(
 ) -> None:
     monkeypatch.setattr(execution, "free_space", lambda output: 1000)
     with pytest.raises(OutputError, match=r"bytes are needed, 1,000 are free"):
-        execute(folder_plan(tmp_path / "out"), checkpoint)
+        execute(folder_plan(checkpoint, tmp_path / "out"))
     assert os.listdir(tmp_path) == ["source-safetensors"]
 
 
@@ -166,11 +168,11 @@ def test_two_runs_on_one_output(tmp_path: Path, checkpoint: Checkpoint) -> None:
     with (staging / "lock").open("w") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)
         with pytest.raises(UsageError, match="is being written by another run"):
-            execute(folder_plan(tmp_path / "out"), checkpoint)
+            execute(folder_plan(checkpoint, tmp_path / "out"))
         assert staging.exists()
     (staging / "content").mkdir()
     (staging / "content" / "left over").write_text("by a run that was killed")
-    execute(folder_plan(tmp_path / "out"), checkpoint)
+    execute(folder_plan(checkpoint, tmp_path / "out"))
     assert sorted(os.listdir(tmp_path)) == ["out", "source-safetensors"]
     assert not (tmp_path / "out" / "left over").exists()
 
@@ -178,5 +180,5 @@ def test_two_runs_on_one_output(tmp_path: Path, checkpoint: Checkpoint) -> None:
 def test_output_and_input_are_kept_apart(tmp_path: Path, checkpoint: Checkpoint) -> None:
     for output in (checkpoint.path, checkpoint.path / "sub", tmp_path / "source-safetensors"):
         with pytest.raises(UsageError, match=r"choose another -o"):
-            execute(folder_plan(output), checkpoint, force=True)
+            execute(folder_plan(checkpoint, output), force=True)
     assert (checkpoint.path / "model.safetensors").exists()

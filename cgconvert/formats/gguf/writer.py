@@ -113,7 +113,7 @@ def plan(
         options["tensor_type"] = dict(fixed)
     if importance is not None:
         options["imatrix"] = importance.told
-    return Plan(output, False, "gguf", type, (file,), options)
+    return Plan(checkpoint, output, False, "gguf", type, (file,), options)
 
 
 def _tensors(decoder: Decoder, kind: FileType) -> Iterator[tuple[str, LazyTensor, Encoding]]:

@@ -69,6 +69,7 @@ def plan(
         **tokenizer.files(g.n_positions),
     }
     return Plan(
+        source=checkpoint,
         output=output,
         folder=True,
         format="huggingface",

@@ -61,6 +61,7 @@ def plan(
     graph, data = f"{variant.stem}.onnx", f"{variant.stem}.onnx_data"
     items = place(checkpoint.decoder, variant)
     return Plan(
+        source=checkpoint,
         output=output,
         folder=True,
         format="onnx",

@@ -46,7 +46,7 @@ def test_source_comes_back_bit_by_bit(
         for part in GGUF.layer:
             assert _same(getattr(ours, part), getattr(theirs, part)), part
     output = tmp_path / "again.gguf"
-    execute(plan(again, output, type=type_), again)
+    execute(plan(again, output, type=type_))
     assert output.read_bytes() == path.read_bytes()
 
 

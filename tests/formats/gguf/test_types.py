@@ -38,7 +38,7 @@ DEEP = Geometry(
 
 def write(checkpoint: Checkpoint, folder: Path, type: str) -> Path:  # noqa: A002
     output = folder / f"{type}.gguf"
-    execute(plan(checkpoint, output, type=type), checkpoint)
+    execute(plan(checkpoint, output, type=type))
     return output
 
 

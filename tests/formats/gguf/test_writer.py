@@ -33,7 +33,7 @@ def test_same_bytes_whatever_the_chunks(
     monkeypatch.setattr("cgconvert.write.plan.CHUNK_BYTES", 5000)
     for type_ in ("F16", "Q4_0"):
         output = tmp_path / file_name(checkpoint, type_)
-        execute(plan(checkpoint, output, type=type_), checkpoint)
+        execute(plan(checkpoint, output, type=type_))
         assert output.read_bytes() == convert(type_).read_bytes()
 
 
@@ -133,7 +133,7 @@ def test_no_merges_is_said_before_anything_is_written(tmp_path: Path) -> None:
     added = [AddedToken(len(one), END_OF_TEXT, True)]
     merging = replace(checkpoint, tokenizer=Tokenizer.from_parts(one, [("a", "b")], added))
     output = tmp_path / "merging.gguf"
-    execute(plan(merging, output), merging)
+    execute(plan(merging, output))
     runtime = LlamaCpp.open(output, "cpu", 1)
     assert runtime.tokenize("abc") == merging.tokenizer.encode("abc")
     runtime.close()

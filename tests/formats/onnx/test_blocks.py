@@ -70,7 +70,7 @@ def test_symmetric_int4_is_q4_0(tmp_path: Path) -> None:
         convert.to_gguf(checkpoint, tmp_path / "x.gguf", type="Q4_0"),
         convert.to_onnx(checkpoint, tmp_path / "onnx", bits=4, symmetric=True),
     ):
-        execute(made, checkpoint)
+        execute(made)
     ours = decoded_tensors(tmp_path / "onnx/onnx/model_q4.onnx")
     theirs = gguf.tensors(tmp_path / "x.gguf", read_header(tmp_path / "x.gguf"))
     for i in range(checkpoint.geometry.n_layer):
@@ -87,7 +87,7 @@ def test_symmetric_int4_is_q4_0(tmp_path: Path) -> None:
 @pytest.mark.parametrize("bits", [4, 8])
 def test_every_block_size_runs(small: Model, bits: int, block_size: int, tmp_path: Path) -> None:
     made = plan(small.checkpoint, tmp_path / "x", bits=bits, block_size=block_size)
-    execute(made, small.checkpoint)
+    execute(made)
     ids = small.prompts()[0]
     error = relative_error(
         OnnxRuntime.open(made.output, "cpu", THREADS).feed(ids), small.logits(ids)

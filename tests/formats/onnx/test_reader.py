@@ -58,7 +58,7 @@ def test_another_rotary_base_is_kept(tmp_path: Path, small: Model) -> None:
     geometry = replace(small.checkpoint.geometry, rotary_base=500.0)
     decoder = replace(small.checkpoint.decoder, geometry=geometry)
     source = replace(small.checkpoint, decoder=decoder)
-    execute(plan(source, tmp_path / "out"), source)
+    execute(plan(source, tmp_path / "out"))
     assert read(str(tmp_path / "out")).geometry.rotary_base == 500.0
     stored = reader.stored_tensors(tmp_path / "out/onnx/model.onnx")
     expected = np.cos(100 / 500.0 ** (np.arange(0, 32, 2) / 32))
