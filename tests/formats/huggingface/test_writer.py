@@ -30,6 +30,7 @@ from cgconvert.model.tensor_names import CODEGEN, PHI
 from cgconvert.model.tokenizer import END_OF_TEXT, AddedToken, Tokenizer
 from cgconvert.runtimes.transformers import Transformers
 from cgconvert.write.plan import Plan
+from tests.support.greedy_tokens import assert_same_tokens
 
 GEOMETRY = Geometry(
     n_layer=2, n_embd=64, n_head=8, rotary_dim=4, n_positions=256, vocab_size=304, mp_num=4
@@ -226,7 +227,9 @@ def test_shards(model: CodeGenForCausalLM, checkpoint: Checkpoint, tmp_path: Pat
     assert seen.keys() == model.state_dict().keys()
     assert list(load_file(tmp_path / shards[0])) == ["transformer.wte.weight"]
     loaded = AutoModelForCausalLM.from_pretrained(tmp_path, dtype=torch.float32)
-    assert torch.equal(logits(loaded), logits(model))
+    assert all(torch.equal(t, model.state_dict()[n]) for n, t in loaded.state_dict().items())
+    # A product may add up the same numbers otherwise where their memory is aligned otherwise.
+    assert relative(logits(loaded), logits(model)) <= 1e-6
 
 
 def test_a_shard_is_filled_to_the_byte(checkpoint: Checkpoint, tmp_path: Path) -> None:
@@ -328,7 +331,9 @@ def test_a_padded_batch_generates_what_each_text_does(folder: Path) -> None:
         alone = model.generate(
             **tokenizer(text, return_tensors="pt"), max_new_tokens=12, do_sample=False
         )
-        assert row[-12:].tolist() == alone[0][-12:].tolist()
+        expected = alone[0][-12:].tolist()
+        chosen_by = logits(model, alone)[0, -13:-1].numpy()
+        assert_same_tokens(row[-12:].tolist(), expected, chosen_by, rounding=1e-4)
 
 
 def test_the_runtime(model: CodeGenForCausalLM, folder: Path) -> None:
