@@ -1,0 +1,47 @@
+"""The documentation: the site builds without a warning, its links lead somewhere, examples run."""
+
+from __future__ import annotations
+
+import re
+import socket
+from pathlib import Path
+
+import pytest
+from mkdocs.commands.build import build
+from mkdocs.config import load_config
+
+ROOT = Path(__file__).resolve().parents[1]
+
+
+@pytest.fixture(scope="module")
+def site(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The built site. Every warning is an error, and so is every connection to another machine."""
+
+    def refuse(*address: object) -> None:
+        raise AssertionError(f"the build of the documentation connects to {address[1:]}")
+
+    folder = tmp_path_factory.mktemp("site")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(socket.socket, "connect", refuse)
+        patch.chdir(ROOT)
+        config = load_config(str(ROOT / "mkdocs.yml"), strict=True, site_dir=str(folder))
+        build(config)
+    return folder
+
+
+def test_the_site_has_every_guide(site: Path) -> None:
+    pages = {path.stem for path in (ROOT / "docs").glob("*.md")}
+    assert pages >= {"verify", "onnx", "quantize", "security", "mutations", "design"}
+    assert not [page for page in pages if not (site / page / "index.html").is_file()]
+
+
+def test_links_to_other_files_of_the_repository_lead_into_the_site(site: Path) -> None:
+    page = (site / "verify" / "index.html").read_text("utf-8")
+    links = re.findall(r'href="\.\./(cgconvert/[^"]+\.py)"', page)
+    assert links
+    assert not [link for link in links if not (site / link).is_file()]
+
+
+def test_a_page_loads_nothing_from_another_site(site: Path) -> None:
+    loads = re.compile(r'<(?:script|img|link rel="(?:stylesheet|preload)")[^>]*"https?://')
+    assert not [path for path in site.rglob("*.html") if loads.search(path.read_text("utf-8"))]

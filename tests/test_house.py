@@ -1,0 +1,45 @@
+"""Rules for the whole tree: which way imports run, and what modules and names must say."""
+
+from __future__ import annotations
+
+import ast
+import re
+from graphlib import TopologicalSorter
+from pathlib import Path
+
+import grimp
+
+from tests.support.layer_diagram import diagram, layers, written_diagram
+
+ROOT = Path(__file__).resolve().parents[1]
+
+
+def python_files(*folders: str) -> list[Path]:
+    """The Python files under these folders of the repository, without what npm installed."""
+    paths = (path for folder in folders for path in (ROOT / folder).rglob("*.py"))
+    return sorted(path for path in paths if "node_modules" not in path.parts)
+
+
+def test_no_module_is_part_of_an_import_circle() -> None:
+    graph = grimp.build_graph("cgconvert", cache_dir=None)
+    imports = {
+        module: graph.find_modules_directly_imported_by(module) for module in sorted(graph.modules)
+    }
+    assert len(imports) > 100
+    TopologicalSorter(imports).prepare()  # raises CycleError, which names the circle
+
+
+def test_every_module_says_what_it_is_for() -> None:
+    undocumented = [
+        path.relative_to(ROOT).as_posix()
+        for path in python_files("cgconvert", "tests", "benchmarks")
+        if (source := path.read_text("utf-8")).strip() and not ast.get_docstring(ast.parse(source))
+    ]
+    assert undocumented == []
+
+
+def test_the_diagram_of_the_layers_is_that_of_the_contract() -> None:
+    assert written_diagram() == diagram()
+    described = re.findall(r"^\| (`.*?) \|", (ROOT / "docs/design.md").read_text("utf-8"), re.M)
+    folders = re.findall("`(.*?)`", "".join(described))
+    assert [name for layer in layers() for name in layer if name not in folders] == ["__main__"]
