@@ -1,12 +1,12 @@
-"""Our block codecs beside llama.cpp's own C, one thread each: speed and error of every type.
+"""Compare our block codecs with llama.cpp's C code: speed and error of every type, on one thread.
 
     python benchmarks/codecs.py --repeats 9
 
-llama.cpp's is ggml_quantize_chunk, which llama-quantize calls, of the library in llama-cpp-python.
-Both encode the same float32 weights in turn, in one process; time is this thread's own on a CPU,
-so that a busy machine disturbs little, and the ratio is the median of the pairs'. Errors are sums
-of squared differences, of gguf-py's decoding in both cases; "weighted" means by an importance for
-each column, which both are given (llama.cpp's imatrix).
+llama.cpp's function is ggml_quantize_chunk, which llama-quantize calls, from the library in
+llama-cpp-python. Both encode the same float32 weights in turn, in one process. The time is the CPU
+time of the thread, so that other processes disturb little, and the ratio is the median over the
+pairs of runs. Errors are sums of squared differences after decoding with gguf-py. "Weighted" means
+that both get an importance for each column, as from llama.cpp's imatrix.
 """
 
 from __future__ import annotations
@@ -38,7 +38,13 @@ CODECS = [codec for codec in ENCODINGS.values() if isinstance(codec, BlockCodec)
 
 @click.command()
 @click.option("--repeats", type=click.IntRange(3), default=9, show_default=True)
-@click.option("--rows", type=click.IntRange(64), default=2048, show_default=True, help="Of 1024.")
+@click.option(
+    "--rows",
+    type=click.IntRange(64),
+    default=2048,
+    show_default=True,
+    help="Number of rows with 1024 weights.",
+)
 def main(repeats: int, rows: int) -> None:
     """Measure every block type."""
     torch.set_num_threads(1)
@@ -52,9 +58,10 @@ def main(repeats: int, rows: int) -> None:
 
 
 def _data(rows: int) -> dict[str, np.ndarray]:
+    """Weights to encode, by name, each float32 [rows, 1024]."""
     random = np.random.default_rng(0)
-    block = read(str(embedded.path())).decoder.layers[2]
-    trained = torch.cat([getattr(block, n).read().float().reshape(-1, 256)
+    layer = read(str(embedded.path())).decoder.layers[2]
+    trained = torch.cat([getattr(layer, n).read().float().reshape(-1, 256)
                          for n in ("q", "v", "o", "fc_in", "fc_out")])  # fmt: skip
     return {
         "normal": random.standard_normal((rows, 1024), dtype=np.float32),
@@ -64,7 +71,7 @@ def _data(rows: int) -> dict[str, np.ndarray]:
 
 
 def _importance(columns: int) -> np.ndarray:
-    """As uneven as the mean squares of a layer's input."""
+    """Random weights for columns, as uneven as the mean squares of a layer's inputs."""
     random = np.random.default_rng(1)
     drawn = random.standard_normal(columns) ** 2 * random.lognormal(0, 1, columns)
     return drawn.astype(np.float32)
@@ -78,21 +85,21 @@ def _measure(
     def ours(rows: np.ndarray) -> np.ndarray:
         return codec.encode(torch.from_numpy(rows), share)[0].numpy()
 
-    def theirs(rows: np.ndarray) -> np.ndarray:
+    def peers(rows: np.ndarray) -> np.ndarray:
         return _ggml(codec, rows, weights)
 
     errors = {
-        name: _error(codec, ours(rows), rows, weights) / _error(codec, theirs(rows), rows, weights)
+        name: _error(codec, ours(rows), rows, weights) / _error(codec, peers(rows), rows, weights)
         for name, rows in data.items()
     }
     rows = data["normal"]
-    pairs = [(_seconds(ours, rows), _seconds(theirs, rows)) for _ in range(repeats)]
+    pairs = [(_seconds(ours, rows), _seconds(peers, rows)) for _ in range(repeats)]
     return {
         "type": codec.name,
         "weighted": weights is not None,
-        "ours": rows.size / statistics.median(mine for mine, _ in pairs) / 1e6,
-        "ggml": rows.size / statistics.median(other for _, other in pairs) / 1e6,
-        "speed": statistics.median(other / mine for mine, other in pairs),
+        "ours": rows.size / statistics.median(seconds for seconds, _ in pairs) / 1e6,
+        "ggml": rows.size / statistics.median(seconds for _, seconds in pairs) / 1e6,
+        "speed": statistics.median(peer / own for own, peer in pairs),
         "errors": errors,
     }
 
@@ -150,7 +157,7 @@ def _write(results: list[dict[str, Any]], repeats: int, rows: int) -> None:
         f"{rows * 1024 / 1e6:.1f} M weights, one thread of {machine['cores']} "
         f"{machine['architecture']} cores ({machine['vectors']}), torch {machine['torch']}, "
         f"llama-cpp-python {machine['llama_cpp_python']}; medians of {repeats} interleaved runs. "
-        "Ratios are ours to llama.cpp's: speed wants to be above 1, errors at or below.",
+        "Ratios are ours to llama.cpp's: speed should be above 1, errors at or below 1.",
         "",
         "| | M weights/s | llama.cpp's C | speed | "
         + " | ".join(f"error, {k}" for k in kinds)

@@ -1,17 +1,18 @@
-"""Prefill and decode of every runtime that serves CodeGen on a CPU, side by side.
+"""Measure prefill and decode of every runtime that runs CodeGen on a CPU.
 
     python benchmarks/decode.py --name codegen-350M-mono --threads 4 --repeats 5 \\
         --peers .venv-optimum/bin/python --llama .venv-llama/bin/python
 
-Random weights of the family's true shape: speed does not depend on the numbers. Every contender is
-a process of its own that loads its model once; then all take turns, repeat by repeat, so the
-machine's moods are shared. `--peers` is a Python with optimum and ctranslate2 (which want an older
-transformers), `--llama` one with llama-cpp-python; both are this Python unless given. llama.cpp is
-taken at its best, and so meets its AMX kernels, which GCC 12 compiles wrongly: on a CPU that has
-them, build it with -mno-amx-tile -mno-amx-int8 -mno-amx-bf16 in CMAKE_C_FLAGS and CMAKE_CXX_FLAGS.
+The model has the family's shape and random weights, because speed does not depend on the numbers.
+Every contender is a process that loads its model once. Then all take turns in every repeat, so that
+changes of the machine's speed affect all alike. `--peers` is a Python with optimum and ctranslate2,
+which need an older transformers; `--llama` is one with llama-cpp-python. Both default to this
+Python. llama.cpp is run with its fastest settings and so uses its AMX kernels, which GCC 12
+compiles wrongly. On a CPU with AMX, build it with -mno-amx-tile -mno-amx-int8 -mno-amx-bf16 in
+CMAKE_C_FLAGS and CMAKE_CXX_FLAGS.
 
-The share of memory bandwidth is that of the weights a step reads, in bytes a second, over what all
-threads read from a large array in the same run.
+The share of bandwidth is the weights that a step reads, in bytes per second, divided by the speed
+with which all threads read a large array in the same run.
 """
 
 from __future__ import annotations
@@ -28,15 +29,16 @@ from pathlib import Path
 from typing import Any
 
 import click
-from measuring import command, keep, machine, workplace
+from measuring import command, machine, store, work_folder
 
 PROMPT, STEPS, BATCHES = 128, 32, (1, 8)
+PHASES = ("prefill", "decode")
 WORKER = Path(__file__).with_name("decoding.py")
 
 
 @dataclass
 class Contender:
-    """One runtime with one file. `reads` are the bytes of weights that a step reads."""
+    """A runtime with a file. A decoding step reads `reads` bytes of weights."""
 
     name: str
     kind: str
@@ -47,16 +49,17 @@ class Contender:
     seconds: dict[tuple[str, int], list[float]] = field(default_factory=dict)
 
     def start(self, threads: int) -> None:
+        """Start the process, load the model and run it once."""
         environment = os.environ | {"OMP_NUM_THREADS": str(threads)}
         self.process = subprocess.Popen(
             [self.python, str(WORKER), self.kind, str(self.path), str(threads)],
             stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, env=environment,
         )  # fmt: skip
-        self.ask({"batch": 1, "prompt": 8, "steps": 2})  # loaded, and its kernels warm
+        self.ask({"batch": 1, "prompt": 8, "steps": 2})  # waits until the model is loaded and warm
 
-    def ask(self, what: dict[str, int]) -> dict[str, float]:
-        """Seconds of a prefill and of a step. Raises ClickException where the process is gone."""
-        self.process.stdin.write(json.dumps(what) + "\n")
+    def ask(self, request: dict[str, int]) -> dict[str, float]:
+        """Seconds of a prefill and of a step. Raises ClickException if the process has ended."""
+        self.process.stdin.write(json.dumps(request) + "\n")
         self.process.stdin.flush()
         line = self.process.stdout.readline()
         if not line:
@@ -65,21 +68,22 @@ class Contender:
         return answer
 
     def measure(self, batch: int) -> None:
+        """Measure one prefill and its steps, and append the seconds."""
         answer = self.ask({"batch": batch, "prompt": PROMPT, "steps": STEPS})
-        for what, seconds in answer.items():
-            self.seconds.setdefault((what, batch), []).append(seconds)
+        for phase, seconds in answer.items():
+            self.seconds.setdefault((phase, batch), []).append(seconds)
 
-    def rate(self, what: str, batch: int) -> float | None:
-        """Tokens a second, all sequences of the batch together."""
-        seconds = self.seconds.get((what, batch))
+    def rate(self, phase: str, batch: int) -> float | None:
+        """Tokens per second of a phase (prefill or decode), over all sequences of the batch."""
+        seconds = self.seconds.get((phase, batch))
         if not seconds:
             return None
-        return batch * (PROMPT if what == "prefill" else 1) / statistics.median(seconds)
+        return batch * (PROMPT if phase == "prefill" else 1) / statistics.median(seconds)
 
 
 @click.command()
 @click.option("--name", default="codegen-350M-mono", show_default=True)
-@click.option("--layers", type=int, help="Cut the model to so many layers.")
+@click.option("--layers", type=int, help="Keep only this many layers.")
 @click.option("--threads", type=click.IntRange(1), default=os.cpu_count(), show_default=True)
 @click.option("--repeats", type=click.IntRange(1), default=5, show_default=True)
 @click.option("--peers", default=sys.executable, help="Python with optimum and ctranslate2.")
@@ -100,7 +104,7 @@ def main(
     work: Path | None,
 ) -> None:
     """Measure prefill and decode of all contenders."""
-    with workplace(work) as folder:
+    with work_folder(work) as folder:
         contenders = list(_prepare(folder, name, layers, peers, llama, only))
         for path in also:
             reads = path.stat().st_size * 9 // 10
@@ -125,9 +129,9 @@ def main(
 def _prepare(
     folder: Path, name: str, layers: int | None, peers: str, llama: str, only: tuple[str, ...]
 ) -> Iterator[Contender]:
-    """Make the model and the files of those whose name contains one of `only`, or of all."""
+    """Create the model and the files of all contenders, or of those whose name is in `only`."""
 
-    def wanted(name: str) -> bool:
+    def selected(name: str) -> bool:
         return not only or any(part in name for part in only)
 
     cuts = ["--layers", str(layers)] if layers else []
@@ -154,13 +158,13 @@ def _prepare(
         ("int4 bs128", ("--bits", "4", "--block-size", "128", "--symmetric")),
     ):  # fmt: skip
         named = {r: f"ours {label}, {r}" for r in ("onnxruntime", "genai")}
-        if any(map(wanted, named.values())):
+        if any(map(selected, named.values())):
             path = onnx(label.replace(" ", "-"), *options)
             reads = _data(path) - _embedding(path)
             for runtime, own in named.items():
-                if wanted(own):
+                if selected(own):
                     yield Contender(own, runtime, sys.executable, path, reads)
-    if wanted("optimum float32"):
+    if selected("optimum float32"):
         exported = out / "optimum"
         _run(
             str(Path(peers).with_name("optimum-cli")), "export", "onnx", "--model", str(source),
@@ -168,7 +172,7 @@ def _prepare(
         )  # fmt: skip
         weights = 4 * _weights(source)
         yield Contender("optimum float32", "optimum", peers, exported, weights)
-    if wanted("CTranslate2 int8"):
+    if selected("CTranslate2 int8"):
         translated = out / "ctranslate2"
         _run(
             str(Path(peers).with_name("ct2-transformers-converter")), "--model", str(source),
@@ -178,20 +182,23 @@ def _prepare(
         yield Contender("CTranslate2 int8", "ctranslate2", peers, translated, reads)
     gguf("F16")
     for type_ in ("Q8_0", "Q4_0", "Q4_K_M"):
-        if wanted(f"llama.cpp {type_}"):
+        if selected(f"llama.cpp {type_}"):
             path = gguf(type_)
             reads = path.stat().st_size * 9 // 10
             yield Contender(f"llama.cpp {type_}", "llama.cpp", llama, path, reads)
 
 
 def _run(*arguments: str) -> None:
-    done = subprocess.run(arguments, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True)
-    if done.returncode:
-        raise click.ClickException(f"{' '.join(arguments[:4])}: {done.stderr[-2000:]}")
+    """Run a command. Raises ClickException with its stderr if it fails."""
+    process = subprocess.run(
+        arguments, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True
+    )
+    if process.returncode:
+        raise click.ClickException(f"{' '.join(arguments[:4])}: {process.stderr[-2000:]}")
 
 
 def _weights(source: Path) -> int:
-    """Of the matrices that a step multiplies with: all but the embedding's."""
+    """Number of weights that a step reads: all but those of the embedding."""
     from cgconvert.formats.read import read
 
     g = read(str(source)).geometry
@@ -199,11 +206,12 @@ def _weights(source: Path) -> int:
 
 
 def _data(folder: Path) -> int:
+    """Bytes of the data files of an ONNX folder."""
     return sum(path.stat().st_size for path in (folder / "onnx").glob("*_data"))
 
 
 def _embedding(folder: Path) -> int:
-    """Bytes of the table a step takes one row of."""
+    """Bytes of the embedding, of which a step reads only one row."""
     from cgconvert.formats.onnx.reader import find_graph, stored_tensors
 
     tensors = stored_tensors(find_graph(folder))
@@ -211,7 +219,7 @@ def _embedding(folder: Path) -> int:
 
 
 def _bandwidth(threads: int) -> float:
-    """Bytes a second that all threads together read from 1 GB."""
+    """Bytes per second with which all threads together read 1 GB of memory."""
     import torch
 
     torch.set_num_threads(threads)
@@ -230,7 +238,7 @@ RATIOS = (
     ("ours int8, onnxruntime", "llama.cpp Q8_0", 1.0),
     ("ours float32, onnxruntime", "optimum float32", 1.2),
 )
-"""What decode at batch 1 is held to."""
+"""Targets for decoding at batch 1: how many times as fast as the second the first must be."""
 
 
 def _write(
@@ -239,13 +247,13 @@ def _write(
     repeats: int,
     contenders: list[Contender],
     bandwidth: float,
-    some: bool,
+    selected: bool,
 ) -> None:
     shape = machine()
     by_name = {c.name: c for c in contenders}
     rows = []
     for c in contenders:
-        rates = {f"{what} {b}": c.rate(what, b) for what in ("prefill", "decode") for b in BATCHES}
+        rates = {f"{phase} {b}": c.rate(phase, b) for phase in PHASES for b in BATCHES}
         step = c.rate("decode", 1)
         share = c.reads * step / bandwidth if step else None
         rows.append({"name": c.name, "tokens_per_second": rates, "bandwidth_share": share})
@@ -253,18 +261,18 @@ def _write(
     own = [
         (c.name, "llama.cpp Q4_K_M", 0.95) for c in contenders if c.name.startswith("llama.cpp,")
     ]
-    for one, other, target in (*RATIOS, *own):
-        if one in by_name and other in by_name:
+    for ours, peer, target in (*RATIOS, *own):
+        if ours in by_name and peer in by_name:
             pairs = zip(
-                by_name[one].seconds["decode", 1], by_name[other].seconds["decode", 1], strict=True
+                by_name[ours].seconds["decode", 1], by_name[peer].seconds["decode", 1], strict=True
             )
-            ratios.append((one, other, statistics.median(b / a for a, b in pairs), target))
-    heads = [f"{what}, batch {b}" for what in ("prefill", "decode") for b in BATCHES]
+            ratios.append((ours, peer, statistics.median(b / a for a, b in pairs), target))
+    heads = [f"{phase}, batch {b}" for phase in PHASES for b in BATCHES]
     lines = [
         f"`{command()}`",
         "",
         f"{name}'s shape, random weights; {threads} threads; {shape['cores']} cores, "
-        f"{shape['memory_gb']} GB, {shape['architecture']}; tokens a second (all sequences of a "
+        f"{shape['memory_gb']} GB, {shape['architecture']}; tokens per second (all sequences of a "
         f"batch together), medians of {repeats} interleaved repeats: a prompt of {PROMPT} tokens, "
         f"then {STEPS} steps. Reading memory: {bandwidth / 1e9:.0f} GB/s.",
         "",
@@ -285,7 +293,7 @@ def _write(
               "machine": shape, "bandwidth": bandwidth, "rows": rows,
               "ratios": [dict(zip(("one", "other", "times", "target"), r, strict=True))
                          for r in ratios]}  # fmt: skip
-    keep(f"decode-{name}{'-some' if some else ''}", result, lines)
+    store(f"decode-{name}{'-selected' if selected else ''}", result, lines)
 
 
 if __name__ == "__main__":

@@ -1,10 +1,10 @@
-"""One contender of decode.py: a loaded model that answers on stdin and stdout.
+"""A contender of decode.py: loads a model, reads requests from stdin and answers on stdout.
 
     python benchmarks/decoding.py KIND PATH THREADS
 
-For each line {"batch", "prompt", "steps"} it prints {"prefill", "decode"}: the seconds of the
-prompt, to its last logits, and of one step after it. Tokens are fed, not sampled, wherever the
-runtime lets one.
+For each line {"batch", "prompt", "steps"} it prints {"prefill", "decode"}: the seconds until the
+last logits of the prompt, and the seconds of one step after it. Where the runtime allows it, tokens
+are fed and not sampled.
 """
 
 from __future__ import annotations
@@ -19,11 +19,13 @@ from typing import Any
 import numpy as np
 
 Answer = Callable[[int, int, int], tuple[float, float]]
+"""From batch, prompt length and number of steps to the seconds of the prefill and of a step."""
+
 TOKEN = 100
 
 
 def onnxruntime(path: Path, threads: int) -> Answer:
-    """Batch 1 as `cgconvert generate` decodes, in a shared buffer; more with a cache that grows."""
+    """Batch 1 uses the shared buffer of `cgconvert generate`; larger batches a growing cache."""
     from cgconvert.runtimes.onnxruntime import OnnxRuntime
 
     runtime: Any = OnnxRuntime.open(path, "cpu", threads)
@@ -55,6 +57,7 @@ def onnxruntime(path: Path, threads: int) -> Answer:
 
 
 def genai(path: Path, threads: int) -> Answer:
+    """onnxruntime-genai's generator, which samples greedily."""
     import onnxruntime_genai as og
 
     config = og.Config(str(path))
@@ -81,7 +84,7 @@ def genai(path: Path, threads: int) -> Answer:
 
 
 def optimum(path: Path, threads: int) -> Answer:
-    """As ORTModelForCausalLM runs it, step by step with its cache, without `generate` around."""
+    """Calls ORTModelForCausalLM step by step with its cache, without its `generate`."""
     import onnxruntime as ort
     import torch
     from optimum.onnxruntime import ORTModelForCausalLM
@@ -112,7 +115,7 @@ def optimum(path: Path, threads: int) -> Answer:
 
 
 def ctranslate2(path: Path, threads: int) -> Answer:
-    """It has no step of its own: the time of a longer text less that of its first token."""
+    """There is no call for a single step: the time of a longer text minus that of one token."""
     import ctranslate2 as ct2
 
     generator = ct2.Generator(str(path), device="cpu", intra_threads=threads, inter_threads=1)
@@ -134,7 +137,7 @@ def ctranslate2(path: Path, threads: int) -> Answer:
 
 
 def llamacpp(path: Path, threads: int) -> Answer:
-    """llama.cpp at its best: weights repacked, flash attention, its own float16 cache."""
+    """llama.cpp with its fastest settings: repacked weights, flash attention, float16 cache."""
     from llama_cpp import llama_cpp as lib
 
     silent = lib.llama_log_callback(lambda level, text, data: None)
@@ -152,8 +155,8 @@ def llamacpp(path: Path, threads: int) -> Answer:
 
     def decode(tokens: list[tuple[int, int, bool]]) -> None:
         batch_of.n_tokens = len(tokens)
-        for i, (sequence, position, wanted) in enumerate(tokens):
-            batch_of.token[i], batch_of.pos[i], batch_of.logits[i] = TOKEN, position, wanted
+        for i, (sequence, position, with_logits) in enumerate(tokens):
+            batch_of.token[i], batch_of.pos[i], batch_of.logits[i] = TOKEN, position, with_logits
             batch_of.n_seq_id[i], batch_of.seq_id[i][0] = 1, sequence
         if lib.llama_decode(context, batch_of):
             raise SystemExit("llama_decode failed")
@@ -172,6 +175,7 @@ def llamacpp(path: Path, threads: int) -> Answer:
 
 
 def llama_quantize(source: str, target: str, type_: str) -> None:
+    """Quantize a GGUF file as llama-quantize does."""
     import ctypes
 
     import llama_cpp
@@ -195,14 +199,15 @@ KINDS: dict[str, Callable[[Path, int], Answer]] = {
 
 
 def main() -> None:
+    """Answer the requests on stdin until it is closed."""
     kind, *rest = sys.argv[1:]
     if kind == "llama-quantize":
         llama_quantize(*rest)
         return
     answer = KINDS[kind](Path(rest[0]), int(rest[1]))
     for line in sys.stdin:
-        asked = json.loads(line)
-        prefill, decode = answer(asked["batch"], asked["prompt"], asked["steps"])
+        request = json.loads(line)
+        prefill, decode = answer(request["batch"], request["prompt"], request["steps"])
         print(json.dumps({"prefill": prefill, "decode": decode}), flush=True)
 
 

@@ -1,4 +1,4 @@
-"""What the benchmarks of quality share: held-out text, rows of losses, their table and drawing."""
+"""Shared by the quality benchmarks: evaluation text, losses, their table and their plot."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from typing import Any
 from xml.etree.ElementTree import Element, tostring
 
 import numpy as np
-from measuring import RESULTS, keep
+from measuring import RESULTS, store
 
 from cgconvert.model.checkpoint import Checkpoint
 from cgconvert.texts.text import STDLIB, read_text
@@ -28,7 +28,7 @@ from cgconvert.verify.report.plots import (
     scale_over,
 )
 
-__all__ = ["HeldOut", "Row", "draw", "keep_rows", "table"]
+__all__ = ["EvaluationText", "Row", "draw", "store_rows", "table"]
 
 LENGTH = 256
 TOP, BOTTOM, HEIGHT = 16, 420, 460
@@ -36,7 +36,7 @@ TOP, BOTTOM, HEIGHT = 16, 420, 460
 
 @dataclass(frozen=True)
 class Row:
-    """One file: bytes, seconds it took to make from F16 or the source, and what it lost."""
+    """One file: its bytes, the seconds to make it from F16 or the source, and its losses."""
 
     name: str
     nbytes: int
@@ -48,33 +48,34 @@ class Row:
 
     @property
     def series(self) -> str:
-        """Whose it is: what is drawn in one colour."""
+        """The group of files that is drawn in one colour."""
         if self.name.startswith("ours"):
             return "ours calibrated" if "calibrated" in self.name else "ours, no text"
         return self.name.split()[0] + (" + imatrix" if self.name.endswith("imatrix") else "")
 
 
-class HeldOut:
-    """The first tokens of the evaluation text, and the float16 reference's answers on them."""
+class EvaluationText:
+    """The first tokens of the evaluation text, and the float16 reference's outputs on them."""
 
     def __init__(self, source: Checkpoint, tokens: int) -> None:
         ids = read_text(STDLIB).ids(source.tokenizer, tokens)
         self.sequences = [ids[i : i + LENGTH] for i in range(0, len(ids) - LENGTH + 1, LENGTH)]
         self.tokens = sum(map(len, self.sequences))
-        reference = Reference(source.decoder).distributions(self.sequences, source.tokenizer.size)
-        self._wanted = Distribution.joined(reference)
+        outputs = Reference(source.decoder).distributions(self.sequences, source.tokenizer.size)
+        self._reference = Distribution.joined(outputs)
 
     def row(self, name: str, nbytes: int, seconds: float, logits: np.ndarray) -> Row:
-        """`logits` are those after every token, float32 [tokens, vocabulary]."""
-        loss = measure(self._wanted, logits)
+        """Compare with the reference: `logits` after every token, float32 [tokens, vocabulary]."""
+        loss = measure(self._reference, logits)
         ratio = loss.perplexity_ratio or 0.0
         return Row(name, nbytes, seconds, loss.kl_mean, loss.kl_p99, loss.top1, ratio)
 
 
-def table(rows: Sequence[Row], base: Row, called: str, kl_called: str) -> list[str]:
-    """Markdown; `called` and `kl_called` are what `base` is for bytes and for KL."""
+def table(rows: Sequence[Row], base: Row, base_name: str, kl_base_name: str) -> list[str]:
+    """A Markdown table, in units of `base`, with its names in the headings of bytes and KL."""
     return [
-        f"| | bytes | of {called} | KL | × {kl_called} | p99 | top-1 | perplexity | seconds |",
+        f"| | bytes | of {base_name} | KL | × {kl_base_name} | p99 | top-1 | perplexity "
+        "| seconds |",
         "|---|---|---|---|---|---|---|---|---|",
         *(
             f"| {r.name} | {r.nbytes:,} | {r.nbytes / base.nbytes:.2f} | {r.kl:.3g} | "
@@ -85,16 +86,16 @@ def table(rows: Sequence[Row], base: Row, called: str, kl_called: str) -> list[s
     ]
 
 
-def keep_rows(
+def store_rows(
     name: str, facts: dict[str, Any], rows: Sequence[Row], lines: Sequence[str], x_label: str
 ) -> None:
-    """results/<name>.json, .md and .svg."""
-    keep(name, {**facts, "rows": [vars(r) for r in rows]}, [*lines, "", f"![]({name}.svg)"])
+    """Write results/<name>.json, .md and .svg."""
+    store(name, {**facts, "rows": [vars(r) for r in rows]}, [*lines, "", f"![]({name}.svg)"])
     draw(RESULTS / f"{name}.svg", rows, x_label)
 
 
 def draw(path: Path, rows: Sequence[Row], x_label: str) -> None:
-    """KL over bytes as SVG: KL on a logarithmic scale, a colour for each series, bytes growing."""
+    """Plot KL over bytes as SVG, with a logarithmic scale and one colour for each series."""
     rows = [row for row in sorted(rows, key=lambda r: r.nbytes) if row.kl > 1e-6]
     first, last = rows[0].nbytes, rows[-1].nbytes
     margin = max(1, (last - first) // 20)
@@ -105,10 +106,10 @@ def draw(path: Path, rows: Sequence[Row], x_label: str) -> None:
 
     drawn: list[Element | None] = []
     for kind, series in enumerate(dict.fromkeys(row.series for row in rows)):
-        some = [row for row in rows if row.series == series]
+        members = [row for row in rows if row.series == series]
         y = TOP + 8 + 18 * kind
         drawn += [
-            points(f"tensor kind{kind}", [at(row) for row in some]),
+            points(f"tensor kind{kind}", [at(row) for row in members]),
             points(f"tensor kind{kind}", [(WIDTH - 8, y)]),
             element("text", series, x=WIDTH - 16, y=y + 4, text_anchor="end"),
         ]
@@ -129,7 +130,7 @@ def draw(path: Path, rows: Sequence[Row], x_label: str) -> None:
 
 
 def _labels(places: Sequence[tuple[float, float, str]]) -> list[Element]:
-    """What each point is, beside it; left out where it would lie on another's."""
+    """The name of each point beside it, omitted where it would cover another one."""
     drawn: list[Element] = []
     taken = [(x - 3, y - 3, x + 3, y + 3) for x, y, _ in places]
     for x, y, text in places:
@@ -148,7 +149,7 @@ def _labels(places: Sequence[tuple[float, float, str]]) -> list[Element]:
 
 
 def _foot(scale: Scale, start: int, label: str) -> list[Element]:
-    """Marks of the bytes, in MB, some six of them."""
+    """The axis of bytes, with at most seven marks in MB."""
     step = next(s for s in (10**d * m for d in range(4, 12) for m in (1, 2, 5))
                 if scale.count / s <= 7)  # fmt: skip
     drawn = []

@@ -1,7 +1,7 @@
-"""What the benchmarks share: a command's time and memory, the machine's shape, the kept table.
+"""Shared by the benchmarks: time and memory of a command, the machine's shape, stored tables.
 
-Nothing large is imported here: a child's peak memory, as the kernel counts it, begins with what its
-parent had.
+Nothing large is imported here, because the kernel's count of a child's peak memory starts with the
+memory of its parent.
 """
 
 from __future__ import annotations
@@ -26,18 +26,19 @@ from typing import Any
 
 import click
 
-__all__ = ["Job", "as_rows", "command", "keep", "machine", "size", "workplace"]
+__all__ = ["Job", "as_rows", "command", "machine", "size", "store", "work_folder"]
 
 RESULTS = Path(__file__).parent / "results"
 
 
 @dataclass
 class Job:
-    """A command, what it writes, its measurements (seconds, bytes, bytes) and last words.
+    """A command, the path that it writes, its measurements and its output on stderr.
 
-    Peak memory is that of its processes together, shared pages counted once and mapped files
-    included (the kernel's Pss, looked at 20 times a second, less often where that would take over
-    a hundredth of a core), and no less than the kernel's own account of the largest.
+    `seconds` and `peak` (bytes) have one entry for each run, `written` is in bytes. Peak memory is
+    that of all its processes together, with shared pages counted once and mapped files included:
+    the kernel's Pss, read 20 times a second, or less often if reading would use more than a
+    hundredth of a core. It is at least the kernel's own maximum of a single process.
     """
 
     name: str
@@ -46,34 +47,34 @@ class Job:
     seconds: list[float] = field(default_factory=list)
     peak: list[int] = field(default_factory=list)
     written: int = 0
-    said: str = ""
+    stderr: str = ""
 
     def measure(self) -> None:
-        """One run in its own process."""
+        """Run the command once, and append its time and peak memory."""
         if self.output is not None:
             remove(self.output)
-        os.sync()  # what others wrote and removed is not this command's
+        os.sync()  # so that earlier writes do not slow this command down
         began = time.monotonic()
         child = subprocess.Popen(
             self.command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True
         )
         assert child.stderr is not None
-        watched = _Watched(child.pid)
-        self.said = child.stderr.read()
-        watched.end()
+        memory = _MemoryWatch(child.pid)
+        self.stderr = child.stderr.read()
+        memory.end()
         _, status, usage = os.wait4(child.pid, 0)
-        if self.output is not None:  # who verifies writes nothing to wait for
+        if self.output is not None:  # a command without output has nothing to sync
             os.sync()
         self.seconds.append(time.monotonic() - began)
-        self.peak.append(max(usage.ru_maxrss * 1024, watched.peak))
+        self.peak.append(max(usage.ru_maxrss * 1024, memory.peak))
         if os.waitstatus_to_exitcode(status):
-            raise click.ClickException(f"{self.name} failed: {self.said[-2000:]}")
+            raise click.ClickException(f"{self.name} failed: {self.stderr[-2000:]}")
         if self.output is not None:
             self.written = size(self.output)
 
 
-class _Watched(threading.Thread):
-    """Memory of a process and all it has begun, until `end`."""
+class _MemoryWatch(threading.Thread):
+    """Records the peak memory of a process and its descendants until `end`."""
 
     def __init__(self, pid: int) -> None:
         super().__init__(daemon=True)
@@ -84,24 +85,26 @@ class _Watched(threading.Thread):
         pause = 0.05
         while not self._ended.wait(pause):
             began = time.thread_time()
-            self.peak = max(self.peak, sum(map(_memory, _family(self.pid))))
-            pause = max(0.05, 100 * (time.thread_time() - began))  # what is measured has the cores
+            self.peak = max(self.peak, sum(map(_memory, _process_tree(self.pid))))
+            pause = max(0.05, 100 * (time.thread_time() - began))  # at most 1 % of a core
 
     def end(self) -> None:
         self._ended.set()
         self.join()
 
 
-def _family(pid: int) -> list[int]:
+def _process_tree(pid: int) -> list[int]:
+    """The ids of a process and its descendants, empty once it has ended."""
     try:
         tasks = list(Path(f"/proc/{pid}/task").iterdir())
         children = [int(n) for task in tasks for n in (task / "children").read_text().split()]
     except OSError:
         return []
-    return [pid, *(one for child in children for one in _family(child))]
+    return [pid, *(process for child in children for process in _process_tree(child))]
 
 
 def _memory(pid: int) -> int:
+    """Memory of one process in bytes, shared pages divided by their users (Pss)."""
     try:
         text = Path(f"/proc/{pid}/smaps_rollup").read_text()
     except OSError:  # it has ended
@@ -110,7 +113,7 @@ def _memory(pid: int) -> int:
 
 
 def machine(*packages: str) -> dict[str, Any]:
-    """Cores, memory and versions: what a figure depends on, and nothing that names a machine."""
+    """Cores, memory and versions, on which figures depend, but no name of the machine."""
     return {
         "cores": os.cpu_count(),
         "memory_gb": round(os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 1e9, 1),
@@ -121,7 +124,7 @@ def machine(*packages: str) -> dict[str, Any]:
 
 
 def as_rows(jobs: Sequence[Job]) -> list[dict[str, Any]]:
-    """Medians, their ratio to the first job's, peak memory and what was written."""
+    """Median seconds, their ratio to the first job's, peak memory and bytes written of each job."""
     base = statistics.median(jobs[0].seconds)
     return [
         {
@@ -137,14 +140,14 @@ def as_rows(jobs: Sequence[Job]) -> list[dict[str, Any]]:
 
 
 def command() -> str:
-    """The command line, without paths of this machine."""
+    """The command line of this process, with the folders of absolute paths removed."""
     script, *arguments = sys.argv
     public = [Path(a).name if a.startswith("/") else a for a in arguments]
     return shlex.join(["python", f"benchmarks/{Path(script).name}", *public])
 
 
-def keep(name: str, result: Mapping[str, Any], lines: Sequence[str]) -> None:
-    """Write results/<name>.json and .md, and show the table."""
+def store(name: str, result: Mapping[str, Any], lines: Sequence[str]) -> None:
+    """Write results/<name>.json and results/<name>.md, and print the table."""
     RESULTS.mkdir(exist_ok=True)
     (RESULTS / f"{name}.json").write_text(json.dumps(result, indent=2) + "\n")
     text = "\n".join(lines) + "\n"
@@ -153,15 +156,15 @@ def keep(name: str, result: Mapping[str, Any], lines: Sequence[str]) -> None:
 
 
 def size(path: Path) -> int:
-    """Bytes of a file, or of all files of a folder."""
+    """Size in bytes of a file, or of all files in a folder."""
     if path.is_file():
         return path.stat().st_size
     return sum(p.stat().st_size for p in path.rglob("*") if p.is_file())
 
 
 @contextmanager
-def workplace(parent: Path | None) -> Iterator[Path]:
-    """A folder to write in, gone afterwards; the parent is made, and stays."""
+def work_folder(parent: Path | None) -> Iterator[Path]:
+    """A temporary folder in `parent`, which is created if needed and stays."""
     if parent is not None:
         parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=parent) as folder:
@@ -169,6 +172,7 @@ def workplace(parent: Path | None) -> Iterator[Path]:
 
 
 def remove(path: Path) -> None:
+    """Remove a file or a folder if it exists."""
     if path.is_dir():
         shutil.rmtree(path)
     else:

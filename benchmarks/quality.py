@@ -1,12 +1,12 @@
-"""What quantization loses, in llama.cpp itself: ours and llama-quantize, with or without imatrix.
+"""Measure what quantization loses in llama.cpp: ours, and llama-quantize with or without imatrix.
 
     python benchmarks/quality.py --model codegen-tiny-mono
 
-Everything is made from one F16 file and one calibration text (the calibration part of the running
-Python's standard library); losses are measured in an unmodified llama.cpp on the evaluation part,
-which took part in no choice, against the float16 reference. Only a trained model says anything.
-The imatrix holds what llama.cpp's own tool collects, the mean square of each matrix's inputs, over
-the same windows that ours is fitted to.
+All files are made from one F16 file and one calibration text, the calibration part of the running
+Python's standard library. Losses are measured in an unmodified llama.cpp on the evaluation part,
+which is not used for any choice, against the float16 reference. The model must be a trained one, or
+the losses mean nothing. The imatrix contains the mean square of each matrix's inputs, as
+llama.cpp's own tool computes it, over the windows on which ours is calibrated.
 """
 
 from __future__ import annotations
@@ -19,8 +19,8 @@ from typing import Any
 
 import click
 import numpy as np
-from losses import HeldOut, Row, keep_rows, table
-from measuring import command, machine, workplace
+from losses import EvaluationText, Row, store_rows, table
+from measuring import command, machine, work_folder
 
 from cgconvert.calibrate.gguf import Budget
 from cgconvert.calibrate.imatrix import collect
@@ -39,36 +39,36 @@ from cgconvert.write.execute import execute
 PEERS = ("Q8_0", "Q6_K", "Q5_K_M", "Q5_K_S", "Q4_K_M", "Q4_K_S", "Q4_0", "Q3_K_M")
 OURS = ("Q6_K", "Q5_K_M", "Q4_K_M", "Q4_K_S")
 SHARE = 0.75
-"""Of Q4_K_M's bytes, at which its loss should be met."""
+"""The share of Q4_K_M's bytes with which ours should lose no more than Q4_K_M."""
 
 
 @click.command()
 @click.option("--model", default="codegen-tiny-mono", show_default=True)
 @click.option("--tokens", type=click.IntRange(512), default=16384, show_default=True)
 @click.option("--threads", type=click.IntRange(1), default=1, show_default=True)
-@click.option("--type", "only", multiple=True, help="Of all types only this, and Q4_K_M.")
+@click.option("--type", "only", multiple=True, help="Measure only this type and Q4_K_M.")
 @click.option("--work", type=click.Path(path_type=Path))
 def main(model: str, tokens: int, threads: int, only: tuple[str, ...], work: Path | None) -> None:
-    """Make every file and measure it."""
+    """Create every file and measure its loss."""
     peers, ours = (
         [t for t in types if not only or t in (*only, "Q4_K_M")] for types in (PEERS, OURS)
     )
     source = read(model)
-    held_out = HeldOut(source, tokens)
+    evaluation = EvaluationText(source, tokens)
     rows: list[Row] = []
 
-    def judge(name: str, path: Path, seconds: float) -> None:
+    def measure(name: str, path: Path, seconds: float) -> None:
         runtime = LlamaCpp.open(path, "cpu", threads)
         try:
-            logits = np.concatenate([_fed(runtime, s) for s in held_out.sequences])
+            logits = np.concatenate([_logits(runtime, s) for s in evaluation.sequences])
         finally:
             runtime.close()
-        rows.append(held_out.row(name, path.stat().st_size, seconds, logits))
+        rows.append(evaluation.row(name, path.stat().st_size, seconds, logits))
         click.echo(f"{name}: KL {rows[-1].kl:.3g}, {path.stat().st_size:,} bytes", err=True)
 
-    with workplace(work) as place:
-        half = place / "F16.gguf"
-        judge("F16", half, _timed(lambda: _write(source, half, "F16")))
+    with work_folder(work) as folder:
+        half = folder / "F16.gguf"
+        measure("F16", half, _timed(lambda: _write(source, half, "F16")))
         text = read_text(STDLIB, "calibration")
         effort = PRESETS["default"]
         ids = text.ids(source.tokenizer)
@@ -77,11 +77,11 @@ def main(model: str, tokens: int, threads: int, only: tuple[str, ...], work: Pat
         means = {n: (i.squares / i.count).numpy() for n, i in collected.inputs.items()}
         for type_ in peers:
             for label, matrix in (("", None), (" + imatrix", means)):
-                path = place / "peer.gguf"
-                spent = _timed(
+                path = folder / "peer.gguf"
+                seconds = _timed(
                     lambda p=path, t=type_, m=matrix: _llama_quantize(half, p, t, m, threads)
                 )
-                judge(f"llama-quantize {type_}{label}", path, spent)
+                measure(f"llama-quantize {type_}{label}", path, seconds)
         whole = next(r.nbytes for r in rows if r.name == "llama-quantize Q4_K_M")
         limits: list[tuple[str, Budget, CalibrationPreset]] = [
             *((f"as {t}", Budget(like=t), effort) for t in ours),
@@ -89,23 +89,24 @@ def main(model: str, tokens: int, threads: int, only: tuple[str, ...], work: Pat
             ("as Q4_K_M, effort max", Budget(like="Q4_K_M"), PRESETS["max"]),
         ]
         for type_ in ours:
-            path = place / "ours.gguf"
-            for label, given in (("no text", None), ("imatrix", collected)):
-                spent = _timed(lambda p=path, t=type_, i=given: _write(source, p, t, i))
-                judge(f"ours {type_}, {label}", path, spent)
+            path = folder / "ours.gguf"
+            for label, importance in (("no text", None), ("imatrix", collected)):
+                seconds = _timed(lambda p=path, t=type_, i=importance: _write(source, p, t, i))
+                measure(f"ours {type_}, {label}", path, seconds)
         for label, budget, hard in limits:
-            path, asked = place / "ours.gguf", {"budget": budget, "effort": hard}
-            spent = _timed(lambda p=path, a=asked: _calibrated(source, p, text, place, **a))
-            judge(f"ours calibrated, {label}", path, spent)
-    _write_results(model, held_out.tokens, threads, rows)
+            path, options = folder / "ours.gguf", {"budget": budget, "effort": hard}
+            seconds = _timed(lambda p=path, a=options: _calibrated(source, p, text, folder, **a))
+            measure(f"ours calibrated, {label}", path, seconds)
+    _write_results(model, evaluation.tokens, threads, rows)
 
 
-def _fed(runtime: LlamaCpp, sequence: list[int]) -> np.ndarray:
+def _logits(runtime: LlamaCpp, sequence: list[int]) -> np.ndarray:
     runtime.reset()
     return runtime.feed(sequence)
 
 
 def _timed(work: Callable[[], Any]) -> float:
+    """Seconds that `work` takes."""
     began = time.monotonic()
     work()
     return time.monotonic() - began
@@ -119,14 +120,14 @@ def _calibrated(
     source: Checkpoint,
     path: Path,
     text: Any,
-    place: Path,
+    folder: Path,
     *,
     budget: Budget,
     effort: CalibrationPreset,
 ) -> None:
-    """What does not depend on the budget is kept from one to the next."""
-    asked = CalibratedGGUF(source, path, text, effort, {}, budget=budget)
-    execute(asked.resolve(place / "steps", Silent()), force=True)
+    """Write a calibrated file; steps that do not depend on the budget are kept in `folder`."""
+    plan = CalibratedGGUF(source, path, text, effort, {}, budget=budget)
+    execute(plan.resolve(folder / "steps", Silent()), force=True)
 
 
 def _llama_quantize(
@@ -171,14 +172,14 @@ def _write_results(model: str, tokens: int, threads: int, rows: list[Row]) -> No
         f"`{command()}`",
         "",
         f"{model}: mean and 99th percentile of the KL divergence from the float16 reference in "
-        f"llama.cpp, over {tokens} tokens that took part in no choice; seconds on {threads} of "
+        f"llama.cpp, over {tokens} tokens that were used for no choice; seconds on {threads} of "
         f"{shape['cores']} cores, {shape['architecture']}.",
         "",
         *table(rows, base, "Q4_K_M", "Q4_K_M imatrix"),
     ]
     facts = {"command": command(), "model": model, "tokens": tokens, "threads": threads,
              "machine": shape}  # fmt: skip
-    keep_rows(f"quality-{Path(model).name}", facts, rows, lines, "megabytes of the file")
+    store_rows(f"quality-{Path(model).name}", facts, rows, lines, "megabytes of the file")
 
 
 if __name__ == "__main__":

@@ -1,16 +1,16 @@
-"""What quantization loses in onnxruntime itself: ours and its own MatMulNBitsQuantizer's.
+"""Measure what quantization loses in onnxruntime: ours, and its own MatMulNBitsQuantizer.
 
     python benchmarks/quality_onnx.py --model codegen-tiny-mono
 
-Everything is made from one source, the peers from our float32 graph of it, all with blocks of 32
-and activations of 8 bits (accuracy level 4). Losses are measured as quality.py measures them. Bytes
-are those of all matrices that are multiplied with, the head among them: the peers leave the
-embedding in float32, so it is not counted; ours has 8 bits. GPTQ and ours see the same windows.
+All files are made from one source, those of the peers from our float32 graph of it, all with blocks
+of 32 and 8-bit activations (accuracy level 4). Losses are measured as in quality.py. Bytes count
+all matrices that are multiplied, including the head. The embedding is not counted, because the
+peers leave it in float32; ours has 8 bits. GPTQ and ours use the same windows.
 
-The peers quantize every MatMul, the head too, in 4 bits. With `8-bit head` the head is given to
-k_quant in 8 bits first, and the peer named gets the rest. Of onnxruntime 1.32's GPTQ little is to
-be expected: it takes the column of its upper triangular factor where the errors are fed back by the
-row (neural_compressor/weight_only.py, `gptq`), which is zero, so it rounds.
+The peers quantize every MatMul in 4 bits, including the head. With `8-bit head`, k_quant first
+quantizes the head in 8 bits, and the named peer quantizes the rest. The GPTQ of onnxruntime 1.32
+only rounds: it takes a column of its upper triangular factor where errors must be propagated by the
+row (neural_compressor/weight_only.py, `gptq`), and that column is zero.
 """
 
 from __future__ import annotations
@@ -29,8 +29,8 @@ import click
 import numpy as np
 import onnx as onnx_format
 import onnxruntime
-from losses import HeldOut, Row, keep_rows, table
-from measuring import command, machine, workplace
+from losses import EvaluationText, Row, store_rows, table
+from measuring import command, machine, work_folder
 from onnxruntime.quantization.calibrate import CalibrationDataReader
 from onnxruntime.quantization.matmul_nbits_quantizer import (
     DefaultWeightOnlyQuantConfig,
@@ -62,14 +62,16 @@ BLOCK, LEVEL = 32, 4
 EFFORT = PRESETS["default"]
 HEAD = "lm_head"
 KEPT = ("choices.json", "fisher.safetensors")
-"""Steps of a calibration that do not depend on the types."""
+"""Files of the calibration steps that do not depend on the types."""
 
 
 class Bench:
-    """Makes files and measures them; `rows` is what was found."""
+    """Creates files and measures their losses, which it collects in `rows`."""
 
-    def __init__(self, source: Checkpoint, held_out: HeldOut, threads: int, place: Path) -> None:
-        self.source, self.held_out, self.place = source, held_out, place
+    def __init__(
+        self, source: Checkpoint, evaluation: EvaluationText, threads: int, folder: Path
+    ) -> None:
+        self.source, self.evaluation, self.folder = source, evaluation, folder
         self.rows: list[Row] = []
         self.options = onnxruntime.SessionOptions()
         self.options.intra_op_num_threads, self.options.log_severity_level = threads, 3
@@ -77,47 +79,48 @@ class Bench:
         ids = text.ids(source.tokenizer)
         self.windows = CalibrationSet.of(ids, source.geometry, text.name, EFFORT)
 
-    def judge(self, name: str, graph: Path, nbytes: int, seconds: float) -> None:
+    def measure(self, name: str, graph: Path, nbytes: int, seconds: float) -> None:
+        """Run a graph on the evaluation text, and append its losses."""
         session = onnxruntime.InferenceSession(
             str(graph), self.options, providers=["CPUExecutionProvider"]
         )
-        taken = {value.name for value in session.get_inputs()}
+        inputs = {value.name for value in session.get_inputs()}
         logits = [
-            session.run(["logits"], {k: v for k, v in fed.items() if k in taken})[0][0]
-            for fed in _feeds(self.held_out.sequences, self.source.geometry)
+            session.run(["logits"], {k: v for k, v in feeds.items() if k in inputs})[0][0]
+            for feeds in _feeds(self.evaluation.sequences, self.source.geometry)
         ]
-        self.rows.append(self.held_out.row(name, nbytes, seconds, np.concatenate(logits)))
+        self.rows.append(self.evaluation.row(name, nbytes, seconds, np.concatenate(logits)))
         click.echo(f"{name}: KL {self.rows[-1].kl:.3g}, {nbytes:,} bytes", err=True)
 
     def ours(
         self, name: str, make: Callable[[], tuple[Checkpoint, Sequence[str]]], symmetric: bool
     ) -> None:
-        """`make` gives the model and the names of vectors that changed."""
-        began, path = time.monotonic(), self.place / "ours"
+        """Write our file of the model that `make` returns with the names of its changed vectors."""
+        began, path = time.monotonic(), self.folder / "ours"
         checkpoint, adjusted = make()
         plan = onnx.plan(checkpoint, path, bits=4, symmetric=symmetric, adjusted=adjusted)
         execute(plan, force=True)
         matrices = (i for i in plan.items if isinstance(i.encoding, MatMulNBits))
         nbytes = sum(item.nbytes for item in matrices if item.name != ONNX.model["wte"])
-        self.judge(name, find_graph(path), nbytes, time.monotonic() - began)
+        self.measure(name, find_graph(path), nbytes, time.monotonic() - began)
 
     def calibrated(self, name: str, symmetric: bool = False, nbytes: int | None = None) -> None:
-        """`nbytes` counts no embedding, whose 8 bits are added."""
-        g, kept = self.source.geometry, self.place / "kept"
+        """Calibrate within `nbytes`, which do not include the embedding."""
+        g, kept = self.source.geometry, self.folder / "kept"
         kept.mkdir(exist_ok=True)
         variant = Variant(bits=4, symmetric=symmetric)
         if nbytes is not None:
             nbytes += g.vocab_size * g.n_embd + 2 * g.vocab_size * g.n_embd // 128
-        with tempfile.TemporaryDirectory(dir=self.place) as folder:
+        with tempfile.TemporaryDirectory(dir=self.folder) as folder:
             work = Path(folder)
             for file in kept.iterdir():
                 shutil.copy(file, work)
 
             def make() -> tuple[Checkpoint, Sequence[str]]:
-                done = calibrate_onnx(
+                calibrated = calibrate_onnx(
                     self.source, variant, self.windows, EFFORT, work, Silent(), nbytes
                 )
-                return done.checkpoint, done.adjusted
+                return calibrated.checkpoint, calibrated.adjusted
 
             self.ours(name, make, symmetric)
             for file in (work / step for step in KEPT):
@@ -127,31 +130,31 @@ class Bench:
     def peer(
         self, name: str, algorithm: WeightOnlyQuantConfig, symmetric: bool = False, head: int = 4
     ) -> int:
-        """Its bytes."""
-        model = onnx_format.load(str(find_graph(self.place / "float")))
+        """Quantize with a peer and measure it. Returns the bytes of the matrices."""
+        model = onnx_format.load(str(find_graph(self.folder / "float")))
         for value in model.graph.input:
-            if value.name == "position_ids":  # no node reads it, and two of them cannot have that
+            if value.name == "position_ids":  # no node reads it; two of the peers fail on that
                 model.graph.input.remove(value)
                 break
         began = time.monotonic()
         if head == 8:
-            others = [n.name for n in model.graph.node if n.op_type == "MatMul" and n.name != HEAD]
+            rest = [n.name for n in model.graph.node if n.op_type == "MatMul" and n.name != HEAD]
             eight = KQuantWeightOnlyQuantConfig(customized_weight_config={HEAD: {"bits": 8}})
-            model = _quantized(model, eight, False, others)
+            model = _quantized(model, eight, False, rest)
         model = _quantized(model, algorithm, symmetric, [])
         seconds = time.monotonic() - began
         nodes = (n for n in model.graph.node if n.op_type in ("MatMul", "MatMulNBits"))
         read_by = {name for node in nodes for name in node.input}
         weights = (t for t in model.graph.initializer if t.name in read_by)
         nbytes = sum(onnx_format.numpy_helper.to_array(tensor).nbytes for tensor in weights)
-        graph = self.place / "peer.onnx"
+        graph = self.folder / "peer.onnx"
         onnx_format.save_model(model, str(graph))
-        self.judge(f"onnxruntime {name}", graph, nbytes, seconds)
+        self.measure(f"onnxruntime {name}", graph, nbytes, seconds)
         return nbytes
 
 
 class Reader(CalibrationDataReader):
-    """Windows of text, one at a time."""
+    """Feeds windows of text to onnxruntime's GPTQ, one at a time."""
 
     def __init__(self, windows: Sequence[Sequence[int]], geometry: Geometry) -> None:
         self.windows, self.geometry = windows, geometry
@@ -160,8 +163,8 @@ class Reader(CalibrationDataReader):
     def get_next(self) -> dict[str, np.ndarray] | None:
         if self.left is None:
             self.left = _feeds(self.windows, self.geometry)
-        fed = next(self.left, None)
-        return fed and {name: value for name, value in fed.items() if name != "position_ids"}
+        feeds = next(self.left, None)
+        return feeds and {name: value for name, value in feeds.items() if name != "position_ids"}
 
 
 @click.command()
@@ -170,13 +173,13 @@ class Reader(CalibrationDataReader):
 @click.option("--threads", type=click.IntRange(1), default=1, show_default=True)
 @click.option("--work", type=click.Path(path_type=Path))
 def main(model: str, tokens: int, threads: int, work: Path | None) -> None:
-    """Make every file and measure it."""
-    logging.disable(logging.WARNING)  # the peers' account of every node
+    """Create every file and measure its loss."""
+    logging.disable(logging.WARNING)  # the peers log every node
     source = read(model)
-    held_out = HeldOut(source, tokens)
-    with workplace(work) as folder:
-        bench = Bench(source, held_out, threads, folder)
-        execute(onnx.plan(source, bench.place / "float"))
+    evaluation = EvaluationText(source, tokens)
+    with work_folder(work) as folder:
+        bench = Bench(source, evaluation, threads, folder)
+        execute(onnx.plan(source, bench.folder / "float"))
         reader = Reader(bench.windows.fitted.tolist(), source.geometry)
         default = DefaultWeightOnlyQuantConfig
         sizes = {}
@@ -203,7 +206,7 @@ def main(model: str, tokens: int, threads: int, work: Path | None) -> None:
 def _feeds(
     sequences: Sequence[Sequence[int]], geometry: Geometry
 ) -> Iterator[dict[str, np.ndarray]]:
-    """What each sequence alone is fed as, with an empty cache."""
+    """The inputs of the graph for each sequence alone, with an empty cache."""
     g = geometry
     cache = {
         f"past_key_values.{i}.{part}": np.empty((1, g.n_head, 0, g.head_dim), np.float32)
@@ -235,19 +238,19 @@ def _quantized(
 
 
 def _searched(source: Checkpoint, variant: Variant) -> Checkpoint:
-    """The variant's types by the search alone, without text."""
+    """The model in the variant's types, quantized by the search alone, without text."""
 
     def coded(name: Name, tensor: LazyTensor) -> LazyTensor:
-        (found,) = types[name].encode(tensor.read().float())
-        return Coded(InMemory(found), tensor.shape, types[name])
+        (blocks,) = types[name].encode(tensor.read().float())
+        return Coded(InMemory(blocks), tensor.shape, types[name])
 
     types, d = standard_types(source.geometry, variant), source.decoder
-    blocks = tuple(
-        replace(b, **{p: coded((i, p), t) for p, t in vars(b).items() if (i, p) in types})
-        for i, b in enumerate(d.layers)
+    layers = tuple(
+        replace(layer, **{p: coded((i, p), t) for p, t in vars(layer).items() if (i, p) in types})
+        for i, layer in enumerate(d.layers)
     )
     return replace(source, decoder=replace(
-        d, layers=blocks, wte=coded("wte", d.wte), head=coded("head", d.head)
+        d, layers=layers, wte=coded("wte", d.wte), head=coded("head", d.head)
     ))  # fmt: skip
 
 
@@ -259,16 +262,17 @@ def _write_results(model: str, threads: int, bench: Bench) -> None:
         f"`{command()}`",
         "",
         f"{model}: mean and 99th percentile of the KL divergence from the float16 reference in "
-        f"onnxruntime, over {bench.held_out.tokens} tokens that took part in no choice; seconds on "
-        f"{threads} of {shape['cores']} cores, {shape['architecture']}. Bytes of the matrices that "
-        "are multiplied with; the embedding, which the peers leave in float32, is not counted.",
+        f"onnxruntime, over {bench.evaluation.tokens} tokens that were used for no choice; seconds "
+        f"on {threads} of {shape['cores']} cores, {shape['architecture']}. Bytes of the "
+        "matrices that are multiplied with; the embedding, which the peers leave in float32, is "
+        "not counted.",
         "",
         *table(bench.rows, base, "k_quant", "k_quant"),
     ]
-    facts = {"command": command(), "model": model, "tokens": bench.held_out.tokens,
+    facts = {"command": command(), "model": model, "tokens": bench.evaluation.tokens,
              "threads": threads, "machine": shape}  # fmt: skip
     name = f"quality-onnx-{Path(model).name}"
-    keep_rows(name, facts, bench.rows, lines, "megabytes of the matrices")
+    store_rows(name, facts, bench.rows, lines, "megabytes of the matrices")
 
 
 if __name__ == "__main__":

@@ -1,10 +1,10 @@
-"""The fp16 reference of a model of any size: time and peak memory, over what verify feeds it.
+"""Measure time and peak memory of verify's float16 reference, for a model of any size.
 
     python benchmarks/reference.py --name codegen-6B-mono
 
-The checkpoint has the family's true shape and is a sparse file, all zeros: neither time nor memory
-depends on the numbers, and 16B needs no disk. The tokens are those of verify: its prompts, a whole
-context, and two continuations. `--tokens` cuts the context, to see what depends on it.
+The checkpoint has the family's shape and is a sparse file of zeros: neither time nor memory depends
+on the numbers, and 16B needs no disk. The number of tokens is that of verify: its prompts, a whole
+context, and two continuations. `--tokens` shortens the context, to show what depends on it.
 """
 
 from __future__ import annotations
@@ -14,10 +14,10 @@ import sys
 from pathlib import Path
 
 import click
-from measuring import Job, as_rows, command, keep, machine, workplace
+from measuring import Job, as_rows, command, machine, store, work_folder
 
 PROMPT_TOKENS = (1, 5, 25, 25, 60, 25, 30, 60, 50, 700)
-"""About the lengths of verify's prompts in GPT-2's vocabulary; the sum is what counts."""
+"""Approximate lengths of verify's prompts in GPT-2's vocabulary; only their sum matters."""
 
 NEW_TOKENS = 64
 
@@ -26,15 +26,15 @@ NEW_TOKENS = 64
 @click.option("--name", "names", multiple=True, default=("codegen-350M-mono", "codegen-6B-mono"),
               show_default=True)  # fmt: skip
 @click.option("--tokens", type=click.IntRange(2), default=2048, show_default=True)
-@click.option("--work", type=click.Path(path_type=Path), help="Where the sparse files lie.")
+@click.option("--work", type=click.Path(path_type=Path), help="Folder for the sparse files.")
 @click.option("--child", type=click.Path(path_type=Path), hidden=True)
 def main(names: tuple[str, ...], tokens: int, work: Path | None, child: Path | None) -> None:
     """Run the reference over sparse checkpoints of the family's shapes."""
     if child is not None:
-        _refer(child, tokens)
+        _run_reference(child, tokens)
         return
     jobs, sizes = [], []
-    with workplace(work) as folder:
+    with work_folder(work) as folder:
         for name in names:
             source = folder / name
             again = [sys.executable, __file__, "--child", str(source), "--tokens", str(tokens)]
@@ -59,12 +59,13 @@ def main(names: tuple[str, ...], tokens: int, work: Path | None, child: Path | N
             for row, nbytes in zip(rows, sizes, strict=True)
         ),
     ]
-    keep(
+    store(
         "reference", {"command": command(), "tokens": count, "machine": shape, "rows": rows}, lines
     )
 
 
-def _refer(source: Path, tokens: int) -> None:
+def _run_reference(source: Path, tokens: int) -> None:
+    """Evaluate the reference once in this process."""
     from cgconvert.formats.read import read
     from cgconvert.verify.reference import Reference
 
@@ -72,8 +73,9 @@ def _refer(source: Path, tokens: int) -> None:
     lengths = [*PROMPT_TOKENS, tokens, 2 * NEW_TOKENS]
     first = [0] * len(PROMPT_TOKENS) + [tokens - 17, NEW_TOKENS - 1]
     sequences = [[token % 1000 for token in range(length)] for length in lengths]
-    found = Reference(checkpoint.decoder).distributions(sequences, checkpoint.tokenizer.size, first)
-    assert sum(map(len, found)) == sum(lengths) - sum(first)
+    reference = Reference(checkpoint.decoder)
+    outputs = reference.distributions(sequences, checkpoint.tokenizer.size, first)
+    assert sum(map(len, outputs)) == sum(lengths) - sum(first)
 
 
 if __name__ == "__main__":

@@ -1,18 +1,17 @@
-"""Every conversion at every size: time, bytes a second and memory, beside `cp` and the peers.
+"""Measure every conversion at every size: time, bytes per second and memory, beside `cp` and peers.
 
     python benchmarks/scale.py codegen-2B-mono --work bench
     python benchmarks/scale.py codegen-16B-mono --layout sparse --only to-gguf --work bench
 
-A call measures one model, `--repeats` times all commands in turn, beginning with another one each
-time, and adds what it found to the runs that are kept: the table has medians over all of them.
-(Memory that a virtual machine has not used for a while has to be given to it first: who comes first
-pays for all.) `cp --sparse=never` of the source, with sync, is in every run, and ratios are to that
-of the same run. Start-up (a --dry-run) is taken off before a speed or a ratio to cp is made; the
-ratio to llama-quantize has it in it. Weights are random, or with `--layout sparse` zeros that take
-no disk.
+One call measures one model: it runs all commands in turn, `--repeats` times, and adds the results
+to the stored runs. The table has medians over all runs. Each run begins with another command,
+because the first command pays for memory that the virtual machine has not used for a while. Every
+run has `cp --sparse=never` of the source, with sync, and ratios are to the `cp` of the same run.
+The time of start-up (a --dry-run) is subtracted for speeds and for ratios to cp, but not for the
+ratio to llama-quantize. Weights are random, or zeros without disk space with `--layout sparse`.
 
-`--peers` adds llama-quantize (llama.cpp's llama_model_quantize of an F16 file, to the types that
-are measured) and transformers' from_pretrained and save_pretrained; `--optimum` optimum's export.
+`--peers` adds llama-quantize (llama.cpp's llama_model_quantize from an F16 file to the measured
+types) and from_pretrained with save_pretrained of transformers. `--optimum` adds optimum's export.
 """
 
 from __future__ import annotations
@@ -26,7 +25,7 @@ from pathlib import Path
 from typing import Any
 
 import click
-from measuring import RESULTS, Job, command, keep, machine, remove, size, workplace
+from measuring import RESULTS, Job, command, machine, remove, size, store, work_folder
 
 CONVERSIONS = (
     ("to-hf",),
@@ -61,12 +60,12 @@ model.save_pretrained(sys.argv[2])
 @click.option(
     "--layout", default="streamed", show_default=True, help="As in cgconvert.testing.synthetic."
 )
-@click.option("--only", multiple=True, help="Conversions that begin so. Repeatable.")
-@click.option("--copy/--no-copy", default=True, help="Without cp where the disk is too small.")
-@click.option("--peers", is_flag=True, help="llama-quantize and transformers beside it.")
-@click.option("--optimum", type=click.Path(exists=True), help="optimum-cli of its environment.")
-@click.option("--repeats", default=1, show_default=True, help="Runs, all commands in each.")
-@click.option("--threads", default=4, show_default=True, help="llama-quantize's.")
+@click.option("--only", multiple=True, help="Only conversions that begin with this. Repeatable.")
+@click.option("--copy/--no-copy", default=True, help="Whether to run cp, which needs disk space.")
+@click.option("--peers", is_flag=True, help="Also measure llama-quantize and transformers.")
+@click.option("--optimum", type=click.Path(exists=True), help="Path of optimum-cli.")
+@click.option("--repeats", default=1, show_default=True, help="Number of runs of all commands.")
+@click.option("--threads", default=4, show_default=True, help="Threads of llama-quantize.")
 @click.option("--work", type=click.Path(path_type=Path), help="Where to write (a fast disk).")
 def main(
     name: str,
@@ -80,15 +79,15 @@ def main(
     work: Path | None,
 ) -> None:
     """Measure the conversions of one member of the family."""
-    with workplace(work) as place:
+    with work_folder(work) as folder:
         make = [sys.executable, "-m", "cgconvert.testing.synthetic", name, "--layout", layout]
-        subprocess.run([*make, "-o", str(place)], check=True, stdout=subprocess.DEVNULL)
-        source = next(place.iterdir())
-        out = place / "out"
+        subprocess.run([*make, "-o", str(folder)], check=True, stdout=subprocess.DEVNULL)
+        source = next(folder.iterdir())
+        out = folder / "out"
         plain = Job("cp", ["cp", "-r", "--sparse=never", str(source), str(out)], out)
         jobs = [*([plain] if copy else []), *_ours(source, out, only)]
         if peers:
-            jobs += [_transformers(source, out), *_llama(source, place, only, threads)]
+            jobs += [_transformers(source, out), *_llama(source, folder, only, threads)]
         if optimum:
             jobs.append(_optimum(optimum, source, out))
         label = f"{name}, {layout}"
@@ -99,6 +98,7 @@ def main(
 
 
 def _measure(jobs: Iterable[Job]) -> None:
+    """Run each job once, and remove its output."""
     for job in jobs:
         click.echo(job.name, err=True)
         job.measure()
@@ -108,51 +108,53 @@ def _measure(jobs: Iterable[Job]) -> None:
 
 
 def _ours(source: Path, out: Path, only: tuple[str, ...]) -> Iterator[Job]:
-    """What a tarball is unpacked to counts as written, every time."""
+    """Our conversions. The cache is in the output, so an unpacked tarball counts as written."""
     from cgconvert import embedded
 
     start = ["env", f"CGCONVERT_CACHE={out / 'cache'}", sys.executable, "-m", "cgconvert"]
-    for number, (kind, *options) in enumerate(_chosen(only)):
+    for number, (kind, *options) in enumerate(_selected(only)):
         target = out / ("m.gguf" if kind == "to-gguf" else "m")
-        given = [*start, kind, str(source), "-o", str(target), *options]
-        given += ["--tokenizer", str(embedded.path())]
+        arguments = [*start, kind, str(source), "-o", str(target), *options]
+        arguments += ["--tokenizer", str(embedded.path())]
         if number == 0:
-            yield Job("start", [*given, "--dry-run"], None)
-        yield Job(" ".join(["cgconvert", kind, *options]), given, out)
+            yield Job("start", [*arguments, "--dry-run"], None)
+        yield Job(" ".join(["cgconvert", kind, *options]), arguments, out)
 
 
-def _chosen(only: tuple[str, ...]) -> list[tuple[str, ...]]:
-    return [one for one in CONVERSIONS if not only or " ".join(one).startswith(only)]
+def _selected(only: tuple[str, ...]) -> list[tuple[str, ...]]:
+    return [words for words in CONVERSIONS if not only or " ".join(words).startswith(only)]
 
 
 def _transformers(source: Path, out: Path) -> Job:
-    given = [sys.executable, "-c", TRANSFORMERS, str(source), str(out)]
-    return Job("transformers load and save", given, out)
+    arguments = [sys.executable, "-c", TRANSFORMERS, str(source), str(out)]
+    return Job("transformers load and save", arguments, out)
 
 
 def _optimum(optimum: str, source: Path, out: Path) -> Job:
-    given = [
+    arguments = [
         optimum, "export", "onnx", "--model", str(source), "--task", "text-generation-with-past",
         str(out),
     ]  # fmt: skip
-    return Job("optimum-cli export onnx", given, out)
+    return Job("optimum-cli export onnx", arguments, out)
 
 
-def _llama(source: Path, place: Path, only: tuple[str, ...], threads: int) -> Iterator[Job]:
-    """Of an F16 file that is made first, and not counted."""
-    kinds = [one[-1] for one in _chosen(only) if one[0] == "to-gguf" and one[-1] in LLAMA_TYPES]
+def _llama(source: Path, folder: Path, only: tuple[str, ...], threads: int) -> Iterator[Job]:
+    """llama-quantize to each type, from an F16 file whose time is not measured."""
+    kinds = [
+        words[-1] for words in _selected(only) if words[0] == "to-gguf" and words[-1] in LLAMA_TYPES
+    ]
     if not kinds:
         return
-    wide, target = place / "wide.gguf", place / "narrow.gguf"
+    wide, target = folder / "wide.gguf", folder / "narrow.gguf"
     make = [sys.executable, "-m", "cgconvert", "to-gguf", str(source), "-o", str(wide)]
     subprocess.run(make, check=True, stdout=subprocess.DEVNULL)
     for kind in kinds:
-        given = [str(wide), str(target), str(LLAMA_TYPES[kind]), str(threads)]
-        yield Job(f"llama-quantize {kind}", [sys.executable, "-c", LLAMA, *given], target)
+        arguments = [str(wide), str(target), str(LLAMA_TYPES[kind]), str(threads)]
+        yield Job(f"llama-quantize {kind}", [sys.executable, "-c", LLAMA, *arguments], target)
 
 
 def _runs(label: str) -> list[dict[str, Any]]:
-    """What is kept of a model."""
+    """The stored runs of a model."""
     file = RESULTS / "scale.json"
     models = json.loads(file.read_text())["models"] if file.is_file() else {}
     runs: list[dict[str, Any]] = models.get(label, {}).get("runs", [])
@@ -160,6 +162,7 @@ def _runs(label: str) -> list[dict[str, Any]]:
 
 
 def _add(label: str, jobs: list[Job], source_bytes: int, threads: int | None) -> None:
+    """Store a run of all jobs, and write the table again."""
     file = RESULTS / "scale.json"
     result: dict[str, Any] = json.loads(file.read_text()) if file.is_file() else {"models": {}}
     model = result["models"].setdefault(label, {"source_bytes": source_bytes, "runs": []})
@@ -173,7 +176,7 @@ def _add(label: str, jobs: list[Job], source_bytes: int, threads: int | None) ->
         },
     })  # fmt: skip
     result["machine"] = machine()
-    keep("scale", result, list(_table(result)))
+    store("scale", result, list(_table(result)))
 
 
 def _table(result: dict[str, Any]) -> Iterator[str]:
@@ -181,16 +184,16 @@ def _table(result: dict[str, Any]) -> Iterator[str]:
     runs = [len(model["runs"]) for model in result["models"].values()]
     yield (
         f"{shape['cores']} cores, {shape['memory_gb']} GB, {shape['architecture']}; medians of "
-        f"{min(runs)} to {max(runs)} runs, commands in turn in each. Seconds have process start "
-        "and sync in them, and so has × llama (llama-quantize to the same type in the same run); "
-        "GB/s (of source) and × cp (of the source, in the same run) are without start. Memory is "
-        "that of all processes of a command together."
+        f"{min(runs)} to {max(runs)} runs, commands in turn in each. Seconds include process start "
+        "and sync, and so does × llama (llama-quantize to the same type in the same run); GB/s "
+        "(of source) and × cp (of the source, in the same run) exclude the start. Memory is that "
+        "of all processes of a command together."
     )
     yield ""
     yield (
-        "Wanted: `to-hf` of 5 GB or more in at most 1.3 × cp, Q4_K_M in at most 0.5 × llama. Where "
-        "the disk is faster than that, `to-hf` waits for the SHA-256 of the source: one thread's "
-        "work, at about 1 GB/s with all cores busy."
+        "Targets: `to-hf` of 5 GB or more in at most 1.3 × cp, Q4_K_M in at most 0.5 × llama. "
+        "Where the disk is faster than that, `to-hf` waits for the SHA-256 of the source: one "
+        "thread's work, at about 1 GB/s with all cores busy."
     )
     yield ""
     yield "| source | | seconds | GB/s | × cp | × llama | peak memory, GB | written, GB |"
@@ -202,10 +205,11 @@ def _table(result: dict[str, Any]) -> Iterator[str]:
             yield _row(label, name, runs_of, model["source_bytes"])
     yield ""
     commands = [run["command"] for model in result["models"].values() for run in model["runs"]]
-    yield from (f"`{one}`  " for one in dict.fromkeys(commands))
+    yield from (f"`{line}`  " for line in dict.fromkeys(commands))
 
 
 def _row(label: str, name: str, runs: list[dict[str, Any]], source_bytes: int) -> str:
+    """The table's line of a command, from its runs."""
     seconds = statistics.median(jobs[name]["seconds"] for jobs in runs)
     ours = name.startswith("cgconvert")
     own = [jobs[name]["seconds"] - (jobs["start"]["seconds"] if ours else 0) for jobs in runs]

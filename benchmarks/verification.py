@@ -1,9 +1,9 @@
-"""`cgconvert verify` of every type of one model: time and peak memory.
+"""Measure time and peak memory of `cgconvert verify` on every type of a model.
 
     python benchmarks/verification.py --name codegen-350M-mono
 
-The model has the family's true shape and random weights. Each artefact is written, then verified in
-a process of its own with an empty cache, so that each pays for its reference; no peer does this.
+The model has the family's shape and random weights. Each artefact is written, then verified in its
+own process with an empty cache, so that the time includes the reference. No peer does this.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ import sys
 from pathlib import Path
 
 import click
-from measuring import Job, as_rows, command, keep, machine, workplace
+from measuring import Job, as_rows, command, machine, store, work_folder
 
 TYPES = {
     "hf float16": ("to-hf",),
@@ -35,17 +35,17 @@ TYPES = {
 def main(name: str, only: tuple[str, ...], work: Path | None) -> None:
     """Verify each type once."""
     ours, jobs = [sys.executable, "-m", "cgconvert"], []
-    with workplace(work) as place:
-        make = [sys.executable, "-m", "cgconvert.testing.synthetic", name, "-o", str(place)]
+    with work_folder(work) as folder:
+        make = [sys.executable, "-m", "cgconvert.testing.synthetic", name, "-o", str(folder)]
         subprocess.run(make, check=True, stdout=subprocess.DEVNULL)
         for label, (conversion, *options) in TYPES.items():
             if only and not any(part in label for part in only):
                 continue
             suffix = ".gguf" if conversion == "to-gguf" else ""
-            path = place / f"{label.replace(' ', '-')}{suffix}"
-            write = [*ours, conversion, str(place / name), "-o", str(path), *options]
+            path = folder / f"{label.replace(' ', '-')}{suffix}"
+            write = [*ours, conversion, str(folder / name), "-o", str(path), *options]
             subprocess.run(write, check=True, capture_output=True)
-            check = [*ours, "verify", str(path), "--reference", str(place / name)]
+            check = [*ours, "verify", str(path), "--reference", str(folder / name)]
             jobs.append(Job(label, ["env", f"CGCONVERT_CACHE={path}-cache", *check], None))
             click.echo(label, err=True)
             jobs[-1].measure()
@@ -61,7 +61,7 @@ def main(name: str, only: tuple[str, ...], work: Path | None) -> None:
         *(f"| {r['name']} | {r['median']:.0f} | {r['peak_bytes'] / 1e9:.2f} |" for r in rows),
     ]
     result = {"command": command(), "model": name, "machine": shape, "rows": rows}
-    keep(f"verification-{name}", result, lines)
+    store(f"verification-{name}", result, lines)
 
 
 if __name__ == "__main__":
