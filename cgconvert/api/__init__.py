@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from cgconvert.errors import UsageError
-from cgconvert.formats.artefact import OUT
+from cgconvert.formats.registry import load
 from cgconvert.model.checkpoint import Checkpoint
 from cgconvert.write.plan import LazyPlan, Plan
 
@@ -31,15 +31,8 @@ def to_hf(
     max_shard_size: int = SHARD_BYTES,
 ) -> Plan:
     """safetensors, config, tokenizer, generation config and model card."""
-    from cgconvert.formats.huggingface import writer as huggingface
-
-    folder = {"codegen": "hf", "phi": "hf-phi"}[layout]
-    return huggingface.plan(
-        checkpoint,
-        output or OUT / checkpoint.name / folder,
-        dtype=dtype,
-        layout=layout,
-        max_shard_size=max_shard_size,
+    return load("huggingface").plan(
+        checkpoint, output, dtype=dtype, layout=layout, max_shard_size=max_shard_size
     )
 
 
@@ -60,14 +53,16 @@ def to_onnx(
     Block size, symmetry and accuracy level are options of `bits`. Raises UsageError where they
     come without it.
     """
-    from cgconvert.formats.onnx import writer as onnx
-
-    blocks = _given(block_size=block_size, symmetric=symmetric, accuracy_level=accuracy_level)
-    if blocks and not bits:
-        raise UsageError(f"{_option(blocks)} is an option of quantized matrices: add --bits 4 or 8")
-    path = output or onnx.default_path(checkpoint, dtype, bits, client, target)
-    return onnx.plan(
-        checkpoint, path, dtype=dtype, bits=bits, client=client, target=target, **blocks
+    return load("onnx").plan(
+        checkpoint,
+        output,
+        dtype=dtype,
+        bits=bits,
+        block_size=block_size,
+        symmetric=symmetric,
+        accuracy_level=accuracy_level,
+        client=client,
+        target=target,
     )
 
 
@@ -80,10 +75,9 @@ def to_gguf(
     importance: Imatrix | None = None,
 ) -> Plan:
     """A file for llama.cpp, architecture phi2. `tensor_type` are patterns of names and types."""
-    from cgconvert.formats.gguf import writer as gguf
-
-    path = gguf.output_path(checkpoint, output, type)
-    return gguf.plan(checkpoint, path, type=type, fixed=tensor_type, importance=importance)
+    return load("gguf").plan(
+        checkpoint, output, type=type, fixed=tensor_type, importance=importance
+    )
 
 
 def quantize(

@@ -1,4 +1,4 @@
-"""Reader of Jaxformer training checkpoints: `<step>/ckpt.json` and `<step>/model/0.npz`.
+"""The format jaxformer, which is only read: training checkpoints, `<step>/model/0.npz`.
 
 The archive holds the leaves of the parameter tree in the order jax.tree_flatten gives them
 (salesforce/jaxformer, models/decoder/inter/checkpoint.py), layers stacked on axis 0, linear
@@ -10,20 +10,28 @@ from __future__ import annotations
 
 import io
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
 
 from cgconvert.errors import InputError
+from cgconvert.formats.base import Headers, SourceFormat, tensor_lines
+from cgconvert.formats.huggingface.config import geometry, integer
+from cgconvert.formats.read_options import ReadOptions, complete, read_tokenizer
 from cgconvert.io.stored_zip import Member, members
+from cgconvert.io.strict_json import read_json
+from cgconvert.model.checkpoint import Checkpoint
 from cgconvert.model.decoder import Geometry
+from cgconvert.model.family import TPU_CORES
 from cgconvert.model.tensor import LazyTensor, RowBias, Stored
 from cgconvert.model.tensor_names import CODEGEN
+from cgconvert.sources.resolve import Source
 
-__all__ = ["LEAVES", "choose_step", "is_step", "leaves", "step_number", "tensors"]
+__all__ = ["LEAVES", "Jaxformer", "choose_step", "geometry_of", "leaves", "tensors"]
 
 LEAVES = (
     "embed.b", "embed.w",
@@ -42,10 +50,90 @@ DTYPES = {
 }
 MAX_NPY_HEADER = 4096
 
+ARCHIVE = Path("model/0.npz")
 
-def is_step(folder: Path) -> bool:
+
+class Jaxformer(SourceFormat):
+    """A folder of steps, or one step of it."""
+
+    name = "jaxformer"
+    has_steps = True
+
+    def recognises(self, path: Path) -> bool:
+        return path.is_dir() and (_is_step(path) or any(map(_is_step, path.iterdir())))
+
+    def read(self, source: Source, options: ReadOptions) -> Checkpoint:
+        path = source.path
+        step = choose_step(path, options.step)
+        config_path = options.config or _training_config(path, step)
+        config = read_json(config_path)
+        sizes = geometry_of(config, config_path, options.mp_num)
+        state = tensors(step, sizes)
+        tokenizer, tokenizer_files = read_tokenizer(path, options)
+        return Checkpoint(
+            name=path.resolve().parent.name if source.name.isdigit() else source.name,
+            path=step,
+            layout=self.name,
+            config=config,
+            decoder=CODEGEN.decoder(sizes, state, str(step)),
+            tokenizer=tokenizer,
+            files=(step / ARCHIVE, config_path, *tokenizer_files),
+            origin={**source.origin, "step": _step_number(step)},
+        )
+
+    def describe(self, given: str, source: Source, options: ReadOptions) -> Headers:
+        checkpoint = complete(self.read(source, options), given, source, options)
+        return Headers(
+            checkpoint.name,
+            checkpoint.layout,
+            checkpoint.geometry,
+            checkpoint.tokenizer,
+            tensor_lines(leaves(checkpoint.path / ARCHIVE)),
+            checkpoint.origin,
+        )
+
+
+def _training_config(folder: Path, step: Path) -> Path:
+    """The training configuration: a JSON file with model_layers, in the folder or the step's."""
+    configs = [
+        path
+        for place in dict.fromkeys((folder, step, step.parent))
+        for path in sorted(place.glob("*.json"))
+        if "model_layers" in read_json(path)
+    ]
+    if not configs:
+        raise InputError(
+            f"{folder}: no Jaxformer training configuration (a .json with model_layers) in it; "
+            "give it with --config"
+        )
+    return configs[0]
+
+
+def geometry_of(config: Mapping[str, Any], config_path: Path, mp_num: int | None) -> Geometry:
+    """The geometry in a training configuration (config/*.json of salesforce/jaxformer)."""
+    if mp_num is None:
+        version = config.get("tpu_version")
+        if not isinstance(version, int) or version not in TPU_CORES:
+            raise InputError(
+                f"{config_path}: tpu_version is {version!r}, which does not tell the number of "
+                "groups in qkv_proj; give it with --mp-num"
+            )
+        mp_num = TPU_CORES[version]
+    return geometry(
+        config_path,
+        n_layer=integer(config, config_path, "model_layers"),
+        n_embd=integer(config, config_path, "model_dim"),
+        n_head=integer(config, config_path, "model_heads"),
+        rotary_dim=integer(config, config_path, "model_pe_rotary_dims"),
+        n_positions=integer(config, config_path, "model_seq_len"),
+        vocab_size=integer(config, config_path, "model_vocab_size"),
+        mp_num=mp_num,
+    )
+
+
+def _is_step(folder: Path) -> bool:
     """Whether this folder is one step of a training run."""
-    return (folder / "model" / "0.npz").is_file()
+    return (folder / ARCHIVE).is_file()
 
 
 def choose_step(folder: Path, step: int | None) -> Path:
@@ -53,41 +141,41 @@ def choose_step(folder: Path, step: int | None) -> Path:
 
     Raises InputError where there is none, or not that one.
     """
-    if is_step(folder) and step in (None, step_number(folder)):
+    if _is_step(folder) and step in (None, _step_number(folder)):
         return folder
-    steps = {step_number(child): child for child in folder.iterdir() if is_step(child)}
+    steps = {_step_number(child): child for child in folder.iterdir() if _is_step(child)}
     steps.pop(None, None)
     if not steps:
         raise InputError(f"{folder}: no step with model/0.npz in it")
-    wanted = max(s for s in steps if s is not None) if step is None else step
-    if wanted not in steps:
+    chosen = max(s for s in steps if s is not None) if step is None else step
+    if chosen not in steps:
         known = ", ".join(str(s) for s in sorted(s for s in steps if s is not None))
-        raise InputError(f"{folder}: has no step {wanted}; it has {known}")
-    return steps[wanted]
+        raise InputError(f"{folder}: has no step {chosen}; it has {known}")
+    return steps[chosen]
 
 
-def tensors(step: Path, geometry: Geometry) -> dict[str, LazyTensor]:
+def tensors(step: Path, g: Geometry) -> dict[str, LazyTensor]:
     """The state dict of one step, lazily. Raises InputError for an archive that does not fit."""
-    path = step / "model" / "0.npz"
+    path = step / ARCHIVE
     stored = dict(zip(LEAVES, leaves(path), strict=True))
-    shapes = _shapes(geometry)
+    shapes = _shapes(g)
     for name, leaf in stored.items():
         if leaf.shape != shapes[name]:
             raise InputError(
                 f"{path}: {leaf.name} ({name}) is {list(leaf.shape)}, "
                 f"the configuration says {list(shapes[name])}"
             )
-    found: dict[str, LazyTensor] = {
+    state: dict[str, LazyTensor] = {
         CODEGEN.model["wte"]: RowBias(stored["embed.w"], stored["embed.b"])
     }
     for part in ("ln_f_weight", "ln_f_bias", "head_bias"):
-        found[CODEGEN.model[part]] = stored[part]
-    found[CODEGEN.model["head"]] = stored["head"].T
+        state[CODEGEN.model[part]] = stored[part]
+    state[CODEGEN.model["head"]] = stored["head"].T
     for part, name in CODEGEN.layer.items():
-        for layer in range(geometry.n_layer):
-            one = _layer(stored[part], layer, name.format(i=layer))
-            found[name.format(i=layer)] = one.T if len(one.shape) == 2 else one
-    return found
+        for layer in range(g.n_layer):
+            tensor = _layer(stored[part], layer, name.format(i=layer))
+            state[name.format(i=layer)] = tensor.T if len(tensor.shape) == 2 else tensor
+    return state
 
 
 def _shapes(g: Geometry) -> dict[str, tuple[int, ...]]:
@@ -102,6 +190,7 @@ def _shapes(g: Geometry) -> dict[str, tuple[int, ...]]:
 
 
 def _layer(leaf: Stored, layer: int, name: str) -> Stored:
+    """One layer of a leaf, which has all layers stacked on axis 0."""
     shape = leaf.shape[1:]
     offset = leaf.offset + layer * math.prod(shape) * leaf.dtype.itemsize
     return replace(leaf, offset=offset, shape=shape, name=name)
@@ -109,14 +198,14 @@ def _layer(leaf: Stored, layer: int, name: str) -> Stored:
 
 def leaves(path: Path) -> list[Stored]:
     """The archive's arrays as stored, in the order of `LEAVES`."""
-    wanted = [f"arr_{i}.npy" for i in range(len(LEAVES))]
-    found = members(path)
-    if found.keys() != set(wanted):
+    names = [f"arr_{i}.npy" for i in range(len(LEAVES))]
+    arrays = members(path)
+    if arrays.keys() != set(names):
         raise InputError(
-            f"{path}: holds {len(found)} members; a Jaxformer model is arr_0 to "
+            f"{path}: holds {len(arrays)} members; a Jaxformer model is arr_0 to "
             f"arr_{len(LEAVES) - 1}"
         )
-    return [_array(found[name], path) for name in wanted]
+    return [_array(arrays[name], path) for name in names]
 
 
 def _array(member: Member, path: Path) -> Stored:
@@ -145,7 +234,7 @@ def _array(member: Member, path: Path) -> Stored:
     return Stored(path, member.offset + head.tell(), tuple(shape), torch_dtype, member.name)
 
 
-def step_number(folder: Path) -> int | None:
+def _step_number(folder: Path) -> int | None:
     """The step a folder stands for: its name's digits, as in `1000` or `step_1000`."""
     digits = "".join(c for c in folder.name if c in "0123456789")
     return int(digits) if digits else None

@@ -14,7 +14,7 @@ import numpy as np
 import torch
 
 from cgconvert.errors import CgconvertError, InputError, MissingRuntimeError, UsageError
-from cgconvert.formats.admission import admit_gguf
+from cgconvert.formats.registry import load
 from cgconvert.runtimes.runtime import Runtime
 
 __all__ = ["LlamaCpp"]
@@ -69,7 +69,7 @@ class LlamaCpp(Runtime):
         if device == "cuda":
             _require_cuda(library)
         # llama.cpp aborts the process on some broken files, and hangs on others.
-        admit_gguf(path)
+        load("gguf").admit(path)
         offload = device == "cuda"
         model_params = library.llama_model_default_params()
         model_params.n_gpu_layers = -1 if offload else 0

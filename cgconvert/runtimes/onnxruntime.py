@@ -11,10 +11,10 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from cgconvert.errors import CgconvertError, InputError, MissingRuntimeError, UsageError
-from cgconvert.formats.admission import admit_onnx
-from cgconvert.formats.huggingface.config_reader import read_json
 from cgconvert.formats.onnx.reader import find_graph, folder_of, parse
 from cgconvert.formats.onnx.weights import PADDING
+from cgconvert.formats.registry import load
+from cgconvert.io.strict_json import read_json
 from cgconvert.model.tokenizer import Tokenizer
 from cgconvert.runtimes.batch import left_padded
 from cgconvert.runtimes.onnx_decode import DTYPES, INPUTS, KEEP, PAST, PRESENT, SharedCache
@@ -82,7 +82,7 @@ class OnnxRuntime(Runtime):
                 "then pip install 'cgconvert[onnxruntime-gpu]', or use --device cpu"
             )
         graph = find_graph(path)
-        admit_onnx(graph)
+        load("onnx").admit(graph)
         options = onnxruntime.SessionOptions()
         options.log_severity_level = 4  # failures come as exceptions, once
         if threads is not None:

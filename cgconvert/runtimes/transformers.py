@@ -11,7 +11,7 @@ import numpy as np
 import torch
 
 from cgconvert.errors import InputError, MissingRuntimeError, UsageError
-from cgconvert.formats.admission import admit_huggingface
+from cgconvert.formats.registry import load
 from cgconvert.model.mkl import warm_up_mkl
 from cgconvert.runtimes.batch import left_padded
 from cgconvert.runtimes.runtime import Runtime
@@ -55,7 +55,7 @@ class Transformers(Runtime):
         # Anything else transformers would take for a name on the Hub.
         if not (path / "config.json").is_file():
             raise InputError(f"{path}: not a Hugging Face folder, it has no config.json")
-        admit_huggingface(path)
+        load("huggingface").admit(path)
         warm_up_mkl()
         with _quiet(), _loading(path):
             tokenizer = AutoTokenizer.from_pretrained(

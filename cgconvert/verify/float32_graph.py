@@ -13,19 +13,19 @@ from pathlib import Path
 import numpy as np
 from onnx import TensorProto
 
+from cgconvert.formats.onnx.format import Onnx
 from cgconvert.formats.onnx.reader import find_graph, parse
 from cgconvert.runtimes.onnxruntime import OnnxRuntime
 from cgconvert.verify.evidence import Evidence
 from cgconvert.verify.metrics import measure
 from cgconvert.verify.prompts import PROMPTS
-from cgconvert.verify.thresholds import TABLE
 from cgconvert.verify.verdict import Check, at_most
 
 __all__ = ["check_graph"]
 
 BOUNDS: Mapping[int, float | None] = {
     TensorProto.FLOAT: 1e-10,
-    TensorProto.FLOAT16: TABLE["onnx", "float16"].bounds()["runtime.nmse"],
+    TensorProto.FLOAT16: Onnx.thresholds["float16"].bounds()["runtime.nmse"],
 }
 """By the type of a graph's other activations. Seen in float32: 1.8e-11, of 6B's head with sharp
 attention (python -m tests.verify.false_alarms --seeds 2 --heads 8 --vocabulary 6000 --trained)."""

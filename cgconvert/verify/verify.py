@@ -9,8 +9,7 @@ from pathlib import Path
 import torch
 
 from cgconvert.errors import CgconvertError, UsageError
-from cgconvert.formats.settings import check_settings
-from cgconvert.formats.stored import stored_decoder
+from cgconvert.formats.registry import load
 from cgconvert.io.progress import Progress, Silent
 from cgconvert.model.checkpoint import Checkpoint
 from cgconvert.runtimes import RUNTIMES, open_runtime, version_of
@@ -26,7 +25,7 @@ from cgconvert.verify.reference import Reference
 from cgconvert.verify.reference_cache import CachedReference
 from cgconvert.verify.report.model import Report, rounded
 from cgconvert.verify.thresholds import thresholds_for
-from cgconvert.verify.verdict import Check, Verdict, overall
+from cgconvert.verify.verdict import Check, Verdict, at_most, overall
 from cgconvert.verify.weights import check_weights
 from cgconvert.write.manifest import digest_of, file_sha256, manifest_path
 
@@ -34,6 +33,9 @@ __all__ = ["verify"]
 
 NOT_OPENED = "-"
 """The version of a runtime that could not open the artefact."""
+
+NAMED = 3
+"""How many differences a check's detail names."""
 
 WIDER_THAN_HALF = frozenset({"F32", "float32", "BF16", "bfloat16"})
 """Types that need not round the source to float16, so that the reference does not either."""
@@ -80,7 +82,7 @@ def verify(
     files, digest_now = _hashes(artefact), digest_of(reference.files)["sha256"]
     checks = [check_provenance(artefact, files, digest_now, reference.origin)]
     stored, tensors = check_weights(artefact, format, reference.decoder, progress)
-    settings = check_settings(artefact, format, reference)
+    settings = _settings_checks(artefact, format, reference)
     checks += [*stored, *settings]
     broken = overall(checks[1:]) == Verdict.FAIL
     observed: Observed | None = None
@@ -154,6 +156,18 @@ def verify(
     )
 
 
+def _settings_checks(artefact: Path, format: str, source: Checkpoint) -> list[Check]:  # noqa: A002
+    """settings and tokenizer.files: how many entries are not as the source's tokenizer has them."""
+    differences = load(format).settings(artefact, source)
+    named = {"settings": differences.settings, "tokenizer.files": differences.tokenizer}
+    return [at_most(name, float(len(texts)), 0, _first(texts)) for name, texts in named.items()]
+
+
+def _first(texts: Sequence[str]) -> str:
+    more = [f"{len(texts) - NAMED} more"] if len(texts) > NAMED else []
+    return "; ".join([*texts[:NAMED], *more])
+
+
 def _same_numbers(static: Sequence[Check], type: str, dtype: torch.dtype) -> bool:  # noqa: A002
     """Whether what is stored was found to be the reference's own weights, all of them.
 
@@ -166,7 +180,7 @@ def _same_numbers(static: Sequence[Check], type: str, dtype: torch.dtype) -> boo
 
 
 def _stored_reference(artefact: Path, format: str, device: str, progress: Progress) -> Reference:  # noqa: A002
-    decoder = stored_decoder(artefact, format)
+    decoder = load(format).decoder(artefact)
     return Reference(decoder, device=device, weights=None, progress=progress)
 
 

@@ -19,8 +19,8 @@ from cgconvert.codecs.nbits import NBits
 from cgconvert.codecs.searched import SearchedCodec
 from cgconvert.formats.gguf.reader import BlockTensor
 from cgconvert.formats.onnx.reader import BlocksTensor
-from cgconvert.formats.onnx.weights import COS, SIN
-from cgconvert.formats.stored import StoredArtefact, open_stored
+from cgconvert.formats.registry import load
+from cgconvert.formats.stored import StoredArtefact
 from cgconvert.io.progress import Progress, Silent
 from cgconvert.model.decoder import Decoder
 from cgconvert.model.tensor import LazyTensor
@@ -34,10 +34,6 @@ CHUNK_BYTES = 16 << 20
 
 NAMED = 3
 """How many tensors a check's detail names, the worst first."""
-
-COMPUTED = frozenset({COS, SIN})
-"""Not the source's but a function of its geometry: another machine's cosine may differ in the last
-place, so these are held to one unit of it (at 1, the largest there is)."""
 
 RULED = ("Q8_0", "Q4_0")
 """GGUF types whose scale and codes follow from the weights by a rule; others' are searched.
@@ -82,7 +78,7 @@ def check_weights(
 
     Raises InputError where the artefact cannot be read at all.
     """
-    stored = open_stored(artefact, format, source)
+    stored = load(format).stored(artefact, source)
     errors = compare(stored, progress or Silent())
     faults = _faults(stored)
     equal = [e for e in errors if e.worst is None]
@@ -110,7 +106,7 @@ def compare(stored: StoredArtefact, progress: Progress) -> list[TensorError]:
     for name, wanted in stored.expected.items():
         found = stored.tensors.get(name)
         if found is not None and _fault(found, wanted) is None:
-            error = _compare(name, found, wanted, name in COMPUTED)
+            error = _compare(name, found, wanted, name in stored.computed)
             if name in stored.adjusted and len(found.shape) == 1:
                 error = replace(error, differing=0, worst=adjustment(found, wanted))
             elif isinstance(found, BlockTensor | BlocksTensor) and (
@@ -180,7 +176,7 @@ def _compare(
         else:
             values = found.read(rows)
             nonfinite += int((~values.isfinite()).sum())
-            if computed:
+            if computed:  # held to one unit in the last place (at 1, the largest there is)
                 slack = torch.finfo(values.dtype).eps
                 differing += int((~((values.double() - source.double()).abs() <= slack)).sum())
             else:

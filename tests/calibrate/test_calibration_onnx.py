@@ -24,7 +24,7 @@ from cgconvert.formats.onnx import writer as onnx
 from cgconvert.formats.onnx.reader import BlocksTensor, decoded_tensors, find_graph
 from cgconvert.formats.onnx.variant import Variant
 from cgconvert.formats.onnx.weights import QKV
-from cgconvert.formats.stored import stored_decoder
+from cgconvert.formats.registry import load
 from cgconvert.io.progress import Silent
 from cgconvert.model.checkpoint import Checkpoint
 from cgconvert.model.decoder import Decoder
@@ -85,7 +85,7 @@ def test_it_loses_far_less_than_rounding_at_the_same_bytes(
     ours = onnx.plan(done.checkpoint, tmp_path / "ours", bits=4, adjusted=done.adjusted)
     assert [p for i in ours.items for p in i.pieces] == [p for i in plain.items for p in i.pieces]
     execute(plain)
-    rounded = divergence(source, stored_decoder(plain.output, "onnx"))
+    rounded = divergence(source, load("onnx").decoder(plain.output))
     assert divergence(source, done.checkpoint.decoder) < 0.4 * rounded
 
 

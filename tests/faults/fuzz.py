@@ -29,16 +29,17 @@ from cgconvert.calibrate.imatrix import collect
 from cgconvert.cli import recipe
 from cgconvert.errors import CgconvertError, InputError, UsageError
 from cgconvert.formats import jaxformer
-from cgconvert.formats.admission import admit_genai, admit_gguf, admit_onnx
+from cgconvert.formats.gguf.admission import admit_gguf
 from cgconvert.formats.gguf.header import read_header
 from cgconvert.formats.gguf.imatrix import Imatrix
 from cgconvert.formats.gguf.imatrix_file import encoded, read_imatrix
-from cgconvert.formats.huggingface import config_reader as config
+from cgconvert.formats.huggingface import config
 from cgconvert.formats.huggingface import safetensors_reader as safetensors
 from cgconvert.formats.huggingface import torch_reader as torch_zip
 from cgconvert.formats.huggingface import weight_files as weights
 from cgconvert.formats.huggingface.torch_pickle import RefusedError, views
 from cgconvert.formats.onnx import reader as onnx
+from cgconvert.formats.onnx.admission import admit_genai, admit_onnx
 from cgconvert.io.progress import Silent
 from cgconvert.io.strict_json import read_json
 from cgconvert.model.decoder import Decoder
@@ -91,7 +92,7 @@ def _manifest(path: Path) -> None:
 
 
 def _training(path: Path) -> None:
-    config.from_jaxformer(read_json(path), path, None)
+    jaxformer.geometry_of(read_json(path), path, None)
 
 
 @functools.cache

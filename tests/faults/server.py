@@ -37,8 +37,11 @@ WARM = (
     "cgconvert.cli.inspect", "cgconvert.cli.to_hf", "cgconvert.cli.to_onnx", "cgconvert.cli.run",
     "cgconvert.cli.to_gguf", "cgconvert.cli.quantize", "cgconvert.cli.verify",
     "cgconvert.cli.generate", "cgconvert.formats.onnx.writer", "cgconvert.formats.gguf.writer",
-    "cgconvert.formats.huggingface.writer", "cgconvert.formats.admission", "llama_cpp",
-    "onnxruntime",
+    "cgconvert.formats.huggingface.writer", "cgconvert.formats.onnx.admission",
+    "cgconvert.formats.gguf.admission", "cgconvert.formats.huggingface.admission",
+    "cgconvert.formats.onnx.checks", "cgconvert.formats.gguf.checks",
+    "cgconvert.formats.huggingface.checks", "cgconvert.formats.huggingface.reader",
+    "cgconvert.formats.jaxformer", "llama_cpp", "onnxruntime",
     "onnxruntime_genai", "transformers.models.codegen.modeling_codegen",
     "transformers.models.phi.modeling_phi", "transformers.models.gpt2.tokenization_gpt2",
 )  # fmt: skip

@@ -9,7 +9,7 @@ import torch
 
 from cgconvert.formats.gguf.reader import BlockTensor
 from cgconvert.formats.onnx.reader import BlocksTensor
-from cgconvert.formats.stored import open_stored
+from cgconvert.formats.registry import load
 from cgconvert.model.checkpoint import Checkpoint
 from cgconvert.model.tensor import LazyTensor, Stored
 from tests.mutations.mutation import MATRICES, VALUES, Files, in_files
@@ -29,7 +29,7 @@ def tensor(change: Callable[[LazyTensor], None], part: str) -> Files:
 
     def on(artefact: Path, source: Checkpoint) -> None:
         kind = _format(artefact)
-        tensors = open_stored(artefact, kind, source.decoder).tensors
+        tensors = load(kind).stored(artefact, source.decoder).tensors
         change(next(t for name, t in tensors.items() if any(word in name for word in words)))
 
     return on

@@ -11,6 +11,7 @@ import pytest
 from torch.nn.functional import gelu
 
 from cgconvert.errors import InputError
+from cgconvert.formats.registry import load
 from cgconvert.model.checkpoint import Checkpoint
 from cgconvert.model.tensor import InMemory
 from cgconvert.runtimes import Runtime
@@ -19,7 +20,7 @@ from cgconvert.verify.checks import Losses, run_checks
 from cgconvert.verify.evidence import Evidence, gather
 from cgconvert.verify.observe import observe
 from cgconvert.verify.reference import Reference
-from cgconvert.verify.thresholds import TABLE, thresholds_for
+from cgconvert.verify.thresholds import thresholds_for
 from cgconvert.verify.verdict import Check, Verdict, at_least, at_most, overall
 from tests.mutations import WRONG
 from tests.support.tampering import checkpoint
@@ -366,7 +367,7 @@ def test_json_has_no_nan() -> None:
 def test_thresholds_can_be_replaced_by_name() -> None:
     bounds = thresholds_for("gguf", "Q4_0", overrides={"logits.kl_mean": 0.01, "cache": None})
     assert (bounds["logits.kl_mean"], bounds["cache"]) == (0.01, None)
-    assert bounds["logits.nmse"] == TABLE["gguf", "Q4_0"].nmse
+    assert bounds["logits.nmse"] == load("gguf").thresholds["Q4_0"].nmse
     with pytest.raises(InputError, match=r"'kl': no such bound; there are runtime\.relative"):
         thresholds_for("gguf", "Q4_0", overrides={"kl": 0.1})
     with pytest.raises(InputError, match=r"logits\.kl_mean: 'low' is not a number"):

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from cgconvert.formats.stored import open_stored
+from cgconvert.formats.registry import load
 from cgconvert.model.checkpoint import Checkpoint
 from cgconvert.verify.report import write_reports
 from cgconvert.verify.report.model import as_json_object
@@ -29,7 +29,7 @@ def source(tmp_path_factory: pytest.TempPathFactory) -> Checkpoint:
 def errors_of(name: str, made: Checkpoint, source: Checkpoint, path: Path) -> list[TensorError]:
     plan = write(name, made, path)
     checks, errors = check_weights(plan.output, plan.format, source.decoder)
-    stored = open_stored(plan.output, plan.format, source.decoder)
+    stored = load(plan.format).stored(plan.output, source.decoder)
     assert [error.name for error in errors] == [n for n in stored.expected if n in stored.tensors]
     for error in errors:  # computed again, whole and in float64
         wanted = stored.expected[error.name].read().double()
@@ -70,7 +70,7 @@ def test_relative_errors(
 
 def test_nan_and_a_source_of_zeros(tmp_path: Path, source: Checkpoint) -> None:
     plan = write("gguf-F16", source, tmp_path)
-    damaged = open_stored(plan.output, plan.format, source.decoder).tensors["blk.1.attn_q.weight"]
+    damaged = load(plan.format).stored(plan.output, source.decoder).tensors["blk.1.attn_q.weight"]
     rescaled(damaged, 3, float("nan"))
     errors = check_weights(plan.output, plan.format, source.decoder)[1]
     by_name = {error.name: error for error in errors}

@@ -19,9 +19,9 @@ import torch
 
 from cgconvert.codecs.matmul_nbits import MatMulNBits
 from cgconvert.errors import InputError, MissingRuntimeError
-from cgconvert.formats import stored
+from cgconvert.formats.gguf import checks
 from cgconvert.formats.gguf.header import read_header
-from cgconvert.formats.stored import open_stored
+from cgconvert.formats.registry import load
 from cgconvert.model.checkpoint import Checkpoint
 from cgconvert.model.tensor import LazyTensor, Stored
 from cgconvert.verify.provenance import check_provenance
@@ -110,7 +110,7 @@ def test_a_mistake_in_a_file_is_caught(
 ) -> None:
     artefact, kind = copied(right[name], tmp_path), right[name].format
     change, check = IN_FILES[mistake]
-    change(dict(open_stored(artefact, kind, source.decoder).tensors))
+    change(dict(load(kind).stored(artefact, source.decoder).tensors))
     values = "error" if name in QUANTIZED else "equal"
     caught = failed(checked(artefact, kind, source))
     assert caught == {"provenance", f"weights.{values}"} | (
@@ -214,7 +214,7 @@ def test_a_value_for_each_layer(
     header = read_header(path)
     heads = {"phi2.attention.head_count": np.full(3, 4)}
     changed = replace(header, metadata={**header.metadata, **heads})
-    monkeypatch.setattr(stored, "read_header", lambda path: changed)
+    monkeypatch.setattr(checks, "read_header", lambda path: changed)
     detail = checked(path, "gguf", source)["weights.geometry"].detail
     assert detail == "phi2.attention.head_count is array([4, 4, 4]), not 4"
 
@@ -244,7 +244,7 @@ def test_a_rotary_table_may_differ_in_the_last_place_and_no_more(
     name: str, source: Checkpoint, right: dict[str, Plan], tmp_path: Path
 ) -> None:
     artefact = copied(right[name], tmp_path)
-    table = open_stored(artefact, "onnx", source.decoder).tensors["rotary.cos"]
+    table = load("onnx").stored(artefact, source.decoder).tensors["rotary.cos"]
     assert isinstance(table, Stored)
     size = torch.finfo(table.dtype).eps
 
@@ -271,7 +271,7 @@ def test_nan_where_no_prompt_looks_fails_by_its_weights_alone(
     name: str, source: Checkpoint, right: dict[str, Plan], tmp_path: Path
 ) -> None:
     plan, artefact = right[name], copied(right[name], tmp_path)
-    tensors = open_stored(artefact, plan.format, source.decoder).tensors
+    tensors = load(plan.format).stored(artefact, source.decoder).tensors
     rescaled(wte(dict(tensors)), UNUSED[0], float("nan"))
     manifest_path(artefact).unlink()
     report = verify(artefact, plan.format, plan.type, source, "cpu", new_tokens=2, threads=1)

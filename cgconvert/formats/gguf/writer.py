@@ -21,7 +21,7 @@ from cgconvert.codecs.plain import F32
 from cgconvert.codecs.searched import SearchedCodec
 from cgconvert.codecs.weighted import Weighted
 from cgconvert.errors import InputError, UsageError
-from cgconvert.formats.artefact import OUT
+from cgconvert.formats.base import OUT
 from cgconvert.formats.gguf.imatrix import Imatrix
 from cgconvert.formats.gguf.types import ENCODINGS, TYPES, FileType
 from cgconvert.model import family
@@ -36,6 +36,7 @@ __all__ = [
     "ADJUSTED",
     "ALIGNMENT",
     "ARCHITECTURE",
+    "DEFAULT_TYPE",
     "IMATRIX",
     "PRE_TOKENIZER",
     "file_name",
@@ -46,6 +47,7 @@ __all__ = [
 ARCHITECTURE = "phi2"
 PRE_TOKENIZER = "gpt-2"
 ALIGNMENT = gguf.GGUF_DEFAULT_ALIGNMENT
+DEFAULT_TYPE = "F16"
 SUPPRESSED = "tokenizer.ggml.suppress_tokens"
 """Ids that llama.cpp's own samplers never pick (since mid-2026; older ones ignore the key)."""
 
@@ -77,7 +79,7 @@ def plan(
     checkpoint: Checkpoint,
     output: Path,
     *,
-    type: str = "F16",  # noqa: A002
+    type: str = DEFAULT_TYPE,  # noqa: A002
     fixed: Sequence[tuple[str, str]] = (),
     adjusted: Sequence[str] = (),
     importance: Imatrix | None = None,

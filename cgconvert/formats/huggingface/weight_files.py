@@ -11,13 +11,15 @@ from cgconvert.formats.huggingface import torch_reader as torch_zip
 from cgconvert.io.strict_json import read_json
 from cgconvert.model.tensor import LazyTensor, Stored
 
-__all__ = ["find", "read"]
+__all__ = ["SUFFIXES", "find", "read"]
 
 # In order of preference, where a repository has several.
 KINDS: tuple[tuple[str, str, str, Callable[[Path], Mapping[str, Stored]]], ...] = (
     ("safetensors", "model.safetensors", ".safetensors", safetensors.tensors),
     ("torch", "pytorch_model.bin", ".bin", torch_zip.tensors),
 )
+
+SUFFIXES = tuple(suffix for _, _, suffix, _ in KINDS)
 
 MAX_NAME = 60
 """Characters of a file's name: 4 bytes each at most, of the 255 that file systems take."""

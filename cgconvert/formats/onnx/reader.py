@@ -7,7 +7,6 @@ checker accept data that lies outside the folder or ends too early.
 from __future__ import annotations
 
 import math
-from collections import Counter
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -20,8 +19,10 @@ from onnx import TensorProto
 
 from cgconvert.codecs.matmul_nbits import Blocks, MatMulNBits
 from cgconvert.errors import InputError, UsageError
-from cgconvert.formats.huggingface import config_reader as configs
+from cgconvert.formats.base import most_stored, tensor_lines
+from cgconvert.formats.huggingface import config as configs
 from cgconvert.formats.onnx.weights import COS, QKV, ROTARY_BASE, ROTARY_ORDER
+from cgconvert.io.strict_json import read_json
 from cgconvert.model.checkpoint import Checkpoint
 from cgconvert.model.decoder import Decoder, Geometry
 from cgconvert.model.tensor import ALL, LazyTensor, Stored
@@ -34,12 +35,11 @@ __all__ = [
     "decoded_tensors",
     "decoder",
     "find_graph",
-    "float_tensors",
     "folder_of",
     "parse",
     "read",
     "stored_tensors",
-    "type_of",
+    "stored_type",
 ]
 
 MAX_GRAPH_BYTES = 4 << 20
@@ -118,8 +118,11 @@ def stored_tensors(graph: Path) -> dict[str, Stored]:
     return _tensors(graph, parse(graph))
 
 
-def type_of(graph: Path) -> str:
-    """float32, float16, int8 or int4: the bits of its matrices, or the type of them all."""
+def stored_type(graph: Path) -> str:
+    """float32, float16, int8 or int4: the bits of its matrices, or the type of most of its bytes.
+
+    Raises InputError as `stored_tensors`, and for a number of bits that ONNX Runtime does not have.
+    """
     bits = [
         attribute.i
         for node in parse(graph).graph.node
@@ -127,24 +130,11 @@ def type_of(graph: Path) -> str:
         for attribute in node.attribute
         if attribute.name == "bits"
     ]
-    if bits:
-        if min(bits) not in (4, 8):
-            raise InputError(f"{graph}: matrices of {min(bits)} bits; ONNX Runtime's have 4 or 8")
-        return f"int{min(bits)}"
-    types: Counter[str] = Counter()
-    for tensor in stored_tensors(graph).values():
-        types[str(tensor.dtype).removeprefix("torch.")] += tensor.nbytes
-    return types.most_common(1)[0][0] if types else "empty"
-
-
-def float_tensors(path: Path) -> dict[str, LazyTensor]:
-    """The tensors of a float graph in the names and orientation of `ONNX`.
-
-    Matrices come as [out, in], packed qkv as its three parts. Raises InputError as
-    `stored_tensors`, and for a quantized graph.
-    """
-    graph = find_graph(path)
-    return _oriented(_float(graph, stored_tensors(graph)))
+    if not bits:
+        return most_stored(tensor_lines(stored_tensors(graph).values()))
+    if min(bits) not in (4, 8):
+        raise InputError(f"{graph}: matrices of {min(bits)} bits; ONNX Runtime's have 4 or 8")
+    return f"int{min(bits)}"
 
 
 def decoder(path: Path) -> Decoder:
@@ -155,7 +145,7 @@ def decoder(path: Path) -> Decoder:
     graph = find_graph(path)
     where = folder_of(graph) / "config.json"
     model, tensors = parse(graph), decoded_tensors(graph)
-    claimed = configs.from_codegen(configs.read_json(where), where, 1)
+    claimed = configs.from_codegen(read_json(where), where, 1)
     geometry = _geometry(graph, claimed, model, tensors)
     return ONNX.decoder(geometry, _oriented(tensors), str(graph))
 
@@ -207,7 +197,7 @@ def read(path: Path, name: str) -> Checkpoint:
     graph = find_graph(path)
     folder = folder_of(graph)
     where = folder / "config.json"
-    config = configs.read_json(where)
+    config = read_json(where)
     model = parse(graph)
     stored = _tensors(graph, model)
     geometry = _geometry(graph, configs.from_codegen(config, where, 1), model, stored)

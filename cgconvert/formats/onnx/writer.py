@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from cgconvert.errors import InputError
-from cgconvert.formats.artefact import OUT
+from cgconvert.formats.base import OUT
 from cgconvert.formats.huggingface.config import codegen_config
 from cgconvert.formats.onnx.genai import genai_config
 from cgconvert.formats.onnx.graph import build

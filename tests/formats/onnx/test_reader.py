@@ -159,7 +159,7 @@ def test_external_data_is_not_believed(small: Model, case: str, tmp_path: Path) 
     damage(graph, proto)
     graph.write_bytes(proto.SerializeToString())
     for attempt in (
-        lambda: reader.float_tensors(graph),
+        lambda: reader.decoded_tensors(graph),
         lambda: read(str(graph.parents[1])),
         lambda: OnnxRuntime.open(graph.parents[1], "cpu", THREADS),
         lambda: Genai.open(graph.parents[1], "cpu", THREADS),

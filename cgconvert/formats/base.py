@@ -1,0 +1,184 @@
+"""The one interface of a format: how its artefacts are told, read, planned, shown and checked.
+
+A format is a folder (or a module) with one subclass of `Format`, or of `SourceFormat` where it is
+only read, and a line in `cgconvert.formats.registry`. Everything else goes through here and knows
+no format by name.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections import Counter
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, ClassVar
+
+from cgconvert.formats.read_options import ReadOptions
+from cgconvert.formats.stored import SettingsDifferences, StoredArtefact
+from cgconvert.formats.thresholds import ThresholdRow
+from cgconvert.model.checkpoint import Checkpoint
+from cgconvert.model.decoder import Decoder, Geometry
+from cgconvert.model.tensor import LazyTensor, Stored
+from cgconvert.model.tokenizer import Tokenizer
+from cgconvert.sources.resolve import Source
+from cgconvert.write.plan import Plan
+
+__all__ = [
+    "OUT",
+    "Format",
+    "Headers",
+    "SourceFormat",
+    "TensorLine",
+    "bytes_by_type",
+    "most_stored",
+    "tensor_lines",
+]
+
+OUT = Path("out")
+"""Where artefacts go that the user names no place for."""
+
+
+@dataclass(frozen=True)
+class TensorLine:
+    """A tensor as stored: `shape` in elements, `nbytes` in the file."""
+
+    name: str
+    type: str
+    shape: tuple[int, ...]
+    nbytes: int
+
+
+@dataclass(frozen=True)
+class Headers:
+    """What the headers of a checkpoint or an artefact say, as `inspect` shows it.
+
+    `layout` is how it is stored, `origin` where it came from (Hub revision, archive, step).
+    """
+
+    name: str
+    layout: str
+    geometry: Geometry
+    tokenizer: Tokenizer
+    tensors: tuple[TensorLine, ...]
+    origin: Mapping[str, Any]
+
+
+class SourceFormat(ABC):
+    """How checkpoints of one kind are recognised and read."""
+
+    name: ClassVar[str]
+    has_steps: ClassVar[bool] = False
+    """Whether a source holds several steps of one training run, to choose from."""
+
+    @abstractmethod
+    def recognises(self, path: Path) -> bool:
+        """Whether a file or folder is a source of this format, by names of files alone."""
+
+    @abstractmethod
+    def read(self, source: Source, options: ReadOptions) -> Checkpoint:
+        """Read the headers of a source.
+
+        Raises InputError where it is broken, quantized or not a CodeGen.
+        """
+
+    @abstractmethod
+    def describe(self, given: str, source: Source, options: ReadOptions) -> Headers:
+        """Read what `inspect` shows of a source or an artefact, a quantized one too.
+
+        `given` is what the user named it by. Raises InputError where its headers are broken.
+        """
+
+
+class Format(SourceFormat):
+    """A kind of artefact: what is written, verified and run, and can be read as a source."""
+
+    options: ClassVar[tuple[str, ...]]
+    """The conversion's own options: the keyword arguments of `plan`."""
+
+    thresholds: ClassVar[Mapping[str, ThresholdRow]]
+    """Verification bounds by stored type, as `stored_type` names it."""
+
+    @abstractmethod
+    def identify(self, path: Path) -> bool:
+        """Whether a file or folder is an artefact of this format, by names of files alone."""
+
+    @abstractmethod
+    def plan(self, checkpoint: Checkpoint, output: Path | None = None, **options: Any) -> Plan:
+        """Plan an artefact at `output`, else at `default_output`; nothing is written.
+
+        Raises UsageError for options that do not exist or do not go together, InputError where
+        the model does not fit the format.
+        """
+
+    @abstractmethod
+    def default_output(self, checkpoint: Checkpoint, **options: Any) -> Path:
+        """Where the artefact of such a plan goes that the user names no place for."""
+
+    @abstractmethod
+    def stored_type(self, path: Path) -> str:
+        """What most bytes of an artefact are stored as, from its headers and not its manifest.
+
+        Raises InputError where they are broken.
+        """
+
+    @abstractmethod
+    def admit(self, path: Path) -> None:
+        """Check that an artefact is of the kind that cgconvert writes.
+
+        Runtimes believe files: llama.cpp aborts the process on a key of the wrong type,
+        onnxruntime follows paths, onnxruntime-genai loads libraries that a configuration names,
+        transformers code. So none gets an artefact that was not admitted. Whether its numbers are
+        right is not judged here: `verify` runs wrong models to say how wrong they are.
+
+        Raises InputError where it is not of that kind.
+        """
+
+    @abstractmethod
+    def stored(self, artefact: Path, source: Decoder) -> StoredArtefact:
+        """Put the tensors of an artefact beside those it should hold; only headers are read.
+
+        Raises InputError where it cannot be read at all.
+        """
+
+    @abstractmethod
+    def decoder(self, artefact: Path) -> Decoder:
+        """The model that an artefact's own headers and weights make, quantized ones decoded.
+
+        Raises InputError where they make none.
+        """
+
+    @abstractmethod
+    def settings(self, artefact: Path, source: Checkpoint) -> SettingsDifferences:
+        """Compare token ids, generation settings and tokenizer files with the source's.
+
+        No logits show these. A wrong id stops a text too late, a penalty changes what is
+        generated, a white-space token marked special is lost in decoding; and each library reads
+        other files, so what one runtime makes of a text says nothing of the next one's. A file
+        that is absent is no mistake where another holds the same.
+
+        Raises InputError where a file cannot be read at all.
+        """
+
+
+def tensor_lines(tensors: Iterable[LazyTensor]) -> tuple[TensorLine, ...]:
+    """Describe tensors that lie in a file as plain numbers."""
+    return tuple(
+        TensorLine(tensor.name, str(tensor.dtype).removeprefix("torch."), tensor.shape,
+                   tensor.nbytes)
+        for tensor in tensors
+        if isinstance(tensor, Stored)
+    )  # fmt: skip
+
+
+def most_stored(tensors: Iterable[TensorLine]) -> str:
+    """The type that most bytes of these tensors are stored as; "empty" where there are none."""
+    return next(iter(bytes_by_type(tensors)), "empty")
+
+
+def bytes_by_type(tensors: Iterable[TensorLine]) -> dict[str, int]:
+    """Stored bytes by type, the most first."""
+    sizes: Counter[str] = Counter()
+    for tensor in tensors:
+        sizes[tensor.type] += tensor.nbytes
+    return dict(sizes.most_common())

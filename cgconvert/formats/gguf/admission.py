@@ -1,0 +1,78 @@
+"""What a GGUF file has to be before llama.cpp gets it: a whole CodeGen and no key it would obey."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from cgconvert.errors import InputError
+from cgconvert.formats.gguf import reader
+from cgconvert.formats.gguf.header import GgufHeader, read_header
+from cgconvert.formats.gguf.writer import ADJUSTED, ARCHITECTURE, SUPPRESSED
+from cgconvert.model.tensor import Zeros
+from cgconvert.model.tensor_names import GGUF
+
+__all__ = ["admit_gguf"]
+
+GGUF_KEYS = frozenset(
+    (
+        *(f"{ARCHITECTURE}.{key}" for key in (
+            "context_length", "embedding_length", "feed_forward_length", "block_count",
+            "attention.head_count", "attention.head_count_kv", "attention.layer_norm_epsilon",
+            "rope.dimension_count", "rope.freq_base",
+        )),
+        *(f"tokenizer.ggml.{key}" for key in (
+            "model", "pre", "tokens", "token_type", "merges", "bos_token_id", "eos_token_id",
+            "eot_token_id", "unknown_token_id", "padding_token_id", "add_bos_token",
+            "add_space_prefix",
+        )),
+        SUPPRESSED, ADJUSTED,
+    )
+)  # fmt: skip
+"""Beside SHOWN, which llama.cpp only shows; it obeys others, or aborts on them."""
+
+SHOWN = ("general.", "quantize.")
+"""The second is where llama-quantize says which imatrix it was given."""
+
+NO_WEIGHTS = ("I8", "I16", "I32", "I64", "F64")
+"""Types that ggml knows, and has no multiplication for."""
+
+
+def admit_gguf(path: Path) -> None:
+    """A file for llama.cpp: a whole CodeGen, every key and tensor as the architecture has it.
+
+    Raises InputError.
+    """
+    header = read_header(path)
+    shapes = {t.name: Zeros(t.shape, torch.float32) for t in header.tensors}
+    GGUF.decoder(reader.geometry(path, header), shapes, str(path))
+    reader.tokenizer(path, header)
+    for key in header.metadata:
+        if key not in GGUF_KEYS and not key.startswith(SHOWN):
+            raise InputError(f"{path}: metadata {key!r} is not CodeGen's; llama.cpp may obey it")
+    for tensor in header.tensors:
+        if len(tensor.shape) == 1 and tensor.type != "F32":
+            raise InputError(
+                f"{path}: tensor {tensor.name} is {tensor.type}; llama.cpp needs vectors as F32"
+            )
+        if tensor.type in NO_WEIGHTS:
+            raise InputError(
+                f"{path}: tensor {tensor.name} is {tensor.type}, not a type of weights"
+            )
+    _check_tokens(path, header)
+
+
+def _check_tokens(path: Path, header: GgufHeader) -> None:
+    """llama.cpp reads these arrays without a look at their types."""
+    tokens = header.metadata["tokenizer.ggml.tokens"]
+    if len(set(tokens)) != len(tokens):
+        raise InputError(f"{path}: tokenizer.ggml.tokens has a token twice")
+    if header.metadata["tokenizer.ggml.token_type"].dtype != np.dtype("<i4"):
+        raise InputError(f"{path}: tokenizer.ggml.token_type is not of type int32")
+    suppressed = header.metadata.get(SUPPRESSED, np.empty(0, np.int32))
+    if not isinstance(suppressed, np.ndarray) or suppressed.dtype != np.dtype("<i4"):
+        raise InputError(f"{path}: {SUPPRESSED} is not an array of int32")
+    if suppressed.size and not 0 <= suppressed.min() <= suppressed.max() < len(tokens):
+        raise InputError(f"{path}: {SUPPRESSED} names an id that no token has")

@@ -1,0 +1,127 @@
+"""What a GGUF file says, held against the source: geometry, ids, vocabulary.
+
+Keys and the vocabulary are worked out here a second time, on purpose: a check that shared the
+writer's code would share its mistakes.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from gguf import TokenType
+
+from cgconvert.formats.differences import ABSENT, entry_differences, value_differences
+from cgconvert.formats.gguf import reader
+from cgconvert.formats.gguf.header import read_header
+from cgconvert.formats.gguf.writer import (
+    ADJUSTED,
+    ARCHITECTURE,
+    IMATRIX,
+    PRE_TOKENIZER,
+    SUPPRESSED,
+)
+from cgconvert.formats.stored import SettingsDifferences, StoredArtefact, bind, expected_tensors
+from cgconvert.model.checkpoint import Checkpoint
+from cgconvert.model.decoder import Decoder
+from cgconvert.model.tensor_names import GGUF
+from cgconvert.model.tokenizer import Tokenizer
+
+__all__ = ["settings", "stored"]
+
+TOKENIZER = "tokenizer.ggml."
+ID_ROLES = ("bos", "eos", "eot", "unknown", "padding")
+ADDING = ("add_bos_token", "add_eos_token")
+
+
+def stored(path: Path, source: Decoder) -> StoredArtefact:
+    """Put a file's tensors beside the source's, and its metadata beside the geometry."""
+    header, g = read_header(path), source.geometry
+    sizes: dict[str, Any] = {
+        "context_length": g.n_positions,
+        "embedding_length": g.n_embd,
+        "feed_forward_length": g.n_inner,
+        "block_count": g.n_layer,
+        "attention.head_count": g.n_head,
+        "attention.head_count_kv": g.n_head,
+        "attention.layer_norm_epsilon": float(np.float32(g.layer_norm_epsilon)),
+        "rope.dimension_count": g.rotary_dim,
+        "rope.freq_base": float(np.float32(g.rotary_base)),
+    }
+    expected = {f"{ARCHITECTURE}.{key}": value for key, value in sizes.items()}
+    differences = value_differences(
+        header.metadata, {"general.architecture": ARCHITECTURE} | expected
+    )
+    # llama.cpp obeys keys that CodeGen has no use for, such as a scaling of the rotary.
+    differences += [
+        f"{key} is there, and CodeGen has none"
+        for key in header.metadata
+        if key.startswith(f"{ARCHITECTURE}.") and key not in expected
+    ]
+    tensors = reader.tensors(path, header)
+    adjusted = header.metadata.get(ADJUSTED)
+    return replace(
+        bind(tensors, dict(expected_tensors(source, GGUF)), GGUF, g, differences),
+        adjusted=frozenset(adjusted if isinstance(adjusted, list) else ()),
+        weighted=f"{IMATRIX}.file" in header.metadata,
+    )
+
+
+def settings(path: Path, source: Checkpoint) -> SettingsDifferences:
+    """Compare a file's ids, samplers and vocabulary with the source's tokenizer."""
+    metadata = read_header(path).metadata
+    return SettingsDifferences(
+        _id_differences(metadata, source.tokenizer),
+        _vocabulary_differences(metadata, source.tokenizer, source.geometry.vocab_size),
+    )
+
+
+def _id_differences(metadata: Mapping[str, Any], tokenizer: Tokenizer) -> list[str]:
+    ids = {f"{TOKENIZER}{role}_token_id": tokenizer.end_of_text for role in ID_ROLES}
+    actual = {key: metadata[key] for key in ids if key in metadata}
+    required = f"{TOKENIZER}eos_token_id"
+    expected = {key: value for key, value in ids.items() if key in actual or key == required}
+    texts = entry_differences("", actual, expected)
+    adding = {f"{TOKENIZER}{key}": False for key in ADDING}
+    texts += entry_differences("", {**adding, **metadata}, adding)
+    real = sum(token < tokenizer.size for token in _numbers(metadata, SUPPRESSED))
+    texts += [f"{SUPPRESSED} has {real} ids that are tokens"] if real else []
+    return texts + [  # llama.cpp takes its samplers' defaults from these
+        f"{key} is there, and greedy decoding has none"
+        for key in metadata
+        if key.startswith("general.sampling.")
+    ]
+
+
+def _vocabulary_differences(
+    metadata: Mapping[str, Any], tokenizer: Tokenizer, rows: int
+) -> list[str]:
+    tokens, types = _tokens(tokenizer, rows)
+    merges = [f"{left} {right}" for left, right in tokenizer.merges]
+    texts = entry_differences(
+        "", metadata, {f"{TOKENIZER}model": "gpt2", f"{TOKENIZER}pre": PRE_TOKENIZER}
+    )
+    lists = {key: metadata.get(f"{TOKENIZER}{key}", ABSENT) for key in ("tokens", "merges")}
+    texts += entry_differences("", lists, {"tokens": tokens, "merges": merges})
+    stored_types = _numbers(metadata, f"{TOKENIZER}token_type")
+    return texts + entry_differences("", {"token_type": stored_types}, {"token_type": types})
+
+
+def _numbers(metadata: Mapping[str, Any], key: str) -> list[int]:
+    value = metadata.get(key)
+    return value.tolist() if isinstance(value, np.ndarray) else []
+
+
+def _tokens(tokenizer: Tokenizer, rows: int) -> tuple[list[str], list[int]]:
+    """The token of every row of the embedding and its type; a row without a token is unused."""
+    tokens = [f"[PAD{index}]" for index in range(rows)]
+    types = [int(TokenType.UNUSED)] * rows
+    for token, index in tokenizer.vocabulary.items():
+        tokens[index], types[index] = token, int(TokenType.NORMAL)
+    for added in tokenizer.added:
+        kind = TokenType.CONTROL if added.special else TokenType.USER_DEFINED
+        tokens[added.id], types[added.id] = added.content, int(kind)
+    return tokens, types

@@ -1,0 +1,160 @@
+"""The format gguf: one file for an unmodified llama.cpp."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from cgconvert.formats.base import Format, Headers, TensorLine, most_stored
+from cgconvert.formats.read_options import ReadOptions
+from cgconvert.formats.stored import SettingsDifferences, StoredArtefact
+from cgconvert.formats.thresholds import ThresholdRow
+from cgconvert.model.checkpoint import Checkpoint
+from cgconvert.model.decoder import Decoder
+from cgconvert.model.tokenizer import Tokenizer
+from cgconvert.sources.resolve import Source
+from cgconvert.write.plan import Plan
+
+__all__ = ["Gguf"]
+
+SUFFIX = ".gguf"
+
+
+#   runtime: relative, NMSE, KL, NMSE at the end; cache, batch; NMSE, KL, p99, sure, perplexity
+THRESHOLDS: Mapping[str, ThresholdRow] = {
+    "F32": ThresholdRow(
+        (4e-3, 1e-6, 5e-7, 1e-6), (5e-4, None), 1e-6, 5e-7, 2e-6, 1.0, 1.001,
+        "llama.cpp's GELU is a table in float16: relative 8.9e-4, NMSE 1e-7, KL 4.7e-8, "
+        "end 1.2e-7, p99 1.6e-7, cache 1.0e-4",
+    ),
+    "F16": ThresholdRow(
+        (1.2e-2, 3e-6, 1.5e-6, 4e-6), (3e-3, None), 3e-6, 1.5e-6, 6e-6, 1.0, 1.001,
+        "activations rounded to float16: relative 3e-3, NMSE 5.8e-7, KL 2.8e-7, end 8.8e-7, p99 "
+        "1.1e-6, cache 7.4e-4",
+    ),
+    "BF16": ThresholdRow(
+        (8e-2, 2e-4, 1e-4, 2e-4), (8e-3, None), 4e-4, 2e-4, 1e-3, 1.0, 1.005,
+        "activations rounded to bfloat16: relative 2e-2, NMSE 3.4e-5, KL 1.6e-5, end 4.4e-5, cache "
+        "2e-3; and the weights: NMSE 9.1e-5, KL 4.3e-5, p99 2e-4, perplexity 1.0005",
+    ),
+    "Q8_0": ThresholdRow(
+        (0.3, 2e-3, 1e-3, 2.5e-3), (2e-2, None), 4e-3, 5e-3, 5e-2, 0.98, 1.02,
+        "activations in 8 bits: relative 7.1e-2, NMSE 3.9e-4, KL 1.8e-4, end 4.8e-4, cache 1.9e-3; "
+        "lost NMSE 9.6e-4, KL 4.6e-4 (embedded model 6.9e-5; published for Llama-3-8B 1.4e-3, "
+        "llama.cpp tools/perplexity/README.md)",
+    ),
+    "Q6_K": ThresholdRow(
+        (0.3, 2e-3, 1e-3, 2.5e-3), (4e-2, None), 3e-2, 1e-2, 1e-1, 0.97, 1.05,
+        "activations as Q8_0; cache 8.9e-3; lost NMSE 6.5e-3, KL 1.4e-3, p99 4.3e-3 (published for "
+        "Llama-3-8B KL 5.5e-3)",
+    ),
+    "Q5_K": ThresholdRow(
+        (0.3, 2e-3, 1e-3, 2.5e-3), (4e-2, None), 0.1, 5e-2, 0.5, 0.95, 1.1,
+        "cache 9.2e-3; lost NMSE 2.5e-2, KL 5.3e-3, p99 1.2e-2 (published for Llama-3-8B 1.7e-2)",
+    ),
+    "Q4_K": ThresholdRow(
+        (0.3, 2e-3, 1e-3, 2.5e-3), (5e-2, None), 0.4, 0.15, 1.5, 0.9, 1.25,
+        "cache 1.1e-2; lost NMSE 8.9e-2, KL 1.9e-2, p99 4.3e-2 (published for Llama-3-8B 4.3e-2)",
+    ),
+    "Q4_1": ThresholdRow(
+        (0.3, 2e-3, 1e-3, 2.5e-3), (2e-2, None), 0.4, 0.3, 3.0, 0.9, 1.25,
+        "lost NMSE 8.3e-2, KL 1.8e-2, p99 4.2e-2 (published for Llama-3-8B 7.2e-2)",
+    ),
+    "Q3_K": ThresholdRow(
+        (0.3, 2e-3, 1e-3, 2.5e-3), (4e-2, None), 1.2, 0.5, 5.0, 0.8, 1.6,
+        "cache 7.5e-3; lost NMSE 0.27, KL 5.7e-2, p99 0.1",
+    ),
+    "Q4_0": ThresholdRow(
+        (0.3, 2e-3, 1e-3, 2.5e-3), (2e-2, None), 0.4, 0.3, 3.0, 0.9, 1.25,
+        "activations as Q8_0, end 5.8e-4; lost NMSE 7.2e-2, KL 3.2e-2 (embedded model 6.6e-3; "
+        "published for Llama-3-8B 7.2e-2 and a perplexity ratio of 1.07)",
+    ),
+}  # fmt: skip
+"""How the bounds were measured is told in cgconvert.verify.thresholds."""
+
+
+class Gguf(Format):
+    """llama.cpp's files, in every type that has a codec."""
+
+    name = "gguf"
+    options = ("type",)
+    thresholds = THRESHOLDS
+
+    def recognises(self, path: Path) -> bool:
+        if path.is_file():
+            return path.suffix == SUFFIX
+        return len(list(path.glob(f"*{SUFFIX}"))) == 1
+
+    def identify(self, path: Path) -> bool:
+        return path.is_file() and path.suffix == SUFFIX
+
+    def read(self, source: Source, options: ReadOptions) -> Checkpoint:
+        from cgconvert.formats.gguf import reader
+
+        return options.with_tokenizer(reader.read(_file(source.path), source.name))
+
+    def describe(self, given: str, source: Source, options: ReadOptions) -> Headers:
+        from cgconvert.formats.gguf import reader
+        from cgconvert.formats.gguf.header import read_header
+
+        path = _file(source.path)
+        header = read_header(path)
+        return Headers(
+            str(header.metadata.get("general.name", source.name)),
+            self.name,
+            reader.geometry(path, header),
+            Tokenizer.load(options.tokenizer)
+            if options.tokenizer
+            else reader.tokenizer(path, header),
+            _lines(path),
+            source.origin,
+        )
+
+    def plan(self, checkpoint: Checkpoint, output: Path | None = None, **options: Any) -> Plan:
+        """See Format.plan. Beside the declared options, `fixed`, `adjusted` and `importance` of
+        `writer.plan` are passed on."""
+        from cgconvert.formats.gguf import writer
+
+        path = writer.output_path(checkpoint, output, options.get("type", writer.DEFAULT_TYPE))
+        return writer.plan(checkpoint, path, **options)
+
+    def default_output(self, checkpoint: Checkpoint, **options: Any) -> Path:
+        from cgconvert.formats.gguf import writer
+
+        return writer.output_path(checkpoint, None, options.get("type", writer.DEFAULT_TYPE))
+
+    def stored_type(self, path: Path) -> str:
+        return most_stored(_lines(path))
+
+    def admit(self, path: Path) -> None:
+        from cgconvert.formats.gguf.admission import admit_gguf
+
+        admit_gguf(path)
+
+    def stored(self, artefact: Path, source: Decoder) -> StoredArtefact:
+        from cgconvert.formats.gguf import checks
+
+        return checks.stored(artefact, source)
+
+    def decoder(self, artefact: Path) -> Decoder:
+        from cgconvert.formats.gguf import reader
+
+        return reader.decoder(artefact)
+
+    def settings(self, artefact: Path, source: Checkpoint) -> SettingsDifferences:
+        from cgconvert.formats.gguf import checks
+
+        return checks.settings(artefact, source)
+
+
+def _file(path: Path) -> Path:
+    """The file itself, or the only one of a folder."""
+    return path if path.is_file() else next(path.glob(f"*{SUFFIX}"))
+
+
+def _lines(path: Path) -> tuple[TensorLine, ...]:
+    from cgconvert.formats.gguf.header import read_header
+
+    tensors = read_header(path).tensors
+    return tuple(TensorLine(t.name, t.type, t.shape, t.nbytes) for t in tensors)

@@ -1,0 +1,65 @@
+"""What a Hugging Face folder has to be before transformers gets it: no code, whole, one model."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from cgconvert.errors import InputError
+from cgconvert.formats.huggingface import config as configs
+from cgconvert.formats.huggingface import weight_files
+from cgconvert.io.strict_json import read_json
+from cgconvert.model.tensor import Zeros
+from cgconvert.model.tensor_names import CODEGEN, PHI
+from cgconvert.model.tokenizer import Tokenizer
+
+__all__ = ["admit_huggingface"]
+
+RUNS_CODE = (
+    "auto_map", "quantization_config", "attn_implementation", "_attn_implementation",
+    "_attn_implementation_internal", "experts_implementation", "_experts_implementation",
+    "custom_pipelines", "adapter_config", "base_model_name_or_path",
+)  # fmt: skip
+"""Entries of a configuration by which transformers loads modules or fetches kernels."""
+
+
+def admit_huggingface(folder: Path) -> None:
+    """A folder for transformers: safetensors of just the shapes its config.json says, no code.
+
+    Raises InputError.
+    """
+    config_path = folder / "config.json"
+    config = read_json(config_path)
+    kind = config.get("model_type")
+    if kind not in ("codegen", "phi"):
+        raise InputError(f"{config_path}: model_type is {kind!r}, not codegen or phi")
+    tokenizer = folder / "tokenizer_config.json"
+    for path in (config_path, tokenizer, folder / "generation_config.json"):
+        entries = read_json(path) if path.is_file() else {}
+        code = [key for key in RUNS_CODE if entries.get(key)]
+        if code:
+            raise InputError(f"{path}: refused: {code[0]} would run code that it names")
+    if (folder / "adapter_config.json").exists():
+        raise InputError(f"{folder}: refused: it has an adapter_config.json")
+    layout, files = weight_files.find(folder)
+    if layout != "safetensors":
+        raise InputError(f"{folder}: has no safetensors")
+
+    def integer(*keys: str, default: int | None = None) -> int:
+        return configs.integer(config, config_path, *keys, default=default)
+
+    width = integer("n_embd", "hidden_size")
+    geometry = configs.geometry(
+        config_path,
+        n_layer=integer("n_layer", "num_hidden_layers"),
+        n_embd=width,
+        n_head=integer("n_head", "num_attention_heads"),
+        rotary_dim=2,
+        n_positions=integer("n_positions", "n_ctx", "max_position_embeddings"),
+        vocab_size=integer("vocab_size"),
+        n_inner=integer("n_inner", "intermediate_size", default=4 * width),
+        mp_num=1,
+    )
+    names = CODEGEN if kind == "codegen" else PHI
+    shapes = {name: Zeros(t.shape, t.dtype) for name, t in weight_files.read(files).items()}
+    names.decoder(geometry, shapes, str(folder))
+    Tokenizer.load(folder)

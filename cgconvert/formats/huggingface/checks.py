@@ -1,0 +1,182 @@
+"""What a Hugging Face folder says, held against the source: configuration, ids, tokenizer.
+
+The groups and the rotary base are transformers' own and are stated here a second time, and
+`expected_tensors` walks the names by itself, on purpose: a check that shared the writer's code
+would share its mistakes.
+"""
+
+from __future__ import annotations
+
+import json
+import reprlib
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+from cgconvert.formats.differences import as_mapping, entry_differences, value_differences
+from cgconvert.formats.huggingface import reader, weight_files
+from cgconvert.formats.huggingface.config import codegen_config, phi_config
+from cgconvert.formats.stored import SettingsDifferences, StoredArtefact, bind, expected_tensors
+from cgconvert.io.strict_json import read_json
+from cgconvert.model.checkpoint import Checkpoint
+from cgconvert.model.decoder import Decoder
+from cgconvert.model.tensor_names import CODEGEN, PHI
+from cgconvert.model.tokenizer import Tokenizer
+
+__all__ = [
+    "IDS",
+    "config_differences",
+    "decoder",
+    "generation_differences",
+    "settings",
+    "stored",
+    "tokenizer_differences",
+]
+
+GROUPS = 4
+"""transformers' mp_num for CodeGen (modeling_codegen.py: CodeGenAttention.forward)."""
+
+ROTARY_BASE = 10000.0
+"""transformers' rotary base for CodeGen (create_sinusoidal_positions), and Phi's default."""
+
+NOT_MATHEMATICS = frozenset(
+    ("architectures", "use_cache", "resid_pdrop", "embd_pdrop", "attn_pdrop", "attention_dropout",
+     "initializer_range")
+)  # fmt: skip
+"""Entries of a config.json that change no logits."""
+
+DEFAULTS: Mapping[str, Any] = {
+    "activation_function": "gelu_new",
+    "layer_norm_epsilon": 1e-5,
+    "layer_norm_eps": 1e-5,
+    "tie_word_embeddings": False,
+    "qk_layernorm": False,
+    "rope_theta": ROTARY_BASE,
+    "rope_type": "default",
+    "rope_scaling": None,
+}
+"""What transformers takes where a config.json does not say."""
+
+IDS = ("bos_token_id", "eos_token_id", "pad_token_id")
+
+HARMLESS = frozenset((*IDS, "_from_model_config", "transformers_version", "use_cache"))
+"""What a generation_config.json may hold without changing what greedy decoding gives."""
+
+ADDING = ("add_bos_token", "add_eos_token")
+
+
+def decoder(folder: Path) -> Decoder:
+    """The model in a folder as transformers computes it, whatever its config.json is called after.
+
+    Raises InputError where its files make none.
+    """
+    path = folder / "config.json"
+    files = weight_files.find(folder)[1]
+    return reader.decoder(folder, files, read_json(path), path, GROUPS)
+
+
+def stored(folder: Path, source: Decoder) -> StoredArtefact:
+    """Put a folder's tensors beside the source's, and its config.json beside the geometry."""
+    config = read_json(folder / "config.json")
+    tensors = weight_files.read(weight_files.find(folder)[1])
+    g = source.geometry
+    if reader.is_phi(config):
+        # transformers 5 reads rope_parameters, others the top level: each where it is there.
+        rope = as_mapping(config.get("rope_parameters"))
+        expected = phi_config(g, {}) | {"rope_scaling": None}
+        expected_rope = expected.pop("rope_parameters")
+        differences = config_differences({**rope, **config}, expected)
+        differences += [
+            f"rope_parameters: {text}"
+            for text in config_differences({**config, **rope}, expected_rope)
+        ]
+        return bind(tensors, dict(expected_tensors(source, PHI)), PHI, g, differences)
+    differences = config_differences(config, codegen_config(g, {}))
+    if g.rotary_base != ROTARY_BASE:
+        differences.append(f"rotary base is {ROTARY_BASE:g}, not {g.rotary_base:g}")
+    return bind(tensors, dict(expected_tensors(source, CODEGEN, GROUPS)), CODEGEN, g, differences)
+
+
+def config_differences(config: Mapping[str, Any], expected: Mapping[str, Any]) -> list[str]:
+    """Compare a configuration's mathematics, absent entries as transformers fills them in."""
+    actual = dict(config)
+    if "n_inner" in actual and actual["n_inner"] is None and "n_inner" in expected:
+        actual["n_inner"] = 4 * expected["n_embd"]
+    if "num_key_value_heads" in actual and actual["num_key_value_heads"] is None:
+        actual["num_key_value_heads"] = expected.get("num_attention_heads")
+    compared = {
+        key: value
+        for key, value in expected.items()
+        if key not in NOT_MATHEMATICS and (key != "n_ctx" or key in actual)
+    }
+    return value_differences(actual, compared, DEFAULTS)
+
+
+def settings(folder: Path, source: Checkpoint) -> SettingsDifferences:
+    """Compare generation settings and tokenizer files with the source's tokenizer."""
+    return SettingsDifferences(
+        generation_differences(folder, source.tokenizer),
+        list(tokenizer_differences(folder, source)),
+    )
+
+
+def generation_differences(folder: Path, tokenizer: Tokenizer) -> list[str]:
+    """Where ids are not the tokenizer's: config.json need not have any, generation_config.json
+    has to say where to stop."""
+    end = tokenizer.end_of_text
+    config = read_json(folder / "config.json")
+    texts = entry_differences("config.json", config, {key: end for key in IDS if key in config})
+    path = folder / "generation_config.json"
+    if not path.is_file():
+        return [*texts, f"{path.name} is missing"]
+    generation = read_json(path)
+    expected = {"eos_token_id": end} | {key: end for key in IDS if key in generation}
+    texts += entry_differences(path.name, generation, expected)
+    return texts + [
+        f"{path.name}: {key} is {reprlib.repr(value)}, and greedy decoding has none"
+        for key, value in generation.items()
+        if key not in HARMLESS
+    ]
+
+
+def tokenizer_differences(folder: Path, source: Checkpoint) -> Iterator[str]:
+    """Where the tokenizer's files are not those that cgconvert writes for the source's tokenizer.
+
+    Libraries that save a tokenizer write the same in another way, so it is what the files mean
+    that is compared.
+    """
+    expected_files = source.tokenizer.files(source.geometry.n_positions)
+    present = {name for name in expected_files if (folder / name).is_file()}
+    if not (present >= {"vocab.json", "merges.txt"} or "tokenizer.json" in present):
+        yield "there is neither tokenizer.json nor vocab.json and merges.txt"
+    for name in sorted(present - {"merges.txt"}):
+        actual, expected = read_json(folder / name), json.loads(expected_files[name])
+        if name == "tokenizer.json":
+            actual, expected = _flat(actual), _flat(expected)
+        elif name == "tokenizer_config.json":  # a library adds keys of its own when it saves one
+            expected.pop("tokenizer_class", None)
+            expected.pop("padding_side", None)
+            actual = {**dict.fromkeys(ADDING, False), **actual}
+            expected |= dict.fromkeys(ADDING, False)
+        yield from entry_differences(name, actual, expected)
+        if name in ("vocab.json", "added_tokens.json"):
+            extra = len(actual.keys() - expected.keys())
+            yield from [f"{name} has {extra} tokens more"] if extra else []
+    if "merges.txt" in present:
+        merges = (folder / "merges.txt").read_text(encoding="utf-8", errors="replace")
+        if _merges(merges) != _merges(expected_files["merges.txt"].decode()):
+            yield "merges.txt has other merges, or in another order"
+
+
+def _flat(tokenizer: Mapping[str, Any]) -> dict[str, Any]:
+    """tokenizer.json with its model's entries beside the others; a merge is one string."""
+    model = as_mapping(tokenizer.get("model"))
+    merges = model.get("merges")
+    if isinstance(merges, list):
+        merges = [" ".join(map(str, m)) if isinstance(m, list) else m for m in merges]
+    rest = {key: value for key, value in tokenizer.items() if key not in ("model", "version")}
+    return {**rest, **model, "merges": merges}
+
+
+def _merges(text: str) -> list[str]:
+    return [line for line in text.split("\n") if line and not line.startswith("#version")]

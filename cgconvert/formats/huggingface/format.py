@@ -1,0 +1,115 @@
+"""The format huggingface: folders of safetensors for transformers and what reads its folders."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from cgconvert.formats.base import OUT, Format, Headers, most_stored, tensor_lines
+from cgconvert.formats.huggingface import weight_files
+from cgconvert.formats.read_options import ReadOptions, complete
+from cgconvert.formats.stored import SettingsDifferences, StoredArtefact
+from cgconvert.formats.thresholds import ThresholdRow
+from cgconvert.model.checkpoint import Checkpoint
+from cgconvert.model.decoder import Decoder
+from cgconvert.sources.resolve import Source
+from cgconvert.write.plan import Plan
+
+__all__ = ["HuggingFace"]
+
+SHARD_BYTES = 5 * 10**9
+
+FOLDERS = {"codegen": "hf", "phi": "hf-phi"}
+
+
+#   runtime: relative, NMSE, KL, NMSE at the end; cache, batch; NMSE, KL, p99, sure, perplexity
+THRESHOLDS: Mapping[str, ThresholdRow] = {
+    "float32": ThresholdRow(
+        (1e-5, 1e-11, 1e-11, 2e-11), (2e-5, 1e-5), 1e-11, 1e-11, 1e-10, 1.0, 1.001,
+        "relative 2.4e-6, NMSE 5.6e-13, KL 3.7e-13, end 3.7e-12, cache 4.6e-6, batch 2.3e-6",
+    ),
+    "float16": ThresholdRow(
+        (1e-5, 1e-11, 1e-11, 2e-11), (2e-5, 1e-5), 1e-11, 1e-11, 1e-10, 1.0, 1.001,
+        "the reference's own weights, computed in float32: as float32",
+    ),
+    "bfloat16": ThresholdRow(
+        (1e-5, 1e-11, 1e-11, 2e-11), (3e-5, 1e-5), 4e-4, 2e-4, 1e-3, 1.0, 1.005,
+        "computed in float32; rounding float16 to bfloat16 costs NMSE 9.4e-5, KL 4.5e-5, p99 "
+        "2.1e-4, perplexity 1.0009",
+    ),
+}  # fmt: skip
+"""How the bounds were measured is told in cgconvert.verify.thresholds."""
+
+
+class HuggingFace(Format):
+    """CodeGen's own layout (torch or safetensors weights), and Phi's."""
+
+    name = "huggingface"
+    options = ("dtype", "layout", "max_shard_size")
+    thresholds = THRESHOLDS
+
+    def recognises(self, path: Path) -> bool:
+        if path.is_file():
+            return path.suffix in weight_files.SUFFIXES
+        return path.is_dir() and bool(weight_files.find(path)[0])
+
+    def identify(self, path: Path) -> bool:
+        if not (path / "config.json").is_file():
+            return False
+        return any((*path.glob("*.safetensors"), *path.glob("*.safetensors.index.json")))
+
+    def read(self, source: Source, options: ReadOptions) -> Checkpoint:
+        from cgconvert.formats.huggingface import reader
+
+        return reader.read(source, options)
+
+    def describe(self, given: str, source: Source, options: ReadOptions) -> Headers:
+        checkpoint = complete(self.read(source, options), given, source, options)
+        files = tuple(p for p in checkpoint.files if p.suffix in weight_files.SUFFIXES)
+        tensors = weight_files.read(files).values()
+        return Headers(
+            checkpoint.name,
+            checkpoint.layout,
+            checkpoint.geometry,
+            checkpoint.tokenizer,
+            tensor_lines(tensors),
+            checkpoint.origin,
+        )
+
+    def plan(self, checkpoint: Checkpoint, output: Path | None = None, **options: Any) -> Plan:
+        from cgconvert.formats.huggingface import writer
+
+        path = output or self.default_output(checkpoint, **options)
+        defaults: dict[str, Any] = {
+            "dtype": "float16",
+            "layout": "codegen",
+            "max_shard_size": SHARD_BYTES,
+        }
+        return writer.plan(checkpoint, path, **(defaults | options))
+
+    def default_output(self, checkpoint: Checkpoint, **options: Any) -> Path:
+        return OUT / checkpoint.name / FOLDERS.get(options.get("layout", "codegen"), "hf")
+
+    def stored_type(self, path: Path) -> str:
+        return most_stored(tensor_lines(weight_files.read(weight_files.find(path)[1]).values()))
+
+    def admit(self, path: Path) -> None:
+        from cgconvert.formats.huggingface.admission import admit_huggingface
+
+        admit_huggingface(path)
+
+    def stored(self, artefact: Path, source: Decoder) -> StoredArtefact:
+        from cgconvert.formats.huggingface import checks
+
+        return checks.stored(artefact, source)
+
+    def decoder(self, artefact: Path) -> Decoder:
+        from cgconvert.formats.huggingface import checks
+
+        return checks.decoder(artefact)
+
+    def settings(self, artefact: Path, source: Checkpoint) -> SettingsDifferences:
+        from cgconvert.formats.huggingface import checks
+
+        return checks.settings(artefact, source)

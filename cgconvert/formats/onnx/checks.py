@@ -1,0 +1,174 @@
+"""What an ONNX folder says, held against the source: graph, configurations, ids, tokenizer.
+
+Nothing here comes from the graph's builder, on purpose: a check that shared the writer's code
+would share its mistakes.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from cgconvert.formats.differences import as_mapping, entry_differences, value_differences
+from cgconvert.formats.huggingface.checks import (
+    IDS,
+    config_differences,
+    generation_differences,
+    tokenizer_differences,
+)
+from cgconvert.formats.huggingface.config import codegen_config
+from cgconvert.formats.onnx import reader
+from cgconvert.formats.onnx.genai import genai_config
+from cgconvert.formats.onnx.weights import (
+    ADJUSTED,
+    COS,
+    QKV,
+    ROTARY_BASE,
+    ROTARY_ORDER,
+    SIN,
+    rotary_tables,
+)
+from cgconvert.formats.stored import SettingsDifferences, StoredArtefact, bind, expected_tensors
+from cgconvert.io.strict_json import read_json
+from cgconvert.model.checkpoint import Checkpoint
+from cgconvert.model.decoder import Decoder, Geometry
+from cgconvert.model.tensor import InMemory, LazyTensor, Stored
+from cgconvert.model.tensor_names import ONNX
+
+__all__ = ["settings", "stored"]
+
+
+def stored(path: Path, source: Decoder) -> StoredArtefact:
+    """Put a graph's tensors beside the source's, and nodes and configurations beside the geometry.
+
+    Float matrices lie [in, out] in a graph, quantized ones and the embedding [out, in].
+    """
+    graph, g = reader.find_graph(path), source.geometry
+    folder = reader.folder_of(graph)
+    tensors = reader.decoded_tensors(graph)
+    config = read_json(folder / "config.json")
+    differences = config_differences(config, codegen_config(g, {}))
+    differences += _graph_differences(graph, g)
+    if (folder / "genai_config.json").is_file():
+        genai = as_mapping(read_json(folder / "genai_config.json").get("model"))
+        differences += [f"genai_config.json: {text}" for text in _genai_differences(genai, g)]
+    expected = {
+        name: tensor.T if len(tensor.shape) == 2 and isinstance(tensors.get(name), Stored)
+        and name != ONNX.model["wte"] else tensor
+        for name, tensor in _packed(expected_tensors(source, ONNX), source)
+    }  # fmt: skip
+    cos, sin = rotary_tables(g)
+    expected |= {COS: InMemory(cos), SIN: InMemory(sin)}
+    adjusted = _metadata(graph).get(ADJUSTED, "")
+    return replace(
+        bind(tensors, expected, ONNX, g, differences),
+        adjusted=frozenset(filter(None, adjusted.split(","))),
+        computed=frozenset({COS, SIN}),
+    )
+
+
+def _packed(
+    named: Iterator[tuple[str, LazyTensor]], source: Decoder
+) -> Iterator[tuple[str, LazyTensor]]:
+    """q, k and v of each layer as the one matrix that the graph has, in the place of its q."""
+    layers = source.half_split().layers
+    packed = {ONNX.layer["q"].format(i=i): i for i in range(len(layers))}
+    apart = {ONNX.layer[part].format(i=i) for part in "kv" for i in range(len(layers))}
+    for name, tensor in named:
+        if name in packed:
+            yield QKV.format(i=packed[name]), layers[packed[name]].qkv
+        elif name not in apart:
+            yield name, tensor
+
+
+def _metadata(graph: Path) -> dict[str, str]:
+    return {entry.key: entry.value for entry in reader.parse(graph).metadata_props}
+
+
+def _genai_differences(model: Mapping[str, Any], geometry: Geometry) -> list[str]:
+    """Where the sizes in genai_config.json are not the geometry's."""
+    expected = genai_config(geometry, 0, "")["model"]
+    sizes = ("head_size", "hidden_size", "num_attention_heads", "num_hidden_layers",
+             "num_key_value_heads")  # fmt: skip
+    return [
+        *config_differences(
+            model, {key: expected[key] for key in ("context_length", "vocab_size")}
+        ),
+        *config_differences(
+            as_mapping(model.get("decoder")), {key: expected["decoder"][key] for key in sizes}
+        ),
+    ]
+
+
+def _graph_differences(path: Path, g: Geometry) -> list[str]:
+    """Where the graph's own nodes differ: how many layers, which heads, rotary and epsilon.
+
+    A weight or a cache that no node reads is a difference too: under the noise of 4 bits, a small
+    bias that is left out shows nowhere else.
+    """
+    model = reader.parse(path)
+    texts = value_differences(
+        _metadata(path), {ROTARY_ORDER: "half_split", ROTARY_BASE: repr(g.rotary_base)}
+    )
+    present = [tensor.name for tensor in model.graph.initializer]
+    present += [value.name for value in model.graph.input if value.name.startswith("past_")]
+    read = {name for node in model.graph.node for name in node.input}
+    texts += [f"no node reads {name}" for name in present if name not in read]
+    attributes: dict[str, list[dict[str, Any]]] = {}
+    for node in model.graph.node:
+        values = {a.name: a.f if a.type == a.FLOAT else a.i for a in node.attribute}
+        attributes.setdefault(node.op_type, []).append(values)
+    epsilon = {"epsilon": float(np.float32(g.layer_norm_epsilon))}
+    attention = {"num_heads": g.n_head, "kv_num_heads": g.n_head, "do_rotary": 1}
+    # Operator, number of nodes, attributes that it must have, attributes that it may have.
+    rules: tuple[tuple[str, int, dict[str, Any], dict[str, Any]], ...] = (
+        ("LayerNormalization", 1, epsilon, {"axis": -1}),
+        ("SkipLayerNormalization", g.n_layer, epsilon, {}),
+        ("GroupQueryAttention", g.n_layer, attention, {"rotary_interleaved": 0}),
+        ("FastGelu", g.n_layer, {}, {}),
+    )
+    for operator, count, needed, allowed in rules:
+        nodes = attributes.get(operator, [])
+        if len(nodes) != count:
+            texts.append(f"{len(nodes)} nodes {operator}, not {count}")
+        for values in nodes:
+            faults = value_differences({**allowed, **values}, {**needed, **allowed})
+            faults += [f"has {key}" for key in values if key not in needed | allowed]
+            lines = [f"{operator}: {fault}" for fault in faults]
+            texts += [line for line in lines if line not in texts]
+    return texts
+
+
+def settings(path: Path, source: Checkpoint) -> SettingsDifferences:
+    """Compare generation settings, genai_config.json and tokenizer files with the source's."""
+    graph = reader.find_graph(path)
+    folder = reader.folder_of(graph)
+    texts = generation_differences(folder, source.tokenizer)
+    if (folder / "genai_config.json").is_file():
+        texts += _genai_settings(folder / "genai_config.json", graph, source)
+    return SettingsDifferences(texts, list(tokenizer_differences(folder, source)))
+
+
+def _genai_settings(path: Path, graph: Path, source: Checkpoint) -> list[str]:
+    """What genai feeds, fetches and searches; its sizes are compared with the geometry."""
+    end = source.tokenizer.end_of_text
+    expected = genai_config(source.geometry, end, graph.relative_to(path.parent).as_posix())
+    config = read_json(path)
+    model, search = as_mapping(config.get("model")), as_mapping(config.get("search"))
+    decoder, expected_decoder = as_mapping(model.get("decoder")), expected["model"]["decoder"]
+    parts = (
+        (model, {key: expected["model"][key] for key in ("type", *IDS)}),
+        (decoder, {"filename": expected_decoder["filename"]}),
+        (as_mapping(decoder.get("inputs")), expected_decoder["inputs"]),
+        (as_mapping(decoder.get("outputs")), expected_decoder["outputs"]),
+        ({**expected["search"], **search}, expected["search"]),
+    )
+    texts = [
+        text for actual, entries in parts for text in entry_differences(path.name, actual, entries)
+    ]
+    extra = search.keys() - expected["search"].keys()
+    return texts + [f"{path.name}: search has {key}" for key in sorted(extra)]

@@ -1,0 +1,130 @@
+"""The format onnx: folders for onnxruntime, onnxruntime-genai, optimum and transformers.js."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from cgconvert.errors import UsageError
+from cgconvert.formats.base import Format, Headers, tensor_lines
+from cgconvert.formats.huggingface.config import from_codegen
+from cgconvert.formats.read_options import ReadOptions
+from cgconvert.formats.stored import SettingsDifferences, StoredArtefact
+from cgconvert.formats.thresholds import ThresholdRow
+from cgconvert.io.strict_json import read_json
+from cgconvert.model.checkpoint import Checkpoint
+from cgconvert.model.decoder import Decoder
+from cgconvert.model.tokenizer import Tokenizer
+from cgconvert.sources.resolve import Source
+from cgconvert.write.plan import Plan
+
+__all__ = ["Onnx"]
+
+
+#   runtime: relative, NMSE, KL, NMSE at the end; cache, batch; NMSE, KL, p99, sure, perplexity
+THRESHOLDS: Mapping[str, ThresholdRow] = {
+    "float32": ThresholdRow(
+        (1e-4, 5e-11, 5e-11, 1e-9), (2e-5, 1e-5), 5e-11, 5e-11, 5e-10, 1.0, 1.001,
+        "relative 2.5e-5 and at the end 2.4e-10, where the graph's rotary tables are exact and "
+        "the float32 angles of transformers and of the reference are not; NMSE 9.9e-12, KL 4.7e-12",
+    ),
+    "float16": ThresholdRow(
+        (1.3e-2, 5e-6, 5e-6, 7e-6), (3e-3, 1.2e-2), 5e-6, 5e-6, 2e-5, 1.0, 1.001,
+        "computed in float16: relative 3.1e-3, NMSE 1.1e-6, KL 6.2e-7, end 1.4e-6, p99 3.3e-6, "
+        "cache 5.4e-4, batch 2.7e-3",
+    ),
+    "int8": ThresholdRow(
+        (0.3, 2e-3, 1e-3, 2e-3), (3e-2, 3e-2), 4e-3, 5e-3, 5e-2, 0.98, 1.02,
+        "activations in 8 bits: relative 7.6e-2, NMSE 3.9e-4, KL 1.8e-4, end 4.1e-4, cache 6.7e-3, "
+        "batch 7e-3; lost NMSE 9.5e-4, KL 4.5e-4 (embedded model 6.8e-5); KL as Q8_0",
+    ),
+    "int4": ThresholdRow(
+        (0.3, 2e-3, 1e-3, 2e-3), (3e-2, 3e-2), 0.3, 0.15, 1.5, 0.9, 1.25,
+        "activations as int8; lost NMSE 4.4e-2, KL 2e-2 (embedded model 1.1e-3); KL as Q4_0",
+    ),
+}  # fmt: skip
+"""How the bounds were measured is told in cgconvert.verify.thresholds."""
+
+
+class Onnx(Format):
+    """A decoder graph with KV-cache inputs and outputs, in floats or in 4 or 8 bits."""
+
+    name = "onnx"
+    options = (
+        "dtype", "bits", "block_size", "symmetric", "accuracy_level", "client", "target",
+    )  # fmt: skip
+    thresholds = THRESHOLDS
+
+    def recognises(self, path: Path) -> bool:
+        if path.is_file():
+            return path.suffix == ".onnx"
+        return self.identify(path)
+
+    def identify(self, path: Path) -> bool:
+        return any((path / "onnx").glob("*.onnx"))
+
+    def read(self, source: Source, options: ReadOptions) -> Checkpoint:
+        from cgconvert.formats.onnx import reader
+
+        return options.with_tokenizer(reader.read(source.path, source.name))
+
+    def describe(self, given: str, source: Source, options: ReadOptions) -> Headers:
+        from cgconvert.formats.onnx import reader
+
+        graph = reader.find_graph(source.path)
+        folder = reader.folder_of(graph)
+        config_path = options.config or folder / "config.json"
+        return Headers(
+            source.name,
+            self.name,
+            from_codegen(read_json(config_path), config_path, 1),
+            Tokenizer.load(options.tokenizer or folder),
+            tensor_lines(reader.stored_tensors(graph).values()),
+            source.origin,
+        )
+
+    def plan(self, checkpoint: Checkpoint, output: Path | None = None, **options: Any) -> Plan:
+        """See Format.plan. `block_size`, `symmetric` and `accuracy_level` are options of `bits`;
+        None is as if an option was left out."""
+        from cgconvert.formats.onnx import writer
+
+        options = {name: value for name, value in options.items() if value is not None}
+        blocks = [n for n in ("block_size", "symmetric", "accuracy_level") if n in options]
+        if blocks and "bits" not in options:
+            name = "--" + blocks[0].replace("_", "-")
+            raise UsageError(f"{name} is an option of quantized matrices: add --bits 4 or 8")
+        path = output or self.default_output(checkpoint, **options)
+        return writer.plan(checkpoint, path, **options)
+
+    def default_output(self, checkpoint: Checkpoint, **options: Any) -> Path:
+        from cgconvert.formats.onnx import writer
+
+        named = ("dtype", "bits", "client", "target")
+        return writer.default_path(checkpoint, **{n: options[n] for n in named if n in options})
+
+    def stored_type(self, path: Path) -> str:
+        from cgconvert.formats.onnx import reader
+
+        return reader.stored_type(reader.find_graph(path))
+
+    def admit(self, path: Path) -> None:
+        from cgconvert.formats.onnx.admission import admit_onnx
+        from cgconvert.formats.onnx.reader import find_graph
+
+        admit_onnx(find_graph(path))
+
+    def stored(self, artefact: Path, source: Decoder) -> StoredArtefact:
+        from cgconvert.formats.onnx import checks
+
+        return checks.stored(artefact, source)
+
+    def decoder(self, artefact: Path) -> Decoder:
+        from cgconvert.formats.onnx import reader
+
+        return reader.decoder(artefact)
+
+    def settings(self, artefact: Path, source: Checkpoint) -> SettingsDifferences:
+        from cgconvert.formats.onnx import checks
+
+        return checks.settings(artefact, source)
