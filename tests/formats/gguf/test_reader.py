@@ -182,12 +182,12 @@ HOSTILE = {
 def test_hostile_header(kind: str, tmp_path: Path) -> None:
     path = tmp_path / "hostile.gguf"
     path.write_bytes(HOSTILE[kind])
-    before = time.perf_counter()
+    before = time.process_time()
     with pytest.raises(InputError, match=r"hostile\.gguf: not a valid GGUF file: [^\n]+$"):
         read_header(path)
     with pytest.raises(InputError):
         LlamaCpp.open(path)
-    assert time.perf_counter() - before < 5
+    assert time.process_time() - before < 5
 
 
 def test_sound_headers_are_taken(tmp_path: Path) -> None:
@@ -213,10 +213,10 @@ def test_a_header_of_any_size_is_bounded(tmp_path: Path) -> None:
         file.write(start(0, 5))
         for n in range(5):
             file.write(pair(b"k%d" % n, 9, struct.pack("<IQ", 0, len(numbers)) + numbers))
-    before = time.perf_counter()
+    before = time.process_time()
     with pytest.raises(InputError, match="beyond the 32 MiB a header may have"):
         read_header(path)
-    assert time.perf_counter() - before < 10
+    assert time.process_time() - before < 10
 
 
 def test_damaged_headers_never_crash(tmp_path: Path, convert: Callable[..., Path]) -> None:
