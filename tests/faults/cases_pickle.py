@@ -1,4 +1,4 @@
-"""Pickles that want to run something, and pickles that want to be read for ever."""
+"""Hostile pickles: those that would run code, and those that take endless time or memory."""
 
 from __future__ import annotations
 
@@ -11,13 +11,13 @@ from pathlib import Path
 
 from tests.faults.matrix import Case
 
-__all__ = ["PICKLES", "repickled", "rezipped"]
+__all__ = ["PICKLES", "replace_pickle", "zip_again"]
 
 FILE = "pytorch_model.bin"
 
 
 class Payload:
-    """Touches a file, wherever it is run: in the tests it would show as a residue."""
+    """Creates a file when it is unpickled; the tests would find that file."""
 
     def __init__(self, call: Callable[..., object] = os.system, *arguments: object) -> None:
         self.call, self.arguments = call, arguments or ("touch payload-was-run",)
@@ -26,61 +26,67 @@ class Payload:
         return (self.call, self.arguments)
 
 
-def rezipped(path: Path, change: Callable[[dict[str, bytes]], object], **how: int) -> None:
-    """Write a torch file or npz again after a change to its members."""
+def zip_again(path: Path, change: Callable[[dict[str, bytes]], object], **options: int) -> None:
+    """Change the members of a torch file or npz and write it again."""
     with zipfile.ZipFile(path) as old:
         members = {i.filename: old.read(i) for i in old.infolist()}
     change(members)
-    with zipfile.ZipFile(path, "w", **how) as new:  # type: ignore[arg-type]
+    with zipfile.ZipFile(path, "w", **options) as new:  # type: ignore[arg-type]
         for name, data in members.items():
             new.writestr(name, data)
 
 
-def repickled(raw: bytes | Callable[[bytes], bytes]) -> Callable[[Path], None]:
-    """Another data.pkl in the torch file, its CRC right."""
+def replace_pickle(raw: bytes | Callable[[bytes], bytes]) -> Callable[[Path], None]:
+    """Replace data.pkl in the torch file, with the right CRC."""
 
     def damage(source: Path) -> None:
         def change(members: dict[str, bytes]) -> None:
             (name,) = (n for n in members if n.endswith("/data.pkl"))
             members[name] = raw(members[name]) if callable(raw) else raw
 
-        rezipped(source / FILE, change)
+        zip_again(source / FILE, change)
 
     return damage
 
 
-def as_whole_file(raw: bytes) -> Callable[[Path], None]:
+def write_file(raw: bytes) -> Callable[[Path], None]:
     return lambda source: (source / FILE).write_bytes(raw)
 
 
-def g(name: bytes) -> bytes:
-    """GLOBAL."""
+def global_opcode(name: bytes) -> bytes:
+    """The opcode GLOBAL, which imports `name`, a module and an attribute."""
     return b"c" + name.replace(b" ", b"\n") + b"\n"
 
 
-def text(value: bytes) -> bytes:
+def unicode_opcode(value: bytes) -> bytes:
     return b"X" + struct.pack("<I", len(value)) + value
 
 
-def entry(value: bytes) -> bytes:
-    """A state dict with one entry."""
-    return b"\x80\x02}" + text(b"w") + value + b"s."
+def state_dict_with(value: bytes) -> bytes:
+    """A pickled state dict whose only entry is `value`, given as opcodes."""
+    return b"\x80\x02}" + unicode_opcode(b"w") + value + b"s."
 
 
-SYSTEM = b"cos\nsystem\n" + text(b"touch payload-was-run") + b"\x85R"
-VIEW = g(b"torch._utils _rebuild_tensor_v2") + b"(("
+SYSTEM = b"cos\nsystem\n" + unicode_opcode(b"touch payload-was-run") + b"\x85R"
+REBUILD_TENSOR = global_opcode(b"torch._utils _rebuild_tensor_v2") + b"(("
 
 
-def view(count: bytes = b"K\x04", offset: bytes = b"K\0", shape: bytes = b"K\4\x85",
+def tensor_view(count: bytes = b"K\x04", offset: bytes = b"K\0", shape: bytes = b"K\4\x85",
          stride: bytes = b"K\1\x85") -> bytes:  # fmt: skip
-    """One tensor, of storage 0 (which is larger)."""
-    storage = text(b"storage") + g(b"torch FloatStorage") + text(b"0") + text(b"cpu") + count
-    return entry(VIEW + storage + b"tQ" + offset + shape + stride + b"\x89"
-                 + g(b"collections OrderedDict") + b")RtR")  # fmt: skip
+    """A pickled state dict with one tensor: a view of storage 0, which is larger."""
+    storage = (
+        unicode_opcode(b"storage")
+        + global_opcode(b"torch FloatStorage")
+        + unicode_opcode(b"0")
+        + unicode_opcode(b"cpu")
+        + count
+    )
+    return state_dict_with(REBUILD_TENSOR + storage + b"tQ" + offset + shape + stride + b"\x89"
+                 + global_opcode(b"collections OrderedDict") + b")RtR")  # fmt: skip
 
 
 def keyed_by_tuples(depth: int = 60) -> bytes:
-    """A key that is a pair of the same pair of the same pair: hashing it doubles with each."""
+    """A key of nested pairs of one object twice: each level doubles the time to hash it."""
     pairs = b"".join(b"h" + bytes([n]) + b"\x86\x94" for n in range(depth))
     return b"\x80\x04})\x94" + pairs + b"K\1s."
 
@@ -88,21 +94,27 @@ def keyed_by_tuples(depth: int = 60) -> bytes:
 REFUSED = {
     **{f"protocol {n}": pickle.dumps({"a": Payload()}, protocol=n) for n in range(6)},
     "eval": pickle.dumps({"a": Payload(eval, "open('payload-was-run', 'w')")}, protocol=4),
-    "a global alone": entry(g(b"os system")),
+    "a global alone": state_dict_with(global_opcode(b"os system")),
     "INST": b"(S'touch payload-was-run'\nios\nsystem\n.",
     "OBJ": b"(cos\nsystem\nS'touch payload-was-run'\no.",
-    "NEWOBJ": entry(g(b"subprocess Popen") + text(b"touch payload-was-run") + b"\x85\x81"),
-    "NEWOBJ_EX": b"\x80\x04" + g(b"subprocess Popen") + b")}\x92.",
+    "NEWOBJ": state_dict_with(
+        global_opcode(b"subprocess Popen") + unicode_opcode(b"touch payload-was-run") + b"\x85\x81"
+    ),
+    "NEWOBJ_EX": b"\x80\x04" + global_opcode(b"subprocess Popen") + b")}\x92.",
     "EXT1": b"\x80\x02\x82\x01.",
     "EXT4": b"\x80\x02\x84\1\0\0\0.",
-    "BUILD on a name": entry(g(b"torch FloatStorage") + b"}b"),
-    "an allowed name called": entry(g(b"torch FloatStorage") + b")R"),
-    "torch.storage._load_from_bytes": entry(g(b"torch.storage _load_from_bytes") + b")R"),
-    "torch.load": entry(g(b"torch load") + text(b"x") + b"\x85R"),
-    "dotted name": b"\x80\x04" + text(b"torch") + text(b"hub.load") + b"\x93.",
-    "getattr": entry(g(b"builtins getattr") + b")R"),
-    "numpy's reconstruct": entry(g(b"numpy.core.multiarray _reconstruct") + b")R"),
-    "quantized tensor": entry(g(b"torch._utils _rebuild_qtensor") + b")R"),
+    "BUILD on a name": state_dict_with(global_opcode(b"torch FloatStorage") + b"}b"),
+    "an allowed name called": state_dict_with(global_opcode(b"torch FloatStorage") + b")R"),
+    "torch.storage._load_from_bytes": state_dict_with(
+        global_opcode(b"torch.storage _load_from_bytes") + b")R"
+    ),
+    "torch.load": state_dict_with(global_opcode(b"torch load") + unicode_opcode(b"x") + b"\x85R"),
+    "dotted name": b"\x80\x04" + unicode_opcode(b"torch") + unicode_opcode(b"hub.load") + b"\x93.",
+    "getattr": state_dict_with(global_opcode(b"builtins getattr") + b")R"),
+    "numpy's reconstruct": state_dict_with(
+        global_opcode(b"numpy.core.multiarray _reconstruct") + b")R"
+    ),
+    "quantized tensor": state_dict_with(global_opcode(b"torch._utils _rebuild_qtensor") + b")R"),
     "DUP": b"\x80\x02]" + b"2\x86" * 1000 + b".",
     "LONG4": b"\x80\x02\x8b\x10\0\0\0" + bytes(16) + b".",
     "text opcodes": b"(I1\nV\\u0041\nd.",
@@ -128,39 +140,46 @@ DAMAGED = {
     "numbers for tensors": pickle.dumps({"a": 1}, protocol=2),
     "a memo index of 2^32": b"\x80\x02}r\xff\xff\xff\xff.",
     "lists in lists": b"\x80\x02" + b"]" * 100_000 + b"a" * 99_999 + b".",
-    "a storage of 2^62": view(count=b"\x8a\x08" + struct.pack("<q", 1 << 62)),
-    "a storage that is not its size": view(),
-    "a negative offset": view(offset=b"J\xff\xff\xff\xff"),
-    "a truth for a size": view(shape=b"\x88\x85"),
-    "a shape of 2^62": view(shape=b"\x8a\x08" + struct.pack("<q", 1 << 62) + b"\x85"),
-    "a negative shape": view(shape=b"J\xff\xff\xff\xff\x85"),
-    "100,000 dimensions": view(shape=b"(" + b"K\2" * 100_000 + b"t",
-                               stride=b"(" + b"K\2" * 100_000 + b"t"),
-    "strides for no shape": view(stride=b")"),
-}  # fmt: skip
+    "a storage of 2^62": tensor_view(count=b"\x8a\x08" + struct.pack("<q", 1 << 62)),
+    "a storage that is not its size": tensor_view(),
+    "a negative offset": tensor_view(offset=b"J\xff\xff\xff\xff"),
+    "a truth for a size": tensor_view(shape=b"\x88\x85"),
+    "a shape of 2^62": tensor_view(shape=b"\x8a\x08" + struct.pack("<q", 1 << 62) + b"\x85"),
+    "a negative shape": tensor_view(shape=b"J\xff\xff\xff\xff\x85"),
+    "100,000 dimensions": tensor_view(
+        shape=b"(" + b"K\2" * 100_000 + b"t", stride=b"(" + b"K\2" * 100_000 + b"t"
+    ),
+    "strides for no shape": tensor_view(stride=b")"),
+}
 
 PICKLES: dict[str, Case] = {
-    **{f"pickle: {name}": Case("torch", repickled(raw), "refused: ", FILE)
-       for name, raw in REFUSED.items()},
-    **{f"pickle: {name}": Case("torch", repickled(raw), "pickle|state dict|storage", FILE)
-       for name, raw in DAMAGED.items()},
+    **{
+        f"pickle: {name}": Case("torch", replace_pickle(raw), "refused: ", FILE)
+        for name, raw in REFUSED.items()
+    },
+    **{
+        f"pickle: {name}": Case("torch", replace_pickle(raw), "pickle|state dict|storage", FILE)
+        for name, raw in DAMAGED.items()
+    },
     "pickle: a second one behind the first": Case(
-        "torch", repickled(lambda raw: raw + pickle.dumps(Payload(), protocol=2)),
-        "refused: bytes follow the end of its pickle", FILE,
+        "torch",
+        replace_pickle(lambda raw: raw + pickle.dumps(Payload(), protocol=2)),
+        "refused: bytes follow the end of its pickle",
+        FILE,
     ),
     "pickle: one byte behind": Case(
-        "torch", repickled(lambda raw: raw + b"\0"), "refused: bytes follow", FILE
+        "torch", replace_pickle(lambda raw: raw + b"\0"), "refused: bytes follow", FILE
     ),
     "pickle: a payload before the state dict": Case(
-        "torch", repickled(lambda raw: raw[:2] + SYSTEM + b"0" + raw[2:]), "refused", FILE
+        "torch", replace_pickle(lambda raw: raw[:2] + SYSTEM + b"0" + raw[2:]), "refused", FILE
     ),
     "pickle: bare, in torch's old format": Case(
-        "torch", as_whole_file(pickle.dumps(Payload(), protocol=2)), "torch's old format", FILE
+        "torch", write_file(pickle.dumps(Payload(), protocol=2)), "torch's old format", FILE
     ),
     "pickle: bare, of protocol 0": Case(
-        "torch", as_whole_file(pickle.dumps(Payload(), protocol=0)), "no zip archive", FILE
+        "torch", write_file(pickle.dumps(Payload(), protocol=0)), "no zip archive", FILE
     ),
     "pickle: in a 7z archive": Case(
-        "torch", as_whole_file(b"7z\xbc\xaf\x27\x1c" + bytes(100)), "no zip archive", FILE
+        "torch", write_file(b"7z\xbc\xaf\x27\x1c" + bytes(100)), "no zip archive", FILE
     ),
-}  # fmt: skip
+}

@@ -1,4 +1,4 @@
-"""safetensors headers and indexes that lie, and JSON that is meant to be read for ever."""
+"""Broken and hostile safetensors headers, indexes and JSON files."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from typing import Any
 
 from tests.faults.matrix import Case, Damage
 
-__all__ = ["SAFETENSORS", "edited", "header"]
+__all__ = ["SAFETENSORS", "edit_json", "write_file"]
 
 FILE = "model.safetensors"
 INDEX = "model.safetensors.index.json"
@@ -21,8 +21,8 @@ NAME = "transformer.ln_f.weight"
 Table = dict[str, Any]
 
 
-def rewritten(change: Callable[[bytes, bytes], bytes]) -> Damage:
-    """The file made anew of what was its header and its data."""
+def rewrite_file(change: Callable[[bytes, bytes], bytes]) -> Damage:
+    """Write the file again from a function of its header and its data."""
 
     def damage(source: Path) -> None:
         raw = (source / FILE).read_bytes()
@@ -36,35 +36,37 @@ def with_header(text: bytes, data: bytes) -> bytes:
     return struct.pack("<Q", len(text)) + text + data
 
 
-def header(change: Callable[[Table], object]) -> Damage:
-    """A change to the header as an object."""
+def change_header(change: Callable[[Table], object]) -> Damage:
+    """Change the header, parsed from JSON."""
 
     def rewrite(text: bytes, data: bytes) -> bytes:
         table = json.loads(text)
         change(table)
         return with_header(json.dumps(table).encode(), data)
 
-    return rewritten(rewrite)
+    return rewrite_file(rewrite)
 
 
-def text_of(old: bytes, new: bytes) -> Damage:
-    return rewritten(lambda text, data: with_header(text.replace(old, new), data))
+def replace_in_header(old: bytes, new: bytes) -> Damage:
+    return rewrite_file(lambda text, data: with_header(text.replace(old, new), data))
 
 
-def whole(text: bytes) -> Damage:
-    return rewritten(lambda _, data: with_header(text, data))
+def replace_header(text: bytes) -> Damage:
+    return rewrite_file(lambda _, data: with_header(text, data))
 
 
-def first(change: Callable[[Table], object]) -> Damage:
-    return header(lambda table: change(table[NAME]))
+def change_entry(change: Callable[[Table], object]) -> Damage:
+    return change_header(lambda table: change(table[NAME]))
 
 
-def moved(by: int) -> Damage:
-    return first(lambda entry: entry.update(data_offsets=[n + by for n in entry["data_offsets"]]))
+def move_tensor(by: int) -> Damage:
+    return change_entry(
+        lambda entry: entry.update(data_offsets=[n + by for n in entry["data_offsets"]])
+    )
 
 
-def edited(file: str, change: Callable[[Table], object]) -> Damage:
-    """A change to a JSON file, as an object."""
+def edit_json(file: str, change: Callable[[Table], object]) -> Damage:
+    """Change a parsed JSON file in place, or replace it by what `change` returns."""
 
     def damage(source: Path) -> None:
         path = source / file
@@ -74,108 +76,145 @@ def edited(file: str, change: Callable[[Table], object]) -> Damage:
     return damage
 
 
-def written(file: str, content: bytes | str) -> Damage:
+def write_file(file: str, content: bytes | str) -> Damage:
     raw = content.encode() if isinstance(content, str) else content
     return lambda source: (source / file).write_bytes(raw)
 
 
-def case(damage: Damage, says: str) -> Case:
-    return Case("safetensors", damage, says, FILE)
+def header_case(damage: Damage, message: str) -> Case:
+    return Case("safetensors", damage, message, FILE)
 
 
-def sparse(size: int) -> Damage:
+def truncate_to(size: int) -> Damage:
     return lambda source: os.truncate(source / FILE, size)
 
 
-def shared(source: Path) -> None:
-    """A tensor that is in both shards."""
+def put_in_both_shards(source: Path) -> None:
+    """Let both shards hold the same tensors."""
     raw = (source / FIRST).read_bytes()
     (source / SECOND).write_bytes(raw)
 
 
-def swapped(table: Table) -> None:
+def swap_shards(table: Table) -> None:
     places = table["weight_map"]
     for name in places:
         places[name] = SECOND if places[name] == FIRST else FIRST
 
 
 HEADERS: dict[str, Case] = {
-    "empty file": case(written(FILE, b""), "not a safetensors file"),
-    "seven bytes": case(written(FILE, bytes(7)), "not a safetensors file"),
-    "git-lfs pointer": case(written(FILE, b"version https://git-lfs.github.com/x\n"), "truncated"),
-    "a header of 2^64": case(
-        rewritten(lambda t, d: b"\xff" * 8 + t + d), "its header would have 18446744073709551615"
+    "empty file": header_case(write_file(FILE, b""), "not a safetensors file"),
+    "seven bytes": header_case(write_file(FILE, bytes(7)), "not a safetensors file"),
+    "git-lfs pointer": header_case(
+        write_file(FILE, b"version https://git-lfs.github.com/x\n"), "truncated"
     ),
-    "a header of 101 MB": case(
-        lambda s: (written(FILE, struct.pack("<Q", 101 << 20) + b"{")(s), sparse(102 << 20)(s)),
+    "a header of 2^64": header_case(
+        rewrite_file(lambda t, d: b"\xff" * 8 + t + d), "its header would have 18446744073709551615"
+    ),
+    "a header of 101 MB": header_case(
+        lambda s: (
+            write_file(FILE, struct.pack("<Q", 101 << 20) + b"{")(s),
+            truncate_to(102 << 20)(s),
+        ),
         "its header would have",
     ),
-    "a header of 4 MB of nothing": case(whole(b"{" + b'"a":{},' * 550_000 + b'"b":1}'), "twice"),
-    "a header of 300,000 names": case(
-        whole(b"{" + b",".join(b'"%x":{}' % i for i in range(300_000)) + b"}"), "no sense"
+    "a header of 4 MB of nothing": header_case(
+        replace_header(b"{" + b'"a":{},' * 550_000 + b'"b":1}'), "twice"
     ),
-    "a header cut short": case(
-        rewritten(lambda t, d: struct.pack("<Q", len(t) - 5) + t + d), "not valid JSON"
+    "a header of 300,000 names": header_case(
+        replace_header(b"{" + b",".join(b'"%x":{}' % i for i in range(300_000)) + b"}"), "no sense"
     ),
-    "a header that is no JSON": case(whole(b"\x80\x02}."), "not UTF-8"),
-    "a header that is a list": case(whole(b"[]"), "not a JSON object"),
-    "brackets in brackets": case(whole(b'{"a":' + b"[" * 1_000_000), "not valid JSON"),
-    "a number of a million digits": case(whole(b'{"a":' + b"9" * 1_000_000 + b"}"), "JSON"),
-    "NaN for an offset": case(first(lambda e: e.update(data_offsets=[float("nan"), 4])), "NaN"),
-    "overlap": case(moved(-4), "overlaps another"),
-    "hole": case(moved(4), "overlaps another|hole"),
-    "truncated": case(lambda s: os.truncate(s / FILE, (s / FILE).stat().st_size - 1), "truncated"),
-    "trailing bytes": case(rewritten(lambda t, d: with_header(t, d + b"x")), "trailing bytes"),
-    "bytes before the first": case(
-        rewritten(lambda t, d: with_header(t, b"x" * 8 + d)), "trailing bytes"
+    "a header cut short": header_case(
+        rewrite_file(lambda t, d: struct.pack("<Q", len(t) - 5) + t + d), "not valid JSON"
     ),
-    "a name twice": case(text_of(b"transformer.ln_f.bias", NAME.encode()), "stands twice"),
-    "a shape that overflows": case(first(lambda e: e.update(shape=[1 << 32, 1 << 32])), NAME),
-    "a shape of 100,000 dimensions": case(
-        first(lambda e: e.update(shape=[1 << 40] * 100_000)), "impossible shape"
+    "a header that is no JSON": header_case(replace_header(b"\x80\x02}."), "not UTF-8"),
+    "a header that is a list": header_case(replace_header(b"[]"), "not a JSON object"),
+    "brackets in brackets": header_case(
+        replace_header(b'{"a":' + b"[" * 1_000_000), "not valid JSON"
     ),
-    "a negative shape": case(first(lambda e: e.update(shape=[-8, -8])), "impossible shape"),
-    "half a dimension": case(first(lambda e: e.update(shape=[64.0])), "impossible shape"),
-    "a truth for a dimension": case(first(lambda e: e.update(shape=[True])), "impossible shape"),
-    "text for a dimension": case(first(lambda e: e.update(shape=["64"])), "impossible shape"),
-    "a negative offset": case(moved(-(1 << 40)), "impossible shape or place"),
-    "an offset beyond the end": case(moved(1 << 50), "hole|overlaps"),
-    "offsets the wrong way round": case(
-        first(lambda e: e.update(data_offsets=e["data_offsets"][::-1])), NAME
+    "a number of a million digits": header_case(
+        replace_header(b'{"a":' + b"9" * 1_000_000 + b"}"), "JSON"
     ),
-    "three offsets": case(first(lambda e: e.update(data_offsets=[0, 1, 2])), "no sense"),
-    "an unknown type": case(first(lambda e: e.update(dtype="F8_E4M3")), "no sense"),
-    "a list for a type": case(first(lambda e: e.update(dtype=["F32"])), "no sense"),
-    "text for a tensor": case(header(lambda t: t.update({NAME: "F32"})), "no sense"),
-    "metadata that are none": case(header(lambda t: t.update(__metadata__=[1])), "__metadata__"),
-    "a name that drives a terminal": case(
-        header(lambda t: t.update({"\x1b]0;x\x07\n\ud800": 1})), r"\\x1b"
+    "NaN for an offset": header_case(
+        change_entry(lambda e: e.update(data_offsets=[float("nan"), 4])), "NaN"
+    ),
+    "overlap": header_case(move_tensor(-4), "overlaps another"),
+    "hole": header_case(move_tensor(4), "overlaps another|hole"),
+    "truncated": header_case(
+        lambda s: os.truncate(s / FILE, (s / FILE).stat().st_size - 1), "truncated"
+    ),
+    "trailing bytes": header_case(
+        rewrite_file(lambda t, d: with_header(t, d + b"x")), "trailing bytes"
+    ),
+    "bytes before the first": header_case(
+        rewrite_file(lambda t, d: with_header(t, b"x" * 8 + d)), "trailing bytes"
+    ),
+    "a name twice": header_case(
+        replace_in_header(b"transformer.ln_f.bias", NAME.encode()), "stands twice"
+    ),
+    "a shape that overflows": header_case(
+        change_entry(lambda e: e.update(shape=[1 << 32, 1 << 32])), NAME
+    ),
+    "a shape of 100,000 dimensions": header_case(
+        change_entry(lambda e: e.update(shape=[1 << 40] * 100_000)), "impossible shape"
+    ),
+    "a negative shape": header_case(
+        change_entry(lambda e: e.update(shape=[-8, -8])), "impossible shape"
+    ),
+    "half a dimension": header_case(
+        change_entry(lambda e: e.update(shape=[64.0])), "impossible shape"
+    ),
+    "a truth for a dimension": header_case(
+        change_entry(lambda e: e.update(shape=[True])), "impossible shape"
+    ),
+    "text for a dimension": header_case(
+        change_entry(lambda e: e.update(shape=["64"])), "impossible shape"
+    ),
+    "a negative offset": header_case(move_tensor(-(1 << 40)), "impossible shape or place"),
+    "an offset beyond the end": header_case(move_tensor(1 << 50), "hole|overlaps"),
+    "offsets the wrong way round": header_case(
+        change_entry(lambda e: e.update(data_offsets=e["data_offsets"][::-1])), NAME
+    ),
+    "three offsets": header_case(
+        change_entry(lambda e: e.update(data_offsets=[0, 1, 2])), "no sense"
+    ),
+    "an unknown type": header_case(change_entry(lambda e: e.update(dtype="F8_E4M3")), "no sense"),
+    "a list for a type": header_case(change_entry(lambda e: e.update(dtype=["F32"])), "no sense"),
+    "text for a tensor": header_case(change_header(lambda t: t.update({NAME: "F32"})), "no sense"),
+    "metadata that are none": header_case(
+        change_header(lambda t: t.update(__metadata__=[1])), "__metadata__"
+    ),
+    "a name that drives a terminal": header_case(
+        change_header(lambda t: t.update({"\x1b]0;x\x07\n\ud800": 1})), r"\\x1b"
     ),
 }
 
 
-def index(damage: Damage, says: str, file: str = INDEX) -> Case:
-    return Case("safetensors-sharded", damage, says, file)
+def index_case(damage: Damage, message: str, file: str = INDEX) -> Case:
+    return Case("safetensors-sharded", damage, message, file)
 
 
-def place(shard: Any) -> Damage:
-    return edited(INDEX, lambda t: t["weight_map"].update({NAME: shard}))
+def place_in_shard(shard: Any) -> Damage:
+    return edit_json(INDEX, lambda t: t["weight_map"].update({NAME: shard}))
 
 
 INDEXES: dict[str, Case] = {
-    "a shard is missing": index(lambda s: (s / SECOND).unlink(), "which is not there"),
-    "a shard in the parent folder": index(place("../sound/model.safetensors"), "outside"),
-    "a shard by an absolute path": index(place("/etc/passwd"), "outside"),
-    "a shard by a Windows path": index(place("..\\x.safetensors"), "outside"),
-    "a hidden shard": index(place(".safetensors"), "outside"),
-    "a number for a shard": index(place(5), "not text"),
-    "a tensor in two shards": index(shared, "in another shard too", SECOND),
-    "tensors in the other shard": index(edited(INDEX, swapped), "which has none such"),
-    "a tensor that no shard has": index(
-        edited(INDEX, lambda t: t["weight_map"].update(other=FIRST)), "which has none such"
+    "a shard is missing": index_case(lambda s: (s / SECOND).unlink(), "which is not there"),
+    "a shard in the parent folder": index_case(
+        place_in_shard("../valid/model.safetensors"), "outside"
     ),
-    "no weight_map": index(edited(INDEX, lambda t: {"metadata": {}}), "no weight_map"),
-    "a list for the weight_map": index(edited(INDEX, lambda t: {"weight_map": [1]}), "weight_map"),
+    "a shard by an absolute path": index_case(place_in_shard("/etc/passwd"), "outside"),
+    "a shard by a Windows path": index_case(place_in_shard("..\\x.safetensors"), "outside"),
+    "a hidden shard": index_case(place_in_shard(".safetensors"), "outside"),
+    "a number for a shard": index_case(place_in_shard(5), "not text"),
+    "a tensor in two shards": index_case(put_in_both_shards, "in another shard too", SECOND),
+    "tensors in the other shard": index_case(edit_json(INDEX, swap_shards), "which has none such"),
+    "a tensor that no shard has": index_case(
+        edit_json(INDEX, lambda t: t["weight_map"].update(other=FIRST)), "which has none such"
+    ),
+    "no weight_map": index_case(edit_json(INDEX, lambda t: {"metadata": {}}), "no weight_map"),
+    "a list for the weight_map": index_case(
+        edit_json(INDEX, lambda t: {"weight_map": [1]}), "weight_map"
+    ),
 }
 
 JSON: Mapping[str, tuple[bytes, str]] = {
@@ -196,12 +235,12 @@ JSON: Mapping[str, tuple[bytes, str]] = {
 }
 
 
-def fifo(source: Path) -> None:
+def config_as_pipe(source: Path) -> None:
     (source / "config.json").unlink()
     os.mkfifo(source / "config.json")
 
 
-def folder(source: Path) -> None:
+def config_as_folder(source: Path) -> None:
     (source / "config.json").unlink()
     (source / "config.json").mkdir()
 
@@ -209,10 +248,15 @@ def folder(source: Path) -> None:
 SAFETENSORS: dict[str, Case] = {
     **{f"safetensors: {name}": value for name, value in HEADERS.items()},
     **{f"index: {name}": value for name, value in INDEXES.items()},
-    **{f"config: {name}": Case("safetensors", written("config.json", raw), says, "config.json")
-       for name, (raw, says) in JSON.items()},
-    "config: missing": Case("torch", lambda s: (s / "config.json").unlink(), "cannot be read",
-                            "config.json"),
-    "config: a pipe": Case("torch", fifo, "not a regular file", "config.json"),
-    "config: a folder": Case("torch", folder, "not a regular file", "config.json"),
-}  # fmt: skip
+    **{
+        f"config: {name}": Case(
+            "safetensors", write_file("config.json", raw), message, "config.json"
+        )
+        for name, (raw, message) in JSON.items()
+    },
+    "config: missing": Case(
+        "torch", lambda s: (s / "config.json").unlink(), "cannot be read", "config.json"
+    ),
+    "config: a pipe": Case("torch", config_as_pipe, "not a regular file", "config.json"),
+    "config: a folder": Case("torch", config_as_folder, "not a regular file", "config.json"),
+}

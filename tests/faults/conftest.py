@@ -1,4 +1,4 @@
-"""One server and one set of sound inputs for all tests of faults."""
+"""One command server and one set of valid inputs for all tests of faults."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from collections.abc import Iterator
 import pytest
 
 from tests.faults.server import Server
-from tests.faults.sound import Sound
+from tests.faults.valid_inputs import ValidInputs
 
 
 @pytest.fixture(scope="session")
@@ -18,5 +18,5 @@ def server() -> Iterator[Server]:
 
 
 @pytest.fixture(scope="session")
-def sound(tmp_path_factory: pytest.TempPathFactory) -> Sound:
-    return Sound(tmp_path_factory.mktemp("sound"))
+def valid_inputs(tmp_path_factory: pytest.TempPathFactory) -> ValidInputs:
+    return ValidInputs(tmp_path_factory.mktemp("valid"))

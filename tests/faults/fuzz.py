@@ -1,9 +1,9 @@
-"""Every parser of ours on mutated input: a right answer or an InputError, in time.
+"""Runs every parser on mutated input: it must return or raise an InputError, in time.
 
     python -m tests.faults.fuzz --seconds 600
 
-runs all of them in turn with random mutations and keeps what breaks one in tests/faults/corpus/,
-cut down; `test_fuzz.py` drives the same mutations with hypothesis, and runs the corpus.
+runs all parsers in turn with random mutations. Input that breaks one is shortened and kept in
+tests/faults/corpus/. `test_fuzz.py` drives the same mutations with hypothesis and runs the corpus.
 """
 
 from __future__ import annotations
@@ -49,17 +49,17 @@ from cgconvert.model.tokenizer import Tokenizer
 from cgconvert.sources import tarball
 from cgconvert.write import manifest
 from cgconvert.write.checksums import sha256
-from tests.faults.sound import GEOMETRY, STATE, Sound
+from tests.faults.valid_inputs import GEOMETRY, STATE, ValidInputs
 from tests.support.imatrices import legacy
 
-__all__ = ["CORPUS", "TARGETS", "Ground", "Target", "mutated", "small_decoder", "small_imatrix"]
+__all__ = ["CORPUS", "TARGETS", "FuzzFolder", "Target", "mutated", "small_decoder", "small_imatrix"]
 
 CORPUS = Path(__file__).parent / "corpus"
 CPU_SECONDS = 5.0
-"""How long one input may take. Of the processor's time, which a busy machine does not lengthen."""
+"""Limit of CPU time for one input. Elapsed time would depend on how busy the machine is."""
 
 Choose = Callable[[int, int], int]
-"""A number from the first to the second, from a random generator or from hypothesis."""
+"""Returns a number between two bounds, from a random generator or from hypothesis."""
 
 NUMBERS = (0, 1, 2, 7, 8, 9, 127, 128, 255, 256, 65535, 65536, (1 << 31) - 1, 1 << 31,
            (1 << 32) - 1, 1 << 32, 1 << 40, (1 << 63) - 1, 1 << 63, (1 << 64) - 1)  # fmt: skip
@@ -69,7 +69,7 @@ TEXTS = (b"-1", b"1e999", b"NaN", b"null", b"[]", b"{}", b'""', b"true", b"9" * 
 
 @dataclass(frozen=True)
 class Target:
-    """A parser: the kind of sound input, the file in it that is mutated, and what reads it."""
+    """A parser `read`, the kind of valid input it gets, and the file in it that is mutated."""
 
     kind: str
     file: str
@@ -97,7 +97,7 @@ def _training(path: Path) -> None:
 
 @functools.cache
 def small_decoder() -> Decoder:
-    """The model that all sound inputs are of."""
+    """The model that all valid inputs hold."""
     tensors = {name: InMemory(tensor) for name, tensor in STATE.items()}
     return CODEGEN.decoder(GEOMETRY, tensors, "small")
 
@@ -138,7 +138,7 @@ TARGETS: Mapping[str, Target] = {
 
 
 def mutated(raw: bytes, choose: Choose, head: int = 1 << 16) -> bytes:
-    """Some changes, most of them near the start or the end, where headers and directories are."""
+    """Change up to four places, mostly near the start or the end, where headers are."""
     data = bytearray(raw)
     for _ in range(choose(1, 4)):
         zone = min(len(data), (64, 1024, head)[choose(0, 2)])
@@ -169,42 +169,43 @@ def mutated(raw: bytes, choose: Choose, head: int = 1 << 16) -> bytes:
     return bytes(data)
 
 
-class Ground:
-    """A folder with a sound input of every target's kind, in which one file is exchanged."""
+class FuzzFolder:
+    """A folder with a valid input for every target, in which one file is replaced."""
 
     def __init__(self, folder: Path) -> None:
-        self.folder, self.sound = folder, Sound(folder / "sound")
+        self.folder, self.valid_inputs = folder, ValidInputs(folder / "valid")
         self.seeds: dict[str, bytes] = {}
 
     def place(self, name: str) -> Path:
+        """Return the path of the file to mutate; write the valid input around it first."""
         target = TARGETS[name]
         work = self.folder / name
         if not work.exists():
             work.mkdir(parents=True)
-            self._make(target.kind, work)
+            self._write(target.kind, work)
             self.seeds[name] = (work / target.file).read_bytes()
         return work / target.file
 
-    def _make(self, kind: str, work: Path) -> None:
+    def _write(self, kind: str, work: Path) -> None:
         if kind == "pickle":
             state = {"a": None, "b": [1, 2.5, "x"], "c": (True, {"d": 1 << 70})}
-            (work / "data.pkl").write_bytes(_state_pickle(self.sound) or pickle.dumps(state))
+            (work / "data.pkl").write_bytes(_state_pickle(self.valid_inputs) or pickle.dumps(state))
         elif kind == "tar":
             _small_tar(work / "source.tar.gz")
         elif kind == "training":
-            source = self.sound.copy("jaxformer", work / "whole")
-            found = next(p for p in source.rglob("*.json") if "model_layers" in p.read_text())
-            shutil.copy(found, work / "config.json")
+            source = self.valid_inputs.copy("jaxformer", work / "whole")
+            training = next(p for p in source.rglob("*.json") if "model_layers" in p.read_text())
+            shutil.copy(training, work / "config.json")
         elif kind in ("tokenizer", "vocabulary"):
             _small_tokenizer(work, whole=kind == "tokenizer")
         elif kind == "imatrix":
             (work / "imatrix.gguf").write_bytes(encoded(small_imatrix()))
             (work / "imatrix.dat").write_bytes(legacy(small_imatrix()))
         else:
-            self.sound.copy(kind, work)
+            self.valid_inputs.copy(kind, work)
 
     def check(self, name: str, raw: bytes) -> None:
-        """Raises whatever but an expected error the parser raises; TimeoutError after CPU_SECONDS."""
+        """Raise what the parser raises but for an InputError of one line; TimeoutError if late."""
         path = self.place(name)
         path.unlink(missing_ok=True)
         path.write_bytes(raw)
@@ -232,11 +233,11 @@ def _timed() -> Iterator[None]:
         signal.signal(signal.SIGPROF, before)
 
 
-def _state_pickle(sound: Sound) -> bytes:
+def _state_pickle(valid_inputs: ValidInputs) -> bytes:
     import zipfile
 
     with tempfile.TemporaryDirectory() as folder:
-        source = sound.copy("torch", Path(folder))
+        source = valid_inputs.copy("torch", Path(folder))
         with zipfile.ZipFile(source / "pytorch_model.bin") as archive:
             name = next(n for n in archive.namelist() if n.endswith("/data.pkl"))
             return archive.read(name)
@@ -269,15 +270,15 @@ def _small_tokenizer(folder: Path, *, whole: bool) -> None:
         (folder / "merges.txt").write_text("#version: 0.2\na b\nab c\n")
 
 
-def smaller(ground: Ground, name: str, raw: bytes, kind: type[BaseException]) -> bytes:
-    """Cut out what is not needed for the same error, for a minute at most."""
+def shortened(fuzz_folder: FuzzFolder, name: str, raw: bytes, kind: type[BaseException]) -> bytes:
+    """Remove bytes while the same error still occurs, for a minute at most."""
     until, step = time.monotonic() + 60, len(raw) // 2
     while step and time.monotonic() < until:
         place = 0
         while place < len(raw) and time.monotonic() < until:
             shorter = raw[:place] + raw[place + step :]
             try:
-                ground.check(name, shorter)
+                fuzz_folder.check(name, shorter)
             except BaseException as error:
                 if isinstance(error, kind):
                     raw = shorter
@@ -292,27 +293,27 @@ def smaller(ground: Ground, name: str, raw: bytes, kind: type[BaseException]) ->
 @click.option("--target", type=click.Choice(list(TARGETS)), multiple=True, help="Only these.")
 @click.option("--seed", default=0, show_default=True)
 def main(seconds: float, target: tuple[str, ...], seed: int) -> None:
-    """Leaves with 1 where a parser broke; the inputs are then in tests/faults/corpus."""
+    """Exit with 1 if a parser broke; the inputs are then in tests/faults/corpus."""
     broken = 0
     with tempfile.TemporaryDirectory() as folder:
         import os
 
         os.environ["CGCONVERT_CACHE"] = f"{folder}/cache"
-        ground = Ground(Path(folder))
+        fuzz_folder = FuzzFolder(Path(folder))
         for name in target or TARGETS:
-            ground.place(name)
+            fuzz_folder.place(name)
             chance, until, count = random.Random(f"{seed} {name}"), time.monotonic() + seconds, 0
             kinds: set[str] = set()
             while time.monotonic() < until:
-                raw = mutated(ground.seeds[name], chance.randint)
+                raw = mutated(fuzz_folder.seeds[name], chance.randint)
                 count += 1
                 try:
-                    ground.check(name, raw)
+                    fuzz_folder.check(name, raw)
                 except Exception as error:
                     label = f"{type(error).__name__}: {str(error)[:60]}"
                     if label not in kinds:
                         kinds.add(label)
-                        raw = smaller(ground, name, raw, type(error))
+                        raw = shortened(fuzz_folder, name, raw, type(error))
                         kept = CORPUS / name / hashlib.sha256(raw).hexdigest()[:12]
                         kept.parent.mkdir(parents=True, exist_ok=True)
                         kept.write_bytes(raw)

@@ -1,10 +1,10 @@
-"""Kills conversions at random moments and looks at what is there: all of an artefact or nothing.
+"""Kills conversions at random moments: the output must be complete or unchanged.
 
     python -m tests.faults.kill --moments 200
 
-After each kill the target is absent, or what it was before, or complete. Then the same command is
-given again, every other time with --resume: its output has the bytes of a run that was left alone,
-and nothing else is left.
+After each kill the output is absent, as it was before, or complete. Then the same command runs
+again, every other time with --resume: its output has the bytes of an uninterrupted run, and no
+other file is left.
 """
 
 from __future__ import annotations
@@ -47,11 +47,11 @@ WRITERS: dict[str, tuple[str, ...]] = {
                         "-o", "out/m.gguf"),
 }  # fmt: skip
 
-Tree = dict[str, str]
+Hashes = dict[str, str]
 
 
-def tree(folder: Path) -> Tree:
-    """Every file below a folder by its hash."""
+def file_hashes(folder: Path) -> Hashes:
+    """SHA-256 of every file below a folder, by its relative path."""
     return {
         str(path.relative_to(folder)): hashlib.sha256(path.read_bytes()).hexdigest()
         for path in sorted(folder.rglob("*"))
@@ -61,7 +61,7 @@ def tree(folder: Path) -> Tree:
 
 @dataclass
 class Tally:
-    """What was there after the kills, and how often a run went on where another had ended."""
+    """States of the output after the kills, faults, and how many runs resumed from a journal."""
 
     after: Counter[str] = field(default_factory=Counter)
     faults: list[str] = field(default_factory=list)
@@ -69,11 +69,14 @@ class Tally:
 
 
 class Killer:
-    """Two versions of a source, so that an earlier artefact differs from the one being written."""
+    """Runs and kills conversions of a checkpoint that there are two versions of.
+
+    An artefact of version 1 lies where one of version 2 is being written, so mixtures show.
+    """
 
     def __init__(self, server: Server, folder: Path, seed: int) -> None:
         self.server, self.folder, self.random = server, folder, random.Random(seed)
-        self.whole: dict[str, tuple[Tree, Tree, float]] = {}
+        self.expected: dict[str, tuple[Hashes, Hashes, float]] = {}
         for version in (1, 2):
             state = synthetic.RandomState(GEOMETRY, seed=version, dtype=torch.float16)
             for layout in ("safetensors", "tarball"):
@@ -82,58 +85,58 @@ class Killer:
                 if layout == "tarball":
                     made.rename(place / f"{NAME}.tar.gz")
 
-    def run(self, work: Path, writer: str, *more: str, **how: object) -> Outcome:
+    def run(self, work: Path, writer: str, *more: str, **options: object) -> Outcome:
         arguments = [part.format(tokenizer=embedded.path()) for part in WRITERS[writer]]
         env = {"CGCONVERT_CACHE": str(work / "cache")}
-        how = {"journal": 1 << 16, "processes": 2, **how}
-        return self.server.run(*arguments, *more, cwd=work, env=env, **how)
+        options = {"journal": 1 << 16, "processes": 2, **options}
+        return self.server.run(*arguments, *more, cwd=work, env=env, **options)
 
-    def moment(self, writer: str, tally: Tally, number: int) -> None:
-        """One kill, the look at what is there, and the run after it."""
-        earlier, complete, seconds = self._whole(writer)
+    def kill_once(self, writer: str, tally: Tally, number: int) -> None:
+        """Kill one run at a random time, check its output, and check the output of the next run."""
+        earlier, complete, seconds = self._expected(writer)
         with tempfile.TemporaryDirectory(dir=self.folder) as name:
             work, replaced, resume = Path(name), number % 2 == 1, number % 4 >= 2
-            self._source(work, 1)
+            self.write_source(work, 1)
             if replaced:
                 assert self.run(work, writer).code == 0
-            self._source(work, 2)
+            self.write_source(work, 2)
             more = ("--force",) if replaced else ()
             when = self.random.uniform(0, seconds)
             killed = self.run(work, writer, *more, kill=[signal.SIGKILL, when])
-            there = tree(work / "out")
+            there = file_hashes(work / "out")
             staged = [p for p in work.glob("out/.*/journal") if '"place"' in p.read_text()]
-            found = self._judge(work, {k: v for k, v in there.items() if k[0] != "."},
+            state = self._state(work, {k: v for k, v in there.items() if k[0] != "."},
                                 earlier if replaced else {}, complete)  # fmt: skip
-            tally.after[found if killed.code < 0 else "finished before"] += 1
+            tally.after[state if killed.code < 0 else "finished before"] += 1
             again = self.run(work, writer, "--force", *(("--resume",) if resume else ()))
             tally.resumed += bool(resume and staged)
             left = [str(p) for p in work.rglob("*") if "cgconvert-tmp" in p.name]
-            if found == "partial" or again.code or tree(work / "out") != complete or left:
+            if state == "partial" or again.code or file_hashes(work / "out") != complete or left:
                 tally.faults.append(
-                    f"{writer}, killed after {when:.4f} s: {found}; then {again.code} "
+                    f"{writer}, killed after {when:.4f} s: {state}; then {again.code} "
                     f"{again.err.strip()} {left}"
                 )
 
-    def _whole(self, writer: str) -> tuple[Tree, Tree, float]:
-        """What runs left alone write from both versions, and how long one takes."""
-        if writer not in self.whole:
-            trees, seconds = [], 0.0
+    def _expected(self, writer: str) -> tuple[Hashes, Hashes, float]:
+        """Return the hashes of uninterrupted runs from both versions, and a run's seconds."""
+        if writer not in self.expected:
+            hashes, seconds = [], 0.0
             for version in (1, 2):
                 with tempfile.TemporaryDirectory(dir=self.folder) as name:
-                    self._source(Path(name), version)
+                    self.write_source(Path(name), version)
                     done = self.run(Path(name), writer)
                     assert done.code == 0, done.err
-                    trees.append(tree(Path(name) / "out"))
+                    hashes.append(file_hashes(Path(name) / "out"))
                     seconds = done.wall
-            self.whole[writer] = (trees[0], trees[1], seconds)
-        return self.whole[writer]
+            self.expected[writer] = (hashes[0], hashes[1], seconds)
+        return self.expected[writer]
 
-    def _source(self, work: Path, version: int) -> None:
+    def write_source(self, work: Path, version: int) -> None:
         shutil.rmtree(work / NAME, ignore_errors=True)
         shutil.copytree(self.folder / f"safetensors{version}", work, dirs_exist_ok=True)
         shutil.copy(self.folder / f"tarball{version}" / f"{NAME}.tar.gz", work)
 
-    def _judge(self, work: Path, there: Tree, earlier: Tree, complete: Tree) -> str:
+    def _state(self, work: Path, there: Hashes, earlier: Hashes, complete: Hashes) -> str:
         unpacked = work.glob("cache/unpacked/[!.]*")
         if not all((p / ".cgconvert-archive.json").is_file() for p in unpacked):
             return "partial"
@@ -141,7 +144,7 @@ class Killer:
             return "complete"
         if there == earlier:
             return "as before"
-        # Between the renames of a file and its manifest: each is whole, none is of the other.
+        # Killed between the renames of a file and its manifest: one of them, complete.
         rest = {name: sha for name, sha in there.items() if sha in earlier.values()}
         new = {name: sha for name, sha in there.items() if sha in complete.values()}
         if len(there) == 1 and (rest or new):
@@ -153,16 +156,16 @@ class Killer:
 @click.option("--moments", type=click.IntRange(1), default=200, show_default=True)
 @click.option("--seed", default=0, show_default=True)
 def main(moments: int, seed: int) -> None:
-    """Kill every writer in turn; leaves with 1 where a target was partial or a byte differed."""
+    """Kill every writer in turn; exit with 1 if an output was partial or a byte differed."""
     server, tally = Server(), Tally()
     with tempfile.TemporaryDirectory() as folder:
         killer = Killer(server, Path(folder), seed)
         for number in range(moments):
             writer = list(WRITERS)[number // 4 % len(WRITERS)]
-            killer.moment(writer, tally, number)
+            killer.kill_once(writer, tally, number)
     server.close()
-    for what, count in tally.after.most_common():
-        click.echo(f"{count:5} {what}")
+    for state, count in tally.after.most_common():
+        click.echo(f"{count:5} {state}")
     click.echo(f"{tally.resumed:5} runs went on from a journal")
     click.echo("\n".join(tally.faults) or "no target partial, every run after it byte for byte")
     raise SystemExit(bool(tally.faults))

@@ -1,4 +1,4 @@
-"""What a case of the fault matrix is, and which commands it goes through."""
+"""The parts of the fault matrix: a case with its expected message, and the commands to run."""
 
 from __future__ import annotations
 
@@ -6,22 +6,30 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-__all__ = ["ARTEFACT", "COMMANDS", "CONVERTING", "SOURCE", "Case", "Damage", "rotated"]
+__all__ = [
+    "ARTEFACT_COMMANDS",
+    "COMMANDS",
+    "CONVERT_COMMANDS",
+    "SOURCE_COMMANDS",
+    "Case",
+    "Damage",
+    "commands_for",
+]
 
 Damage = Callable[[Path], object]
-"""Breaks the input at this path, which is a copy."""
+"""A function that damages the input at a path, which is a copy of a valid one."""
 
 COMMANDS: Mapping[str, tuple[str, ...]] = {
-    "inspect": ("inspect", "{given}"),
-    "to-hf": ("to-hf", "{given}", "-o", "out"),
-    "to-phi": ("to-hf", "{given}", "--layout", "phi", "-o", "out"),
-    "to-onnx": ("to-onnx", "{given}", "-o", "out"),
-    "to-onnx-fp16": ("to-onnx", "{given}", "--dtype", "float16", "-o", "out"),
-    "to-gguf": ("to-gguf", "{given}", "-o", "out.gguf"),
-    "quantize": ("quantize", "{given}", "--bits", "8", "-o", "out.gguf"),
+    "inspect": ("inspect", "{input}"),
+    "to-hf": ("to-hf", "{input}", "-o", "out"),
+    "to-phi": ("to-hf", "{input}", "--layout", "phi", "-o", "out"),
+    "to-onnx": ("to-onnx", "{input}", "-o", "out"),
+    "to-onnx-fp16": ("to-onnx", "{input}", "--dtype", "float16", "-o", "out"),
+    "to-gguf": ("to-gguf", "{input}", "-o", "out.gguf"),
+    "quantize": ("quantize", "{input}", "--bits", "8", "-o", "out.gguf"),
     "quantize-onnx": (
         "quantize",
-        "{given}",
+        "{input}",
         "--bits",
         "4",
         "--format",
@@ -31,42 +39,47 @@ COMMANDS: Mapping[str, tuple[str, ...]] = {
         "-o",
         "out",
     ),
-    "reference": ("verify", "sound.gguf", "--reference", "{given}"),
-    "verify": ("verify", "{given}", "--reference", "sound"),
-    "generate": ("generate", "{given}", "def f(x):", "--max-new-tokens", "2"),
-    "genai": ("generate", "{given}", "x", "--runtime", "onnxruntime-genai"),
-    "run": ("run", "{given}"),
+    "reference": ("verify", "valid.gguf", "--reference", "{input}"),
+    "verify": ("verify", "{input}", "--reference", "valid"),
+    "generate": ("generate", "{input}", "def f(x):", "--max-new-tokens", "2"),
+    "genai": ("generate", "{input}", "x", "--runtime", "onnxruntime-genai"),
+    "run": ("run", "{input}"),
 }
-"""{given} is the input; sound and sound.gguf are a source and an artefact without a fault."""
+"""Arguments by name; {input} is the damaged input, valid and valid.gguf lie beside it undamaged."""
 
-CONVERTING = ("to-gguf", "to-hf", "to-onnx", "quantize", "to-phi", "quantize-onnx")
-SOURCE = ("inspect", *CONVERTING, "reference")
-"""Commands that read a source."""
-ARTEFACT = ("inspect", "verify", "generate")
+CONVERT_COMMANDS = ("to-gguf", "to-hf", "to-onnx", "quantize", "to-phi", "quantize-onnx")
+SOURCE_COMMANDS = ("inspect", *CONVERT_COMMANDS, "reference")
+"""Commands that read a checkpoint to convert."""
+ARTEFACT_COMMANDS = ("inspect", "verify", "generate")
 
 
 @dataclass(frozen=True)
 class Case:
-    """A fault: the kind of input it is in, what breaks it, and what has to be said of it.
+    """A damaged input, and what every command that reads it must report.
 
-    `says` is a regular expression for the one line on stderr, which has `file` in it. `code` is
-    the exit code; `codes` those of single commands that differ.
+    `kind` names the valid input that `damage` changes. `message` is a regular expression for the
+    single line on stderr, which contains `file`. `code` is the expected exit code; `codes` holds
+    the commands whose exit code differs.
     """
 
     kind: str
     damage: Damage
-    says: str
+    message: str
     file: str = "source"
-    commands: tuple[str, ...] = SOURCE
+    commands: tuple[str, ...] = SOURCE_COMMANDS
     code: int = 3
     codes: Mapping[str, int] | None = None
 
     def expected(self, command: str) -> int:
+        """Return the exit code that this command must end with."""
         return (self.codes or {}).get(command, self.code)
 
 
-def rotated(case: Case, number: int, most: int) -> tuple[str, ...]:
-    """The first of a case's commands and some of the others, different ones for each number."""
-    first, *others = case.commands
-    start = number % max(1, len(others))
-    return (first, *(others[start:] + others[:start])[: most - 1])
+def commands_for(case: Case, number: int, limit: int) -> tuple[str, ...]:
+    """Return at most `limit` of a case's commands: the first one, then a choice that `number` sets.
+
+    Cases with consecutive numbers get different commands, so that all of them are run often.
+    """
+    first, *remaining = case.commands
+    start = number % max(1, len(remaining))
+    return (first, *(remaining[start:] + remaining[:start])[: limit - 1])

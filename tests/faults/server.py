@@ -1,8 +1,8 @@
-"""Runs commands of cgconvert in processes of their own, without their two seconds of start.
+"""Runs cgconvert commands in forked processes, which saves each the two seconds of imports.
 
-A server imports everything once and forks for each command: a crash, an endless loop or a gigabyte
-too much is then the fault of a case and not the end of the tests. `python -m tests.faults.server`
-talks JSON lines; `Server` is its client.
+The server imports everything once and forks for each command, so a crash, an endless loop or
+excessive memory fails one case and not the whole run. `python -m tests.faults.server` reads one
+JSON request a line and answers with one JSON line; `Server` is the client.
 """
 
 from __future__ import annotations
@@ -46,10 +46,10 @@ WARM = (
     "transformers.models.phi.modeling_phi", "transformers.models.gpt2.tokenization_gpt2",
 )  # fmt: skip
 SAFETY_BYTES = 6 << 30
-"""Address space beyond what is there: only so that a bomb does not take the machine along."""
+"""Address space that a command may add, so that a decompression bomb cannot stop the machine."""
 
 END = "end\n"
-"""Instead of a request."""
+"""The line that ends the server; it stands in place of a request."""
 
 WALL_SECONDS = 120
 """When a command is killed. Ten times what a busy machine needs: tests bound the CPU's time."""
@@ -60,8 +60,11 @@ DUMP_SECONDS = WALL_SECONDS - 10
 
 @dataclass(frozen=True)
 class Outcome:
-    """`code` is negative for a signal; `seconds` of CPU; `grown` bytes of memory beyond the start;
-    `wall` seconds on the clock."""
+    """How a command ended.
+
+    `code` is the exit code, negative for a signal. `seconds` is CPU time, `wall` elapsed time.
+    `grown` is the peak memory in bytes minus the memory at the start.
+    """
 
     code: int
     out: str
@@ -81,25 +84,33 @@ class Server:
                               "HF_HUB_OFFLINE": "1"},
         )  # fmt: skip
 
-    def run(self, *arguments: str, cwd: Path, **how: Any) -> Outcome:
-        """How: `limit` seconds before it is killed, `kill` = [signal, seconds after the start],
-        `group` = all its processes get the signal,
-        `die` = before which change to the file system it kills itself, `file_bytes` =
-        RLIMIT_FSIZE, `journal` = bytes between two notes of progress, `processes` = how many
-        convert, `env`."""
+    def run(self, *arguments: str, cwd: Path, **options: Any) -> Outcome:
+        """Run a command in the folder `cwd` and wait for its end.
+
+        Options:
+            limit: Seconds after which it is killed (WALL_SECONDS).
+            kill: A signal and the seconds after the start at which it is sent.
+            group: Whether all processes of the command get the signal.
+            die: Number of the change to the file system before which the command kills itself.
+            file_bytes: The largest file it may write (RLIMIT_FSIZE).
+            journal: Bytes between two entries of its journal.
+            processes: Number of worker processes.
+            env: Environment variables to set.
+        """
         assert self.process.stdin is not None
         assert self.process.stdout is not None
-        request = {"arguments": arguments, "cwd": str(cwd), **how}
+        request = {"arguments": arguments, "cwd": str(cwd), **options}
         self.process.stdin.write(json.dumps(request) + "\n")
         self.process.stdin.flush()
         return Outcome(**json.loads(self.process.stdout.readline()))
 
     def close(self) -> None:
-        """Closing the pipe is not enough: a process forked from this one may hold its end."""
+        """End the server. A closed pipe would not do: a forked process may hold the other end."""
         self.process.communicate(END)
 
 
 def serve() -> None:
+    """Answer requests from stdin until END."""
     for name in WARM:
         importlib.import_module(name)
     gc.freeze()
@@ -153,14 +164,14 @@ def _waited(child: int, request: dict[str, Any]) -> tuple[int, resource.struct_r
 
 
 def _die_before(number: int) -> None:
-    """Kill this process before its so-manieth rename, removal or sync."""
+    """Kill this process before its rename, removal or sync with this number, counted from 0."""
     calls = itertools.count()
 
-    def dying(function: Callable[..., Any]) -> Callable[..., Any]:
-        def call(*arguments: Any, **how: Any) -> Any:
+    def killing(function: Callable[..., Any]) -> Callable[..., Any]:
+        def call(*arguments: Any, **options: Any) -> Any:
             if next(calls) == number:
                 os.kill(os.getpid(), signal.SIGKILL)
-            return function(*arguments, **how)
+            return function(*arguments, **options)
 
         return call
 
@@ -168,18 +179,18 @@ def _die_before(number: int) -> None:
         (Path, "rename"), (Path, "replace"), (Path, "unlink"), (shutil, "rmtree"),
         (commit, "_exchange"), (commit, "_sync"),
     ):  # fmt: skip
-        setattr(owner, name, dying(getattr(owner, name)))
+        setattr(owner, name, killing(getattr(owner, name)))
 
 
-def _tell_when_begun(starting: int) -> None:
-    """Close it as soon as signals are answered: earlier ones meet Python, not us."""
+def _report_start(starting: int) -> None:
+    """Close the pipe `starting` once cgconvert handles signals; before that, Python would."""
     begin = cli.main
 
-    def begun(*arguments: Any, **how: Any) -> Any:
+    def reporting(*arguments: Any, **options: Any) -> Any:
         os.close(starting)
-        return begin(*arguments, **how)
+        return begin(*arguments, **options)
 
-    cli.main = begun  # type: ignore[method-assign]
+    cli.main = reporting  # type: ignore[method-assign]
 
 
 def _command(request: dict[str, Any], out: int, err: int, starting: int) -> None:
@@ -204,7 +215,7 @@ def _command(request: dict[str, Any], out: int, err: int, starting: int) -> None
             _die_before(request["die"])
         faulthandler.dump_traceback_later(DUMP_SECONDS, file=err)
         sys.argv = ["cgconvert", *request["arguments"]]
-        _tell_when_begun(starting)
+        _report_start(starting)
         main(request["arguments"])
     except SystemExit as leaving:
         code = leaving.code if isinstance(leaving.code, int) else 1

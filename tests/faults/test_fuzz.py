@@ -1,4 +1,4 @@
-"""Mutated input for every parser, and what once broke one. The long run is tests.faults.fuzz."""
+"""Mutated input for every parser, and inputs that once broke one. tests.faults.fuzz runs longer."""
 
 from __future__ import annotations
 
@@ -10,26 +10,26 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from tests.faults.fuzz import CORPUS, TARGETS, Ground, mutated
+from tests.faults.fuzz import CORPUS, TARGETS, FuzzFolder, mutated
 
 EXAMPLES = int(os.environ.get("CGCONVERT_TEST_EXAMPLES", "100"))
-"""For each target."""
+"""Mutated inputs for each parser."""
 
 KEPT = sorted(path.relative_to(CORPUS) for path in CORPUS.rglob("*") if path.is_file())
 
 
 @pytest.fixture(scope="module")
-def ground(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Ground]:
+def fuzz_folder(tmp_path_factory: pytest.TempPathFactory) -> Iterator[FuzzFolder]:
     folder = tmp_path_factory.mktemp("fuzz")
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("CGCONVERT_CACHE", str(folder / "cache"))
-        yield Ground(folder)
+        yield FuzzFolder(folder)
 
 
 @pytest.mark.parametrize("target", TARGETS)
-def test_mutations(target: str, ground: Ground) -> None:
-    """The property: a right answer or an InputError of one line, within seconds."""
-    ground.place(target)
+def test_mutated_input_is_read_or_refused_in_one_line(target: str, fuzz_folder: FuzzFolder) -> None:
+    """The parser returns, or raises an InputError of one line, within the time limit."""
+    fuzz_folder.place(target)
 
     @settings(max_examples=EXAMPLES, derandomize=True, deadline=None, database=None,
               suppress_health_check=list(HealthCheck))  # fmt: skip
@@ -38,11 +38,11 @@ def test_mutations(target: str, ground: Ground) -> None:
         def choose(low: int, high: int) -> int:
             return data.draw(st.integers(low, max(low, high)))
 
-        ground.check(target, mutated(ground.seeds[target], choose))
+        fuzz_folder.check(target, mutated(fuzz_folder.seeds[target], choose))
 
     holds()
 
 
 @pytest.mark.parametrize("path", KEPT, ids=str)
-def test_what_once_broke_a_parser(path: Path, ground: Ground) -> None:
-    ground.check(path.parts[0], (CORPUS / path).read_bytes())
+def test_input_that_once_broke_a_parser_is_handled(path: Path, fuzz_folder: FuzzFolder) -> None:
+    fuzz_folder.check(path.parts[0], (CORPUS / path).read_bytes())

@@ -1,4 +1,4 @@
-"""Every broken imatrix: one line that names the file and says what is wrong with it."""
+"""Every broken imatrix is refused in one line that names the file and the fault."""
 
 from __future__ import annotations
 
@@ -16,26 +16,26 @@ from tests.support.imatrices import legacy
 
 
 @pytest.mark.parametrize("name", IMATRICES)
-def test_fault(name: str, tmp_path: Path) -> None:
-    made, says = IMATRICES[name]
+def test_a_broken_imatrix_is_refused_in_one_line(name: str, tmp_path: Path) -> None:
+    make, message = IMATRICES[name]
     path = tmp_path / "source"
-    path.write_bytes(made(small_imatrix()))
+    path.write_bytes(make(small_imatrix()))
     with pytest.raises(InputError) as raised:
         read_imatrix(path, small_decoder())
     text = str(raised.value)
     assert text.startswith(f"{path}: ")
     assert text.isprintable()
-    assert re.search(says, text), text
+    assert re.search(message, text), text
 
 
-def test_what_the_cases_damage_is_sound(tmp_path: Path) -> None:
+def test_the_imatrix_is_valid_before_the_damage(tmp_path: Path) -> None:
     path = tmp_path / "source"
     for write in (encoded, legacy):
         path.write_bytes(write(small_imatrix()))
         assert len(read_imatrix(path, small_decoder()).inputs) == 7
 
 
-def test_what_is_no_file(tmp_path: Path) -> None:
+def test_folders_pipes_and_missing_files_are_refused(tmp_path: Path) -> None:
     os.mkfifo(tmp_path / "fifo")  # to open it would wait for a writer
     for path in (tmp_path, tmp_path / "fifo", tmp_path / "none"):
         with pytest.raises(InputError, match="cannot be read as an imatrix"):

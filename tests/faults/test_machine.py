@@ -1,4 +1,4 @@
-"""The machine fails: kills, signals, full disks, read-only targets, two runs at once."""
+"""Failures around the program: kills, signals, full disks, read-only targets, concurrent runs."""
 
 from __future__ import annotations
 
@@ -12,9 +12,9 @@ from pathlib import Path
 
 import pytest
 
-from tests.faults.kill import NAME, WRITERS, Killer, Tally, tree
+from tests.faults.kill import NAME, WRITERS, Killer, Tally, file_hashes
 from tests.faults.server import Outcome, Server
-from tests.faults.sound import Sound
+from tests.faults.valid_inputs import ValidInputs
 
 MOMENTS = int(os.environ.get("CGCONVERT_TEST_MOMENTS", "20"))
 
@@ -24,37 +24,42 @@ def killer(server: Server, tmp_path_factory: pytest.TempPathFactory) -> Iterator
     return Killer(server, tmp_path_factory.mktemp("kill"), seed=0)
 
 
-def failed(told: Outcome, code: int, says: str) -> None:
-    assert told.code == code, told.err
-    assert told.err.count("\n") == 1, told.err
-    assert says in told.err
+def assert_fails(outcome: Outcome, code: int, message: str) -> None:
+    assert outcome.code == code, outcome.err
+    assert outcome.err.count("\n") == 1, outcome.err
+    assert message in outcome.err
 
 
 def visible(folder: Path) -> dict[str, str]:
-    return {name: sha for name, sha in tree(folder).items() if name[0] != "."}
+    return {name: sha for name, sha in file_hashes(folder).items() if name[0] != "."}
 
 
-def test_killed_at_random_moments(killer: Killer) -> None:
+def test_a_kill_at_a_random_moment_leaves_a_complete_output_or_none(killer: Killer) -> None:
     tally = Tally()
     for number in range(MOMENTS):
-        killer.moment(list(WRITERS)[number // 2 % len(WRITERS)], tally, number)
+        killer.kill_once(list(WRITERS)[number // 2 % len(WRITERS)], tally, number)
     assert tally.faults == []
     assert sum(tally.after.values()) == MOMENTS
 
 
 @pytest.mark.parametrize("replaced", [False, True])
 @pytest.mark.parametrize(("command", "output"), [("to-gguf", "out/m.gguf"), ("to-hf", "out/hf")])
-def test_killed_before_each_step_of_the_commit(
-    command: str, output: str, replaced: bool, server: Server, sound: Sound, tmp_path: Path
+def test_a_kill_before_each_step_of_the_commit_leaves_whole_files(
+    command: str,
+    output: str,
+    replaced: bool,
+    server: Server,
+    valid_inputs: ValidInputs,
+    tmp_path: Path,
 ) -> None:
-    """Before every rename, removal and sync in turn; a file goes before its manifest or after.
+    """Kill it before every rename, removal and sync in turn. A file and its manifest go apart.
 
-    The next run gives all of it, whether it goes on or not: what it replaces has the same sizes.
+    The next run completes the output, resumed or not. What it replaces has the same sizes.
     """
-    sound.copy("safetensors", tmp_path)
+    valid_inputs.copy("safetensors", tmp_path)
     arguments = (command, "source", "-o", output, "--force")
     assert server.run(*arguments, cwd=tmp_path).code == 0
-    complete = tree(tmp_path / "out")
+    complete = file_hashes(tmp_path / "out")
     sizes = {name: (tmp_path / "out" / name).stat().st_size for name in complete}
     old = {name: b"-" * size for name, size in sizes.items()} if replaced else {}
     number, seen = 0, set()
@@ -67,11 +72,11 @@ def test_killed_before_each_step_of_the_commit(
             (tmp_path / "out" / name).parent.mkdir(parents=True, exist_ok=True)
             (tmp_path / "out" / name).write_bytes(data)
         before = visible(tmp_path / "out")
-        told = server.run(*arguments, cwd=tmp_path, die=number, journal=1)
+        outcome = server.run(*arguments, cwd=tmp_path, die=number, journal=1)
         there = visible(tmp_path / "out")
-        if told.code == 0:
+        if outcome.code == 0:
             break
-        assert told.code == -signal.SIGKILL, told.err
+        assert outcome.code == -signal.SIGKILL, outcome.err
         if there not in (before, complete):
             kinds = {name: (sha == complete.get(name), sha == before.get(name))
                      for name, sha in there.items()}  # fmt: skip
@@ -80,7 +85,7 @@ def test_killed_before_each_step_of_the_commit(
             assert all(any(kind) for kind in kinds.values()), kinds
         seen.add(json.dumps(there, sort_keys=True))
         assert server.run(*arguments, *["--resume"] * (number % 2), cwd=tmp_path).code == 0
-        assert tree(tmp_path / "out") == complete
+        assert file_hashes(tmp_path / "out") == complete
         number += 1
     assert number > 5
     assert there == complete
@@ -90,45 +95,51 @@ def test_killed_before_each_step_of_the_commit(
 
 @pytest.mark.parametrize("group", [False, True])
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
-def test_interrupted(number: int, group: bool, killer: Killer, tmp_path: Path) -> None:
-    """One line, 130, nothing left: at any moment from the start to the commit."""
-    killer._source(tmp_path, 1)
-    before = tree(tmp_path)
+def test_an_interruption_ends_in_one_line_and_leaves_nothing(
+    number: int, group: bool, killer: Killer, tmp_path: Path
+) -> None:
+    """One line, exit code 130 and nothing left, at any moment from the start to the commit."""
+    killer.write_source(tmp_path, 1)
+    before = file_hashes(tmp_path)
     codes = set()
     for part in range(6):
-        told = killer.run(tmp_path, "to-gguf Q8_0", kill=[number, 0.01 + part * 0.02], group=group)
-        codes.add(told.code)
-        if told.code:
-            failed(told, 130, "cgconvert: interrupted")
-            assert tree(tmp_path) == before
+        outcome = killer.run(
+            tmp_path, "to-gguf Q8_0", kill=[number, 0.01 + part * 0.02], group=group
+        )
+        codes.add(outcome.code)
+        if outcome.code:
+            assert_fails(outcome, 130, "cgconvert: interrupted")
+            assert file_hashes(tmp_path) == before
         for path in (tmp_path / "out").glob("*"):
             path.unlink()
     assert 130 in codes
 
 
 @pytest.mark.parametrize("command", ["to-gguf", "to-hf", "to-onnx"])
-def test_a_limit_on_the_size_of_files(
-    command: str, server: Server, sound: Sound, tmp_path: Path
+def test_a_full_disk_ends_in_one_line_and_leaves_nothing(
+    command: str, server: Server, valid_inputs: ValidInputs, tmp_path: Path
 ) -> None:
-    sound.copy("safetensors", tmp_path)
-    before = tree(tmp_path)
+    valid_inputs.copy("safetensors", tmp_path)
+    before = file_hashes(tmp_path)
     output = "new/folder/out.gguf" if command == "to-gguf" else "new/folder/out"
-    told = server.run(command, "source", "-o", output, cwd=tmp_path, file_bytes=300_000)
-    failed(told, 5, f"{output}: cannot be written: File too large")
-    assert tree(tmp_path) == before
+    outcome = server.run(command, "source", "-o", output, cwd=tmp_path, file_bytes=300_000)
+    assert_fails(outcome, 5, f"{output}: cannot be written: File too large")
+    assert file_hashes(tmp_path) == before
     assert not (tmp_path / "new").exists()
 
 
-def test_a_tarball_that_does_not_fit(server: Server, sound: Sound, tmp_path: Path) -> None:
-    sound.copy("tarball", tmp_path)
+def test_a_tarball_that_does_not_fit_leaves_nothing(
+    server: Server, valid_inputs: ValidInputs, tmp_path: Path
+) -> None:
+    valid_inputs.copy("tarball", tmp_path)
     env = {"CGCONVERT_CACHE": str(tmp_path / "cache")}
-    told = server.run("inspect", "source.tar.gz", cwd=tmp_path, file_bytes=300_000, env=env)
-    failed(told, 5, "source.tar.gz: cannot be unpacked: File too large")
+    outcome = server.run("inspect", "source.tar.gz", cwd=tmp_path, file_bytes=300_000, env=env)
+    assert_fails(outcome, 5, "source.tar.gz: cannot be unpacked: File too large")
     assert os.listdir(tmp_path) == ["source.tar.gz"]
 
 
 @pytest.mark.parametrize(
-    ("output", "code", "says"),
+    ("output", "code", "message"),
     [
         ("/sys/cgconvert/out.gguf", 5, "/sys/cgconvert/out.gguf: "),
         ("/proc/self/out.gguf", 5, "/proc/self/out.gguf: "),
@@ -140,57 +151,61 @@ def test_a_tarball_that_does_not_fit(server: Server, sound: Sound, tmp_path: Pat
         ("link/out.gguf", 2, "the output is the input or inside it"),
     ],
 )
-def test_outputs_that_cannot_be(
-    output: str, code: int, says: str, server: Server, sound: Sound, tmp_path: Path
+def test_impossible_outputs_are_refused(
+    output: str, code: int, message: str, server: Server, valid_inputs: ValidInputs, tmp_path: Path
 ) -> None:
-    sound.copy("safetensors", tmp_path)
+    valid_inputs.copy("safetensors", tmp_path)
     (tmp_path / "file").write_text("a file")
     (tmp_path / "link").symlink_to("source")
-    before = tree(tmp_path)
-    told = server.run("to-gguf", "source", "-o", output, "--force", cwd=tmp_path)
-    failed(told, code, says)
-    assert tree(tmp_path) == before
+    before = file_hashes(tmp_path)
+    outcome = server.run("to-gguf", "source", "-o", output, "--force", cwd=tmp_path)
+    assert_fails(outcome, code, message)
+    assert file_hashes(tmp_path) == before
 
 
 @pytest.mark.parametrize("kind", ["jaxformer", "tarball", "safetensors"])
 def test_the_output_is_never_the_input(
-    kind: str, server: Server, sound: Sound, tmp_path: Path
+    kind: str, server: Server, valid_inputs: ValidInputs, tmp_path: Path
 ) -> None:
-    given = sound.copy(kind, tmp_path / "in").relative_to(tmp_path)
-    sound.copy("safetensors", tmp_path)  # a tokenizer
-    before = tree(tmp_path)
+    given = valid_inputs.copy(kind, tmp_path / "in").relative_to(tmp_path)
+    valid_inputs.copy("safetensors", tmp_path)  # a tokenizer
+    before = file_hashes(tmp_path)
     outputs = [given, Path("in")] + [given / "deep" / "out"] * (kind != "tarball")
     for output in outputs:
-        told = server.run(
+        outcome = server.run(
             "to-hf", str(given), "-o", str(output), "--force", "--tokenizer", "source",
             cwd=tmp_path, env={"CGCONVERT_CACHE": str(tmp_path / "cache")},
         )  # fmt: skip
-        failed(told, 2, "choose another -o")
-        found = {k: v for k, v in tree(tmp_path).items() if not k.startswith("cache/")}
+        assert_fails(outcome, 2, "choose another -o")
+        found = {k: v for k, v in file_hashes(tmp_path).items() if not k.startswith("cache/")}
         assert found == before
 
 
-def test_two_runs_at_once(server: Server, sound: Sound, tmp_path: Path) -> None:
-    sound.copy("safetensors", tmp_path)
+def test_a_second_run_to_the_same_output_is_refused(
+    server: Server, valid_inputs: ValidInputs, tmp_path: Path
+) -> None:
+    valid_inputs.copy("safetensors", tmp_path)
     staging = tmp_path / ".out.gguf.cgconvert-tmp"
     staging.mkdir()
     with (staging / "lock").open("w") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)
         for more in ((), ("--force",), ("--resume",)):
-            told = server.run("to-gguf", "source", "-o", "out.gguf", *more, cwd=tmp_path)
-            failed(told, 2, "out.gguf is being written by another run")
+            outcome = server.run("to-gguf", "source", "-o", "out.gguf", *more, cwd=tmp_path)
+            assert_fails(outcome, 2, "out.gguf is being written by another run")
     assert server.run("to-gguf", "source", "-o", "out.gguf", cwd=tmp_path).code == 0
     assert not staging.exists()
 
 
-def test_killed_between_two_renames(server: Server, sound: Sound, tmp_path: Path) -> None:
-    """Where folders cannot be exchanged in one step, the old one waits beside."""
-    sound.copy("safetensors", tmp_path)
+def test_a_kill_between_two_renames_keeps_the_old_folder(
+    server: Server, valid_inputs: ValidInputs, tmp_path: Path
+) -> None:
+    """Where two folders cannot be exchanged in one step, the old one lies in the staging folder."""
+    valid_inputs.copy("safetensors", tmp_path)
     aside = tmp_path / ".out.cgconvert-tmp" / "replaced"
     aside.mkdir(parents=True)
     (aside / "earlier").write_text("precious")
-    told = server.run("to-hf", "source", "-o", "out", cwd=tmp_path)
-    failed(told, 2, "out exists; give --force")
+    outcome = server.run("to-hf", "source", "-o", "out", cwd=tmp_path)
+    assert_fails(outcome, 2, "out exists; give --force")
     assert (tmp_path / "out" / "earlier").read_text() == "precious"
     assert not list(tmp_path.glob(".*"))
 
@@ -198,9 +213,9 @@ def test_killed_between_two_renames(server: Server, sound: Sound, tmp_path: Path
 # Resuming
 
 
-def interrupted(killer: Killer, work: Path, writer: str = "to-gguf Q8_0") -> Path:
-    """A run that was killed with some of its rows noted in the journal; returns the staging."""
-    killer._source(work, 1)
+def interrupted_run(killer: Killer, work: Path, writer: str = "to-gguf Q8_0") -> Path:
+    """Kill a run after its journal lists some rows as written; return the staging folder."""
+    killer.write_source(work, 1)
     whole = killer.run(work, writer)
     assert whole.code == 0, whole.err
     (work / "out").rename(work / "expected")
@@ -211,13 +226,15 @@ def interrupted(killer: Killer, work: Path, writer: str = "to-gguf Q8_0") -> Pat
             if journal.read_text().count('"place"') >= 2:
                 return journal.parent
         shutil.rmtree(work / "out", ignore_errors=True)
-    raise AssertionError("never caught while it was writing")
+    raise AssertionError("no kill came while rows were being written")
 
 
-def test_resume_goes_on_where_the_journal_ends(killer: Killer, tmp_path: Path) -> None:
-    staging = interrupted(killer, tmp_path)
+def test_resume_continues_where_the_journal_ends(killer: Killer, tmp_path: Path) -> None:
+    staging = interrupted_run(killer, tmp_path)
     staged = staging / "content" / "m.gguf"
-    with staged.open("r+b") as file:  # in rows that are noted as done: they are not written again
+    with staged.open(
+        "r+b"
+    ) as file:  # in rows that the journal lists, which resume must not write again
         file.seek(400_000)
         mark = bytes(byte ^ 255 for byte in file.read(16))
         file.seek(400_000)
@@ -230,16 +247,18 @@ def test_resume_goes_on_where_the_journal_ends(killer: Killer, tmp_path: Path) -
     assert not staging.exists()
 
 
-def test_without_resume_an_interrupted_run_is_forgotten(killer: Killer, tmp_path: Path) -> None:
-    staging = interrupted(killer, tmp_path)
+def test_without_resume_an_interrupted_run_is_discarded(killer: Killer, tmp_path: Path) -> None:
+    staging = interrupted_run(killer, tmp_path)
     (staging / "content" / "m.gguf").write_bytes(b"garbage")
     assert killer.run(tmp_path, "to-gguf Q8_0").code == 0
-    assert tree(tmp_path / "out") == tree(tmp_path / "expected")
+    assert file_hashes(tmp_path / "out") == file_hashes(tmp_path / "expected")
 
 
 @pytest.mark.parametrize("changed", ["source", "type", "journal", "staged"])
-def test_what_is_not_the_same_is_not_resumed(changed: str, killer: Killer, tmp_path: Path) -> None:
-    staging = interrupted(killer, tmp_path)
+def test_a_changed_source_type_or_staging_is_not_resumed(
+    changed: str, killer: Killer, tmp_path: Path
+) -> None:
+    staging = interrupted_run(killer, tmp_path)
     writer = "quantize gguf 4" if changed == "type" else "to-gguf Q8_0"
     if changed == "source":  # other numbers under the same name, size and time
         weights = tmp_path / NAME / "model.safetensors"
@@ -251,21 +270,25 @@ def test_what_is_not_the_same_is_not_resumed(changed: str, killer: Killer, tmp_p
         (staging / "journal").write_bytes(b'{"key": "x"}\n\xff\n{"place": [9, 9, 9]}\n')
     elif changed == "staged":
         os.truncate(staging / "content" / "m.gguf", 1000)
-    told = killer.run(tmp_path, writer, "--resume")
-    assert told.code == 0, told.err
+    outcome = killer.run(tmp_path, writer, "--resume")
+    assert outcome.code == 0, outcome.err
     (tmp_path / "resumed").mkdir()
     (tmp_path / "out/m.gguf").rename(tmp_path / "resumed/m.gguf")
     assert killer.run(tmp_path, writer, "--force").code == 0
     assert (tmp_path / "out/m.gguf").read_bytes() == (tmp_path / "resumed/m.gguf").read_bytes()
 
 
-def test_an_interruption_with_resume_keeps_what_is_there(killer: Killer, tmp_path: Path) -> None:
-    killer._source(tmp_path, 1)
+def test_an_interruption_with_resume_keeps_the_staging_folder(
+    killer: Killer, tmp_path: Path
+) -> None:
+    killer.write_source(tmp_path, 1)
     assert killer.run(tmp_path, "to-gguf Q8_0", "--resume", file_bytes=2_000_000).code == 5
     for part in range(50):
-        told = killer.run(tmp_path, "to-gguf Q8_0", "--resume", kill=[signal.SIGINT, 0.02 * part])
-        if told.code == 0:
+        outcome = killer.run(
+            tmp_path, "to-gguf Q8_0", "--resume", kill=[signal.SIGINT, 0.02 * part]
+        )
+        if outcome.code == 0:
             break
-        failed(told, 130, "interrupted")
-    assert told.code == 0
+        assert_fails(outcome, 130, "interrupted")
+    assert outcome.code == 0
     assert not list(tmp_path.rglob("*.cgconvert-tmp"))

@@ -1,4 +1,4 @@
-"""Numbers that cannot be stored are found while streaming, and kept where that is asked for."""
+"""NaN, infinity and overflow are refused, unless --allow-nonfinite keeps them."""
 
 from __future__ import annotations
 
@@ -12,32 +12,34 @@ from safetensors.torch import load_file, save_file
 from cgconvert.formats.gguf.header import read_header
 from cgconvert.formats.gguf.reader import tensors
 from tests.faults.server import Server
-from tests.faults.sound import Sound
+from tests.faults.valid_inputs import ValidInputs
 
 HEAD, NORM = "lm_head.weight", "transformer.ln_f.bias"
 
 
-def broken(sound: Sound, folder: Path, number: float) -> None:
-    """Two values of a matrix and one of a vector are this number."""
-    file = sound.copy("safetensors", folder) / "model.safetensors"
+def write_nonfinite(valid_inputs: ValidInputs, folder: Path, number: float) -> None:
+    """Write a checkpoint in which two numbers of a matrix and one of a vector are `number`."""
+    file = valid_inputs.copy("safetensors", folder) / "model.safetensors"
     state = load_file(file)
     state[HEAD][7, 5] = state[HEAD][4000, 63] = state[NORM][3] = number
     save_file(state, file)
 
 
 @pytest.mark.parametrize("number", [math.nan, math.inf, -math.inf, 70000.0, -70000.0])
-def test_kept_where_asked_for(number: float, server: Server, sound: Sound, tmp_path: Path) -> None:
-    broken(sound, tmp_path, number)
+def test_nonfinite_numbers_are_refused_unless_allowed(
+    number: float, server: Server, valid_inputs: ValidInputs, tmp_path: Path
+) -> None:
+    write_nonfinite(valid_inputs, tmp_path, number)
     command = ("to-hf", "source", "-o", "out", "--dtype", "float16")
-    told = server.run(*command, cwd=tmp_path)
+    outcome = server.run(*command, cwd=tmp_path)
     finite = math.isfinite(number)
     what = "1 values overflow F16" if finite else "1 values are NaN or infinite"
-    assert (told.code, told.err.count("\n")) == (3, 1)
-    assert f"source/model.safetensors: tensor {NORM}: {what}" in told.err
-    assert "--allow-nonfinite" in told.err
+    assert (outcome.code, outcome.err.count("\n")) == (3, 1)
+    assert f"source/model.safetensors: tensor {NORM}: {what}" in outcome.err
+    assert "--allow-nonfinite" in outcome.err
     assert not (tmp_path / "out").exists()
-    told = server.run(*command, "--allow-nonfinite", cwd=tmp_path)
-    assert told.code == 0, told.err
+    outcome = server.run(*command, "--allow-nonfinite", cwd=tmp_path)
+    assert outcome.code == 0, outcome.err
     written = load_file(tmp_path / "out" / "model.safetensors")
     wanted = torch.tensor([number]).half()
     for value in (written[HEAD][7, 5], written[HEAD][4000, 63], written[NORM][3]):
@@ -46,8 +48,10 @@ def test_kept_where_asked_for(number: float, server: Server, sound: Sound, tmp_p
     assert int((~written[HEAD].isfinite()).sum()) == 2
 
 
-def test_float32_holds_what_float16_does_not(server: Server, sound: Sound, tmp_path: Path) -> None:
-    broken(sound, tmp_path, 70000.0)
+def test_float32_holds_a_number_beyond_float16(
+    server: Server, valid_inputs: ValidInputs, tmp_path: Path
+) -> None:
+    write_nonfinite(valid_inputs, tmp_path, 70000.0)
     command = ("to-gguf", "source", "--type", "F32", "-o", "out.gguf")
     assert server.run(*command, cwd=tmp_path).code == 0
     path = tmp_path / "out.gguf"
@@ -55,7 +59,7 @@ def test_float32_holds_what_float16_does_not(server: Server, sound: Sound, tmp_p
 
 
 @pytest.mark.parametrize(
-    ("command", "number", "says"),
+    ("command", "number", "message"),
     [
         (("to-gguf", "--type", "Q8_0"), math.nan, "2 values are NaN"),
         (("to-gguf", "--type", "Q4_0"), 1e9, "2 rows cannot be Q4_0"),
@@ -66,16 +70,21 @@ def test_float32_holds_what_float16_does_not(server: Server, sound: Sound, tmp_p
         ),
     ],
 )
-def test_a_quantized_type_never_has_them(
-    command: tuple[str, ...], number: float, says: str, server: Server, sound: Sound, tmp_path: Path
+def test_a_quantized_type_is_refused_nonfinite_numbers(
+    command: tuple[str, ...],
+    number: float,
+    message: str,
+    server: Server,
+    valid_inputs: ValidInputs,
+    tmp_path: Path,
 ) -> None:
     """A scale of NaN would take 32 weights with it."""
-    broken(sound, tmp_path, number)
+    write_nonfinite(valid_inputs, tmp_path, number)
     state = load_file(tmp_path / "source/model.safetensors")
     state[NORM][3] = 0
     save_file(state, tmp_path / "source/model.safetensors")
     output = "out.gguf" if "to-gguf" in command else "out"
-    told = server.run(*command, "source", "-o", output, "--allow-nonfinite", cwd=tmp_path)
-    assert (told.code, told.err.count("\n")) == (3, 1)
-    assert f"tensor {HEAD}: {says}" in told.err
+    outcome = server.run(*command, "source", "-o", output, "--allow-nonfinite", cwd=tmp_path)
+    assert (outcome.code, outcome.err.count("\n")) == (3, 1)
+    assert f"tensor {HEAD}: {message}" in outcome.err
     assert sorted(p.name for p in tmp_path.iterdir()) == ["source"]

@@ -1,4 +1,4 @@
-"""Every output that needs no data is the same to the byte, on any number and kind of cores."""
+"""Every output without calibration has the same bytes on any number and kind of cores."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from cgconvert.testing import synthetic
 from cgconvert.write import crew, plan
 from cgconvert.write.execute import execute
 from cgconvert.write.plan import Plan
-from tests.faults.kill import tree
+from tests.faults.kill import file_hashes
 
 OUTPUTS: dict[str, Callable[..., Plan]] = {
     **{f"hf {d}": partial(convert.to_hf, dtype=d) for d in ("float16", "bfloat16", "float32")},
@@ -47,7 +47,7 @@ def threads() -> Iterator[Callable[[int], None]]:
 
 
 @pytest.mark.parametrize(("layout", "output"), CASES)
-def test_any_number_of_processes(
+def test_any_number_of_processes_gives_the_same_bytes(
     layout: str,
     output: str,
     threads: Callable[[int], None],
@@ -64,7 +64,7 @@ def test_any_number_of_processes(
         threads(count)
         target = tmp_path / str(count) / "out.gguf"
         execute(OUTPUTS[output](checkpoint, target))
-        written.append(tree(target.parent))
+        written.append(file_hashes(target.parent))
     assert written[0] == written[1]
     manifests = list(tmp_path.rglob("*cgconvert.json"))
     assert len(manifests) == 2
@@ -77,11 +77,11 @@ def test_any_number_of_processes(
     ["to-gguf --type Q5_K_M", "to-gguf --type Q4_K_M", "to-gguf --type Q3_K", "to-gguf --type Q4_1",
      "to-onnx --bits 4", "to-hf --dtype bfloat16"],
 )  # fmt: skip
-def test_any_kind_of_processor(command: str, tmp_path: Path) -> None:
-    """With torch's oldest instructions as with the newest that are here."""
+def test_any_kind_of_processor_gives_the_same_bytes(command: str, tmp_path: Path) -> None:
+    """torch's oldest instruction set and the newest of this processor write the same."""
     kind, *options = command.split()
     given = [sys.executable, "-m", "cgconvert", kind, embedded.NAME, *options, "-o"]
     oldest = os.environ | {"ATEN_CPU_CAPABILITY": "default"}
     subprocess.run([*given, "newest/m.gguf"], cwd=tmp_path, check=True)
     subprocess.run([*given, "oldest/m.gguf"], cwd=tmp_path, check=True, env=oldest)
-    assert tree(tmp_path / "newest") == tree(tmp_path / "oldest")
+    assert file_hashes(tmp_path / "newest") == file_hashes(tmp_path / "oldest")

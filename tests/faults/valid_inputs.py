@@ -1,4 +1,4 @@
-"""Sound inputs of every kind, small, made once; each case damages a copy of one."""
+"""A small valid input of every kind, written once; each case damages a copy of one."""
 
 from __future__ import annotations
 
@@ -16,14 +16,14 @@ from cgconvert.model.decoder import Geometry
 from cgconvert.testing import synthetic
 from cgconvert.write.execute import execute
 
-__all__ = ["GEOMETRY", "GIVEN", "STATE", "Sound"]
+__all__ = ["GEOMETRY", "INPUT_NAMES", "STATE", "ValidInputs"]
 
 GEOMETRY = Geometry(
     n_layer=1, n_embd=64, n_head=4, rotary_dim=16, n_positions=64, vocab_size=4096, mp_num=4
 )
 STATE = synthetic.RandomState(GEOMETRY, seed=1, dtype=torch.float32)
 
-GIVEN: Mapping[str, str] = {
+INPUT_NAMES: Mapping[str, str] = {
     "torch": "source",
     "torch-sharded": "source",
     "safetensors": "source",
@@ -37,7 +37,7 @@ GIVEN: Mapping[str, str] = {
     "gguf": "source.gguf",
     "recipe": "recipe.yaml",
 }
-"""What to type for an input of each kind, in the folder where its copy lies."""
+"""The file or folder name of each kind of input, as it is given on the command line."""
 
 RECIPE = "source: source\nsteps:\n  - to-gguf: {output: out.gguf}\n"
 
@@ -50,30 +50,30 @@ _ARTEFACTS = {
 }
 
 
-class Sound:
-    """Makes inputs under `folder` when they are first asked for."""
+class ValidInputs:
+    """Writes each input under `folder` when it is first needed."""
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
 
     def copy(self, kind: str, target: Path) -> Path:
-        """A copy of the input of this kind in the folder `target`; returns its path."""
-        made = self.folder / kind
-        if not made.exists():
-            made.mkdir(parents=True)
-            self._make(kind, made)
-        shutil.copytree(made, target, dirs_exist_ok=True)
-        return target / GIVEN[kind]
+        """Copy the input of this kind into the folder `target`; return the copy's path."""
+        original = self.folder / kind
+        if not original.exists():
+            original.mkdir(parents=True)
+            self._write(kind, original)
+        shutil.copytree(original, target, dirs_exist_ok=True)
+        return target / INPUT_NAMES[kind]
 
-    def _make(self, kind: str, folder: Path) -> None:
+    def _write(self, kind: str, folder: Path) -> None:
         if kind == "recipe":
             self.copy("safetensors", folder)
             (folder / "recipe.yaml").write_text(RECIPE)
         elif kind in _ARTEFACTS:
             source = read(str(self.copy("safetensors", self.folder / "original")))
-            output = folder / GIVEN[kind]
+            output = folder / INPUT_NAMES[kind]
             execute(_ARTEFACTS[kind](source, output))
         else:
             tokenizer = embedded.path()
             made = synthetic.write(kind, STATE, GEOMETRY, folder, "source", tokenizer)
-            made.rename(folder / GIVEN[kind])
+            made.rename(folder / INPUT_NAMES[kind])
