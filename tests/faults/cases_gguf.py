@@ -8,20 +8,13 @@ from typing import Any
 
 from tests.faults.cases_zip import change_bytes, pack
 from tests.faults.matrix import Case, Damage
+from tests.support.gguf_bytes import file_start, metadata_entry, string
 
 __all__ = ["BY_HEADERS", "GGUFS"]
 
 GGUF = ("inspect", "verify", "generate", "to-hf", "quantize")
 BY_HEADERS = {"verify": 4}
 """`verify` reads such a file, reports what is wrong with it, and exits with 4."""
-
-
-def string(text: bytes) -> bytes:
-    return struct.pack("<Q", len(text)) + text
-
-
-def pair(key: bytes, kind: int, value: bytes) -> bytes:
-    return string(key) + struct.pack("<I", kind) + value
 
 
 def change_value(key: bytes, kind: str, value: Any, skip: int = 4) -> Damage:
@@ -38,16 +31,12 @@ def add_entries(*pairs: bytes) -> Damage:
 
     def change(data: bytearray) -> None:
         more = b"".join(pairs)
-        filler = -(len(more) + len(pair(b"general.filler", 8, string(b"")))) % 32
-        more += pair(b"general.filler", 8, string(b"x" * filler))
+        filler = -(len(more) + len(metadata_entry(b"general.filler", 8, string(b"")))) % 32
+        more += metadata_entry(b"general.filler", 8, string(b"x" * filler))
         pack(data, 16, "<Q", struct.unpack_from("<Q", data, 16)[0] + len(pairs) + 1)
         data[24:24] = more
 
     return change_bytes("", change)
-
-
-def start(tensors: int, pairs: int, version: int = 3) -> bytes:
-    return b"GGUF" + struct.pack("<IQQ", version, tensors, pairs)
 
 
 def write_file(raw: bytes) -> Damage:
@@ -90,25 +79,30 @@ GGUFS: dict[str, Case] = {
     "git-lfs pointer": gguf_case(write_file(b"version https://git-lfs.github.com/spec/v1\n")),
     "magic only": gguf_case(write_file(b"GGUF")),
     "43 bytes": gguf_case(
-        write_file(start(0, 1) + pair(b"k", 9, struct.pack("<IQ", 9, 1 << 60))[:19])
+        write_file(file_start(0, 1) + metadata_entry(b"k", 9, struct.pack("<IQ", 9, 1 << 60))[:19])
     ),
-    "2^63 tensors": gguf_case(write_file(start(1 << 63, 0))),
-    "2^63 entries": gguf_case(write_file(start(0, 1 << 63))),
-    "a key of 2^63": gguf_case(write_file(start(0, 1) + struct.pack("<Q", 1 << 63) + b"k")),
+    "2^63 tensors": gguf_case(write_file(file_start(1 << 63, 0))),
+    "2^63 entries": gguf_case(write_file(file_start(0, 1 << 63))),
+    "a key of 2^63": gguf_case(write_file(file_start(0, 1) + struct.pack("<Q", 1 << 63) + b"k")),
     "a string of 2^40": gguf_case(
-        write_file(start(0, 1) + pair(b"k", 8, struct.pack("<Q", 1 << 40)))
+        write_file(file_start(0, 1) + metadata_entry(b"k", 8, struct.pack("<Q", 1 << 40)))
     ),
     "an array of 2^62": gguf_case(
-        write_file(start(0, 1) + pair(b"k", 9, struct.pack("<IQ", 10, 1 << 62)))
+        write_file(file_start(0, 1) + metadata_entry(b"k", 9, struct.pack("<IQ", 10, 1 << 62)))
     ),
     "arrays in arrays": gguf_case(
         write_file(
-            start(0, 1) + string(b"k") + struct.pack("<I", 9) + struct.pack("<IQ", 9, 1) * 100_000
+            file_start(0, 1)
+            + string(b"k")
+            + struct.pack("<I", 9)
+            + struct.pack("<IQ", 9, 1) * 100_000
         )
     ),
     "four million strings": gguf_case(
         write_file(
-            start(0, 1) + pair(b"k", 9, struct.pack("<IQ", 8, 4_000_000)) + bytes(32_000_000)
+            file_start(0, 1)
+            + metadata_entry(b"k", 9, struct.pack("<IQ", 8, 4_000_000))
+            + bytes(32_000_000)
         )
     ),
     "big-endian": gguf_case(change_bytes("", lambda d: pack(d, 4, ">I", 3))),
@@ -159,23 +153,26 @@ GGUFS: dict[str, Case] = {
     "half a GGUF, half a pickle": gguf_case(
         write_file(b"GGUF" + b"\x80\x02cos\nsystem\n(X\1\0\0\0atR.")
     ),
-    "an alignment of 8 bits": gguf_case(add_entries(pair(b"general.alignment", 0, b"\x20"))),
+    "an alignment of 8 bits": gguf_case(
+        add_entries(metadata_entry(b"general.alignment", 0, b"\x20"))
+    ),
     "keys that llama.cpp obeys": runtime_case(
-        add_entries(pair(b"phi2.rope.scaling.type", 8, string(b"endless"))), "is not CodeGen's"
+        add_entries(metadata_entry(b"phi2.rope.scaling.type", 8, string(b"endless"))),
+        "is not CodeGen's",
     ),
     "a template that is a program": gguf_case(
-        add_entries(pair(b"tokenizer.chat_template", 8, string(b"{{ ''.__class__ }}"))),
+        add_entries(metadata_entry(b"tokenizer.chat_template", 8, string(b"{{ ''.__class__ }}"))),
         "is not CodeGen's",
         commands=("generate",),
     ),
     "parts that lie elsewhere": gguf_case(
-        add_entries(pair(b"split.count", 2, struct.pack("<H", 2))),
+        add_entries(metadata_entry(b"split.count", 2, struct.pack("<H", 2))),
         "is not CodeGen's",
         commands=("generate",),
     ),
     "a name that drives a terminal": Case(
         "gguf",
-        add_entries(pair(b"general.author", 8, string(b"\x1b]0;x\x07"))),
+        add_entries(metadata_entry(b"general.author", 8, string(b"\x1b]0;x\x07"))),
         "",
         "",
         ("inspect",),

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import functools
-import struct
 from pathlib import Path
 
 import numpy as np
@@ -80,8 +79,3 @@ def converted(folder: Path, type: str = "F16", head: int = 64) -> Path:  # noqa:
     if not output.exists():
         execute(plan(checkpoint, output, type=type))
     return output
-
-
-def string(text: bytes) -> bytes:
-    """As it stands in a header."""
-    return struct.pack("<Q", len(text)) + text

@@ -23,7 +23,8 @@ from cgconvert.formats.read import read as read_source
 from cgconvert.model.tensor_names import GGUF
 from cgconvert.runtimes.llamacpp import LlamaCpp
 from cgconvert.write.execute import execute
-from tests.support.gguf_models import converted, random_checkpoint, string
+from tests.support.gguf_bytes import file_start, metadata_entry, string, tensor_entry
+from tests.support.gguf_models import converted, random_checkpoint
 
 
 @pytest.fixture(scope="module")
@@ -110,71 +111,66 @@ def test_biases_that_codegen_has_not(tmp_path: Path, convert: Callable[..., Path
 # Headers that lie
 
 
-def start(tensors: int, pairs: int, version: int = 3) -> bytes:
-    return b"GGUF" + struct.pack("<IQQ", version, tensors, pairs)
-
-
-def info(name: bytes, shape: tuple[int, ...] = (32,), kind: int = 0, offset: int = 0) -> bytes:
-    size = struct.pack(f"<I{len(shape)}Q", len(shape), *shape)
-    return string(name) + size + struct.pack("<IQ", kind, offset)
-
-
 def padded(header: bytes, data: int = 128) -> bytes:
     return header + bytes(-len(header) % 32 + data)
 
 
-def pair(key: bytes, kind: int, value: bytes) -> bytes:
-    return string(key) + struct.pack("<I", kind) + value
-
-
-UINT8 = pair(b"k", 0, b"\1")
+UINT8 = metadata_entry(b"k", 0, b"\1")
 HOSTILE = {
     "empty": b"",
     "LFS pointer": b"version https://git-lfs.github.com/spec/v1\noid sha256:0\n",
     "HTML page": b"<!DOCTYPE html><html></html>",
     "magic only": b"GGUF",
-    "version 1": start(0, 0, 1),
-    "version 4": start(0, 0, 4),
+    "version 1": file_start(0, 0, 1),
+    "version 4": file_start(0, 0, 4),
     "big-endian": b"GGUF" + struct.pack(">IQQ", 3, 0, 0),
-    "tensors beyond counting": start(1 << 62, 0),
-    "pairs beyond counting": start(0, 1 << 62),
-    "pairs that are not there": start(0, 3) + UINT8,
-    "key length": start(0, 1) + struct.pack("<Q", 1 << 63) + b"k",
-    "empty key": start(0, 1) + pair(b"", 0, b"\1"),
-    "key not ASCII": start(0, 1) + pair("ключ".encode(), 0, b"\1"),
-    "key twice": start(0, 2) + UINT8 * 2,
-    "unknown value type": start(0, 1) + pair(b"k", 13, b"\1"),
-    "string not UTF-8": start(0, 1) + pair(b"k", 8, string(b"\xff\xfe")),
-    "string length": start(0, 1) + pair(b"k", 8, struct.pack("<Q", 1 << 40)),
-    "array length": start(0, 1) + pair(b"k", 9, struct.pack("<IQ", 0, 1 << 60)),
-    "array of strings length": start(0, 1) + pair(b"k", 9, struct.pack("<IQ", 8, 1 << 60)),
-    "array of arrays": start(0, 1) + pair(b"k", 9, struct.pack("<IQ", 9, 1) * 2),
-    "truth value": start(0, 1) + pair(b"k", 7, b"\2"),
-    "array of truth values": start(0, 1) + pair(b"k", 9, struct.pack("<IQ", 7, 2) + b"\1\2"),
-    "alignment 0": start(0, 1) + pair(b"general.alignment", 4, struct.pack("<I", 0)),
-    "alignment 24": start(0, 1) + pair(b"general.alignment", 4, struct.pack("<I", 24)),
-    "alignment 2^31": start(0, 1) + pair(b"general.alignment", 4, struct.pack("<I", 1 << 31)),
-    "alignment text": start(0, 1) + pair(b"general.alignment", 8, string(b"32")),
-    "tensors that are not there": start(2, 0) + info(b"a"),
-    "long name": padded(start(1, 0) + info(b"a" * 64)),
-    "name twice": padded(start(2, 0) + info(b"a") + info(b"a", offset=128), 256),
-    "no dimensions": padded(start(1, 0) + info(b"a", ())),
-    "five dimensions": padded(start(1, 0) + info(b"a", (1, 1, 1, 1, 32))),
-    "dimension 0": padded(start(1, 0) + info(b"a", (32, 0))),
-    "shape overflows": padded(start(1, 0) + info(b"a", (1 << 32, 1 << 32))),
-    "dimension overflows": padded(start(1, 0) + info(b"a", ((1 << 64) - 1,))),
-    "unknown tensor type": padded(start(1, 0) + info(b"a", kind=4)),
-    "tensor type 2^31": padded(start(1, 0) + info(b"a", kind=1 << 31)),
-    "row not of blocks": padded(start(1, 0) + info(b"a", (33,), kind=8)),
-    "overlap": padded(start(2, 0) + info(b"a") + info(b"b", offset=64), 256),
-    "hole": padded(start(2, 0) + info(b"a") + info(b"b", offset=160), 320),
-    "offset not aligned": padded(start(2, 0) + info(b"a") + info(b"b", offset=129), 260),
-    "first offset": padded(start(1, 0) + info(b"a", offset=32), 192),
-    "offset beyond the file": padded(start(1, 0) + info(b"a", offset=1 << 60)),
-    "data cut short": padded(start(1, 0) + info(b"a"), 127),
-    "no data": start(1, 0) + info(b"a"),
-    "bytes that follow": padded(start(1, 0) + info(b"a"), 129),
-    "bytes that follow no tensor": start(0, 1) + UINT8 + b"\0",
+    "tensors beyond counting": file_start(1 << 62, 0),
+    "pairs beyond counting": file_start(0, 1 << 62),
+    "pairs that are not there": file_start(0, 3) + UINT8,
+    "key length": file_start(0, 1) + struct.pack("<Q", 1 << 63) + b"k",
+    "empty key": file_start(0, 1) + metadata_entry(b"", 0, b"\1"),
+    "key not ASCII": file_start(0, 1) + metadata_entry("ключ".encode(), 0, b"\1"),
+    "key twice": file_start(0, 2) + UINT8 * 2,
+    "unknown value type": file_start(0, 1) + metadata_entry(b"k", 13, b"\1"),
+    "string not UTF-8": file_start(0, 1) + metadata_entry(b"k", 8, string(b"\xff\xfe")),
+    "string length": file_start(0, 1) + metadata_entry(b"k", 8, struct.pack("<Q", 1 << 40)),
+    "array length": file_start(0, 1) + metadata_entry(b"k", 9, struct.pack("<IQ", 0, 1 << 60)),
+    "array of strings length": file_start(0, 1)
+    + metadata_entry(b"k", 9, struct.pack("<IQ", 8, 1 << 60)),
+    "array of arrays": file_start(0, 1) + metadata_entry(b"k", 9, struct.pack("<IQ", 9, 1) * 2),
+    "truth value": file_start(0, 1) + metadata_entry(b"k", 7, b"\2"),
+    "array of truth values": file_start(0, 1)
+    + metadata_entry(b"k", 9, struct.pack("<IQ", 7, 2) + b"\1\2"),
+    "alignment 0": file_start(0, 1) + metadata_entry(b"general.alignment", 4, struct.pack("<I", 0)),
+    "alignment 24": file_start(0, 1)
+    + metadata_entry(b"general.alignment", 4, struct.pack("<I", 24)),
+    "alignment 2^31": file_start(0, 1)
+    + metadata_entry(b"general.alignment", 4, struct.pack("<I", 1 << 31)),
+    "alignment text": file_start(0, 1) + metadata_entry(b"general.alignment", 8, string(b"32")),
+    "tensors that are not there": file_start(2, 0) + tensor_entry(b"a"),
+    "long name": padded(file_start(1, 0) + tensor_entry(b"a" * 64)),
+    "name twice": padded(
+        file_start(2, 0) + tensor_entry(b"a") + tensor_entry(b"a", offset=128), 256
+    ),
+    "no dimensions": padded(file_start(1, 0) + tensor_entry(b"a", ())),
+    "five dimensions": padded(file_start(1, 0) + tensor_entry(b"a", (1, 1, 1, 1, 32))),
+    "dimension 0": padded(file_start(1, 0) + tensor_entry(b"a", (32, 0))),
+    "shape overflows": padded(file_start(1, 0) + tensor_entry(b"a", (1 << 32, 1 << 32))),
+    "dimension overflows": padded(file_start(1, 0) + tensor_entry(b"a", ((1 << 64) - 1,))),
+    "unknown tensor type": padded(file_start(1, 0) + tensor_entry(b"a", kind=4)),
+    "tensor type 2^31": padded(file_start(1, 0) + tensor_entry(b"a", kind=1 << 31)),
+    "row not of blocks": padded(file_start(1, 0) + tensor_entry(b"a", (33,), kind=8)),
+    "overlap": padded(file_start(2, 0) + tensor_entry(b"a") + tensor_entry(b"b", offset=64), 256),
+    "hole": padded(file_start(2, 0) + tensor_entry(b"a") + tensor_entry(b"b", offset=160), 320),
+    "offset not aligned": padded(
+        file_start(2, 0) + tensor_entry(b"a") + tensor_entry(b"b", offset=129), 260
+    ),
+    "first offset": padded(file_start(1, 0) + tensor_entry(b"a", offset=32), 192),
+    "offset beyond the file": padded(file_start(1, 0) + tensor_entry(b"a", offset=1 << 60)),
+    "data cut short": padded(file_start(1, 0) + tensor_entry(b"a"), 127),
+    "no data": file_start(1, 0) + tensor_entry(b"a"),
+    "bytes that follow": padded(file_start(1, 0) + tensor_entry(b"a"), 129),
+    "bytes that follow no tensor": file_start(0, 1) + UINT8 + b"\0",
 }
 
 
@@ -194,14 +190,20 @@ def test_sound_headers_are_taken(tmp_path: Path) -> None:
     """The pieces the hostile ones are made of are right where they do not lie."""
     path = tmp_path / "sound.gguf"
     path.write_bytes(
-        padded(start(2, 1) + UINT8 + info(b"a", (32, 2), 8) + info(b"b", (4,), offset=96), 112)
+        padded(
+            file_start(2, 1)
+            + UINT8
+            + tensor_entry(b"a", (32, 2), 8)
+            + tensor_entry(b"b", (4,), offset=96),
+            112,
+        )
     )
     header = read_header(path)
     assert header.metadata == {"k": 1}
     first, second = header.tensors
     assert (first.shape, first.type, first.offset) == ((2, 32), "Q8_0", header.data_start)
     assert (second.shape, second.type, second.nbytes) == ((4,), "F32", 16)
-    for data in (start(0, 0), padded(start(1, 0) + info(b"a", (3,)), 12)):
+    for data in (file_start(0, 0), padded(file_start(1, 0) + tensor_entry(b"a", (3,)), 12)):
         path.write_bytes(data)  # no tensors; and nothing after the last one
         read_header(path)
 
@@ -210,9 +212,9 @@ def test_a_header_of_any_size_is_bounded(tmp_path: Path) -> None:
     path = tmp_path / "long.gguf"
     numbers = bytes(8 << 20)
     with path.open("wb") as file:
-        file.write(start(0, 5))
+        file.write(file_start(0, 5))
         for n in range(5):
-            file.write(pair(b"k%d" % n, 9, struct.pack("<IQ", 0, len(numbers)) + numbers))
+            file.write(metadata_entry(b"k%d" % n, 9, struct.pack("<IQ", 0, len(numbers)) + numbers))
     before = time.process_time()
     with pytest.raises(InputError, match="beyond the 32 MiB a header may have"):
         read_header(path)
