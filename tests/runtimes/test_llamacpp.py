@@ -20,6 +20,7 @@ from cgconvert.runtimes import llamacpp
 from cgconvert.runtimes.llamacpp import LlamaCpp
 from cgconvert.texts import corpus
 from cgconvert.write.execute import execute
+from tests.support.gguf_bytes import string
 from tests.support.gguf_models import (
     CODE,
     GEOMETRIES,
@@ -28,7 +29,6 @@ from tests.support.gguf_models import (
     prompt,
     random_checkpoint,
     reference,
-    string,
     tokenizer,
 )
 from tests.support.logit_distances import kl_divergence, noise
