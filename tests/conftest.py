@@ -13,7 +13,7 @@ import torch
 
 from cgconvert import embedded
 from cgconvert.formats.read import read
-from cgconvert.io import processes
+from cgconvert.io.parallel import stop_workers
 from cgconvert.model import family
 from cgconvert.model.checkpoint import Checkpoint
 from cgconvert.model.decoder import Geometry
@@ -79,9 +79,9 @@ def _signals() -> Iterator[None]:
 
 @pytest.fixture(autouse=True)
 def _processes() -> Iterator[None]:
-    """None that searches are shared out among stay: forked, they keep what a test has patched."""
+    """No kept worker outlives a test: workers hold what was patched when they were forked."""
     yield
-    processes.end()
+    stop_workers()
 
 
 @pytest.fixture

@@ -73,7 +73,8 @@ class CalibratedGGUF(CalibratedPlan):
         label = next((t for t, size in sizes.items() if size >= plan.nbytes), LARGEST)
         type_ = self.budget.mix or label
         plan = gguf.plan(done.checkpoint, self.output, type=type_, adjusted=done.adjusted)
-        return replace(plan, options={"type": type_, **self.options(done, windows)})
+        options = {"type": type_, **self.options(done, windows)}
+        return replace(plan, source=self.source, options=options)
 
     def _collect(self, path: Path, windows: torch.Tensor, progress: Progress) -> None:
         decoder, name = self.source.decoder, self.text.name
@@ -131,7 +132,8 @@ class CalibratedONNX(CalibratedPlan):
         plan = onnx.plan(
             done.checkpoint, self.output, bits=4, adjusted=done.adjusted, **self.blocks
         )
-        return replace(plan, options={**plan.options, **self.options(done, windows)})
+        options = {**plan.options, **self.options(done, windows)}
+        return replace(plan, source=self.source, options=options)
 
 
 def standard_sizes(checkpoint: Checkpoint, adjusted: Sequence[str] = ()) -> dict[str, int]:

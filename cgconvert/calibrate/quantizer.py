@@ -27,8 +27,9 @@ from cgconvert.codecs.block_codec import BlockCodec
 from cgconvert.codecs.coded import Coded
 from cgconvert.errors import InputError
 from cgconvert.formats.huggingface import safetensors_reader as safetensors
-from cgconvert.io import processes
+from cgconvert.io.parallel import start_workers
 from cgconvert.io.progress import Progress
+from cgconvert.io.staging import atomic_path, write_atomic
 from cgconvert.model.decoder import Decoder, Geometry
 from cgconvert.model.device import CPU
 from cgconvert.model.tensor import LazyTensor
@@ -107,7 +108,7 @@ class Quantizer:
         self.folder, self.steps, self.progress = folder, folder, progress
         folder.mkdir(parents=True, exist_ok=True)
         if device.type == "cpu":  # a GPU searches alone
-            processes.begin(torch.get_num_threads())
+            start_workers(torch.get_num_threads())
 
     def choices(self, types: Mapping[str, BlockCodec]) -> dict[Name, list[Choice]]:
         """What each matrix would take and cost in each of `types`: bytes, and KL in nats a token.
@@ -124,7 +125,7 @@ class Quantizer:
                 found[_text(matrix.name)] = _costs(matrix, fits)
 
             self._measure(visit)
-            _write(path, json.dumps(found).encode())
+            write_atomic(path, json.dumps(found).encode(), durable=False)
         told = json.loads(path.read_text())
         return {_name(key): [Choice(*choice) for choice in some] for key, some in told.items()}
 
@@ -257,12 +258,5 @@ def _name(text: str) -> Name:
 
 
 def _save(path: Path, tensors: Mapping[str, torch.Tensor]) -> None:
-    partial = path.with_suffix(".partial")
-    save_file({name: t.cpu().contiguous() for name, t in tensors.items()}, partial)
-    partial.replace(path)
-
-
-def _write(path: Path, data: bytes) -> None:
-    partial = path.with_suffix(".partial")
-    partial.write_bytes(data)
-    partial.replace(path)
+    with atomic_path(path, durable=False) as partial:
+        save_file({name: t.cpu().contiguous() for name, t in tensors.items()}, partial)

@@ -9,7 +9,7 @@ import torch
 
 from cgconvert.codecs.block_codec import BlockCodec, tiles
 from cgconvert.codecs.parts import Parts, blocks_last
-from cgconvert.io.processes import parallel_map
+from cgconvert.io.parallel import parallel_map
 
 __all__ = ["SearchedCodec"]
 

@@ -1,4 +1,8 @@
-"""Commit or nothing: everything is written beside the target, then renamed over it."""
+"""Outputs that appear complete or not at all: written beside the target, then renamed over it.
+
+`Staging` is for artefacts, which take long and may be continued; `write_atomic` and `atomic_path`
+are for a single small file.
+"""
 
 from __future__ import annotations
 
@@ -8,25 +12,86 @@ import errno
 import fcntl
 import os
 import shutil
+import time
+from collections.abc import Iterator
 from pathlib import Path
 from types import TracebackType
 
 from cgconvert.errors import Interrupted, OutputError, UsageError
-from cgconvert.io.uninterrupted import uninterrupted
+from cgconvert.io.signals import uninterrupted
 
-__all__ = ["Staging"]
+__all__ = ["Staging", "atomic_path", "write_atomic"]
 
 RENAME_EXCHANGE = 2
 AT_FDCWD = -100
+"""Constants of renameat2 (linux/fs.h, linux/fcntl.h)."""
+
+LOCK_SECONDS = 2.0
+"""How long to wait for another run's lock: the workers of a killed one hold it until they end."""
+
+
+def write_atomic(path: Path, data: bytes, *, durable: bool = True) -> None:
+    """Replace a file by `data` at once, or leave it as it is and raise OSError.
+
+    See `atomic_path` for `durable`.
+    """
+    with atomic_path(path, durable=durable) as partial:
+        partial.write_bytes(data)
+
+
+@contextlib.contextmanager
+def atomic_path(path: Path, *, durable: bool = True) -> Iterator[Path]:
+    """Yield a path beside `path`; the file written there replaces `path` when the block ends.
+
+    Several processes may do so at once: one waits for the other. A file that a killed run has left
+    there is overwritten. Where the block fails, `path` stays as it is.
+
+    Args:
+        path: The file. A link stays one, and the file it points to is replaced.
+        durable: Whether the data is synced to the disk before the rename. A cache file that checks
+            itself when it is read needs no sync.
+    """
+    path = Path(os.path.realpath(path))
+    partial = path.with_name(f".{path.name}.cgconvert-tmp")
+    lock = _open_locked(partial)
+    try:
+        yield partial
+        if durable:
+            _sync(partial)
+        partial.replace(path)
+    except BaseException:
+        partial.unlink(missing_ok=True)
+        raise
+    finally:
+        os.close(lock)
+
+
+def _open_locked(path: Path) -> int:
+    """Open and lock the file at `path`, which another run may have renamed after it was opened."""
+    while True:
+        descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW, 0o666)
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX)
+            if os.path.samestat(os.fstat(descriptor), os.lstat(path)):
+                return descriptor
+        except FileNotFoundError:
+            pass
+        except BaseException:
+            os.close(descriptor)
+            raise
+        os.close(descriptor)
 
 
 class Staging:
-    """A hidden folder beside the target, held by one run at a time. `steps` is for what has to be
-    computed before anything is written.
+    """A hidden folder beside the target, which one run at a time holds.
 
-    Leaving the context without a commit removes it, and folders made for it; what an interrupted
-    run left is removed by the next. With `resume` it is taken over, and kept on an interruption or
-    a failing disk. The target itself is touched by nothing but the final rename.
+    `content` is what will become the target, `journal` tells how far it is, `steps` holds
+    intermediate results that are computed before anything is written.
+
+    Leaving the context without a commit removes the folder, and parent folders made for it. What an
+    interrupted run left is removed by the next, unless `resume`: then it is taken over, and kept
+    again on an interruption or a failing disk. The target itself is changed by the final rename
+    only.
     """
 
     def __init__(self, output: Path, *, force: bool, resume: bool = False) -> None:
@@ -45,7 +110,7 @@ class Staging:
                 self._acquire()
             self._put_back()
             if os.path.lexists(self.output) and not self.force:
-                raise UsageError(f"{self.output} exists; give --force to replace it")
+                raise UsageError(f"{self.output} exists; give `force=True` to replace it")
             if not self.resume:
                 self.clear()
                 shutil.rmtree(self.steps, ignore_errors=True)
@@ -73,12 +138,12 @@ class Staging:
         )
 
     def clear(self) -> None:
-        """Forget what an interrupted run has written."""
+        """Remove what an interrupted run has written."""
         self.journal.unlink(missing_ok=True)
         shutil.rmtree(self.content, ignore_errors=True)
 
     def commit_folder(self) -> None:
-        """The staged folder becomes the target, at once; an old target goes after that."""
+        """Make the staged folder the target in one step; an old target is removed after it."""
         self._settle()
         if os.path.lexists(self.output):
             _exchange(self.content, self.output, self._aside)
@@ -87,10 +152,10 @@ class Staging:
         self._committed()
 
     def commit_files(self) -> None:
-        """The staged files appear beside the target, the target itself last.
+        """Move the staged files to their places, the target itself last.
 
-        Where the target exists, what is beside the old one goes first: at no time does a file lie
-        beside a manifest of another.
+        Where the target exists, the files beside the old one are removed first: at no time does a
+        file lie beside the manifest of another.
         """
         self._settle()
         target = self.content / self.output.name
@@ -105,7 +170,7 @@ class Staging:
         self._committed()
 
     def _settle(self) -> None:
-        """What is staged is on the disk, and nothing takes what is there after a swap for it."""
+        """Sync what is staged, and remove the journal, which does not fit an old target."""
         _sync_tree(self.content)
         self.journal.unlink(missing_ok=True)
         _sync(self.folder)
@@ -115,7 +180,11 @@ class Staging:
         return self.folder / "replaced"
 
     def _acquire(self) -> None:
-        """Make the folder and hold its lock, which another run may be taking away just now."""
+        """Make the folder and lock it, though another run may be removing it at this moment.
+
+        Forked workers share the lock: it is held as long as one of them can write.
+        """
+        deadline = time.monotonic() + LOCK_SECONDS
         while True:
             missing = [p for p in (self.folder, *self.folder.parents) if not p.exists()]
             self._made += [folder for folder in missing[1:] if folder not in self._made]
@@ -130,15 +199,17 @@ class Staging:
             except FileNotFoundError:
                 pass
             except BlockingIOError as error:
-                os.close(self._lock)
-                self._lock = -1
-                raise UsageError(f"{self.output} is being written by another run") from error
+                if time.monotonic() > deadline:
+                    os.close(self._lock)
+                    self._lock = -1
+                    raise UsageError(f"{self.output} is being written by another run") from error
+                time.sleep(0.01)
             if self._lock >= 0:
                 os.close(self._lock)
                 self._lock = -1
 
     def _put_back(self) -> None:
-        """A run that was killed between the two renames of `_exchange` left the old target here."""
+        """Restore the old target that a run left aside when killed between the two renames."""
         if self._aside.exists():
             if os.path.lexists(self.output):
                 shutil.rmtree(self._aside)
@@ -150,11 +221,11 @@ class Staging:
         if not keep:
             shutil.rmtree(self.folder, ignore_errors=True)
             self._remove_made()
-        fcntl.flock(self._lock, fcntl.LOCK_UN)  # processes forked meanwhile hold it too
+        fcntl.flock(self._lock, fcntl.LOCK_UN)  # workers that are kept share it
         os.close(self._lock)
 
     def _remove_made(self) -> None:
-        """Folders made for an output that did not come; one with something in it stays."""
+        """Remove empty folders that were made for an output that was not written."""
         for folder in sorted(self._made, key=lambda f: -len(f.parts)):
             with contextlib.suppress(OSError):
                 folder.rmdir()
@@ -164,19 +235,19 @@ class Staging:
             _sync(folder)
 
 
-def _exchange(one: Path, other: Path, aside: Path) -> None:
-    """Swap two folders in one step where the system can; where it cannot, `other` goes aside."""
+def _exchange(new: Path, old: Path, aside: Path) -> None:
+    """Swap two folders in one step; where the system cannot, move `old` to `aside` first."""
     libc = ctypes.CDLL(None, use_errno=True)
     if hasattr(libc, "renameat2"):
-        done = libc.renameat2(
-            AT_FDCWD, os.fsencode(one), AT_FDCWD, os.fsencode(other), RENAME_EXCHANGE
+        status = libc.renameat2(
+            AT_FDCWD, os.fsencode(new), AT_FDCWD, os.fsencode(old), RENAME_EXCHANGE
         )
-        if done == 0:
+        if status == 0:
             return
         if ctypes.get_errno() not in (errno.EINVAL, errno.ENOSYS, errno.ENOTSUP):
-            raise OSError(ctypes.get_errno(), os.strerror(ctypes.get_errno()), str(other))
-    other.rename(aside)
-    one.rename(other)
+            raise OSError(ctypes.get_errno(), os.strerror(ctypes.get_errno()), str(old))
+    old.rename(aside)
+    new.rename(old)
 
 
 def _sync_tree(folder: Path) -> None:

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -17,6 +16,7 @@ import torch
 from safetensors import SafetensorError
 from safetensors.numpy import load, save
 
+from cgconvert.io.staging import write_atomic
 from cgconvert.verify.distribution import ARRAYS, TOP, Distribution
 from cgconvert.verify.reference import Reference
 
@@ -71,12 +71,7 @@ def _keep(path: Path, distribution: Distribution) -> None:
     data = save(arrays)
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        partial = path.with_suffix(f".{os.getpid()}")
-        try:
-            partial.write_bytes(hashlib.sha256(data).digest() + data)
-            partial.replace(path)
-        finally:
-            partial.unlink(missing_ok=True)
+        write_atomic(path, hashlib.sha256(data).digest() + data, durable=False)
     except OSError:
         return  # a cache that cannot be written costs time, nothing else
 

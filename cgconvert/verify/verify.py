@@ -27,7 +27,8 @@ from cgconvert.verify.report.model import Report, rounded
 from cgconvert.verify.thresholds import thresholds_for
 from cgconvert.verify.verdict import Check, Verdict, at_most, overall
 from cgconvert.verify.weights import check_weights
-from cgconvert.write.manifest import digest_of, file_sha256, manifest_path
+from cgconvert.write.hashing import file_sha256, source_digest
+from cgconvert.write.manifest import manifest_path
 
 __all__ = ["verify"]
 
@@ -79,7 +80,7 @@ def verify(
     thresholds_for(format, type, overrides=thresholds)  # a mistake there shows before the work
     context = reference.geometry.n_positions
     passages = {text: windows(text, reference.tokenizer, text_tokens, context) for text in texts}
-    files, digest_now = _hashes(artefact), digest_of(reference.files)["sha256"]
+    files, digest_now = _hashes(artefact), source_digest(reference)["sha256"]
     checks = [check_provenance(artefact, files, digest_now, reference.origin)]
     stored, tensors = check_weights(artefact, format, reference.decoder, progress)
     settings = _settings_checks(artefact, format, reference)

@@ -1,7 +1,7 @@
 """Carry a plan out: read rows, encode them, write them, hash what was written, commit.
 
-Chunks are worked on by as many processes as there are cores; the source and every file written
-are hashed on threads of their own.
+Chunks of rows are worked on by as many processes as there are cores; the source and every file
+written are hashed on threads of their own.
 """
 
 from __future__ import annotations
@@ -14,32 +14,33 @@ from pathlib import Path
 from typing import Any
 
 from cgconvert.errors import InputError, OutputError, UsageError
+from cgconvert.io.parallel import WorkerPool
 from cgconvert.io.progress import Progress, Silent
+from cgconvert.io.signals import uninterrupted
 from cgconvert.io.staging import Staging
-from cgconvert.io.uninterrupted import uninterrupted
 from cgconvert.model.checkpoint import Checkpoint
-from cgconvert.write.crew import WorkerPool
-from cgconvert.write.follow import StreamingHash
+from cgconvert.write.hashing import StreamingHash, source_digest
 from cgconvert.write.journal import START, Journal, key_of
-from cgconvert.write.manifest import (
-    Manifest,
-    digest_of,
-    expected,
-    find_manifest,
-    libraries,
-    manifest_path,
-)
-from cgconvert.write.plan import LazyPlan, Plan, free_space
+from cgconvert.write.manifest import Manifest, expected, find_manifest, libraries, manifest_path
+from cgconvert.write.plan import LazyPlan, Plan, cores, free_space
 from cgconvert.write.writer import Job, Writer
 
 __all__ = ["check", "execute"]
 
+SMALL_BYTES = 64 << 20
+"""An artefact of fewer bytes is written in less time than processes take to begin and end."""
+
 
 def check(plan: LazyPlan, *, staged: int = 0) -> None:
-    """Stop what cannot end well before a byte is written.
+    """Refuse a plan that cannot end well, before a byte is written.
 
-    Raises UsageError where the output is the input or inside it, OutputError for want of space;
-    `staged` bytes are there from an interrupted run.
+    Args:
+        plan: The plan.
+        staged: Bytes that an interrupted run has already written.
+
+    Raises:
+        UsageError: The output is the input, or one lies inside the other.
+        OutputError: The disk has too little space.
     """
     output, checkpoint = plan.output.resolve(), plan.source
     given = checkpoint.origin.get("given")
@@ -49,15 +50,17 @@ def check(plan: LazyPlan, *, staged: int = 0) -> None:
         source = path.resolve()
         if output == source or (source.is_dir() and output.is_relative_to(source)):
             raise UsageError(
-                f"{plan.output}: the output is the input or inside it; choose another -o"
+                f"{plan.output}: the output is the input or inside it; choose another `output`"
             )
         if source.is_relative_to(output):
-            raise UsageError(f"{plan.output}: the input is inside the output; choose another -o")
+            raise UsageError(
+                f"{plan.output}: the input is inside the output; choose another `output`"
+            )
     free = free_space(plan.output)
     if plan.nbytes > free + staged:
         raise OutputError(
             f"{plan.output}: {plan.nbytes:,} bytes are needed, {free:,} are free; "
-            "free some or choose another -o"
+            "free some or choose another `output`"
         )
 
 
@@ -69,14 +72,24 @@ def execute(
     allow_nonfinite: bool = False,
     progress: Progress | None = None,
 ) -> Manifest:
-    """Write the artefact and its manifest; the target appears complete or not at all.
+    """Write an artefact and its manifest. The target appears complete or not at all.
 
-    A plan that is not resolved is computed first, beside the target.
+    Args:
+        plan: What to write. Where it is not resolved, it is computed first, beside the target.
+        force: Replace an existing target.
+        resume: Continue what an interrupted run of the same plan has written, and keep what this
+            run has written if it is interrupted too.
+        allow_nonfinite: Store NaN, infinities and numbers that overflow the type. They are refused
+            otherwise, and always in quantized types.
+        progress: Told of bytes written and hashed.
 
-    `resume` takes over what an interrupted run of the same plan has written. Unless
-    `allow_nonfinite`, NaN, infinities and numbers too large for the type are refused; in quantized
-    types always. Raises InputError for numbers that cannot be stored and for a source that is not
-    what its manifest says, OutputError where writing fails.
+    Returns:
+        The manifest, as written.
+
+    Raises:
+        InputError: A number cannot be stored, or the source is not what its manifest says.
+        OutputError: Writing failed.
+        UsageError: The target exists, or is being written by another run.
     """
     progress = progress or Silent()
     stop = threading.Event()
@@ -86,25 +99,24 @@ def execute(
         with ExitStack() as stack:
             with uninterrupted():
                 stack.enter_context(staging)
-            # Computing a plan encodes its matrices: threads are enough to copy those.
-            forked = plan.resolved
+            encoded = not plan.resolved
             plan = plan.resolve(staging.steps, progress)
             job = Job(plan, staging.content, allow_nonfinite)
             with uninterrupted():
-                crew = stack.enter_context(WorkerPool(job, plan, forked))
-            beside = stack.enter_context(ThreadPoolExecutor(2))
+                pool = stack.enter_context(_worker_pool(job, plan, encoded))
+            background = stack.enter_context(ThreadPoolExecutor(2))
             try:
                 journal = _journal(staging, key_of(plan, nonfinite=allow_nonfinite), plan)
                 # The source is hashed while the disk is busy anyway.
-                source = beside.submit(_digest, plan.source, journal, stop)
+                digest = background.submit(_digest, plan.source, journal, stop)
                 progress.step(f"writing {plan.output}", plan.nbytes)
-                with Writer(job, crew, journal, beside, progress) as writer:
-                    for number, file in enumerate(plan.files):
-                        writer.write(number, file)
-                    manifest = _manifest(plan, writer.hashes, source, progress)
+                with Writer(job, pool, journal, background, progress) as writer:
+                    for index, file in enumerate(plan.files):
+                        writer.write(index, file)
+                    manifest = _manifest(plan, writer.hashes, digest, progress)
             finally:
                 stop.set()
-            crew.close()  # from here on all is done but the renames
+            pool.close()
             target = staging.content if plan.folder else staging.content / plan.output.name
             manifest_path(target).write_bytes(manifest.to_json())
             if plan.folder:
@@ -118,8 +130,18 @@ def execute(
     return manifest
 
 
+def _worker_pool(job: Job, plan: Plan, encoded: bool) -> WorkerPool:
+    """Processes, or threads where little is written or matrices are `encoded` already.
+
+    Copying what is encoded keeps no core busy; and computing it has started threads here.
+    """
+    if cores() == 1 or plan.nbytes < SMALL_BYTES:
+        return WorkerPool(job, 1, forked=False)
+    return WorkerPool(job, cores(), forked=not encoded)
+
+
 def _journal(staging: Staging, key: str, plan: Plan) -> Journal:
-    """The journal of the interrupted run where it and its files are there, else a new one."""
+    """Open the journal of the interrupted run, or begin a new one where files of it are missing."""
     journal = Journal(staging.journal, key)
     begun = plan.files[: journal.place[0] + (journal.place[1:] != (0, 0))]
     sizes = [_size(staging.content / file.path) for file in begun]
@@ -131,7 +153,7 @@ def _journal(staging: Staging, key: str, plan: Plan) -> Journal:
 
 
 def _digest(checkpoint: Checkpoint, journal: Journal, stop: threading.Event) -> dict[str, Any]:
-    digest = digest_of(checkpoint.files, stop.is_set)
+    digest = source_digest(checkpoint, stop.is_set)
     if not stop.is_set():
         journal.hashed(str(digest["sha256"]), checkpoint.path)
     return digest
@@ -169,15 +191,15 @@ def _manifest(
 
 
 def _check_source(checkpoint: Checkpoint, digest: Mapping[str, Any]) -> None:
-    """Where the source is an artefact, its files have to be what its manifest says."""
+    """Raise InputError where the source is an artefact that differs from its own manifest."""
     manifest = find_manifest(checkpoint.path)
     if manifest is None:
         return
     folder = checkpoint.path if checkpoint.path.is_dir() else checkpoint.path.parent
     known = expected(checkpoint.path, manifest)
-    for path, now in zip(checkpoint.files, digest["files"], strict=True):
+    for path, entry in zip(checkpoint.files, digest["files"], strict=True):
         name = path.relative_to(folder).as_posix() if path.is_relative_to(folder) else ""
-        if name in known and known[name].get("sha256") != now["sha256"]:
+        if name in known and known[name].get("sha256") != entry["sha256"]:
             raise InputError(
                 f"{path}: is not as it was written: its SHA-256 differs from that in "
                 f"{manifest_path(checkpoint.path)}; remove that file if the change is meant"

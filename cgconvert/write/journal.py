@@ -1,8 +1,9 @@
-"""How far a conversion has come, so that an interrupted one can be continued.
+"""The journal of a conversion: how far it has come, so that an interrupted one can continue.
 
-One file beside what is staged: a line with a key, then a line for each place up to which everything
-is written and synced. The key stands for the plan, and for the source's files as they lie on the
-disk: any change to one, even one that puts its old time back, changes its inode's time.
+It is a file in the staging folder: a line with a key, then a line for each place up to which
+everything is written and synced. The key stands for the plan and for the source's files as they are
+on the disk. Any change to one of these, even one that restores its modification time, changes its
+inode's change time.
 """
 
 from __future__ import annotations
@@ -22,7 +23,7 @@ from cgconvert.write.plan import Plan
 __all__ = ["START", "Journal", "Place", "key_of", "sources"]
 
 Place = tuple[int, int, int]
-"""File of the plan, item of the file, row of the item: all before it is there."""
+"""File of the plan, item of the file, row of the item: everything before it is written."""
 
 START: Place = (0, 0, 0)
 
@@ -38,25 +39,29 @@ def key_of(plan: Plan, **choices: bool) -> str:
           for i in file.items]]
         for file in plan.files
     ]  # fmt: skip
-    told = [
+    identity = [
         libraries(), plan.format, plan.type, dict(plan.options), choices, files,
         sources(plan.source), plan.source.layout, plan.source.geometry.as_dict(),
         dict(plan.source.origin),
     ]  # fmt: skip
-    return hashlib.sha256(json.dumps(told, sort_keys=True).encode()).hexdigest()
+    return hashlib.sha256(json.dumps(identity, sort_keys=True).encode()).hexdigest()
 
 
 def sources(checkpoint: Checkpoint) -> list[list[str | int]]:
-    """The source's files as they lie on the disk."""
-    found: list[list[str | int]] = []
+    """Path, size, times and inode of each of the source's files."""
+    identities: list[list[str | int]] = []
     for path in checkpoint.files:
         s = path.stat()
-        found.append([str(path.resolve()), s.st_size, s.st_mtime_ns, s.st_ctime_ns, s.st_ino])
-    return found
+        identities.append([str(path.resolve()), s.st_size, s.st_mtime_ns, s.st_ctime_ns, s.st_ino])
+    return identities
 
 
 class Journal:
-    """Opened by the run that holds the staging folder; `place` is where it has to begin."""
+    """The journal at `path`, read where its key is `key`.
+
+    `place` is where the run that holds the staging folder has to begin; `source` is the digest of
+    the source, "" where it is not known yet.
+    """
 
     def __init__(self, path: Path, key: str) -> None:
         self.path, self.key = path, key
@@ -68,7 +73,7 @@ class Journal:
             self.source = entry.get("source", self.source)
 
     def _entries(self) -> list[Mapping[str, Any]]:
-        """What is there of this key; the last line may be cut short."""
+        """The entries if the key is the same. The last line may be cut short: it is left out."""
         lines = self.path.read_text(encoding="utf-8", errors="replace").split("\n")[:-1]
         if not lines or lines[0] != json.dumps({"key": self.key}):
             return []
@@ -81,19 +86,19 @@ class Journal:
         return entries
 
     def begin(self) -> None:
-        """Nothing is there: a new journal."""
+        """Start a new journal: nothing is written yet."""
         self.place, self.source = START, ""
         self.path.write_text("")
         self._append({"key": self.key})
 
     def reached(self, place: Place) -> None:
-        """Everything before `place` is written and synced."""
+        """Note that everything before `place` is written and synced."""
         self._append({"place": place})
 
-    def hashed(self, sha256: str, where: Path) -> None:
-        """The source's digest is known. Raises InputError where it was another one before."""
+    def hashed(self, sha256: str, path: Path) -> None:
+        """Note the digest of the source at `path`. Raises InputError where it was another one."""
         if self.source not in ("", sha256):
-            raise InputError(f"{where}: is not what it was before; run again without --resume")
+            raise InputError(f"{path}: is not what it was before; run again without `resume=True`")
         if not self.source:
             self._append({"source": sha256})
 

@@ -1,11 +1,11 @@
-"""The manifest: what an artefact was made from, with what, and the hashes of both."""
+"""The manifest of an artefact: its source, the options and libraries, the hashes of all files."""
 
 from __future__ import annotations
 
 import hashlib
 import importlib.metadata
 import json
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -13,15 +13,12 @@ from typing import Any
 from cgconvert.errors import InputError
 from cgconvert.io.strict_json import read_json
 from cgconvert.version import __version__
-from cgconvert.write import checksums
 
 __all__ = [
     "NAME",
     "SCHEMA",
     "Manifest",
-    "digest_of",
     "expected",
-    "file_sha256",
     "find_manifest",
     "libraries",
     "manifest_path",
@@ -37,8 +34,8 @@ class Manifest:
     """`cgconvert.json` in a folder, `<file>.cgconvert.json` beside a GGUF.
 
     `source` has layout, origin, files ({name, bytes, sha256} each) and sha256, one digest of them
-    all; `files` maps each written file to {bytes, sha256}. There is no clock in it, so two runs
-    give the same manifest. In the file a SHA-256 of all the rest comes last.
+    all; `files` maps each written file to {bytes, sha256}. No field holds a time, so two runs give
+    the same manifest. The file ends with a SHA-256 of everything before it.
     """
 
     name: str
@@ -52,17 +49,18 @@ class Manifest:
     libraries: Mapping[str, str] = field(default_factory=dict)
 
     def to_json(self) -> bytes:
-        told = asdict(self)
-        told["sha256"] = hashlib.sha256(_json(told)).hexdigest()
-        return _json(told)
+        """The file's content."""
+        table = asdict(self)
+        table["sha256"] = hashlib.sha256(_json(table)).hexdigest()
+        return _json(table)
 
 
-def _json(told: Mapping[str, Any]) -> bytes:
-    return (json.dumps(told, indent=2, ensure_ascii=False) + "\n").encode()
+def _json(table: Mapping[str, Any]) -> bytes:
+    return (json.dumps(table, indent=2, ensure_ascii=False) + "\n").encode()
 
 
 def manifest_path(artefact: Path) -> Path:
-    """Where an artefact's manifest is: inside a folder, beside a file."""
+    """Path of an artefact's manifest: inside a folder, beside a single file."""
     if artefact.is_dir():
         return artefact / NAME
     return artefact.with_name(f"{artefact.name}.{NAME}")
@@ -82,14 +80,14 @@ def find_manifest(artefact: Path) -> Manifest | None:
 
 
 def expected(artefact: Path, manifest: Manifest) -> dict[str, Mapping[str, Any]]:
-    """{bytes, sha256} by the name that a file has now: a single one may have been renamed."""
+    """{bytes, sha256} by the present name of each file: a single file may have been renamed."""
     if not artefact.is_dir() and len(manifest.files) == 1:
         return {artefact.name: next(iter(manifest.files.values()))}
     return dict(manifest.files)
 
 
 def _is_sound(raw: Mapping[str, Any]) -> bool:
-    """Whether every field has the type that is written. A name is part of a path elsewhere."""
+    """Whether every field has its type, and the name is safe as part of a path."""
     texts = [raw.get(key) for key in ("name", "format", "type", "cgconvert")]
     tables = [raw.get(key) for key in ("source", "options", "files", "libraries")]
     if not all(isinstance(t, str) for t in texts) or not all(isinstance(t, dict) for t in tables):
@@ -106,34 +104,6 @@ def _is_sound(raw: Mapping[str, Any]) -> bool:
     )
 
 
-def file_sha256(path: Path) -> str:
-    """SHA-256 of a file's bytes, hex."""
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
-
-
-def digest_of(
-    files: Sequence[Path], cancelled: Callable[[], bool] = lambda: False
-) -> dict[str, Any]:
-    """{files: [{name, bytes, sha256}], sha256}: each file, and one digest over names and hashes.
-
-    `cancelled` is asked now and then; what comes back then is worth nothing. Raises InputError
-    where an archive among the files is not what its own CRCs say.
-    """
-    entries = [
-        {
-            "name": path.name,
-            "bytes": path.stat().st_size,
-            "sha256": checksums.sha256(path, cancelled),
-        }
-        for path in files
-    ]
-    whole = hashlib.sha256()
-    for entry in sorted(entries, key=lambda e: str(e["name"])):
-        whole.update(f"{entry['sha256']}  {entry['name']}\n".encode())
-    return {"files": entries, "sha256": whole.hexdigest()}
-
-
 def libraries() -> dict[str, str]:
-    """Versions of the libraries that take part in writing."""
+    """Versions of the libraries that the bytes written depend on."""
     return {name: importlib.metadata.version(name) for name in LIBRARIES}

@@ -1,4 +1,4 @@
-"""The files of a plan, one after the other: chunks on all cores, what is there noted in order."""
+"""Write the files of a plan: rows are read, encoded and put in their place by a pool of workers."""
 
 from __future__ import annotations
 
@@ -8,68 +8,148 @@ from concurrent.futures import Executor, Future
 from dataclasses import dataclass
 from pathlib import Path
 
+import torch
+
 from cgconvert.codecs.plain import Plain
 from cgconvert.errors import InputError
-from cgconvert.io.pipeline import ordered_results
+from cgconvert.io.parallel import WorkerPool, ordered_results
 from cgconvert.io.progress import Progress
-from cgconvert.write.chunk import Faults, write_all, write_chunk
-from cgconvert.write.crew import WorkerPool
-from cgconvert.write.follow import StreamingHash
+from cgconvert.write.hashing import StreamingHash
 from cgconvert.write.journal import Journal, Place
 from cgconvert.write.plan import IN_FLIGHT_BYTES, FilePlan, Item, Plan
 
-__all__ = ["Job", "Writer"]
+__all__ = ["Faults", "Job", "Writer"]
 
 JOURNAL_BYTES = 256 << 20
-"""So much is written before a place is noted that an interrupted run can continue from."""
+"""Bytes written between two places noted in the journal."""
+
+
+@dataclass(frozen=True)
+class Faults:
+    """Numbers of a chunk that cannot be stored.
+
+    `nonfinite` are NaN or infinite in the source. `unencodable` overflow a plain type, or are rows
+    that a quantized type refuses for `reason`.
+    """
+
+    nonfinite: int = 0
+    unencodable: int = 0
+    reason: str = ""
+
+    def __add__(self, other: Faults) -> Faults:
+        return Faults(
+            self.nonfinite + other.nonfinite,
+            self.unencodable + other.unencodable,
+            other.reason or self.reason,
+        )
 
 
 @dataclass(frozen=True)
 class Job:
-    """What a crew does: some rows of one item of one file, written below `root`."""
+    """The work on one chunk, done by a worker: read rows, encode them, write them below `root`."""
 
     plan: Plan
     root: Path
     allow_nonfinite: bool
 
-    def __call__(self, number: int, index: int, rows: slice) -> Faults:
-        file = self.plan.files[number]
-        return write_chunk(file.items[index], rows, self.root / file.path, self.allow_nonfinite)
+    def __call__(self, file_index: int, item_index: int, rows: slice) -> Faults:
+        """Write some rows of an item into its file, which exists.
+
+        Of rows with faults nothing may be written, or a part.
+        """
+        file = self.plan.files[file_index]
+        item, path = file.items[item_index], self.root / file.path
+        values = item.source.read(rows)
+        nonfinite = _count_nonfinite(values)
+        if nonfinite and not (self.allow_nonfinite and isinstance(item.encoding, Plain)):
+            return Faults(nonfinite)
+        try:
+            arrays = item.encoding.encode(values)
+        except InputError as error:
+            refused = sum(not _encodes(item, row) for row in values.split(1))
+            return Faults(nonfinite, refused, str(error))
+        overflows = 0
+        descriptor = os.open(path, os.O_WRONLY)
+        try:
+            for piece, array in zip(item.pieces, arrays, strict=True):
+                if array is not values:
+                    overflows += max(0, _count_nonfinite(array) - nonfinite)
+                _write_at(descriptor, _bytes(array), piece.offset + rows.start * piece.row_bytes)
+        finally:
+            os.close(descriptor)
+        return Faults(nonfinite, overflows)
+
+
+def _write_at(descriptor: int, data: memoryview, position: int) -> None:
+    """Write all of `data`: pwrite may write less than it is given."""
+    while data:
+        count = os.pwrite(descriptor, data, position)
+        data, position = data[count:], position + count
+
+
+def _encodes(item: Item, rows: torch.Tensor) -> bool:
+    try:
+        item.encoding.encode(rows)
+    except InputError:
+        return False
+    return True
+
+
+def _count_nonfinite(array: torch.Tensor) -> int:
+    if not array.dtype.is_floating_point or not array.numel():
+        return 0
+    low, high = torch.aminmax(array)  # both are NaN if any is; far quicker than testing each
+    if torch.isfinite(low) and torch.isfinite(high):
+        return 0
+    return int(array.numel() - torch.isfinite(array).sum())
+
+
+def _bytes(array: torch.Tensor) -> memoryview:
+    return array.contiguous().reshape(-1).view(torch.uint8).numpy().data
 
 
 class Writer:
-    """Writes the files of a plan one after the other, from the place the journal tells.
+    """Writes the files of a plan one after the other, from the place the journal has reached.
 
-    `crew` does `job`, `notes` is where files are synced. `hashes` has a Follower for each file,
-    until the writer's context is left.
+    Args:
+        job: What the workers do with a chunk.
+        pool: The workers.
+        journal: Notes what is written and synced.
+        background: Where files are synced meanwhile.
+        progress: Told of bytes written.
+
+    `hashes` has a StreamingHash for each file, until the writer's context is left.
     """
 
     def __init__(
         self,
         job: Job,
-        crew: WorkerPool,
+        pool: WorkerPool,
         journal: Journal,
-        notes: Executor,
+        background: Executor,
         progress: Progress,
     ) -> None:
-        self.job, self.crew = job, crew
-        self.journal, self.begin = journal, journal.place
-        self.notes, self.progress = notes, progress
+        self.job, self.pool = job, pool
+        self.journal, self.start = journal, journal.place
+        self.background, self.progress = background, progress
         self.hashes: dict[str, StreamingHash] = {}
-        self.noting: Future[None] | None = None
-        self.unsaved = 0
-        self.loose = False
+        self.syncing: Future[None] | None = None
+        self.unsynced = 0
+        """Bytes written since the last note."""
+        self.unjournaled = False
+        """Whether a file was written that is not synced: nothing behind it can be noted."""
 
     def __enter__(self) -> Writer:
         return self
 
     def __exit__(self, *_: object) -> None:
-        for follower in self.hashes.values():
-            follower.close()
+        for streaming_hash in self.hashes.values():
+            streaming_hash.close()
 
-    def write(self, number: int, file: FilePlan) -> None:
+    def write(self, index: int, file: FilePlan) -> None:
+        """Write file number `index` of the plan, or what is missing of it."""
         path = self.job.root / file.path
-        if (number + 1, 0, 0) <= self.begin:
+        if (index + 1, 0, 0) <= self.start:
             self.hashes[file.path] = StreamingHash(path)
             self.hashes[file.path].reached(file.size)
             self.progress.advance(file.size)
@@ -79,109 +159,112 @@ class Writer:
         try:
             self.hashes[file.path] = StreamingHash(path)
             if file.size:
-                os.posix_fallocate(descriptor, 0, file.size)  # a full disk says so here
-            write_all(descriptor, memoryview(file.header), 0)
+                os.posix_fallocate(descriptor, 0, file.size)  # a full disk fails here
+            _write_at(descriptor, memoryview(file.header), 0)
             self.progress.advance(len(file.header))
-            self._items(descriptor, number, file)
-            self._close(descriptor, number, file)
+            self._write_items(descriptor, index, file)
+            self._complete(descriptor, index, file)
         finally:
-            if self.noting is not None:
-                self.noting.result()
+            if self.syncing is not None:
+                self.syncing.result()
             os.close(descriptor)
 
-    def _items(self, descriptor: int, number: int, file: FilePlan) -> None:
-        behind = _begins(file)[1:]
+    def _write_items(self, descriptor: int, index: int, file: FilePlan) -> None:
+        next_offset = _first_offsets(file)[1:]
         faults = Faults()
-        chunks = ordered_results(
-            lambda chunk: self.crew.submit(number, *chunk),
-            self._left(number, file),
+        results = ordered_results(
+            lambda chunk: self.pool.submit(index, *chunk),
+            self._remaining(index, file),
             lambda chunk: file.items[chunk[0]].chunk_bytes,
             IN_FLIGHT_BYTES,
         )
-        for (index, rows), found in chunks:
-            item = file.items[index]
-            faults += found
+        for (item_index, rows), chunk_faults in results:
+            item = file.items[item_index]
+            faults += chunk_faults
             nbytes = item.bytes_of(rows)
             self.progress.advance(nbytes)
-            self.unsaved += nbytes
-            if not faults.broken and not faults.lost:
-                self._note(descriptor, (number, index, rows.stop))
+            self.unsynced += nbytes
+            if not faults.nonfinite and not faults.unencodable:
+                self._note(descriptor, (index, item_index, rows.stop))
             if rows.stop == item.rows:
-                self._judge(item, faults)
+                self._raise_for(item, faults)
                 faults = Faults()
-            self.hashes[file.path].reached(_written(item, rows.stop, behind[index]))
+            complete = _complete_bytes(item, rows.stop, next_offset[item_index])
+            self.hashes[file.path].reached(complete)
 
-    def _left(self, number: int, file: FilePlan) -> Iterator[tuple[int, slice]]:
-        """Items and rows that the journal does not tell to be there."""
-        for index, item in enumerate(file.items):
+    def _remaining(self, index: int, file: FilePlan) -> Iterator[tuple[int, slice]]:
+        """Items and rows of a file that an earlier run has not written."""
+        for item_index, item in enumerate(file.items):
             for rows in item.chunks():
-                if (number, index, rows.stop) <= self.begin:
+                if (index, item_index, rows.stop) <= self.start:
                     self.progress.advance(item.bytes_of(rows))
                 else:
-                    yield index, rows
+                    yield item_index, rows
 
-    def _close(self, descriptor: int, number: int, file: FilePlan) -> None:
-        """A file with weights is synced and noted; behind one that is not, nothing is noted."""
+    def _complete(self, descriptor: int, index: int, file: FilePlan) -> None:
+        """Sync and note a file with weights. Smaller ones are not worth it."""
         self.hashes[file.path].reached(file.size)
-        if not file.items or self.loose:
-            self.loose = True
+        if not file.items or self.unjournaled:
+            self.unjournaled = True
             return
-        if self.noting is not None:
-            self.noting.result()
-        self._sync(descriptor, (number + 1, 0, 0))
-        self.unsaved = 0
+        if self.syncing is not None:
+            self.syncing.result()
+        self._sync(descriptor, (index + 1, 0, 0))
+        self.unsynced = 0
 
-    def _judge(self, item: Item, faults: Faults) -> None:
-        """Raises InputError naming the source's tensor, and how many numbers are at fault."""
+    def _raise_for(self, item: Item, faults: Faults) -> None:
+        """Raise InputError for numbers that cannot be stored, naming the source's tensor."""
         stored = list(item.source.leaves())
         names = ", ".join(dict.fromkeys(tensor.name for tensor in stored)) or item.name
-        where = f"{stored[0].path if stored else self.job.plan.source.path}: tensor {names}"
+        path = stored[0].path if stored else self.job.plan.source.path
+        where = f"{path}: tensor {names}"
         plain = isinstance(item.encoding, Plain)
         if plain and self.job.allow_nonfinite:
             return
-        advice = "; --allow-nonfinite keeps them" if plain else ""
-        if faults.broken:
+        advice = "; `allow_nonfinite=True` keeps them" if plain else ""
+        if faults.nonfinite:
             raise InputError(
-                f"{where}: {faults.broken} values are NaN or infinite in the source{advice}"
+                f"{where}: {faults.nonfinite} values are NaN or infinite in the source{advice}"
             )
         if faults.reason:
             raise InputError(
-                f"{where}: {faults.lost} rows cannot be {item.encoding.name}: {faults.reason}"
+                f"{where}: {faults.unencodable} rows cannot be {item.encoding.name}: "
+                f"{faults.reason}"
             )
-        if faults.lost:
+        if faults.unencodable:
             raise InputError(
-                f"{where}: {faults.lost} values overflow {item.encoding.name}; "
+                f"{where}: {faults.unencodable} values overflow {item.encoding.name}; "
                 f"choose a wider type{advice}"
             )
 
     def _note(self, descriptor: int, place: Place) -> None:
-        """Sync what is written and note it, while the next rows are worked on."""
-        if self.unsaved < JOURNAL_BYTES or self.loose:
+        """Every JOURNAL_BYTES, sync what is written and note it, in the background."""
+        if self.unsynced < JOURNAL_BYTES or self.unjournaled:
             return
-        if self.noting is not None:
-            if not self.noting.done():
+        if self.syncing is not None:
+            if not self.syncing.done():
                 return
-            self.noting.result()
-        self.unsaved = 0
-        self.noting = self.notes.submit(self._sync, descriptor, place)
+            self.syncing.result()
+        self.unsynced = 0
+        self.syncing = self.background.submit(self._sync, descriptor, place)
 
     def _sync(self, descriptor: int, place: Place) -> None:
         os.fdatasync(descriptor)
         self.journal.reached(place)
 
 
-def _begins(file: FilePlan) -> list[int]:
-    """For each item, and for the end: the first byte of it or of any behind it in the plan."""
-    begins = [file.size]
+def _first_offsets(file: FilePlan) -> list[int]:
+    """For each item, and for the end: the first byte of it or of any item behind it in the plan."""
+    offsets = [file.size]
     for item in reversed(file.items):
-        begins.append(min([begins[-1], *(piece.offset for piece in item.pieces)]))
-    return begins[::-1]
+        offsets.append(min([offsets[-1], *(piece.offset for piece in item.pieces)]))
+    return offsets[::-1]
 
 
-def _written(item: Item, rows: int, rest: int) -> int:
-    """All before this byte is there once so many rows of the item are, and what is before it.
+def _complete_bytes(item: Item, rows: int, next_offset: int) -> int:
+    """Bytes from the start of the file that are complete once `rows` of the item are written.
 
-    `rest` is where the items behind it begin.
+    All items before it are complete; `next_offset` is where those behind it begin.
     """
     open_pieces = item.pieces if rows < item.rows else ()
-    return min([rest, *(piece.offset + rows * piece.row_bytes for piece in open_pieces)])
+    return min([next_offset, *(piece.offset + rows * piece.row_bytes for piece in open_pieces)])

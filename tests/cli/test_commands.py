@@ -15,7 +15,7 @@ import pytest
 
 from cgconvert import embedded
 from cgconvert.cli.main import COMMANDS, main
-from cgconvert.write.manifest import file_sha256
+from cgconvert.write.hashing import file_sha256
 
 TINY = embedded.NAME
 
@@ -406,7 +406,7 @@ def test_interrupted(tmp_path: Path) -> None:
     code = (
         "import os, signal, sys; from cgconvert.cli import main as m; "
         "from cgconvert.write import writer as w; "
-        "w.Writer._items = lambda *_: os.kill(os.getpid(), signal.SIGTERM); "
+        "w.Writer._write_items = lambda *_: os.kill(os.getpid(), signal.SIGTERM); "
         f"m.main(['to-hf', '{TINY}', '-o', 'hf'])"
     )
     told = subprocess.run(

@@ -48,7 +48,7 @@ from cgconvert.model.tensor_names import CODEGEN
 from cgconvert.model.tokenizer import Tokenizer
 from cgconvert.sources import tarball
 from cgconvert.write import manifest
-from cgconvert.write.checksums import sha256
+from cgconvert.write.hashing import checked_sha256
 from tests.faults.valid_inputs import GEOMETRY, STATE, ValidInputs
 from tests.support.imatrices import legacy
 
@@ -114,7 +114,7 @@ def _imatrix(path: Path) -> None:
 TARGETS: Mapping[str, Target] = {
     "pickle": Target("pickle", "data.pkl", _pickle),
     "zip": Target("torch", "source/pytorch_model.bin", torch_zip.tensors),
-    "zip-crc": Target("torch", "source/pytorch_model.bin", sha256),
+    "zip-crc": Target("torch", "source/pytorch_model.bin", checked_sha256),
     "npz": Target("jaxformer", "source/1000/model/0.npz", jaxformer.leaves),
     "tar": Target("tar", "source.tar.gz", tarball.unpack),
     "safetensors": Target("safetensors", "source/model.safetensors", safetensors.tensors),

@@ -28,8 +28,8 @@ from typing import Any
 import torch
 
 from cgconvert.cli.main import cli, main
-from cgconvert.io import staging as commit
-from cgconvert.write import crew
+from cgconvert.io import staging
+from cgconvert.write import execute as execution
 from cgconvert.write import writer as write
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -177,7 +177,7 @@ def _die_before(number: int) -> None:
 
     for owner, name in (
         (Path, "rename"), (Path, "replace"), (Path, "unlink"), (shutil, "rmtree"),
-        (commit, "_exchange"), (commit, "_sync"),
+        (staging, "_exchange"), (staging, "_sync"),
     ):  # fmt: skip
         setattr(owner, name, killing(getattr(owner, name)))
 
@@ -210,7 +210,7 @@ def _command(request: dict[str, Any], out: int, err: int, starting: int) -> None
             write.JOURNAL_BYTES = request["journal"]
         if "processes" in request:
             torch.set_num_threads(request["processes"])
-            crew.SMALL_BYTES = 0
+            execution.SMALL_BYTES = 0
         if "die" in request:
             _die_before(request["die"])
         faulthandler.dump_traceback_later(DUMP_SECONDS, file=err)

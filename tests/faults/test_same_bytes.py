@@ -18,7 +18,8 @@ from cgconvert import embedded
 from cgconvert.formats.read import read
 from cgconvert.model.decoder import Geometry
 from cgconvert.testing import synthetic
-from cgconvert.write import crew, plan
+from cgconvert.write import execute as execution
+from cgconvert.write import plan
 from cgconvert.write.execute import execute
 from cgconvert.write.plan import Plan
 from tests.faults.kill import file_hashes
@@ -54,7 +55,7 @@ def test_any_number_of_processes_gives_the_same_bytes(
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr(crew, "SMALL_BYTES", 0)
+    monkeypatch.setattr(execution, "SMALL_BYTES", 0)
     monkeypatch.setattr(plan, "CHUNK_BYTES", 1 << 16)
     state = synthetic.RandomState(GEOMETRY, seed=3)
     source = synthetic.write(layout, state, GEOMETRY, tmp_path, "source", embedded.path())

@@ -7,7 +7,8 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from cgconvert.model.checkpoint import Checkpoint
-from cgconvert.write.manifest import file_sha256, find_manifest, manifest_path
+from cgconvert.write.hashing import file_sha256
+from cgconvert.write.manifest import find_manifest, manifest_path
 from cgconvert.write.plan import Plan
 from tests.support.artefacts import copied, write
 

@@ -17,7 +17,7 @@ from cgconvert.verify.report.model import Report, as_json
 from cgconvert.verify.report.text import as_table
 from cgconvert.verify.verdict import Verdict
 from cgconvert.verify.verify import verify
-from cgconvert.write.manifest import digest_of, file_sha256
+from cgconvert.write.hashing import file_sha256, source_digest
 from cgconvert.write.plan import Plan
 from tests.support import artefacts
 from tests.support.tampering import checkpoint
@@ -79,7 +79,7 @@ def test_the_report(source: Checkpoint, write: Callable[[str, Checkpoint], Plan]
     assert found["artefact"]["type"] == "Q8_0"
     assert found["artefact"]["files"] == {plan.output.name: file_sha256(plan.output)}
     assert found["source"]["name"] == "codegen-test-mono"
-    assert found["source"]["sha256"] == digest_of(source.files)["sha256"]
+    assert found["source"]["sha256"] == source_digest(source)["sha256"]
     assert found["reference"] == {"weights": "float16", "compute": "float32", "device": "cpu"}
     assert found["runtime"]["name"] == "llama.cpp"
     assert found["runtime"]["version"][0].isdigit()

@@ -28,7 +28,8 @@ from cgconvert.verify.provenance import check_provenance
 from cgconvert.verify.verdict import Check, Verdict
 from cgconvert.verify.verify import verify
 from cgconvert.verify.weights import block_error, check_weights
-from cgconvert.write.manifest import digest_of, file_sha256, manifest_path
+from cgconvert.write.hashing import file_sha256, source_digest
+from cgconvert.write.manifest import manifest_path
 from cgconvert.write.plan import Plan
 from tests.support.artefacts import WRITERS, copied, write_all
 from tests.support.tampering import (
@@ -60,7 +61,7 @@ def checked(artefact: Path, format: str, source: Checkpoint) -> dict[str, Check]
     files = [artefact] if artefact.is_file() else [p for p in artefact.rglob("*") if p.is_file()]
     root = artefact if artefact.is_dir() else artefact.parent
     hashes = {path.relative_to(root).as_posix(): file_sha256(path) for path in files}
-    digest = digest_of(source.files)["sha256"]
+    digest = source_digest(source)["sha256"]
     checks = [
         check_provenance(artefact, hashes, digest, source.origin),
         *check_weights(artefact, format, source.decoder)[0],

@@ -86,7 +86,7 @@ def test_an_existing_output_is_kept_unless_forced(tmp_path: Path, checkpoint: Ch
     output = tmp_path / "out"
     output.mkdir()
     (output / "mine").write_text("precious")
-    with pytest.raises(UsageError, match="exists; give --force"):
+    with pytest.raises(UsageError, match="exists; give `force=True`"):
         execute(folder_plan(checkpoint, output))
     assert (output / "mine").read_text() == "precious"
     with pytest.raises(InputError):
@@ -179,6 +179,6 @@ def test_two_runs_on_one_output(tmp_path: Path, checkpoint: Checkpoint) -> None:
 
 def test_output_and_input_are_kept_apart(tmp_path: Path, checkpoint: Checkpoint) -> None:
     for output in (checkpoint.path, checkpoint.path / "sub", tmp_path / "source-safetensors"):
-        with pytest.raises(UsageError, match=r"choose another -o"):
+        with pytest.raises(UsageError, match=r"choose another `output`"):
             execute(folder_plan(checkpoint, output), force=True)
     assert (checkpoint.path / "model.safetensors").exists()

@@ -6,7 +6,7 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
 from cgconvert.errors import OutputError, UsageError
-from cgconvert.io.whole_file import write_atomic
+from cgconvert.io.staging import write_atomic
 from cgconvert.verify.report.html import as_html
 from cgconvert.verify.report.junit import as_junit
 from cgconvert.verify.report.model import Report, as_json, as_json_object

@@ -8,10 +8,10 @@ from pathlib import Path
 
 import pytest
 
-from cgconvert.io.whole_file import write_atomic
+from cgconvert.io.staging import atomic_path, write_atomic
 
 
-def test_replaces_and_leaves_nothing_beside(tmp_path: Path) -> None:
+def test_write_atomic_replaces_and_leaves_nothing_beside(tmp_path: Path) -> None:
     path = tmp_path / "verdict.json"
     write_atomic(path, b"a long first text")
     (tmp_path / ".verdict.json.cgconvert-tmp").write_bytes(b"of a run that was killed" * 9)
@@ -20,7 +20,9 @@ def test_replaces_and_leaves_nothing_beside(tmp_path: Path) -> None:
     assert os.listdir(tmp_path) == ["verdict.json"]
 
 
-def test_a_failure_leaves_what_was_there(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_failed_write_leaves_the_old_file(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     path = tmp_path / "verdict.json"
     path.write_bytes(b"earlier")
 
@@ -42,7 +44,7 @@ def test_a_link_stays_one(tmp_path: Path) -> None:
     assert (tmp_path / "there/real.json").read_bytes() == b"text"
 
 
-def test_two_at_once(tmp_path: Path) -> None:
+def test_concurrent_writes_never_mix(tmp_path: Path) -> None:
     path, texts = tmp_path / "file", [bytes([65 + n]) * 100_000 for n in range(8)]
     seen = set()
 
@@ -58,3 +60,29 @@ def test_two_at_once(tmp_path: Path) -> None:
         thread.join()
     assert seen <= set(texts)
     assert os.listdir(tmp_path) == ["file"]
+
+
+def test_a_failed_block_leaves_the_old_file(tmp_path: Path) -> None:
+    path = tmp_path / "file"
+    path.write_bytes(b"earlier")
+
+    def fail() -> None:
+        with atomic_path(path, durable=False) as partial:
+            partial.write_bytes(b"half")
+            raise KeyError
+
+    with pytest.raises(KeyError):
+        fail()
+    assert path.read_bytes() == b"earlier"
+    assert os.listdir(tmp_path) == ["file"]
+
+
+def test_a_file_that_is_not_durable_is_not_synced(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    synced: list[int] = []
+    monkeypatch.setattr(os, "fsync", synced.append)
+    write_atomic(tmp_path / "cache", b"text", durable=False)
+    assert not synced
+    write_atomic(tmp_path / "file", b"text")
+    assert len(synced) == 1

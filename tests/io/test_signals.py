@@ -1,4 +1,4 @@
-"""An interruption waits for the end of what must not be half done, and is not lost."""
+"""An interrupt waits for the end of what must not be half made, and is not lost."""
 
 from __future__ import annotations
 
@@ -13,10 +13,11 @@ import torch
 
 from cgconvert.codecs.plain import F32
 from cgconvert.formats.read import read
-from cgconvert.io.uninterrupted import uninterrupted
+from cgconvert.io import parallel
+from cgconvert.io.signals import uninterrupted
 from cgconvert.model.checkpoint import Checkpoint
 from cgconvert.model.tensor import InMemory
-from cgconvert.write import crew as crews
+from cgconvert.write import execute as execution
 from cgconvert.write.execute import execute
 from cgconvert.write.plan import FilePlan, Plan, lay_out
 
@@ -26,22 +27,22 @@ def checkpoint(make_checkpoint: Callable[..., Path]) -> Checkpoint:
     return read(str(make_checkpoint()))
 
 
-def test_a_signal_is_answered_at_the_end() -> None:
-    done = []
+def test_a_signal_is_handled_at_the_end_of_the_block() -> None:
+    calls = []
 
     @uninterrupted()
     def work() -> None:
         signal.raise_signal(signal.SIGINT)
-        done.append(1)
+        calls.append(1)
 
     with pytest.raises(KeyboardInterrupt):
         work()
-    assert done == [1]
+    assert calls == [1]
     assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
 
 
-def test_one_to_another_thread_too() -> None:
-    done = []
+def test_a_signal_to_another_thread_waits_too() -> None:
+    calls = []
 
     def to_itself() -> None:
         signal.pthread_kill(threading.get_ident(), signal.SIGINT)
@@ -51,14 +52,14 @@ def test_one_to_another_thread_too() -> None:
         thread = threading.Thread(target=to_itself)
         thread.start()
         thread.join()
-        done.append(1)
+        calls.append(1)
 
     with pytest.raises(KeyboardInterrupt):
         work()
-    assert done == [1]
+    assert calls == [1]
 
 
-def test_what_is_ignored_stays_so() -> None:
+def test_ignored_signals_stay_ignored() -> None:
     before = signal.signal(signal.SIGHUP, signal.SIG_IGN)
     try:
         with uninterrupted():
@@ -70,7 +71,7 @@ def test_what_is_ignored_stays_so() -> None:
 
 @pytest.mark.parametrize("call", ["os.open", "fcntl.flock", "os.fstat", "torch.set_num_threads",
                                   "ProcessPoolExecutor", "shutil.rmtree"])  # fmt: skip
-def test_nothing_is_left_whenever_it_comes(
+def test_an_interrupt_at_any_call_leaves_nothing_behind(
     call: str,
     tmp_path: Path,
     checkpoint: Checkpoint,
@@ -80,19 +81,19 @@ def test_nothing_is_left_whenever_it_comes(
     items = lay_out([("a", InMemory(torch.ones(4, 4)), F32)])
     files = (FilePlan("x", b"", items),)
     plan = Plan(checkpoint, tmp_path / "new" / "out", True, "x", "F32", files)
-    module = "cgconvert." + ("write.crew" if call[0] in "tP" else "io.staging")
-    monkeypatch.setattr(crews, "SMALL_BYTES", 0)
+    module = "cgconvert." + ("io.parallel" if call[0] in "tP" else "io.staging")
+    monkeypatch.setattr(execution, "SMALL_BYTES", 0)
     threads = torch.get_num_threads()
     torch.set_num_threads(2)
-    original = crews.ProcessPoolExecutor if call[0] == "P" else _named(module, call)
+    original = parallel.ProcessPoolExecutor if call[0] == "P" else _named(module, call)
 
-    def interrupting(*arguments: object, **how: object) -> object:
+    def interrupting(*arguments: object, **options: object) -> object:
         monkeypatch.undo()
         signal.raise_signal(signal.SIGINT)
-        return original(*arguments, **how)
+        return original(*arguments, **options)
 
     monkeypatch.setattr(f"{module}.{call}", interrupting)
-    monkeypatch.setattr(crews, "SMALL_BYTES", 0)
+    monkeypatch.setattr(execution, "SMALL_BYTES", 0)
     with pytest.raises(KeyboardInterrupt):
         execute(plan)
     torch.set_num_threads(threads)
@@ -104,5 +105,5 @@ def _named(module: str, call: str) -> Callable[..., object]:
     import importlib
 
     owner, name = call.split(".")
-    found: Callable[..., object] = getattr(getattr(importlib.import_module(module), owner), name)
-    return found
+    function: Callable[..., object] = getattr(getattr(importlib.import_module(module), owner), name)
+    return function
