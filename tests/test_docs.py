@@ -45,3 +45,10 @@ def test_links_to_other_files_of_the_repository_lead_into_the_site(site: Path) -
 def test_a_page_loads_nothing_from_another_site(site: Path) -> None:
     loads = re.compile(r'<(?:script|img|link rel="(?:stylesheet|preload)")[^>]*"https?://')
     assert not [path for path in site.rglob("*.html") if loads.search(path.read_text("utf-8"))]
+
+
+def test_the_example_of_the_readme_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    examples = re.findall(r"```python\n(.*?)```", (ROOT / "README.md").read_text("utf-8"), re.S)
+    assert len(examples) == 1
+    monkeypatch.chdir(tmp_path)
+    exec(compile(examples[0], "README.md", "exec"), {})
