@@ -33,10 +33,10 @@ def onnxruntime(path: Path, threads: int) -> Answer:
     def single(batch: int, prompt: int, steps: int) -> tuple[float, float]:
         runtime.reset()
         began = time.perf_counter()
-        runtime.last([TOKEN] * prompt)
+        runtime.feed_last([TOKEN] * prompt)
         middle = time.perf_counter()
         for _ in range(steps):
-            runtime.last([TOKEN])
+            runtime.feed_last([TOKEN])
         return middle - began, (time.perf_counter() - middle) / steps
 
     def several(batch: int, prompt: int, steps: int) -> tuple[float, float]:

@@ -13,9 +13,8 @@ from cgconvert.model.device import DEVICES
 from cgconvert.options import ByteSize, Option
 from cgconvert.runtimes import RUNTIMES
 from cgconvert.texts.text import STDLIB
-from cgconvert.verify.override import bound_of
 from cgconvert.verify.prompts import TEXT_TOKENS
-from cgconvert.verify.thresholds import known_bounds
+from cgconvert.verify.thresholds import known_bounds, parse_bound
 
 __all__ = ["GENERATE", "OUTPUT", "QUANTIZE", "READ", "VERIFY", "WRITE", "declared_options"]
 
@@ -43,7 +42,7 @@ def _check_and_bound(text: str) -> tuple[str, float | None]:
     check, equals, bound = text.partition("=")
     if not equals:
         raise ValueError(f"{text!r}: write CHECK=VALUE, as in logits.kl_mean=0.05")
-    return check, bound_of(check, bound, sorted(set().union(*known_bounds().values())))
+    return check, parse_bound(check, bound, sorted(set().union(*known_bounds().values())))
 
 
 OUTPUT = Option(name="output", type=Path, short="-o", help="Where to write (under ./out/<name>).")

@@ -54,7 +54,7 @@ def command(
             opened,
             ids,
             max_new_tokens,
-            allowed=opened.tokens,
+            allowed=opened.tokenizer_size,
             end_of_text=opened.end_of_text,
             temperature=temperature,
             seed=seed,

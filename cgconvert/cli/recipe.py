@@ -29,7 +29,7 @@ from cgconvert.formats.gguf.types import TYPES
 from cgconvert.formats.onnx.variant import ACCURACY_LEVELS, CLIENTS, TARGETS
 from cgconvert.model.device import DEVICES
 from cgconvert.runtimes import RUNTIMES
-from cgconvert.verify.override import bound_of
+from cgconvert.verify.thresholds import parse_bound
 
 __all__ = ["STEPS", "Recipe", "Step", "find", "load"]
 
@@ -219,7 +219,9 @@ class _Reader:
             for check, (at, number) in self.mapping(value, f"thresholds of {kind}").items():
                 known = {check} if self.known_bounds is None else self.known_bounds[kind]
                 try:
-                    found[kind][check] = bound_of(check, self.plain(number, check), sorted(known))
+                    found[kind][check] = parse_bound(
+                        check, self.plain(number, check), sorted(known)
+                    )
                 except ValueError as error:
                     self.fail(at, f"{kind}: {error}")
         return found

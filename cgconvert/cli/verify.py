@@ -13,9 +13,8 @@ from cgconvert.errors import InputError, UsageError
 from cgconvert.formats.artefact import OUT, find_all
 from cgconvert.formats.read import ReadOptions, read
 from cgconvert.texts.text import STDLIB, read_text
-from cgconvert.verify.override import bound_of
 from cgconvert.verify.prompts import TEXT_TOKENS
-from cgconvert.verify.thresholds import known_bounds
+from cgconvert.verify.thresholds import known_bounds, parse_bound
 
 __all__ = ["command"]
 
@@ -31,7 +30,7 @@ class _Threshold(click.ParamType):
             self.fail(f"{value!r}: write CHECK=VALUE, as in logits.kl_mean=0.05", param, ctx)
         try:
             known = sorted(set().union(*known_bounds().values()))
-            return check, bound_of(check, bound, known)
+            return check, parse_bound(check, bound, known)
         except ValueError as error:
             self.fail(str(error), param, ctx)
 

@@ -1,45 +1,33 @@
-"""Runtimes by the format they run. Nothing heavy is imported before one is opened."""
+"""The runtimes that run artefacts, by format. Nothing heavy is imported before one is opened.
+
+A new runtime is a module with a subclass of `Runtime` and a line in `RUNTIMES`.
+"""
 
 from __future__ import annotations
 
-import importlib
 import os
-from collections.abc import Mapping
-from dataclasses import dataclass
 from pathlib import Path
+from pkgutil import resolve_name
 
 from cgconvert.errors import UsageError
 from cgconvert.runtimes.runtime import Runtime
 
-__all__ = ["RUNTIMES", "Entry", "Runtime", "open_runtime", "version_of"]
+__all__ = ["RUNTIMES", "Runtime", "open_runtime", "runtime_class"]
 
-
-@dataclass(frozen=True)
-class Entry:
-    """Where a runtime's class is, and the package that does the work."""
-
-    module: str
-    name: str
-    package: str
-
-    def load(self) -> type[Runtime]:
-        runtime: type[Runtime] = getattr(importlib.import_module(self.module), self.name)
-        return runtime
-
-
-RUNTIMES: Mapping[str, Mapping[str, Entry]] = {
+RUNTIMES: dict[str, dict[str, str]] = {
     "huggingface": {
-        "transformers": Entry("cgconvert.runtimes.transformers", "Transformers", "transformers"),
+        "transformers": "cgconvert.runtimes.transformers:Transformers",
     },
     "onnx": {
-        "onnxruntime": Entry("cgconvert.runtimes.onnxruntime", "OnnxRuntime", "onnxruntime"),
-        "onnxruntime-genai": Entry("cgconvert.runtimes.genai", "Genai", "onnxruntime_genai"),
+        "onnxruntime": "cgconvert.runtimes.onnxruntime:OnnxRuntime",
+        "onnxruntime-genai": "cgconvert.runtimes.genai:Genai",
     },
     "gguf": {
-        "llama.cpp": Entry("cgconvert.runtimes.llamacpp", "LlamaCpp", "llama_cpp"),
+        "llama.cpp": "cgconvert.runtimes.llamacpp:LlamaCpp",
     },
 }
-"""By format, then by name; the first of a format is what it is run in unless told otherwise."""
+"""Module and class of each runtime, by format and then by name. The first of a format is its
+default."""
 
 
 def open_runtime(
@@ -50,43 +38,49 @@ def open_runtime(
     name: str | None = None,
     threads: int | None = None,
 ) -> Runtime:
-    """Open an artefact of a format, in the runtime called `name` or the format's first.
+    """Open an artefact in a runtime.
 
-    `threads` is $OMP_NUM_THREADS unless given, else what the runtime takes by itself.
-    `device` auto means cuda where the runtime has it, else the CPU. Raises UsageError for an
-    unknown format, name or device and MissingRuntimeError or InputError as Runtime.open.
+    Args:
+        format: The artefact's format, a key of `RUNTIMES`.
+        path: The artefact: a file or a folder.
+        device: "cpu", "cuda", or "auto": cuda where the runtime can use it, else the CPU.
+        name: The runtime's name; the format's default where it is None.
+        threads: CPU threads; where None $OMP_NUM_THREADS, else the runtime's own default.
+
+    Raises:
+        UsageError: The format, the name or the device is unknown, or the device is not there.
+        MissingRuntimeError: The runtime's package is not installed.
+        InputError: The runtime cannot load the artefact.
     """
-    entry = _entry(format, name)
+    runtime = runtime_class(format, name)
     # The variable torch itself reads; llama.cpp and onnxruntime do not.
     threads = threads or int(os.environ.get("OMP_NUM_THREADS") or 0) or None
     if device not in ("cpu", "cuda", "auto"):
         raise UsageError(f"device {device!r}: give cpu, cuda or auto")
-    runtime = entry.load()
     if device != "auto":
         return runtime.open(path, device, threads)
     if _has_gpu():
         try:
             return runtime.open(path, "cuda", threads)
-        except UsageError:  # built without CUDA, or not there at all: the CPU says which
+        except UsageError:  # built without CUDA, or not installed: the CPU's error says which
             pass
     return runtime.open(path, "cpu", threads)
 
 
-def version_of(runtime: Runtime) -> str:
-    """Version of the package an open runtime works with."""
-    entries = {name: entry for table in RUNTIMES.values() for name, entry in table.items()}
-    return str(importlib.import_module(entries[runtime.name].package).__version__)
+def runtime_class(format: str, name: str | None = None) -> type[Runtime]:  # noqa: A002
+    """Import the class of a format's runtime called `name`, or of the format's default.
 
-
-def _entry(format: str, name: str | None) -> Entry:  # noqa: A002
-    table = RUNTIMES.get(format)
-    if table is None:
+    Raises UsageError where the format or the name is unknown.
+    """
+    runtimes = RUNTIMES.get(format)
+    if runtimes is None:
         raise UsageError(f"nothing here runs {format!r}; there are {', '.join(RUNTIMES)}")
     if name is None:
-        return next(iter(table.values()))
-    if name not in table:
-        raise UsageError(f"runtime {name!r} does not run {format}; use {' or '.join(table)}")
-    return table[name]
+        name = next(iter(runtimes))
+    if name not in runtimes:
+        raise UsageError(f"runtime {name!r} does not run {format}; use {' or '.join(runtimes)}")
+    runtime: type[Runtime] = resolve_name(runtimes[name])
+    return runtime
 
 
 def _has_gpu() -> bool:

@@ -1,4 +1,4 @@
-"""onnxruntime-genai: an ONNX folder run by its genai_config.json."""
+"""onnxruntime-genai: runs an ONNX folder by its genai_config.json."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from cgconvert.errors import InputError, MissingRuntimeError, UsageError
 from cgconvert.formats.onnx.admission import admit_genai
 from cgconvert.io.strict_json import read_json
 from cgconvert.model.tokenizer import Tokenizer
-from cgconvert.runtimes.onnxruntime import CUDA_OPTIONS, failure
+from cgconvert.runtimes.onnxruntime import CUDA_OPTIONS, onnxruntime_error
 from cgconvert.runtimes.runtime import Runtime
 
 if TYPE_CHECKING:
@@ -23,9 +23,10 @@ __all__ = ["Genai"]
 
 
 class Genai(Runtime):
-    """Tokenizer, cache and graph are all onnxruntime-genai's own doing."""
+    """An ONNX folder in onnxruntime-genai, whose own tokenizer and cache are used."""
 
     name = "onnxruntime-genai"
+    package = "onnxruntime_genai"
 
     def __init__(self, model: onnxruntime_genai.Model, folder: Path, device: str) -> None:
         import onnxruntime_genai
@@ -40,7 +41,7 @@ class Genai(Runtime):
 
     @classmethod
     def open(cls, path: Path, device: str = "cpu", threads: int | None = None) -> Genai:
-        """Load a folder that has a genai_config.json."""
+        """Load a folder that has a genai_config.json (see Runtime.open)."""
         try:
             import onnxruntime_genai
         except ImportError as error:
@@ -50,7 +51,7 @@ class Genai(Runtime):
         if device == "cuda" and not onnxruntime_genai.is_cuda_available():
             raise UsageError(
                 "device cuda: this onnxruntime-genai was built without CUDA; pip uninstall "
-                "onnxruntime-genai, then pip install onnxruntime-genai-cuda, or use --device cpu"
+                'onnxruntime-genai, then pip install onnxruntime-genai-cuda, or use `device="cpu"`'
             )
         admit_genai(path)
         options = {"log_severity_level": 4}  # failures come as exceptions, once
@@ -66,26 +67,27 @@ class Genai(Runtime):
                     config.set_provider_option("cuda", name, value)
             return cls(onnxruntime_genai.Model(config), path, device)
         except Exception as error:  # its errors have no common base
-            raise failure(f"{path}: onnxruntime-genai cannot load it", error, device) from error
+            summary = f"{path}: onnxruntime-genai cannot load it"
+            raise onnxruntime_error(summary, error, device) from error
 
     @property
     def n_positions(self) -> int:
-        return _entry(self._config, "context_length")
+        return _model_entry(self._config, "context_length")
 
     @property
-    def tokens(self) -> int:
+    def tokenizer_size(self) -> int:
         return Tokenizer.load(self._config.parent).size
 
     @property
     def end_of_text(self) -> int:
-        return _entry(self._config, "eos_token_id")
+        return _model_entry(self._config, "eos_token_id")
 
     def reset(self) -> None:
         self._generator = None
 
     def feed(self, ids: Sequence[int]) -> np.ndarray:
         if not ids:
-            return np.empty((0, _entry(self._config, "vocab_size")), dtype=np.float32)
+            return np.empty((0, _model_entry(self._config, "vocab_size")), dtype=np.float32)
         if self._generator is None:
             parameters = self._genai.GeneratorParams(self._model)
             parameters.set_search_options(max_length=self.n_positions, do_sample=False)
@@ -95,8 +97,8 @@ class Genai(Runtime):
             self._generator.append_tokens(np.asarray(ids, dtype=np.int32))
             logits: np.ndarray = self._generator.get_output("logits")
         except Exception as error:  # a graph that loads may still not fit together
-            where = f"{self._config.parent}: onnxruntime-genai cannot run it"
-            raise failure(where, error, self.device) from error
+            summary = f"{self._config.parent}: onnxruntime-genai cannot run it"
+            raise onnxruntime_error(summary, error, self.device) from error
         return logits[0].astype(np.float32, copy=False)
 
     def tokenize(self, text: str) -> list[int]:
@@ -110,7 +112,8 @@ class Genai(Runtime):
         self._generator = self._tokenizer = self._model = None
 
 
-def _entry(path: Path, key: str) -> int:
+def _model_entry(path: Path, key: str) -> int:
+    """A number of the configuration's "model" object."""
     model = read_json(path).get("model")
     value = model.get(key) if isinstance(model, dict) else None
     if not isinstance(value, int):

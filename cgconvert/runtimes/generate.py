@@ -1,4 +1,4 @@
-"""Greedy or sampled decoding, the same for every runtime."""
+"""Greedy or sampled decoding, the same in every runtime."""
 
 from __future__ import annotations
 
@@ -22,15 +22,22 @@ def generate(
     temperature: float = 0.0,
     seed: int = 0,
 ) -> Iterator[int]:
-    """Yield new ids after the prompt `ids`, one at a time.
+    """Yield new ids after a prompt, one at a time, until the context is full.
 
-    It ends after `max_new_tokens`, before `end_of_text` (not yielded; None: never), or where the
-    context is full. Only the first `allowed` ids, those the tokenizer knows, can be picked.
-    Temperature 0 takes the best, the lowest id of equals; otherwise an id is drawn from
-    softmax(logits / temperature), and the same seed draws the same ids.
+    Args:
+        runtime: An open runtime; its cache is emptied first.
+        ids: The prompt.
+        max_new_tokens: Generation ends after this many tokens.
+        allowed: Only ids below this can be picked: those that the tokenizer knows.
+        end_of_text: The id before which generation ends (it is not yielded); None is no id.
+        temperature: 0 takes the best logit, the lowest id of equal ones; otherwise an id is drawn
+            from softmax(logits / temperature).
+        seed: The same seed draws the same ids.
 
-    Raises UsageError for a negative temperature or count, InputError for a prompt that is empty or
-    longer than the context, VerificationError where the artefact's logits are not finite.
+    Raises:
+        UsageError: The temperature or the number of tokens is negative.
+        InputError: The prompt is empty or longer than the context.
+        VerificationError: The artefact's logits are not finite.
     """
     if not (temperature >= 0 and np.isfinite(temperature)):
         raise UsageError(f"temperature is {temperature}; give 0 (greedy) or more")
@@ -56,11 +63,11 @@ def _decode(
     seed: int,
 ) -> Iterator[int]:
     random = np.random.default_rng(seed)
-    room = min(max_new_tokens, runtime.n_positions - len(ids))
+    count = min(max_new_tokens, runtime.n_positions - len(ids))
     runtime.reset()
-    waiting = ids
-    for position in range(len(ids), len(ids) + room):
-        logits = runtime.last(waiting)[:allowed]
+    to_feed = ids
+    for position in range(len(ids), len(ids) + count):
+        logits = runtime.feed_last(to_feed)[:allowed]
         if not np.isfinite(logits).all():
             raise VerificationError(
                 f"the artefact's logits after {position} tokens are not finite; verify it"
@@ -69,14 +76,16 @@ def _decode(
         if token == end_of_text:
             return
         yield token
-        waiting = [token]
+        to_feed = [token]
 
 
 def _pick(logits: np.ndarray, temperature: float, random: np.random.Generator) -> int:
     if temperature == 0:
         return int(logits.argmax())
-    wide = logits.astype(np.float64)
-    with np.errstate(over="ignore"):  # a tiny temperature: exp(-inf) is the 0 that is meant
-        weights = np.exp((wide - wide.max()) / temperature)
+    logits = logits.astype(np.float64)
+    with np.errstate(
+        over="ignore"
+    ):  # a tiny temperature overflows to exp(-inf) = 0, which is right
+        weights = np.exp((logits - logits.max()) / temperature)
     total = np.cumsum(weights)
     return int(np.searchsorted(total, random.random() * total[-1], side="right"))

@@ -1,4 +1,4 @@
-"""llama.cpp through llama-cpp-python's low-level interface: runs the GGUF files."""
+"""llama.cpp through llama-cpp-python's low-level interface: runs GGUF files."""
 
 from __future__ import annotations
 
@@ -20,22 +20,23 @@ from cgconvert.runtimes.runtime import Runtime
 __all__ = ["LlamaCpp"]
 
 BATCH = 256
-"""Tokens computed at once; their logits, 52 MB at CodeGen's vocabulary, are kept meanwhile."""
+"""Tokens computed at once; their logits take 52 MB at CodeGen's vocabulary."""
 
 LOG_ERROR = 4  # GGML_LOG_LEVEL_ERROR
 
 
 class LlamaCpp(Runtime):
-    """A model and one context of one sequence.
+    """A model of llama.cpp with one context of one sequence.
 
-    The KV cache is float32 and flash attention is off, so that what is measured is the file and
-    not the float16 cache llama.cpp takes by default; pass `cache` and `flash` for others. Weights
-    are not repacked: that takes a second copy of them, and on a CPU with AMX a llama.cpp compiled
-    by GCC 12 ends with an illegal instruction (its _tile_loadconfig names eight bytes as read, so
-    the rows of the tiles are never stored).
+    The KV cache is float32 and flash attention is off, so that the file is measured and not the
+    float16 cache that llama.cpp takes by default; `open` has options for others. Weights are not
+    repacked: that takes a second copy of them, and on a CPU with AMX a llama.cpp compiled by GCC 12
+    ends with an illegal instruction (its _tile_loadconfig names eight bytes as read, so the rows of
+    the tiles are never stored).
     """
 
     name = "llama.cpp"
+    package = "llama_cpp"
 
     def __init__(self, library: Any, model: Any, context: Any, device: str, n_ctx: int) -> None:
         self.device = device
@@ -57,11 +58,17 @@ class LlamaCpp(Runtime):
         flash: bool = False,
         repack: bool = False,
     ) -> LlamaCpp:
-        """Load a file; see Runtime.open. `n_ctx` caps the context, and so the cache's memory.
+        """Load a file (see Runtime.open).
 
-        `cache` is the type of the KV cache, F32 or F16. `repack` lets llama.cpp store quantized
-        matrices in the order its fastest kernels for this CPU want. Raises UsageError for a device
-        that this build of llama.cpp cannot use: the CPU never stands in for it.
+        Args:
+            path: The GGUF file.
+            device: "cpu" or "cuda".
+            threads: CPU threads; PyTorch's number of threads where None.
+            n_ctx: The longest context, which bounds the memory of the cache.
+            cache: The type of the KV cache, F32 or F16.
+            flash: Whether to use flash attention.
+            repack: Whether llama.cpp may store quantized matrices in the order that its fastest
+                kernels for this CPU use.
         """
         library = _library()
         if device not in ("cpu", "cuda"):
@@ -77,7 +84,7 @@ class LlamaCpp(Runtime):
         _errors.clear()
         model = library.llama_model_load_from_file(os.fsencode(path), model_params)
         if not model:
-            raise _failure(f"{path}: llama.cpp cannot load it", device)
+            raise _logged_error(f"{path}: llama.cpp cannot load it", device)
         length = library.llama_model_n_ctx_train(model)
         params = library.llama_context_default_params()
         params.n_ctx = n_ctx = min(length, n_ctx or length)
@@ -90,7 +97,7 @@ class LlamaCpp(Runtime):
         context = library.llama_init_from_model(model, params)
         if not context:
             library.llama_model_free(model)
-            raise _failure(f"{path}: llama.cpp cannot run it", device)
+            raise _logged_error(f"{path}: llama.cpp cannot run it", device)
         return cls(library, model, context, device, n_ctx)
 
     @property
@@ -109,7 +116,7 @@ class LlamaCpp(Runtime):
             logits[first : first + len(part)] = self._decode(part, len(part))
         return logits
 
-    def last(self, ids: Sequence[int]) -> np.ndarray:
+    def feed_last(self, ids: Sequence[int]) -> np.ndarray:
         self._check(ids)
         for first in range(0, len(ids), BATCH):
             logits = self._decode(ids[first : first + BATCH], 1)
@@ -117,25 +124,27 @@ class LlamaCpp(Runtime):
 
     def _check(self, ids: Sequence[int]) -> None:
         self.check_length(self._past + len(ids))
-        wrong = next((token for token in ids if not 0 <= token < self._width), None)
-        if wrong is not None:
-            raise UsageError(f"token {wrong} is not one of the model's {self._width}")
+        unknown = next((token for token in ids if not 0 <= token < self._width), None)
+        if unknown is not None:
+            raise UsageError(f"token {unknown} is not one of the model's {self._width}")
 
-    def _decode(self, ids: Sequence[int], wanted: int) -> np.ndarray:
-        """Logits of the last `wanted` of at most BATCH tokens, in llama.cpp's own memory until the
-        next call."""
+    def _decode(self, ids: Sequence[int], keep: int) -> np.ndarray:
+        """Logits after the last `keep` of at most BATCH tokens, float32 [keep, vocabulary].
+
+        They lie in llama.cpp's own memory and are valid until the next call.
+        """
         batch = self._batch
         batch.n_tokens = len(ids)
         for i, token in enumerate(ids):
             batch.token[i], batch.pos[i] = token, self._past + i
-            batch.logits[i] = i >= len(ids) - wanted
+            batch.logits[i] = i >= len(ids) - keep
             batch.n_seq_id[i], batch.seq_id[i][0] = 1, 0
         status = self._lib.llama_decode(self._context, batch)
         if status != 0:
             raise CgconvertError(f"llama.cpp: llama_decode returned {status}")
         self._past += len(ids)
         pointer = self._lib.llama_get_logits(self._context)
-        return np.ctypeslib.as_array(pointer, shape=(wanted, self._width))
+        return np.ctypeslib.as_array(pointer, shape=(keep, self._width))
 
     def tokenize(self, text: str) -> list[int]:
         data = text.encode()
@@ -161,7 +170,7 @@ class LlamaCpp(Runtime):
             size = -length
 
     @property
-    def tokens(self) -> int:
+    def tokenizer_size(self) -> int:
         unused = self._lib.LLAMA_TOKEN_ATTR_UNUSED
         last = self._width
         while last and self._lib.llama_vocab_get_attr(self._vocab, last - 1) & unused:
@@ -182,24 +191,24 @@ class LlamaCpp(Runtime):
 
 @cache
 def _library() -> Any:
-    """The ctypes functions of llama.cpp, its log silenced. Raises MissingRuntimeError."""
+    """The ctypes functions of llama.cpp, with its log kept off stderr."""
     try:
         from llama_cpp import llama_cpp as library
     except ImportError as error:
         raise MissingRuntimeError("llama-cpp-python", "llamacpp") from error
-    except (OSError, RuntimeError) as error:  # the package is there, its shared library is not
+    except (OSError, RuntimeError) as error:  # the package is installed, its library does not load
         raise UsageError(f"llama-cpp-python cannot be loaded: {error}") from error
-    library.llama_log_set(_log(library), None)
+    library.llama_log_set(_log_callback(library), None)
     library.llama_backend_init()
     return library
 
 
 _errors: list[str] = []
-"""What llama.cpp logged as errors since the last load began; its log is one for the process."""
+"""Errors that llama.cpp logged since the last load began; the process has one log."""
 
 
-@cache  # llama.cpp keeps the pointer, so this object has to stay
-def _log(library: Any) -> Any:
+@cache  # llama.cpp keeps the pointer, so the callback must not be freed
+def _log_callback(library: Any) -> Any:
     def keep_errors(level: int, text: bytes, _: object) -> None:
         if level == LOG_ERROR:
             _errors.append(text.decode(errors="replace"))
@@ -207,12 +216,12 @@ def _log(library: Any) -> Any:
     return library.llama_log_callback(keep_errors)
 
 
-def _failure(what: str, device: str) -> CgconvertError:
-    """The first error is the cause, those after it only say what failed in turn."""
+def _logged_error(summary: str, device: str) -> CgconvertError:
+    """An error with the first line that llama.cpp logged: the cause; later lines follow from it."""
     reason = " ".join(_errors[0].split()) if _errors else "it gives no reason"
     if device == "cuda" and re.search("CUDA|cudaMalloc", reason):  # not enough memory, mostly
-        return UsageError(f"{what} on cuda, use --device cpu: {reason}")
-    return InputError(f"{what}: {reason}")
+        return UsageError(f'{summary} on cuda, use `device="cpu"`: {reason}')
+    return InputError(f"{summary}: {reason}")
 
 
 def _require_cuda(library: Any) -> None:
@@ -220,7 +229,7 @@ def _require_cuda(library: Any) -> None:
     if "CUDA" not in system:
         raise UsageError(
             "device cuda: this llama-cpp-python was built without CUDA; "
-            "reinstall it with CMAKE_ARGS=-DGGML_CUDA=on, or use --device cpu"
+            'reinstall it with CMAKE_ARGS=-DGGML_CUDA=on, or use `device="cpu"`'
         )
     if not library.llama_supports_gpu_offload():
-        raise UsageError("device cuda: llama.cpp finds no CUDA device; use --device cpu")
+        raise UsageError('device cuda: llama.cpp finds no CUDA device; use `device="cpu"`')

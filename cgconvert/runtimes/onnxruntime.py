@@ -1,4 +1,4 @@
-"""Plain onnxruntime: an ONNX folder, its KV cache in one buffer or carried from run to run."""
+"""onnxruntime: runs an ONNX folder, its KV cache in one buffer or carried from run to run."""
 
 from __future__ import annotations
 
@@ -16,32 +16,43 @@ from cgconvert.formats.onnx.weights import PADDING
 from cgconvert.formats.registry import load
 from cgconvert.io.strict_json import read_json
 from cgconvert.model.tokenizer import Tokenizer
-from cgconvert.runtimes.batch import left_padded
-from cgconvert.runtimes.onnx_decode import DTYPES, INPUTS, KEEP, PAST, PRESENT, SharedCache
-from cgconvert.runtimes.runtime import Runtime
+from cgconvert.runtimes.runtime import Runtime, run_left_padded
 
 if TYPE_CHECKING:
     import onnxruntime
 
-__all__ = ["CUDA_OPTIONS", "OnnxRuntime", "failure"]
+__all__ = [
+    "CUDA_OPTIONS", "DTYPES", "INPUTS", "PAST", "OnnxRuntime", "SharedCache", "onnxruntime_error",
+]  # fmt: skip
+
+PAST, PRESENT = "past_key_values.", "present."
+INPUTS = ("input_ids", "attention_mask", "position_ids")
+KEEP = "num_logits_to_keep"
+DTYPES = {"tensor(float)": np.float32, "tensor(float16)": np.float16}
 
 PROVIDERS = {"cpu": "CPUExecutionProvider", "cuda": "CUDAExecutionProvider"}
 CUDA_OPTIONS = {"use_tf32": "0"}
-"""Float32 means float32: by itself the provider rounds what it multiplies to 10 bits."""
+"""Without this the provider multiplies float32 as TF32, rounded to 10 bits."""
 
-_CUDA_FAULT = re.compile(r"(CUDA|CUDNN|CUBLAS) failure|CUDA_PATH is set|Failed to allocate memory")
+CUDA_FAULT = re.compile(r"(CUDA|CUDNN|CUBLAS) failure|CUDA_PATH is set|Failed to allocate memory")
 DATA_FOLDER = "session.model_external_initializers_file_folder_path"
-"""Where the weights of a graph lie that is not itself read from a file."""
+"""Names the folder of the weights for a graph that is loaded from memory."""
+
+QUANTIZED = "MatMulNBits"
+FLOAT32 = 1
+"""The accuracy level at which MatMulNBits computes in float32."""
+
+Shape = tuple[int, int, int, int]
 
 
 class OnnxRuntime(Runtime):
-    """The cache stays on the device; only logits come back.
+    """An ONNX decoder whose cache stays on the device; only logits come back.
 
     `feed` decodes as onnxruntime-genai does, in a cache as long as the context; `batch` as optimum
     and transformers.js do, with a cache that grows.
     """
 
-    name = "onnxruntime"
+    name = package = "onnxruntime"
 
     def __init__(self, session: onnxruntime.InferenceSession, folder: Path, device: str) -> None:
         self.device = device
@@ -56,19 +67,33 @@ class OnnxRuntime(Runtime):
         self._vocabulary = int(session.get_outputs()[0].shape[2])
         self._n_positions = _integer(folder / "config.json", "n_positions")
         self._tokenizer = Tokenizer.load(folder)
-        facts = session.get_modelmeta().custom_metadata_map
-        self.batches = facts.get(PADDING) != "after"
+        metadata = session.get_modelmeta().custom_metadata_map
+        self.takes_batches = metadata.get(PADDING) != "after"
+        if any(dtype == np.float16 for _, dtype in self._empty.values()):
+            self.activations = "float16"
         self._keeps = any(value.name == KEEP for value in session.get_inputs())
         self._shared: SharedCache | None = None
 
     @classmethod
-    def open(
-        cls, path: Path, device: str = "cpu", threads: int | None = None, *, exact: bool = False
-    ) -> OnnxRuntime:
-        """Load the one graph of a folder, or the graph itself.
+    def open(cls, path: Path, device: str = "cpu", threads: int | None = None) -> OnnxRuntime:
+        """Load the only graph of a folder, or the graph at `path` itself (see Runtime.open)."""
+        return cls._open(path, device, threads, exact=False)
 
-        `exact` computes matrices of 4 and 8 bits in float32, whatever accuracy the graph asks for.
+    @classmethod
+    def open_exact(
+        cls, path: Path, device: str = "cpu", threads: int | None = None
+    ) -> OnnxRuntime | None:
+        """Load a graph with every MatMulNBits computed in float32 (see Runtime.open_exact).
+
+        On CUDA activations are not quantized at any level.
         """
+        nodes = parse(find_graph(path)).graph.node
+        if device != "cpu" or all(node.op_type != QUANTIZED for node in nodes):
+            return None
+        return cls._open(path, device, threads, exact=True)
+
+    @classmethod
+    def _open(cls, path: Path, device: str, threads: int | None, *, exact: bool) -> OnnxRuntime:
         try:
             import onnxruntime
         except ImportError as error:
@@ -79,7 +104,7 @@ class OnnxRuntime(Runtime):
         if provider not in onnxruntime.get_available_providers():
             raise UsageError(
                 "device cuda: this onnxruntime was built without CUDA; pip uninstall onnxruntime, "
-                "then pip install 'cgconvert[onnxruntime-gpu]', or use --device cpu"
+                "then pip install 'cgconvert[onnxruntime-gpu]', or use `device=\"cpu\"`"
             )
         graph = find_graph(path)
         load("onnx").admit(graph)
@@ -91,18 +116,19 @@ class OnnxRuntime(Runtime):
             options.add_session_config_entry(DATA_FOLDER, str(graph.parent))
         try:
             session = onnxruntime.InferenceSession(
-                _exact(graph) if exact else str(graph),
+                _with_float32_matrices(graph) if exact else str(graph),
                 options,
                 providers=[(provider, CUDA_OPTIONS if device == "cuda" else {})],
                 enable_fallback=0,
             )
             is_decoder = _is_decoder(session)  # names that are not text show here
         except Exception as error:  # onnxruntime's errors have no common base
-            raise failure(f"{graph}: onnxruntime cannot load it", error, device) from error
+            summary = f"{graph}: onnxruntime cannot load it"
+            raise onnxruntime_error(summary, error, device) from error
         if provider not in session.get_providers():  # its libraries did not load
             raise UsageError(
                 f"device {device}: {provider} does not start; install the CUDA and cuDNN that this "
-                "onnxruntime was built for, or use --device cpu"
+                'onnxruntime was built for, or use `device="cpu"`'
             )
         if not is_decoder:
             raise InputError(f"{graph}: not a decoder with a KV cache: its inputs are other ones")
@@ -113,7 +139,7 @@ class OnnxRuntime(Runtime):
         return self._n_positions
 
     @property
-    def tokens(self) -> int:
+    def tokenizer_size(self) -> int:
         return self._tokenizer.size
 
     @property
@@ -127,25 +153,25 @@ class OnnxRuntime(Runtime):
     def feed(self, ids: Sequence[int]) -> np.ndarray:
         if not ids:
             return np.empty((0, self._vocabulary), dtype=np.float32)
-        cache = self._room(len(ids))
-        with self._errors():
+        cache = self._cache_with_room(len(ids))
+        with self._input_errors():
             return cache.feed(ids)
 
-    def last(self, ids: Sequence[int]) -> np.ndarray:
-        cache = self._room(len(ids))
-        with self._errors():
+    def feed_last(self, ids: Sequence[int]) -> np.ndarray:
+        cache = self._cache_with_room(len(ids))
+        with self._input_errors():
             logits: np.ndarray = cache.feed(ids, keep=1)[-1]
         return logits
 
     def batch(self, sequences: Sequence[Sequence[int]], steps: int = 0) -> list[np.ndarray]:
-        if not self.batches:
+        if not self.takes_batches:
             raise UsageError(
                 f"{self._folder}: made for CUDA, so it takes no padding before a prompt; "
-                "feed one prompt at a time, or write it without --target cuda"
+                'feed one prompt at a time, or write it without `target="cuda"`'
             )
         self.check_length(max(map(len, sequences), default=0))
         cache: Mapping[str, Any] = {}
-        return left_padded(self._run, cache, sequences, steps)
+        return run_left_padded(self._run, cache, sequences, steps)
 
     def tokenize(self, text: str) -> list[int]:
         return self._tokenizer.encode(text)
@@ -157,25 +183,26 @@ class OnnxRuntime(Runtime):
         self._shared = None
         self._session = None
 
-    def _room(self, new: int) -> SharedCache:
-        """The cache, with place for so many more tokens."""
+    def _cache_with_room(self, new: int) -> SharedCache:
+        """The cache of `feed`; raises UsageError where `new` more tokens do not fit into it."""
         self.check_length((self._shared.length if self._shared else 0) + new)
         if self._shared is None:
             caches = {
                 name: ((1, shape[1], self.n_positions, shape[3]), dtype)
                 for name, (shape, dtype) in self._empty.items()
             }
-            with self._errors():
+            with self._input_errors():
                 self._shared = SharedCache(self._session, caches, self.device)
         return self._shared
 
     @contextmanager
-    def _errors(self) -> Iterator[None]:
+    def _input_errors(self) -> Iterator[None]:
+        """Turn onnxruntime's exceptions into errors about the folder or the GPU."""
         try:
             yield
         except Exception as error:  # a graph that loads may still not fit together
-            where = f"{self._folder}: onnxruntime cannot run it"
-            raise failure(where, error, self.device) from error
+            summary = f"{self._folder}: onnxruntime cannot run it"
+            raise onnxruntime_error(summary, error, self.device) from error
 
     def _run(
         self, tokens: np.ndarray, mask: np.ndarray, positions: np.ndarray, cache: Mapping[str, Any]
@@ -190,7 +217,7 @@ class OnnxRuntime(Runtime):
             binding.bind_ortvalue_input(name, value)
         for name in self._outputs:
             binding.bind_output(name, "cpu" if name == "logits" else self.device)
-        with self._errors():
+        with self._input_errors():
             self._session.run_with_iobinding(binding)
         values = dict(zip(self._outputs, binding.get_outputs(), strict=True))
         logits = values.pop("logits").numpy().astype(np.float32, copy=False)
@@ -207,19 +234,80 @@ class OnnxRuntime(Runtime):
         }
 
 
-def _exact(graph: Path) -> bytes:
-    """The graph with every MatMulNBits at accuracy level 1, float32."""
+class SharedCache:
+    """One sequence with past and present in one buffer, so that a step copies nothing.
+
+    GroupQueryAttention writes in place where it gets the same memory as past and as present
+    (group_query_attention.cc: past_present_share_buffer). The buffer is as long as the context; the
+    attention mask says how much of it is filled. All that a step needs is allocated and bound once.
+    `caches` has shape [1, heads, positions, head size] and type of each past_key_values.N.*.
+    """
+
+    def __init__(
+        self,
+        session: onnxruntime.InferenceSession,
+        caches: Mapping[str, tuple[Shape, Any]],
+        device: str,
+    ) -> None:
+        from onnxruntime import OrtValue
+
+        self.length = 0
+        self._session = session
+        self._keeps = any(value.name == KEEP for value in session.get_inputs())
+        logits = session.get_outputs()[0]
+        buffers = {
+            name: OrtValue.ortvalue_from_shape_and_type(shape, dtype, device)
+            for name, (shape, dtype) in caches.items()
+        }
+        positions = next(iter(caches.values()))[0][2]
+        self._mask = np.ones((1, positions), dtype=np.int64)
+        self._binding = session.io_binding()
+        for name, buffer in buffers.items():
+            self._binding.bind_ortvalue_input(name, buffer)
+            self._binding.bind_ortvalue_output(name.replace(PAST, PRESENT), buffer)
+        self._token, self._position = np.zeros((2, 1, 1), dtype=np.int64)
+        row = np.empty((1, 1, int(logits.shape[2])), dtype=DTYPES[logits.type])
+        self._row = OrtValue.ortvalue_from_numpy(row)
+
+    def feed(self, ids: Sequence[int], keep: int = 0) -> np.ndarray:
+        """Logits after each of the tokens, float32 [len(ids), vocabulary].
+
+        Where `keep` is not 0 and the graph has an input for it: only after the last `keep` tokens.
+        """
+        total = self.length + len(ids)
+        if len(ids) == 1:
+            tokens, positions = self._token, self._position
+            tokens[:], positions[:] = ids, self.length
+            self._binding.bind_ortvalue_output("logits", self._row)
+        else:
+            tokens = np.asarray(ids, dtype=np.int64)[None]
+            positions = np.arange(self.length, total)[None]
+            self._binding.bind_output("logits", "cpu")
+        arrays = (tokens, self._mask[:, :total], positions)
+        for name, array in zip(INPUTS, arrays, strict=True):
+            self._binding.bind_cpu_input(name, array)
+        if self._keeps:
+            self._binding.bind_cpu_input(KEEP, np.array(keep))
+        self._session.run_with_iobinding(self._binding)
+        self.length = total
+        logits: np.ndarray = self._binding.get_outputs()[-1].numpy()[0]
+        # The next step overwrites a single row.
+        return logits.astype(np.float32, copy=len(ids) == 1)
+
+
+def _with_float32_matrices(graph: Path) -> bytes:
+    """The serialized graph with every MatMulNBits at accuracy level 1, float32."""
     model = parse(graph)
     for node in model.graph.node:
         for attribute in node.attribute:
             if attribute.name == "accuracy_level":
-                attribute.i = 1
+                attribute.i = FLOAT32
     serialized: bytes = model.SerializeToString()
     return serialized
 
 
 def _is_decoder(session: onnxruntime.InferenceSession) -> bool:
-    """Whether inputs and outputs are those that `OnnxRuntime` feeds and fetches."""
+    """Whether the graph has the inputs and outputs that `OnnxRuntime` feeds and fetches."""
     inputs = {value.name: value for value in session.get_inputs()}
     first = session.get_outputs()[0]
     past = [value for name, value in inputs.items() if name not in (*INPUTS, KEEP)]
@@ -246,13 +334,15 @@ def _integer(path: Path, key: str) -> int:
     return value
 
 
-def failure(what: str, error: Exception, device: str) -> CgconvertError:
-    """onnxruntime's exception on one line: the GPU is at fault, or else the file that `what` names.
+def onnxruntime_error(summary: str, error: Exception, device: str) -> CgconvertError:
+    """onnxruntime's exception on one line, after a summary that names the file and what failed.
 
-    Of a GPU that is absent, too small or too old it says so behind a C++ signature.
+    A GPU that is absent, too small or too old is a UsageError, all else an InputError about the
+    file. What onnxruntime says about a GPU stands behind a C++ signature, which is left out.
     """
-    said = " ".join(str(error).split())
-    fault = _CUDA_FAULT.search(said) if device == "cuda" else None
+    message = " ".join(str(error).split())
+    fault = CUDA_FAULT.search(message) if device == "cuda" else None
     if fault:
-        return UsageError(f"{what} on cuda, use --device cpu: {said[fault.start() :][:200]}")
-    return InputError(f"{what}: {said[:300]}")
+        reason = message[fault.start() :][:200]
+        return UsageError(f'{summary} on cuda, use `device="cpu"`: {reason}')
+    return InputError(f"{summary}: {message[:300]}")

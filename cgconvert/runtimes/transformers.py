@@ -1,4 +1,4 @@
-"""Hugging Face transformers: runs the folders `to-hf` writes, in either layout."""
+"""Hugging Face transformers: runs Hugging Face folders, in CodeGen's layout and in Phi's."""
 
 from __future__ import annotations
 
@@ -13,8 +13,7 @@ import torch
 from cgconvert.errors import InputError, MissingRuntimeError, UsageError
 from cgconvert.formats.registry import load
 from cgconvert.model.mkl import warm_up_mkl
-from cgconvert.runtimes.batch import left_padded
-from cgconvert.runtimes.runtime import Runtime
+from cgconvert.runtimes.runtime import Runtime, run_left_padded
 
 __all__ = ["Transformers"]
 
@@ -22,27 +21,28 @@ __all__ = ["Transformers"]
 class Transformers(Runtime):
     """A causal model of transformers with a growing DynamicCache.
 
-    The weights are computed in float32 on the CPU, whatever they are stored as, and in float16
-    on CUDA.
+    It computes in float32 on the CPU, whatever type the weights are stored as, and in float16 on
+    CUDA.
     """
 
-    name = "transformers"
-    batches = True
+    name = package = "transformers"
+    takes_batches = True
 
-    def __init__(self, model: Any, tokenizer: Any, device: str, restore: int | None) -> None:
+    def __init__(
+        self, model: Any, tokenizer: Any, device: str, previous_threads: int | None
+    ) -> None:
         self.device = device
         self._model = model
         self._tokenizer = tokenizer
-        self._restore = restore
+        self._previous_threads = previous_threads
         self.reset()
 
     @classmethod
     def open(cls, path: Path, device: str = "cpu", threads: int | None = None) -> Transformers:
-        """Load a folder; see Runtime.open. Code that a folder brings along is never run.
+        """Load a folder (see Runtime.open). Code that comes with the folder is never run.
 
-        `threads` is PyTorch's own setting, for the whole process; `close` puts it back. Raises
-        UsageError for a device that is not there, InputError for a folder that does not load or
-        whose tensors are not exactly the model's.
+        `threads` is PyTorch's own setting, for the whole process; `close` puts it back. A folder
+        whose tensors are not exactly the model's is an InputError too.
         """
         try:
             from transformers import AutoModelForCausalLM, AutoTokenizer
@@ -51,13 +51,13 @@ class Transformers(Runtime):
         if device not in ("cpu", "cuda"):
             raise UsageError(f"device {device}: transformers runs on cpu or cuda here")
         if device == "cuda" and not torch.cuda.is_available():
-            raise UsageError("device cuda: PyTorch finds none; use --device cpu")
-        # Anything else transformers would take for a name on the Hub.
+            raise UsageError('device cuda: PyTorch finds none; use `device="cpu"`')
+        # transformers would take any other folder for a name on the Hub.
         if not (path / "config.json").is_file():
             raise InputError(f"{path}: not a Hugging Face folder, it has no config.json")
         load("huggingface").admit(path)
         warm_up_mkl()
-        with _quiet(), _loading(path):
+        with _quiet(), _input_errors(path):
             tokenizer = AutoTokenizer.from_pretrained(
                 path, local_files_only=True, trust_remote_code=False
             )
@@ -74,15 +74,15 @@ class Transformers(Runtime):
         _check_complete(path, report)
         try:
             model.eval().to(device)
-        except RuntimeError as error:  # what PyTorch raises where a GPU has not enough memory
+        except RuntimeError as error:  # PyTorch raises it where a GPU has not enough memory
             reason = " ".join(str(error).split())[:200]
             raise UsageError(
-                f"{path}: cannot be moved to {device}, use --device cpu: {reason}"
+                f'{path}: cannot be moved to {device}, use `device="cpu"`: {reason}'
             ) from error
-        restore = torch.get_num_threads() if threads else None
+        previous_threads = torch.get_num_threads() if threads else None
         if threads:
             torch.set_num_threads(threads)
-        return cls(model, tokenizer, device, restore)
+        return cls(model, tokenizer, device, previous_threads)
 
     @property
     def n_positions(self) -> int:
@@ -100,7 +100,7 @@ class Transformers(Runtime):
         if not ids:
             return np.empty((0, self._model.config.vocab_size), dtype=np.float32)
         rows = self._model.get_input_embeddings().num_embeddings
-        if max(ids) >= rows:  # PyTorch has an IndexError of its own, and CUDA ends the process
+        if max(ids) >= rows:  # PyTorch raises IndexError, and CUDA ends the process
             raise UsageError(f"token {max(ids)} is not one of the model's {rows}")
         tokens = np.asarray(ids, dtype=np.int64)[None]
         mask = np.ones((1, total), dtype=np.int64)
@@ -111,16 +111,17 @@ class Transformers(Runtime):
         from transformers import DynamicCache
 
         self.check_length(max(map(len, sequences), default=0))
-        return left_padded(self._run, DynamicCache(), sequences, steps)
+        return run_left_padded(self._run, DynamicCache(), sequences, steps)
 
     def _run(
         self, tokens: np.ndarray, mask: np.ndarray, positions: np.ndarray, cache: Any
     ) -> tuple[np.ndarray, Any]:
         """Logits float32 [batch, length, vocabulary], and `cache`, which has grown by `tokens`."""
-        given = {"input_ids": tokens, "attention_mask": mask, "position_ids": positions}
-        with torch.inference_mode(), _loading(self._model.name_or_path, "run"):
+        arrays = {"input_ids": tokens, "attention_mask": mask, "position_ids": positions}
+        inputs = {name: torch.tensor(array, device=self.device) for name, array in arrays.items()}
+        with torch.inference_mode(), _input_errors(self._model.name_or_path, "run"):
             logits = self._model(
-                **{name: torch.tensor(array, device=self.device) for name, array in given.items()},
+                **inputs,
                 past_key_values=cache,
                 use_cache=True,
             ).logits
@@ -134,7 +135,7 @@ class Transformers(Runtime):
         return str(self._tokenizer.decode(list(ids), skip_special_tokens=False))
 
     @property
-    def tokens(self) -> int:
+    def tokenizer_size(self) -> int:
         return len(self._tokenizer)
 
     @property
@@ -146,25 +147,26 @@ class Transformers(Runtime):
 
     def close(self) -> None:
         del self._model, self._tokenizer, self._cache
-        if self._restore is not None:
-            torch.set_num_threads(self._restore)
+        if self._previous_threads is not None:
+            torch.set_num_threads(self._previous_threads)
         if self.device == "cuda":
             torch.cuda.empty_cache()
 
 
 def _check_complete(path: Path, report: dict[str, Any]) -> None:
-    """transformers fills a missing tensor with random numbers and only warns."""
+    """Raise InputError for missing tensors: transformers makes up random ones and only warns."""
     faults = {kind: sorted(map(str, names)) for kind, names in report.items() if names}
     if faults:
-        said = "; ".join(f"{kind}: {', '.join(names[:3])}" for kind, names in faults.items())
-        raise InputError(f"{path}: its tensors are not the model's: {said}")
+        text = "; ".join(f"{kind}: {', '.join(names[:3])}" for kind, names in faults.items())
+        raise InputError(f"{path}: its tensors are not the model's: {text}")
 
 
 @contextmanager
-def _loading(path: Path | str, what: str = "load") -> Iterator[None]:
-    """Whatever loading raises is about the folder: the library has no exception of its own.
+def _input_errors(path: Path | str, action: str = "load") -> Iterator[None]:
+    """Turn any exception into an InputError about the folder: the library has none of its own.
 
-    A model that loads may still not fit together; that a device is full is no fault of the folder.
+    A model that loads may still not fit together when it runs. A full device is not the folder's
+    fault: torch.OutOfMemoryError passes.
     """
     try:
         yield
@@ -172,12 +174,12 @@ def _loading(path: Path | str, what: str = "load") -> Iterator[None]:
         raise
     except Exception as error:
         reason = " ".join(str(error).split())[:300]
-        raise InputError(f"{path}: transformers cannot {what} it: {reason}") from error
+        raise InputError(f"{path}: transformers cannot {action} it: {reason}") from error
 
 
 @contextmanager
 def _quiet() -> Iterator[None]:
-    """No progress bars or reports on stderr, whose lines belong to the command."""
+    """Keep transformers' progress bars and reports off stderr, which belongs to the command."""
     from transformers import utils
 
     logging: Any = utils.logging  # its functions carry no types

@@ -1,7 +1,7 @@
-"""What the reference says after each token, kept small: its best logits and the mass of the rest.
+"""A reference's next-token distributions, kept small: the best logits and the mass of the rest.
 
-A whole row is 51,200 floats; the best TOP of them and the log-sum-exp of all others say where the
-probability is, which is what every measure here asks for.
+A whole row has 51,200 floats. The best TOP of them and the log-sum-exp of all others are enough for
+every measure in metrics.py.
 """
 
 from __future__ import annotations
@@ -16,18 +16,23 @@ import torch
 __all__ = ["TOP", "Distribution", "log_sum_exp"]
 
 TOP = 512
-"""Logits kept a position, 4 KB with their ids."""
+"""Logits kept at each position, 4 KB with their ids."""
 
 
 @dataclass(frozen=True)
 class Distribution:
-    """N positions over the `allowed` first ids, those that the tokenizer has.
+    """Distributions at N positions, over the ids that the tokenizer has.
 
-    `ids` int32 [N, k] are the best, best first and the lowest id of equals before the others;
-    `logits` float32 [N, k] theirs; `rest` float64 [N] is the log-sum-exp of all other allowed ones
-    (-inf where there are none). `tokens` int32 [N] is the id that follows in the text, -1 where
-    none does, and `following` float32 [N] its logit (NaN for none). `padding` float32 [N] is the
-    best logit of the rows past `allowed` (-inf without any), `vocabulary` the number of rows.
+    Attributes:
+        ids: int32 [N, k], the ids of the largest logits, the largest first and the lowest id first
+            of equal ones.
+        logits: float32 [N, k], their logits.
+        rest: float64 [N], the log-sum-exp of all other allowed logits, -inf where there are none.
+        tokens: int32 [N], the id that follows in the text, -1 where none does.
+        following: float32 [N], the logit of that id, NaN where there is none.
+        padding: float32 [N], the largest logit of the rows past `allowed`, -inf without any.
+        allowed: The number of ids that the tokenizer has.
+        vocabulary: The number of rows of logits.
     """
 
     ids: np.ndarray
@@ -49,7 +54,7 @@ class Distribution:
     @property
     def log_normalizer(self) -> np.ndarray:
         """log-sum-exp of all allowed logits, float64 [N]."""
-        with np.errstate(invalid="ignore"):  # infinite logits give NaN, which is how they show
+        with np.errstate(invalid="ignore"):  # infinite logits become NaN, and so fail every check
             return np.logaddexp(log_sum_exp(self.logits.astype(np.float64)), self.rest)
 
     @property
@@ -64,7 +69,7 @@ class Distribution:
     def of(
         cls, logits: np.ndarray, tokens: npt.ArrayLike, allowed: int, top: int = TOP
     ) -> Distribution:
-        """Keep `top` of float32 logits [N, vocabulary]; `tokens` [N] are the ids that follow."""
+        """Keep the `top` largest of float32 logits [N, vocabulary]; `tokens` [N] follow them."""
         real = torch.from_numpy(logits[:, :allowed])
         ids = real.topk(min(top, real.shape[1]), dim=1).indices.sort(dim=1).values
         order = real.gather(1, ids).sort(dim=1, descending=True, stable=True).indices
@@ -87,7 +92,7 @@ class Distribution:
 
     @classmethod
     def joined(cls, parts: Sequence[Distribution]) -> Distribution:
-        """The positions of several, one after the other."""
+        """The positions of several distributions, one after the other."""
         arrays = {name: np.concatenate([getattr(p, name) for p in parts]) for name in ARRAYS}
         return cls(**arrays, allowed=parts[0].allowed, vocabulary=parts[0].vocabulary)
 
@@ -96,7 +101,7 @@ ARRAYS = tuple(f.name for f in fields(Distribution) if f.name not in ("allowed",
 
 
 def log_sum_exp(logits: np.ndarray) -> np.ndarray:
-    """Over the last axis of float64 logits; -inf where there are none."""
+    """log(sum(exp)) over the last axis of float64 logits; -inf where there are none."""
     top = logits.max(-1, initial=-np.inf)
     base = np.where(np.isfinite(top), top, 0)
     with np.errstate(divide="ignore", invalid="ignore"):

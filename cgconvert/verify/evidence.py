@@ -1,9 +1,9 @@
-"""What a verification saw: the artefact's own numbers and the references', gathered once.
+"""What the checks judge: what an artefact did, and what two references give after the same tokens.
 
 The artefact runs first, alone; then one pass of each reference covers the prompts and everything
-the artefact generated. There are two: the source, and what the artefact itself has stored. The
-first says what was lost, the second whether the runtime computes what the file says. Nothing is
-judged here.
+that the artefact generated. One reference has the source's weights: it shows what was lost. The
+other has the weights that the artefact itself stores: it shows whether the runtime computes what
+the file says.
 """
 
 from __future__ import annotations
@@ -12,26 +12,16 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
-import numpy as np
-
 from cgconvert.errors import InputError
 from cgconvert.model.checkpoint import Checkpoint
 from cgconvert.verify.distribution import Distribution
+from cgconvert.verify.observe import Observed
 
-__all__ = [
-    "BatchRun",
-    "CacheRun",
-    "Evidence",
-    "Observed",
-    "ReferenceModel",
-    "ReferenceOutputs",
-    "TextRun",
-    "gather",
-]  # fmt: skip
+__all__ = ["Evidence", "ReferenceModel", "ReferenceOutputs", "gather_evidence"]
 
 
 class ReferenceModel(Protocol):
-    """Reference, or one that remembers what it said."""
+    """A `Reference`, or a `CachedReference` that computes nothing twice."""
 
     def distributions(
         self,
@@ -42,71 +32,31 @@ class ReferenceModel(Protocol):
 
 
 @dataclass(frozen=True)
-class CacheRun:
-    """One sequence fed in pieces, compared with the same artefact's full pass over it."""
+class ReferenceOutputs:
+    """A reference's distributions after the same tokens that the artefact was fed.
 
-    name: str
-    pieces: tuple[int, ...]
-    relative_error: float
-
-
-@dataclass(frozen=True)
-class BatchRun:
-    """Sequences of these lengths in one left-padded batch, compared with each alone."""
-
-    lengths: tuple[int, ...]
-    relative_error: float
-
-
-@dataclass(frozen=True)
-class TextRun:
-    """One text in the artefact's own tokenizer and in the source's."""
-
-    text: str
-    expected: tuple[int, ...]
-    ids: tuple[int, ...]
-    returned: str
-
-
-@dataclass(frozen=True)
-class Observed:
-    """What the artefact did. `logits` is float32 [all tokens of `sequences`, vocabulary].
-
-    `whole` fills the context; `tail` are the logits of its last tokens, fed one by one after
-    chunks. `generated` holds what was written greedily after each of `openings`; `broken` says why
-    that ended too early, if it did. `batch` is None where the runtime takes one sequence only.
+    `logits` after every token of all sequences, `context_end` after the last tokens of the full
+    context, `generated` after each opening and each generated token but the last: where the
+    artefact picked a token.
     """
 
-    sequences: tuple[tuple[int, ...], ...]
-    logits: np.ndarray
-    caches: tuple[CacheRun, ...]
-    batch: BatchRun | None
-    whole: tuple[int, ...]
-    tail: np.ndarray
-    openings: tuple[tuple[int, ...], ...]
-    generated: tuple[tuple[int, ...], ...]
-    broken: str
-    texts: tuple[TextRun, ...]
-    n_positions: int
-    end_of_text: int
-
-
-@dataclass(frozen=True)
-class ReferenceOutputs:
-    """What a reference says after the same tokens: those of the prompts, of the context's end, and
-    of each generation, at the places where a token was taken."""
-
     logits: Distribution
-    tail: Distribution
+    context_end: Distribution
     generated: tuple[Distribution, ...]
 
 
 @dataclass(frozen=True)
 class Evidence:
-    """Everything the checks judge. `allowed` is the tokenizer's size.
+    """Everything the checks judge.
 
-    `source` is the source's testimony. `stored` is that of the artefact's own weights, None where
-    `unmade` says why they make no model.
+    Attributes:
+        observed: What the artefact did.
+        source: The reference with the source's weights.
+        stored: The reference with the artefact's own weights; None where they make no model.
+        stored_error: Why they make none.
+        allowed: The number of ids in the source's tokenizer.
+        n_positions: The source's context length.
+        end_of_text: The source's end-of-text id.
     """
 
     observed: Observed
@@ -118,26 +68,30 @@ class Evidence:
     end_of_text: int
 
 
-def gather(
+def gather_evidence(
     observed: Observed,
     source: Checkpoint,
-    witness: ReferenceModel,
-    stored: Callable[[], ReferenceModel] | None,
+    source_reference: ReferenceModel,
+    open_stored_reference: Callable[[], ReferenceModel] | None,
 ) -> Evidence:
-    """Have both references testify; without `stored` the source's numbers are the stored ones."""
+    """Run both references over what the artefact was fed and wrote.
+
+    `open_stored_reference` is None where the artefact has exactly the source's weights: then the
+    source's outputs are those of the stored weights too.
+    """
     allowed = source.tokenizer.size
-    of_source = _run_reference(witness, observed, allowed)
-    of_stored: ReferenceOutputs | None = of_source
+    source_outputs = run_reference(source_reference, observed, allowed)
+    stored_outputs: ReferenceOutputs | None = source_outputs
     stored_error = ""
-    if stored is not None:
+    if open_stored_reference is not None:
         try:
-            of_stored = _run_reference(stored(), observed, allowed)
+            stored_outputs = run_reference(open_stored_reference(), observed, allowed)
         except InputError as error:
-            of_stored, stored_error = None, f"its weights make no model: {error}"
+            stored_outputs, stored_error = None, f"its weights make no model: {error}"
     return Evidence(
         observed=observed,
-        source=of_source,
-        stored=of_stored,
+        source=source_outputs,
+        stored=stored_outputs,
         stored_error=stored_error,
         allowed=allowed,
         n_positions=source.geometry.n_positions,
@@ -145,23 +99,25 @@ def gather(
     )
 
 
-def _run_reference(witness: ReferenceModel, observed: Observed, allowed: int) -> ReferenceOutputs:
-    """One pass of a reference over all that the artefact was given and wrote.
+def run_reference(reference: ReferenceModel, observed: Observed, allowed: int) -> ReferenceOutputs:
+    """One pass of a reference over all sequences, the full context and the generated texts.
 
     Raises InputError where the reference cannot take those tokens.
     """
     continued = [
         opening + new for opening, new in zip(observed.openings, observed.generated, strict=True)
     ]
-    first = [
+    first_positions = [
         *[0] * len(observed.sequences),
-        len(observed.whole) - len(observed.tail),
+        len(observed.full_context) - len(observed.context_end_logits),
         *(len(opening) - 1 for opening in observed.openings),
     ]
-    found = witness.distributions([*observed.sequences, observed.whole, *continued], allowed, first)
+    distributions = reference.distributions(
+        [*observed.sequences, observed.full_context, *continued], allowed, first_positions
+    )
     count = len(observed.sequences)
     return ReferenceOutputs(
-        logits=Distribution.joined(found[:count]),
-        tail=found[count],
-        generated=tuple(after[:-1] for after in found[count + 1 :]),
+        logits=Distribution.joined(distributions[:count]),
+        context_end=distributions[count],
+        generated=tuple(after[:-1] for after in distributions[count + 1 :]),
     )

@@ -1,8 +1,8 @@
-"""The texts that verify feeds an artefact: its own, and those it is given beside them.
+"""The texts that an artefact is fed: the built-in prompts, and windows of the user's texts.
 
-Prompts are short and of several lengths and kinds, one is long enough to fill a good part of a
-context; all are ours, so no training text is quoted. The tokenizer texts are what breaks byte-pair
-tokenizers and CodeGen's white-space runs in practice.
+Prompts are short and of several lengths and kinds; one is long enough to fill a good part of a
+context. All were written for this, so no training text is quoted. The tokenizer texts are what
+breaks byte-pair tokenizers and CodeGen's white-space runs in practice.
 """
 
 from __future__ import annotations
@@ -25,10 +25,10 @@ __all__ = [
 ]
 
 TEXT_TOKENS = 4096
-"""How many tokens of a text are used unless told otherwise."""
+"""How many tokens of a text are used by default."""
 
 WINDOW = 512
-"""Tokens of a text in one sequence, at most; llama.cpp's tools/perplexity takes as many."""
+"""The most tokens of a text in one sequence; llama.cpp's tools/perplexity takes as many."""
 
 _LONG = '''"""Keep the books of a small library: who has which copy, and since when."""
 
@@ -150,32 +150,32 @@ _TEXTS: tuple[str, ...] = (
 )
 
 EVALUATION_BYTES = 40_000
-"""How much of the running Python's own evaluation files the tokenizers are compared on."""
+"""Bytes of the standard library's evaluation part that the tokenizers are compared on."""
 
 
 def windows(text: Text, tokenizer: Tokenizer, tokens: int, context: int) -> list[list[int]]:
-    """The first `tokens` ids of a text, cut to min(WINDOW, context) each, as sequences.
+    """The first `tokens` ids of a text, cut into sequences of min(WINDOW, context) ids.
 
-    What is left at the end and predicts nothing, a single token, is dropped. Raises InputError
-    where no sequence remains.
+    A single token left at the end predicts nothing and is dropped. Raises InputError where no
+    sequence remains.
     """
     ids = text.ids(tokenizer, tokens)
     size = min(WINDOW, context)
-    cut = [ids[first : first + size] for first in range(0, len(ids), size)]
-    cut = [window for window in cut if len(window) > 1]
-    if not cut:
+    pieces = [ids[first : first + size] for first in range(0, len(ids), size)]
+    sequences = [piece for piece in pieces if len(piece) > 1]
+    if not sequences:
         raise InputError(f"{text.name}: too short to measure on; two tokens are the least")
-    return cut
+    return sequences
 
 
 @cache
 def tokenizer_texts() -> tuple[str, ...]:
-    """Texts of our own, the prompts, and some files of the standard library's evaluation part."""
+    """Difficult texts, the prompts, and files of the standard library's evaluation part."""
     return (*_TEXTS, *PROMPTS, *corpus.text("evaluation", EVALUATION_BYTES))
 
 
 def digest(texts: Sequence[str]) -> str:
-    """SHA-256 of texts in order, each with its length in bytes before it."""
+    """SHA-256 of texts in order, each with its length in bytes (8, little-endian) before it."""
     total = hashlib.sha256()
     for text in texts:
         data = text.encode()

@@ -1,4 +1,7 @@
-"""Whether the manifest's account of an artefact is still true. No other check leans on it."""
+"""Whether an artefact and its source are still what the manifest says.
+
+No other check relies on the manifest.
+"""
 
 from __future__ import annotations
 
@@ -16,13 +19,18 @@ NAME = "provenance"
 
 
 def check_provenance(
-    artefact: Path, hashes: Mapping[str, str], source: str, origin: Mapping[str, Any]
+    artefact: Path, hashes: Mapping[str, str], source_sha256: str, origin: Mapping[str, Any]
 ) -> Check:
-    """`hashes` are the SHA-256 of the artefact's files by their path in it; `source` is the
-    reference's digest, `origin` where the reference was read from.
+    """Compare the artefact's files and the reference with the manifest.
 
-    The value counts what does not fit. No manifest is a warning; so is a reference that the
-    manifest does not name and that has another digest.
+    The value counts the differences. A missing manifest is a warning; so is a reference of another
+    digest that was not read from where the manifest says the source was.
+
+    Args:
+        artefact: The file or folder.
+        hashes: SHA-256 of the artefact's files by their path in it.
+        source_sha256: The digest of the reference's files.
+        origin: Where the reference was read from.
     """
     try:
         manifest = find_manifest(artefact)
@@ -31,21 +39,24 @@ def check_provenance(
     if manifest is None:
         detail = f"no {manifest_path(artefact).name}: not known what it was made from"
         return Check(NAME, None, 0.0, "<=", Verdict.WARNING, detail)
-    faults = _files(artefact, manifest, hashes)
-    detail, other = "", manifest.source.get("sha256") != source
-    if other:
-        then, now = _given(manifest.source.get("origin")), _given(origin)
-        if then is not None and then == now:
-            faults.append(f"the source, {then}, is not what it was made from: its SHA-256 differs")
+    faults = _file_faults(artefact, manifest, hashes)
+    detail, differs = "", manifest.source.get("sha256") != source_sha256
+    if differs:
+        recorded, current = _source_name(manifest.source.get("origin")), _source_name(origin)
+        if recorded is not None and recorded == current:
+            faults.append(
+                f"the source, {recorded}, is not what it was made from: its SHA-256 differs"
+            )
         else:
-            detail = f"made from {then or 'an unnamed source'}, of another SHA-256"
+            detail = f"made from {recorded or 'an unnamed source'}, of another SHA-256"
     if faults:
         text = "; ".join([*faults, detail] if detail else faults)
         return Check(NAME, float(len(faults)), 0.0, "<=", Verdict.FAIL, text)
-    return Check(NAME, 0.0, 0.0, "<=", Verdict.WARNING if other else Verdict.PASS, detail)
+    return Check(NAME, 0.0, 0.0, "<=", Verdict.WARNING if differs else Verdict.PASS, detail)
 
 
-def _files(artefact: Path, manifest: Manifest, hashes: Mapping[str, str]) -> list[str]:
+def _file_faults(artefact: Path, manifest: Manifest, hashes: Mapping[str, str]) -> list[str]:
+    """Files that are not as the manifest says, a phrase each."""
     faults = []
     if (path := manifest_path(artefact)).read_bytes() != manifest.to_json():
         faults.append(f"{path.name} is not as it was written")
@@ -63,6 +74,7 @@ def _size(artefact: Path, name: str) -> int:
     return (artefact / name if artefact.is_dir() else artefact).stat().st_size
 
 
-def _given(origin: Any) -> str | None:
-    given = origin.get("given") if isinstance(origin, dict) else None
-    return given if isinstance(given, str) else None
+def _source_name(origin: Any) -> str | None:
+    """What the source was called when it was read, None where the manifest does not say."""
+    name = origin.get("given") if isinstance(origin, dict) else None
+    return name if isinstance(name, str) else None

@@ -1,9 +1,10 @@
 """The fp16 reference: CodeGen's own mathematics over a checkpoint's weights, streamed.
 
-It is an independent witness. It works in CodeGen's interleaved rotary form and shares nothing
-with the writers but the lazy tensors, so a wrong reorder cannot be wrong on both sides. All
-sequences go through the model at once and a matrix is in memory only a chunk of rows at a time:
-memory follows the number of positions, not the size of the model, and the file is read once.
+It is independent of all that it judges. It works in CodeGen's interleaved rotary form and shares
+nothing with the writers but the lazy tensors, so a wrong reorder cannot be wrong on both sides; for
+the same reason it has a layer of its own, apart from the one that calibration uses. All sequences
+go through the model at once, and only a chunk of a matrix's rows is in memory at a time: memory
+follows the number of positions, not the size of the model, and the file is read once.
 """
 
 from __future__ import annotations
@@ -28,17 +29,21 @@ CHUNK_BYTES = 128 << 20
 """float32 bytes of the rows of a matrix in memory at once."""
 
 POSITIONS = 1024
-"""Whose logits are whole in memory at once: 210 MB at CodeGen's vocabulary."""
+"""Positions whose logits are whole in memory at once: 210 MB at CodeGen's vocabulary."""
 
 
 class Reference:
-    """A decoder, run block by block over whole sequences, no cache.
+    """A decoder that runs layer by layer over whole sequences, without a cache.
 
-    The source's numbers are rounded to `weights` (None: as they are stored) and computed in
-    float32, on a GPU too: it streams, so that costs no memory, and float16 would cost what is to be
-    measured (transformers, modeling_codegen.py: CodeGenAttention._attn has float32 scores).
+    It computes in float32, on a GPU too: weights are streamed, so that costs no memory, and the
+    error of float16 is what is to be measured (transformers, modeling_codegen.py:
+    CodeGenAttention._attn has float32 scores).
 
-    `progress` gets one step a call, an advance a layer.
+    Args:
+        decoder: The model.
+        device: "cpu", "cuda" or "auto".
+        weights: The type that weights are rounded to before; None leaves them as stored.
+        progress: Gets a step for each call and an advance for each layer.
     """
 
     def __init__(
@@ -71,9 +76,9 @@ class Reference:
         allowed: int,
         first: Sequence[int] | None = None,
     ) -> list[Distribution]:
-        """What is kept of those logits, from position `first` of each sequence on (0).
+        """The same logits as Distributions, each sequence's from position `first` on (default 0).
 
-        `allowed` is the number of ids the tokenizer has. Raises InputError as `logits`.
+        `allowed` is the number of ids that the tokenizer has. Raises InputError as `logits`.
         """
         if not sequences:
             return []
@@ -90,14 +95,16 @@ class Reference:
         parts = []
         with torch.inference_mode():
             hidden = self._forward(sequences)[torch.from_numpy(places).to(self.device)]
-            for some in np.split(np.arange(len(places)), range(POSITIONS, len(places), POSITIONS)):
-                logits = self._head(hidden[some[0] : some[-1] + 1]).numpy()
-                parts.append(Distribution.of(logits, tokens[some], allowed))
+            for start in range(0, len(places), POSITIONS):
+                piece = slice(start, start + POSITIONS)
+                logits = self._head(hidden[piece]).numpy()
+                parts.append(Distribution.of(logits, tokens[piece], allowed))
         whole = Distribution.joined(parts)
-        kept = np.cumsum([0, *(len(s) - begin for s, begin in pairs)]).tolist()
-        return [whole[begin:end] for begin, end in itertools.pairwise(kept)]
+        edges = np.cumsum([0, *(len(s) - begin for s, begin in pairs)]).tolist()
+        return [whole[begin:end] for begin, end in itertools.pairwise(edges)]
 
     def _check(self, sequences: Sequence[Sequence[int]]) -> None:
+        """Raise InputError for a sequence that the model cannot take."""
         g = self.decoder.geometry
         for sequence in sequences:
             if not 0 < len(sequence) <= g.n_positions:
@@ -112,15 +119,15 @@ class Reference:
                 )
 
     def _forward(self, sequences: Sequence[Sequence[int]]) -> torch.Tensor:
-        """What the head is given, [all tokens, n_embd]."""
+        """The head's input, float32 [all tokens, n_embd]."""
         self._check(sequences)
         d = self.decoder
         x = self._embed(np.concatenate([np.asarray(s, dtype=np.int64) for s in sequences]))
         lengths = [len(s) for s in sequences]
         sin, cos = rotary(d.geometry, max(lengths), self.device)
         self.progress.step("running the reference", len(d.layers))
-        for block in d.layers:
-            x = self._block(x, block, lengths, sin, cos)
+        for layer in d.layers:
+            x = self._layer(x, layer, lengths, sin, cos)
             self.progress.advance(1)
         return self._norm(x, d.ln_f_weight, d.ln_f_bias)
 
@@ -131,19 +138,19 @@ class Reference:
             out[:, rows] = part.cpu()
         return out
 
-    def _block(
+    def _layer(
         self,
         x: torch.Tensor,
-        block: Layer,
+        layer: Layer,
         lengths: list[int],
         sin: torch.Tensor,
         cos: torch.Tensor,
     ) -> torch.Tensor:
-        """x + attn(ln(x)) + mlp(ln(x)): attention and MLP stand side by side."""
-        normed = self._norm(x, block.ln_weight, block.ln_bias)
+        """x + attn(ln(x)) + mlp(ln(x)): both take the same input; x is [tokens, n_embd]."""
+        normed = self._norm(x, layer.ln_weight, layer.ln_bias)
         heads = self.decoder.geometry.n_head
         q, k, v = (
-            self._linear(normed, w).unflatten(1, (heads, -1)) for w in (block.q, block.k, block.v)
+            self._linear(normed, w).unflatten(1, (heads, -1)) for w in (layer.q, layer.k, layer.v)
         )
         context = torch.cat(
             [
@@ -153,9 +160,9 @@ class Reference:
                 )
             ]
         )
-        attention = self._linear(context.flatten(1), block.o)
-        inner = gelu(self._linear(normed, block.fc_in, block.fc_in_bias))
-        return x + attention + self._linear(inner, block.fc_out, block.fc_out_bias)
+        attention = self._linear(context.flatten(1), layer.o)
+        inner = gelu(self._linear(normed, layer.fc_in, layer.fc_in_bias))
+        return x + attention + self._linear(inner, layer.fc_out, layer.fc_out_bias)
 
     def _embed(self, ids: np.ndarray) -> torch.Tensor:
         unique, where = np.unique(ids, return_inverse=True)
@@ -176,16 +183,17 @@ class Reference:
     def _linear_parts(
         self, x: torch.Tensor, weight: LazyTensor, bias: LazyTensor | None
     ) -> Iterator[tuple[slice, torch.Tensor]]:
-        """x @ weight.T + bias, some output columns at a time: (columns, [N, columns])."""
+        """x @ weight.T + bias, a chunk of output columns at a time: (columns, [N, columns])."""
         rows, width = weight.shape
         step = max(1, CHUNK_BYTES // (4 * width))
         for first in range(0, rows, step):
-            some = slice(first, min(first + step, rows))
-            part = x @ self._load(weight, some).T
-            yield some, part if bias is None else part + self._load(bias, some)
+            chunk = slice(first, min(first + step, rows))
+            part = x @ self._load(weight, chunk).T
+            yield chunk, part if bias is None else part + self._load(bias, chunk)
 
     def _load(self, tensor: LazyTensor, rows: slice = slice(None)) -> torch.Tensor:
-        read = tensor.read(rows)
+        """Rows of a tensor, rounded to `weights`, in float32 on the device."""
+        values = tensor.read(rows)
         if self.weights is not None:
-            read = read.to(self.weights)
-        return read.to(self.device, torch.float32)
+            values = values.to(self.weights)
+        return values.to(self.device, torch.float32)

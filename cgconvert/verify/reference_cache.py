@@ -1,7 +1,7 @@
-"""What a reference said about a sequence, kept on disk and not computed twice.
+"""A reference's outputs, kept on disk so that none is computed twice.
 
-A folder of artefacts from one source asks the reference the same questions again and again, and at
-16B each answer takes minutes. An answer is a few megabytes, and the folder can be emptied any time.
+Verifying several artefacts of one source needs the same outputs again and again, and at 16B a pass
+takes minutes. The output of a sequence has a few megabytes; the folder can be emptied any time.
 """
 
 from __future__ import annotations
@@ -23,15 +23,15 @@ from cgconvert.verify.reference import Reference
 __all__ = ["CachedReference"]
 
 VERSION = 1
-"""Of the reference's mathematics and of what is kept: raise it where either changes."""
+"""Raise this where the reference's mathematics change, or what is kept of its output."""
 
 
 class CachedReference:
-    """A reference over the source of a SHA-256, its answers in `folder`.
+    """A reference over the source with a SHA-256, with its outputs in `folder`.
 
-    An answer goes by the source's hash, how it was read (geometry, groups of qkv), the type of
-    weights, the device and torch's version, the tokens, and what is kept of them.
-    One that is damaged, or cannot be written, is computed again.
+    An output's file is named by a hash of the source's SHA-256, how it was read (geometry, groups
+    of qkv), the type of weights, the device, torch's version, the tokens and what is kept of them.
+    An output that is damaged or could not be written is computed again.
     """
 
     def __init__(self, reference: Reference, source_sha256: str, folder: Path) -> None:
@@ -47,25 +47,27 @@ class CachedReference:
         allowed: int,
         first: Sequence[int] | None = None,
     ) -> list[Distribution]:
-        """As Reference.distributions; only what is not yet known is computed, in one pass."""
+        """Reference.distributions, of which only what is not on disk is computed, in one pass."""
         first = first or [0] * len(sequences)
         paths = [self._path(s, allowed, f) for s, f in zip(sequences, first, strict=True)]
-        found = [_load(path) for path in paths]
-        new = [i for i, known in enumerate(found) if known is None]
+        loaded = {i: _load(path) for i, path in enumerate(paths)}
+        outputs = {i: output for i, output in loaded.items() if output is not None}
+        missing = [i for i in range(len(paths)) if i not in outputs]
         computed = self.reference.distributions(
-            [sequences[i] for i in new], allowed, [first[i] for i in new]
+            [sequences[i] for i in missing], allowed, [first[i] for i in missing]
         )
-        for i, distribution in zip(new, computed, strict=True):
-            found[i] = distribution
-            _keep(paths[i], distribution)
-        return [distribution for distribution in found if distribution is not None]
+        for i, distribution in zip(missing, computed, strict=True):
+            outputs[i] = distribution
+            _save(paths[i], distribution)
+        return [outputs[i] for i in range(len(paths))]
 
     def _path(self, sequence: Sequence[int], allowed: int, first: int) -> Path:
         identity = json.dumps([*self._identity, allowed, first, list(map(int, sequence))])
         return self.folder / f"{hashlib.sha256(identity.encode()).hexdigest()}.safetensors"
 
 
-def _keep(path: Path, distribution: Distribution) -> None:
+def _save(path: Path, distribution: Distribution) -> None:
+    """Write an output with its SHA-256 before it, the whole file or nothing."""
     arrays = {name: np.ascontiguousarray(getattr(distribution, name)) for name in ARRAYS}
     arrays["sizes"] = np.array([distribution.allowed, distribution.vocabulary])
     data = save(arrays)
@@ -77,6 +79,7 @@ def _keep(path: Path, distribution: Distribution) -> None:
 
 
 def _load(path: Path) -> Distribution | None:
+    """Read an output; None where it is absent or damaged."""
     try:
         raw = path.read_bytes()
         if hashlib.sha256(raw[32:]).digest() != raw[:32]:

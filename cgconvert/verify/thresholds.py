@@ -1,4 +1,4 @@
-"""What each stored type is held to: the bounds in the formats' tables, and how they are overridden.
+"""The bounds that each stored type is held to, from the formats' tables or given by a user.
 
 A bound is four to five times the worst that correct artefacts were measured at: random models of
 the four published head sizes, 8 heads and 2 layers, nearly uniform attention and sharp (scores of
@@ -19,16 +19,20 @@ not whether every weight is right, which they cannot: the stored weights are com
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import math
+from collections.abc import Collection, Mapping
 
 from cgconvert.errors import InputError
 from cgconvert.formats.registry import formats
 from cgconvert.formats.thresholds import ThresholdRow
 
-__all__ = ["MINIMUMS", "known_bounds", "thresholds_for"]
+__all__ = ["MINIMUMS", "NO_BOUND", "known_bounds", "parse_bound", "thresholds_for"]
 
 MINIMUMS = ("logits.top1", "logits.top1_sure", "logits.top5")
 """Bounds that a value must reach; all others it must not exceed."""
+
+NO_BOUND = "none"
+"""Written for a bound: the value is reported and not judged."""
 
 CUDA = ThresholdRow(
     (1e-2, 1e-5, 1e-5, 1e-5), (1e-2, 1e-2), 1e-5, 1e-5, 1e-4, 1.0, 1.001,
@@ -49,13 +53,13 @@ def thresholds_for(
     device: str = "cpu",
     overrides: Mapping[str, float | None] | None = None,
 ) -> dict[str, float | None]:
-    """Bounds by name of check, for an artefact of a format and type.
+    """Bounds by name of check, for an artefact of a format and stored type.
 
-    For a runtime on `device` cuda no bound is tighter than what its float16 arithmetic costs.
-    `overrides` replaces bounds by name; None there means report only.
+    On `device` "cuda" no bound is tighter than the error of the float16 arithmetic there.
+    `overrides` replaces bounds by name; None only reports the value.
 
-    Raises InputError for a type without a row, for a name that is no bound's and for a value that
-    is no number.
+    Raises InputError for a type without a row, for a name that is not a bound's and for a value
+    that is not a number.
     """
     table = _table()
     row = table.get((format, type))
@@ -75,6 +79,25 @@ def thresholds_for(
             raise InputError(f"threshold {name}: {value!r} is not a number")
         bounds[name] = value
     return bounds
+
+
+def parse_bound(check: str, value: object, known: Collection[str]) -> float | None:
+    """Read the bound that a user gives for one of the checks `known`: a number or NO_BOUND.
+
+    Raises ValueError with what is wrong with it.
+    """
+    if check not in known:
+        raise ValueError(f"no check {check!r} has a bound to set; there are {', '.join(known)}")
+    if value is None or value == NO_BOUND:
+        return None
+    try:
+        if isinstance(value, str | int | float) and not isinstance(value, bool):
+            bound = float(value)
+            if math.isfinite(bound):
+                return bound
+    except (ValueError, OverflowError):
+        pass
+    raise ValueError(f"{check}: {value!r} is not a number, nor {NO_BOUND} to only report it")
 
 
 def _table() -> dict[tuple[str, str], ThresholdRow]:

@@ -3,16 +3,19 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass
 from enum import StrEnum
 from typing import Any
 
-__all__ = ["Check", "Verdict", "at_least", "at_most", "overall"]
+__all__ = ["Check", "Verdict", "at_least", "at_most", "no_faults", "overall"]
+
+NAMED = 3
+"""How many faults a check's detail names."""
 
 
 class Verdict(StrEnum):
-    """INFO is a value that is reported and not judged."""
+    """The outcome of a check; INFO is a value that is reported and not judged."""
 
     PASS = "pass"
     INFO = "info"
@@ -22,10 +25,15 @@ class Verdict(StrEnum):
 
 @dataclass(frozen=True)
 class Check:
-    """What was measured, the bound it is held to, and what came of it.
+    """What was measured, the bound it is held to, and the verdict.
 
-    `value` is None where there was nothing to measure, `threshold` None where nothing is demanded;
-    `comparison` is "<=" or ">=", read as value, comparison, threshold.
+    Attributes:
+        name: For example "logits.kl_mean".
+        value: What was measured, None where there was nothing to measure.
+        threshold: The bound, None where nothing is demanded.
+        comparison: "<=" or ">=", read as value, comparison, threshold.
+        verdict: PASS, INFO, WARNING or FAIL.
+        detail: What explains it, for a person.
     """
 
     name: str
@@ -36,7 +44,7 @@ class Check:
     detail: str = ""
 
     def as_dict(self) -> dict[str, Any]:
-        """For JSON, which has no NaN and no infinity: they become null, with a word in detail."""
+        """The check for JSON, where NaN and infinity become null and are named in the detail."""
         value = self.value
         if value is None or math.isfinite(value):
             return asdict(self)
@@ -45,20 +53,26 @@ class Check:
 
 
 def at_most(name: str, value: float | None, threshold: float | None, detail: str = "") -> Check:
-    """Passes where value <= threshold; NaN fails, and None on either side is only reported."""
+    """A check that passes where value <= threshold; NaN fails, None on either side is INFO."""
     return _judge(name, value, threshold, "<=", detail)
 
 
 def at_least(name: str, value: float | None, threshold: float | None, detail: str = "") -> Check:
-    """Passes where value >= threshold; NaN fails, and None on either side is only reported."""
+    """A check that passes where value >= threshold; NaN fails, None on either side is INFO."""
     return _judge(name, value, threshold, ">=", detail)
 
 
+def no_faults(name: str, faults: Sequence[str]) -> Check:
+    """A check that passes where there are no faults; its detail names the first of them."""
+    more = [f"{len(faults) - NAMED} more"] if len(faults) > NAMED else []
+    return at_most(name, float(len(faults)), 0, "; ".join([*faults[:NAMED], *more]))
+
+
 def overall(checks: Iterable[Check]) -> Verdict:
-    """FAIL where one failed, else WARNING where one warned, else PASS."""
-    seen = {check.verdict for check in checks}
+    """FAIL where any check failed, else WARNING where any warned, else PASS."""
+    verdicts = {check.verdict for check in checks}
     for verdict in (Verdict.FAIL, Verdict.WARNING):
-        if verdict in seen:
+        if verdict in verdicts:
             return verdict
     return Verdict.PASS
 
@@ -69,6 +83,6 @@ def _judge(
     if value is None or threshold is None:
         verdict = Verdict.INFO
     else:
-        kept = value <= threshold if comparison == "<=" else value >= threshold
-        verdict = Verdict.PASS if kept else Verdict.FAIL
+        passes = value <= threshold if comparison == "<=" else value >= threshold
+        verdict = Verdict.PASS if passes else Verdict.FAIL
     return Check(name, value, threshold, comparison, verdict, detail)

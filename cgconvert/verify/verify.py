@@ -1,10 +1,12 @@
-"""Run an artefact in its real runtime and hold it against the fp16 reference."""
+"""Verify an artefact: compare its files and its outputs with the checkpoint it was made from."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import torch
 
@@ -12,21 +14,21 @@ from cgconvert.errors import CgconvertError, UsageError
 from cgconvert.formats.registry import load
 from cgconvert.io.progress import Progress, Silent
 from cgconvert.model.checkpoint import Checkpoint
-from cgconvert.runtimes import RUNTIMES, open_runtime, version_of
+from cgconvert.runtimes import RUNTIMES, Runtime, open_runtime, runtime_class
 from cgconvert.sources.tarball import cache_folder
 from cgconvert.texts.text import Text
 from cgconvert.verify.checks import Losses, run_checks
-from cgconvert.verify.evidence import Observed, gather
-from cgconvert.verify.float32_graph import check_graph
-from cgconvert.verify.observe import NEW_TOKENS, observe
+from cgconvert.verify.evidence import gather_evidence
+from cgconvert.verify.exact_matrices import check_exact_matrices
+from cgconvert.verify.observe import NEW_TOKENS, Observed, observe
 from cgconvert.verify.prompts import PROMPTS, TEXT_TOKENS, digest, windows
 from cgconvert.verify.provenance import check_provenance
 from cgconvert.verify.reference import Reference
 from cgconvert.verify.reference_cache import CachedReference
 from cgconvert.verify.report.model import Report, rounded
 from cgconvert.verify.thresholds import thresholds_for
-from cgconvert.verify.verdict import Check, Verdict, at_most, overall
-from cgconvert.verify.weights import check_weights
+from cgconvert.verify.verdict import Check, Verdict, no_faults, overall
+from cgconvert.verify.weights import TensorError, check_weights
 from cgconvert.write.hashing import file_sha256, source_digest
 from cgconvert.write.manifest import manifest_path
 
@@ -35,11 +37,11 @@ __all__ = ["verify"]
 NOT_OPENED = "-"
 """The version of a runtime that could not open the artefact."""
 
-NAMED = 3
-"""How many differences a check's detail names."""
-
-WIDER_THAN_HALF = frozenset({"F32", "float32", "BF16", "bfloat16"})
-"""Types that need not round the source to float16, so that the reference does not either."""
+UNQUANTIZED: Mapping[str, torch.dtype] = {
+    "F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16,
+    "float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16,
+}  # fmt: skip
+"""What the unquantized types store."""
 
 
 def verify(
@@ -57,135 +59,227 @@ def verify(
     threads: int | None = None,
     progress: Progress | None = None,
 ) -> Report:
-    """Check the artefact at `artefact` against the checkpoint it was made from.
+    """Check an artefact against the checkpoint it was made from.
 
-    Its manifest and stored weights come first, before anything runs: where they fail and the
-    runtime cannot open it or breaks off, that is a failed check called runtime. Then the artefact
-    runs and is closed, then the reference goes through its layers once.
-    `device` (cpu, cuda, auto) is for both; auto takes what each can have. `thresholds` replaces
-    bounds by name of check; `runtime` is the format's first unless named, `threads` is for it.
-    Logits are compared on the prompts and on the first `text_tokens` tokens of each of `texts`.
-    A check that fails is in the report and raises nothing.
+    Its manifest, stored weights and settings come first, before anything runs. Then the artefact
+    runs and is closed, then the reference goes through its layers once. A check that fails is in
+    the report and raises nothing. Where the files already failed and the runtime cannot open the
+    artefact or breaks off, that too is a failed check, called runtime.
 
-    Raises InputError where the artefact or the reference cannot be read, a threshold is unknown or
-    a text too short, UsageError where a runtime (MissingRuntimeError) or device is not there.
+    Args:
+        artefact: The file or folder.
+        format: Its format.
+        type: What most of its bytes are stored as.
+        reference: The checkpoint.
+        device: "cpu", "cuda" or "auto", for the runtime and for the reference.
+        thresholds: Other bounds, by name of check; None only reports the value.
+        new_tokens: Greedy tokens after each opening.
+        texts: Texts on which logits are compared too.
+        text_tokens: How many tokens of each text are used.
+        runtime: The runtime's name; the format's default where it is None.
+        threads: CPU threads of the runtime.
+        progress: Gets the steps.
+
+    Raises:
+        InputError: The artefact or the reference cannot be read, a threshold is unknown, or a text
+            is too short.
+        UsageError: The runtime (MissingRuntimeError) or the device is not there.
     """
     progress = progress or Silent()
     source = Reference(
-        reference.decoder,
-        device=device,
-        weights=None if type in WIDER_THAN_HALF else torch.float16,
-        progress=progress,
+        reference.decoder, device=device, weights=_reference_weights(type), progress=progress
     )
     thresholds_for(format, type, overrides=thresholds)  # a mistake there shows before the work
     context = reference.geometry.n_positions
-    passages = {text: windows(text, reference.tokenizer, text_tokens, context) for text in texts}
-    files, digest_now = _hashes(artefact), source_digest(reference)["sha256"]
-    checks = [check_provenance(artefact, files, digest_now, reference.origin)]
-    stored, tensors = check_weights(artefact, format, reference.decoder, progress)
-    settings = _settings_checks(artefact, format, reference)
-    checks += [*stored, *settings]
-    broken = overall(checks[1:]) == Verdict.FAIL
-    observed: Observed | None = None
-    name = runtime or next(iter(RUNTIMES[format]))
-    ran = {"name": name, "version": NOT_OPENED, "device": device}
-    try:
-        opened = open_runtime(format, artefact, device, name=name, threads=threads)
-        try:
-            ran = {"name": opened.name, "version": version_of(opened), "device": opened.device}
-            more = [window for cut in passages.values() for window in cut]
-            observed = observe(opened, reference, more, new_tokens=new_tokens, progress=progress)
-        finally:
-            opened.close()
-    except CgconvertError as error:
-        absent = isinstance(error, UsageError) and ran["version"] == NOT_OPENED
-        if absent or not broken:
-            raise
-        checks.append(Check("runtime", None, None, "<=", Verdict.FAIL, str(error)))
+    text_windows = {
+        text: windows(text, reference.tokenizer, text_tokens, context) for text in texts
+    }
+    files, source_sha256 = _file_hashes(artefact), source_digest(reference)["sha256"]
+    subject = _Subject(
+        artefact=artefact,
+        format=format,
+        type=type,
+        checkpoint=reference,
+        device=device,
+        runtime=runtime or next(iter(RUNTIMES[format])),
+        threads=threads,
+        progress=progress,
+    )
+
+    checks = [check_provenance(artefact, files, source_sha256, reference.origin)]
+    file_checks, tensors, weights_equal = subject.check_files()
+    checks += file_checks
+    run = subject.run(
+        [window for cut in text_windows.values() for window in cut],
+        new_tokens,
+        files_failed=overall(file_checks) == Verdict.FAIL,
+    )
     series: dict[str, list[float | None]] = {}
-    if observed is not None:
-        witness = CachedReference(source, digest_now, cache_folder() / "reference")
-        own = partial(_stored_reference, artefact, format, device, progress)
-        same = _same_numbers(stored, type, reference.decoder.dtype)
-        evidence = gather(observed, reference, witness, None if same else own)
+    if run.failure is not None:
+        checks.append(run.failure)
+    if run.observed is not None:
+        evidence = gather_evidence(
+            run.observed,
+            reference,
+            CachedReference(source, source_sha256, cache_folder() / "reference"),
+            None if weights_equal else subject.stored_reference,
+        )
         losses = Losses.of(evidence)
-        bounds = thresholds_for(format, type, ran["device"], thresholds)
+        bounds = thresholds_for(format, type, run.runtime["device"], thresholds)
         checks += run_checks(evidence, losses, bounds)
-        if type in ("int4", "int8") and (ran["name"], ran["device"]) == ("onnxruntime", "cpu"):
-            checks += check_graph(artefact, evidence, threads)
+        checks += check_exact_matrices(evidence, partial(subject.open_exact, run.runtime["device"]))
         series = {"logits.kl": rounded(losses.source.kl)} if losses.source else {}
     progress.finish()
-    sequences = observed.sequences if observed else ()
-    tokenized = [text.text for text in observed.texts] if observed else []
     return Report(
-        artefact={
-            "path": str(artefact),
-            "format": format,
-            "type": type,
-            "files": files,
-        },
-        source={
-            "name": reference.name,
-            "layout": reference.layout,
-            "sha256": digest_now,
-        },
+        artefact={"path": str(artefact), "format": format, "type": type, "files": files},
+        source={"name": reference.name, "layout": reference.layout, "sha256": source_sha256},
         reference={
-            "weights": _name(source.weights or reference.decoder.dtype),
+            "weights": _dtype_name(source.weights or reference.decoder.dtype),
             "compute": "float32",
             "device": source.device.type,
         },
-        runtime=ran,
-        prompts={
-            "sha256": digest(PROMPTS),
-            "sequences": len(sequences),
-            "tokens": sum(map(len, sequences)),
-            "lengths": tuple(map(len, sequences)),
-            "texts": tuple(
-                {
-                    "name": text.name,
-                    "sha256": text.sha256,
-                    "sequences": len(cut),
-                    "tokens": sum(map(len, cut)),
-                }
-                for text, cut in passages.items()
-            ),
-        },
-        texts={"sha256": digest(tokenized), "count": len(tokenized)},
+        runtime=run.runtime,
+        prompts=_prompts_entry(run.observed, text_windows),
+        texts=_texts_entry(run.observed),
         checks=tuple(checks),
         series=series,
         tensors=tuple(tensors),
     )
 
 
-def _settings_checks(artefact: Path, format: str, source: Checkpoint) -> list[Check]:  # noqa: A002
-    """settings and tokenizer.files: how many entries are not as the source's tokenizer has them."""
-    differences = load(format).settings(artefact, source)
-    named = {"settings": differences.settings, "tokenizer.files": differences.tokenizer}
-    return [at_most(name, float(len(texts)), 0, _first(texts)) for name, texts in named.items()]
+@dataclass(frozen=True)
+class _Run:
+    """The runtime and what the artefact did in it, or the failed check of one that does not run."""
+
+    runtime: Mapping[str, str]
+    observed: Observed | None
+    failure: Check | None = None
 
 
-def _first(texts: Sequence[str]) -> str:
-    more = [f"{len(texts) - NAMED} more"] if len(texts) > NAMED else []
-    return "; ".join([*texts[:NAMED], *more])
+@dataclass(frozen=True)
+class _Subject:
+    """The artefact and how it is verified: the arguments of `verify` that its steps need."""
+
+    artefact: Path
+    format: str
+    type: str
+    checkpoint: Checkpoint
+    device: str
+    runtime: str
+    threads: int | None
+    progress: Progress
+
+    def check_files(self) -> tuple[list[Check], list[TensorError], bool]:
+        """Check weights and settings as stored.
+
+        Returns the checks, the errors of all tensors, and whether the stored weights are exactly
+        the reference's.
+        """
+        weights, tensors = check_weights(
+            self.artefact, self.format, self.checkpoint.decoder, self.progress
+        )
+        differences = load(self.format).settings(self.artefact, self.checkpoint)
+        settings = [
+            no_faults("settings", differences.settings),
+            no_faults("tokenizer.files", differences.tokenizer),
+        ]
+        return [*weights, *settings], tensors, self._weights_equal(weights)
+
+    def run(
+        self, text_windows: Sequence[Sequence[int]], new_tokens: int, *, files_failed: bool
+    ) -> _Run:
+        """Run the artefact and close it.
+
+        An artefact whose files failed may not run; that is a failed check. All other errors, and an
+        absent runtime or device, are raised.
+        """
+        runtime = {"name": self.runtime, "version": NOT_OPENED, "device": self.device}
+        try:
+            opened = open_runtime(
+                self.format, self.artefact, self.device, name=self.runtime, threads=self.threads
+            )
+            try:
+                runtime |= {"version": opened.version, "device": opened.device}
+                observed = observe(
+                    opened,
+                    self.checkpoint,
+                    text_windows,
+                    new_tokens=new_tokens,
+                    progress=self.progress,
+                )
+            finally:
+                opened.close()
+        except CgconvertError as error:
+            absent = isinstance(error, UsageError) and runtime["version"] == NOT_OPENED
+            if absent or not files_failed:
+                raise
+            return _Run(runtime, None, Check("runtime", None, None, "<=", Verdict.FAIL, str(error)))
+        return _Run(runtime, observed)
+
+    def stored_reference(self) -> Reference:
+        """The reference with the artefact's own weights.
+
+        Raises InputError where they make no model.
+        """
+        decoder = load(self.format).decoder(self.artefact)
+        return Reference(decoder, device=self.device, weights=None, progress=self.progress)
+
+    def open_exact(self, device: str) -> Runtime | None:
+        """The artefact once more, without quantized activations; None where it cannot run so."""
+        runtime = runtime_class(self.format, self.runtime)
+        return runtime.open_exact(self.artefact, device, self.threads)
+
+    def _weights_equal(self, weights: Sequence[Check]) -> bool:
+        """Whether the checks of the weights say that all are the reference's own, bit for bit.
+
+        Formats keep vectors in float32 that the reference rounds with the rest, so a float16
+        artefact is the reference's own only where the source is float16 too.
+        """
+        quantized = any(check.name == "weights.error" for check in weights)
+        if quantized or overall(weights) == Verdict.FAIL:
+            return False
+        dtype = UNQUANTIZED.get(self.type)
+        return dtype == torch.float32 or dtype == self.checkpoint.decoder.dtype == torch.float16
 
 
-def _same_numbers(static: Sequence[Check], type: str, dtype: torch.dtype) -> bool:  # noqa: A002
-    """Whether what is stored was found to be the reference's own weights, all of them.
+def _reference_weights(type_: str) -> torch.dtype | None:
+    """The type that the source's weights are rounded to for the reference of an artefact.
 
-    Formats keep vectors in float32 that the reference rounds with the rest, so a float16 artefact
-    is the reference's own only where the source is float16 too.
+    None for types wider than float16, which need not round the source to it.
     """
-    if overall(static) == Verdict.FAIL or any(c.name == "weights.error" for c in static):
-        return False
-    return type in ("F32", "float32") or (type in ("F16", "float16") and dtype == torch.float16)
+    wide = UNQUANTIZED.get(type_) in (torch.float32, torch.bfloat16)
+    return None if wide else torch.float16
 
 
-def _stored_reference(artefact: Path, format: str, device: str, progress: Progress) -> Reference:  # noqa: A002
-    decoder = load(format).decoder(artefact)
-    return Reference(decoder, device=device, weights=None, progress=progress)
+def _prompts_entry(
+    observed: Observed | None, text_windows: Mapping[Text, Sequence[Sequence[int]]]
+) -> dict[str, Any]:
+    """The report's `prompts`."""
+    sequences = observed.sequences if observed else ()
+    return {
+        "sha256": digest(PROMPTS),
+        "sequences": len(sequences),
+        "tokens": sum(map(len, sequences)),
+        "lengths": tuple(map(len, sequences)),
+        "texts": tuple(
+            {
+                "name": text.name,
+                "sha256": text.sha256,
+                "sequences": len(cut),
+                "tokens": sum(map(len, cut)),
+            }
+            for text, cut in text_windows.items()
+        ),
+    }
 
 
-def _hashes(artefact: Path) -> dict[str, str]:
+def _texts_entry(observed: Observed | None) -> dict[str, Any]:
+    """The report's `texts`: those of the tokenizers."""
+    texts = [run.text for run in observed.tokenizer_runs] if observed else []
+    return {"sha256": digest(texts), "count": len(texts)}
+
+
+def _file_hashes(artefact: Path) -> dict[str, str]:
     """SHA-256 of every file of an artefact but its manifest, by path relative to it."""
     if not artefact.is_dir():
         return {artefact.name: file_sha256(artefact)}
@@ -196,5 +290,5 @@ def _hashes(artefact: Path) -> dict[str, str]:
     }
 
 
-def _name(dtype: torch.dtype) -> str:
+def _dtype_name(dtype: torch.dtype) -> str:
     return str(dtype).removeprefix("torch.")

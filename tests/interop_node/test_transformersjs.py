@@ -83,7 +83,9 @@ def test_every_dtype_is_found_by_its_name(kind: str, tmp_path: Path) -> None:
     for text, tokens in zip(texts, said["alone"], strict=True):
         ids = runtime.tokenize(text)
         expected = list(
-            generate(runtime, ids, NEW, allowed=runtime.tokens, end_of_text=runtime.end_of_text)
+            generate(
+                runtime, ids, NEW, allowed=runtime.tokenizer_size, end_of_text=runtime.end_of_text
+            )
         )
         runtime.reset()
         logits = runtime.feed([*ids, *expected])[len(ids) - 1 : -1]

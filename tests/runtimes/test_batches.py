@@ -17,9 +17,9 @@ from cgconvert.errors import UsageError
 from cgconvert.formats.huggingface import writer as huggingface
 from cgconvert.formats.onnx import writer as onnx_format
 from cgconvert.model.checkpoint import Checkpoint
-from cgconvert.runtimes import RUNTIMES, Runtime, open_runtime
-from cgconvert.runtimes.batch import left_padded
+from cgconvert.runtimes import RUNTIMES, Runtime, open_runtime, runtime_class
 from cgconvert.runtimes.onnxruntime import OnnxRuntime
+from cgconvert.runtimes.runtime import run_left_padded
 from cgconvert.runtimes.transformers import Transformers
 from cgconvert.verify.metrics import relative_error
 from cgconvert.write.execute import execute
@@ -201,7 +201,7 @@ def test_what_a_runtime_is_given() -> None:
         seen.append((tokens.tolist(), mask.tolist(), positions.tolist(), cache))
         return tokens[..., None].astype(np.float32), cache + tokens.shape[1]
 
-    found = left_padded(run, 0, [[5, 6, 7, 8, 9], [1, 2, 3]], 2)
+    found = run_left_padded(run, 0, [[5, 6, 7, 8, 9], [1, 2, 3]], 2)
     assert [logits[:, 0].tolist() for logits in found] == [[5, 6, 7, 8, 9], [1, 2, 3]]
     assert seen == [
         ([[5, 6, 7], [0, 0, 1]], [[1, 1, 1], [0, 0, 1]], [[0, 1, 2], [0, 0, 0]], 0),
@@ -235,8 +235,8 @@ def test_batches_that_cannot_be(name: str, run: Callable[[str], Runtime]) -> Non
 
 
 def test_runtimes_that_take_one_sequence_say_so() -> None:
-    kinds = [entry.load() for table in RUNTIMES.values() for entry in table.values()]
+    kinds = [runtime_class(format_, name) for format_, names in RUNTIMES.items() for name in names]
     for kind in {*kinds} - {Transformers, OnnxRuntime}:
-        assert not kind.batches
+        assert not kind.takes_batches
         with pytest.raises(UsageError, match=f"{kind.name} takes one sequence at a time"):
             kind.__new__(kind).batch([[1]])

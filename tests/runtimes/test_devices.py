@@ -15,7 +15,7 @@ from cgconvert import runtimes
 from cgconvert.errors import InputError, UsageError
 from cgconvert.model.checkpoint import Checkpoint
 from cgconvert.model.device import torch_device
-from cgconvert.runtimes import RUNTIMES, Runtime, llamacpp, open_runtime
+from cgconvert.runtimes import RUNTIMES, Runtime, llamacpp, open_runtime, runtime_class
 from cgconvert.runtimes.genai import Genai
 from cgconvert.runtimes.llamacpp import LlamaCpp
 from cgconvert.runtimes.onnxruntime import OnnxRuntime
@@ -63,7 +63,7 @@ def test_absent_cuda_is_an_error_that_says_what_to_do(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     no_gpu(monkeypatch)
-    with pytest.raises(UsageError, match=said + ".*use --device cpu$") as caught:
+    with pytest.raises(UsageError, match=said + '.*use `device="cpu"`$') as caught:
         open_runtime(format_, artefacts[format_], "cuda", name=name, threads=1)
     assert caught.value.exit_code == 2
     assert "\n" not in str(caught.value)
@@ -91,7 +91,7 @@ def test_other_devices_are_refused(format_: str, name: str, artefacts: dict[str,
     with pytest.raises(UsageError, match="cpu, cuda or auto"):
         open_runtime(format_, artefacts[format_], "tpu", name=name)
     with pytest.raises(UsageError, match=r"device tpu: .* runs on cpu or cuda here"):
-        RUNTIMES[format_][name].load().open(artefacts[format_], "tpu")
+        runtime_class(format_, name).open(artefacts[format_], "tpu")
     with pytest.raises(UsageError, match="cpu, cuda or auto"):
         torch_device("tpu")
 
@@ -104,7 +104,7 @@ def test_llama_cpp_without_a_device(
 ) -> None:
     cuda_is_there(monkeypatch)
     monkeypatch.setattr(llama_cpp, "llama_supports_gpu_offload", lambda: False)
-    with pytest.raises(UsageError, match="finds no CUDA device; use --device cpu"):
+    with pytest.raises(UsageError, match='finds no CUDA device; use `device="cpu"`'):
         LlamaCpp.open(artefacts["gguf"], "cuda", 1)
 
 
@@ -119,7 +119,7 @@ def test_a_provider_that_does_not_start(
         return opened(path, options, providers=[CPU])
 
     monkeypatch.setattr(onnxruntime, "InferenceSession", on_the_cpu)
-    with pytest.raises(UsageError, match=r"does not start; .*, or use --device cpu"):
+    with pytest.raises(UsageError, match=r"does not start; .*, or use `device=\"cpu\"`"):
         OnnxRuntime.open(artefacts["onnx"], "cuda", 1)
 
 
@@ -136,7 +136,7 @@ def test_a_gpu_that_fails_is_not_the_files_fault(
     monkeypatch.setattr(onnxruntime, "InferenceSession", fail)
     monkeypatch.setattr(onnxruntime_genai, "Model", fail)
     said[:] = [NO_GPU]
-    with pytest.raises(UsageError, match="use --device cpu: CUDA failure 100: no CUDA-capable"):
+    with pytest.raises(UsageError, match='use `device="cpu"`: CUDA failure 100: no CUDA-capable'):
         kind.open(artefacts["onnx"], "cuda", 1)
     said[:] = ["Load model failed: Protobuf parsing failed."]
     with pytest.raises(InputError, match="cannot load it: Load model failed"):
@@ -156,10 +156,10 @@ def test_a_model_larger_than_the_gpu(
     monkeypatch.setattr(torch.nn.Module, "to", full)
     monkeypatch.setattr(llama_cpp, "llama_model_load_from_file", no_room)
     threads = torch.get_num_threads()
-    with pytest.raises(UsageError, match="moved to cuda, use --device cpu: CUDA out of memory"):
+    with pytest.raises(UsageError, match='moved to cuda, use `device="cpu"`: CUDA out of memory'):
         Transformers.open(artefacts["huggingface"], "cuda", threads + 1)
     assert torch.get_num_threads() == threads
-    with pytest.raises(UsageError, match=r"use --device cpu: .* cudaMalloc failed"):
+    with pytest.raises(UsageError, match=r"use `device=\"cpu\"`: .* cudaMalloc failed"):
         LlamaCpp.open(artefacts["gguf"], "cuda", 1)
 
 
@@ -202,7 +202,7 @@ def test_the_report_says_which_device_it_was(
 def test_what_is_asked_of_a_runtime(
     format_: str, name: str, gpu: bool, device: str, asked: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    kind, seen = RUNTIMES[format_][name].load(), []
+    kind, seen = runtime_class(format_, name), []
     monkeypatch.setattr(runtimes, "_has_gpu", lambda: gpu)
     monkeypatch.setattr(kind, "open", lambda *given: seen.append(given))
     open_runtime(format_, Path("artefact"), device, name=name, threads=3)

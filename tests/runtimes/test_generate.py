@@ -19,7 +19,7 @@ class Table(Runtime):
     name = "table"
     device = "cpu"
     n_positions = 8  # type: ignore[assignment]
-    tokens = 4  # type: ignore[assignment]
+    tokenizer_size = 4  # type: ignore[assignment]
     end_of_text = 3  # type: ignore[assignment]
 
     def __init__(self, table: np.ndarray) -> None:

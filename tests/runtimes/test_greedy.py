@@ -70,7 +70,13 @@ def test_every_runtime_gives_them(kind: str, name: str, tmp_path: Path) -> None:
         for pinned in PINNED:
             ids = runtime.tokenize(pinned["text"])
             tokens = list(
-                generate(runtime, ids, NEW, allowed=runtime.tokens, end_of_text=runtime.end_of_text)
+                generate(
+                    runtime,
+                    ids,
+                    NEW,
+                    allowed=runtime.tokenizer_size,
+                    end_of_text=runtime.end_of_text,
+                )
             )
             assert tokens == pinned["tokens"], pinned["text"]
     finally:

@@ -163,7 +163,7 @@ def test_every_id_has_its_own_bytes(
         assert runtime.detokenize([index]) == tokenizer().decode([index])
     assert runtime.detokenize(range(tokenizer().size, ROWS)) == ""
     assert runtime.end_of_text == tokenizer().end_of_text
-    assert runtime.tokens == tokenizer().size
+    assert runtime.tokenizer_size == tokenizer().size
 
 
 def test_samplers_are_told_of_the_padding(

@@ -11,8 +11,7 @@ import onnxruntime
 import pytest
 
 from cgconvert.runtimes.genai import Genai
-from cgconvert.runtimes.onnx_decode import DTYPES, PAST, SharedCache
-from cgconvert.runtimes.onnxruntime import OnnxRuntime
+from cgconvert.runtimes.onnxruntime import DTYPES, PAST, OnnxRuntime, SharedCache
 from tests.support.onnx_models import GEOMETRIES, THREADS, Model, make, relative_error
 
 POSITIONS = 128
@@ -87,7 +86,7 @@ def test_last_is_the_last_of_feed(small: Model, runtime_class: Any, kind: str) -
     runtime, other = (runtime_class.open(small.artefact(kind), "cpu", THREADS) for _ in range(2))
     ids = small.prompts()[0]
     for piece in (ids[:20], ids[20:21], ids[21:30], ids[30:31]):
-        last, every = runtime.last(piece), other.feed(piece)
+        last, every = runtime.feed_last(piece), other.feed(piece)
         assert last.shape == (4096,)
         assert every.shape == (len(piece), 4096)
         assert relative_error(last, every[-1]) <= (0.05 if kind == "model_int8" else 1e-5)

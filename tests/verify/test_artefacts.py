@@ -11,7 +11,7 @@ import pytest
 from cgconvert.errors import InputError, OutputError, UsageError
 from cgconvert.io.progress import Silent
 from cgconvert.model.checkpoint import Checkpoint
-from cgconvert.runtimes import RUNTIMES, Runtime, open_runtime, version_of
+from cgconvert.runtimes import RUNTIMES, Runtime, open_runtime, runtime_class
 from cgconvert.verify.report import write_reports
 from cgconvert.verify.report.model import Report, as_json
 from cgconvert.verify.report.text import as_table
@@ -137,10 +137,11 @@ def test_progress_and_the_wrong_kind_of_artefact(
 # The table of runtimes.
 
 
-@pytest.mark.parametrize("name", [name for table in RUNTIMES.values() for name in table])
-def test_every_runtime_is_where_the_table_says(name: str) -> None:
-    (entry,) = (table[name] for table in RUNTIMES.values() if name in table)
-    runtime = entry.load()
+@pytest.mark.parametrize(
+    ("format_", "name"), [(format_, name) for format_, names in RUNTIMES.items() for name in names]
+)
+def test_every_runtime_is_where_the_table_says(format_: str, name: str) -> None:
+    runtime = runtime_class(format_, name)
     assert issubclass(runtime, Runtime)
     assert runtime.name == name
-    assert version_of(runtime.__new__(runtime))[0].isdigit()
+    assert runtime.__new__(runtime).version[0].isdigit()

@@ -17,7 +17,7 @@ from cgconvert.model.tensor import InMemory
 from cgconvert.runtimes import Runtime
 from cgconvert.verify import reference as reference_module
 from cgconvert.verify.checks import Losses, run_checks
-from cgconvert.verify.evidence import Evidence, gather
+from cgconvert.verify.evidence import Evidence, gather_evidence
 from cgconvert.verify.observe import observe
 from cgconvert.verify.reference import Reference
 from cgconvert.verify.thresholds import thresholds_for
@@ -44,9 +44,9 @@ class StandIn(Runtime):
 
     name = "stand-in"
     device = "cpu"
-    batches = True
+    takes_batches = True
     n_positions = property(lambda self: self.model.geometry.n_positions)  # type: ignore[assignment]
-    tokens = property(lambda self: self.model.tokenizer.size)  # type: ignore[assignment]
+    tokenizer_size = property(lambda self: self.model.tokenizer.size)  # type: ignore[assignment]
     end_of_text = property(lambda self: self.model.tokenizer.end_of_text)  # type: ignore[assignment]
 
     def __init__(self, model: Checkpoint) -> None:
@@ -79,7 +79,7 @@ def evidence(runtime: Runtime, source: Checkpoint, stored: Checkpoint | None = N
     """What the runtime does, and `stored` if the artefact's weights are not the source's."""
     seen = observe(runtime, source, new_tokens=12)
     own = (lambda: Reference(stored.decoder)) if stored else None
-    return gather(seen, source, Reference(source.decoder), own)
+    return gather_evidence(seen, source, Reference(source.decoder), own)
 
 
 def judged(seen: Evidence, row: tuple[str, str] = STRICT) -> dict[str, Check]:
@@ -144,7 +144,7 @@ def test_weights_that_make_no_model_leave_nothing_to_compare_the_runtime_with(
     def none() -> Reference:
         raise InputError("h.0.ln_1.weight is missing")
 
-    seen = gather(right.observed, source, Reference(source.decoder), none)
+    seen = gather_evidence(right.observed, source, Reference(source.decoder), none)
     check = judged(seen)["runtime.nmse"]
     assert (check.value, check.verdict) == (None, Verdict.INFO)
     assert check.detail == "its weights make no model: h.0.ln_1.weight is missing"
@@ -253,7 +253,7 @@ def test_padding_that_is_seen_is_caught(source: Checkpoint) -> None:
 
 def test_a_runtime_of_one_sequence_has_no_batch(source: Checkpoint) -> None:
     class Single(StandIn):
-        batches = False
+        takes_batches = False
 
     assert "batch" not in judged(evidence(Single(source), source))
 

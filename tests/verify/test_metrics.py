@@ -107,7 +107,7 @@ def test_chunks_of_positions_change_nothing(monkeypatch: pytest.MonkeyPatch) -> 
     other = base + random.normal(size=(20, 9)) * 0.1
     sequences = [random.integers(0, 9, 13).tolist(), random.integers(0, 9, 7).tolist()]
     whole = loss(base, other, *sequences)
-    monkeypatch.setattr(metrics, "ROWS", 3)
+    monkeypatch.setattr(metrics, "POSITIONS", 3)
     parts = loss(base, other, *sequences)
     # A sum over fewer rows may round its last bit otherwise; all is float64 here.
     assert whole.kl == pytest.approx(parts.kl, rel=1e-9)
