@@ -168,7 +168,7 @@ def _mixed(decoder: Decoder, mix: str) -> dict[Name, BlockCodec]:
     file_type, layers = TYPES[mix], decoder.geometry.n_layer
     for name in _names(decoder):
         at = (name,) if isinstance(name, str) else (name[1], name[0], layers)
-        encoding = file_type.of(*at)
+        encoding = file_type.encoding_of(*at)
         if isinstance(encoding, BlockCodec):
             encoding.row_bytes(_matrix(decoder, name).shape)
             found[name] = encoding

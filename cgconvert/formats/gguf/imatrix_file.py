@@ -9,20 +9,18 @@ values; then, if anything, int32 number of chunks, int32 length, name of the tex
 from __future__ import annotations
 
 import hashlib
-import io
 import math
 import struct
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 
-import gguf
 import numpy as np
 import torch
-from gguf.gguf_writer import WriterState
 
 from cgconvert.errors import InputError, OutputError
 from cgconvert.formats.gguf.header import GgufHeader, GgufTensor, read_header
+from cgconvert.formats.gguf.header_writer import ALIGNMENT, HeaderWriter
 from cgconvert.formats.gguf.imatrix import Imatrix, Inputs
 from cgconvert.io.staging import Staging
 from cgconvert.model.decoder import Decoder
@@ -83,7 +81,7 @@ def write_imatrix(path: Path, imatrix: Imatrix, *, force: bool = False) -> Imatr
 
 def encoded(imatrix: Imatrix) -> bytes:
     """The bytes of the GGUF."""
-    writer = _Writer(None, "")
+    writer = HeaderWriter()
     writer.add_type(TYPE)
     writer.add_array(DATASETS, list(imatrix.datasets) or [""])  # of no length it has no type
     writer.add_uint32(CHUNKS, imatrix.chunks)
@@ -94,22 +92,8 @@ def encoded(imatrix: Imatrix) -> bytes:
         for suffix, array in ((SQUARES, inputs.squares.numpy()), (COUNTS, counts)):
             writer.add_tensor_info(name + suffix, array.shape, array.dtype, array.nbytes)
             arrays.append(array)
-    writer.write_header_to_file()
-    writer.write_kv_data_to_file()
-    writer.write_ti_data_to_file()
-    parts = [writer.buffer.getvalue(), *(array.astype("<f4").tobytes() for array in arrays)]
-    return b"".join(part + bytes(-len(part) % gguf.GGUF_DEFAULT_ALIGNMENT) for part in parts)
-
-
-class _Writer(gguf.GGUFWriter):
-    """gguf's writer, into memory, of a file that has no architecture."""
-
-    def add_architecture(self) -> None: ...
-
-    def open_output_file(self, path: Path | None = None) -> None:
-        self.buffer = io.BytesIO()
-        self.fout = [self.buffer]  # type: ignore[list-item]  # declared as files on a disk
-        self.state = WriterState.EMPTY
+    parts = [writer.header(), *(array.astype("<f4").tobytes() for array in arrays)]
+    return b"".join(part + bytes(-len(part) % ALIGNMENT) for part in parts)
 
 
 def _of_gguf(path: Path, raw: bytes) -> Imatrix:

@@ -20,8 +20,12 @@ from cgconvert.codecs.ggml.q5_k import Q5_K
 from cgconvert.codecs.ggml.q6_k import Q6_K
 from cgconvert.codecs.ggml.q8_0 import Q8_0
 from cgconvert.codecs.plain import BF16, F16, F32
+from cgconvert.formats.gguf.header_writer import padded
+from cgconvert.formats.named_tensors import named_tensors
+from cgconvert.model.decoder import Decoder
+from cgconvert.model.tensor_names import GGUF
 
-__all__ = ["ENCODINGS", "TYPES", "FileType"]
+__all__ = ["ENCODINGS", "TYPES", "FileType", "data_size"]
 
 ENCODINGS: Mapping[str, Encoding] = {
     encoding.name: encoding
@@ -32,28 +36,32 @@ ENCODINGS: Mapping[str, Encoding] = {
 """How a tensor can be stored, by ggml's name."""
 
 Layers = Callable[[int, int], bool]
-"""Whether layer i of n."""
+"""Whether layer i of n has the part's own encoding."""
 
 
 @dataclass(frozen=True)
 class FileType:
-    """`encoding` is every matrix's but for `parts`: fields of Decoder and Block, in some layers."""
+    """How each matrix of a file is stored.
+
+    `number` is what llama.cpp calls the type. `encoding` is every matrix's but for `parts`: fields
+    of Decoder and Layer that have another encoding, in some layers.
+    """
 
     number: LlamaFileType
     encoding: Encoding
     parts: Mapping[str, tuple[Encoding, Layers]] = field(default_factory=dict)
 
-    def of(self, part: str, layer: int = 0, layers: int = 1) -> Encoding:
-        """How a matrix is stored; those outside of layers are asked for with the default."""
-        encoding, where = self.parts.get(part, (self.encoding, _all))
-        return encoding if where(layer, layers) else self.encoding
+    def encoding_of(self, part: str, layer: int = 0, layers: int = 1) -> Encoding:
+        """How a matrix is stored, in layer `layer` of `layers`; outside of layers: the default."""
+        encoding, in_layer = self.parts.get(part, (self.encoding, _all))
+        return encoding if in_layer(layer, layers) else self.encoding
 
 
 def _all(layer: int, layers: int) -> bool:
     return True
 
 
-def _some(layer: int, layers: int) -> bool:
+def _more_bits(layer: int, layers: int) -> bool:
     """The first and the last eighth, and every third between (use_more_bits)."""
     eighth = layers // 8
     return layer < eighth or layer >= 7 * layers // 8 or (layer - eighth) % 3 == 2
@@ -72,8 +80,8 @@ def _uniform(number: LlamaFileType, name: str) -> FileType:
 
 
 def _mix(number: LlamaFileType, name: str, **parts: tuple[str, Layers]) -> FileType:
-    found = {part: (ENCODINGS[kind], where) for part, (kind, where) in parts.items()}
-    return FileType(number, ENCODINGS[name], {"head": (ENCODINGS["Q6_K"], _all), **found})
+    encodings = {part: (ENCODINGS[kind], layers) for part, (kind, layers) in parts.items()}
+    return FileType(number, ENCODINGS[name], {"head": (ENCODINGS["Q6_K"], _all), **encodings})
 
 
 TYPES: Mapping[str, FileType] = {
@@ -82,10 +90,14 @@ TYPES: Mapping[str, FileType] = {
     "BF16": _uniform(LlamaFileType.MOSTLY_BF16, "BF16"),
     "Q8_0": _uniform(LlamaFileType.MOSTLY_Q8_0, "Q8_0"),
     "Q6_K": _uniform(LlamaFileType.MOSTLY_Q6_K, "Q6_K"),
-    "Q5_K_M": _mix(LlamaFileType.MOSTLY_Q5_K_M, "Q5_K", v=("Q6_K", _some), fc_out=("Q6_K", _some)),
+    "Q5_K_M": _mix(
+        LlamaFileType.MOSTLY_Q5_K_M, "Q5_K", v=("Q6_K", _more_bits), fc_out=("Q6_K", _more_bits)
+    ),
     "Q5_K_S": _mix(LlamaFileType.MOSTLY_Q5_K_S, "Q5_K"),
     "Q5_K": _uniform(LlamaFileType.MOSTLY_Q5_K_S, "Q5_K"),
-    "Q4_K_M": _mix(LlamaFileType.MOSTLY_Q4_K_M, "Q4_K", v=("Q6_K", _some), fc_out=("Q6_K", _some)),
+    "Q4_K_M": _mix(
+        LlamaFileType.MOSTLY_Q4_K_M, "Q4_K", v=("Q6_K", _more_bits), fc_out=("Q6_K", _more_bits)
+    ),
     "Q4_K_S": _mix(
         LlamaFileType.MOSTLY_Q4_K_S, "Q4_K", v=("Q5_K", _first_four), fc_out=("Q5_K", _first_eighth)
     ),
@@ -95,3 +107,19 @@ TYPES: Mapping[str, FileType] = {
     "Q3_K": _uniform(LlamaFileType.MOSTLY_Q3_K_S, "Q3_K"),
 }
 """File types by name: uniform ones store every matrix alike, the embedding and head included."""
+
+
+def data_size(decoder: Decoder, type: str) -> int:  # noqa: A002 - the option's name
+    """Bytes of all tensors of a file of a type, the padding behind each included.
+
+    Together with `writer.header_size`, the length of the file, without a plan of it. Raises
+    InputError where a row does not divide into blocks.
+    """
+    kind, layers, total = TYPES[type], decoder.geometry.n_layer, 0
+    for _, part, layer, tensor in named_tensors(decoder, GGUF, bias_dtype=F32.dtype):
+        matrix = len(tensor.shape) == 2
+        encoding = kind.encoding_of(part, layer or 0, layers) if matrix else F32
+        total += sum(
+            padded(tensor.shape[0] * array.row_bytes) for array in encoding.arrays(tensor.shape)
+        )
+    return total

@@ -6,14 +6,12 @@ Format: docs/gguf.md of ggml-org/ggml; tensors and keys: src/models/phi2.cpp of 
 from __future__ import annotations
 
 import fnmatch
-import io
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
 import gguf
 import numpy as np
-from gguf.gguf_writer import WriterState
 
 from cgconvert.codecs.coded import AsCoded, Coded
 from cgconvert.codecs.encoding import Encoding
@@ -22,12 +20,14 @@ from cgconvert.codecs.searched import SearchedCodec
 from cgconvert.codecs.weighted import Weighted
 from cgconvert.errors import InputError, UsageError
 from cgconvert.formats.base import OUT
+from cgconvert.formats.gguf.header_writer import ALIGNMENT, HeaderWriter, padded
 from cgconvert.formats.gguf.imatrix import Imatrix
 from cgconvert.formats.gguf.types import ENCODINGS, TYPES, FileType
+from cgconvert.formats.named_tensors import named_tensors
 from cgconvert.model import family
 from cgconvert.model.checkpoint import Checkpoint
 from cgconvert.model.decoder import Decoder, Geometry
-from cgconvert.model.tensor import LazyTensor, Zeros
+from cgconvert.model.tensor import LazyTensor
 from cgconvert.model.tensor_names import GGUF
 from cgconvert.model.tokenizer import Tokenizer
 from cgconvert.write.plan import FilePlan, Item, Plan, lay_out
@@ -40,13 +40,15 @@ __all__ = [
     "IMATRIX",
     "PRE_TOKENIZER",
     "file_name",
+    "header_size",
     "output_path",
     "plan",
 ]
 
+Tensor = tuple[str, LazyTensor, Encoding]
+
 ARCHITECTURE = "phi2"
 PRE_TOKENIZER = "gpt-2"
-ALIGNMENT = gguf.GGUF_DEFAULT_ALIGNMENT
 DEFAULT_TYPE = "F16"
 SUPPRESSED = "tokenizer.ggml.suppress_tokens"
 """Ids that llama.cpp's own samplers never pick (since mid-2026; older ones ignore the key)."""
@@ -102,14 +104,14 @@ def plan(
             f"{checkpoint.path}: its tokenizer has no merges, and llama.cpp loads no GGUF without; "
             "give the model's tokenizer with --tokenizer, or convert to another format"
         )
-    tensors = _fix(list(_tensors(checkpoint.decoder.half_split(), TYPES[type])), fixed)
+    tensors = _fix(list(_tensors(checkpoint.decoder, TYPES[type])), fixed)
     tensors = [(name, tensor, _weighted(name, e, importance)) for name, tensor, e in tensors]
     # Offsets in the header count from the end of the header, so its length does not matter yet.
     placed = lay_out(tensors, align=ALIGNMENT)
     header = _header(checkpoint, type, placed, adjusted, importance)
-    items = lay_out(tensors, start=_padded(len(header)), align=ALIGNMENT)
+    items = lay_out(tensors, start=padded(len(header)), align=ALIGNMENT)
     end = items[-1].pieces[-1].offset + items[-1].pieces[-1].nbytes
-    file = FilePlan(output.name, header, items, _padded(end))
+    file = FilePlan(output.name, header, items, padded(end))
     options: dict[str, Any] = {"type": type}
     if fixed:
         options["tensor_type"] = dict(fixed)
@@ -118,47 +120,48 @@ def plan(
     return Plan(checkpoint, output, False, "gguf", type, (file,), options)
 
 
-def _tensors(decoder: Decoder, kind: FileType) -> Iterator[tuple[str, LazyTensor, Encoding]]:
-    """Every tensor by name, in the order the model uses them."""
+def header_size(checkpoint: Checkpoint, adjusted: Sequence[str] = ()) -> int:
+    """Bytes of a file before its tensors, the padding included; the same for every type.
 
-    def named(name: str, tensor: LazyTensor, matrix: Encoding) -> tuple[str, LazyTensor, Encoding]:
-        if isinstance(tensor, Coded):
-            return name, tensor.stored, AsCoded(tensor.codec, tensor.shape)
-        return name, tensor, matrix if len(tensor.shape) == 2 else F32
+    With `types.data_size` it gives the length of a file without planning it. `adjusted` are the
+    names that the header will have, as in `plan`.
+    """
+    tensors = lay_out(_tensors(checkpoint.decoder, TYPES[DEFAULT_TYPE]), align=ALIGNMENT)
+    return padded(len(_header(checkpoint, DEFAULT_TYPE, tensors, adjusted, None)))
 
+
+def _tensors(decoder: Decoder, kind: FileType) -> Iterator[Tensor]:
+    """Every tensor by name with its encoding, in the order the model uses them."""
     layers = decoder.geometry.n_layer
-    top = {p: named(n, getattr(decoder, p), kind.of(p)) for p, n in GGUF.model.items()}
-    yield top.pop("wte")
-    for i, block in enumerate(decoder.layers):
-        for part, name in GGUF.layer.items():
-            yield named(name.format(i=i), getattr(block, part), kind.of(part, i, layers))
-        for name in GGUF.zero_biases:
-            yield name.format(i=i), Zeros((decoder.geometry.n_embd,), F32.dtype), F32
-    yield from top.values()
-
-
-Tensor = tuple[str, LazyTensor, Encoding]
+    for name, part, layer, tensor in named_tensors(decoder, GGUF, bias_dtype=F32.dtype):
+        if isinstance(tensor, Coded):
+            yield name, tensor.stored, AsCoded(tensor.codec, tensor.shape)
+        elif len(tensor.shape) == 2:
+            yield name, tensor, kind.encoding_of(part, layer or 0, layers)
+        else:
+            yield name, tensor, F32
 
 
 def _fix(tensors: list[Tensor], fixed: Sequence[tuple[str, str]]) -> list[Tensor]:
-    found = list(tensors)
-    for pattern, wanted in reversed(fixed):
-        if wanted not in ENCODINGS:
-            raise UsageError(f"type {wanted!r} is not one of {', '.join(ENCODINGS)}")
-        fits = [
+    """Give matrices whose names fit a pattern its type; the first pattern that fits decides."""
+    changed = list(tensors)
+    for pattern, type_ in reversed(fixed):
+        if type_ not in ENCODINGS:
+            raise UsageError(f"type {type_!r} is not one of {', '.join(ENCODINGS)}")
+        matching = [
             index
             for index, (name, tensor, _) in enumerate(tensors)
             if len(tensor.shape) == 2 and fnmatch.fnmatchcase(name, pattern)
         ]
-        if not fits:
+        if not matching:
             raise UsageError(f"no matrix is called {pattern!r}; there is {tensors[0][0]}, for one")
-        for index in fits:
-            found[index] = (*tensors[index][:2], ENCODINGS[wanted])
-    return found
+        for index in matching:
+            changed[index] = (*tensors[index][:2], ENCODINGS[type_])
+    return changed
 
 
 def _weighted(name: str, encoding: Encoding, importance: Imatrix | None) -> Encoding:
-    """As llama-quantize, which gives the imatrix to every type that searches.
+    """Give a matrix's importances to its search, as llama-quantize does for types that search.
 
     Rows of q and k change places on the way to the file, columns do not.
     """
@@ -168,15 +171,6 @@ def _weighted(name: str, encoding: Encoding, importance: Imatrix | None) -> Enco
     return Weighted(encoding, columns)
 
 
-class _HeaderWriter(gguf.GGUFWriter):
-    """gguf's writer, into memory: a plan touches no disk."""
-
-    def open_output_file(self, path: Path | None = None) -> None:
-        self.buffer = io.BytesIO()
-        self.fout = [self.buffer]  # type: ignore[list-item]  # declared as files on a disk
-        self.state = WriterState.EMPTY
-
-
 def _header(
     checkpoint: Checkpoint,
     type: str,  # noqa: A002
@@ -184,7 +178,7 @@ def _header(
     adjusted: Sequence[str],
     importance: Imatrix | None,
 ) -> bytes:
-    writer = _HeaderWriter(None, ARCHITECTURE)
+    writer = HeaderWriter(ARCHITECTURE)
     _describe(writer, checkpoint)
     writer.add_file_type(TYPES[type].number)
     writer.add_quantization_version(gguf.GGML_QUANT_VERSION)
@@ -204,13 +198,10 @@ def _header(
         writer.add_tensor_info(
             item.name, item.pieces[0].shape, np.dtype(np.float32), item.nbytes, number
         )
-    writer.write_header_to_file()
-    writer.write_kv_data_to_file()
-    writer.write_ti_data_to_file()
-    return writer.buffer.getvalue()
+    return writer.header()
 
 
-def _describe(writer: gguf.GGUFWriter, checkpoint: Checkpoint) -> None:
+def _describe(writer: HeaderWriter, checkpoint: Checkpoint) -> None:
     name, parameters = checkpoint.name, checkpoint.geometry.parameters
     _, _, base, finetune, version, size = gguf.Metadata.get_model_id_components(name, parameters)
     writer.add_type(gguf.GGUFType.MODEL)
@@ -226,7 +217,7 @@ def _describe(writer: gguf.GGUFWriter, checkpoint: Checkpoint) -> None:
         writer.add_languages(["en"])
 
 
-def _add_geometry(writer: gguf.GGUFWriter, geometry: Geometry) -> None:
+def _add_geometry(writer: HeaderWriter, geometry: Geometry) -> None:
     writer.add_context_length(geometry.n_positions)
     writer.add_embedding_length(geometry.n_embd)
     writer.add_feed_forward_length(geometry.n_inner)
@@ -238,7 +229,7 @@ def _add_geometry(writer: gguf.GGUFWriter, geometry: Geometry) -> None:
     writer.add_rope_freq_base(geometry.rotary_base)
 
 
-def _add_tokenizer(writer: gguf.GGUFWriter, tokenizer: Tokenizer, rows: int) -> None:
+def _add_tokenizer(writer: HeaderWriter, tokenizer: Tokenizer, rows: int) -> None:
     """One entry for each row of the embedding; rows that no token has are named and unused."""
     tokens = [f"[PAD{index}]" for index in range(rows)]
     kinds = gguf.TokenType
@@ -250,10 +241,10 @@ def _add_tokenizer(writer: gguf.GGUFWriter, tokenizer: Tokenizer, rows: int) -> 
         types[added.id] = int(kinds.CONTROL if added.special else kinds.USER_DEFINED)
     writer.add_tokenizer_model("gpt2")
     writer.add_tokenizer_pre(PRE_TOKENIZER)
-    _add_array(writer, gguf.Keys.Tokenizer.LIST, tokens)
-    _add_array(writer, gguf.Keys.Tokenizer.TOKEN_TYPE, types)
+    writer.add_values(gguf.Keys.Tokenizer.LIST, tokens)
+    writer.add_values(gguf.Keys.Tokenizer.TOKEN_TYPE, types)
     merges = [f"{left} {right}" for left, right in tokenizer.merges]
-    _add_array(writer, gguf.Keys.Tokenizer.MERGES, merges)
+    writer.add_values(gguf.Keys.Tokenizer.MERGES, merges)
     end = tokenizer.end_of_text
     writer.add_bos_token_id(end)
     writer.add_eos_token_id(end)
@@ -264,16 +255,4 @@ def _add_tokenizer(writer: gguf.GGUFWriter, tokenizer: Tokenizer, rows: int) -> 
     writer.add_add_space_prefix(False)
     padding = list(range(tokenizer.size, rows))
     if padding:
-        _add_array(writer, SUPPRESSED, padding)
-
-
-def _add_array(writer: gguf.GGUFWriter, key: str, values: list[str] | list[int]) -> None:
-    """Of strings or int32. gguf's own add_array looks at the type of each, here of a vocabulary."""
-    kinds = gguf.GGUFValueType
-    writer.add_key_value(
-        key, values, kinds.ARRAY, kinds.STRING if isinstance(values[0], str) else kinds.INT32
-    )
-
-
-def _padded(size: int) -> int:
-    return -(-size // ALIGNMENT) * ALIGNMENT
+        writer.add_values(SUPPRESSED, padding)

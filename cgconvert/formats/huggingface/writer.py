@@ -15,9 +15,10 @@ from cgconvert.codecs.plain import BF16, F16, F32
 from cgconvert.errors import InputError, UsageError
 from cgconvert.formats.huggingface.config import codegen_config, phi_config
 from cgconvert.formats.huggingface.model_card import model_card
+from cgconvert.formats.named_tensors import named_tensors
 from cgconvert.model.checkpoint import Checkpoint
-from cgconvert.model.decoder import Decoder, Geometry
-from cgconvert.model.tensor import LazyTensor, Zeros
+from cgconvert.model.decoder import Geometry
+from cgconvert.model.tensor import LazyTensor
 from cgconvert.model.tensor_names import CODEGEN, PHI
 from cgconvert.write.plan import FilePlan, Item, Plan, lay_out
 
@@ -54,11 +55,12 @@ def plan(
     ids = {"bos_token_id": tokenizer.end_of_text, "eos_token_id": tokenizer.end_of_text}
     if layout == "codegen":
         _check_codegen(g, checkpoint.name)
-        tensors = _codegen_tensors(checkpoint.decoder)
+        named = named_tensors(checkpoint.decoder, CODEGEN, mp_num=_GROUPS)
         config = codegen_config(g, checkpoint.config)
     else:
-        tensors = _phi_tensors(checkpoint.decoder)
+        named = named_tensors(checkpoint.decoder, PHI)
         config = phi_config(g, checkpoint.config)
+    tensors = [(entry.name, entry.tensor) for entry in named]
     # The weights' type by its new name and its old one.
     config |= ids | {"dtype": dtype, "torch_dtype": dtype}
     card = model_card(checkpoint.name, g, tokenizer, dtype=dtype, layout=layout)
@@ -93,31 +95,6 @@ def _check_codegen(g: Geometry, name: str) -> None:
             f"{name}: the rotary base is {g.rotary_base:g} and transformers has "
             f"{_ROTARY_BASE:g} for CodeGen; use --layout phi"
         )
-
-
-def _codegen_tensors(decoder: Decoder) -> Iterator[Named]:
-    yield CODEGEN.model["wte"], decoder.wte
-    for i, block in enumerate(decoder.layers):
-        for part, name in CODEGEN.layer.items():
-            tensor = block.packed(_GROUPS) if part == "qkv" else getattr(block, part)
-            yield name.format(i=i), tensor
-    yield from _ending(CODEGEN.model, decoder)
-
-
-def _phi_tensors(decoder: Decoder) -> Iterator[Named]:
-    decoder = decoder.half_split()
-    yield PHI.model["wte"], decoder.wte
-    for i, block in enumerate(decoder.layers):
-        for part, name in PHI.layer.items():
-            yield name.format(i=i), getattr(block, part)
-        for name in PHI.zero_biases:
-            yield name.format(i=i), Zeros((decoder.geometry.n_embd,), block.q.dtype)
-    yield from _ending(PHI.model, decoder)
-
-
-def _ending(names: Mapping[str, str], decoder: Decoder) -> Iterator[Named]:
-    for part in ("ln_f_weight", "ln_f_bias", "head", "head_bias"):
-        yield names[part], getattr(decoder, part)
 
 
 def _safetensors(

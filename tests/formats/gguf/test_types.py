@@ -15,8 +15,8 @@ from cgconvert import embedded
 from cgconvert.errors import InputError
 from cgconvert.formats.gguf import reader
 from cgconvert.formats.gguf.header import read_header
-from cgconvert.formats.gguf.types import ENCODINGS, TYPES
-from cgconvert.formats.gguf.writer import plan
+from cgconvert.formats.gguf.types import ENCODINGS, TYPES, data_size
+from cgconvert.formats.gguf.writer import header_size, plan
 from cgconvert.formats.read import read as read_source
 from cgconvert.model.checkpoint import Checkpoint
 from cgconvert.model.decoder import Geometry
@@ -151,3 +151,19 @@ def test_tokens_are_the_same(deep: tuple[Checkpoint, Path], tmp_path: Path) -> N
         )
     finally:
         runtime.close()
+
+
+@pytest.mark.parametrize("adjusted", [(), ("blk.0.attn_output.bias", "output.bias")])
+def test_the_length_of_a_file_is_known_without_a_plan(adjusted: tuple[str, ...]) -> None:
+    source = read_source(embedded.NAME)
+    header = header_size(source, adjusted)
+    for type_ in TYPES:
+        planned = plan(source, Path("x.gguf"), type=type_, adjusted=adjusted).nbytes
+        assert header + data_size(source.decoder, type_) == planned, type_
+
+
+def test_the_length_of_a_file_whose_rows_do_not_divide_is_refused() -> None:
+    decoder = random_checkpoint(64).decoder
+    narrow = replace(decoder, wte=InMemory(torch.zeros(8, 250)))
+    with pytest.raises(InputError, match="250"):
+        data_size(narrow, "Q4_K")
