@@ -15,7 +15,7 @@ from typing import Any
 
 from cgconvert.errors import UsageError
 
-__all__ = ["ByteSize", "Option", "check_values", "parse_size", "shown"]
+__all__ = ["ByteSize", "Option", "accepted_values", "defaults", "parse_size", "shown"]
 
 _UNITS = {
     "": 1,
@@ -89,18 +89,33 @@ class Option:
             return Sequence[accepted]
         return accepted | None if self.default is None else accepted
 
-    def check(self, value: Any) -> None:
-        """Raise UsageError unless `value` is one of the choices and within the bounds.
+    def accept(self, value: Any) -> Any:
+        """Return `value` in the type that the code works with: bytes of a size, a Path.
 
-        None, which stands for an option that was not given, always passes.
+        Raises UsageError unless it is one of the choices and within the bounds.
         """
-        if value is None:
-            return
-        if self.choices and (value not in self.choices or isinstance(value, bool)):
-            allowed = ", ".join(map(str, self.choices))
-            raise UsageError(f"`{self.name}={shown(value)}` is not one of {allowed}")
+        if self.choices:
+            return self._choice(value)
         if self.out_of_bounds(value):
             raise UsageError(f"`{self.name}={shown(value)}` is not in the range {self.bounds}")
+        if self.repeatable:
+            return tuple(value)
+        if self.type is Path:
+            return Path(value)
+        if self.type is ByteSize:
+            try:
+                return parse_size(value)
+            except ValueError as error:
+                raise UsageError(f"`{self.name}`: {error}") from None
+        return value
+
+    def _choice(self, value: Any) -> Any:
+        if self.any_case and isinstance(value, str):
+            value = value.upper()
+        if value not in self.choices or isinstance(value, bool):
+            allowed = ", ".join(map(str, self.choices))
+            raise UsageError(f"`{self.name}={shown(value)}` is not one of {allowed}")
+        return value
 
     def out_of_bounds(self, value: Any) -> bool:
         """Whether a number is smaller than the least or larger than the largest."""
@@ -121,16 +136,31 @@ class Option:
         return f"{self.minimum}{less}x<={self.maximum}"
 
 
-def check_values(options: Iterable[Option], values: Mapping[str, Any]) -> None:
-    """Check the values of an API call, by name, as their declarations say.
+def accepted_values(options: Iterable[Option], values: Mapping[str, Any]) -> dict[str, Any]:
+    """Check the values of an API call and return them in the types that the code works with.
 
-    Raises UsageError for a name that is not declared and for a value that its option refuses.
+    Args:
+        options: The declarations.
+        values: Values by the names of the options; None stands for an option that is not given.
+
+    Returns:
+        The options that are given: sizes in bytes, paths as Path, choices as they are declared.
+
+    Raises:
+        UsageError: A name is not declared, or an option refuses its value.
     """
     declared = {option.name: option for option in options}
-    for name, value in values.items():
+    for name in values:
         if name not in declared:
             raise UsageError(f"no option {name!r}; there are {', '.join(declared)}")
-        declared[name].check(value)
+    return {
+        name: declared[name].accept(value) for name, value in values.items() if value is not None
+    }
+
+
+def defaults(options: Sequence[Option]) -> dict[str, Any]:
+    """The values that hold where nothing is given, in the types that the code works with."""
+    return accepted_values(options, {option.name: option.default for option in options})
 
 
 def parse_size(value: int | str) -> int:

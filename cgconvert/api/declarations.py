@@ -6,9 +6,9 @@ from collections.abc import Mapping
 from pathlib import Path
 
 from cgconvert.calibrate.preset import FAST, PRESETS
-from cgconvert.codecs.matmul_nbits import BLOCK_SIZES
-from cgconvert.formats.gguf.types import TYPES
-from cgconvert.formats.onnx.variant import ACCURACY_LEVELS, CLIENTS, TARGETS
+from cgconvert.calibrate.request import QUANTIZED
+from cgconvert.formats.onnx.format import MATRIX_BLOCKS
+from cgconvert.formats.registry import formats
 from cgconvert.model.device import DEVICES
 from cgconvert.options import ByteSize, Option
 from cgconvert.runtimes import RUNTIMES
@@ -16,9 +16,16 @@ from cgconvert.texts.text import STDLIB
 from cgconvert.verify.prompts import TEXT_TOKENS
 from cgconvert.verify.thresholds import known_bounds, parse_bound
 
-__all__ = ["GENERATE", "OUTPUT", "QUANTIZE", "READ", "VERIFY", "WRITE", "declared_options"]
-
-QUANTIZED_TYPES = tuple(name for name in TYPES if name not in ("F32", "F16", "BF16"))
+__all__ = [
+    "DRY_RUN",
+    "GENERATE",
+    "OUTPUT",
+    "QUANTIZE",
+    "READ",
+    "VERIFY",
+    "WRITE",
+    "declared_options",
+]
 
 
 def device_option(purpose: str) -> Option:
@@ -71,6 +78,14 @@ READ = (
 )
 """How a source is read."""
 
+DRY_RUN = Option(
+    name="dry_run",
+    type=bool,
+    default=False,
+    help="Print the plan, its size and its needs; write nothing.",
+)
+"""Of commands alone: the API has `plan`."""
+
 WRITE = (
     Option(
         name="force",
@@ -93,27 +108,6 @@ WRITE = (
 )
 """How an artefact is written."""
 
-MATRIX_BLOCKS = (
-    Option(
-        name="block_size",
-        type=int,
-        choices=BLOCK_SIZES,
-        help="ONNX: weights that share a scale, 16 to 256; 32 unless given.",
-    ),
-    Option(
-        name="symmetric",
-        type=bool,
-        help="ONNX: 4 bits without zero points, the numbers of GGUF's Q4_0. 8 bits have none.",
-    ),
-    Option(
-        name="accuracy_level",
-        type=int,
-        choices=ACCURACY_LEVELS,
-        help="ONNX: compute in int8 (4, as without it), float32 (1) or what suits (0).",
-    ),
-)
-"""How ONNX's quantized matrices are laid out and computed."""
-
 QUANTIZE = (
     Option(
         name="bits",
@@ -123,7 +117,7 @@ QUANTIZE = (
     ),
     Option(
         name="type",
-        choices=QUANTIZED_TYPES,
+        choices=QUANTIZED,
         any_case=True,
         help="A GGUF type, or standard mix of types.",
     ),
@@ -212,6 +206,7 @@ VERIFY = (
         name="report",
         type=Path,
         repeatable=True,
+        metavar="FILE",
         help="Write the verdict to a file too: .json, .xml (JUnit), .html or .txt. Repeatable.",
     ),
     RUNTIME,
@@ -232,58 +227,18 @@ GENERATE = (
     device_option("the runtime"),
 )
 
-TO_HF = (
-    Option(
-        name="dtype",
-        choices=("float16", "bfloat16", "float32"),
-        default="float16",
-        help="Type of the stored weights.",
-    ),
-    Option(
-        name="layout",
-        choices=("codegen", "phi"),
-        default="codegen",
-        help="CodeGenForCausalLM, or the same model for PhiForCausalLM and what serves Phi.",
-    ),
-    Option(name="max_shard_size", type=ByteSize, default="5GB", help="Split larger weights."),
-)
+QUANTIZE_HELP = """\
+Write SOURCE in fewer bits. Without SOURCE: the one unquantized model under ./out.
 
-TO_ONNX = (
-    Option(
-        name="dtype",
-        choices=("float32", "float16"),
-        default="float32",
-        help="Type of weights and arithmetic.",
-    ),
-    Option(name="bits", type=int, choices=(4, 8), help="Quantize the matrices."),
-    *MATRIX_BLOCKS,
-    Option(
-        name="client",
-        choices=CLIENTS,
-        default="any",
-        help="transformers.js: it asks for the last logits alone; optimum cannot load such a "
-        "graph.",
-    ),
-    Option(
-        name="target",
-        choices=TARGETS,
-        default="cpu",
-        help="cuda, with --dtype float16: for flash attention; batches are padded after the "
-        "prompt.",
-    ),
-)
-
-TO_GGUF = (
-    Option(
-        name="type",
-        choices=tuple(TYPES),
-        any_case=True,
-        default="F16",
-        help="Type of the matrices; norms and biases stay F32.",
-    ),
-)
+\b
+Example:
+  cgconvert quantize codegen-350M-mono --bits 4
+  cgconvert quantize codegen-350M-mono --max-size 200MB
+  cgconvert quantize codegen-350M-mono --type Q4_K_M --effort fast
+"""
 
 
 def declared_options() -> list[Option]:
     """All options there are; several have the same name."""
-    return [OUTPUT, *READ, *WRITE, *QUANTIZE, *VERIFY, *GENERATE, *TO_HF, *TO_ONNX, *TO_GGUF]
+    conversions = (option for format_ in formats() for option in format_.options)
+    return [OUTPUT, DRY_RUN, *READ, *WRITE, *QUANTIZE, *VERIFY, *GENERATE, *conversions]

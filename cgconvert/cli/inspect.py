@@ -3,67 +3,80 @@
 from __future__ import annotations
 
 import json
+from typing import Any
 
 import click
 
-from cgconvert.cli.options import common, reading
+from cgconvert.api.declarations import READ
+from cgconvert.api.sources import inspect
+from cgconvert.cli.options import click_options
 from cgconvert.cli.text import printable
-from cgconvert.formats.describe import Description, describe
-from cgconvert.formats.read import ReadOptions
+from cgconvert.formats.describe import Description
 from cgconvert.io.progress import human_bytes
 
 __all__ = ["command"]
 
+HELP = """\
+Tell what PATH is: layout, geometry, tensors, types, sizes, tokenizer, origin.
 
-@click.command("inspect")
-@click.argument("path")
-@click.option("--json", "as_json", is_flag=True, help="For a machine: schema 1.")
-@reading
-@common
-def command(path: str, as_json: bool, options: ReadOptions) -> None:
-    """Tell what PATH is: layout, geometry, tensors, types, sizes, tokenizer, origin.
+\b
+Example:
+  cgconvert inspect codegen-tiny-mono
+"""
 
-    \b
-    Example:
-      cgconvert inspect codegen-tiny-mono
-    """
-    found = describe(path, options)
+
+def _run(path: str, as_json: bool, **reading: Any) -> None:
+    description = inspect(path, **reading)
     if as_json:
-        click.echo(json.dumps(found.as_dict(), indent=2, ensure_ascii=False))
+        click.echo(json.dumps(description.as_dict(), indent=2, ensure_ascii=False))
     else:
-        click.echo("\n".join(map(printable, _lines(found))))
+        click.echo("\n".join(map(printable, _lines(description))))
 
 
-def _lines(found: Description) -> list[str]:
-    geometry, tokenizer = found.geometry, found.tokenizer
+def _lines(description: Description) -> list[str]:
+    geometry, tokenizer = description.geometry, description.tokenizer
     runs = "-".join(map(str, tokenizer["white_space"])) or "none"
-    sizes = ", ".join(f"{kind} {human_bytes(size)}" for kind, size in found.types.items())
+    sizes = ", ".join(f"{kind} {human_bytes(size)}" for kind, size in description.types.items())
     lines = [
-        f"{found.path}: {found.name}, layout {found.layout}",
+        f"{description.path}: {description.name}, layout {description.layout}",
         "geometry    " + ", ".join(f"{name} {value}" for name, value in geometry.items()),
-        f"parameters  {found.parameters:,}",
+        f"parameters  {description.parameters:,}",
         f"tokenizer   {tokenizer['entries']} entries, end-of-text {tokenizer['end_of_text']}, "
         f"white-space runs {runs}, {tokenizer['padding_rows']} padding rows",
-        f"tensors     {len(found.tensors)}: {sizes}",
-        *_provenance(found),
+        f"tensors     {len(description.tensors)}: {sizes}",
+        *_provenance(description),
         "",
     ]
-    width = max((len(tensor.name) for tensor in found.tensors), default=0)
-    for tensor in found.tensors:
+    width = max((len(tensor.name) for tensor in description.tensors), default=0)
+    for tensor in description.tensors:
         shape = "x".join(map(str, tensor.shape)) or "scalar"
         lines.append(f"{tensor.name:<{width}}  {tensor.type:<8} {shape:>14} {tensor.nbytes:>15,} B")
     return lines
 
 
-def _provenance(found: Description) -> list[str]:
-    told = found.provenance
-    if "source" not in told:  # a checkpoint, not an artefact with its manifest
-        return ["from        " + ", ".join(f"{k} {v}" for k, v in told.items())] if told else []
-    source = told["source"]
-    options = ", ".join(f"{k} {v}" for k, v in told["options"].items())
+def _provenance(description: Description) -> list[str]:
+    """Where a checkpoint was found, or what an artefact's manifest says it was made from."""
+    provenance = description.provenance
+    if "source" not in provenance:
+        origin = ", ".join(f"{name} {value}" for name, value in provenance.items())
+        return [f"from        {origin}"] if provenance else []
+    source = provenance["source"]
+    options = ", ".join(f"{name} {value}" for name, value in provenance["options"].items())
+    made_by = f"{provenance['cgconvert']}, {provenance['format']} {provenance['type']}"
     return [
-        f"from        {source['origin'].get('given', told['name'])} ({source['layout']}), "
+        f"from        {source['origin'].get('given', provenance['name'])} ({source['layout']}), "
         f"sha256 {source['sha256']}",
-        f"made by     cgconvert {told['cgconvert']}, {told['format']} {told['type']}"
-        + (f" ({options})" if options else ""),
+        f"made by     cgconvert {made_by}" + (f" ({options})" if options else ""),
     ]
+
+
+command = click.Command(
+    "inspect",
+    params=[
+        click.Argument(["path"]),
+        click.Option(["--json", "as_json"], is_flag=True, help="For a machine: schema 1."),
+        *click_options(*READ),
+    ],
+    callback=_run,
+    help=HELP,
+)

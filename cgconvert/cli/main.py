@@ -22,7 +22,8 @@ from cgconvert.version import __version__
 
 __all__ = ["main"]
 
-COMMANDS = ("to-hf", "to-onnx", "to-gguf", "quantize", "verify", "inspect", "generate", "run")
+OTHER_COMMANDS = ("verify", "inspect", "generate", "run")
+"""Commands that convert nothing: a module of this folder each."""
 
 _SIGNALS = {
     signal.SIGINT: signal.default_int_handler,
@@ -36,15 +37,22 @@ IO_ERROR = 5
 
 
 class Commands(click.Group):
-    """Imports a command's module only when it is asked for, so that --help is quick."""
+    """Imports what makes the commands only when one is looked up: it brings torch."""
 
     def list_commands(self, ctx: click.Context) -> list[str]:
-        return list(COMMANDS)
+        conversions = _imported("cgconvert.api.conversions").conversions()
+        return [*conversions, *OTHER_COMMANDS]
 
     def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
-        if cmd_name not in COMMANDS:
+        command: click.Command
+        if cmd_name in OTHER_COMMANDS:
+            command = _imported(f"cgconvert.cli.{cmd_name}").command
+            return command
+        make = _imported("cgconvert.cli.conversions").conversion_command
+        conversion = _imported("cgconvert.api.conversions").conversions().get(cmd_name)
+        if conversion is None:
             return None
-        command: click.Command = _imported(f"cgconvert.cli.{cmd_name.replace('-', '_')}").command
+        command = make(conversion)
         return command
 
 

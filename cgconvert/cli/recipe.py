@@ -21,73 +21,27 @@ from typing import Any
 
 import yaml
 
-from cgconvert.calibrate.preset import FAST, PRESETS
-from cgconvert.calibrate.request import QUANTIZED
-from cgconvert.codecs.matmul_nbits import BLOCK_SIZES
+from cgconvert.api.conversions import conversions
+from cgconvert.api.declarations import OUTPUT, READ, VERIFY
 from cgconvert.errors import InputError
-from cgconvert.formats.gguf.types import TYPES
-from cgconvert.formats.onnx.variant import ACCURACY_LEVELS, CLIENTS, TARGETS
-from cgconvert.model.device import DEVICES
-from cgconvert.runtimes import RUNTIMES
+from cgconvert.options import ByteSize, Option, parse_size
 from cgconvert.verify.thresholds import parse_bound
 
-__all__ = ["STEPS", "Recipe", "Step", "find", "load"]
+__all__ = ["Recipe", "Step", "find", "load", "steps"]
 
-BLOCKS: Mapping[str, type | tuple[Any, ...]] = {
-    "block_size": BLOCK_SIZES,
-    "symmetric": bool,
-    "accuracy_level": ACCURACY_LEVELS,
-}
-STEPS: Mapping[str, Mapping[str, type | tuple[Any, ...]]] = {
-    "to-hf": {
-        "output": str,
-        "dtype": ("float16", "bfloat16", "float32"),
-        "layout": ("codegen", "phi"),
-        "max_shard_size": str,
-    },
-    "to-onnx": {
-        "output": str,
-        "dtype": ("float32", "float16"),
-        "bits": (4, 8),
-        **BLOCKS,
-        "client": CLIENTS,
-        "target": TARGETS,
-    },
-    "to-gguf": {"output": str, "type": tuple(TYPES)},
-    "quantize": {
-        "output": str,
-        "bits": (4, 8),
-        "type": QUANTIZED,
-        "max_size": str,
-        "bpw": float,
-        "max_kl": float,
-        "tensor_type": dict,
-        "effort": (FAST, *PRESETS),
-        "calibration": str,
-        "imatrix": str,
-        "save_imatrix": str,
-        "device": DEVICES,
-        "format": ("gguf", "onnx"),
-        **BLOCKS,
-    },
-    "verify": {
-        "device": DEVICES,
-        "runtime": tuple(name for table in RUNTIMES.values() for name in table),
-        "text": str,
-        "text_tokens": int,
-        "report": str,
-    },
-}
-"""The steps, and for each option its type or its choices."""
+SAID_ONCE = ("reference", "threshold")
+"""Options of `verify` that a recipe has for all its steps: source and thresholds."""
 
 TOP = {
-    "source": str, "tokenizer": str, "config": str, "mp_num": int, "step": int, "revision": str,
-    "description": str, "steps": list, "thresholds": dict,
-}  # fmt: skip
-ONE_OF = {"quantize": ("bits", "type", "max_size", "bpw", "max_kl")}
-NAMES = {str: "text", int: "a whole number", float: "a number", bool: "true or false"}
-SIZES = ("max_shard_size", "max_size")
-"""Options that a bare number of bytes is as good for as text."""
+    "source": Option(name="source"),
+    **{option.name: option for option in READ},
+    "description": Option(name="description"),
+    "steps": None,
+    "thresholds": None,
+}
+"""The keys of a recipe; None for those that are no option."""
+
+TYPE_NAMES = {int: "a whole number", float: "a number", bool: "true or false"}
 
 MAX_BYTES = 1 << 16
 """The shipped ones have some hundred; PyYAML takes seconds for a megabyte."""
@@ -104,7 +58,11 @@ class Step:
 
 @dataclass(frozen=True)
 class Recipe:
-    """What a recipe says. `thresholds` is by stored type, then by check; None is reported only."""
+    """A recipe, checked.
+
+    `reading` are the options by which its source is read. `thresholds` are bounds by stored type,
+    then by name of check; None only reports the value.
+    """
 
     path: Path
     source: str
@@ -113,20 +71,30 @@ class Recipe:
     thresholds: Mapping[str, Mapping[str, float | None]] = field(default_factory=dict)
 
 
-def find(given: str) -> Path:
-    """A recipe by path, or by the name of one that cgconvert brings along."""
-    path = Path(given)
+def steps() -> dict[str, dict[str, Option]]:
+    """The steps there are, and the options of each by name."""
+    table = {name: (OUTPUT, *conversion.options) for name, conversion in conversions().items()}
+    table["verify"] = tuple(option for option in VERIFY if option.name not in SAID_ONCE)
+    return {name: {option.name: option for option in options} for name, options in table.items()}
+
+
+def find(name: str) -> Path:
+    """The path of a recipe, given by its path or by the name of one that cgconvert ships.
+
+    Raises InputError where there is none.
+    """
+    path = Path(name)
     if path.is_file():
         return path
     shipped = _shipped_folder() / f"{path.stem}.yaml"
     if path.name in (shipped.stem, shipped.name) and shipped.is_file():
         return shipped
     known = ", ".join(sorted(p.stem for p in shipped.parent.glob("*.yaml")))
-    raise InputError(f"{given}: no such recipe; shipped are {known}")
+    raise InputError(f"{name}: no such recipe; shipped are {known}")
 
 
 def _shipped_folder() -> Path:
-    """In an installed package inside it, in a checkout at its top."""
+    """The folder of shipped recipes: inside an installed package, at the top of a checkout."""
     here = Path(__file__).resolve().parents[1]
     return here / "recipes" if (here / "recipes").is_dir() else here.parent / "recipes"
 
@@ -160,17 +128,16 @@ class _Reader:
         for name, (key, value) in fields.items():
             if name not in TOP:
                 self.fail(key, f"{name!r} is not part of a recipe; there are {', '.join(TOP)}")
-            if TOP[name] in (str, int):
-                self.scalar(value, name, TOP[name])
+            if (option := TOP[name]) is not None:
+                self.scalar(value, option)
         for name in ("source", "steps"):
             if name not in fields:
                 self.fail(root, f"{name} is missing")
-        reading = ("tokenizer", "config", "mp_num", "step", "revision")
         return Recipe(
             path=self.path,
-            source=self.scalar(fields["source"][1], "source", str),
+            source=str(fields["source"][1].value),
             steps=self.steps(fields["steps"][1]),
-            reading={n: self.scalar(fields[n][1], n, TOP[n]) for n in reading if n in fields},
+            reading={o.name: self.scalar(fields[o.name][1], o) for o in READ if o.name in fields},
             thresholds=self.thresholds(fields["thresholds"][1]) if "thresholds" in fields else {},
         )
 
@@ -189,54 +156,60 @@ class _Reader:
             if len(entry) != 1:
                 self.fail(node, "a step is one command and its options")
             command, (key, value) = next(iter(entry.items()))
-        if command not in STEPS:
-            self.fail(key, f"no step {command!r}; there are {', '.join(STEPS)}")
+        known = steps()
+        if command not in known:
+            self.fail(key, f"no step {command!r}; there are {', '.join(known)}")
         options = {}
         if value is not None and not self.is_null(value):
-            for name, (at, node_) in self.mapping(value, f"the options of {command}").items():
-                name = name.replace("-", "_")
-                if name not in STEPS[command]:
-                    known = ", ".join(STEPS[command])
-                    self.fail(at, f"{command} has no option {name!r}; it has {known}")
-                options[name] = self.option(node_, name, STEPS[command][name])
-        one = ONE_OF.get(command, ())
-        if one and len(options.keys() & set(one)) != 1:
-            self.fail(key, f"{command} needs one of {', '.join(one)}")
+            entries = self.mapping(value, f"the options of {command}")
+            for written, (name_node, value_node) in entries.items():
+                name = written.replace("-", "_")
+                if name not in known[command]:
+                    names = ", ".join(known[command])
+                    self.fail(name_node, f"{command} has no option {name!r}; it has {names}")
+                options[name] = self.option(value_node, known[command][name])
+        conversion = conversions().get(command)
+        exclusive = conversion.exactly_one_of if conversion else ()
+        if exclusive and len(options.keys() & set(exclusive)) != 1:
+            self.fail(key, f"{command} needs one of {', '.join(exclusive)}")
         return Step(command, options, key.start_mark.line + 1)
 
-    def option(self, node: yaml.Node, name: str, wanted: Any) -> Any:
-        if wanted is not dict:
-            return self.scalar(node, name, wanted)
-        entries = self.mapping(node, name).items()
-        return {key: self.scalar(value, key, str) for key, (_, value) in entries}
+    def option(self, node: yaml.Node, option: Option) -> Any:
+        if not option.is_mapping:
+            return self.scalar(node, option)
+        entry = Option(name=option.name)
+        return {
+            key: self.scalar(value, entry)
+            for key, (_, value) in self.mapping(node, option.name).items()
+        }
 
     def thresholds(self, node: yaml.Node) -> dict[str, dict[str, float | None]]:
-        found: dict[str, dict[str, float | None]] = {}
+        bounds: dict[str, dict[str, float | None]] = {}
         for kind, (key, value) in self.mapping(node, "thresholds").items():
             if self.known_bounds is not None and kind not in self.known_bounds:
                 self.fail(key, f"no type {kind!r}; there are {', '.join(self.known_bounds)}")
-            found[kind] = {}
+            bounds[kind] = {}
             for check, (at, number) in self.mapping(value, f"thresholds of {kind}").items():
                 known = {check} if self.known_bounds is None else self.known_bounds[kind]
                 try:
-                    found[kind][check] = parse_bound(
+                    bounds[kind][check] = parse_bound(
                         check, self.plain(number, check), sorted(known)
                     )
                 except ValueError as error:
                     self.fail(at, f"{kind}: {error}")
-        return found
+        return bounds
 
     def mapping(self, node: yaml.Node, what: str) -> dict[str, tuple[yaml.Node, yaml.Node]]:
         if not isinstance(node, yaml.MappingNode):
             self.fail(node, f"{what} is not a mapping of names to values")
-        found: dict[str, tuple[yaml.Node, yaml.Node]] = {}
+        entries: dict[str, tuple[yaml.Node, yaml.Node]] = {}
         for key, value in node.value:
             if not isinstance(key, yaml.ScalarNode):
                 self.fail(key, f"a name in {what} is not a word")
-            if key.value in found:
+            if key.value in entries:
                 self.fail(key, f"{key.value!r} stands twice")
-            found[key.value] = (key, value)
-        return found
+            entries[key.value] = (key, value)
+        return entries
 
     def plain(self, node: yaml.Node, name: str) -> Any:
         """The value of a scalar; () for a list, a mapping and other tags, as no option has it."""
@@ -247,18 +220,27 @@ class _Reader:
                 self.fail(node, f"{name} has a value that is not plain YAML")
         return ()
 
-    def scalar(self, node: yaml.Node, name: str, wanted: Any) -> Any:
-        value = self.plain(node, name)
-        if isinstance(wanted, tuple):
-            if value not in wanted or isinstance(value, bool):
-                self.fail(node, f"{name} is one of {', '.join(map(str, wanted))}")
-        elif wanted is str and isinstance(value, int | float) and name in SIZES:
+    def scalar(self, node: yaml.Node, option: Option) -> Any:
+        """The value of an option, checked; a number of bytes becomes text, as a size may be."""
+        value, name = self.plain(node, option.name), option.name
+        if option.choices:
+            if value not in option.choices or isinstance(value, bool):
+                self.fail(node, f"{name} is one of {', '.join(map(str, option.choices))}")
+            return value
+        number = isinstance(value, int | float) and not isinstance(value, bool)
+        if option.type is ByteSize and (number or isinstance(value, str)):
+            try:
+                parse_size(str(value))
+            except ValueError as error:
+                self.fail(node, f"{name}: {error}")
             return str(value)
-        elif wanted is float and isinstance(value, int) and not isinstance(value, bool):
-            return float(value)
-        elif not isinstance(value, wanted) or isinstance(value, bool) != (wanted is bool):
-            kind = NAMES[wanted]
-            self.fail(node, f"{name} is not {kind}")
+        if option.type is float and number:
+            value = float(value)
+        expected = option.type if option.type in TYPE_NAMES else str
+        if not isinstance(value, expected) or isinstance(value, bool) != (expected is bool):
+            self.fail(node, f"{name} is not {TYPE_NAMES.get(expected, 'text')}")
+        if option.out_of_bounds(value):
+            self.fail(node, f"{name} is {value}, which is not in the range {option.bounds}")
         return value
 
     @staticmethod

@@ -21,6 +21,7 @@ from cgconvert.model.checkpoint import Checkpoint
 from cgconvert.model.decoder import Decoder, Geometry
 from cgconvert.model.tensor import LazyTensor, Stored
 from cgconvert.model.tokenizer import Tokenizer
+from cgconvert.options import Option
 from cgconvert.sources.resolve import Source
 from cgconvert.write.plan import Plan
 
@@ -93,7 +94,13 @@ class SourceFormat(ABC):
 class Format(SourceFormat):
     """A kind of artefact: what is written, verified and run, and can be read as a source."""
 
-    options: ClassVar[tuple[str, ...]]
+    command: ClassVar[str]
+    """Name of the command and of the recipe step that write it, such as to-gguf."""
+
+    help: ClassVar[str]
+    """What the command's `--help` says: a sentence, and an example after `\\b`."""
+
+    options: ClassVar[tuple[Option, ...]]
     """The conversion's own options: the keyword arguments of `plan`."""
 
     thresholds: ClassVar[Mapping[str, ThresholdRow]]

@@ -36,5 +36,5 @@ def find_source(given: str, options: ReadOptions) -> tuple[SourceFormat, Source]
     source = find(given, options.revision)
     format_ = source_format(source.path)
     if options.step is not None and not format_.has_steps:
-        raise UsageError(f"--step is for Jaxformer checkpoints; {given} is {format_.name}")
+        raise UsageError(f"`step` is for Jaxformer checkpoints; {given} is {format_.name}")
     return format_, source

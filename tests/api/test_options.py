@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from cgconvert.errors import UsageError
-from cgconvert.options import ByteSize, Option, check_values, parse_size
+from cgconvert.options import ByteSize, Option, accepted_values, parse_size
 
 
 @pytest.mark.parametrize(
@@ -55,13 +55,22 @@ def test_annotation_of_a_parameter(option: Option, annotation: Any) -> None:
 )
 def test_values_that_are_refused(option: Option, refused: Any, message: str) -> None:
     with pytest.raises(UsageError) as caught:
-        option.check(refused)
+        option.accept(refused)
     assert str(caught.value) == message
 
 
-def test_what_is_not_given_or_within_bounds_passes() -> None:
-    options = [Option(name="dtype", choices=("a", "b")), Option(name="n", minimum=1, maximum=16)]
-    check_values(options, {"dtype": "a", "n": None})
-    check_values(options, {"n": 16})
+def test_values_are_given_in_the_types_that_the_code_works_with() -> None:
+    options = [
+        Option(name="dtype", choices=("A", "B"), any_case=True),
+        Option(name="n", type=int, minimum=1, maximum=16),
+        Option(name="size", type=ByteSize),
+        Option(name="where", type=Path),
+    ]
+    assert accepted_values(options, {"dtype": "a", "n": None}) == {"dtype": "A"}
+    assert accepted_values(options, {"n": 16, "size": "1kB", "where": "x"}) == {
+        "n": 16, "size": 1000, "where": Path("x")
+    }  # fmt: skip
     with pytest.raises(UsageError, match="no option 'm'; there are dtype, n"):
-        check_values(options, {"m": 1})
+        accepted_values(options, {"m": 1})
+    with pytest.raises(UsageError, match="`size`: 'lots' is not a size"):
+        accepted_values(options, {"size": "lots"})

@@ -12,7 +12,6 @@ import pytest
 import torch
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
-from cgconvert import api as convert
 from cgconvert.calibrate import calibrated_plan as fitted
 from cgconvert.calibrate import plans, sensitivity
 from cgconvert.calibrate.calibrated_plan import CalibratedPlan
@@ -32,6 +31,7 @@ from cgconvert.write.execute import execute
 from cgconvert.write.manifest import NAME, find_manifest
 from tests.support import fake_gpu as pretended
 from tests.support.cuda_packages import cuda_is_there, no_gpu
+from tests.support.plans import quantize
 from tests.support.tampering import GEOMETRY, checkpoint
 
 CODECS = {n: c for n, c in ENCODINGS.items() if isinstance(c, BlockCodec)} | {
@@ -64,7 +64,7 @@ def quick(monkeypatch: pytest.MonkeyPatch) -> None:
 def asked(source: Checkpoint, output: Path, device: str = "auto", **options: Any) -> CalibratedPlan:
     text = output.with_suffix(".txt")
     text.write_text("".join(f"def f{n}(x):\n    return x + {n * n}\n" for n in range(100)))
-    found = convert.quantize(source, output, device=device, calibration=str(text), **options)
+    found = quantize(source, output, device=device, calibration=str(text), **options)
     assert isinstance(found, CalibratedPlan)
     return found
 
@@ -146,12 +146,12 @@ def test_cuda_is_taken_where_it_is(
     for device, type_ in (("auto", "cuda"), ("cuda", "cuda"), ("cpu", "cpu")):
         assert asked(source, path, device, bits=4).device.type == type_
     with pytest.raises(UsageError, match="only what is fitted to a text runs there"):
-        convert.quantize(source, path, type="Q4_K_M", effort="fast", device="cuda")
-    convert.quantize(source, path, type="Q4_K_M", effort="fast")
+        quantize(source, path, type="Q4_K_M", effort="fast", device="cuda")
+    quantize(source, path, type="Q4_K_M", effort="fast")
     no_gpu(monkeypatch)
     assert asked(source, path, bits=4).device.type == "cpu"
     with pytest.raises(UsageError, match="torch finds no CUDA device; use --device cpu"):
-        convert.quantize(source, path, bits=4, device="cuda")
+        quantize(source, path, bits=4, device="cuda")
 
 
 def test_the_time_is_told_for_the_device(source: Checkpoint, tmp_path: Path, quick: None) -> None:

@@ -14,10 +14,10 @@ from pathlib import Path
 
 import pytest
 
-from cgconvert import api as convert
 from cgconvert.texts.text import read_text
 from cgconvert.write.execute import execute
 from tests.conftest import first_layers
+from tests.support import plans
 
 VECTOR_FUNCTIONS = (
     *("acos", "asin", "atan", "cos", "erf", "erfc", "erfinv", "exp", "log", "log10", "log2", "sin"),
@@ -63,8 +63,8 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The embedded model's first layer in two formats, and a text."""
     where = tmp_path_factory.mktemp("same_bytes")
     source = first_layers(1)
-    execute(convert.to_hf(source, where / "hf"))
-    execute(convert.to_gguf(source, where / "plain.gguf", type="Q4_K"))
+    execute(plans.to_hf(source, where / "hf"))
+    execute(plans.to_gguf(source, where / "plain.gguf", type="Q4_K"))
     text = "\n".join(read_text("stdlib", "calibration").documents)[:6_000]
     (where / "text.py").write_text(text)
     return where

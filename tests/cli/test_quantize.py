@@ -11,12 +11,12 @@ from typing import NamedTuple
 import gguf
 import pytest
 
-from cgconvert import api as convert
 from cgconvert.calibrate.layerwise import Calibration
 from cgconvert.cli.main import main
 from cgconvert.texts.text import read_text
 from cgconvert.write.execute import execute
 from tests.conftest import first_layers
+from tests.support import plans
 
 TEXT_CHARACTERS = 120_000
 
@@ -32,7 +32,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The embedded model's first two layers as a checkpoint of its own, and a text."""
     where = tmp_path_factory.mktemp("quantize")
     source = replace(first_layers(2), name="small")
-    execute(convert.to_hf(source, where / "small"))
+    execute(plans.to_hf(source, where / "small"))
     text = "\n".join(read_text("stdlib", "calibration").documents)[:TEXT_CHARACTERS]
     (where / "text.py").write_text(text)
     return where

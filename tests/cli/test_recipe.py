@@ -77,7 +77,7 @@ def test_bounds_of_a_recipe(tmp_path: Path, said: str, bound: float | None) -> N
 
 
 MISTAKES = [
-    ("  - verify", "  - verfy", "5: no step 'verfy'; there are to-hf,"),
+    ("  - verify", "  - verfy", "5: no step 'verfy'; there are to-gguf,"),
     ("bits: 4", "bits: 5", "7: bits is one of 4, 8"),
     ("bits: 4", "format: onnx", "6: quantize needs one of bits, type, max_size, bpw, max_kl"),
     ("bits: 4", "bpw: lots", "7: bpw is not a number"),

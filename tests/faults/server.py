@@ -34,10 +34,10 @@ from cgconvert.write import writer as write
 
 ROOT = Path(__file__).resolve().parents[2]
 WARM = (
-    "cgconvert.cli.inspect", "cgconvert.cli.to_hf", "cgconvert.cli.to_onnx", "cgconvert.cli.run",
-    "cgconvert.cli.to_gguf", "cgconvert.cli.quantize", "cgconvert.cli.verify",
-    "cgconvert.cli.generate", "cgconvert.formats.onnx.writer", "cgconvert.formats.gguf.writer",
-    "cgconvert.formats.huggingface.writer", "cgconvert.formats.onnx.admission",
+    "cgconvert.cli.conversions", "cgconvert.cli.generate", "cgconvert.cli.inspect",
+    "cgconvert.cli.run", "cgconvert.cli.verify", "cgconvert.formats.onnx.writer",
+    "cgconvert.formats.gguf.writer", "cgconvert.formats.huggingface.writer",
+    "cgconvert.formats.onnx.admission",
     "cgconvert.formats.gguf.admission", "cgconvert.formats.huggingface.admission",
     "cgconvert.formats.onnx.checks", "cgconvert.formats.gguf.checks",
     "cgconvert.formats.huggingface.checks", "cgconvert.formats.huggingface.reader",

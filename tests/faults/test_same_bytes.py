@@ -13,7 +13,6 @@ from pathlib import Path
 import pytest
 import torch
 
-from cgconvert import api as convert
 from cgconvert import embedded
 from cgconvert.formats.read import read
 from cgconvert.model.decoder import Geometry
@@ -23,13 +22,14 @@ from cgconvert.write import plan
 from cgconvert.write.execute import execute
 from cgconvert.write.plan import Plan
 from tests.faults.kill import file_hashes
+from tests.support import plans
 
 OUTPUTS: dict[str, Callable[..., Plan]] = {
-    **{f"hf {d}": partial(convert.to_hf, dtype=d) for d in ("float16", "bfloat16", "float32")},
-    "phi": partial(convert.to_hf, layout="phi"),
-    **{f"onnx {d}": partial(convert.to_onnx, dtype=d) for d in ("float32", "float16")},
-    **{f"onnx {b}": partial(convert.to_onnx, bits=b) for b in (4, 8)},
-    **{f"gguf {t}": partial(convert.to_gguf, type=t)
+    **{f"hf {d}": partial(plans.to_hf, dtype=d) for d in ("float16", "bfloat16", "float32")},
+    "phi": partial(plans.to_hf, layout="phi"),
+    **{f"onnx {d}": partial(plans.to_onnx, dtype=d) for d in ("float32", "float16")},
+    **{f"onnx {b}": partial(plans.to_onnx, bits=b) for b in (4, 8)},
+    **{f"gguf {t}": partial(plans.to_gguf, type=t)
        for t in ("F32", "F16", "BF16", "Q8_0", "Q5_K_M", "Q4_K_M", "Q4_1", "Q4_0", "Q3_K")},
 }  # fmt: skip
 

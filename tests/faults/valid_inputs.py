@@ -9,12 +9,12 @@ from pathlib import Path
 
 import torch
 
-from cgconvert import api as convert
 from cgconvert import embedded
 from cgconvert.formats.read import read
 from cgconvert.model.decoder import Geometry
 from cgconvert.testing import synthetic
 from cgconvert.write.execute import execute
+from tests.support import plans
 
 __all__ = ["GEOMETRY", "INPUT_NAMES", "STATE", "ValidInputs"]
 
@@ -42,11 +42,11 @@ INPUT_NAMES: Mapping[str, str] = {
 RECIPE = "source: source\nsteps:\n  - to-gguf: {output: out.gguf}\n"
 
 _ARTEFACTS = {
-    "hf": partial(convert.to_hf, dtype="float16"),
-    "phi": partial(convert.to_hf, layout="phi"),
-    "onnx": convert.to_onnx,
-    "onnx-int4": partial(convert.to_onnx, bits=4),
-    "gguf": convert.to_gguf,
+    "hf": partial(plans.to_hf, dtype="float16"),
+    "phi": partial(plans.to_hf, layout="phi"),
+    "onnx": plans.to_onnx,
+    "onnx-int4": partial(plans.to_onnx, bits=4),
+    "gguf": plans.to_gguf,
 }
 
 

@@ -16,7 +16,6 @@ import pytest
 import torch
 from safetensors import safe_open
 
-from cgconvert import api as convert
 from cgconvert import embedded
 from cgconvert.formats.read import ReadOptions, read
 from cgconvert.model.checkpoint import Checkpoint
@@ -27,6 +26,7 @@ from cgconvert.verify import metrics
 from cgconvert.write.execute import execute
 from cgconvert.write.plan import Plan
 from tests.conftest import cut
+from tests.support import plans
 from tests.support.logit_distances import kl_divergence
 
 MODELS = ("350M", "2B", "6B", "16B", embedded.NAME)
@@ -106,7 +106,7 @@ def test_every_layout_gives_the_same_weights(model: Model) -> None:
     for layout in LAYOUTS:
         checkpoint, folder = model.source(layout)
         output = model.folder / "hf"
-        write(convert.to_hf(checkpoint, output, max_shard_size=100 * 10**9))
+        write(plans.to_hf(checkpoint, output, max_shard_size=100 * 10**9))
         hashes.update(weights_sha256(output))
         shutil.rmtree(folder)
         shutil.rmtree(model.folder / "cache", ignore_errors=True)
@@ -171,7 +171,7 @@ def mean_kl(oracle: Oracle, logits: list[np.ndarray]) -> float:
 
 def test_onnx_float32(model: Model, oracle: Oracle) -> None:
     output = model.folder / "onnx"
-    write(convert.to_onnx(oracle.checkpoint, output))
+    write(plans.to_onnx(oracle.checkpoint, output))
     full, cached = full_and_cached(output, "onnx", model.prompts)
     shutil.rmtree(output)
     assert relative_error(oracle, full) <= 1e-5
@@ -181,7 +181,7 @@ def test_onnx_float32(model: Model, oracle: Oracle) -> None:
 @pytest.mark.parametrize("type_", ["F32", "F16", "Q8_0"])
 def test_gguf(model: Model, oracle: Oracle, type_: str) -> None:
     output = model.folder / f"model-{type_}.gguf"
-    write(convert.to_gguf(oracle.checkpoint, output, type=type_))
+    write(plans.to_gguf(oracle.checkpoint, output, type=type_))
     full, cached = full_and_cached(output, "gguf", model.prompts)
     output.unlink()
     bounds = {"F32": (1e-6, 1e-5), "F16": (1e-6, 1e-5), "Q8_0": (3e-4, 1e-2)}
@@ -193,7 +193,7 @@ def test_gguf(model: Model, oracle: Oracle, type_: str) -> None:
 @pytest.mark.parametrize("layout", ["codegen", "phi"])
 def test_huggingface_float32(model: Model, oracle: Oracle, layout: str) -> None:
     output = model.folder / f"hf-{layout}"
-    plan = convert.to_hf(oracle.checkpoint, output, dtype="float32", layout=layout)
+    plan = plans.to_hf(oracle.checkpoint, output, dtype="float32", layout=layout)
     write(plan)
     full, cached = full_and_cached(output, "huggingface", model.prompts)
     shutil.rmtree(output)

@@ -9,10 +9,10 @@ import torch
 import transformers
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from cgconvert import api as convert
 from cgconvert import embedded
 from cgconvert.formats.read import read
 from cgconvert.write.execute import execute
+from tests.support import plans
 
 TEXT = "def hello(x):\n        return x + 1\n\t\tfoo  # ünïcode\n"
 
@@ -21,7 +21,7 @@ TEXT = "def hello(x):\n        return x + 1\n\t\tfoo  # ünïcode\n"
 def folder(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Path:
     checkpoint = read(embedded.NAME)
     output = tmp_path_factory.mktemp(request.param) / "hf"
-    execute(convert.to_hf(checkpoint, output, layout=request.param))
+    execute(plans.to_hf(checkpoint, output, layout=request.param))
     return output
 
 

@@ -16,12 +16,12 @@ import onnxruntime_genai as genai
 import pytest
 import torch
 
-from cgconvert import api as convert
 from cgconvert import embedded
 from cgconvert.formats.read import read
 from cgconvert.runtimes import open_runtime
 from cgconvert.runtimes.generate import generate
 from cgconvert.write.execute import execute
+from tests.support import plans
 
 PINNED = json.loads((Path(__file__).parent / "greedy.json").read_text())
 NEW = 64
@@ -60,9 +60,9 @@ def test_the_pinned_tokens_are_transformers() -> None:
 def test_every_runtime_gives_them(kind: str, name: str, tmp_path: Path) -> None:
     checkpoint = read(embedded.NAME)
     plan = {
-        "huggingface": lambda: convert.to_hf(checkpoint, tmp_path / "hf", dtype="float32"),
-        "onnx": lambda: convert.to_onnx(checkpoint, tmp_path / "onnx"),
-        "gguf": lambda: convert.to_gguf(checkpoint, tmp_path / "x.gguf", type="F32"),
+        "huggingface": lambda: plans.to_hf(checkpoint, tmp_path / "hf", dtype="float32"),
+        "onnx": lambda: plans.to_onnx(checkpoint, tmp_path / "onnx"),
+        "gguf": lambda: plans.to_gguf(checkpoint, tmp_path / "x.gguf", type="F32"),
     }[kind]()
     execute(plan)
     runtime = open_runtime(kind, plan.output, "cpu", name=name)
@@ -86,7 +86,7 @@ def test_every_runtime_gives_them(kind: str, name: str, tmp_path: Path) -> None:
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     checkpoint = read(embedded.NAME)
-    plan = convert.to_onnx(checkpoint, tmp_path_factory.mktemp("batch") / "onnx")
+    plan = plans.to_onnx(checkpoint, tmp_path_factory.mktemp("batch") / "onnx")
     execute(plan)
     return plan.output
 

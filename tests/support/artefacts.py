@@ -7,11 +7,11 @@ from collections.abc import Callable, Iterable, Mapping
 from functools import partial
 from pathlib import Path
 
-from cgconvert import api as convert
 from cgconvert.model.checkpoint import Checkpoint
 from cgconvert.write.execute import execute
 from cgconvert.write.manifest import manifest_path
 from cgconvert.write.plan import Plan
+from tests.support import plans
 
 __all__ = ["WRITERS", "Writer", "copied", "write", "write_all"]
 
@@ -19,14 +19,14 @@ Writer = Callable[..., Plan]
 
 WRITERS: Mapping[str, Writer] = {
     **{
-        f"{prefix}-{dtype}": partial(convert.to_hf, dtype=dtype, layout=layout)
+        f"{prefix}-{dtype}": partial(plans.to_hf, dtype=dtype, layout=layout)
         for prefix, layout in (("hf", "codegen"), ("hf-phi", "phi"))
         for dtype in ("float32", "float16", "bfloat16")
     },
-    **{f"onnx-{dtype}": partial(convert.to_onnx, dtype=dtype) for dtype in ("float32", "float16")},
-    **{f"onnx-int{bits}": partial(convert.to_onnx, bits=bits) for bits in (8, 4)},
+    **{f"onnx-{dtype}": partial(plans.to_onnx, dtype=dtype) for dtype in ("float32", "float16")},
+    **{f"onnx-int{bits}": partial(plans.to_onnx, bits=bits) for bits in (8, 4)},
     **{
-        f"gguf-{type_}": partial(convert.to_gguf, type=type_)
+        f"gguf-{type_}": partial(plans.to_gguf, type=type_)
         for type_ in ("F32", "F16", "BF16", "Q8_0", "Q4_0")
     },
 }

@@ -9,7 +9,6 @@ from pathlib import Path
 
 import pytest
 
-from cgconvert.api import to_gguf
 from cgconvert.errors import InputError
 from cgconvert.formats.read import read
 from cgconvert.model.checkpoint import Checkpoint
@@ -20,6 +19,7 @@ from cgconvert.write.hashing import file_sha256, source_digest
 from cgconvert.write.manifest import manifest_path
 from cgconvert.write.plan import Plan
 from tests.support.artefacts import copied, write_all
+from tests.support.plans import to_gguf
 from tests.support.tampering import checkpoint
 
 TYPES = ("hf-float16", "onnx-int4", "gguf-F16")

@@ -7,18 +7,40 @@ from pathlib import Path
 from typing import Any
 
 from cgconvert.formats.base import Format, Headers, TensorLine, most_stored
+from cgconvert.formats.gguf.types import TYPES
 from cgconvert.formats.read_options import ReadOptions
 from cgconvert.formats.stored import SettingsDifferences, StoredArtefact
 from cgconvert.formats.thresholds import ThresholdRow
 from cgconvert.model.checkpoint import Checkpoint
 from cgconvert.model.decoder import Decoder
 from cgconvert.model.tokenizer import Tokenizer
+from cgconvert.options import Option
 from cgconvert.sources.resolve import Source
 from cgconvert.write.plan import Plan
 
 __all__ = ["Gguf"]
 
 SUFFIX = ".gguf"
+
+OPTIONS = (
+    Option(
+        name="type",
+        choices=tuple(TYPES),
+        any_case=True,
+        default="F16",
+        help="Type of the matrices; norms and biases stay F32.",
+    ),
+)
+
+HELP = """\
+Write SOURCE as a GGUF file that an unmodified llama.cpp runs (architecture phi2).
+
+Quantized types by the weights alone; `quantize` fits them to a text.
+
+\b
+Example:
+  cgconvert to-gguf codegen-350M-mono --type Q8_0
+"""
 
 
 #   runtime: relative, NMSE, KL, NMSE at the end; cache, batch; NMSE, KL, p99, sure, perplexity
@@ -78,7 +100,9 @@ class Gguf(Format):
     """llama.cpp's files, in every type that has a codec."""
 
     name = "gguf"
-    options = ("type",)
+    command = "to-gguf"
+    help = HELP
+    options = OPTIONS
     thresholds = THRESHOLDS
 
     def recognises(self, path: Path) -> bool:

@@ -13,12 +13,35 @@ from cgconvert.formats.stored import SettingsDifferences, StoredArtefact
 from cgconvert.formats.thresholds import ThresholdRow
 from cgconvert.model.checkpoint import Checkpoint
 from cgconvert.model.decoder import Decoder
+from cgconvert.options import ByteSize, Option, defaults
 from cgconvert.sources.resolve import Source
 from cgconvert.write.plan import Plan
 
 __all__ = ["HuggingFace"]
 
-SHARD_BYTES = 5 * 10**9
+OPTIONS = (
+    Option(
+        name="dtype",
+        choices=("float16", "bfloat16", "float32"),
+        default="float16",
+        help="Type of the stored weights.",
+    ),
+    Option(
+        name="layout",
+        choices=("codegen", "phi"),
+        default="codegen",
+        help="CodeGenForCausalLM, or the same model for PhiForCausalLM and what serves Phi.",
+    ),
+    Option(name="max_shard_size", type=ByteSize, default="5GB", help="Split larger weights."),
+)
+
+HELP = """\
+Write SOURCE as Hugging Face safetensors with configuration, tokenizer and model card.
+
+\b
+Example:
+  cgconvert to-hf checkpoints/codegen-350M-mono.tar.gz --layout phi
+"""
 
 FOLDERS = {"codegen": "hf", "phi": "hf-phi"}
 
@@ -46,7 +69,9 @@ class HuggingFace(Format):
     """CodeGen's own layout (torch or safetensors weights), and Phi's."""
 
     name = "huggingface"
-    options = ("dtype", "layout", "max_shard_size")
+    command = "to-hf"
+    help = HELP
+    options = OPTIONS
     thresholds = THRESHOLDS
 
     def recognises(self, path: Path) -> bool:
@@ -81,12 +106,7 @@ class HuggingFace(Format):
         from cgconvert.formats.huggingface import writer
 
         path = output or self.default_output(checkpoint, **options)
-        defaults: dict[str, Any] = {
-            "dtype": "float16",
-            "layout": "codegen",
-            "max_shard_size": SHARD_BYTES,
-        }
-        return writer.plan(checkpoint, path, **(defaults | options))
+        return writer.plan(checkpoint, path, **(defaults(OPTIONS) | options))
 
     def default_output(self, checkpoint: Checkpoint, **options: Any) -> Path:
         return OUT / checkpoint.name / FOLDERS.get(options.get("layout", "codegen"), "hf")

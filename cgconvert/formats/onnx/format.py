@@ -6,9 +6,11 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from cgconvert.codecs.matmul_nbits import BLOCK_SIZES
 from cgconvert.errors import UsageError
 from cgconvert.formats.base import Format, Headers, tensor_lines
 from cgconvert.formats.huggingface.config import from_codegen
+from cgconvert.formats.onnx.variant import ACCURACY_LEVELS, CLIENTS, TARGETS
 from cgconvert.formats.read_options import ReadOptions
 from cgconvert.formats.stored import SettingsDifferences, StoredArtefact
 from cgconvert.formats.thresholds import ThresholdRow
@@ -16,10 +18,68 @@ from cgconvert.io.strict_json import read_json
 from cgconvert.model.checkpoint import Checkpoint
 from cgconvert.model.decoder import Decoder
 from cgconvert.model.tokenizer import Tokenizer
+from cgconvert.options import Option
 from cgconvert.sources.resolve import Source
 from cgconvert.write.plan import Plan
 
-__all__ = ["Onnx"]
+__all__ = ["MATRIX_BLOCKS", "Onnx"]
+
+MATRIX_BLOCKS = (
+    Option(
+        name="block_size",
+        type=int,
+        choices=BLOCK_SIZES,
+        help="ONNX: weights that share a scale, 16 to 256; 32 unless given.",
+    ),
+    Option(
+        name="symmetric",
+        type=bool,
+        help="ONNX: 4 bits without zero points, the numbers of GGUF's Q4_0. 8 bits have none.",
+    ),
+    Option(
+        name="accuracy_level",
+        type=int,
+        choices=ACCURACY_LEVELS,
+        help="ONNX: compute in int8 (4, as without it), float32 (1) or what suits (0).",
+    ),
+)
+"""How ONNX's quantized matrices are laid out and computed."""
+
+OPTIONS = (
+    Option(
+        name="dtype",
+        choices=("float32", "float16"),
+        default="float32",
+        help="Type of weights and arithmetic.",
+    ),
+    Option(name="bits", type=int, choices=(4, 8), help="Quantize the matrices."),
+    *MATRIX_BLOCKS,
+    Option(
+        name="client",
+        choices=CLIENTS,
+        default="any",
+        help="transformers.js: it asks for the last logits alone; optimum cannot load such a "
+        "graph.",
+    ),
+    Option(
+        name="target",
+        choices=TARGETS,
+        default="cpu",
+        help='cuda, with `dtype="float16"`: for flash attention; batches are padded after the '
+        "prompt.",
+    ),
+)
+
+HELP = """\
+Write SOURCE as an ONNX decoder with KV-cache inputs and outputs.
+
+The folder is a whole repository: onnxruntime, onnxruntime-genai, optimum and transformers.js
+load it as it is.
+
+\b
+Example:
+  cgconvert to-onnx codegen-6B-mono
+"""
 
 
 #   runtime: relative, NMSE, KL, NMSE at the end; cache, batch; NMSE, KL, p99, sure, perplexity
@@ -51,9 +111,9 @@ class Onnx(Format):
     """A decoder graph with KV-cache inputs and outputs, in floats or in 4 or 8 bits."""
 
     name = "onnx"
-    options = (
-        "dtype", "bits", "block_size", "symmetric", "accuracy_level", "client", "target",
-    )  # fmt: skip
+    command = "to-onnx"
+    help = HELP
+    options = OPTIONS
     thresholds = THRESHOLDS
 
     def recognises(self, path: Path) -> bool:
@@ -90,10 +150,9 @@ class Onnx(Format):
         from cgconvert.formats.onnx import writer
 
         options = {name: value for name, value in options.items() if value is not None}
-        blocks = [n for n in ("block_size", "symmetric", "accuracy_level") if n in options]
+        blocks = [option.name for option in MATRIX_BLOCKS if option.name in options]
         if blocks and "bits" not in options:
-            name = "--" + blocks[0].replace("_", "-")
-            raise UsageError(f"{name} is an option of quantized matrices: add --bits 4 or 8")
+            raise UsageError(f"`{blocks[0]}` is an option of quantized matrices: add `bits=4` or 8")
         path = output or self.default_output(checkpoint, **options)
         return writer.plan(checkpoint, path, **options)
 

@@ -11,9 +11,8 @@ import pytest
 import torch
 from click.testing import CliRunner
 
-from cgconvert import api as convert
 from cgconvert import embedded
-from cgconvert.cli import quantize, run, to_onnx
+from cgconvert.cli.main import cli
 from cgconvert.codecs.matmul_nbits import BLOCK_SIZES
 from cgconvert.errors import InputError
 from cgconvert.formats.gguf import reader as gguf
@@ -30,6 +29,7 @@ from cgconvert.model.tensor_names import CODEGEN, GGUF, ONNX
 from cgconvert.runtimes.onnxruntime import OnnxRuntime
 from cgconvert.testing import synthetic
 from cgconvert.write.execute import execute
+from tests.support import plans
 from tests.support.onnx_models import GEOMETRIES, THREADS, Model, make, relative_error
 
 
@@ -67,8 +67,8 @@ def test_symmetric_int4_is_q4_0(tmp_path: Path) -> None:
     """The embedded model's matrices, decoded from both files: equal to the last bit."""
     checkpoint = read(embedded.NAME)
     for made in (
-        convert.to_gguf(checkpoint, tmp_path / "x.gguf", type="Q4_0"),
-        convert.to_onnx(checkpoint, tmp_path / "onnx", bits=4, symmetric=True),
+        plans.to_gguf(checkpoint, tmp_path / "x.gguf", type="Q4_0"),
+        plans.to_onnx(checkpoint, tmp_path / "onnx", bits=4, symmetric=True),
     ):
         execute(made)
     ours = decoded_tensors(tmp_path / "onnx/onnx/model_q4.onnx")
@@ -115,8 +115,8 @@ OPTIONS = {"bits": 4, "block_size": 64, "symmetric": True, "accuracy_level": 1}
 def call(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Any:
     monkeypatch.chdir(tmp_path)
 
-    def invoke(command: Any, *arguments: str) -> None:
-        told = CliRunner().invoke(command, arguments, catch_exceptions=False)
+    def invoke(*arguments: str) -> None:
+        told = CliRunner().invoke(cli, arguments, catch_exceptions=False)
         assert told.exit_code == 0, told.output
 
     return invoke
@@ -125,12 +125,12 @@ def call(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Any:
 def test_commands_and_recipes_mean_the_same(call: Any) -> None:
     """The options reach graph and manifest, by whichever way they were given."""
     given = ["--bits", "4", "--block-size", "64", "--symmetric", "--accuracy-level", "1"]
-    call(to_onnx.command, embedded.NAME, "-o", "one", *given)
+    call("to-onnx", embedded.NAME, "-o", "one", *given)
     rounded = ("--format", "onnx", "--effort", "fast")
-    call(quantize.command, embedded.NAME, "-o", "two", *rounded, *given)
+    call("quantize", embedded.NAME, "-o", "two", *rounded, *given)
     step = json.dumps({"output": "three", **OPTIONS})
     Path("r.yaml").write_text(f"source: {embedded.NAME}\nsteps:\n  - to-onnx: {step}\n")
-    call(run.command, "r.yaml")
+    call("run", "r.yaml")
     files = [json.loads(Path(f, "cgconvert.json").read_text()) for f in ("one", "two", "three")]
     assert all(file == files[0] for file in files)
     assert files[0]["options"] == {"dtype": "float32", "client": "any", "target": "cpu", **OPTIONS}
@@ -151,9 +151,9 @@ def test_commands_and_recipes_mean_the_same(call: Any) -> None:
 @pytest.mark.parametrize("dtype", ["float32", "float16"])
 def test_our_own_float_folder_is_a_source(call: Any, dtype: str) -> None:
     """The source is float16, so both folders hold its numbers: what comes out is the same."""
-    call(to_onnx.command, embedded.NAME, "-o", "wanted", "--bits", "4")
-    call(to_onnx.command, embedded.NAME, "-o", "float", "--dtype", dtype)
+    call("to-onnx", embedded.NAME, "-o", "wanted", "--bits", "4")
+    call("to-onnx", embedded.NAME, "-o", "float", "--dtype", dtype)
     rounded = ("--format", "onnx", "--effort", "fast")
-    call(quantize.command, "float", "-o", "got", "--bits", "4", *rounded)
+    call("quantize", "float", "-o", "got", "--bits", "4", *rounded)
     for name in ("model_q4.onnx", "model_q4.onnx_data"):
         assert Path("got/onnx", name).read_bytes() == Path("wanted/onnx", name).read_bytes()

@@ -1,0 +1,139 @@
+"""Continuing a prompt with an artefact: `generate` and `stream_generate`."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+
+from cgconvert.api.declarations import GENERATE
+from cgconvert.formats.artefact import identify
+from cgconvert.options import accepted_values
+from cgconvert.runtimes import open_runtime
+from cgconvert.runtimes.generate import generate as generate_tokens
+
+__all__ = ["generate", "stream_generate"]
+
+INCOMPLETE = "\ufffd"
+"""What a decoded text ends in while a character's bytes are not all there."""
+
+
+def generate(
+    artefact: str | Path,
+    prompt: str,
+    *,
+    max_new_tokens: int = 128,
+    temperature: float = 0.0,
+    seed: int = 0,
+    runtime: str | None = None,
+    device: str = "auto",
+) -> str:
+    """Continue a prompt with an artefact, in the runtime people use for its format.
+
+    Args:
+        artefact: Path of a folder that `to_hf` or `to_onnx` wrote, or of a .gguf file.
+        prompt: Text to continue.
+        max_new_tokens: Most tokens to generate, at least 1. Generation ends earlier at
+            end-of-text, or where the context is full.
+        temperature: 0 takes the most likely token each time; above, one is drawn from
+            softmax(logits / temperature).
+        seed: The same seed draws the same tokens.
+        runtime: transformers, onnxruntime, onnxruntime-genai or llama.cpp; the format's first
+            unless given.
+        device: cpu, cuda or auto, which is cuda where the runtime has it.
+
+    Returns:
+        The prompt and its continuation.
+
+    Raises:
+        InputError: The artefact is missing or broken, or the prompt is empty or too long.
+        UsageError: The runtime or device is not there (MissingRuntimeError: not installed).
+        VerificationError: The artefact's logits are not finite.
+
+    Example:
+        >>> cgconvert.to_gguf("codegen-tiny-mono", "model.gguf").format
+        'gguf'
+        >>> cgconvert.generate("model.gguf", "def __init__(self, name):", max_new_tokens=5)
+        'def __init__(self, name):\\n        self.name = name'
+    """
+    pieces = stream_generate(
+        artefact,
+        prompt,
+        max_new_tokens=max_new_tokens,
+        temperature=temperature,
+        seed=seed,
+        runtime=runtime,
+        device=device,
+    )
+    return "".join(pieces)
+
+
+def stream_generate(
+    artefact: str | Path,
+    prompt: str,
+    *,
+    max_new_tokens: int = 128,
+    temperature: float = 0.0,
+    seed: int = 0,
+    runtime: str | None = None,
+    device: str = "auto",
+) -> Iterator[str]:
+    """Yield the prompt, then its continuation piece by piece while it is generated.
+
+    Args:
+        artefact: See `generate`.
+        prompt: See `generate`.
+        max_new_tokens: See `generate`.
+        temperature: See `generate`.
+        seed: See `generate`.
+        runtime: See `generate`.
+        device: See `generate`.
+
+    Yields:
+        The prompt, then text of one token or more: only complete characters. Joined, the pieces
+        are what `generate` returns.
+
+    Raises:
+        InputError: See `generate`.
+        UsageError: See `generate`.
+        VerificationError: See `generate`.
+
+    Example:
+        >>> cgconvert.to_gguf("codegen-tiny-mono", "model.gguf").format
+        'gguf'
+        >>> list(cgconvert.stream_generate("model.gguf", "import os", max_new_tokens=2))
+        ['import os', '\\n', 'import']
+    """
+    accepted_values(
+        GENERATE,
+        {
+            "max_new_tokens": max_new_tokens,
+            "temperature": temperature,
+            "seed": seed,
+            "device": device,
+        },
+    )
+    identified = identify(Path(artefact))
+    opened = open_runtime(identified.format, identified.path, device, name=runtime)
+    try:
+        ids = opened.tokenize(prompt)
+        tokens = generate_tokens(
+            opened,
+            ids,
+            max_new_tokens,
+            allowed=opened.tokenizer_size,
+            end_of_text=opened.end_of_text,
+            temperature=temperature,
+            seed=seed,
+        )
+        yielded = opened.detokenize(ids)
+        yield yielded
+        for token in tokens:
+            ids.append(token)
+            text = opened.detokenize(ids)
+            if not text.endswith(INCOMPLETE):
+                yield text[len(yielded) :]
+                yielded = text
+        if rest := opened.detokenize(ids)[len(yielded) :]:
+            yield rest
+    finally:
+        opened.close()

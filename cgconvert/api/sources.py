@@ -1,0 +1,104 @@
+"""Reading a model: `load` and `inspect`."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from cgconvert.api.declarations import READ
+from cgconvert.errors import UsageError
+from cgconvert.formats.describe import Description, describe
+from cgconvert.formats.read import ReadOptions, read
+from cgconvert.model.checkpoint import Checkpoint
+from cgconvert.options import accepted_values
+
+__all__ = ["Source", "inspect", "load", "read_options"]
+
+Source = str | Path | Checkpoint
+"""What names a model: a path, a name of the family, a Hub id, or a model that was loaded."""
+
+
+def load(
+    source: Source,
+    *,
+    tokenizer: str | Path | None = None,
+    config: str | Path | None = None,
+    mp_num: int | None = None,
+    step: int | None = None,
+    revision: str | None = None,
+) -> Checkpoint:
+    """Open a CodeGen model. Only headers are read; weights are read when they are converted.
+
+    Args:
+        source: A folder, file or release tarball, an artefact of cgconvert, a name of the family
+            (`codegen-350M-mono`), a Hub id, or the built-in `codegen-tiny-mono`. A model that was
+            loaded already is returned as it is.
+        tokenizer: Folder with tokenizer.json, or vocab and merges, to use instead of the source's.
+        config: Configuration file to use instead of the source's.
+        mp_num: Number of groups in qkv_proj, where neither configuration nor family tells.
+        step: Step of a Jaxformer run; the last unless given.
+        revision: Branch, tag or commit on the Hub.
+
+    Returns:
+        The checkpoint: `name`, `geometry`, `tokenizer`, `layout` and lazy tensors in `decoder`.
+
+    Raises:
+        InputError: The source is missing, broken or not a CodeGen.
+        UsageError: An option does not fit the source.
+
+    Example:
+        >>> model = cgconvert.load("codegen-tiny-mono")
+        >>> model.geometry.n_layer, model.geometry.n_embd, model.tokenizer.end_of_text
+        (6, 256, 3967)
+    """
+    options = read_options(
+        tokenizer=tokenizer, config=config, mp_num=mp_num, step=step, revision=revision
+    )
+    if not isinstance(source, Checkpoint):
+        return read(str(source), options)
+    if options != ReadOptions():
+        raise UsageError(f"{source.name} is loaded already; give reading options to `load`")
+    return source
+
+
+def inspect(
+    path: str | Path,
+    *,
+    tokenizer: str | Path | None = None,
+    config: str | Path | None = None,
+    mp_num: int | None = None,
+    step: int | None = None,
+    revision: str | None = None,
+) -> Description:
+    """Describe a model or an artefact, a quantized one too, from its headers.
+
+    Args:
+        path: What to describe; see `load`.
+        tokenizer: See `load`.
+        config: See `load`.
+        mp_num: See `load`.
+        step: See `load`.
+        revision: See `load`.
+
+    Returns:
+        Layout, geometry, number of parameters, tokenizer, stored bytes by type, every tensor with
+        its shape in elements and its size in bytes, and where the model came from. `as_dict()`
+        is what `cgconvert inspect --json` prints.
+
+    Raises:
+        InputError: Nothing known is there, or it is broken.
+
+    Example:
+        >>> description = cgconvert.inspect("codegen-tiny-mono")
+        >>> description.layout, description.parameters, len(description.tensors)
+        ('safetensors', 6831104, 53)
+    """
+    options = read_options(
+        tokenizer=tokenizer, config=config, mp_num=mp_num, step=step, revision=revision
+    )
+    return describe(str(path), options)
+
+
+def read_options(**values: Any) -> ReadOptions:
+    """Reading options from the arguments of a function of the API."""
+    return ReadOptions(**accepted_values(READ, values))

@@ -1,0 +1,210 @@
+"""Comparing artefacts with their source: `verify`."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import replace
+from pathlib import Path
+
+from cgconvert.api.declarations import VERIFY
+from cgconvert.api.progress import ProgressOption, progress_for
+from cgconvert.api.results import Result, Verification
+from cgconvert.api.sources import Source, load, read_options
+from cgconvert.errors import CgconvertError, InputError, UsageError
+from cgconvert.formats.artefact import Artefact, find_all, identify
+from cgconvert.formats.read import ReadOptions, read
+from cgconvert.model.checkpoint import Checkpoint
+from cgconvert.options import accepted_values
+from cgconvert.runtimes import RUNTIMES
+from cgconvert.texts.text import Text, read_text
+from cgconvert.verify.prompts import TEXT_TOKENS
+from cgconvert.verify.report import check_suffix
+from cgconvert.verify.report.model import Report
+from cgconvert.verify.thresholds import known_bounds, parse_bound
+from cgconvert.verify.verify import verify as verify_artefact
+
+__all__ = ["artefacts_at", "reports_of", "verify"]
+
+Bounds = Mapping[str, float | None]
+"""A bound by name of check; None only reports the value."""
+
+
+def verify(
+    artefact: str | Path | Result | Sequence[str | Path | Result],
+    *,
+    reference: Source | None = None,
+    text: Sequence[str | Path | Text] = (),
+    text_tokens: int = TEXT_TOKENS,
+    threshold: Bounds | None = None,
+    report: Sequence[str | Path] = (),
+    runtime: str | None = None,
+    device: str = "auto",
+    tokenizer: str | Path | None = None,
+    config: str | Path | None = None,
+    mp_num: int | None = None,
+    step: int | None = None,
+    revision: str | None = None,
+    progress: ProgressOption = None,
+) -> Verification:
+    """Compare artefacts with the model they were made from: first what is stored, then running.
+
+    Every stored tensor, setting and hash is compared first. Then the artefact runs in its real
+    runtime beside a reference that computes the source's float16 weights in float32.
+
+    Args:
+        artefact: Path or result of a conversion, several of these, or a folder with artefacts
+            anywhere below it.
+        reference: The source to compare with, see `load`; the one that the artefact's manifest
+            names unless given.
+        text: Files to compare logits on, beside the built-in prompts; "stdlib" for files of
+            Python's own standard library.
+        text_tokens: How many tokens of each text, from its beginning: at least 2.
+        threshold: Other bounds by name of check, `{"logits.kl_mean": 0.05}`; None for a value
+            that is only reported.
+        report: Files to write the report to: .json, .xml (JUnit), .html or .txt.
+        runtime: Runtime to use for artefacts of its format, instead of the format's first.
+        device: Where runtime and reference compute: cpu, cuda or auto.
+        tokenizer: See `load`; for the reference.
+        config: See `load`; for the reference.
+        mp_num: See `load`; for the reference.
+        step: See `load`; for the reference.
+        revision: See `load`; for the reference.
+        progress: See `execute`.
+
+    Returns:
+        Checks, verdict and reports. A check that fails raises nothing: see `passed`.
+
+    Raises:
+        InputError: An artefact, the reference or a text cannot be read.
+        UsageError: A bound does not exist, or a runtime or device is not there
+            (MissingRuntimeError: not installed).
+        OutputError: A report could not be written.
+
+    Example:
+        >>> result = cgconvert.to_gguf("codegen-tiny-mono", "model.gguf", type="F16")
+        >>> verification = cgconvert.verify(result)
+        >>> verification.passed, str(verification.verdict), verification.checks[0].name
+        (True, 'pass', 'provenance')
+    """
+    accepted_values(VERIFY, {"text_tokens": text_tokens, "runtime": runtime, "device": device})
+    bounds = _checked(threshold or {})
+    options = read_options(
+        tokenizer=tokenizer, config=config, mp_num=mp_num, step=step, revision=revision
+    )
+    if reference is None or isinstance(reference, Checkpoint):
+        source = reference
+    else:
+        source = load(reference, **vars(options))
+    reports = reports_of(
+        artefacts_at(artefact),
+        reference=source,
+        options=options,
+        texts=[item if isinstance(item, Text) else read_text(str(item)) for item in text],
+        text_tokens=text_tokens,
+        thresholds=dict.fromkeys(known_bounds(), bounds),
+        report=[Path(path) for path in report],
+        runtime=runtime,
+        device=device,
+        progress=progress,
+    )
+    return Verification(tuple(reports))
+
+
+def artefacts_at(
+    artefact: str | Path | Result | Sequence[str | Path | Result],
+) -> list[Artefact]:
+    """The artefacts at or below one path or several.
+
+    Raises InputError where there is none.
+    """
+    several = [artefact] if isinstance(artefact, str | Path | Result) else artefact
+    artefacts: list[Artefact] = []
+    for path in map(Path, several):
+        below = find_all(path)
+        if not below and path.is_dir() and not any(path.iterdir()):
+            raise InputError(f"{path}: is empty")
+        artefacts += below or [identify(path)]  # which says what is wrong with it
+    return artefacts
+
+
+def reports_of(
+    artefacts: Sequence[Artefact],
+    *,
+    reference: Checkpoint | None = None,
+    options: ReadOptions | None = None,
+    texts: Sequence[Text] = (),
+    text_tokens: int = TEXT_TOKENS,
+    thresholds: Mapping[str, Bounds] | None = None,
+    report: Sequence[Path] = (),
+    runtime: str | None = None,
+    device: str = "auto",
+    progress: ProgressOption = None,
+) -> Iterator[Report]:
+    """Verify artefacts one after the other, yielding each report as soon as it is complete.
+
+    Report files are written after the last. See `verify` for the arguments; `thresholds` is by
+    stored type ("gguf Q8_0"), then by name of check, and `options` says how a reference that a
+    manifest names is read. Raises UsageError where `runtime` runs none of the artefacts.
+    """
+    for path in report:
+        check_suffix(path)
+    if runtime is not None:
+        _check_runtime(runtime, artefacts)
+    sources: dict[str, Checkpoint] = {}
+    reports = []
+    for artefact in artefacts:
+        source = reference or _source_of(artefact, options or ReadOptions(), sources)
+        verified = verify_artefact(
+            artefact.path,
+            artefact.format,
+            artefact.type,
+            source,
+            device,
+            thresholds=(thresholds or {}).get(f"{artefact.format} {artefact.type}"),
+            runtime=runtime if runtime in RUNTIMES[artefact.format] else None,
+            texts=texts,
+            text_tokens=text_tokens,
+            progress=progress_for(progress),
+        )
+        reports.append(verified)
+        yield verified
+    Verification(tuple(reports)).save(*report)
+
+
+def _checked(threshold: Bounds) -> dict[str, float | None]:
+    known = sorted(set().union(*known_bounds().values()))
+    try:
+        return {check: parse_bound(check, bound, known) for check, bound in threshold.items()}
+    except ValueError as error:
+        raise UsageError(f"`threshold`: {error}") from None
+
+
+def _check_runtime(runtime: str, artefacts: Sequence[Artefact]) -> None:
+    formats = list(dict.fromkeys(artefact.format for artefact in artefacts))
+    fitting = [name for format_ in formats for name in RUNTIMES[format_]]
+    if runtime not in fitting:
+        raise UsageError(
+            f"runtime {runtime!r} does not run {' or '.join(formats)}; use {' or '.join(fitting)}"
+        )
+
+
+def _source_of(
+    artefact: Artefact, options: ReadOptions, sources: dict[str, Checkpoint]
+) -> Checkpoint:
+    """The source that an artefact's manifest names, read the way it was read for the conversion.
+
+    `sources` keeps those that were read, by name.
+    """
+    advice = "give it with `reference=SOURCE`"
+    if artefact.manifest is None:
+        raise UsageError(f"{artefact.path}: has no manifest to tell its source; {advice}")
+    origin = artefact.manifest.source.get("origin", {})
+    name = str(origin.get("given", artefact.manifest.name))
+    if name not in sources:
+        recorded = ReadOptions.from_origin(origin)
+        overriding = {key: value for key, value in vars(options).items() if value is not None}
+        try:
+            sources[name] = read(name, replace(recorded, **overriding))
+        except CgconvertError as error:
+            raise type(error)(f"{error}; if its source is elsewhere now, {advice}") from error
+    return sources[name]

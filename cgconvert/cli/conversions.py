@@ -1,0 +1,105 @@
+"""Commands that write an artefact: one for each conversion of the API."""
+
+from __future__ import annotations
+
+import itertools
+import operator
+import re
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import click
+
+from cgconvert.api.conversions import Conversion, execute, plan
+from cgconvert.api.declarations import DRY_RUN, OUTPUT, READ, WRITE
+from cgconvert.cli.options import arguments, click_options
+from cgconvert.errors import UsageError
+from cgconvert.formats.artefact import OUT, find_all
+from cgconvert.io.progress import human_bytes
+from cgconvert.write.execute import check
+from cgconvert.write.plan import LazyPlan
+
+__all__ = ["carry_out", "conversion_command"]
+
+UNQUANTIZED = ("float32", "f32", "float16", "f16", "bfloat16", "bf16")
+"""Stored types that can be a source, the widest first."""
+
+
+def conversion_command(conversion: Conversion) -> click.Command:
+    """The command of a conversion: SOURCE, its own options and those of writing and reading."""
+    options = (*conversion.options, OUTPUT, WRITE[0], DRY_RUN, *WRITE[1:], *READ)
+    default_source = {"quantize": _only_unquantized_model}.get(conversion.name)
+
+    def run(source: str | None, **values: Any) -> None:
+        writing = {option.name: values.pop(option.name) for option in (DRY_RUN, *WRITE)}
+        if not source and default_source is not None:
+            source = default_source()
+        planned = plan(str(source), conversion.name, **arguments(options, values))
+        carry_out(planned, **writing)
+
+    argument = click.Argument(["source"], required=default_source is None)
+    return click.Command(
+        conversion.name,
+        params=[argument, *click_options(*options)],
+        callback=run,
+        help=conversion.help,
+    )
+
+
+def carry_out(plan: LazyPlan, *, dry_run: bool = False, **writing: Any) -> Path:
+    """Write the artefact and say where it is, or only print the plan; returns its path."""
+    if dry_run or not plan.resolved:
+        click.echo(plan.describe(), err=not dry_run)
+    if dry_run:
+        check(plan)
+        return plan.output
+    result = execute(plan, progress="auto", **writing)
+    click.echo(f"{result.path}  {result.format} {result.type}, {human_bytes(result.bytes)}")
+    for line in _types(result.types):
+        click.echo(line)
+    return result.path
+
+
+def _only_unquantized_model() -> str:
+    """An unquantized artefact under ./out, if all that are there come from one model."""
+    artefacts = [artefact for artefact in find_all(OUT) if artefact.type.lower() in UNQUANTIZED]
+    names = sorted({artefact.name for artefact in artefacts})
+    if not artefacts:
+        raise UsageError(
+            f"nothing to quantize under ./{OUT}; type the source: cgconvert quantize SOURCE "
+            "--bits 4 (for example codegen-350M-mono)"
+        )
+    if len(names) > 1:
+        raise UsageError(
+            f"several models under ./{OUT} ({', '.join(names)}); type which: "
+            f"cgconvert quantize {artefacts[0].path} --bits 4"
+        )
+    # The widest type; of those equally wide, the Hugging Face folder.
+    best = min(
+        artefacts, key=lambda a: (UNQUANTIZED.index(a.type.lower()), a.format != "huggingface")
+    )
+    return str(best.path)
+
+
+def _types(types: Mapping[str, str]) -> Iterator[str]:
+    """A line for each kind of matrix, with ranges of consecutive layers of one type."""
+    kinds: dict[str, list[tuple[int, str]]] = {}
+    for name, type_ in types.items():
+        match = re.fullmatch(r"blk\.(\d+)\.(.*)", name)
+        kinds.setdefault(match[2] if match else name, []).append(
+            (int(match[1]) if match else -1, type_)
+        )
+    for name, layers in kinds.items():
+        runs = [
+            (type_, [layer for layer, _ in run])
+            for type_, run in itertools.groupby(layers, key=operator.itemgetter(1))
+        ]
+        ranges = [
+            type_ if run[0] < 0 else f"{type_} {_range(run[0], run[-1])}" for type_, run in runs
+        ]
+        yield f"  {name:<20} {', '.join(ranges)}"
+
+
+def _range(first: int, last: int) -> str:
+    return str(first) if first == last else f"{first}-{last}"
