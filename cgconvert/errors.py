@@ -7,6 +7,7 @@ A message names an argument in backticks, as Python writes it: "give it with `mp
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import ClassVar
 
 __all__ = [
@@ -17,6 +18,7 @@ __all__ = [
     "OutputError",
     "UsageError",
     "VerificationError",
+    "first_few",
 ]
 
 
@@ -74,3 +76,16 @@ class OutputError(CgconvertError):
 
     code = "output"
     exit_code = 5
+
+
+def first_few(
+    texts: Sequence[str], limit: int, *, separator: str = "; ", conjunction: str | None = None
+) -> str:
+    """Join the first `limit` texts and say how many more there are: "a; b; 3 more".
+
+    `conjunction` stands before that number, as `separator` does unless it is given.
+    """
+    shown, rest = separator.join(texts[:limit]), len(texts) - limit
+    if rest <= 0:
+        return shown
+    return f"{shown}{separator if conjunction is None else conjunction}{rest} more"

@@ -7,7 +7,7 @@ from cgconvert.formats.base import SourceFormat
 from cgconvert.formats.read_options import ReadOptions, complete
 from cgconvert.formats.registry import source_format
 from cgconvert.model.checkpoint import Checkpoint
-from cgconvert.sources.resolve import Source, find
+from cgconvert.sources.resolve import Source, resolve
 
 __all__ = ["ReadOptions", "find_source", "read"]
 
@@ -33,7 +33,7 @@ def find_source(given: str, options: ReadOptions) -> tuple[SourceFormat, Source]
 
     Raises InputError where there is nothing known, UsageError for a step where there are none.
     """
-    source = find(given, options.revision)
+    source = resolve(given, options.revision)
     format_ = source_format(source.path)
     if options.step is not None and not format_.has_steps:
         raise UsageError(f"`step` is for Jaxformer checkpoints; {given} is {format_.name}")

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import cast
 
-from cgconvert.errors import InputError
+from cgconvert.errors import InputError, first_few
 from cgconvert.model.decoder import Decoder, Geometry, Layer, interleaved_rows, split_rows
 from cgconvert.model.tensor import LazyTensor
 
@@ -185,8 +185,7 @@ class _TensorBinder:
         self._check_biases()
         self._check_rest()
         if self.faults:
-            more = [f"{len(self.faults) - NAMED} more"] if len(self.faults) > NAMED else []
-            raise InputError(f"{self.where}: " + "; ".join([*self.faults[:NAMED], *more]))
+            raise InputError(f"{self.where}: {first_few(self.faults, NAMED)}")
         return Decoder(
             geometry=g,
             layers=tuple(self._block(parts) for parts in layers),

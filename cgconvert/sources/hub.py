@@ -8,7 +8,7 @@ from pathlib import Path
 from cgconvert.errors import InputError
 from cgconvert.model.tokenizer_files import TOKENIZER_FILES
 
-__all__ = ["GPT2", "GPT2_REVISION", "checkpoint", "tokenizer"]
+__all__ = ["GPT2", "GPT2_REVISION", "fetch_checkpoint", "fetch_tokenizer"]
 
 GPT2 = "openai-community/gpt2"
 """CodeGen's tokenizer is this one with white-space tokens added."""
@@ -18,11 +18,11 @@ GPT2_REVISION = "607a30d783dfa663caf39e06633721c8d4cfcd7e"
 CONFIG = ("config.json", "generation_config.json", *TOKENIZER_FILES)
 
 
-def checkpoint(repository: str, revision: str | None) -> tuple[Path, str]:
-    """A repository's folder in the cache and the commit it is at; downloaded where it is not there.
+def fetch_checkpoint(repository: str, revision: str | None) -> tuple[Path, str]:
+    """Return a repository's folder in the Hub cache and its commit; download what is missing.
 
-    Only weights, configuration and tokenizer are fetched, safetensors where there is a choice.
-    Raises InputError where it cannot be had.
+    Only weights, configuration and tokenizer are downloaded, and of weights in two formats only
+    safetensors. Raises InputError where that fails.
     """
     try:
         folder = _cached(repository, revision)
@@ -35,25 +35,25 @@ def checkpoint(repository: str, revision: str | None) -> tuple[Path, str]:
     return folder, folder.name
 
 
-def tokenizer() -> Path:
-    """The folder with GPT-2's tokenizer. Raises InputError where it cannot be had."""
+def fetch_tokenizer() -> Path:
+    """Return the folder with GPT-2's tokenizer. Raises InputError where it cannot be downloaded."""
     from huggingface_hub import snapshot_download
 
-    wanted = functools.partial(
+    snapshot = functools.partial(
         snapshot_download, GPT2, revision=GPT2_REVISION, allow_patterns=list(TOKENIZER_FILES)
     )
     try:
         try:
-            folder = Path(wanted(local_files_only=True))
+            folder = Path(snapshot(local_files_only=True))
             if (folder / "vocab.json").is_file() or (folder / "tokenizer.json").is_file():
                 return folder
         except FileNotFoundError:
             pass
-        return Path(wanted())
+        return Path(snapshot())
     except Exception as error:
         raise InputError(
             f"the checkpoint has no tokenizer and {GPT2} cannot be downloaded: {_reason(error)}; "
-            "give a folder with CodeGen's or GPT-2's tokenizer with --tokenizer"
+            "give a folder with CodeGen's or GPT-2's tokenizer with `tokenizer`"
         ) from error
 
 

@@ -1,4 +1,4 @@
-"""From what a user typed to a place on the disk."""
+"""Resolve a model's name or path to a file or folder on the disk."""
 
 from __future__ import annotations
 
@@ -12,50 +12,60 @@ from cgconvert.errors import InputError
 from cgconvert.model import family
 from cgconvert.sources import hub, tarball
 
-__all__ = ["Source", "find"]
+__all__ = ["Source", "resolve"]
 
 
 @dataclass(frozen=True)
 class Source:
-    """A folder or file, what it is called, and where it came from (for the manifest)."""
+    """A folder or file with a checkpoint.
+
+    `name` is the model's; `origin` tells the manifest where it came from: a Hub repository and
+    commit, an archive and its hash, or nothing for a path.
+    """
 
     path: Path
     name: str
     origin: Mapping[str, Any] = field(default_factory=dict)
 
 
-def find(given: str, revision: str | None = None) -> Source:
-    """Resolve a path, the embedded model, a family name or a Hub id, in this order.
+def resolve(location: str, revision: str | None = None) -> Source:
+    """Resolve the embedded model's name, a family name, a path or a Hub id, in this order.
 
-    A family name is looked for at ./checkpoints/<name>, ./checkpoints/<name>.tar.gz and ./<name>,
-    then in the Hub cache, then downloaded. Raises InputError where there is nothing.
+    Args:
+        location: The name, path or id. A family name (codegen-350M-mono) is looked for at
+            ./checkpoints/<name>, ./checkpoints/<name>.tar.gz and ./<name>, then in the Hub cache,
+            then downloaded. A tarball is unpacked into the cache.
+        revision: Branch, tag or commit on the Hub.
+
+    Raises:
+        InputError: There is no such model, or it cannot be downloaded or unpacked.
     """
-    path = Path(given)
-    if given == embedded.NAME and not path.exists():
+    path = Path(location)
+    if location == embedded.NAME and not path.exists():
         return Source(embedded.path(), embedded.NAME, {"embedded": embedded.NAME})
-    if family.is_member(given):
+    if family.is_member(location):
         for candidate in (
-            Path("checkpoints") / given,
-            Path("checkpoints") / f"{given}.tar.gz",
-            Path(given),
+            Path("checkpoints") / location,
+            Path("checkpoints") / f"{location}.tar.gz",
+            path,
         ):
             if candidate.exists():
                 return _local(candidate)
-        return _from_hub(family.hub_id(given), given, revision)
+        return _from_hub(family.hub_id(location), location, revision)
     if path.exists():
         return _local(path)
-    if _is_hub_id(given):
-        return _from_hub(given, given.split("/")[1], revision)
+    if _is_hub_id(location):
+        return _from_hub(location, location.split("/")[1], revision)
     raise InputError(
-        f"{given}: no such file or folder, and not a name of the family "
+        f"{location}: no such file or folder, and not a name of the family "
         f"({family.NAMES[0]} ... {family.NAMES[-1]}) or {embedded.NAME}"
     )
 
 
 def _local(path: Path) -> Source:
     if path.is_file() and tarball.is_tarball(path):
-        folder, record = tarball.unpack(path)
-        return Source(folder, tarball.stem(path), record)
+        folder, origin = tarball.unpack(path)
+        return Source(folder, tarball.stem(path), origin)
     resolved = path.resolve()
     if path.is_dir():
         return Source(path, resolved.name)
@@ -63,10 +73,10 @@ def _local(path: Path) -> Source:
 
 
 def _from_hub(repository: str, name: str, revision: str | None) -> Source:
-    folder, commit = hub.checkpoint(repository, revision)
+    folder, commit = hub.fetch_checkpoint(repository, revision)
     return Source(folder, name, {"hub": repository, "revision": commit})
 
 
-def _is_hub_id(given: str) -> bool:
-    parts = given.split("/")
-    return len(parts) == 2 and all(parts) and not given.startswith((".", "~"))
+def _is_hub_id(location: str) -> bool:
+    parts = location.split("/")
+    return len(parts) == 2 and all(parts) and not location.startswith((".", "~"))

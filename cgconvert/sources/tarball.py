@@ -1,4 +1,4 @@
-"""The release tarballs: unpacked once, into the cache, the named regular files only."""
+"""Release tarballs: the files of a checkpoint are unpacked into the cache, once."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from cgconvert.sources.tar_stream import TarError, TarFile, TarStream
 __all__ = ["cache_folder", "is_tarball", "unpack"]
 
 SUFFIXES = (".tar.gz", ".tgz")
-WANTED = frozenset(
+CHECKPOINT_FILES = frozenset(
     (
         "config.json",
         "generation_config.json",
@@ -30,12 +30,13 @@ WANTED = frozenset(
     )
 )
 RECORD = ".cgconvert-archive.json"
-BLOCK = 4 << 20
+READ_BYTES = 4 << 20
 LARGEST_RATIO = 20
-"""How many times its size an archive of weights may unpack to: float16 gives 1.1, a bomb 1000."""
-SMALL = 64 << 20
-AFTER_END = 1 << 20
-"""Zeros that may follow the archive's end inside the gzip stream: tar fills up its blocks."""
+"""An archive may unpack to this many times its size: float16 weights give 1.1, a bomb 1000."""
+SMALL_BYTES = 64 << 20
+"""Further bytes that any archive may unpack to, as small texts compress better."""
+MAX_PADDING = 1 << 20
+"""Zero bytes that may follow the archive's end in the gzip stream: tar fills up its last block."""
 
 
 def is_tarball(path: Path) -> bool:
@@ -43,7 +44,7 @@ def is_tarball(path: Path) -> bool:
 
 
 def stem(path: Path) -> str:
-    """The name without .tar.gz: what the checkpoint is called."""
+    """Name of the checkpoint: the file's name without .tar.gz."""
     for suffix in SUFFIXES:
         if path.name.endswith(suffix):
             return path.name.removesuffix(suffix)
@@ -51,18 +52,22 @@ def stem(path: Path) -> str:
 
 
 def cache_folder() -> Path:
-    """Where unpacked tarballs are kept: $CGCONVERT_CACHE, else the user's cache folder."""
-    if given := os.environ.get("CGCONVERT_CACHE"):
-        return Path(given)
+    """Folder of unpacked tarballs: $CGCONVERT_CACHE, else the user's cache folder."""
+    if folder := os.environ.get("CGCONVERT_CACHE"):
+        return Path(folder)
     base = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
     return Path(base) / "cgconvert"
 
 
 def unpack(path: Path) -> tuple[Path, dict[str, Any]]:
-    """The folder with a tarball's checkpoint, and {"archive", "archive_sha256"}.
+    """Unpack a tarball's checkpoint, unless one of this path, size and time was unpacked before.
 
-    A tarball of the same path, size and time is not unpacked again. Raises InputError for an
-    archive that is broken or holds no checkpoint, OutputError where the disk has no room.
+    Returns:
+        The folder with the checkpoint, and {"archive": name, "archive_sha256": hash}.
+
+    Raises:
+        InputError: The archive is damaged or holds no checkpoint.
+        OutputError: The disk has too little space, or cannot be written.
     """
     try:
         status = path.stat()
@@ -70,47 +75,47 @@ def unpack(path: Path) -> tuple[Path, dict[str, Any]]:
         key = hashlib.sha256(identity.encode(errors="surrogateescape")).hexdigest()[:16]
         final = cache_folder() / "unpacked" / f"{stem(path)}-{key}"
         if not (final / RECORD).is_file():
-            with Staging(final, force=True) as staging:  # also what an interrupted run left
-                _into(path, staging.content)
+            with Staging(final, force=True) as staging:  # also over an incomplete folder
+                _unpack_into(path, staging.content)
                 staging.commit_folder()
     except OSError as error:
         raise OutputError(f"{path}: cannot be unpacked: {error.strerror or error}") from error
     return final, read_json(final / RECORD)
 
 
-def _into(path: Path, folder: Path) -> None:
+def _unpack_into(path: Path, folder: Path) -> None:
     with path.open("rb") as raw:
-        hashed = _Hashing(raw)
-        _extract(path, hashed, folder)
-        while hashed.read(BLOCK):  # to the end, for the hash
+        file = _HashingReader(raw)
+        _extract(path, file, folder)
+        while file.read(READ_BYTES):  # to the end, for the hash
             pass
-    record = {"archive": path.name, "archive_sha256": hashed.digest.hexdigest()}
+    record = {"archive": path.name, "archive_sha256": file.digest.hexdigest()}
     (folder / RECORD).write_text(json.dumps(record))
 
 
-def _extract(path: Path, raw: _Hashing, folder: Path) -> None:
-    budget = LARGEST_RATIO * path.stat().st_size + SMALL
+def _extract(path: Path, raw: _HashingReader, folder: Path) -> None:
+    budget = LARGEST_RATIO * path.stat().st_size + SMALL_BYTES
     try:
         with gzip.GzipFile(fileobj=raw, mode="rb") as plain:  # type: ignore[call-overload]
             archive = TarStream(plain, budget)
             for member in archive:
-                _member(path, archive, member, folder)
-            if plain.read(AFTER_END).strip(b"\0") or plain.read(1):  # its CRC is checked here
+                _extract_member(path, archive, member, folder)
+            if plain.read(MAX_PADDING).strip(b"\0") or plain.read(1):  # gzip checks its CRC here
                 raise TarError("data follows its end")
     except (TarError, EOFError, zlib.error) as error:
         raise InputError(f"{path}: not a readable .tar.gz: {error}") from error
     except OSError as error:
-        if error.errno is None:  # gzip's own complaints carry no errno
+        if error.errno is None:  # raised by gzip itself
             raise InputError(f"{path}: not a readable .tar.gz: {error}") from error
         raise
     if not (folder / "config.json").is_file():
         raise InputError(f"{path}: holds no config.json")
 
 
-def _member(path: Path, archive: TarStream, member: TarFile, folder: Path) -> None:
+def _extract_member(path: Path, archive: TarStream, member: TarFile, folder: Path) -> None:
     parts = Path(member.name).parts
     name = parts[-1] if parts else ""
-    if name not in WANTED:
+    if name not in CHECKPOINT_FILES:
         return
     if ".." in parts or Path(member.name).is_absolute() or len(parts) > 3:
         raise InputError(f"{path}: refused: member {member.name!r} points outside")
@@ -124,11 +129,11 @@ def _member(path: Path, archive: TarStream, member: TarFile, folder: Path) -> No
             "set CGCONVERT_CACHE to another disk"
         )
     with target.open("wb") as file:
-        while data := archive.read(BLOCK):
+        while data := archive.read(READ_BYTES):
             file.write(data)
 
 
-class _Hashing:
+class _HashingReader:
     """A file that hashes what is read from it."""
 
     def __init__(self, file: IO[bytes]) -> None:

@@ -8,6 +8,8 @@ from dataclasses import asdict, dataclass
 from enum import StrEnum
 from typing import Any
 
+from cgconvert.errors import first_few
+
 __all__ = ["Check", "Verdict", "at_least", "at_most", "no_faults", "overall"]
 
 NAMED = 3
@@ -64,8 +66,7 @@ def at_least(name: str, value: float | None, threshold: float | None, detail: st
 
 def no_faults(name: str, faults: Sequence[str]) -> Check:
     """A check that passes where there are no faults; its detail names the first of them."""
-    more = [f"{len(faults) - NAMED} more"] if len(faults) > NAMED else []
-    return at_most(name, float(len(faults)), 0, "; ".join([*faults[:NAMED], *more]))
+    return at_most(name, float(len(faults)), 0, first_few(faults, NAMED))
 
 
 def overall(checks: Iterable[Check]) -> Verdict:

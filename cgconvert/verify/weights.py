@@ -17,6 +17,7 @@ from cgconvert.codecs.block_codec import BlockCodec
 from cgconvert.codecs.matmul_nbits import Blocks
 from cgconvert.codecs.nbits import NBits
 from cgconvert.codecs.searched import SearchedCodec
+from cgconvert.errors import first_few
 from cgconvert.formats.gguf.reader import BlockTensor
 from cgconvert.formats.onnx.reader import BlocksTensor
 from cgconvert.formats.registry import load
@@ -87,7 +88,7 @@ def check_weights(
     differences = stored.differences
     checks = [
         at_most("weights.geometry", float(len(differences)), 0, "; ".join(differences)),
-        at_most("weights.tensors", float(len(faults)), 0, _some(faults)),
+        at_most("weights.tensors", float(len(faults)), 0, first_few(faults, NAMED)),
         _counted("weights.finite", [(e.name, e.nonfinite, e.size) for e in errors], "not finite"),
         _counted("weights.equal", [(e.name, e.differing, e.size) for e in equal], "differ"),
     ]
@@ -253,9 +254,4 @@ def _fault(found: LazyTensor, wanted: LazyTensor) -> str | None:
 def _counted(name: str, counts: Sequence[tuple[str, int, int]], what: str) -> Check:
     bad = sorted((c for c in counts if c[1]), key=lambda c: -c[1] / c[2])
     texts = [f"{count} of {size} {what} in {tensor}" for tensor, count, size in bad]
-    return at_most(name, float(sum(c[1] for c in bad)), 0, _some(texts))
-
-
-def _some(texts: Sequence[str]) -> str:
-    more = [f"{len(texts) - NAMED} more"] if len(texts) > NAMED else []
-    return "; ".join([*texts[:NAMED], *more])
+    return at_most(name, float(sum(c[1] for c in bad)), 0, first_few(texts, NAMED))

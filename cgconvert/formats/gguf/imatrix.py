@@ -12,7 +12,7 @@ from dataclasses import dataclass
 
 import torch
 
-from cgconvert.errors import InputError
+from cgconvert.errors import InputError, first_few
 from cgconvert.model.decoder import Decoder
 from cgconvert.model.tensor_names import GGUF
 
@@ -89,14 +89,14 @@ class Imatrix:
         unknown = sorted(self.inputs.keys() - columns.keys())
         if unknown:
             raise InputError(
-                f"{where}: is another model's imatrix: the model has no {_some(unknown)}; collect "
+                f"{where}: is another model's imatrix: the model has no {_list(unknown)}; collect "
                 "one from this model"
             )
         missing = [name for name in needed if name not in self.inputs]
         if missing:
             raise InputError(
                 f"{where}: has none of {len(missing)} of the model's {len(needed)} matrices: "
-                f"{_some(missing)}; collect one from the whole model"
+                f"{_list(missing)}; collect one from the whole model"
             )
 
 
@@ -111,6 +111,5 @@ def _columns(decoder: Decoder) -> tuple[dict[str, int], dict[str, int]]:
     return needed, optional
 
 
-def _some(names: list[str]) -> str:
-    more = f" and {len(names) - NAMED} more" if len(names) > NAMED else ""
-    return ", ".join(names[:NAMED]) + more
+def _list(names: list[str]) -> str:
+    return first_few(names, NAMED, separator=", ", conjunction=" and ")
