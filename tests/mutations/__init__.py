@@ -1,6 +1,6 @@
-"""Conversion bugs, planted in real artefacts of every format: verify has to catch each of them.
+"""Conversion bugs planted in real artefacts of every format; `verify` must catch each of them.
 
-`python -m tests.mutations` runs them all and says which checks fail; see docs/mutations.md.
+`python -m tests.mutations` plants all of them and prints what is missed; see docs/mutations.md.
 """
 
 from __future__ import annotations
@@ -18,6 +18,6 @@ __all__ = [
 ]  # fmt: skip
 
 WRONG = {mutation.name: mutation.model for mutation in WRITERS if mutation.model}
-"""Models as a wrong writer would have them, by the name of its mistake."""
+"""Functions that give the model as a faulty writer would write it, by the name of the bug."""
 
 MUTATIONS: tuple[Mutation, ...] = (*WRITERS, *TENSORS, *CONFIGS, *GRAPHS, *KEYS)

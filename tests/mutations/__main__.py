@@ -1,7 +1,7 @@
-"""Plant every bug in every type, in the trained model and in one with sharp attention.
+"""Plants every bug in every type, in the trained model and in a random one with sharp attention.
 
-python -m tests.mutations                       says what is missed
-python -m tests.mutations --write               and writes docs/mutations.md
+python -m tests.mutations                       prints what is missed
+python -m tests.mutations --write               also writes docs/mutations.md
 python -m tests.mutations --only cache --model sharp
 """
 
@@ -33,16 +33,16 @@ MODELS = ("sharp", "trained")
 
 def rows(model: str, source: Checkpoint, folder: Path, only: str) -> Iterator[Row]:
     peers = Peers.of(source)
-    right = write_all(MATRICES, source, folder / "right")
-    unfit = {type_: peers.caught(plan) for type_, plan in right.items()}
+    valid = write_all(MATRICES, source, folder / "valid")
+    refused = {type_: peers.caught(plan) for type_, plan in valid.items()}
     pairs = [(m, t) for m in MUTATIONS if only in m.name or only == m.where for t in m.types]
-    for outcome, plan in survey(pairs, source, right, folder / "planted"):
-        # A method that refuses the right artefact of this type has nothing to say of a wrong one.
-        said = {
-            name: None if unfit[outcome.type][name] else seen
-            for name, seen in peers.caught(plan).items()
+    for outcome, plan in survey(pairs, source, valid, folder / "planted"):
+        # A method that refuses the valid artefact of this type cannot judge a faulty one.
+        verdicts = {
+            name: None if refused[outcome.type][name] else caught
+            for name, caught in peers.caught(plan).items()
         }
-        yield Row(model, outcome, said)
+        yield Row(model, outcome, verdicts)
 
 
 @click.command()
@@ -50,10 +50,10 @@ def rows(model: str, source: Checkpoint, folder: Path, only: str) -> Iterator[Ro
 @click.option("--model", "models", type=click.Choice(MODELS), multiple=True, default=MODELS)
 @click.option("--write", is_flag=True, help=f"Write docs/{DOCUMENT.name}.")
 def main(only: str, models: tuple[str, ...], write: bool) -> None:
-    """Leaves with 1 where a bug is missed."""
+    """Exit with 1 if a bug is missed."""
     torch.set_num_threads(1)
-    warnings.simplefilter("ignore", RuntimeWarning)  # infinite logits are meant here
-    found: list[Row] = []
+    warnings.simplefilter("ignore", RuntimeWarning)  # some bugs give infinite logits
+    results: list[Row] = []
     with tempfile.TemporaryDirectory() as scratch:
         os.environ["CGCONVERT_CACHE"] = f"{scratch}/cache"
         for model in models:
@@ -62,16 +62,16 @@ def main(only: str, models: tuple[str, ...], write: bool) -> None:
             sharp = model == "sharp"
             source = checkpoint(folder / "source", sharpness=4) if sharp else read(embedded.NAME)
             for row in rows(model, source, folder, only):
-                found.append(row)
+                results.append(row)
                 outcome = row.outcome
                 if not outcome.caught:
                     name = f"{model} {outcome.type}, {outcome.mutation.name}"
                     click.echo(f"{name}: MISSED; {outcome.error or ', '.join(outcome.failed)}")
-    text = as_markdown(found)
+    text = as_markdown(results)
     if write:
         DOCUMENT.write_text(text, encoding="utf-8")
-    missed = sum(not row.outcome.caught for row in found)
-    click.echo(f"{len(found) - missed} of {len(found)} caught")
+    missed = sum(not row.outcome.caught for row in results)
+    click.echo(f"{len(results) - missed} of {len(results)} caught")
     if missed:
         sys.exit(1)
 

@@ -1,4 +1,4 @@
-"""Mistakes in an ONNX graph: its weights are all right, its nodes are not."""
+"""Bugs in the nodes of an ONNX graph whose weights are right."""
 
 from __future__ import annotations
 
@@ -20,29 +20,29 @@ PAST_KEY, PAST_VALUE = 3, 4
 COS, SIN = 7, 8
 
 
-def graph(name: str, caught_by: tuple[str, ...], change: Change) -> Mutation:
-    def on(artefact: Path, _: Checkpoint) -> None:
+def graph_mutation(name: str, caught_by: tuple[str, ...], change: Change) -> Mutation:
+    def change_files(artefact: Path, _: Checkpoint) -> None:
         (path,) = (artefact / "onnx").glob("*.onnx")
         model = onnx.load(path, load_external_data=False)
         change(model.graph)
         path.write_bytes(model.SerializeToString())
 
-    return in_files(name, "graph", caught_by, on, ONNX)
+    return in_files(name, "graph", caught_by, change_files, ONNX)
 
 
-def nodes(graph: onnx.GraphProto, op: str) -> list[onnx.NodeProto]:
+def nodes_of_type(graph: onnx.GraphProto, op: str) -> list[onnx.NodeProto]:
     return [node for node in graph.node if node.op_type == op]
 
 
-def named(graph: onnx.GraphProto, name: str) -> onnx.NodeProto:
+def node_named(graph: onnx.GraphProto, name: str) -> onnx.NodeProto:
     return next(node for node in graph.node if node.name == name)
 
 
-def attribute(op: str, key: str, value: float) -> Change:
-    """Of the second such node: the mistake of one layer."""
+def set_attribute(op: str, key: str, value: float) -> Change:
+    """Set an attribute of the second node of a type, which is one layer's."""
 
     def change(graph: onnx.GraphProto) -> None:
-        node = nodes(graph, op)[1]
+        node = nodes_of_type(graph, op)[1]
         kept = [a for a in node.attribute if a.name != key]
         del node.attribute[:]
         node.attribute.extend([*kept, helper.make_attribute(key, value)])
@@ -50,19 +50,19 @@ def attribute(op: str, key: str, value: float) -> Change:
     return change
 
 
-def swapped_inputs(first: tuple[str, int], second: tuple[str, int]) -> Change:
-    """Two inputs of nodes, each by name and place."""
+def swap_inputs(first: tuple[str, int], second: tuple[str, int]) -> Change:
+    """Exchange two inputs, each given by its node's name and its index."""
 
     def change(graph: onnx.GraphProto) -> None:
-        one, other = (named(graph, name).input for name, _ in (first, second))
+        one, other = (node_named(graph, name).input for name, _ in (first, second))
         a, b = first[1], second[1]
         one[a], other[b] = other[b], one[a]
 
     return change
 
 
-def swapped_outputs(first: str, second: str) -> Change:
-    """Two outputs of the graph, each made by the node that made the other."""
+def swap_outputs(first: str, second: str) -> Change:
+    """Exchange two outputs of the graph."""
     other = {first: second, second: first}
 
     def change(graph: onnx.GraphProto) -> None:
@@ -73,18 +73,18 @@ def swapped_outputs(first: str, second: str) -> Change:
     return change
 
 
-def input_of(node: str, place: int, value: str) -> Change:
+def set_input(node: str, place: int, value: str) -> Change:
     def change(graph: onnx.GraphProto) -> None:
-        named(graph, node).input[place] = value
+        node_named(graph, node).input[place] = value
 
     return change
 
 
-def activation(op: str, domain: str) -> Change:
-    """FastGelu is tanh GELU of its input and a bias."""
+def replace_activation(op: str, domain: str) -> Change:
+    """Replace FastGelu, which is tanh GELU of an input and a bias, in one layer."""
 
     def change(graph: onnx.GraphProto) -> None:
-        node = nodes(graph, "FastGelu")[1]
+        node = nodes_of_type(graph, "FastGelu")[1]
         inputs, output = list(node.input), node.output[0]
         place = list(graph.node).index(node)
         graph.node.remove(node)
@@ -96,18 +96,18 @@ def activation(op: str, domain: str) -> Change:
     return change
 
 
-def no_bias_of_fc_out(graph: onnx.GraphProto) -> None:
-    nodes(graph, "SkipLayerNormalization")[0].input.pop()
+def drop_fc_out_bias(graph: onnx.GraphProto) -> None:
+    nodes_of_type(graph, "SkipLayerNormalization")[0].input.pop()
 
 
-def no_bias_of_the_head(graph: onnx.GraphProto) -> None:
-    named(graph, "logits").op_type = "Identity"
-    named(graph, "logits").input.pop()
+def drop_head_bias(graph: onnx.GraphProto) -> None:
+    node_named(graph, "logits").op_type = "Identity"
+    node_named(graph, "logits").input.pop()
 
 
-def forgetful(graph: onnx.GraphProto) -> None:
-    """A layer's cache without its first position; the last is there twice, so lengths are right."""
-    node = named(graph, "layers.1.attention")
+def drop_first_position(graph: onnx.GraphProto) -> None:
+    """Drop the first position of a layer's cache and repeat the last, so that lengths are right."""
+    node = node_named(graph, "layers.1.attention")
     place = list(graph.node).index(node)
     for number, value in (("1", 1), ("end", 2**62), ("last", -1), ("axis", 2)):
         name = f"forgetful.{number}"
@@ -126,44 +126,80 @@ def forgetful(graph: onnx.GraphProto) -> None:
         node.input[input_] = out
 
 
-def norm_of_another_layer(graph: onnx.GraphProto) -> None:
-    first, last = nodes(graph, "LayerNormalization")[0], nodes(graph, "SkipLayerNormalization")[-1]
+def use_norm_of_first_layer(graph: onnx.GraphProto) -> None:
+    first, last = (
+        nodes_of_type(graph, "LayerNormalization")[0],
+        nodes_of_type(graph, "SkipLayerNormalization")[-1],
+    )
     last.input[2], last.input[3] = first.input[1], first.input[2]
 
 
 GRAPHS = (
-    graph("exact GELU in a layer", GEOMETRY, activation("Gelu", "com.microsoft")),
-    graph("ReLU in a layer", GEOMETRY, activation("Relu", "")),
-    graph("another scale of attention", GEOMETRY, attribute(ATTENTION, "scale", 0.25)),
-    graph("a window on attention", GEOMETRY, attribute(ATTENTION, "local_window_size", 8)),
-    graph("rotary interleaved in the operator", GEOMETRY,
-          attribute(ATTENTION, "rotary_interleaved", 1)),
-    graph("no rotary in a layer", GEOMETRY, attribute(ATTENTION, "do_rotary", 0)),
-    graph("scores capped", GEOMETRY, attribute(ATTENTION, "softcap", 1.0)),
-    graph("epsilon of one norm", GEOMETRY, attribute("SkipLayerNormalization", "epsilon", 1e-6)),
-    graph("the cache of two layers exchanged on its way out", ("cache",),
-          swapped_outputs("present.0.key", "present.1.key")),
-    graph("keys and values exchanged in the cache", ("cache",),
-          swapped_outputs("present.1.key", "present.1.value")),
-    graph("the cache of two layers exchanged on its way in", ("cache",),
-          swapped_inputs(("layers.0.attention", PAST_VALUE), ("layers.1.attention", PAST_VALUE))),
-    graph("keys read from the cache of values", ("cache",),
-          input_of("layers.1.attention", PAST_KEY, "past_key_values.1.value")),
-    graph("a cache that forgets a position", ("cache",), forgetful),
-    graph("padding not masked", ("batch",), input_of("key_bias", 2, "seen")),
-    graph("sine and cosine exchanged", RUNTIME,
-          swapped_inputs(("layers.1.attention", COS), ("layers.1.attention", SIN))),
-    graph("bias of fc_out not used", GEOMETRY, no_bias_of_fc_out),
-    graph("bias of the head not used", GEOMETRY, no_bias_of_the_head),
-    graph("MLPs of two layers exchanged", (*RUNTIME, "weights.error"),
-          swapped_inputs(("layers.0.fc1", 1), ("layers.1.fc1", 1))),
-    graph("biases of two layers exchanged", RUNTIME,
-          swapped_inputs(("layers.1.normed", 4), ("layers.2.normed", 4))),
-    graph("attention of another layer", RUNTIME,
-          input_of("layers.1.branches", 0, "layers.0.attention_out")),
-    graph("attention left out of the sum", RUNTIME,
-          input_of("layers.1.branches", 0, "layers.1.fc2")),
-    graph("the MLP fed without its norm", RUNTIME,
-          input_of("layers.1.fc1", 0, "layers.1.residual")),
-    graph("the last norm is the first layer's", RUNTIME, norm_of_another_layer),
-)  # fmt: skip
+    graph_mutation("exact GELU in a layer", GEOMETRY, replace_activation("Gelu", "com.microsoft")),
+    graph_mutation("ReLU in a layer", GEOMETRY, replace_activation("Relu", "")),
+    graph_mutation("another scale of attention", GEOMETRY, set_attribute(ATTENTION, "scale", 0.25)),
+    graph_mutation(
+        "a window on attention", GEOMETRY, set_attribute(ATTENTION, "local_window_size", 8)
+    ),
+    graph_mutation(
+        "rotary interleaved in the operator",
+        GEOMETRY,
+        set_attribute(ATTENTION, "rotary_interleaved", 1),
+    ),
+    graph_mutation("no rotary in a layer", GEOMETRY, set_attribute(ATTENTION, "do_rotary", 0)),
+    graph_mutation("scores capped", GEOMETRY, set_attribute(ATTENTION, "softcap", 1.0)),
+    graph_mutation(
+        "epsilon of one norm", GEOMETRY, set_attribute("SkipLayerNormalization", "epsilon", 1e-6)
+    ),
+    graph_mutation(
+        "the cache of two layers exchanged on its way out",
+        ("cache",),
+        swap_outputs("present.0.key", "present.1.key"),
+    ),
+    graph_mutation(
+        "keys and values exchanged in the cache",
+        ("cache",),
+        swap_outputs("present.1.key", "present.1.value"),
+    ),
+    graph_mutation(
+        "the cache of two layers exchanged on its way in",
+        ("cache",),
+        swap_inputs(("layers.0.attention", PAST_VALUE), ("layers.1.attention", PAST_VALUE)),
+    ),
+    graph_mutation(
+        "keys read from the cache of values",
+        ("cache",),
+        set_input("layers.1.attention", PAST_KEY, "past_key_values.1.value"),
+    ),
+    graph_mutation("a cache that forgets a position", ("cache",), drop_first_position),
+    graph_mutation("padding not masked", ("batch",), set_input("key_bias", 2, "seen")),
+    graph_mutation(
+        "sine and cosine exchanged",
+        RUNTIME,
+        swap_inputs(("layers.1.attention", COS), ("layers.1.attention", SIN)),
+    ),
+    graph_mutation("bias of fc_out not used", GEOMETRY, drop_fc_out_bias),
+    graph_mutation("bias of the head not used", GEOMETRY, drop_head_bias),
+    graph_mutation(
+        "MLPs of two layers exchanged",
+        (*RUNTIME, "weights.error"),
+        swap_inputs(("layers.0.fc1", 1), ("layers.1.fc1", 1)),
+    ),
+    graph_mutation(
+        "biases of two layers exchanged",
+        RUNTIME,
+        swap_inputs(("layers.1.normed", 4), ("layers.2.normed", 4)),
+    ),
+    graph_mutation(
+        "attention of another layer",
+        RUNTIME,
+        set_input("layers.1.branches", 0, "layers.0.attention_out"),
+    ),
+    graph_mutation(
+        "attention left out of the sum", RUNTIME, set_input("layers.1.branches", 0, "layers.1.fc2")
+    ),
+    graph_mutation(
+        "the MLP fed without its norm", RUNTIME, set_input("layers.1.fc1", 0, "layers.1.residual")
+    ),
+    graph_mutation("the last norm is the first layer's", RUNTIME, use_norm_of_first_layer),
+)

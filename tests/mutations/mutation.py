@@ -1,4 +1,4 @@
-"""What a planted mistake is, and how it gets into an artefact that is otherwise right."""
+"""A conversion bug, and how it is planted in an artefact that is otherwise valid."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ HF = ("hf-float16", "hf-phi-float16")
 ONNX = ("onnx-float32", "onnx-int4")
 GGUF = ("gguf-F16", "gguf-Q8_0", "gguf-Q4_0")
 MATRICES = (*HF, *ONNX, *GGUF)
-"""The types that a mistake is planted in unless its format has no place for it."""
+"""The types that a bug is planted in, unless a format cannot have it."""
 
 VALUES = ("weights.equal", "weights.error")
 GEOMETRY = ("weights.geometry",)
@@ -34,8 +34,8 @@ Files = Callable[[Path, Checkpoint], None]
 class Mutation:
     """A conversion bug.
 
-    Either `model` gives the model as a wrong writer would have it, or `files` changes an artefact
-    where it lies. At least one of the checks `caught_by` has to fail, being what the bug is about.
+    Either `model` returns the model as a faulty writer would write it, or `files` changes an
+    artefact in place. At least one of the checks `caught_by` must fail: those that name the bug.
     """
 
     name: str
@@ -49,26 +49,26 @@ class Mutation:
 def in_model(
     name: str, caught_by: Iterable[str], model: Model, types: tuple[str, ...] = MATRICES
 ) -> Mutation:
-    """A bug of a writer: the real writers write the wrong model, manifest and all."""
+    """A bug of a writer: the real writers write the faulty model, with its manifest."""
     return Mutation(name, "writer", types, frozenset(caught_by), model=model)
 
 
 def in_files(
     name: str, where: str, caught_by: Iterable[str], files: Files, types: tuple[str, ...]
 ) -> Mutation:
-    """A bug in a written file called `where`; its manifest is made to fit."""
+    """A bug in the file `where` of an artefact, whose manifest gets the new hashes."""
     return Mutation(name, where, types, frozenset(caught_by), files=files)
 
 
 def plant(
-    mutation: Mutation, type_: str, source: Checkpoint, right: Mapping[str, Plan], folder: Path
+    mutation: Mutation, type_: str, source: Checkpoint, valid: Mapping[str, Plan], folder: Path
 ) -> Plan:
-    """The artefact with the bug, in `folder`, and a manifest that has nothing against it."""
+    """Write the artefact with the bug into `folder`, with a manifest that fits its files."""
     folder.mkdir(parents=True, exist_ok=True)
     if mutation.model is not None:
         return write(type_, mutation.model(source), folder)
     assert mutation.files is not None
-    plan = right[type_]
+    plan = valid[type_]
     target = copied(plan, folder)
     mutation.files(target, source)
     _refresh(target)
@@ -76,7 +76,7 @@ def plant(
 
 
 def _refresh(artefact: Path) -> None:
-    """Give the manifest the hashes of the files as they are now."""
+    """Write the files' current hashes into the manifest."""
     manifest = find_manifest(artefact)
     assert manifest is not None
     paths = {name: artefact / name if artefact.is_dir() else artefact for name in manifest.files}

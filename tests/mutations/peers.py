@@ -1,8 +1,8 @@
-"""What others compare: the last token's logits, or all of them by absolute difference.
+"""The comparisons that other converters make, for the table in docs/mutations.md.
 
-llama.cpp's examples/model-conversion asks for a normalised mean squared error below 1e-2 after one
-prompt; optimum's exporter warns where an output differs by more than 1e-3. Neither looks at
-anything else, so neither is asked about more here.
+llama.cpp's examples/model-conversion compares the last token's logits: their normalised mean
+squared error must be below 1e-2. optimum's exporter warns if any logit differs by more than 1e-3.
+Neither checks anything else.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ PROMPT = 2
 
 @dataclass(frozen=True)
 class Peers:
-    """One prompt, and what the source's float16 weights in float32 make of it."""
+    """One prompt, and its logits by the source's float16 weights, computed in float32."""
 
     source: Checkpoint
     ids: tuple[int, ...]
@@ -40,16 +40,16 @@ class Peers:
         return cls(source, tuple(ids), logits[:, : source.tokenizer.size])
 
     def caught(self, plan: Plan) -> dict[str, bool]:
-        """By method; an artefact that does not run is caught by both."""
+        """Return by method whether it refuses an artefact; both refuse one that does not run."""
         try:
             runtime = open_runtime(plan.format, plan.output, "cpu", threads=1)
             try:
-                found = runtime.feed(self.ids)[:, : self.source.tokenizer.size]
+                logits = runtime.feed(self.ids)[:, : self.source.tokenizer.size]
             finally:
                 runtime.close()
         except CgconvertError:
             return dict.fromkeys(METHODS, True)
-        difference = found - self.expected
+        difference = logits - self.expected
         last = np.square(difference[-1]).sum() / np.square(self.expected[-1]).sum()
         values = {"NMSE": last, "atol": np.abs(difference).max()}
         return {name: not values[name] <= bound for name, bound in METHODS.items()}

@@ -1,4 +1,4 @@
-"""Plant, verify, and note which checks failed."""
+"""Plants bugs, verifies the artefacts, and records which checks fail."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ __all__ = ["Outcome", "survey", "verified"]
 
 @dataclass(frozen=True)
 class Outcome:
-    """What verify says of one planted artefact; `error` where it could not say anything."""
+    """The checks that `verify` ran on one faulty artefact, or the `error` that stopped it."""
 
     mutation: Mutation
     type: str
@@ -30,17 +30,17 @@ class Outcome:
 
     @property
     def caught(self) -> bool:
-        """For what it is: by one of the checks that the mistake is about."""
+        """Whether one of the checks that name this bug failed."""
         return not self.mutation.caught_by.isdisjoint(self.failed)
 
     @property
     def by_logits(self) -> bool:
-        """Whether comparing logits alone would have caught it."""
+        """Whether a comparison of logits alone would have caught the bug."""
         return any(name.startswith("logits.") for name in self.failed)
 
 
 def verified(plan: Plan, source: Checkpoint, new_tokens: int = 4) -> Report:
-    """On one thread: llama.cpp's crawl where cores are busy."""
+    """Verify on one thread: llama.cpp's threads are very slow while cores are busy."""
     return verify(
         plan.output, plan.format, plan.type, source, "cpu", new_tokens=new_tokens, threads=1
     )
@@ -49,12 +49,12 @@ def verified(plan: Plan, source: Checkpoint, new_tokens: int = 4) -> Report:
 def survey(
     pairs: Iterable[tuple[Mutation, str]],
     source: Checkpoint,
-    right: Mapping[str, Plan],
+    valid: Mapping[str, Plan],
     folder: Path,
 ) -> Iterator[tuple[Outcome, Plan]]:
-    """Each mutation in each type; what is planted lies there until the next is asked for."""
+    """Plant and verify each pair; an artefact exists until the next pair is asked for."""
     for mutation, type_ in pairs:
-        plan = plant(mutation, type_, source, right, folder)
+        plan = plant(mutation, type_, source, valid, folder)
         try:
             checks = verified(plan, source).checks
             failed = tuple(check.name for check in checks if check.verdict == Verdict.FAIL)

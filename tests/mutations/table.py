@@ -1,4 +1,4 @@
-"""docs/mutations.md: what catches each planted bug, and what comparing logits makes of it."""
+"""The document docs/mutations.md: which checks and which other methods catch each bug."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ pass: rounding to 4 bits alone is more than optimum allows.
 
 @dataclass(frozen=True)
 class Row:
-    """One planted artefact; `peers` says by method whether it was caught, None if not asked."""
+    """One faulty artefact; `peers` holds by method whether it was caught, None if not compared."""
 
     model: str
     outcome: Outcome
@@ -45,7 +45,7 @@ METHODS: Mapping[str, Caught] = {
 
 
 def as_markdown(rows: Sequence[Row]) -> str:
-    """The whole document: all in all, what logits never show, and every bug."""
+    """Return the document: totals, bugs that logits never show, and a row for each bug."""
     bugs: dict[tuple[str, str], list[Row]] = {}
     for row in rows:
         bugs.setdefault((row.outcome.mutation.where, row.outcome.mutation.name), []).append(row)
@@ -78,7 +78,7 @@ def as_markdown(rows: Sequence[Row]) -> str:
 
 
 def _by(rows: Sequence[Row]) -> str:
-    """The checks that failed of those the bug is about."""
+    """Return the failed checks among those that name the bug."""
     failed = {name for row in rows for name in row.outcome.failed}
     return ", ".join(f"`{name}`" for name in sorted(failed & rows[0].outcome.mutation.caught_by))
 
