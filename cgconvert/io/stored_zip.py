@@ -186,4 +186,5 @@ class _Archive:
                    for n in (packed, size))
         ):  # fmt: skip
             raise self.refused(entry.name, "is not what the directory says")
-        return entry.header + _LOCAL.size + names + extras
+        start: int = entry.header + _LOCAL.size + names + extras
+        return start

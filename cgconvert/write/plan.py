@@ -85,7 +85,8 @@ class Item:
 
     def bytes_of(self, rows: slice) -> int:
         """So many are written for these rows."""
-        return (rows.stop - rows.start) * sum(piece.row_bytes for piece in self.pieces)
+        count: int = rows.stop - rows.start
+        return count * sum(piece.row_bytes for piece in self.pieces)
 
     def chunks(self) -> Iterator[slice]:
         """All rows, some at a time."""

@@ -157,7 +157,7 @@ class _Parser:
         return bool(value)
 
     def alignment(self, metadata: Mapping[str, Any]) -> int:
-        value = metadata.get(ALIGNMENT, gguf.GGUF_DEFAULT_ALIGNMENT)
+        value: int = metadata.get(ALIGNMENT, gguf.GGUF_DEFAULT_ALIGNMENT)
         if not 0 < value <= 1 << 20 or value & (value - 1):
             raise self.fault(f"general.alignment is {value!r}, not a power of two up to 2^20")
         return value
