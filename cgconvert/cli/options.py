@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
 
@@ -14,6 +14,11 @@ from cgconvert.cli.text import with_flags
 from cgconvert.options import ByteSize, Option, parse_size
 
 __all__ = ["arguments", "click_option", "click_options", "verbose_option", "verbosity"]
+
+if TYPE_CHECKING:
+    ParamType = click.ParamType[Any]
+else:  # the oldest click that is supported has no type argument here
+    ParamType = click.ParamType
 
 
 @dataclass
@@ -77,7 +82,7 @@ def arguments(options: Iterable[Option], values: Mapping[str, Any]) -> dict[str,
     return parsed
 
 
-def _type(option: Option) -> click.ParamType | type:
+def _type(option: Option) -> ParamType | type:
     if option.choices:
         return (_UpperCaseChoice if option.any_case else click.Choice)(option.choices)
     if option.parse is not None:
@@ -108,7 +113,7 @@ class _UpperCaseChoice(click.Choice[str]):
         return str(choice).upper()
 
 
-class _Parsed(click.ParamType):
+class _Parsed(ParamType):
     """A value that a function reads from the text, raising ValueError where it cannot."""
 
     def __init__(self, parse: Callable[[str], Any], name: str) -> None:

@@ -99,7 +99,8 @@ class Genai(Runtime):
         except Exception as error:  # a graph that loads may still not fit together
             summary = f"{self._config.parent}: onnxruntime-genai cannot run it"
             raise onnxruntime_error(summary, error, self.device) from error
-        return logits[0].astype(np.float32, copy=False)
+        sequence_logits: np.ndarray = logits[0].astype(np.float32, copy=False)
+        return sequence_logits
 
     def tokenize(self, text: str) -> list[int]:
         return [int(token) for token in self._tokenizer.encode(text)]

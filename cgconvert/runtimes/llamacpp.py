@@ -120,7 +120,8 @@ class LlamaCpp(Runtime):
         self._check(ids)
         for first in range(0, len(ids), BATCH):
             logits = self._decode(ids[first : first + BATCH], 1)
-        return logits[0].copy()
+        last: np.ndarray = logits[0].copy()
+        return last
 
     def _check(self, ids: Sequence[int]) -> None:
         self.check_length(self._past + len(ids))
@@ -172,7 +173,7 @@ class LlamaCpp(Runtime):
     @property
     def tokenizer_size(self) -> int:
         unused = self._lib.LLAMA_TOKEN_ATTR_UNUSED
-        last = self._width
+        last: int = self._width
         while last and self._lib.llama_vocab_get_attr(self._vocab, last - 1) & unused:
             last -= 1
         return last

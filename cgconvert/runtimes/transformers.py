@@ -105,7 +105,8 @@ class Transformers(Runtime):
         tokens = np.asarray(ids, dtype=np.int64)[None]
         mask = np.ones((1, total), dtype=np.int64)
         logits, _ = self._run(tokens, mask, np.arange(past, total)[None], self._cache)
-        return logits[0]
+        sequence_logits: np.ndarray = logits[0]
+        return sequence_logits
 
     def batch(self, sequences: Sequence[Sequence[int]], steps: int = 0) -> list[np.ndarray]:
         from transformers import DynamicCache

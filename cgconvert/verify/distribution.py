@@ -55,7 +55,10 @@ class Distribution:
     def log_normalizer(self) -> np.ndarray:
         """log-sum-exp of all allowed logits, float64 [N]."""
         with np.errstate(invalid="ignore"):  # infinite logits become NaN, and so fail every check
-            return np.logaddexp(log_sum_exp(self.logits.astype(np.float64)), self.rest)
+            log_sum: np.ndarray = np.logaddexp(
+                log_sum_exp(self.logits.astype(np.float64)), self.rest
+            )
+        return log_sum
 
     @property
     def margins(self) -> np.ndarray:

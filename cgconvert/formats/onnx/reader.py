@@ -224,7 +224,7 @@ def parse(graph: Path) -> onnx.ModelProto:
             raise InputError(
                 f"{graph}: {size} bytes; a graph with its weights inside is not one of cgconvert's"
             )
-        model = onnx.ModelProto.FromString(graph.read_bytes())
+        model: onnx.ModelProto = onnx.ModelProto.FromString(graph.read_bytes())
     except DecodeError as error:
         raise InputError(f"{graph}: not an ONNX graph, or a damaged one") from error
     except OSError as error:
