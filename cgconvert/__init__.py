@@ -14,6 +14,8 @@ any runtime.
 from __future__ import annotations
 
 import importlib
+import sys
+from types import ModuleType
 from typing import TYPE_CHECKING, Any
 
 from cgconvert.errors import (
@@ -84,3 +86,21 @@ def __getattr__(name: str) -> Any:
 
 def __dir__() -> list[str]:
     return __all__
+
+
+class _Package(ModuleType):
+    """This package, whose `verify` is the function even after the folder `verify` was imported.
+
+    Python sets an attribute of a package to each module that it imports from it.
+    """
+
+    @property
+    def verify(self) -> Any:
+        return __getattr__("verify")
+
+    @verify.setter
+    def verify(self, module: ModuleType) -> None:
+        """Ignore the module: `from cgconvert.verify.checks import …` works without."""
+
+
+sys.modules[__name__].__class__ = _Package

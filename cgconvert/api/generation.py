@@ -52,8 +52,8 @@ def generate(
     Example:
         >>> cgconvert.to_gguf("codegen-tiny-mono", "model.gguf").format
         'gguf'
-        >>> cgconvert.generate("model.gguf", "def __init__(self, name):", max_new_tokens=5)
-        'def __init__(self, name):\\n        self.name = name'
+        >>> cgconvert.generate("model.gguf", "def __init__(self, name):", max_new_tokens=6)
+        'def __init__(self, name):\\n        self.name ='
     """
     pieces = stream_generate(
         artefact,
