@@ -98,12 +98,12 @@ def sequences() -> list[list[int]]:
 def worst_error(runtime: Runtime, steps: int) -> float:
     """Relative error of the batch's worst sequence against the sequence alone, in one pass."""
     errors = []
-    for ids, found in zip(sequences(), runtime.batch(sequences(), steps), strict=True):
+    for ids, padded in zip(sequences(), runtime.batch(sequences(), steps), strict=True):
         runtime.reset()
         alone = runtime.feed(ids)
-        assert found.shape == alone.shape == (len(ids), GEOMETRY.vocab_size)
-        assert found.dtype == np.float32
-        errors.append(relative_error(alone, found))
+        assert padded.shape == alone.shape == (len(ids), GEOMETRY.vocab_size)
+        assert padded.dtype == np.float32
+        errors.append(relative_error(alone, padded))
     return max(errors)
 
 
@@ -136,11 +136,11 @@ def changed(runtime: Any, change: Callable[[dict[str, torch.Tensor]], None]) -> 
     forward = runtime._model.forward
 
     @functools.wraps(forward)  # generate looks at the signature
-    def other(**given: Any) -> Any:
-        change(given)
-        return forward(**given)
+    def changed_forward(**inputs: Any) -> Any:
+        change(inputs)
+        return forward(**inputs)
 
-    runtime._model.forward = other
+    runtime._model.forward = changed_forward
 
 
 @pytest.mark.parametrize("steps", [0, STEPS])
@@ -149,7 +149,7 @@ def test_a_model_that_does_not_mask_padding_shows(
     name: str, steps: int, run: Callable[[str], Any]
 ) -> None:
     runtime = run(name)
-    changed(runtime, lambda given: given["attention_mask"].fill_(1))
+    changed(runtime, lambda inputs: inputs["attention_mask"].fill_(1))
     assert worst_error(runtime, steps) > 1e4 * ARTEFACTS[name][1]
 
 
@@ -157,9 +157,9 @@ def test_a_model_that_does_not_mask_padding_shows(
 def test_a_step_that_counts_padding_shows(name: str, run: Callable[[str], Any]) -> None:
     """The prefill's positions leave padding out, those of the steps after it do not."""
 
-    def count_all(given: dict[str, torch.Tensor]) -> None:
-        if given["input_ids"].shape[1] == 1:
-            given["position_ids"].fill_(given["attention_mask"].shape[1] - 1)
+    def count_all(inputs: dict[str, torch.Tensor]) -> None:
+        if inputs["input_ids"].shape[1] == 1:
+            inputs["position_ids"].fill_(inputs["attention_mask"].shape[1] - 1)
 
     runtime = run(name)
     changed(runtime, count_all)
@@ -169,10 +169,12 @@ def test_a_step_that_counts_padding_shows(name: str, run: Callable[[str], Any]) 
 @pytest.mark.parametrize("name", HUGGING_FACE)
 def test_mask_and_positions_are_those_of_generate(name: str, run: Callable[[str], Any]) -> None:
     runtime, prompts = run(name), sequences()[1:]
-    seen: list[list[np.ndarray]] = []
+    inputs_of_steps: list[list[np.ndarray]] = []
 
-    def keep(given: dict[str, torch.Tensor]) -> None:
-        seen.append([given[key].clone().numpy() for key in ("attention_mask", "position_ids")])
+    def keep(inputs: dict[str, torch.Tensor]) -> None:
+        inputs_of_steps.append(
+            [inputs[key].clone().numpy() for key in ("attention_mask", "position_ids")]
+        )
 
     changed(runtime, keep)
     width = max(map(len, prompts))
@@ -181,29 +183,29 @@ def test_mask_and_positions_are_those_of_generate(name: str, run: Callable[[str]
     written = runtime._model.generate(
         padded, attention_mask=mask, max_new_tokens=4, do_sample=False, eos_token_id=None
     )
-    theirs = seen.copy()
-    seen.clear()
+    expected = inputs_of_steps.copy()
+    inputs_of_steps.clear()
     new = written[:, width:-1].tolist()  # the last token is never fed
     runtime.batch([ids + row for ids, row in zip(prompts, new, strict=True)], steps=3)
-    assert len(seen) == len(theirs) == 4
-    for ours, wanted in zip(seen, theirs, strict=True):
-        for one, other in zip(ours, wanted, strict=True):
-            np.testing.assert_array_equal(one, other)
+    assert len(inputs_of_steps) == len(expected) == 4
+    for step, expected_step in zip(inputs_of_steps, expected, strict=True):
+        for array, expected_array in zip(step, expected_step, strict=True):
+            np.testing.assert_array_equal(array, expected_array)
 
 
-def test_what_a_runtime_is_given() -> None:
+def test_prefill_and_steps_of_a_padded_batch_are_as_written_by_hand() -> None:
     """Prefill and steps written out by hand."""
-    seen = []
+    calls = []
 
     def run(
         tokens: np.ndarray, mask: np.ndarray, positions: np.ndarray, cache: int
     ) -> tuple[np.ndarray, int]:
-        seen.append((tokens.tolist(), mask.tolist(), positions.tolist(), cache))
+        calls.append((tokens.tolist(), mask.tolist(), positions.tolist(), cache))
         return tokens[..., None].astype(np.float32), cache + tokens.shape[1]
 
-    found = run_left_padded(run, 0, [[5, 6, 7, 8, 9], [1, 2, 3]], 2)
-    assert [logits[:, 0].tolist() for logits in found] == [[5, 6, 7, 8, 9], [1, 2, 3]]
-    assert seen == [
+    logits_of_sequences = run_left_padded(run, 0, [[5, 6, 7, 8, 9], [1, 2, 3]], 2)
+    assert [logits[:, 0].tolist() for logits in logits_of_sequences] == [[5, 6, 7, 8, 9], [1, 2, 3]]
+    assert calls == [
         ([[5, 6, 7], [0, 0, 1]], [[1, 1, 1], [0, 0, 1]], [[0, 1, 2], [0, 0, 0]], 0),
         ([[8], [2]], [[1, 1, 1, 1], [0, 0, 1, 1]], [[3], [1]], 3),
         ([[9], [3]], [[1, 1, 1, 1, 1], [0, 0, 1, 1, 1]], [[4], [2]], 4),
@@ -211,7 +213,7 @@ def test_what_a_runtime_is_given() -> None:
 
 
 @pytest.mark.parametrize("name", ["hf codegen", "onnx float32"])
-def test_what_feed_has_fed_stays(name: str, run: Callable[[str], Runtime]) -> None:
+def test_a_batch_leaves_the_cache_as_it_is(name: str, run: Callable[[str], Runtime]) -> None:
     runtime, ids = run(name), sequences()[1]
     whole = runtime.feed(ids)
     runtime.reset()
@@ -221,7 +223,7 @@ def test_what_feed_has_fed_stays(name: str, run: Callable[[str], Runtime]) -> No
 
 
 @pytest.mark.parametrize("name", ["hf codegen", "onnx float32"])
-def test_batches_that_cannot_be(name: str, run: Callable[[str], Runtime]) -> None:
+def test_impossible_batches_are_refused(name: str, run: Callable[[str], Runtime]) -> None:
     runtime = run(name)
     assert runtime.batch([]) == []
     with pytest.raises(UsageError, match="97 tokens are more than the model's context of 96"):

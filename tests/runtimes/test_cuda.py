@@ -57,7 +57,9 @@ class CudaSession:
         return binding
 
 
-def test_onnxruntime_on_cuda(artefacts: dict[str, Path], monkeypatch: pytest.MonkeyPatch) -> None:
+def test_onnxruntime_keeps_its_cache_on_cuda(
+    artefacts: dict[str, Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
     expected = OnnxRuntime.open(artefacts["onnx"], "cpu", 1).feed(IDS)
     cuda_is_there(monkeypatch)
     session, values = onnxruntime.InferenceSession, onnxruntime.OrtValue
@@ -65,8 +67,8 @@ def test_onnxruntime_on_cuda(artefacts: dict[str, Path], monkeypatch: pytest.Mon
     asked: list[dict[str, Any]] = []
     caches: list[str] = []
 
-    def start(path: str, options: Any, **given: Any) -> CudaSession:
-        asked.append(given)
+    def start(path: str, options: Any, **options_given: Any) -> CudaSession:
+        asked.append(options_given)
         return CudaSession(session(path, options, providers=[CPU]))
 
     def shared(shape: Any, dtype: Any, device: str) -> Any:
@@ -96,7 +98,9 @@ def test_onnxruntime_on_cuda(artefacts: dict[str, Path], monkeypatch: pytest.Mon
     assert len(bound) == len(caches) == 2 * 3
 
 
-def test_genai_on_cuda(artefacts: dict[str, Path], monkeypatch: pytest.MonkeyPatch) -> None:
+def test_genai_is_asked_for_cuda_without_tf32(
+    artefacts: dict[str, Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
     expected = Genai.open(artefacts["onnx"], "cpu", 1).feed(IDS)
     cuda_is_there(monkeypatch)
     config, model = onnxruntime_genai.Config, onnxruntime_genai.Model
@@ -107,13 +111,13 @@ def test_genai_on_cuda(artefacts: dict[str, Path], monkeypatch: pytest.MonkeyPat
             self.real = config(path)
             self.overlay, self.clear_providers = self.real.overlay, self.real.clear_providers
 
-        def append_provider(self, *given: str) -> None:
-            asked.append(given)
+        def append_provider(self, *arguments: str) -> None:
+            asked.append(arguments)
 
         set_provider_option = append_provider
 
     monkeypatch.setattr(onnxruntime_genai, "Config", Config)
-    monkeypatch.setattr(onnxruntime_genai, "Model", lambda given: model(given.real))
+    monkeypatch.setattr(onnxruntime_genai, "Model", lambda arguments: model(arguments.real))
     opened = open_runtime("onnx", artefacts["onnx"], "auto", name="onnxruntime-genai", threads=1)
     assert opened.device == "cuda"
     assert asked == [("cuda",), ("cuda", "use_tf32", "0")]
@@ -121,26 +125,26 @@ def test_genai_on_cuda(artefacts: dict[str, Path], monkeypatch: pytest.MonkeyPat
 
 
 @pytest.mark.parametrize(("device", "layers"), [("cpu", 0), ("cuda", -1)])  # -1: all of them
-def test_llama_cpp_on_each_device(
+def test_llama_cpp_offloads_all_layers_or_none(
     device: str, layers: int, artefacts: dict[str, Path], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     cuda_is_there(monkeypatch)
     load, start = llama_cpp.llama_model_load_from_file, llama_cpp.llama_init_from_model
-    seen: list[tuple[int, ...]] = []
+    parameters: list[tuple[int, ...]] = []
 
-    def loaded(path: bytes, given: Any) -> Any:
-        seen.append((given.n_gpu_layers,))
-        return load(path, given)
+    def loaded(path: bytes, params: Any) -> Any:
+        parameters.append((params.n_gpu_layers,))
+        return load(path, params)
 
-    def started(model: Any, given: Any) -> Any:
-        seen.append((given.offload_kqv, given.op_offload))
-        return start(model, given)
+    def started(model: Any, params: Any) -> Any:
+        parameters.append((params.offload_kqv, params.op_offload))
+        return start(model, params)
 
     monkeypatch.setattr(llama_cpp, "llama_model_load_from_file", loaded)
     monkeypatch.setattr(llama_cpp, "llama_init_from_model", started)
     opened = open_runtime("gguf", artefacts["gguf"], device, threads=1)
     assert opened.device == device
-    assert seen == [(layers,), (device == "cuda", device == "cuda")]
+    assert parameters == [(layers,), (device == "cuda", device == "cuda")]
     opened.close()
 
 
@@ -153,7 +157,7 @@ def on_meta(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.mark.parametrize(("device", "dtype"), [("cpu", torch.float32), ("cuda", torch.float16)])
-def test_transformers_on_each_device(
+def test_transformers_has_weights_and_inputs_on_the_device(
     device: str, dtype: torch.dtype, artefacts: dict[str, Path], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     cuda_is_there(monkeypatch)
@@ -164,19 +168,21 @@ def test_transformers_on_each_device(
     assert (weight.dtype, weight.device.type) == (dtype, {"cuda": "meta"}.get(device, device))
     if device == "cuda":
         opened.device = "meta"
-        forward, given_on = opened._model.forward, set[str]()
+        forward, devices = opened._model.forward, set[str]()
 
-        def keep(**given: Any) -> Any:
-            given_on.update(t.device.type for t in given.values() if isinstance(t, torch.Tensor))
-            return forward(**given)
+        def keep(**inputs: Any) -> Any:
+            devices.update(t.device.type for t in inputs.values() if isinstance(t, torch.Tensor))
+            return forward(**inputs)
 
         opened._model.forward = keep
         with pytest.raises(NotImplementedError, match="Cannot copy out of meta tensor"):
             opened.feed(IDS)
-        assert given_on == {"meta"}
+        assert devices == {"meta"}
 
 
-def test_the_reference_on_cuda(source: Checkpoint, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_reference_keeps_every_tensor_on_cuda(
+    source: Checkpoint, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """Up to the logits, which have to come back, no tensor is on another device."""
     cuda_is_there(monkeypatch)
     assert torch_device("auto").type == torch_device("cuda").type == "cuda"

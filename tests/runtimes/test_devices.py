@@ -47,7 +47,7 @@ def artefacts(source: Checkpoint, tmp_path_factory: pytest.TempPathFactory) -> d
 
 
 @pytest.mark.parametrize(
-    ("format_", "name", "said"),
+    ("format_", "name", "advice"),
     [
         ("huggingface", "transformers", "device cuda: PyTorch finds none"),
         ("onnx", "onnxruntime", r"pip install 'cgconvert\[onnxruntime-gpu\]'"),
@@ -58,18 +58,20 @@ def artefacts(source: Checkpoint, tmp_path_factory: pytest.TempPathFactory) -> d
 def test_absent_cuda_is_an_error_that_says_what_to_do(
     format_: str,
     name: str,
-    said: str,
+    advice: str,
     artefacts: dict[str, Path],
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     no_gpu(monkeypatch)
-    with pytest.raises(UsageError, match=said + '.*use `device="cpu"`$') as caught:
+    with pytest.raises(UsageError, match=advice + '.*use `device="cpu"`$') as caught:
         open_runtime(format_, artefacts[format_], "cuda", name=name, threads=1)
     assert caught.value.exit_code == 2
     assert "\n" not in str(caught.value)
 
 
-def test_the_reference_without_cuda(source: Checkpoint, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_reference_refuses_absent_cuda(
+    source: Checkpoint, monkeypatch: pytest.MonkeyPatch
+) -> None:
     no_gpu(monkeypatch)
     with pytest.raises(UsageError, match="no CUDA device; use --device cpu"):
         Reference(source.decoder, device="cuda")
@@ -78,7 +80,7 @@ def test_the_reference_without_cuda(source: Checkpoint, monkeypatch: pytest.Monk
 
 
 @pytest.mark.parametrize("format_", RUNTIMES)
-def test_verify_without_cuda(
+def test_verify_refuses_absent_cuda(
     format_: str, artefacts: dict[str, Path], source: Checkpoint, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     no_gpu(monkeypatch)
@@ -99,7 +101,7 @@ def test_other_devices_are_refused(format_: str, name: str, artefacts: dict[str,
 # Built with CUDA, but it does not start
 
 
-def test_llama_cpp_without_a_device(
+def test_llama_cpp_built_for_cuda_refuses_an_absent_device(
     artefacts: dict[str, Path], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     cuda_is_there(monkeypatch)
@@ -108,7 +110,7 @@ def test_llama_cpp_without_a_device(
         LlamaCpp.open(artefacts["gguf"], "cuda", 1)
 
 
-def test_a_provider_that_does_not_start(
+def test_a_provider_that_does_not_start_is_an_error(
     artefacts: dict[str, Path], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """onnxruntime takes the CPU where CUDA's libraries do not load, and says nothing."""
@@ -127,23 +129,23 @@ def test_a_provider_that_does_not_start(
 def test_a_gpu_that_fails_is_not_the_files_fault(
     kind: type[Runtime], artefacts: dict[str, Path], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    said: list[str] = []
+    message: list[str] = []
 
     def fail(*_: Any, **__: Any) -> Any:
-        raise RuntimeError(said[0])
+        raise RuntimeError(message[0])
 
     cuda_is_there(monkeypatch)
     monkeypatch.setattr(onnxruntime, "InferenceSession", fail)
     monkeypatch.setattr(onnxruntime_genai, "Model", fail)
-    said[:] = [NO_GPU]
+    message[:] = [NO_GPU]
     with pytest.raises(UsageError, match='use `device="cpu"`: CUDA failure 100: no CUDA-capable'):
         kind.open(artefacts["onnx"], "cuda", 1)
-    said[:] = ["Load model failed: Protobuf parsing failed."]
+    message[:] = ["Load model failed: Protobuf parsing failed."]
     with pytest.raises(InputError, match="cannot load it: Load model failed"):
         kind.open(artefacts["onnx"], "cuda", 1)
 
 
-def test_a_model_larger_than_the_gpu(
+def test_a_model_larger_than_the_gpu_is_not_the_files_fault(
     artefacts: dict[str, Path], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def full(*_: Any) -> None:
@@ -199,11 +201,11 @@ def test_the_report_says_which_device_it_was(
     [(True, "auto", "cuda"), (False, "auto", "cpu"), (True, "cpu", "cpu"), (False, "cuda", "cuda")],
 )
 @pytest.mark.parametrize(("format_", "name"), NAMES)
-def test_what_is_asked_of_a_runtime(
+def test_a_runtime_is_opened_on_the_device_asked_for(
     format_: str, name: str, gpu: bool, device: str, asked: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    kind, seen = runtime_class(format_, name), []
+    runtime, calls = runtime_class(format_, name), []
     monkeypatch.setattr(runtimes, "_has_gpu", lambda: gpu)
-    monkeypatch.setattr(kind, "open", lambda *given: seen.append(given))
+    monkeypatch.setattr(runtime, "open", lambda *arguments: calls.append(arguments))
     open_runtime(format_, Path("artefact"), device, name=name, threads=3)
-    assert seen == [(Path("artefact"), asked, 3)]
+    assert calls == [(Path("artefact"), asked, 3)]

@@ -126,6 +126,6 @@ def test_bad_requests_are_refused(ids, options, error, words) -> None:  # type: 
         generate(counting(), ids, **arguments)
 
 
-def test_logits_that_are_not_finite_are_said() -> None:
+def test_logits_that_are_not_finite_are_an_error() -> None:
     with pytest.raises(VerificationError, match="after 1 tokens are not finite"):
         list(generate(Table(np.full((4, 4), np.nan)), [0], 1, allowed=4, end_of_text=None))

@@ -34,14 +34,14 @@ def test_the_pinned_tokens_are_transformers() -> None:
     model = CodeGenForCausalLM.from_pretrained(embedded.path(), dtype=torch.float32).eval()
     tokenizer = AutoTokenizer.from_pretrained(embedded.path())
     for pinned in PINNED:
-        given = tokenizer(pinned["text"], return_tensors="pt")
-        done = model.generate(
-            **given, max_new_tokens=NEW, do_sample=False, pad_token_id=tokenizer.eos_token_id
+        inputs = tokenizer(pinned["text"], return_tensors="pt")
+        ids = model.generate(
+            **inputs, max_new_tokens=NEW, do_sample=False, pad_token_id=tokenizer.eos_token_id
         )[0]
-        assert done[given.input_ids.shape[1] :].tolist() == pinned["tokens"]
+        assert ids[inputs.input_ids.shape[1] :].tolist() == pinned["tokens"]
         with torch.inference_mode():
-            logits = model(done[None]).logits[
-                0, given.input_ids.shape[1] - 1 : -1, : len(tokenizer)
+            logits = model(ids[None]).logits[
+                0, inputs.input_ids.shape[1] - 1 : -1, : len(tokenizer)
             ]
         best = logits.topk(2).values
         assert float((best[:, 0] - best[:, 1]).min()) == pytest.approx(pinned["margin"], abs=1e-3)
@@ -57,7 +57,7 @@ def test_the_pinned_tokens_are_transformers() -> None:
         ("gguf", "llama.cpp"),
     ],
 )
-def test_every_runtime_gives_them(kind: str, name: str, tmp_path: Path) -> None:
+def test_every_runtime_generates_the_pinned_tokens(kind: str, name: str, tmp_path: Path) -> None:
     checkpoint = read(embedded.NAME)
     plan = {
         "huggingface": lambda: plans.to_hf(checkpoint, tmp_path / "hf", dtype="float32"),
@@ -91,7 +91,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return plan.output
 
 
-def test_onnxruntime_gives_them_to_a_left_padded_batch(folder: Path) -> None:
+def test_onnxruntime_generates_the_pinned_tokens_in_a_left_padded_batch(folder: Path) -> None:
     """Fed as transformers does: the mask grows, and each row has its own positions."""
     session = onnxruntime.InferenceSession(str(folder / "onnx/model.onnx"))
     tokenizer = read(embedded.NAME).tokenizer
@@ -104,20 +104,20 @@ def test_onnxruntime_gives_them_to_a_left_padded_batch(folder: Path) -> None:
         for value in session.get_inputs()
         if value.name.startswith("past")
     }
-    found = []
+    generated = []
     for _ in range(NEW):
         positions = np.where(mask, mask.cumsum(axis=1) - 1, 1)[:, -tokens.shape[1] :]
-        given = {"input_ids": tokens, "attention_mask": mask, "position_ids": positions}
-        logits, *present = session.run(None, {**given, **past})
+        inputs = {"input_ids": tokens, "attention_mask": mask, "position_ids": positions}
+        logits, *present = session.run(None, {**inputs, **past})
         past = dict(zip(past, present, strict=True))
         tokens = logits[:, -1, : tokenizer.size].argmax(-1)[:, None]
-        found.append(tokens[:, 0])
+        generated.append(tokens[:, 0])
         mask = np.concatenate([mask, np.ones_like(tokens)], axis=1)
-    assert np.stack(found, axis=1).tolist() == [pinned["tokens"] for pinned in PINNED]
+    assert np.stack(generated, axis=1).tolist() == [pinned["tokens"] for pinned in PINNED]
 
 
 @pytest.mark.parametrize("share", [True, False])
-def test_genai_gives_them_to_its_batch(folder: Path, share: bool) -> None:
+def test_genai_generates_the_pinned_tokens_in_its_own_batch(folder: Path, share: bool) -> None:
     """It pads after the prompt (its own encode_batch) and takes logits at each row's last token."""
     model = genai.Model(str(folder))
     padded = genai.Tokenizer(model).encode_batch([pinned["text"] for pinned in PINNED]).as_numpy()

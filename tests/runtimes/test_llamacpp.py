@@ -61,7 +61,7 @@ def run() -> Iterator[Callable[..., LlamaCpp]]:
     ("type_", "bound"),
     [("F32", 5e-7), ("F16", 1e-6), ("BF16", 1e-4), ("Q8_0", 1e-3), ("Q4_0", 0.1)],
 )
-def test_logits_are_those_of_transformers(
+def test_logits_equal_transformers_within_the_types_bound(
     head: int, type_: str, bound: float, convert: Callable[..., Path], run: Callable[..., LlamaCpp]
 ) -> None:
     """About five times what is measured on the worst of the three, head size 256."""
@@ -83,7 +83,9 @@ def test_a_wrong_rotary_order_would_show(
     assert kl_divergence(reference(64, prompt()), logits).mean() > 1e-3
 
 
-def test_embedded_model(tmp_path: Path, run: Callable[..., LlamaCpp]) -> None:
+def test_the_embedded_model_keeps_the_promised_bounds(
+    tmp_path: Path, run: Callable[..., LlamaCpp]
+) -> None:
     """On trained weights and held-out text: the bounds the project promises."""
     from transformers import AutoModelForCausalLM
 
@@ -91,15 +93,15 @@ def test_embedded_model(tmp_path: Path, run: Callable[..., LlamaCpp]) -> None:
     model = AutoModelForCausalLM.from_pretrained(embedded.path(), dtype=torch.float32).eval()
     ids = checkpoint.tokenizer.encode("\n".join(corpus.text("evaluation", 4000)))[:512]
     with torch.inference_mode():
-        wanted = model(torch.tensor([ids])).logits[0, :, : checkpoint.tokenizer.size].numpy()
+        expected = model(torch.tensor([ids])).logits[0, :, : checkpoint.tokenizer.size].numpy()
     for type_, bound in (("F32", 1e-6), ("F16", 1e-6), ("Q8_0", 3e-4)):
         output = tmp_path / file_name(checkpoint, type_)
         execute(plan(checkpoint, output, type=type_))
         logits = run(output).feed(ids)[:, : checkpoint.tokenizer.size]
-        assert kl_divergence(wanted, logits).mean() <= bound, type_
+        assert kl_divergence(expected, logits).mean() <= bound, type_
 
 
-def test_cache_goes_on_where_it_was(
+def test_pieces_through_the_cache_equal_a_full_pass(
     convert: Callable[..., Path], run: Callable[..., LlamaCpp]
 ) -> None:
     runtime, ids = run(convert("F32")), prompt()
@@ -121,16 +123,18 @@ def test_long_input_is_computed_in_batches(
     assert noise(whole, run(convert("F32")).feed(ids)) <= 5e-4 * np.abs(whole).max()
 
 
-def test_greedy_generation(convert: Callable[..., Path], run: Callable[..., LlamaCpp]) -> None:
+def test_greedy_tokens_are_the_references_best(
+    convert: Callable[..., Path], run: Callable[..., LlamaCpp]
+) -> None:
     """Each token is the reference's best, or as good within the noise of the arithmetic."""
     runtime, start = run(convert("F32")), list(prompt()[:24])
     ids, waiting = list(start), start
     for _ in range(32):
         waiting = [int(runtime.feed(waiting)[-1, : tokenizer().size].argmax())]
         ids += waiting
-    wanted = reference(64, tuple(ids))[len(start) - 1 : -1]
-    lost = wanted.max(-1) - wanted[np.arange(len(wanted)), ids[len(start) :]]
-    assert lost.max() <= 2e-3 * np.abs(wanted).max()
+    expected = reference(64, tuple(ids))[len(start) - 1 : -1]
+    lost = expected.max(-1) - expected[np.arange(len(expected)), ids[len(start) :]]
+    assert lost.max() <= 2e-3 * np.abs(expected).max()
     assert (lost == 0).mean() > 0.9
 
 
@@ -147,7 +151,7 @@ def test_ids_are_those_of_hugging_face(
 
 
 @pytest.mark.parametrize("text", ["", " ", "  ", "\t", " " * 64, "\t" * 20, "a\x00b", "[PAD4150]"])
-def test_ids_of_odd_texts(
+def test_ids_of_odd_texts_are_those_of_hugging_face(
     text: str, convert: Callable[..., Path], run: Callable[..., LlamaCpp]
 ) -> None:
     runtime, ids = run(convert()), tokenizer().encode(text)
@@ -184,13 +188,13 @@ def test_llama_cpp_is_silent(convert: Callable[..., Path], capfd: pytest.Capture
     assert capfd.readouterr() == ("", "")
 
 
-def test_close_twice(convert: Callable[..., Path]) -> None:
+def test_closing_twice_is_harmless(convert: Callable[..., Path]) -> None:
     runtime = LlamaCpp.open(convert(), threads=1)
     runtime.close()
     runtime.close()
 
 
-def test_context_is_the_files_or_less(
+def test_the_context_is_the_files_or_a_smaller_one(
     convert: Callable[..., Path], run: Callable[..., LlamaCpp]
 ) -> None:
     assert run(convert()).n_positions == 256
@@ -206,13 +210,13 @@ def test_context_is_the_files_or_less(
 def test_other_caches_are_nearly_as_good(
     convert: Callable[..., Path], run: Callable[..., LlamaCpp]
 ) -> None:
-    wanted = reference(64, prompt())
+    expected = reference(64, prompt())
     for options in ({"cache": "F16"}, {"flash": True}, {"cache": "F16", "flash": True}):
         logits = run(convert("F32"), **options).feed(prompt())[:, : tokenizer().size]
-        assert 0 < kl_divergence(wanted, logits).mean() <= 1e-5
+        assert 0 < kl_divergence(expected, logits).mean() <= 1e-5
 
 
-def test_device_that_is_not_there(convert: Callable[..., Path]) -> None:
+def test_an_absent_device_is_an_error(convert: Callable[..., Path]) -> None:
     """Either this build runs on CUDA, or it says that it does not: never the CPU instead."""
     if llamacpp._library().llama_supports_gpu_offload():
         runtime = LlamaCpp.open(convert(), "cuda")
@@ -225,7 +229,7 @@ def test_device_that_is_not_there(convert: Callable[..., Path]) -> None:
         LlamaCpp.open(convert(), "tpu")
 
 
-def test_file_llama_cpp_refuses(tmp_path: Path, convert: Callable[..., Path]) -> None:
+def test_a_missing_tensor_is_named(tmp_path: Path, convert: Callable[..., Path]) -> None:
     """A sound header, but a tensor llama.cpp needs goes by another name."""
     broken = tmp_path / "broken.gguf"
     broken.write_bytes(convert().read_bytes().replace(b"output_norm.bias", b"output_norm.bios"))
@@ -246,7 +250,7 @@ def test_file_llama_cpp_refuses(tmp_path: Path, convert: Callable[..., Path]) ->
         ("phi2.context_length", 0),
     ],
 )
-def test_metadata_llama_cpp_would_choke_on(
+def test_metadata_that_breaks_llama_cpp_is_refused(
     key: str, value: int, tmp_path: Path, convert: Callable[..., Path]
 ) -> None:
     """Some of these abort llama.cpp, and the process with it, or keep it busy for ever."""

@@ -85,7 +85,7 @@ def test_genais_own_loop_with_a_shared_cache_is_transformers(small: Model) -> No
 
 
 @pytest.mark.parametrize("kind", [OnnxRuntime, Genai])
-def test_the_artefacts_own_tokenizer(small: Model, kind: type[Runtime]) -> None:
+def test_the_runtime_uses_the_artefacts_own_tokenizer(small: Model, kind: type[Runtime]) -> None:
     runtime = kind.open(small.artefact("model"), "cpu", THREADS)
     tokenizer = small.checkpoint.tokenizer
     text = "def hello(x):\n        return x + 1\n\t\tfoo<|endoftext|>é"
@@ -95,7 +95,9 @@ def test_the_artefacts_own_tokenizer(small: Model, kind: type[Runtime]) -> None:
 
 
 @pytest.mark.parametrize("kind", [OnnxRuntime, Genai])
-def test_the_hubs_cache_is_all_links(small: Model, kind: type[Runtime], tmp_path: Path) -> None:
+def test_a_folder_of_links_as_in_the_hubs_cache_runs(
+    small: Model, kind: type[Runtime], tmp_path: Path
+) -> None:
     """A snapshot's files are links into one folder of blobs."""
     folder, blobs = copy(small, tmp_path), tmp_path / "blobs"
     blobs.mkdir()
@@ -118,22 +120,22 @@ def test_a_damaged_graph_is_said_in_one_line(
     flips = [bytearray(whole) for _ in range(30)]
     for flipped in flips:
         flipped[rng.integers(len(whole))] ^= 1 << rng.integers(8)
-    said = []
+    messages = []
     for content in (b"", b"<html>", whole[:100], whole[: len(whole) // 2], *map(bytes, flips)):
         graph.write_bytes(content)
         try:  # a flipped bit in a name or a label can leave a graph that still runs
             kind.open(folder, "cpu", THREADS).feed([1, 2])
         except InputError as error:
-            said.append(str(error))
-    assert len(said) >= 4 + len(flips) // 2
-    assert all(str(folder) in line and "\n" not in line for line in said)
+            messages.append(str(error))
+    assert len(messages) >= 4 + len(flips) // 2
+    assert all(str(folder) in line and "\n" not in line for line in messages)
 
 
-def test_several_graphs_need_a_choice(small: Model, tmp_path: Path) -> None:
+def test_several_graphs_are_named_and_need_a_choice(small: Model, tmp_path: Path) -> None:
     folder = copy(small, tmp_path)
-    other = small.artefact("model_fp16")
+    float16_folder = small.artefact("model_fp16")
     for name in ("model_fp16.onnx", "model_fp16.onnx_data"):
-        (folder / "onnx" / name).write_bytes((other / "onnx" / name).read_bytes())
+        (folder / "onnx" / name).write_bytes((float16_folder / "onnx" / name).read_bytes())
     with pytest.raises(InputError, match=r"onnx/model.onnx, onnx/model_fp16.onnx"):
         OnnxRuntime.open(folder)
     chosen = OnnxRuntime.open(folder / "onnx/model.onnx", "cpu", THREADS)

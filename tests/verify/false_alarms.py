@@ -34,14 +34,14 @@ from cgconvert.verify.verdict import Check, Verdict
 from cgconvert.verify.verify import verify
 from tests.support.artefacts import WRITERS, write
 
-__all__ = ["Seen", "Worst", "as_markdown", "geometry", "random_model", "run", "worst_of"]
+__all__ = ["CheckResult", "Worst", "as_markdown", "geometry", "random_model", "run", "worst_of"]
 
 PADDING = 51200 - 50295
 """Rows of the published models that no token has."""
 
 
 @dataclass(frozen=True)
-class Seen:
+class CheckResult:
     """One check of one artefact; `model` says which."""
 
     type: str
@@ -79,7 +79,7 @@ class Seen:
 class Worst:
     """The worst of one check over all artefacts of a type, and how many of them failed it."""
 
-    seen: Seen
+    result: CheckResult
     count: int
     failed: int
 
@@ -133,7 +133,7 @@ def run(
     folder: Path,
     new_tokens: int = NEW_TOKENS,
     threads: int = 1,
-) -> Iterator[list[Seen]]:
+) -> Iterator[list[CheckResult]]:
     """Write each type, verify it, take it away; yield its checks."""
     for type_ in types:
         plan = write(type_, source, folder)
@@ -145,14 +145,14 @@ def run(
             shutil.rmtree(plan.output)
         else:
             plan.output.unlink()
-        yield [Seen(type_, label, check) for check in report.checks]
+        yield [CheckResult(type_, label, check) for check in report.checks]
 
 
-def worst_of(seen: Sequence[Seen]) -> list[Worst]:
+def worst_of(results: Sequence[CheckResult]) -> list[Worst]:
     """By type and check, in the order they were first seen."""
-    groups: dict[tuple[str, str], list[Seen]] = {}
-    for one in seen:
-        groups.setdefault((one.type, one.check.name), []).append(one)
+    groups: dict[tuple[str, str], list[CheckResult]] = {}
+    for result in results:
+        groups.setdefault((result.type, result.check.name), []).append(result)
     return [
         Worst(
             max(group, key=lambda s: s.deviation),
@@ -163,15 +163,15 @@ def worst_of(seen: Sequence[Seen]) -> list[Worst]:
     ]
 
 
-def as_markdown(found: Sequence[Worst]) -> str:
+def as_markdown(worst_results: Sequence[Worst]) -> str:
     """A line for each type and check with a bound other than 0, or that failed."""
     lines = [
         "| type | check | worst | bound | share of it | of | failed in |",
         "|---|---|---|---|---|---|---|",
     ]
     exact: set[str] = set()
-    for worst in found:
-        seen, check = worst.seen, worst.seen.check
+    for worst in worst_results:
+        result, check = worst.result, worst.result.check
         if check.threshold == 0 and not worst.failed:
             exact.add(check.name)
             continue
@@ -179,9 +179,9 @@ def as_markdown(found: Sequence[Worst]) -> str:
             continue
         value = "" if check.value is None else f"{check.value:.3g}"
         bound = "" if check.threshold is None else f"{check.comparison} {check.threshold:.4g}"
-        share = "" if seen.share is None else f"{seen.share:.0%}"
+        share = "" if result.share is None else f"{result.share:.0%}"
         failed = f"**{worst.failed} of {worst.count}**" if worst.failed else f"0 of {worst.count}"
-        cells = (seen.type, check.name, value, bound, share, seen.model, failed)
+        cells = (result.type, check.name, value, bound, share, result.model, failed)
         lines.append(f"| {' | '.join(cells)} |")
     if exact:
         lines += [
@@ -191,12 +191,12 @@ def as_markdown(found: Sequence[Worst]) -> str:
     return "\n".join(lines)
 
 
-def _chosen(wanted: Sequence[str]) -> list[str]:
+def _chosen(names: Sequence[str]) -> list[str]:
     """Types by their whole name or the last part of it."""
-    for name in wanted:
+    for name in names:
         if not any(_is(type_, name) for type_ in WRITERS):
             raise click.UsageError(f"no type {name!r}; there are {', '.join(WRITERS)}")
-    return [t for t in WRITERS if not wanted or any(_is(t, name) for name in wanted)]
+    return [t for t in WRITERS if not names or any(_is(t, name) for name in names)]
 
 
 def _is(type_: str, name: str) -> bool:
@@ -245,13 +245,13 @@ def main(
 ) -> None:
     """Print the worst value of each check of each type over correct artefacts."""
     chosen = _chosen(types)
-    seen: list[Seen] = []
+    results: list[CheckResult] = []
 
     def add(source: Checkpoint, label: str, folder: Path) -> None:
         for checks in run(source, label, chosen, folder, new_tokens, threads):
             failed = [s.check.name for s in checks if s.check.verdict == Verdict.FAIL]
             click.echo(f"{label} {checks[0].type}: {', '.join(failed) or 'passed'}", err=True)
-            seen.extend(checks)
+            results.extend(checks)
 
     for number in range(seeds):
         seed, sharp = first_seed + number, sharpness[number % len(sharpness)]
@@ -263,9 +263,9 @@ def main(
     if trained:
         with _scratch(work) as folder:
             add(read(embedded.NAME), embedded.NAME, folder)
-    found = worst_of(seen)
-    click.echo(as_markdown(found))
-    if any(worst.failed for worst in found):
+    worst_results = worst_of(results)
+    click.echo(as_markdown(worst_results))
+    if any(worst.failed for worst in worst_results):
         sys.exit(1)
 
 

@@ -77,18 +77,18 @@ class StandIn(Runtime):
 
 def evidence(runtime: Runtime, source: Checkpoint, stored: Checkpoint | None = None) -> Evidence:
     """What the runtime does, and `stored` if the artefact's weights are not the source's."""
-    seen = observe(runtime, source, new_tokens=12)
+    observed = observe(runtime, source, new_tokens=12)
     own = (lambda: Reference(stored.decoder)) if stored else None
-    return gather_evidence(seen, source, Reference(source.decoder), own)
+    return gather_evidence(observed, source, Reference(source.decoder), own)
 
 
-def judged(seen: Evidence, row: tuple[str, str] = STRICT) -> dict[str, Check]:
-    checks = run_checks(seen, Losses.of(seen), thresholds_for(*row))
+def judged(evidence: Evidence, row: tuple[str, str] = STRICT) -> dict[str, Check]:
+    checks = run_checks(evidence, Losses.of(evidence), thresholds_for(*row))
     return {check.name: check for check in checks}
 
 
-def failed(seen: Evidence, row: tuple[str, str] = STRICT) -> set[str]:
-    return {name for name, check in judged(seen, row).items() if check.verdict == Verdict.FAIL}
+def failed(evidence: Evidence, row: tuple[str, str] = STRICT) -> set[str]:
+    return {name for name, check in judged(evidence, row).items() if check.verdict == Verdict.FAIL}
 
 
 def test_the_right_model_passes(right: Evidence) -> None:
@@ -116,16 +116,16 @@ def test_a_planted_mistake_shows_in_the_logits(
     name: str, source: Checkpoint, right: Evidence
 ) -> None:
     wrong = Reference(WRONG[name](source).decoder).logits(right.observed.sequences)
-    seen = replace(right, observed=replace(right.observed, logits=np.concatenate(wrong)))
-    assert {"logits.nmse", "runtime.nmse"} <= failed(seen, LOOSEST_FLOAT)
+    mistaken = replace(right, observed=replace(right.observed, logits=np.concatenate(wrong)))
+    assert {"logits.nmse", "runtime.nmse"} <= failed(mistaken, LOOSEST_FLOAT)
 
 
 @pytest.mark.parametrize("name", ["rotary pairs in halves", "an MLP scaled by 1.05"])
 def test_a_runtime_that_obeys_wrong_weights_is_not_to_blame(name: str, source: Checkpoint) -> None:
     wrong = WRONG[name](source)
-    found = failed(evidence(StandIn(wrong), source, wrong), LOOSEST_FLOAT)
-    assert "logits.nmse" in found
-    assert not any(check.startswith(("runtime.", "generation")) for check in found)
+    failures = failed(evidence(StandIn(wrong), source, wrong), LOOSEST_FLOAT)
+    assert "logits.nmse" in failures
+    assert not any(check.startswith(("runtime.", "generation")) for check in failures)
 
 
 def test_a_runtime_that_disobeys_its_weights_shows_though_little_was_lost(
@@ -133,19 +133,19 @@ def test_a_runtime_that_disobeys_its_weights_shows_though_little_was_lost(
 ) -> None:
     """Below what 4 bits may lose, far above what a runtime's arithmetic may add."""
     scaled = source.decoder.ln_f_weight.read() * 1.05
-    other = replace(source, decoder=replace(source.decoder, ln_f_weight=InMemory(scaled)))
-    found = failed(evidence(StandIn(other), source), ("onnx", "int4"))
-    assert found == {"runtime.nmse", "runtime.context_end"}
+    scaled_model = replace(source, decoder=replace(source.decoder, ln_f_weight=InMemory(scaled)))
+    failures = failed(evidence(StandIn(scaled_model), source), ("onnx", "int4"))
+    assert failures == {"runtime.nmse", "runtime.context_end"}
 
 
 def test_weights_that_make_no_model_leave_nothing_to_compare_the_runtime_with(
     source: Checkpoint, right: Evidence
 ) -> None:
-    def none() -> Reference:
+    def no_model() -> Reference:
         raise InputError("h.0.ln_1.weight is missing")
 
-    seen = gather_evidence(right.observed, source, Reference(source.decoder), none)
-    check = judged(seen)["runtime.nmse"]
+    modelless = gather_evidence(right.observed, source, Reference(source.decoder), no_model)
+    check = judged(modelless)["runtime.nmse"]
     assert (check.value, check.verdict) == (None, Verdict.INFO)
     assert check.detail == "its weights make no model: h.0.ln_1.weight is missing"
 
@@ -155,8 +155,8 @@ def test_exact_gelu_shows_where_the_runtime_is_exact(
 ) -> None:
     monkeypatch.setattr(reference_module, "gelu", gelu)
     wrong = Reference(source.decoder).logits(right.observed.sequences)
-    seen = replace(right, observed=replace(right.observed, logits=np.concatenate(wrong)))
-    assert {"runtime.relative_error", "logits.nmse"} <= failed(seen)
+    mistaken = replace(right, observed=replace(right.observed, logits=np.concatenate(wrong)))
+    assert {"runtime.relative_error", "logits.nmse"} <= failed(mistaken)
 
 
 class Forgetful(StandIn):
@@ -196,8 +196,8 @@ class WrongTail(StandIn):
 
 
 def test_generation_says_where_it_first_differs(source: Checkpoint) -> None:
-    seen = evidence(WrongTail(source), source)
-    check = judged(seen)["generation"]
+    mistaken = evidence(WrongTail(source), source)
+    check = judged(mistaken)["generation"]
     assert check.verdict == Verdict.FAIL
     assert check.value == 2  # once in each of two openings
     assert check.detail.startswith("22 of 24 tokens as the stored weights give, 22 as the source;")
@@ -205,20 +205,20 @@ def test_generation_says_where_it_first_differs(source: Checkpoint) -> None:
 
 
 def test_a_near_tie_is_excused(source: Checkpoint, right: Evidence) -> None:
-    said = right.source.generated[0]
+    expected = right.source.generated[0]
     for gap, wrong in ((0.019, 0), (0.021, 1)):
-        logits = said.logits.copy()
+        logits = expected.logits.copy()
         logits[0, 1] = logits[0, 0] - gap
-        ids = (int(said.ids[0, 1]), *right.observed.generated[0][1:])
-        near = replace(said, logits=logits)
+        ids = (int(expected.ids[0, 1]), *right.observed.generated[0][1:])
+        near = replace(expected, logits=logits)
         noisy = right.observed.logits.copy()
         noisy[0, right.source.logits.ids[0, 0]] += 0.01  # two logits may lie 0.02 nearer
-        witnessed = replace(right.source, generated=(near, *right.source.generated[1:]))
+        outputs = replace(right.source, generated=(near, *right.source.generated[1:]))
         observed = replace(
             right.observed, logits=noisy, generated=(ids, *right.observed.generated[1:])
         )
-        seen = replace(right, observed=observed, source=witnessed, stored=witnessed)
-        assert judged(seen)["generation"].value == wrong
+        tied = replace(right, observed=observed, source=outputs, stored=outputs)
+        assert judged(tied)["generation"].value == wrong
 
 
 class Drowned(StandIn):
@@ -232,9 +232,9 @@ class Drowned(StandIn):
 
 
 def test_the_end_of_the_context_is_reached(source: Checkpoint) -> None:
-    found = failed(evidence(Drowned(source), source), LOOSEST_FLOAT)
-    assert "runtime.context_end" in found
-    assert not found & {"runtime.nmse", "logits.nmse"}
+    failures = failed(evidence(Drowned(source), source), LOOSEST_FLOAT)
+    assert "runtime.context_end" in failures
+    assert not failures & {"runtime.nmse", "logits.nmse"}
 
 
 class Unmasked(StandIn):
@@ -246,9 +246,9 @@ class Unmasked(StandIn):
 
 
 def test_padding_that_is_seen_is_caught(source: Checkpoint) -> None:
-    seen = evidence(Unmasked(source), source)
-    assert failed(seen, LOOSEST_FLOAT) == {"batch"}
-    assert "in one left-padded batch" in judged(seen)["batch"].detail
+    mistaken = evidence(Unmasked(source), source)
+    assert failed(mistaken, LOOSEST_FLOAT) == {"batch"}
+    assert "in one left-padded batch" in judged(mistaken)["batch"].detail
 
 
 def test_a_runtime_of_one_sequence_has_no_batch(source: Checkpoint) -> None:
@@ -266,13 +266,13 @@ class Broken(StandIn):
 
 
 def test_nan_fails_every_comparison(source: Checkpoint) -> None:
-    seen = evidence(Broken(source), source)
-    assert failed(seen) >= {
+    mistaken = evidence(Broken(source), source)
+    assert failed(mistaken) >= {
         "finite", "cache", "generation", "runtime.relative_error", "runtime.nmse",
         "runtime.kl_mean", "runtime.context_end", "logits.nmse", "logits.kl_mean",
         "logits.kl_p99", "logits.perplexity_ratio",
     }  # fmt: skip
-    assert "not finite" in judged(seen)["generation"].detail
+    assert "not finite" in judged(mistaken)["generation"].detail
 
 
 class Padded(StandIn):
@@ -292,12 +292,12 @@ def test_padded_rows_that_win_in_the_source_are_a_warning(source: Checkpoint) ->
     bias = source.decoder.head_bias.read()
     bias[-1] = 9
     same = replace(source, decoder=replace(source.decoder, head_bias=InMemory(bias)))
-    seen = evidence(StandIn(same), same)
-    assert not failed(seen)
-    assert judged(seen)["padding"].verdict == Verdict.WARNING
+    padded = evidence(StandIn(same), same)
+    assert not failed(padded)
+    assert judged(padded)["padding"].verdict == Verdict.WARNING
 
 
-def test_ids_context_and_vocabulary(source: Checkpoint) -> None:
+def test_another_end_of_text_context_or_vocabulary_fails(source: Checkpoint) -> None:
     class Old(StandIn):
         end_of_text = 2  # type: ignore[assignment]
         n_positions = 64  # type: ignore[assignment]
@@ -305,9 +305,9 @@ def test_ids_context_and_vocabulary(source: Checkpoint) -> None:
         def feed(self, ids: Sequence[int]) -> np.ndarray:
             return super().feed(ids)[:, : self.model.tokenizer.size]
 
-    seen = evidence(Old(source), source)
-    assert failed(seen) == {"end_of_text", "context", "vocabulary"}
-    assert "stops at id 2, the source at 258" in judged(seen)["end_of_text"].detail
+    mistaken = evidence(Old(source), source)
+    assert failed(mistaken) == {"end_of_text", "context", "vocabulary"}
+    assert "stops at id 2, the source at 258" in judged(mistaken)["end_of_text"].detail
 
 
 def test_too_few_logits_are_not_compared(source: Checkpoint) -> None:
@@ -315,9 +315,9 @@ def test_too_few_logits_are_not_compared(source: Checkpoint) -> None:
         def feed(self, ids: Sequence[int]) -> np.ndarray:
             return super().feed(ids)[:, : self.model.tokenizer.size - 1]
 
-    seen = evidence(Cut(source), source)
-    assert "vocabulary" in failed(seen)
-    assert not {"logits.nmse", "runtime.nmse"} & judged(seen).keys()
+    mistaken = evidence(Cut(source), source)
+    assert "vocabulary" in failed(mistaken)
+    assert not {"logits.nmse", "runtime.nmse"} & judged(mistaken).keys()
 
 
 def test_a_tokenizer_that_drops_the_white_space_runs_is_caught(source: Checkpoint) -> None:
@@ -335,15 +335,15 @@ def test_a_tokenizer_that_drops_the_white_space_runs_is_caught(source: Checkpoin
         def detokenize(self, ids: Sequence[int]) -> str:
             return super().detokenize(ids).strip()
 
-    seen = evidence(Plain(source), source)
-    assert failed(seen) == {"tokenizer.ids", "tokenizer.round_trip"}
-    assert "'def hello(x):" in judged(seen)["tokenizer.ids"].detail
+    mistaken = evidence(Plain(source), source)
+    assert failed(mistaken) == {"tokenizer.ids", "tokenizer.round_trip"}
+    assert "'def hello(x):" in judged(mistaken)["tokenizer.ids"].detail
 
 
 # Verdicts and thresholds.
 
 
-def test_verdicts() -> None:
+def test_a_check_passes_at_its_bound_and_nan_fails() -> None:
     assert at_most("x", 1.0, 1.0).verdict == Verdict.PASS
     assert at_most("x", 1.1, 1.0).verdict == Verdict.FAIL
     assert at_least("x", 1.0, 1.0).verdict == Verdict.PASS
@@ -359,9 +359,9 @@ def test_verdicts() -> None:
 
 
 def test_json_has_no_nan() -> None:
-    found = at_most("x", float("nan"), 1.0, "said").as_dict()
-    assert found["value"] is None
-    assert found["detail"] == "said; value is nan"
+    entry = at_most("x", float("nan"), 1.0, "said").as_dict()
+    assert entry["value"] is None
+    assert entry["detail"] == "said; value is nan"
 
 
 def test_thresholds_can_be_replaced_by_name() -> None:

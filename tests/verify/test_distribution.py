@@ -19,26 +19,26 @@ from tests.conftest import SMALL
 
 def test_the_best_come_first_and_the_lowest_id_of_equals() -> None:
     logits = np.array([[1.0, 3.0, 3.0, 9.0], [4.0, 1.0, 2.0, 0.0]], dtype=np.float32)
-    found = Distribution.of(logits, [2, -1], allowed=3, top=2)
-    assert found.ids.tolist() == [[1, 2], [0, 2]]
-    assert found.logits.tolist() == [[3, 3], [4, 2]]
-    assert found.margins.tolist() == [0, 2]
-    assert found.rest == pytest.approx([1, 1])
-    assert found.padding.tolist() == [9, 0]
-    assert (found.tokens.tolist(), found.following[0]) == ([2, -1], 3)
-    assert np.isnan(found.following[1])
-    assert found.log_normalizer == pytest.approx(np.log(np.exp(logits[:, :3]).sum(-1)))
+    distribution = Distribution.of(logits, [2, -1], allowed=3, top=2)
+    assert distribution.ids.tolist() == [[1, 2], [0, 2]]
+    assert distribution.logits.tolist() == [[3, 3], [4, 2]]
+    assert distribution.margins.tolist() == [0, 2]
+    assert distribution.rest == pytest.approx([1, 1])
+    assert distribution.padding.tolist() == [9, 0]
+    assert (distribution.tokens.tolist(), distribution.following[0]) == ([2, -1], 3)
+    assert np.isnan(distribution.following[1])
+    assert distribution.log_normalizer == pytest.approx(np.log(np.exp(logits[:, :3]).sum(-1)))
 
 
-def test_all_are_kept_of_a_small_vocabulary() -> None:
-    found = Distribution.of(np.zeros((2, 1), dtype=np.float32), [7, -1], allowed=1)
-    assert found.rest.tolist() == [-np.inf, -np.inf]
-    assert found.margins.tolist() == [np.inf, np.inf]
-    assert found.padding.tolist() == [-np.inf, -np.inf]
-    assert found.tokens.tolist() == [-1, -1]  # 7 is no token of the tokenizer
+def test_a_small_vocabulary_is_kept_whole() -> None:
+    distribution = Distribution.of(np.zeros((2, 1), dtype=np.float32), [7, -1], allowed=1)
+    assert distribution.rest.tolist() == [-np.inf, -np.inf]
+    assert distribution.margins.tolist() == [np.inf, np.inf]
+    assert distribution.padding.tolist() == [-np.inf, -np.inf]
+    assert distribution.tokens.tolist() == [-1, -1]  # 7 is no token of the tokenizer
 
 
-def test_a_part_and_a_whole() -> None:
+def test_parts_join_to_the_whole() -> None:
     logits = np.random.default_rng(0).normal(size=(6, 20)).astype(np.float32)
     whole = Distribution.of(logits, [1, 2, 3, 4, 5, -1], allowed=18, top=4)
     again = Distribution.joined([whole[:2], whole[2:]])
@@ -83,12 +83,12 @@ def assert_same_but_for_rounding(left: Distribution, right: Distribution) -> Non
 def test_distributions_from_a_position_on_are_the_end_of_the_whole() -> None:
     sequences = [[1, 2, 3, 4], [5, 6]]
     (first, second) = reference().distributions(sequences, 4000, first=[2, 1])
-    (whole, other) = reference().distributions(sequences, 4000)
+    (whole, whole_second) = reference().distributions(sequences, 4000)
     assert (len(first), len(second), len(whole)) == (2, 1, 4)
     assert_same_but_for_rounding(first, whole[2:])
-    assert_same_but_for_rounding(second, other[1:])
+    assert_same_but_for_rounding(second, whole_second[1:])
     assert first.tokens.tolist() == [4, -1]
-    assert other.tokens.tolist() == [6, -1]
+    assert whole_second.tokens.tolist() == [6, -1]
     with pytest.raises(AssertionError):  # the comparison tells positions apart
         assert_same_but_for_rounding(replace(first, tokens=whole[1:3].tokens), whole[1:3])
 
@@ -110,9 +110,9 @@ def counted(folder: Path, sha256: str = "a", **options: object) -> tuple[CachedR
 def test_an_answer_is_computed_once(tmp_path: Path) -> None:
     cached, inner = counted(tmp_path / "cache")
     before = cached.distributions([[1, 2, 3], [4]], 4000)
-    again, other = counted(tmp_path / "cache")
-    after = again.distributions([[4], [1, 2, 3], [5]], 4000)
-    assert (inner.asked, other.asked) == (2, 1)
+    cached_again, inner_again = counted(tmp_path / "cache")
+    after = cached_again.distributions([[4], [1, 2, 3], [5]], 4000)
+    assert (inner.asked, inner_again.asked) == (2, 1)
     for left, right in ((before[0], after[1]), (before[1], after[0])):
         assert all(equal(left, right, name) for name in ARRAYS)
         assert (left.allowed, left.vocabulary) == (right.allowed, right.vocabulary)
@@ -147,9 +147,9 @@ def test_a_damaged_answer_is_computed_again(tmp_path: Path) -> None:
     for damaged in (b"", path.read_bytes()[:-1], path.read_bytes()[:-1] + b"x"):
         path.write_bytes(damaged)
         cached, inner = counted(tmp_path)
-        (found,) = cached.distributions([[1, 2]], 4000)
+        (distribution,) = cached.distributions([[1, 2]], 4000)
         assert inner.asked == 1
-        assert len(found) == 2
+        assert len(distribution) == 2
 
 
 def test_a_cache_that_cannot_be_written_costs_only_time(tmp_path: Path) -> None:

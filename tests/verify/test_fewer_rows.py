@@ -52,7 +52,9 @@ def without_last(made: Tokenizer, size: int) -> Tokenizer:
 
 @pytest.mark.parametrize("fault", ROWS)
 @pytest.mark.parametrize("name", NAMES)
-def test_fewer_rows_fail(name: str, fault: str, source: Checkpoint, tmp_path: Path) -> None:
+def test_fewer_rows_of_the_vocabulary_fail(
+    name: str, fault: str, source: Checkpoint, tmp_path: Path
+) -> None:
     rows = ROWS[fault]
     assert 280 < tokenizer().size < 310
     wrong = replace(source, decoder=fewer(source.decoder, *rows))

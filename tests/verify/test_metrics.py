@@ -18,83 +18,83 @@ def logits(*rows: list[float]) -> np.ndarray:
 
 def test_kl_of_two_coins() -> None:
     # 0.5 ln(0.5 / 0.25) + 0.5 ln(0.5 / 0.75) = 0.5 ln 2 + 0.5 ln(2/3) = 0.5 ln(4/3)
-    found = loss(logits([0.5, 0.5]), logits([0.25, 0.75])).kl
-    assert found == pytest.approx([0.5 * math.log(4 / 3)], rel=1e-6)
+    measured = loss(logits([0.5, 0.5]), logits([0.25, 0.75])).kl
+    assert measured == pytest.approx([0.5 * math.log(4 / 3)], rel=1e-6)
 
 
 def test_kl_is_the_references_average_and_shifts_do_not_count() -> None:
     # 0.25 ln(0.25 / 0.5) + 0.75 ln(0.75 / 0.5) = 0.75 ln 3 - ln 2
-    base, other = logits([0.25, 0.75]), logits([0.5, 0.5])
+    reference, candidate = logits([0.25, 0.75]), logits([0.5, 0.5])
     expected = 0.75 * math.log(3) - math.log(2)
-    assert loss(base, other + 7).kl == pytest.approx([expected], rel=1e-5)
+    assert loss(reference, candidate + 7).kl == pytest.approx([expected], rel=1e-5)
 
 
 def test_ids_that_are_not_kept_count_as_one() -> None:
     # Kept: 0.5 and 0.3; the rest 0.2 against 0.1, however it lies within.
-    base, other = logits([0.3, 0.15, 0.5, 0.05]), logits([0.4, 0.02, 0.5, 0.08])
+    reference, candidate = logits([0.3, 0.15, 0.5, 0.05]), logits([0.4, 0.02, 0.5, 0.08])
     kept = 0.3 * math.log(0.3 / 0.4) + 0.2 * math.log(0.2 / 0.1)
     whole = 0.3 * math.log(3 / 4) + 0.15 * math.log(7.5) + 0.05 * math.log(5 / 8)
-    assert loss(base, other, top=2).kl == pytest.approx([kept], rel=1e-5)
-    assert loss(base, other).kl == pytest.approx([whole], rel=1e-5)
+    assert loss(reference, candidate, top=2).kl == pytest.approx([kept], rel=1e-5)
+    assert loss(reference, candidate).kl == pytest.approx([whole], rel=1e-5)
     assert kept < whole
 
 
 def test_kl_of_itself_is_nothing() -> None:
-    base = np.random.default_rng(0).normal(size=(5, 1000)).astype(np.float32) * 8
-    assert np.abs(loss(base, base).kl).max() < 1e-14
+    reference = np.random.default_rng(0).normal(size=(5, 1000)).astype(np.float32) * 8
+    assert np.abs(loss(reference, reference).kl).max() < 1e-14
 
 
-def test_relative_error_nmse_and_noise() -> None:
-    base, other = np.array([[3.0, 4.0], [0.0, 0.0]]), np.array([[3.0, 4.0], [1.0, -2.0]])
-    found = loss(base, other)
-    assert found.noise == 2
-    assert found.relative_error == metrics.relative_error(base, other) == 2 / 4
-    assert found.nmse == (1 + 4) / (9 + 16)
+def test_relative_error_nmse_and_noise_by_hand() -> None:
+    reference, candidate = np.array([[3.0, 4.0], [0.0, 0.0]]), np.array([[3.0, 4.0], [1.0, -2.0]])
+    measured = loss(reference, candidate)
+    assert measured.noise == 2
+    assert measured.relative_error == metrics.relative_error(reference, candidate) == 2 / 4
+    assert measured.nmse == (1 + 4) / (9 + 16)
 
 
-def test_against_nothing_but_zeros() -> None:
+def test_a_reference_of_zeros_gives_zero_or_infinity() -> None:
     zeros = np.zeros((1, 2))
     assert loss(zeros, zeros).relative_error == loss(zeros, zeros).nmse == 0
     assert loss(zeros, zeros + 1).nmse == math.inf
 
 
-def test_the_best_that_are_the_same() -> None:
-    base = np.array([[6.0, 5, 4, 3, 2, 1, 0], [0.0, 1, 2, 3, 4, 5, 6]])
-    other = np.array([[6.0, 5, 4, 3, 0, 0, 9], [0.0, 1, 2, 3, 4, 5, 6]])
-    found = loss(base, other)
-    assert found.top1 == 1 / 2
-    assert found.top5 == pytest.approx((4 / 5 + 1) / 2)
-    assert loss(base[:, :3], other[:, :3]).top5 == 1  # no more than there are
+def test_top1_and_top5_count_equal_best_ids() -> None:
+    reference = np.array([[6.0, 5, 4, 3, 2, 1, 0], [0.0, 1, 2, 3, 4, 5, 6]])
+    candidate = np.array([[6.0, 5, 4, 3, 0, 0, 9], [0.0, 1, 2, 3, 4, 5, 6]])
+    measured = loss(reference, candidate)
+    assert measured.top1 == 1 / 2
+    assert measured.top5 == pytest.approx((4 / 5 + 1) / 2)
+    assert loss(reference[:, :3], candidate[:, :3]).top5 == 1  # no more than there are
 
 
-def test_where_the_reference_is_sure() -> None:
-    base = logits([0.7, 0.2, 0.1], [0.6, 0.3, 0.1], [0.1, 0.8, 0.1])
-    other = logits([0.7, 0.2, 0.1], [0.1, 0.8, 0.1], [0.8, 0.1, 0.1])
-    found = loss(base, other)
-    assert (found.sure, found.top1_sure, found.top1) == (2, 1 / 2, 1 / 3)
-    unsure = loss(base[1:2], other[1:2])
+def test_top1_sure_counts_positions_where_the_reference_is_sure() -> None:
+    reference = logits([0.7, 0.2, 0.1], [0.6, 0.3, 0.1], [0.1, 0.8, 0.1])
+    candidate = logits([0.7, 0.2, 0.1], [0.1, 0.8, 0.1], [0.8, 0.1, 0.1])
+    measured = loss(reference, candidate)
+    assert (measured.sure, measured.top1_sure, measured.top1) == (2, 1 / 2, 1 / 3)
+    unsure = loss(reference[1:2], candidate[1:2])
     assert (unsure.sure, unsure.top1_sure) == (0, None)
 
 
 def test_perplexity_ratio_and_its_error() -> None:
     # Next tokens 1, 0 then none. Reference gives them 0.5 and 0.5, the candidate 0.25 and 0.4:
     # d = ln 2, ln 1.25; ratio = sqrt(2.5); error = ratio * std(d) / sqrt(2).
-    base = logits([0.5, 0.5], [0.5, 0.5], [0.9, 0.1])
-    other = logits([0.75, 0.25], [0.4, 0.6], [0.1, 0.9])
+    reference = logits([0.5, 0.5], [0.5, 0.5], [0.9, 0.1])
+    candidate = logits([0.75, 0.25], [0.4, 0.6], [0.1, 0.9])
     for top in (1, 2):  # the next token's logit is kept whether it is among the best or not
-        found = loss(base, other, [0, 1, 0], top=top)
-        assert found.perplexity_ratio == pytest.approx(math.sqrt(2.5), rel=1e-6)
+        measured = loss(reference, candidate, [0, 1, 0], top=top)
+        assert measured.perplexity_ratio == pytest.approx(math.sqrt(2.5), rel=1e-6)
         spread = abs(math.log(2) - math.log(1.25)) / math.sqrt(2)
-        error = found.perplexity_ratio * spread / math.sqrt(2)
-        assert found.perplexity_error == pytest.approx(error, rel=1e-5)
+        error = measured.perplexity_ratio * spread / math.sqrt(2)
+        assert measured.perplexity_error == pytest.approx(error, rel=1e-5)
 
 
 def test_sequences_do_not_predict_one_another() -> None:
-    base = logits([0.5, 0.5], [0.9, 0.1], [0.5, 0.5], [0.9, 0.1])
-    other = logits([0.25, 0.75], [0.1, 0.9], [0.25, 0.75], [0.1, 0.9])
-    found = loss(base, other, [1, 0], [1, 0])
-    assert found.perplexity_ratio == pytest.approx(2, rel=1e-6)
-    assert found.perplexity_error == pytest.approx(0, abs=1e-6)
+    reference = logits([0.5, 0.5], [0.9, 0.1], [0.5, 0.5], [0.9, 0.1])
+    candidate = logits([0.25, 0.75], [0.1, 0.9], [0.25, 0.75], [0.1, 0.9])
+    measured = loss(reference, candidate, [1, 0], [1, 0])
+    assert measured.perplexity_ratio == pytest.approx(2, rel=1e-6)
+    assert measured.perplexity_error == pytest.approx(0, abs=1e-6)
 
 
 def test_one_token_has_no_perplexity() -> None:
@@ -103,12 +103,12 @@ def test_one_token_has_no_perplexity() -> None:
 
 def test_chunks_of_positions_change_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
     random = np.random.default_rng(0)
-    base = random.normal(size=(20, 9)).astype(np.float32)
-    other = base + random.normal(size=(20, 9)) * 0.1
+    reference = random.normal(size=(20, 9)).astype(np.float32)
+    candidate = reference + random.normal(size=(20, 9)) * 0.1
     sequences = [random.integers(0, 9, 13).tolist(), random.integers(0, 9, 7).tolist()]
-    whole = loss(base, other, *sequences)
+    whole = loss(reference, candidate, *sequences)
     monkeypatch.setattr(metrics, "POSITIONS", 3)
-    parts = loss(base, other, *sequences)
+    parts = loss(reference, candidate, *sequences)
     # A sum over fewer rows may round its last bit otherwise; all is float64 here.
     assert whole.kl == pytest.approx(parts.kl, rel=1e-9)
     assert whole.kl_mean == pytest.approx(parts.kl_mean, rel=1e-9)
@@ -125,12 +125,12 @@ def test_other_positions_or_too_few_ids_are_no_comparison(shape: tuple[int, int]
 
 
 @pytest.mark.parametrize("top", [1, 3])
-def test_nan_and_infinity_come_through(top: int) -> None:
-    base = np.array([[3.0, 2.0, 1.0], [3.0, 2.0, 1.0]])
+def test_nan_and_infinite_logits_fail_every_bound(top: int) -> None:
+    reference = np.array([[3.0, 2.0, 1.0], [3.0, 2.0, 1.0]])
     for bad in (np.nan, np.inf):
-        other = base.copy()
-        other[1, 2] = bad  # among those that are kept, or not
-        found = loss(base, other, [0, 1], top=top)
-        assert not found.kl_mean <= 1
-        assert top == 1 or not found.nmse <= 1
-        assert top == 1 or not found.noise <= 1
+        candidate = reference.copy()
+        candidate[1, 2] = bad  # among those that are kept, or not
+        measured = loss(reference, candidate, [0, 1], top=top)
+        assert not measured.kl_mean <= 1
+        assert top == 1 or not measured.nmse <= 1
+        assert top == 1 or not measured.noise <= 1

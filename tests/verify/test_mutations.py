@@ -105,7 +105,7 @@ def test_logits_alone_miss_what_other_checks_catch(worlds: dict[str, World]) -> 
     assert not missed
 
 
-def test_the_table_and_the_document() -> None:
+def test_mutations_have_unique_names_and_are_all_documented() -> None:
     names = [(m.where, m.name) for m in MUTATIONS]
     assert len(set(names)) == len(names) >= 36
     text = DOCUMENT.read_text(encoding="utf-8")

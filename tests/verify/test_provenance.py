@@ -48,7 +48,7 @@ def provenance(artefact: Path, source: Checkpoint) -> Check:
     return check_provenance(artefact, hashes, source_digest(source)["sha256"], source.origin)
 
 
-def test_provenance_names_the_file(
+def test_changed_and_missing_files_are_named(
     source: Checkpoint, right: dict[str, Plan], tmp_path: Path
 ) -> None:
     artefact = copied(right["hf-float16"], tmp_path)
@@ -63,13 +63,13 @@ def test_provenance_names_the_file(
     assert (check.verdict, "not a cgconvert manifest" in check.detail) == (Verdict.FAIL, True)
 
 
-def test_provenance_of_another_source(
+def test_another_source_fails_or_warns(
     source: Checkpoint, right: dict[str, Plan], tmp_path: Path
 ) -> None:
-    other = tmp_path / "weights.bin"
-    other.write_bytes(b"another file")
+    other_weights = tmp_path / "weights.bin"
+    other_weights.write_bytes(b"another file")
     plan = right["gguf-F16"]
-    changed = replace(source, files=(other,))
+    changed = replace(source, files=(other_weights,))
     check = provenance(plan.output, changed)
     assert (check.verdict, "its SHA-256 differs" in check.detail) == (Verdict.FAIL, True)
     elsewhere = replace(changed, origin={"given": "elsewhere"})
@@ -81,7 +81,7 @@ def test_provenance_of_another_source(
 
 
 @pytest.mark.parametrize("name", TYPES)
-def test_a_changed_byte_anywhere(
+def test_a_changed_byte_anywhere_is_noticed(
     name: str, source: Checkpoint, right: dict[str, Plan], tmp_path: Path
 ) -> None:
     """In every file, at its ends and between; the manifest is one of them."""

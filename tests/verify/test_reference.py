@@ -47,17 +47,17 @@ def sequences(g: Geometry) -> list[list[int]]:
 
 @pytest.mark.parametrize("size", SHAPES)
 @pytest.mark.parametrize("sharpness", [1.0, 3.0])
-def test_equals_transformers(size: str, sharpness: float) -> None:
+def test_logits_equal_transformers(size: str, sharpness: float) -> None:
     g = geometry(size)
     state = dict(RandomState(g, seed=1, sharpness=sharpness))
-    given = sequences(g)
-    for ours, sequence in zip(Reference(decoder(state, g)).logits(given), given, strict=True):
-        assert ours.shape == (len(sequence), g.vocab_size)
-        assert ours.dtype == np.float32
-        assert relative_error(transformers_logits(state, g, sequence), ours) <= 1e-5
+    inputs = sequences(g)
+    for logits, sequence in zip(Reference(decoder(state, g)).logits(inputs), inputs, strict=True):
+        assert logits.shape == (len(sequence), g.vocab_size)
+        assert logits.dtype == np.float32
+        assert relative_error(transformers_logits(state, g, sequence), logits) <= 1e-5
 
 
-def test_chunks_change_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_chunks_of_rows_change_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
     g = geometry()
     d = decoder(dict(RandomState(g)), g)
     whole = Reference(d).logits(sequences(g))
@@ -69,42 +69,42 @@ def test_chunks_change_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
 class Counted(LazyTensor):
     """Says how many elements were read at once at most, and in all."""
 
-    def __init__(self, source: LazyTensor, seen: list[int]) -> None:
-        self.source, self.seen = source, seen
+    def __init__(self, source: LazyTensor, sizes: list[int]) -> None:
+        self.source, self.sizes = source, sizes
         self.shape, self.dtype = source.shape, source.dtype
 
     def read(self, rows: slice = slice(None), cols: slice = slice(None)) -> torch.Tensor:
-        block = self.source.read(rows, cols)
-        self.seen.append(block.numel())
-        return block
+        values = self.source.read(rows, cols)
+        self.sizes.append(values.numel())
+        return values
 
 
 def test_a_matrix_is_read_once_and_by_chunks(monkeypatch: pytest.MonkeyPatch) -> None:
     g = geometry()
-    seen: list[int] = []
-    tensors = {n: Counted(InMemory(t), seen) for n, t in RandomState(g).items()}
+    sizes: list[int] = []
+    tensors = {n: Counted(InMemory(t), sizes) for n, t in RandomState(g).items()}
     monkeypatch.setattr(module, "CHUNK_BYTES", 4 * g.n_embd * 16)
     Reference(CODEGEN.decoder(g, tensors, "test")).logits(sequences(g))
-    assert max(seen) <= 16 * g.n_embd
-    assert sum(seen) <= g.parameters  # every row once; of the embedding only the rows that are fed
+    assert max(sizes) <= 16 * g.n_embd
+    assert sum(sizes) <= g.parameters  # every row once; of the embedding only the rows that are fed
 
 
 def test_source_weights_are_rounded_to_float16_or_left_alone() -> None:
     g = geometry()
     wide = dict(RandomState(g, dtype=torch.float32))
     half = {name: tensor.half() for name, tensor in wide.items()}
-    given = [[1, 2, 3]]
-    rounded = Reference(decoder(wide, g)).logits(given)[0]
-    assert np.array_equal(rounded, Reference(decoder(half, g)).logits(given)[0])
-    assert not np.array_equal(rounded, Reference(decoder(wide, g), weights=None).logits(given)[0])
+    inputs = [[1, 2, 3]]
+    rounded = Reference(decoder(wide, g)).logits(inputs)[0]
+    assert np.array_equal(rounded, Reference(decoder(half, g)).logits(inputs)[0])
+    assert not np.array_equal(rounded, Reference(decoder(wide, g), weights=None).logits(inputs)[0])
 
 
 def test_the_layer_norm_epsilon_is_the_geometrys() -> None:
     g = replace(geometry(), layer_norm_epsilon=1e-2)
     state = dict(RandomState(g))
-    ours = Reference(decoder(state, g)).logits([[5, 6, 7]])[0]
-    assert relative_error(transformers_logits(state, g, [5, 6, 7]), ours) <= 1e-5
-    assert relative_error(transformers_logits(state, geometry(), [5, 6, 7]), ours) > 1e-3
+    logits = Reference(decoder(state, g)).logits([[5, 6, 7]])[0]
+    assert relative_error(transformers_logits(state, g, [5, 6, 7]), logits) <= 1e-5
+    assert relative_error(transformers_logits(state, geometry(), [5, 6, 7]), logits) > 1e-3
 
 
 @pytest.mark.parametrize(

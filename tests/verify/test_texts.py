@@ -21,25 +21,25 @@ from tests.support.tampering import checkpoint, tokenizer
 def test_a_file_is_read_as_it_is(tmp_path: Path) -> None:
     path = tmp_path / "mine.txt"
     path.write_bytes("a\r\nb ü".encode())
-    found = read_text(str(path))
-    assert found == Text(str(path), ("a\r\nb ü",), hashlib.sha256(path.read_bytes()).hexdigest())
+    text = read_text(str(path))
+    assert text == Text(str(path), ("a\r\nb ü",), hashlib.sha256(path.read_bytes()).hexdigest())
 
 
 def test_the_word_stdlib_is_the_evaluation_part_and_no_other() -> None:
-    found = read_text(STDLIB)
-    assert found.sha256 == corpus.digest("evaluation")
-    assert found.documents == tuple(corpus.text("evaluation"))
-    assert corpus.text("training", 3000)[0][:500] not in "".join(found.documents)
+    text = read_text(STDLIB)
+    assert text.sha256 == corpus.digest("evaluation")
+    assert text.documents == tuple(corpus.text("evaluation"))
+    assert corpus.text("training", 3000)[0][:500] not in "".join(text.documents)
 
 
 @pytest.mark.parametrize(
-    ("data", "said"),
+    ("data", "message"),
     [(b"", "is empty"), (b" \n", "is empty"), (b"abc\xff", "not UTF-8: byte 3")],
 )
-def test_what_is_no_text(tmp_path: Path, data: bytes, said: str) -> None:
+def test_a_file_that_is_not_text_is_refused(tmp_path: Path, data: bytes, message: str) -> None:
     path = tmp_path / "mine.txt"
     path.write_bytes(data)
-    with pytest.raises(InputError, match=f"mine.txt: .*{said}") as caught:
+    with pytest.raises(InputError, match=f"mine.txt: .*{message}") as caught:
         read_text(str(path))
     assert "\n" not in str(caught.value)
 
@@ -70,21 +70,21 @@ def test_logits_are_compared_on_the_texts_beside_the_prompts(
     plan = onnx.plan(source, tmp_path / "out")
     execute(plan)
     text = Text("mine", "for x in range(10):\n    print(x)\n" * 9, "ab" * 32)
-    found = verify(
+    report = verify(
         plan.output, plan.format, plan.type, source, "cpu", new_tokens=2, threads=1,
         texts=[text], text_tokens=193, runtime=runtime,
     )  # fmt: skip
-    assert found.passed
-    assert found.runtime["name"] == runtime
-    assert found.prompts["texts"] == (
+    assert report.passed
+    assert report.runtime["name"] == runtime
+    assert report.prompts["texts"] == (
         {"name": "mine", "sha256": "ab" * 32, "sequences": 2, "tokens": 192},
     )
-    assert found.prompts["lengths"][len(PROMPTS) :] == (96, 96)
-    assert found.prompts["tokens"] == len(found.series["logits.kl"])
-    assert found.prompts["tokens"] == sum(found.prompts["lengths"])
+    assert report.prompts["lengths"][len(PROMPTS) :] == (96, 96)
+    assert report.prompts["tokens"] == len(report.series["logits.kl"])
+    assert report.prompts["tokens"] == sum(report.prompts["lengths"])
 
 
-def test_a_runtime_of_another_format(source: Checkpoint, tmp_path: Path) -> None:
+def test_a_runtime_of_another_format_is_refused(source: Checkpoint, tmp_path: Path) -> None:
     plan = onnx.plan(source, tmp_path / "out")
     execute(plan)
     with pytest.raises(UsageError, match=r"does not run onnx; use onnxruntime or onnxruntime-gen"):

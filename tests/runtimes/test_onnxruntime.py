@@ -37,7 +37,7 @@ def opened(graph: Path, **options: Any) -> tuple[onnxruntime.InferenceSession, S
 
 
 @pytest.mark.parametrize("kind", ["model", "model_fp16", "model_q4", "model_js"])
-def test_the_shared_buffer_is_the_copied_cache(small: Model, kind: str) -> None:
+def test_the_shared_buffer_equals_a_cache_made_anew(small: Model, kind: str) -> None:
     """The same logits as with a cache that each run makes anew: prefill, a chunk, single tokens."""
     session, cache = opened(small.graph(kind))
     inputs = {value.name: value for value in session.get_inputs()}
@@ -50,14 +50,14 @@ def test_the_shared_buffer_is_the_copied_cache(small: Model, kind: str) -> None:
     total = 0
     for piece in (ids[:20], ids[20:30], *([token] for token in ids[30:])):
         total += len(piece)
-        given = {
+        arrays = {
             "input_ids": np.array([piece]),
             "attention_mask": np.ones((1, total), np.int64),
             "position_ids": np.arange(total - len(piece), total)[None],
         }
         if "num_logits_to_keep" in inputs:
-            given["num_logits_to_keep"] = np.array(0)
-        expected, *present = session.run(None, {**given, **past})
+            arrays["num_logits_to_keep"] = np.array(0)
+        expected, *present = session.run(None, {**arrays, **past})
         past = dict(zip(past, present, strict=True))
         logits = cache.feed(piece)
         assert logits.dtype == np.float32
@@ -65,7 +65,7 @@ def test_the_shared_buffer_is_the_copied_cache(small: Model, kind: str) -> None:
     assert cache.length == total == len(ids)
 
 
-def test_a_step_leaves_everything_where_it_is(small: Model) -> None:
+def test_a_step_allocates_nothing(small: Model) -> None:
     """What a step reads and writes is bound before the first: cache, token, position, logits."""
     session, cache = opened(small.graph("model"))
     ids = small.prompts()[0]
@@ -82,11 +82,13 @@ def test_a_step_leaves_everything_where_it_is(small: Model) -> None:
 
 @pytest.mark.parametrize("kind", ["model", "model_js", "model_int8"])
 @pytest.mark.parametrize("runtime_class", [OnnxRuntime, Genai])
-def test_last_is_the_last_of_feed(small: Model, runtime_class: Any, kind: str) -> None:
-    runtime, other = (runtime_class.open(small.artefact(kind), "cpu", THREADS) for _ in range(2))
+def test_feed_last_equals_the_last_row_of_feed(small: Model, runtime_class: Any, kind: str) -> None:
+    runtime, runtime_of_all = (
+        runtime_class.open(small.artefact(kind), "cpu", THREADS) for _ in range(2)
+    )
     ids = small.prompts()[0]
     for piece in (ids[:20], ids[20:21], ids[21:30], ids[30:31]):
-        last, every = runtime.feed_last(piece), other.feed(piece)
+        last, every = runtime.feed_last(piece), runtime_of_all.feed(piece)
         assert last.shape == (4096,)
         assert every.shape == (len(piece), 4096)
         assert relative_error(last, every[-1]) <= (0.05 if kind == "model_int8" else 1e-5)
@@ -110,21 +112,21 @@ def test_a_prompt_needs_one_row_of_logits(small: Model, tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(("keep", "rows"), [(0, 17), (1, 1), (5, 5), (99, 17)])
-def test_num_logits_to_keep(small: Model, keep: int, rows: int) -> None:
+def test_num_logits_to_keep_gives_as_many_rows(small: Model, keep: int, rows: int) -> None:
     """As transformers.js gives it, a scalar, and as genai does, [1]; 0 is all."""
     session, _ = opened(small.graph("model_js"))
     ids = small.prompts()[1]
-    given: dict[str, Any] = {
+    arrays: dict[str, Any] = {
         value.name: np.zeros((1, 4, 0, 64), np.float32)
         for value in session.get_inputs()
         if value.name.startswith(PAST)
     }
-    given |= {
+    arrays |= {
         "input_ids": np.array([ids]),
         "attention_mask": np.ones((1, len(ids)), np.int64),
         "position_ids": np.arange(len(ids))[None],
     }
     for value in (np.array(keep), np.array([keep])):
-        logits = session.run(["logits"], {**given, "num_logits_to_keep": value})[0]
+        logits = session.run(["logits"], {**arrays, "num_logits_to_keep": value})[0]
         assert logits.shape == (1, rows, 4096)
         assert relative_error(logits[0], small.logits(ids)[-rows:]) <= 1e-5

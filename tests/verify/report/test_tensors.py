@@ -17,8 +17,8 @@ from cgconvert.verify.report.model import as_json_object
 from cgconvert.verify.report.plots import is_wrong, tensor_plot, worst_first
 from cgconvert.verify.weights import TensorError, check_weights
 from tests.support.artefacts import write
+from tests.support.reports import HOSTILE, Page, report
 from tests.support.tampering import checkpoint, rescaled
-from tests.verify.test_reports import HOSTILE, Page, report
 
 
 @pytest.fixture(scope="module")
@@ -32,12 +32,12 @@ def errors_of(name: str, made: Checkpoint, source: Checkpoint, path: Path) -> li
     stored = load(plan.format).stored(plan.output, source.decoder)
     assert [error.name for error in errors] == [n for n in stored.expected if n in stored.tensors]
     for error in errors:  # computed again, whole and in float64
-        wanted = stored.expected[error.name].read().double()
-        found = stored.tensors[error.name].read().double()
-        power = float(wanted.norm())
-        relative = float((found - wanted).norm()) / power if power else 0.0
+        expected = stored.expected[error.name].read().double()
+        actual = stored.tensors[error.name].read().double()
+        power = float(expected.norm())
+        relative = float((actual - expected).norm()) / power if power else 0.0
         assert error.relative_rms == pytest.approx(relative, rel=1e-5, abs=1e-7)
-        assert error.size == wanted.numel()
+        assert error.size == expected.numel()
     worst = [error.worst for error in errors if error.worst is not None]
     assert max(worst, default=None) == next(
         (check.value for check in checks if check.name == "weights.error"), None
@@ -51,7 +51,7 @@ def errors_of(name: str, made: Checkpoint, source: Checkpoint, path: Path) -> li
      ("onnx-int4", {"int4", "int8", "float32"}, 4e-3, 0.1),
      ("hf-bfloat16", {"bfloat16"}, 1e-3, 3e-3), ("hf-float16", {"float16"}, None, None)],
 )  # fmt: skip
-def test_relative_errors(
+def test_relative_errors_equal_those_computed_in_float64(
     name: str,
     types: set[str],
     low: float | None,
@@ -68,7 +68,9 @@ def test_relative_errors(
         assert low < min(matrices) <= max(matrices) < high
 
 
-def test_nan_and_a_source_of_zeros(tmp_path: Path, source: Checkpoint) -> None:
+def test_the_relative_error_of_nan_is_null_and_of_zeros_is_zero(
+    tmp_path: Path, source: Checkpoint
+) -> None:
     plan = write("gguf-F16", source, tmp_path)
     damaged = load(plan.format).stored(plan.output, source.decoder).tensors["blk.1.attn_q.weight"]
     rescaled(damaged, 3, float("nan"))
@@ -101,7 +103,7 @@ def entries_of(errors: tuple[TensorError, ...]) -> list[dict[str, Any]]:
     return entries
 
 
-def test_wrong_ones_come_first_then_the_largest_errors() -> None:
+def test_wrong_tensors_come_first_then_the_largest_errors() -> None:
     ranking = worst_first(entries_of(tensors(34)))
     assert [t["name"] for t in ranking if is_wrong(t)] == ["blk.5.m2.weight"]
     assert ranking[0]["name"] == "blk.5.m2.weight"
@@ -111,8 +113,8 @@ def test_wrong_ones_come_first_then_the_largest_errors() -> None:
 
 
 def test_every_changed_tensor_has_its_point_in_each_panel() -> None:
-    some = entries_of(tensors(34))
-    plot = tensor_plot(some)
+    entries = entries_of(tensors(34))
+    plot = tensor_plot(entries)
     names = [e.text or "" for p in plot.iter("path") for e in p.iter("title")]
     assert len(names) == 2 * (34 * 6 + 1)
     assert names[0] == "token_embd.weight (Q8_0): 0.005"
@@ -128,7 +130,7 @@ def test_every_changed_tensor_has_its_point_in_each_panel() -> None:
         assert str(layer) in labels
 
 
-def test_more_kinds_than_colours_and_no_numbers_at_all() -> None:
+def test_kinds_without_a_colour_share_the_last_and_not_finite_is_drawn() -> None:
     many = tuple(
         TensorError(f"blk.0.k{j}.weight", "bfloat16", j, 0, j == 3, float("nan"), None)
         for j in range(1, 13)
@@ -159,7 +161,7 @@ def test_the_page_has_the_plot_and_a_table_of_the_worst(tmp_path: Path) -> None:
     assert any("170 of 375 tensors have the source's numbers" in word for word in page.words)
 
 
-def test_nothing_to_draw_is_said(tmp_path: Path) -> None:
+def test_unchanged_tensors_are_counted_and_not_drawn(tmp_path: Path) -> None:
     same = tuple(TensorError(f"blk.{i}.w", "float16", 9, 0, 0, 0.0) for i in range(7))
     page, text = page_of(same, tmp_path / "v.html")
     assert "All 7 tensors have the source's numbers, none of them rounded." in page.words
