@@ -1,1 +1,1 @@
-"""Files and processes: bounded readers, atomic writes, worker pools, progress."""
+"""Files and processes: bounded readers, atomic writes, worker pools, signals, progress."""

@@ -1,4 +1,4 @@
-"""How a long work says how far it is."""
+"""Progress of long work, reported to whoever shows it; sizes as people write them."""
 
 from __future__ import annotations
 
@@ -8,20 +8,24 @@ __all__ = ["Progress", "Silent", "human_bytes"]
 
 
 class Progress(Protocol):
-    """A step is a named stretch of work with a known amount (bytes, checks, tokens)."""
+    """Receives reports of progress.
+
+    Work is divided into steps, each with a label and a known amount in a unit of its own (bytes,
+    checks, tokens).
+    """
 
     def step(self, label: str, total: int) -> None:
-        """A new step of `total` units begins; the one before has ended."""
+        """Begin a step of `total` units, and end the one before it."""
 
     def advance(self, amount: int) -> None:
-        """So many units more are done."""
+        """Report `amount` more units of the step."""
 
     def finish(self) -> None:
-        """All steps have ended."""
+        """End the last step."""
 
 
 class Silent:
-    """Says nothing."""
+    """Shows nothing."""
 
     def step(self, label: str, total: int) -> None: ...
 
@@ -31,7 +35,7 @@ class Silent:
 
 
 def human_bytes(count: int) -> str:
-    """A size as people write it: decimal units, three digits."""
+    """Format a size in decimal units and three digits: 1.23 GB."""
     value, unit = float(count), "B"
     for unit in ("B", "kB", "MB", "GB", "TB"):
         if value < 1000 or unit == "TB":

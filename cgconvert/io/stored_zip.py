@@ -1,7 +1,9 @@
-"""The members of a zip archive that holds them uncompressed, as torch and numpy write it.
+"""Find the members of a zip archive that stores them uncompressed, as torch and numpy write it.
 
-Read strictly, so that no two readers can see two things in one file: one directory that ends where
-the file ends, every name once, nothing compressed or encrypted, no member over another.
+The archive is read strictly, so that no two readers can see different data in one file: one
+directory that ends where the file ends, every name once, nothing compressed or encrypted, no two
+members that overlap. Python's zipfile reads overlapping members before 3.11.8 (CVE-2024-0450), and
+archives with other data before them in any version.
 Format: PKWARE's APPNOTE 4.3 and 4.5.3 (zip64).
 """
 
@@ -17,13 +19,13 @@ from cgconvert.errors import InputError
 __all__ = ["Member", "members"]
 
 MAX_DIRECTORY_BYTES = 16 << 20
-"""A shard of 100,000 tensors has as much."""
+"""Size of the directory of a shard with 100,000 tensors."""
 
 DESCRIPTOR, UTF8 = 1 << 3, 1 << 11
-"""The flags that torch sets: sizes follow the data as well, names are UTF-8."""
+"""Flags that torch sets: sizes are repeated behind the data, names are UTF-8."""
 
 ABSENT16, ABSENT32 = 0xFFFF, 0xFFFFFFFF
-"""What stands in a field whose value is in the zip64 part."""
+"""Values of a field whose real value is in the zip64 part."""
 
 _END = struct.Struct("<4s4H2IH")
 _LOCATOR = struct.Struct("<4sIQI")
@@ -31,14 +33,13 @@ _END64 = struct.Struct("<4sQ2H2I4Q")
 _ENTRY = struct.Struct("<4s6H3I5H2I")
 _LOCAL = struct.Struct("<4s5H3I2H")
 
-
 _ABSENT = (ABSENT16, ABSENT16, ABSENT16, ABSENT16, ABSENT32, ABSENT32)
-"""In the fields of the directory's end."""
+"""For each field of the directory's end: the value that refers to the zip64 part."""
 
 
 @dataclass(frozen=True)
 class Member:
-    """Where a member's bytes lie in the archive, and the CRC-32 they should have."""
+    """A member: where its bytes are in the archive, and their CRC-32."""
 
     name: str
     offset: int
@@ -47,7 +48,7 @@ class Member:
 
 
 def members(path: Path) -> dict[str, Member]:
-    """Every member by name. Raises InputError where the archive is not exactly such a one."""
+    """Return every member by name. Raises InputError for any other kind of archive."""
     try:
         size = path.stat().st_size
         with path.open("rb") as file:
@@ -87,7 +88,7 @@ class _Archive:
     def members(self) -> dict[str, Member]:
         count, start, length = self.directory()
         entries = self.entries(count, self.read(start, length))
-        found: dict[str, Member] = {}
+        by_name: dict[str, Member] = {}
         end = 0
         for entry in sorted(entries, key=lambda e: e.header):
             if entry.header < end:
@@ -100,30 +101,30 @@ class _Archive:
                 name = entry.name.decode()
             except UnicodeDecodeError:
                 raise self.refused(entry.name, "has a name that is not UTF-8") from None
-            if name in found:
+            if name in by_name:
                 raise self.refused(entry.name, "is there twice")
-            found[name] = Member(name, offset, entry.size, entry.crc)
-        return found
+            by_name[name] = Member(name, offset, entry.size, entry.crc)
+        return by_name
 
     def directory(self) -> tuple[int, int, int]:
-        """Number of entries, offset and length of the directory."""
+        """Return number of entries, offset and length of the directory."""
         if self.size < _END.size:
             raise self.fault(f"it has {self.size} bytes")
         end = self.size - _END.size
-        mark, *told, comment = _END.unpack(self.read(end, _END.size))
+        mark, *fields, comment = _END.unpack(self.read(end, _END.size))
         if mark != b"PK\5\6" or comment:
             raise self.fault("its end is missing or has something behind it: truncated")
         if end >= _LOCATOR.size + _END64.size:
             mark, disk, place, _ = _LOCATOR.unpack(self.read(end - _LOCATOR.size, _LOCATOR.size))
             if mark == b"PK\6\7":
                 end -= _LOCATOR.size + _END64.size
-                mark, rest, _, _, *wide = _END64.unpack(self.read(end, _END64.size))
-                pairs = zip(told, wide, _ABSENT, strict=True)
-                lies = [n for n, other, absent in pairs if n not in (other, absent)]
+                mark, rest, _, _, *wide_fields = _END64.unpack(self.read(end, _END64.size))
+                values = zip(fields, wide_fields, _ABSENT, strict=True)
+                lies = [n for n, wide, absent in values if n not in (wide, absent)]
                 if mark != b"PK\6\6" or rest != _END64.size - 12 or place != end or lies or disk:
                     raise self.fault("the two ends of its directory do not say the same")
-                told = wide
-        disk, first, here, count, length, start = told
+                fields = wide_fields
+        disk, first, here, count, length, start = fields
         if disk or first or here != count:
             raise self.fault("it has several parts")
         if length > MAX_DIRECTORY_BYTES:
@@ -133,7 +134,7 @@ class _Archive:
         return count, start, length
 
     def entries(self, count: int, raw: bytes) -> list[_Entry]:
-        found, position = [], 0
+        entries, position = [], 0
         while position < len(raw):
             if len(raw) - position < _ENTRY.size:
                 raise self.fault("its directory is cut short")
@@ -153,13 +154,13 @@ class _Archive:
                 raise self.refused(name, "is compressed or encrypted; weights are stored plainly")
             if packed != size or disk:
                 raise self.refused(name, f"has {packed} bytes and says {size}")
-            found.append(_Entry(name, flags, crc, size, header))
-        if len(found) != count:
-            raise self.fault(f"its directory has {len(found)} entries and says {count}")
-        return found
+            entries.append(_Entry(name, flags, crc, size, header))
+        if len(entries) != count:
+            raise self.fault(f"its directory has {len(entries)} entries and says {count}")
+        return entries
 
     def wide(self, name: bytes, extra: bytes, fields: list[int]) -> list[int]:
-        """The fields, those that are absent taken from the zip64 part of `extra`."""
+        """Return the fields, with values from the zip64 part of `extra` where they refer to it."""
         if ABSENT32 not in fields:
             return fields
         while len(extra) >= 4:
@@ -174,7 +175,7 @@ class _Archive:
         raise self.refused(name, "has no sizes")
 
     def data_offset(self, entry: _Entry) -> int:
-        """Where a member's data begins, its own header held against the directory."""
+        """Return where a member's data begins, after comparing its header with the directory."""
         fields = _LOCAL.unpack(self.read(entry.header, _LOCAL.size))
         mark, _, flags, method, _, _, crc, packed, size, names, extras = fields
         name = self.read(entry.header + _LOCAL.size, names)

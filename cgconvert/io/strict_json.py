@@ -1,9 +1,13 @@
-"""JSON files that others wrote: bounded, and with one meaning only."""
+"""Read JSON files from untrusted sources: bounded in size, and with one meaning only.
+
+Parsers disagree on a key that stands twice and on NaN, so both are refused.
+"""
 
 from __future__ import annotations
 
 import json
 import stat
+from collections import Counter
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -12,22 +16,23 @@ from cgconvert.errors import InputError
 __all__ = ["MAX_BYTES", "parse_json", "read_json", "read_text"]
 
 MAX_BYTES = 16 << 20
-"""Four times CodeGen's tokenizer.json. The worst that fits takes 800 MB as Python objects."""
+"""Four times CodeGen's tokenizer.json. The worst file of that size takes 800 MB as objects."""
 
 
 def read_json(path: Path) -> dict[str, Any]:
-    """A JSON object from a regular file.
+    """Read a JSON object from a regular file of at most MAX_BYTES.
 
-    Raises InputError where it is missing, too large, no object, has a key twice, or NaN.
+    Raises InputError where the file is missing or too large, or its JSON is no object, has a key
+    twice, or has NaN or an infinity.
     """
     return parse_json(read_text(path), path)
 
 
 def read_text(path: Path) -> str:
-    """UTF-8 text of a regular file of at most MAX_BYTES. Raises InputError for any other."""
+    """Read the UTF-8 text of a regular file of at most MAX_BYTES. Raises InputError for others."""
     try:
         status = path.stat()
-        if not stat.S_ISREG(status.st_mode):  # to open a FIFO waits for a writer
+        if not stat.S_ISREG(status.st_mode):  # opening a FIFO would wait for a writer
             raise InputError(f"{path}: cannot be read: not a regular file")
         if status.st_size > MAX_BYTES:
             raise InputError(
@@ -42,14 +47,13 @@ def read_text(path: Path) -> str:
 
 
 def parse_json(text: str, where: object) -> dict[str, Any]:
-    """A JSON object from text; errors begin with `where`."""
+    """Parse a JSON object as `read_json` does; errors begin with `where`."""
 
     def unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
         table = dict(pairs)
         if len(table) != len(pairs):
-            seen: set[str] = set()
-            twice = next(key for key, _ in pairs if key in seen or seen.add(key))  # type: ignore[func-returns-value]
-            raise InputError(f"{where}: {twice[:200]!r} stands twice in one JSON object")
+            repeated = Counter(key for key, _ in pairs).most_common(1)[0][0]
+            raise InputError(f"{where}: {repeated[:200]!r} stands twice in one JSON object")
         return table
 
     def refuse(constant: str) -> NoReturn:

@@ -43,8 +43,9 @@ def check(plan: LazyPlan, *, staged: int = 0) -> None:
         OutputError: The disk has too little space.
     """
     output, checkpoint = plan.output.resolve(), plan.source
-    given = checkpoint.origin.get("given")
-    for path in (checkpoint.path, *checkpoint.files, *([Path(str(given))] if given else [])):
+    location = checkpoint.origin.get("given")
+    paths = [checkpoint.path, *checkpoint.files, *([Path(str(location))] if location else [])]
+    for path in paths:
         if not path.exists():  # a name of the family, a Hub id
             continue
         source = path.resolve()

@@ -1,4 +1,4 @@
-"""A plan: everything that will be written, made from headers alone, before a byte is."""
+"""Plans: everything that will be written, from headers alone, before a byte is written."""
 
 from __future__ import annotations
 
@@ -30,17 +30,17 @@ __all__ = [
 ]
 
 CHUNK_BYTES = 8 << 20
-"""float32 bytes of one chunk of rows: large enough for the disk, small enough for every core to
-have one."""
+"""float32 bytes of a chunk of rows: large enough for the disk, small enough for every core to have
+one."""
 STRIDED_BYTES = 64 << 20
-"""The same where rows are read as columns: a piece from every row of the file, so that a narrow
-chunk costs as many reads as a wide one."""
+"""float32 bytes of a chunk whose rows are columns of the file: it takes a read for each row of the
+file, so a narrow chunk costs as many reads as a wide one."""
 IN_FLIGHT_BYTES = 256 << 20
 """float32 bytes of all chunks that are worked on at once, on any number of cores."""
 MOST_PROCESSES = 16
-"""More than any disk needs."""
+"""More do not help: the disk is the limit then."""
 PROCESS_BYTES = 16 << 20
-"""Of its own, that a forked process has without a chunk."""
+"""Memory of a worker process without a chunk."""
 
 
 @dataclass(frozen=True)
@@ -80,25 +80,25 @@ class Item:
 
     @property
     def chunk_bytes(self) -> int:
-        """float32 bytes of its largest chunk."""
+        """float32 bytes of the item's largest chunk."""
         return min(self.chunk_rows, self.rows) * math.prod(self.source.shape[1:]) * 4
 
     def bytes_of(self, rows: slice) -> int:
-        """So many are written for these rows."""
+        """Bytes that are written for these rows."""
         count: int = rows.stop - rows.start
         return count * sum(piece.row_bytes for piece in self.pieces)
 
     def chunks(self) -> Iterator[slice]:
-        """All rows, some at a time."""
+        """Yield ranges of rows that cover the item in order."""
         for start in range(0, self.rows, self.chunk_rows):
             yield slice(start, min(self.rows, start + self.chunk_rows))
 
 
 @dataclass(frozen=True)
 class FilePlan:
-    """A file: fixed bytes at the start, then tensors; gaps between pieces are zero bytes.
+    """A file: fixed bytes at the start, then tensors. Gaps between pieces are zero bytes.
 
-    `size` is the file's whole length in bytes.
+    `size` is the length of the whole file in bytes, by default up to the end of its last piece.
     """
 
     path: str
@@ -141,15 +141,15 @@ class Plan:
 
     @property
     def peak_memory(self) -> int:
-        """Bytes a run needs at most beyond the interpreter, on this machine's cores.
+        """Upper bound of the memory of a run beyond the interpreter's, with this number of cores.
 
-        Of every chunk in flight what was read, its float32 and what an encoding makes on the way;
-        what each process has of its own; and the fixed bytes of all files.
+        For every chunk in flight: the numbers read, their float32 and an encoding's intermediate
+        results. Then each process's own memory, and the fixed bytes of all files.
         """
         largest = max((item.chunk_bytes for item in self.items), default=0)
-        flying = max(largest, min(cores() * largest, IN_FLIGHT_BYTES))
+        in_flight = max(largest, min(cores() * largest, IN_FLIGHT_BYTES))
         fixed = cores() * PROCESS_BYTES + sum(len(file.header) for file in self.files)
-        return 3 * flying + fixed
+        return 3 * in_flight + fixed
 
     def describe(self) -> str:
         """A line for each file and each stored array, then size, free space and memory."""
@@ -220,9 +220,12 @@ def _dimensions(shape: tuple[int, ...]) -> str:
 def lay_out(
     tensors: Iterable[tuple[str, LazyTensor, Encoding]], *, start: int = 0, align: int = 1
 ) -> tuple[Item, ...]:
-    """Give every array of every tensor its place, one after the other from byte `start`.
+    """Place the arrays of all tensors one after the other.
 
-    Each array begins at a multiple of `align` bytes.
+    Args:
+        tensors: Name, source and encoding of each tensor.
+        start: Byte of the file where the first array begins at the earliest.
+        align: Every array begins at a multiple of this number of bytes.
     """
     items, offset = [], start
     for name, source, encoding in tensors:
@@ -241,5 +244,5 @@ def lay_out(
 
 
 def cores() -> int:
-    """How many chunks are worked on at once: torch's number of threads (OMP_NUM_THREADS)."""
+    """Number of chunks worked on at once: torch's number of threads (OMP_NUM_THREADS)."""
     return min(torch.get_num_threads(), MOST_PROCESSES)

@@ -1,4 +1,4 @@
-"""Downloads through the Hub's own client, from a server here that speaks its protocol."""
+"""Downloads through the Hub's own client, from a local server that speaks its protocol."""
 
 from __future__ import annotations
 
@@ -22,21 +22,21 @@ COMMIT = "0123456789" * 4
 
 
 class Hub(ThreadingHTTPServer):
-    """Repositories by name, each at one commit; `asked` has the path of every request."""
+    """Repositories by name, each at one commit; `requested` has the path of every request."""
 
     def __init__(self, repositories: dict[str, tuple[str, Path]]) -> None:
         super().__init__(("127.0.0.1", 0), _Answer)
-        self.repositories, self.asked = repositories, list[str]()
+        self.repositories, self.requested = repositories, list[str]()
 
 
 class _Answer(BaseHTTPRequestHandler):
     server: Hub
 
     def do_GET(self) -> None:
-        self.server.asked.append(self.path)
+        self.server.requested.append(self.path)
         for name, (commit, folder) in self.server.repositories.items():
             if self.path.startswith(f"/api/models/{name}"):
-                self._send(json.dumps(self._told(name, commit, folder)).encode())
+                self._send(json.dumps(self._description(name, commit, folder)).encode())
                 return
             if self.path.startswith(f"/{name}/resolve/{commit}/"):
                 data = (folder / self.path.rpartition("/")[2]).read_bytes()
@@ -48,7 +48,7 @@ class _Answer(BaseHTTPRequestHandler):
     def do_HEAD(self) -> None:
         self.do_GET()
 
-    def _told(self, name: str, commit: str, folder: Path) -> object:
+    def _description(self, name: str, commit: str, folder: Path) -> object:
         files = [
             {"type": "file", "path": file.name, "size": file.stat().st_size, "oid": "0" * 40}
             for file in sorted(folder.iterdir())
@@ -74,7 +74,7 @@ class _Answer(BaseHTTPRequestHandler):
 def hub(
     make_checkpoint: Callable[..., Path], tokenizer_folder: Path, tmp_path: Path
 ) -> Iterator[Hub]:
-    """The model without a tokenizer, and GPT-2's repository with the tests' one."""
+    """A repository with the model but no tokenizer, and GPT-2's with the tests' tokenizer."""
     model = make_checkpoint("torch")
     gpt2 = tmp_path / "gpt2"
     gpt2.mkdir()
@@ -89,23 +89,25 @@ def hub(
     server.shutdown()
 
 
-def test_a_download_is_of_one_commit(hub: Hub, tmp_path: Path) -> None:
-    """Asked for as a branch, fetched by the commit it is at, which the manifest names."""
+def test_all_files_are_downloaded_from_one_commit(hub: Hub, tmp_path: Path) -> None:
+    """A branch is resolved to its commit, which the manifest names."""
     home = tmp_path / "home"
     environment = os.environ | {
         "HF_ENDPOINT": f"http://127.0.0.1:{hub.server_port}", "HF_HOME": str(home),
         "HF_HUB_OFFLINE": "0", "HF_HUB_DISABLE_XET": "1",
     }  # fmt: skip
     command = [sys.executable, "-m", "cgconvert", "to-gguf", "codegen-350M-mono", "-o", "m.gguf"]
-    told = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True)
-    assert told.returncode == 0, told.stderr
+    completed = subprocess.run(
+        command, cwd=tmp_path, env=environment, capture_output=True, text=True
+    )
+    assert completed.returncode == 0, completed.stderr
     origin = json.loads((tmp_path / "m.gguf.cgconvert.json").read_text())["source"]["origin"]
     assert (origin["hub"], origin["revision"]) == (REPOSITORY, COMMIT)
-    fetched = [path.split("/resolve/")[1] for path in hub.asked if "/resolve/" in path]
+    fetched = [path.split("/resolve/")[1] for path in hub.requested if "/resolve/" in path]
     assert {path.split("/")[0] for path in fetched} == {COMMIT, GPT2_REVISION}
     assert not any(path.endswith(".py") for path in fetched)
-    hub.asked.clear()
+    hub.requested.clear()
     again = [*command[:-1], "again.gguf"]
     assert subprocess.run(again, cwd=tmp_path, env=environment).returncode == 0
     assert (tmp_path / "again.gguf").read_bytes() == (tmp_path / "m.gguf").read_bytes()
-    assert not any("/resolve/" in path for path in hub.asked)  # all is in the cache
+    assert not any("/resolve/" in path for path in hub.requested)  # everything is in the cache

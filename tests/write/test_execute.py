@@ -1,4 +1,4 @@
-"""Plans are carried out exactly, and the target appears complete or not at all."""
+"""A plan is written exactly, and the target appears complete or not at all."""
 
 from __future__ import annotations
 
@@ -59,7 +59,9 @@ def test_bytes_land_where_the_plan_says(
     assert os.listdir(tmp_path / "new") == ["out"]
 
 
-def test_the_manifest_says_what_was_written(tmp_path: Path, checkpoint: Checkpoint) -> None:
+def test_the_manifest_has_the_hashes_of_source_and_output(
+    tmp_path: Path, checkpoint: Checkpoint
+) -> None:
     execute(folder_plan(checkpoint, tmp_path / "out"))
     manifest = find_manifest(tmp_path / "out")
     assert manifest is not None
@@ -75,11 +77,13 @@ def test_the_manifest_says_what_was_written(tmp_path: Path, checkpoint: Checkpoi
     assert set(manifest.libraries) >= {"torch", "gguf", "onnx"}
 
 
-def test_twice_gives_the_same_bytes(tmp_path: Path, checkpoint: Checkpoint) -> None:
+def test_two_runs_give_the_same_manifest(tmp_path: Path, checkpoint: Checkpoint) -> None:
     for name in ("one", "two"):
         execute(folder_plan(checkpoint, tmp_path / name / "out"))
-    one, two = ((tmp_path / n / "out" / "cgconvert.json").read_bytes() for n in ("one", "two"))
-    assert one == two
+    first, second = (
+        (tmp_path / name / "out" / "cgconvert.json").read_bytes() for name in ("one", "two")
+    )
+    assert first == second
 
 
 def test_an_existing_output_is_kept_unless_forced(tmp_path: Path, checkpoint: Checkpoint) -> None:
@@ -110,7 +114,7 @@ def test_folders_are_swapped_without_renameat2(
     assert sorted(os.listdir(tmp_path)) == ["out", "source-safetensors"]
 
 
-def test_a_file_and_its_manifest_beside(tmp_path: Path, checkpoint: Checkpoint) -> None:
+def test_a_single_file_has_its_manifest_beside_it(tmp_path: Path, checkpoint: Checkpoint) -> None:
     output = tmp_path / "gguf" / "model.gguf"
     items = lay_out([("a", InMemory(MATRIX), BF16)])
     plan = Plan(checkpoint, output, False, "gguf", "BF16", (FilePlan("model.gguf", b"", items),))
@@ -127,7 +131,7 @@ def test_a_file_and_its_manifest_beside(tmp_path: Path, checkpoint: Checkpoint) 
         (MATRIX * 100, F16, r"tensor a: \d+ values overflow F16; choose a wider type"),
     ],
 )
-def test_numbers_that_cannot_be_stored(
+def test_numbers_that_cannot_be_stored_are_refused(
     tmp_path: Path, checkpoint: Checkpoint, tensor: torch.Tensor, encoding: object, message: str
 ) -> None:
     with pytest.raises(InputError, match=message):
@@ -136,7 +140,7 @@ def test_numbers_that_cannot_be_stored(
 
 
 class Full(LazyTensor):
-    """A source whose reading fails as a full disk's writing does."""
+    """A source whose reading fails with the error of a full disk."""
 
     shape = (4, 4)
     dtype = torch.float32
@@ -145,7 +149,7 @@ class Full(LazyTensor):
         raise OSError(errno.ENOSPC, "No space left on device")
 
 
-def test_a_failure_leaves_nothing(tmp_path: Path, checkpoint: Checkpoint) -> None:
+def test_a_failed_run_leaves_nothing_behind(tmp_path: Path, checkpoint: Checkpoint) -> None:
     items = lay_out([("a", Full(), F32)])
     plan = Plan(checkpoint, tmp_path / "out", True, "onnx", "F32", (FilePlan("x", b"", items),))
     with pytest.raises(OutputError, match="No space left on device"):
@@ -153,7 +157,7 @@ def test_a_failure_leaves_nothing(tmp_path: Path, checkpoint: Checkpoint) -> Non
     assert os.listdir(tmp_path) == ["source-safetensors"]
 
 
-def test_too_little_space_is_seen_before(
+def test_too_little_space_is_refused_before_writing(
     tmp_path: Path, checkpoint: Checkpoint, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(execution, "free_space", lambda output: 1000)
@@ -162,7 +166,7 @@ def test_too_little_space_is_seen_before(
     assert os.listdir(tmp_path) == ["source-safetensors"]
 
 
-def test_two_runs_on_one_output(tmp_path: Path, checkpoint: Checkpoint) -> None:
+def test_a_second_run_on_one_output_is_refused(tmp_path: Path, checkpoint: Checkpoint) -> None:
     staging = tmp_path / ".out.cgconvert-tmp"
     staging.mkdir()
     with (staging / "lock").open("w") as lock:
@@ -177,7 +181,9 @@ def test_two_runs_on_one_output(tmp_path: Path, checkpoint: Checkpoint) -> None:
     assert not (tmp_path / "out" / "left over").exists()
 
 
-def test_output_and_input_are_kept_apart(tmp_path: Path, checkpoint: Checkpoint) -> None:
+def test_an_output_inside_the_input_or_around_it_is_refused(
+    tmp_path: Path, checkpoint: Checkpoint
+) -> None:
     for output in (checkpoint.path, checkpoint.path / "sub", tmp_path / "source-safetensors"):
         with pytest.raises(UsageError, match=r"choose another `output`"):
             execute(folder_plan(checkpoint, output), force=True)

@@ -44,8 +44,8 @@ def checkpoint(make_checkpoint: Callable[..., Path]) -> Checkpoint:
 def plan_of(checkpoint: Checkpoint, output: Path, tensor: LazyTensor) -> Plan:
     """Pieces of an item lie one behind the other, so its chunks are written out of order."""
     items = lay_out([("a", tensor, MatMulNBits(4)), ("b", tensor, F16)], start=7, align=64)
-    files = (FilePlan("one.bin", b"head", items, items[-1].pieces[-1].offset + 400_000),
-             FilePlan("two.bin", b"", lay_out([("c", tensor.T, F32)])))  # fmt: skip
+    files = (FilePlan("first.bin", b"head", items, items[-1].pieces[-1].offset + 400_000),
+             FilePlan("second.bin", b"", lay_out([("c", tensor.T, F32)])))  # fmt: skip
     return Plan(checkpoint, output, True, "onnx", "Q4", files)
 
 
