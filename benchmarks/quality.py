@@ -22,11 +22,11 @@ import numpy as np
 from losses import EvaluationText, Row, store_rows, table
 from measuring import command, machine, work_folder
 
+from cgconvert.calibrate.calibration_set import CalibrationSet
 from cgconvert.calibrate.gguf import Budget
 from cgconvert.calibrate.imatrix import collect
 from cgconvert.calibrate.plans import CalibratedGGUF
 from cgconvert.calibrate.preset import PRESETS, CalibrationPreset
-from cgconvert.calibrate.quantizer import CalibrationSet
 from cgconvert.formats.gguf import writer as gguf
 from cgconvert.formats.gguf.imatrix import Imatrix
 from cgconvert.formats.read import read
@@ -72,8 +72,8 @@ def main(model: str, tokens: int, threads: int, only: tuple[str, ...], work: Pat
         text = read_text(STDLIB, "calibration")
         effort = PRESETS["default"]
         ids = text.ids(source.tokenizer)
-        windows = CalibrationSet.of(ids, source.geometry, STDLIB, effort)
-        collected = collect(source.decoder, windows.fitted, STDLIB, Silent())
+        windows = CalibrationSet.sample(ids, source.geometry, STDLIB, effort)
+        collected = collect(source.decoder, windows.train, STDLIB, Silent())
         means = {n: (i.squares / i.count).numpy() for n, i in collected.inputs.items()}
         for type_ in peers:
             for label, matrix in (("", None), (" + imatrix", means)):

@@ -40,10 +40,9 @@ from onnxruntime.quantization.matmul_nbits_quantizer import (
     WeightOnlyQuantConfig,
 )
 
-from cgconvert.calibrate.onnx import calibrate_onnx, standard_types
+from cgconvert.calibrate.calibration_set import CalibrationSet
+from cgconvert.calibrate.onnx import calibrate_onnx, variant_types
 from cgconvert.calibrate.preset import PRESETS
-from cgconvert.calibrate.quantizer import CalibrationSet
-from cgconvert.calibrate.sensitivity import Name
 from cgconvert.codecs.coded import Coded
 from cgconvert.codecs.matmul_nbits import MatMulNBits
 from cgconvert.formats.onnx import writer as onnx
@@ -53,6 +52,7 @@ from cgconvert.formats.read import read
 from cgconvert.io.progress import Silent
 from cgconvert.model.checkpoint import Checkpoint
 from cgconvert.model.decoder import Geometry
+from cgconvert.model.matrix_id import LAYER_MATRICES, MatrixId
 from cgconvert.model.tensor import InMemory, LazyTensor
 from cgconvert.model.tensor_names import ONNX
 from cgconvert.texts.text import STDLIB, read_text
@@ -77,7 +77,7 @@ class Bench:
         self.options.intra_op_num_threads, self.options.log_severity_level = threads, 3
         text = read_text(STDLIB, "calibration")
         ids = text.ids(source.tokenizer)
-        self.windows = CalibrationSet.of(ids, source.geometry, text.name, EFFORT)
+        self.windows = CalibrationSet.sample(ids, source.geometry, text.name, EFFORT)
 
     def measure(self, name: str, graph: Path, nbytes: int, seconds: float) -> None:
         """Run a graph on the evaluation text, and append its losses."""
@@ -180,7 +180,7 @@ def main(model: str, tokens: int, threads: int, work: Path | None) -> None:
     with work_folder(work) as folder:
         bench = Bench(source, evaluation, threads, folder)
         execute(onnx.plan(source, bench.folder / "float"))
-        reader = Reader(bench.windows.fitted.tolist(), source.geometry)
+        reader = Reader(bench.windows.train.tolist(), source.geometry)
         default = DefaultWeightOnlyQuantConfig
         sizes = {}
         for head, label in ((4, ""), (8, " + 8-bit head")):
@@ -240,18 +240,19 @@ def _quantized(
 def _searched(source: Checkpoint, variant: Variant) -> Checkpoint:
     """The model in the variant's types, quantized by the search alone, without text."""
 
-    def coded(name: Name, tensor: LazyTensor) -> LazyTensor:
-        (blocks,) = types[name].encode(tensor.read().float())
-        return Coded(InMemory(blocks), tensor.shape, types[name])
+    types, d = variant_types(source.geometry, variant), source.decoder
 
-    types, d = standard_types(source.geometry, variant), source.decoder
+    def quantized(name: MatrixId) -> LazyTensor:
+        tensor = name.tensor(d)
+        (stored,) = types[name].encode(tensor.read().float())
+        return Coded(InMemory(stored), tensor.shape, types[name])
+
     layers = tuple(
-        replace(layer, **{p: coded((i, p), t) for p, t in vars(layer).items() if (i, p) in types})
+        replace(layer, **{part: quantized(MatrixId(part, i)) for part in LAYER_MATRICES})
         for i, layer in enumerate(d.layers)
     )
-    return replace(source, decoder=replace(
-        d, layers=layers, wte=coded("wte", d.wte), head=coded("head", d.head)
-    ))  # fmt: skip
+    ends = {part: quantized(MatrixId(part)) for part in ("wte", "head")}
+    return replace(source, decoder=replace(d, layers=layers, **ends))
 
 
 def _write_results(model: str, threads: int, bench: Bench) -> None:

@@ -15,9 +15,10 @@ from typing import Any, ClassVar
 
 import torch
 
-from cgconvert.calibrate.gguf import CalibrationResult
+from cgconvert.calibrate.calibration_set import CalibrationSet
 from cgconvert.calibrate.preset import CalibrationPreset
-from cgconvert.calibrate.quantizer import MEASURED, CalibrationSet
+from cgconvert.calibrate.quantizer import SENSITIVITY_WINDOWS
+from cgconvert.calibrate.result import CalibrationResult
 from cgconvert.io.progress import Progress
 from cgconvert.model.checkpoint import Checkpoint
 from cgconvert.model.device import CPU, deterministic
@@ -74,15 +75,15 @@ class CalibratedPlan(ABC):
     def windows(self) -> CalibrationSet:
         """Raises InputError where the text is too short."""
         ids = self.text.ids(self.source.tokenizer)
-        return CalibrationSet.of(ids, self.source.geometry, self.text.name, self.effort)
+        return CalibrationSet.sample(ids, self.source.geometry, self.text.name, self.effort)
 
     @property
     def nbytes(self) -> int:
         """The file, the same as steps, and hidden states: ours and the source's of a layer, and
         those of all layers that sensitivities are measured with."""
         g, w = self.source.geometry, self.windows
-        tokens = w.fitted.numel() + w.held_out.numel()
-        measured = min(MEASURED * w.fitted.shape[1], tokens)
+        tokens = w.tokens
+        measured = min(SENSITIVITY_WINDOWS * w.length, tokens)
         return 2 * self.limit + 4 * g.n_embd * (2 * tokens + g.n_layer * measured)
 
     def describe(self) -> str:
@@ -90,14 +91,14 @@ class CalibratedPlan(ABC):
         with deterministic(self.device):
             seconds = self._seconds()
         return (
-            f"{self.text.name}: {len(w.fitted)} windows of {w.fitted.shape[1]} tokens to fit to, "
-            f"{len(w.held_out)} to judge by; about {_human(seconds)} here"
+            f"{self.text.name}: {len(w.train)} windows of {w.length} tokens to fit to, "
+            f"{len(w.validation)} to judge by; about {_human(seconds)} here"
         )
 
     def claim(self, folder: Path) -> CalibrationSet:
         """Empty `folder` unless what is in it is of the same source and text."""
         told = [
-            libraries(), sources(self.source), self.windows.sha256, vars(self.effort),
+            libraries(), sources(self.source), self.windows.sha256, self._preset_key(),
             self.source.geometry.as_dict(), self.format, self.device.type,
         ]  # fmt: skip
         key = hashlib.sha256(json.dumps(told, sort_keys=True).encode()).hexdigest()
@@ -107,6 +108,14 @@ class CalibratedPlan(ABC):
             folder.mkdir(parents=True)
             mark.write_text(key)
         return self.windows
+
+    def _preset_key(self) -> dict[str, str | int]:
+        """The preset as the key of kept steps has it."""
+        preset = self.effort
+        return {
+            "name": preset.name, "fitted": preset.train, "held_out": preset.validation,
+            "sweeps": preset.sweeps, "length": preset.length,
+        }  # fmt: skip
 
     @property
     @abstractmethod
@@ -124,7 +133,7 @@ class CalibratedPlan(ABC):
                 "windows": windows.sha256,
                 "device": self.device.type,
             },
-            "types": dict(done.table),
+            "types": dict(done.types),
             "adjusted": list(done.adjusted),
         }
         if done.expected_kl is not None:
@@ -134,10 +143,10 @@ class CalibratedPlan(ABC):
     def _seconds(self) -> float:
         """An estimate, from how fast a matrix product is now."""
         g, w = self.source.geometry, self.windows
-        tokens = w.fitted.numel() + w.held_out.numel()
+        tokens = w.tokens
         layers = g.n_layer * (4 * g.n_embd + 2 * g.n_inner) * g.n_embd
         ends = 2 * g.vocab_size * g.n_embd
-        measured = min(MEASURED * w.fitted.shape[1], tokens)
+        measured = min(SENSITIVITY_WINDOWS * w.length, tokens)
         work = tokens * (LAYER * layers + ENDS * ends) + measured * SENSITIVITY * (layers + ends)
         work += CUBIC * g.n_layer * (2 * g.n_embd**3 + g.n_inner**3)
         n = PROBE if self.device.type == "cpu" else GPU_PROBE

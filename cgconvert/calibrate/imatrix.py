@@ -1,14 +1,13 @@
-"""Collect an importance matrix: a text goes through the model, the squares of inputs are added up.
+"""Collect an importance matrix: the mean square of every input that each matrix meets on a text.
 
-The definition is llama-imatrix's (tools/imatrix/imatrix.cpp, collect_imatrix), its chunks being the
-windows: each begins at position 0, and every position counts. The head is collected too, as with
-its --process-output.
+The definition is that of llama-imatrix (tools/imatrix/imatrix.cpp, collect_imatrix), whose chunks
+are the windows here: each begins at position 0, and every position counts. The head is collected
+too, as with --process-output.
 """
 
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Mapping
 from dataclasses import replace
 
 import torch
@@ -17,8 +16,8 @@ from cgconvert.formats.gguf.imatrix import Imatrix, Inputs
 from cgconvert.formats.gguf.imatrix_file import encoded
 from cgconvert.io.progress import Progress
 from cgconvert.model.decoder import Decoder
-from cgconvert.model.device import CPU, floats
-from cgconvert.model.forward import attend, gelu, norm, rotary
+from cgconvert.model.device import CPU, read_float32
+from cgconvert.model.forward import Observer, layer, layer_weights, norm, rotary
 from cgconvert.model.tensor_names import GGUF
 
 __all__ = ["collect"]
@@ -34,60 +33,65 @@ def collect(
     progress: Progress,
     device: torch.device = CPU,
 ) -> Imatrix:
-    """Of ids int64 [windows, T], which are of the text of this name.
+    """Collect the imatrix of a model on the windows of a text.
 
-    In memory are the weights of a layer, in float32, and the windows' hidden states.
+    Memory holds the weights of one layer in float32 and the hidden states of all windows.
+
+    Args:
+        decoder: The model.
+        windows: Token ids, int64 [windows, T].
+        text: The text's name, which the imatrix records.
+        progress: Advances by one for each layer and for the head.
+        device: Computes it.
+
+    Returns:
+        The imatrix of all matrices but the embedding, by their names in GGUF.
     """
-    g, sums = decoder.geometry, _Sums()
+    g, sums = decoder.geometry, _SquareSums()
     tables = rotary(g, windows.shape[1], device)
     progress.step("collecting the imatrix", g.n_layer + 1)
     with torch.inference_mode():
-        states = floats(decoder.wte, device)[windows.to(device)]
-        for i, block in enumerate(decoder.layers):
-            w = {part: floats(tensor, device) for part, tensor in vars(block).items()}
+        states = read_float32(decoder.wte, device)[windows.to(device)]
+        for number in range(g.n_layer):
+            weights = layer_weights(decoder, number, device)
+            observe = sums.observer(number)
             for x in states.split(WINDOWS):
-                normed = norm(x, w["ln_weight"], w["ln_bias"], g.layer_norm_epsilon)
-                x += _layer(w, normed, tables, g.n_head, i, sums)
+                attention, mlp = layer(g, weights, x, tables, observe)
+                x += attention + mlp + weights["fc_out_bias"]
             progress.advance(1)
-        scale, shift = (floats(d, device) for d in (decoder.ln_f_weight, decoder.ln_f_bias))
+        norms = (decoder.ln_f_weight, decoder.ln_f_bias)
+        scale, shift = (read_float32(tensor, device) for tensor in norms)
         for x in states.split(WINDOWS):
-            sums.add([GGUF.model["head"]], norm(x, scale, shift, g.layer_norm_epsilon))
+            sums.add(GGUF.name("head"), _squares(norm(x, scale, shift, g.layer_norm_epsilon)))
         progress.advance(1)
     count = windows.numel()
     inputs = {name: Inputs(total.float().cpu(), count) for name, total in sums.totals.items()}
-    found = Imatrix(inputs, (text,), len(windows), windows.shape[1])
-    return replace(found, sha256=hashlib.sha256(encoded(found)).hexdigest())
+    imatrix = Imatrix(inputs, (text,), len(windows), windows.shape[1])
+    return replace(imatrix, sha256=hashlib.sha256(encoded(imatrix)).hexdigest())
 
 
-class _Sums:
-    """Squares by matrix, float64 [columns]."""
+class _SquareSums:
+    """Sums of squared inputs by the matrix's name in GGUF, float64 [columns] each."""
 
     def __init__(self) -> None:
         self.totals: dict[str, torch.Tensor] = {}
 
-    def add(self, names: list[str], x: torch.Tensor) -> None:
-        """Of inputs [..., columns] that all these matrices meet."""
-        squares = x.square().flatten(0, -2).sum(0, dtype=torch.float64)
-        for name in names:
-            self.totals[name] = self.totals.get(name, 0) + squares
+    def add(self, name: str, squares: torch.Tensor) -> None:
+        self.totals[name] = self.totals.get(name, 0) + squares
+
+    def observer(self, number: int) -> Observer:
+        """An observer that adds the inputs of the matrices of layer `number`."""
+        last: tuple[torch.Tensor, torch.Tensor] | None = None
+
+        def observe(part: str, inputs: torch.Tensor, outputs: torch.Tensor) -> None:
+            nonlocal last
+            if last is None or last[0] is not inputs:  # q, k, v and fc_in have the same inputs
+                last = inputs, _squares(inputs)
+            self.add(GGUF.name(part, number), last[1])
+
+        return observe
 
 
-def _layer(
-    w: Mapping[str, torch.Tensor],
-    normed: torch.Tensor,
-    tables: tuple[torch.Tensor, torch.Tensor],
-    heads: int,
-    layer: int,
-    sums: _Sums,
-) -> torch.Tensor:
-    """What the layer adds to the hidden states."""
-
-    def met(parts: str, x: torch.Tensor) -> torch.Tensor:
-        sums.add([GGUF.layer[part].format(i=layer) for part in parts.split()], x)
-        return x
-
-    met("q k v fc_in", normed)
-    q, k, v = ((normed @ w[part].t()).unflatten(-1, (heads, -1)) for part in "qkv")
-    context = met("o", attend(q, k, v, *tables).flatten(-2))
-    inner = met("fc_out", gelu(normed @ w["fc_in"].t() + w["fc_in_bias"]))
-    return context @ w["o"].t() + inner @ w["fc_out"].t() + w["fc_out_bias"]
+def _squares(inputs: torch.Tensor) -> torch.Tensor:
+    """Sums of squares over all positions: [..., columns] to float64 [columns]."""
+    return inputs.square().flatten(0, -2).sum(0, dtype=torch.float64)

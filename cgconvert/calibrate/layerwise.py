@@ -1,14 +1,14 @@
 """Quantize a model layer by layer, each matrix for the inputs it will really meet.
 
-Two copies of the calibration text go through the layers side by side: as the source computes it,
-and through the layers quantized so far. A matrix is then not asked to stay as it is but to bring
-its output back to the source's: with x the source's inputs and y those it will get, the best there
-is without rounding is W E[x y^T] E[y y^T]^-1, and that is rounded with error feedback under
-E[y y^T] (feedback.py). Biases take up what is left of the mean. The embedding has no inputs; its
-rows are rounded under the Fisher matrix of its output.
+Two copies of the calibration set go through the layers side by side: through the source, and
+through the layers quantized so far. So a matrix is not made to stay as it is but to bring its
+outputs back to the source's: with x the source's inputs and y those the quantized matrix gets, the
+best matrix without rounding is W E[x y^T] E[y y^T]^-1. That is rounded by GPTQ under E[y y^T]
+(gptq.py). Biases take up what is left of the mean. The embedding has no inputs; its rows are
+rounded under the Fisher matrix of its output.
 
-Each matrix is gated: on windows that took part in nothing else its output has to be nearer to the
-source's than with the plain search, or the plain search is taken.
+Each matrix is put to a test: on the validation windows, which took part in nothing else, its output
+has to be at least as near to the source's as with plain rounding, or plain rounding is taken.
 """
 
 from __future__ import annotations
@@ -18,33 +18,46 @@ from dataclasses import dataclass
 
 import torch
 
-from cgconvert.calibrate.gptq import quantize
-from cgconvert.calibrate.statistics import AcceptanceTest, Fisher, Moments, Positions
+from cgconvert.calibrate.gptq import quantize_matrix
+from cgconvert.calibrate.statistics import (
+    AcceptanceTest,
+    FisherTest,
+    InputStatistics,
+    ValidationPositions,
+)
 from cgconvert.codecs.block_codec import BlockCodec
-from cgconvert.io.progress import Progress
 from cgconvert.model.decoder import Decoder
-from cgconvert.model.device import CPU, floats
-from cgconvert.model.forward import attend, gelu, norm, rotary
-from cgconvert.model.tensor import LazyTensor
+from cgconvert.model.device import CPU, read_float32
+from cgconvert.model.forward import (
+    Weights,
+    attention_context,
+    layer_weights,
+    mlp_activations,
+    norm,
+    norm_layer_input,
+    rotary,
+)
+from cgconvert.model.matrix_id import MatrixId
 
-__all__ = ["Calibration", "Quantized", "State"]
+__all__ = ["HiddenStates", "LayerwiseCalibration", "QuantizedPart"]
 
-WINDOWS = 16
-"""Windows of text that go through a layer at once."""
+BATCH = 16
+"""Windows that go through a layer at once."""
 
 KEPT_BYTES = 1 << 30
-"""What a layer's inner states may take; of a larger model they are computed twice."""
+"""Memory for the MLP activations of a layer; those of a larger model are computed twice."""
 
 ROWS = 16384
-"""Of a matrix that are fitted at once: they do not meet, and the head has many."""
+"""Rows that are fitted at once. Rows are independent, and the head has a row for each token."""
 
 
 @dataclass(frozen=True)
-class Quantized:
-    """What became of a part of the model.
+class QuantizedPart:
+    """What replaces a tensor of the source.
 
-    `stored` is uint8 [rows, bytes of a row] of a matrix, float32 of a bias and of a matrix that
-    stays as it is. `fitted` is False where the plain search was better on the windows held out.
+    `stored` is uint8 [rows, bytes of a row] of a quantized matrix, float32 of a bias and of a
+    matrix that stays as it is. `fitted` is False where plain rounding was better on the validation
+    windows.
     """
 
     stored: torch.Tensor
@@ -52,169 +65,189 @@ class Quantized:
 
 
 @dataclass
-class State:
-    """The hidden states before a layer, float32 [windows, T, n_embd]: the source's and ours."""
+class HiddenStates:
+    """The hidden states before a layer in both models, float32 [windows, T, n_embd] each."""
 
-    exact: torch.Tensor
-    ours: torch.Tensor
+    source: torch.Tensor
+    quantized: torch.Tensor
 
 
-class Calibration:
-    """`types` gives the block type of each matrix, by part for the ends ("wte", "head") and by
-    (layer, part) for the others; those that are missing stay as they are.
+class LayerwiseCalibration:
+    """Quantizes the embedding, then the layers in order, then the head.
 
-    `fitted` and `held_out` are ids, int64 [windows, T]; `sweeps` see feedback.quantize. All is
-    computed on `device`, where what is given and returned lies too.
+    Args:
+        decoder: The source.
+        types: The block type of each matrix; a matrix without one stays as it is.
+        train: Token ids that weights are fitted to, int64 [windows, T].
+        validation: Ids that only judge, int64 [windows, T].
+        sweeps: Of coordinate descent, see gptq.quantize_matrix.
+        device: Computes everything; tensors given to the methods and returned by them lie there.
     """
 
     def __init__(
         self,
         decoder: Decoder,
-        types: Mapping[str | tuple[int, str], BlockCodec],
-        fitted: torch.Tensor,
-        held_out: torch.Tensor,
+        types: Mapping[MatrixId, BlockCodec],
+        train: torch.Tensor,
+        validation: torch.Tensor,
         sweeps: int,
-        progress: Progress,
         device: torch.device = CPU,
     ) -> None:
-        self.decoder, self.types, self.progress = decoder, types, progress
+        self.decoder, self.types = decoder, types
         self.sweeps, self.device = sweeps, device
-        self.ids = torch.cat([fitted, held_out]).to(device)
-        self.fitted = len(fitted)
-        self.sin, self.cos = rotary(decoder.geometry, self.ids.shape[1], device)
+        self.ids = torch.cat([train, validation]).to(device)
+        self.train_count = len(train)
+        self.tables = rotary(decoder.geometry, self.ids.shape[1], device)
 
-    def embedding(self, fisher: torch.Tensor, held_out: torch.Tensor) -> tuple[Quantized, State]:
-        """The embedding, under the Fisher matrix of its output: float64 [n_embd, n_embd] each."""
-        weight = self._read(self.decoder.wte)
-        fit = Moments(len(fisher), device=self.device)
-        fit.inputs, fit.cross = fisher, fisher.clone()
-        done, values = self._fit("wte", weight, fit, Fisher(held_out))
-        return done, State(weight[self.ids], values[self.ids])
+    def embedding(
+        self, fisher: torch.Tensor, validation_fisher: torch.Tensor
+    ) -> tuple[QuantizedPart, HiddenStates]:
+        """Quantize the embedding under the Fisher matrices of its output, on the training and on
+        validation windows: float64 [n_embd, n_embd] each."""
+        weight = read_float32(self.decoder.wte, self.device)
+        statistics = InputStatistics(len(fisher), device=self.device)
+        statistics.moments, statistics.cross = fisher, fisher.clone()
+        part, values = self._fit(MatrixId("wte"), weight, statistics, FisherTest(validation_fisher))
+        return part, HiddenStates(weight[self.ids], values[self.ids])
 
-    def layer(self, i: int, state: State) -> dict[str, Quantized]:
-        """Every part of layer `i` that changes; `state` moves on to the next."""
-        block = self.decoder.layers[i]
-        w = {part: self._read(tensor) for part, tensor in vars(block).items()}
-        found: dict[str, Quantized] = {}
-        q = dict(w)
+    def layer(self, number: int, states: HiddenStates) -> dict[str, QuantizedPart]:
+        """Quantize layer `number`: its tensors that change. `states` move on to the next layer."""
+        g = self.decoder.geometry
+        w = layer_weights(self.decoder, number, self.device)
+        q = dict(w)  # the quantized layer; what is not fitted yet is the source's
+        parts: dict[str, QuantizedPart] = {}
 
-        def settle(part: str, fit: Moments, gate: AcceptanceTest) -> None:
-            found[part], q[part] = self._fit((i, part), w[part], fit, gate)
+        def fit(part: str, statistics: InputStatistics, test: AcceptanceTest) -> None:
+            parts[part], q[part] = self._fit(MatrixId(part, number), w[part], statistics, test)
 
-        fit, gate = self._moments(
-            (self._normed(w, state.exact[s]), self._normed(q, state.ours[s])) for s in self._parts()
+        statistics, test = self._statistics(
+            (
+                norm_layer_input(g, w, states.source[batch]),
+                norm_layer_input(g, q, states.quantized[batch]),
+            )
+            for batch in self._batches()
         )
         for part in ("q", "k", "v", "fc_in"):
-            settle(part, fit, gate)
-        bias = w["fc_in_bias"] + fit.bias(w["fc_in"], q["fc_in"])
-        found["fc_in_bias"] = Quantized(bias)
+            fit(part, statistics, test)
+        bias = w["fc_in_bias"] + statistics.bias_change(w["fc_in"], q["fc_in"])
+        parts["fc_in_bias"] = QuantizedPart(bias)
         q["fc_in_bias"] = bias
-        del fit, gate  # of a large model each of these is gigabytes
-        contexts = {name: torch.empty_like(x) for name, x in vars(state).items()}
-        for s in self._parts():
-            contexts["exact"][s] = self._context(w, state.exact[s])
-            contexts["ours"][s] = self._context(q, state.ours[s])
+        del statistics, test  # of a large model each of these is gigabytes
+
+        contexts = HiddenStates(torch.empty_like(states.source), torch.empty_like(states.quantized))
+        for batch in self._batches():
+            contexts.source[batch] = self._context(w, states.source[batch])
+            contexts.quantized[batch] = self._context(q, states.quantized[batch])
         for part in "qkv":
             del w[part], q[part]
-        pairs = ((contexts["exact"][s], contexts["ours"][s]) for s in self._parts())
-        settle("o", *self._moments(pairs))
+        fit(
+            "o",
+            *self._statistics(
+                (contexts.source[batch], contexts.quantized[batch]) for batch in self._batches()
+            ),
+        )
 
         kept: list[torch.Tensor] = []
         keeps = 4 * self.ids.numel() * len(w["fc_in"]) <= KEPT_BYTES
 
-        def inner() -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
-            """The layer is as wide inside as four of its outputs: those are what is summed."""
-            for s in self._parts():
-                output = self._inner(w, state.exact[s]) @ w["fc_out"].t()
-                attended = contexts["exact"][s] @ w["o"].t()
-                state.exact[s] += attended + output + w["fc_out_bias"]
-                ours = self._inner(q, state.ours[s])
+        def outputs_and_inputs() -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
+            """fc_out's inputs are four times as wide as its outputs, so the source's are not kept;
+            its hidden states move on to the next layer here."""
+            for batch in self._batches():
+                output = self._activations(w, states.source[batch]) @ w["fc_out"].t()
+                attention = contexts.source[batch] @ w["o"].t()
+                states.source[batch] += attention + output + w["fc_out_bias"]
+                activations = self._activations(q, states.quantized[batch])
                 if keeps:
-                    kept.append(ours)
-                yield output, ours
+                    kept.append(activations)
+                yield output, activations
 
-        moments = self._moments(inner(), rows=len(w["fc_out"]))
-        del contexts["exact"], w["fc_in"], q["fc_in"]
-        settle("fc_out", *moments)
-        del moments
-        q["fc_in"] = self._values((i, "fc_in"), found["fc_in"], block.fc_in.shape)
-        for s in self._parts():
-            ours = kept.pop(0) if kept else self._inner(q, state.ours[s])
-            output = ours @ q["fc_out"].t()
-            state.ours[s] += contexts["ours"][s] @ q["o"].t() + output + w["fc_out_bias"]
-        missing = (state.exact[: self.fitted] - state.ours[: self.fitted]).mean((0, 1))
-        found["fc_out_bias"] = Quantized(w["fc_out_bias"] + missing)
-        state.ours += missing
-        return found
+        fc_out = self._statistics(outputs_and_inputs(), rows=len(w["fc_out"]))
+        fc_in_shape = w["fc_in"].shape
+        contexts.source = torch.empty(0)
+        del w["fc_in"], q["fc_in"]
+        fit("fc_out", *fc_out)
+        del fc_out
+        q["fc_in"] = self._values(MatrixId("fc_in", number), parts["fc_in"], fc_in_shape)
+        for batch in self._batches():
+            activations = kept.pop(0) if kept else self._activations(q, states.quantized[batch])
+            output = activations @ q["fc_out"].t()
+            attention = contexts.quantized[batch] @ q["o"].t()
+            states.quantized[batch] += attention + output + w["fc_out_bias"]
+        train = slice(self.train_count)
+        missing = (states.source[train] - states.quantized[train]).mean((0, 1))
+        parts["fc_out_bias"] = QuantizedPart(w["fc_out_bias"] + missing)
+        states.quantized += missing
+        return parts
 
-    def head(self, state: State) -> dict[str, Quantized]:
-        d, eps = self.decoder, self.decoder.geometry.layer_norm_epsilon
-        scale, shift = self._read(d.ln_f_weight), self._read(d.ln_f_bias)
-        fit, gate = self._moments(
-            (norm(state.exact[s], scale, shift, eps), norm(state.ours[s], scale, shift, eps))
-            for s in self._parts()
+    def head(self, states: HiddenStates) -> dict[str, QuantizedPart]:
+        """Quantize the head for the hidden states after the last layer."""
+        d, epsilon = self.decoder, self.decoder.geometry.layer_norm_epsilon
+        scale, shift = (read_float32(t, self.device) for t in (d.ln_f_weight, d.ln_f_bias))
+        statistics, test = self._statistics(
+            (
+                norm(states.source[batch], scale, shift, epsilon),
+                norm(states.quantized[batch], scale, shift, epsilon),
+            )
+            for batch in self._batches()
         )
-        weight = self._read(d.head)
-        done, values = self._fit("head", weight, fit, gate)
-        bias = self._read(d.head_bias) + fit.bias(weight, values)
-        return {"head": done, "head_bias": Quantized(bias)}
+        weight = read_float32(d.head, self.device)
+        part, values = self._fit(MatrixId("head"), weight, statistics, test)
+        bias = read_float32(d.head_bias, self.device) + statistics.bias_change(weight, values)
+        return {"head": part, "head_bias": QuantizedPart(bias)}
 
     def _fit(
-        self, name: str | tuple[int, str], weight: torch.Tensor, fit: Moments, gate: AcceptanceTest
-    ) -> tuple[Quantized, torch.Tensor]:
-        """What is stored, and the float32 matrix that it stands for."""
+        self,
+        name: MatrixId,
+        weight: torch.Tensor,
+        statistics: InputStatistics,
+        test: AcceptanceTest,
+    ) -> tuple[QuantizedPart, torch.Tensor]:
+        """Quantize a matrix: what is stored, and the float32 matrix that it decodes to."""
         codec = self.types.get(name)
         if codec is None:
-            return Quantized(weight), weight
+            return QuantizedPart(weight), weight
         plain: list[torch.Tensor] = []
-        coded: list[torch.Tensor] = []
+        fitted: list[torch.Tensor] = []
         errors = [0.0, 0.0]
-        for rows in weight.split(len(weight) if fit.outputs else ROWS):
+        for rows in weight.split(len(weight) if statistics.sums_outputs else ROWS):
             plain += codec.encode(rows)
-            coded.append(quantize(fit.target(rows), fit.hessian, codec, self.sweeps))
-            values = [codec.decode(one, rows.shape) for one in (plain[-1], coded[-1])]
-            errors = [a + b for a, b in zip(errors, gate.errors(rows, values), strict=True)]
-        fitted = errors[1] <= errors[0]
-        chosen = torch.cat(coded if fitted else plain)
-        done = Quantized(chosen, fitted)
-        return done, self._values(name, done, weight.shape)
+            target = statistics.target(rows)
+            fitted.append(quantize_matrix(target, statistics.hessian, codec, self.sweeps))
+            values = [codec.decode(stored, rows.shape) for stored in (plain[-1], fitted[-1])]
+            errors = [a + b for a, b in zip(errors, test.errors(rows, values), strict=True)]
+        accepted = errors[1] <= errors[0]
+        part = QuantizedPart(torch.cat(fitted if accepted else plain), accepted)
+        return part, self._values(name, part, weight.shape)
 
-    def _values(
-        self, name: str | tuple[int, str], done: Quantized, shape: Sequence[int]
-    ) -> torch.Tensor:
+    def _values(self, name: MatrixId, part: QuantizedPart, shape: Sequence[int]) -> torch.Tensor:
         codec = self.types.get(name)
-        return done.stored if codec is None else codec.decode(done.stored, shape)
+        return part.stored if codec is None else codec.decode(part.stored, shape)
 
-    def _read(self, tensor: LazyTensor) -> torch.Tensor:
-        return floats(tensor, self.device)
+    def _context(self, weights: Weights, x: torch.Tensor) -> torch.Tensor:
+        g = self.decoder.geometry
+        return attention_context(g, weights, norm_layer_input(g, weights, x), self.tables)
 
-    def _parts(self) -> Iterator[slice]:
-        for first in range(0, len(self.ids), WINDOWS):
-            yield slice(first, first + WINDOWS)
+    def _activations(self, weights: Weights, x: torch.Tensor) -> torch.Tensor:
+        return mlp_activations(weights, norm_layer_input(self.decoder.geometry, weights, x))
 
-    def _moments(
+    def _batches(self) -> Iterator[slice]:
+        for first in range(0, len(self.ids), BATCH):
+            yield slice(first, first + BATCH)
+
+    def _statistics(
         self, pairs: Iterator[tuple[torch.Tensor, torch.Tensor]], rows: int | None = None
-    ) -> tuple[Moments, Positions]:
-        """Of the fitted windows, and what is held out; `rows` see Moments."""
-        fit, gate = None, Positions(rows is not None)
-        for part, pair in zip(self._parts(), pairs, strict=True):
-            edge = max(0, min(len(pair[0]), self.fitted - part.start))
-            fit = fit or Moments(pair[1].shape[-1], rows, self.device)
+    ) -> tuple[InputStatistics, ValidationPositions]:
+        """Split batches of (source, quantized) into statistics of the training windows and
+        validation positions; `rows` as in InputStatistics."""
+        statistics, validation = None, ValidationPositions(rows is not None)
+        for batch, pair in zip(self._batches(), pairs, strict=True):
+            edge = max(0, min(len(pair[0]), self.train_count - batch.start))
+            statistics = statistics or InputStatistics(pair[1].shape[-1], rows, self.device)
             if edge:
-                fit.add(*(some[:edge].flatten(0, 1) for some in pair))
+                statistics.add(*(states[:edge].flatten(0, 1) for states in pair))
             if edge < len(pair[0]):
-                exact, ours = (some[edge:].flatten(0, 1) for some in pair)
-                gate.pairs.append((exact, ours))
-        assert fit is not None
-        return fit, gate
-
-    def _normed(self, w: Mapping[str, torch.Tensor], x: torch.Tensor) -> torch.Tensor:
-        return norm(x, w["ln_weight"], w["ln_bias"], self.decoder.geometry.layer_norm_epsilon)
-
-    def _context(self, w: Mapping[str, torch.Tensor], x: torch.Tensor) -> torch.Tensor:
-        normed, heads = self._normed(w, x), self.decoder.geometry.n_head
-        q, k, v = ((normed @ w[part].t()).unflatten(-1, (heads, -1)) for part in "qkv")
-        return attend(q, k, v, self.sin, self.cos).flatten(-2)
-
-    def _inner(self, w: Mapping[str, torch.Tensor], x: torch.Tensor) -> torch.Tensor:
-        return gelu(self._normed(w, x) @ w["fc_in"].t() + w["fc_in_bias"])
+                source, quantized = (states[edge:].flatten(0, 1) for states in pair)
+                validation.pairs.append((source, quantized))
+        assert statistics is not None
+        return statistics, validation

@@ -1,23 +1,21 @@
-"""Quantize a model on calibration text for ONNX Runtime: MatMulNBits' blocks, fitted.
+"""Quantize a model on a calibration text for ONNX Runtime: MatMulNBits blocks, fitted.
 
-The types are those of the data-free conversion, so graph, bytes and speed are the same, or they are
-chosen under a budget: blocks of other sizes and 8 bits, where they save most of the loss. q, k and
-v are one matrix of the graph and get one type; they are fitted apart.
+The types are those of the conversion without a text, so graph, bytes and speed are the same; or
+they are chosen under a budget: blocks of other sizes and 8 bits, where they save most of the loss.
+q, k and v are one matrix of the graph and get one type; they are fitted apart.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from dataclasses import replace
 from pathlib import Path
 
 import torch
 
-from cgconvert.calibrate.allocation import Choice, allocate
-from cgconvert.calibrate.gguf import CalibrationResult, adjusted
+from cgconvert.calibrate.allocation import choose_types
+from cgconvert.calibrate.calibration_set import CalibrationSet
 from cgconvert.calibrate.preset import CalibrationPreset
-from cgconvert.calibrate.quantizer import CalibrationSet, Quantizer
-from cgconvert.calibrate.sensitivity import Name
+from cgconvert.calibrate.quantizer import Quantizer
+from cgconvert.calibrate.result import CalibrationResult
 from cgconvert.codecs.matmul_nbits import MatMulNBits
 from cgconvert.codecs.nbits import NBits
 from cgconvert.errors import UsageError
@@ -27,105 +25,104 @@ from cgconvert.io.progress import Progress
 from cgconvert.model.checkpoint import Checkpoint
 from cgconvert.model.decoder import Geometry
 from cgconvert.model.device import CPU
+from cgconvert.model.matrix_id import MatrixId
 from cgconvert.model.tensor_names import ONNX
 
-__all__ = ["calibrate_onnx", "standard_types"]
+__all__ = ["calibrate_onnx", "variant_types"]
 
 PACKED = ("q", "k", "v")
+"""Parts that are one matrix of the graph."""
 
-SIZES = (32, 64, 128)
-"""Of the blocks that a budget chooses from, beside the variant's own. 16 gains nothing on these at
-the same bytes, and is slower by a third."""
+BLOCK_SIZES = (32, 64, 128)
+"""Block sizes that a budget chooses from, beside the variant's own. At the same bytes 16 gains
+nothing on these, and it is slower by a third."""
 
 
 def calibrate_onnx(
-    checkpoint: Checkpoint,
+    source: Checkpoint,
     variant: Variant,
-    windows: CalibrationSet,
-    effort: CalibrationPreset,
+    calibration_set: CalibrationSet,
+    preset: CalibrationPreset,
     folder: Path,
     progress: Progress,
     nbytes: int | None = None,
     device: torch.device = CPU,
 ) -> CalibrationResult:
-    """Fit the matrices of a variant of 4 or 8 bits; complete steps are kept in `folder`.
+    """Fit the matrices of a variant of 4 or 8 bits.
 
-    `nbytes` is what all matrices may take together, the embedding counted: then their types are
-    chosen. The result goes to `formats.onnx.plan` with the same variant's options and `adjusted`.
+    The result goes to `formats.onnx.writer.plan` with the same variant's options and `adjusted`.
 
-    Raises InputError where rows do not divide into blocks, UsageError for a budget that nothing
-    fits or that 4 bits are not needed for.
+    Args:
+        source: The model.
+        variant: The graph that it is for.
+        calibration_set: The windows of text.
+        preset: How much is done.
+        folder: Keeps completed steps.
+        progress: Advances with the steps.
+        nbytes: A budget of all matrices, the embedding among them: the types are then chosen as
+            for GGUF. This is for graphs of a wanted size, which lose less than a variant of one
+            type at the same bytes; `quantize` does not offer it yet.
+        device: Computes it.
+
+    Raises:
+        InputError: Rows do not divide into blocks.
+        UsageError: Nothing fits the budget, or 8 bits for all matrices fit it.
     """
-    source, size = checkpoint.decoder, checkpoint.tokenizer.size
-    quantizer = Quantizer(source, windows, size, effort.sweeps, folder, progress, device)
-    types = standard = standard_types(checkpoint.geometry, variant)
-    expected: float | None = None
+    decoder, vocab_size = source.decoder, source.tokenizer.size
+    quantizer = Quantizer(
+        decoder, calibration_set, vocab_size, preset.sweeps, folder, progress, device
+    )
+    types = variant_types(source.geometry, variant)
+    expected_kl: float | None = None
     if nbytes is not None:
         if variant.bits != 4:
             raise UsageError("a budget chooses among 4 and 8 bits: it goes with 4")
-        codecs = {codec.name: codec for codec in _candidates(checkpoint.geometry, variant)}
-        chosen = allocate(_packed(quantizer.choices(codecs)), nbytes)
-        types = {name: codecs[chosen[_key(name)].type] for name in standard}
-        expected = sum(choice.loss for choice in chosen.values())
+        codecs = {codec.name: codec for codec in _candidates(source.geometry, variant)}
+        chosen, expected_kl = choose_types(quantizer.choices(codecs), nbytes, _graph_matrix)
+        types = {name: codecs[chosen[name]] for name in types}
         if all(codec.layout.bits == 8 for codec in types.values()):
             raise UsageError(f"all matrices fit into {nbytes} bytes in 8 bits: ask for these")
-    decoder = quantizer.calibrated(types)
-    return CalibrationResult(
-        checkpoint=replace(checkpoint, decoder=decoder),
-        table={_named(name): types[name].name for name in types},
-        adjusted=tuple(adjusted(source, decoder, ONNX)),
-        expected_kl=expected,
-    )
+    calibrated = quantizer.calibrate(types)
+    table = {_graph_name(name): codec.name for name, codec in types.items()}
+    return CalibrationResult.of(source, calibrated, table, ONNX, expected_kl)
 
 
-def standard_types(geometry: Geometry, variant: Variant) -> dict[Name, NBits]:
-    """The variant's own, by matrix, as the graph lists them. Raises InputError as `arrays`."""
+def variant_types(geometry: Geometry, variant: Variant) -> dict[MatrixId, NBits]:
+    """The type of each matrix in a variant, in the order of the graph.
+
+    Raises UsageError where the variant is not of 4 or 8 bits, InputError where rows do not divide
+    into blocks.
+    """
     g = geometry
-    wide, narrow = (g.n_embd, g.n_inner), (g.n_embd, g.n_embd)
-    shapes: dict[Name, tuple[int, int]] = {"wte": (g.vocab_size, g.n_embd)}
-    for i in range(g.n_layer):
-        shapes |= dict.fromkeys([(i, part) for part in (*PACKED, "o")], narrow)
-        shapes |= {(i, "fc_in"): (g.n_inner, g.n_embd), (i, "fc_out"): wide}
-    shapes["head"] = (g.vocab_size, g.n_embd)
+    shapes = {"wte": (g.vocab_size, g.n_embd), "head": (g.vocab_size, g.n_embd),
+              "fc_in": (g.n_inner, g.n_embd), "fc_out": (g.n_embd, g.n_inner)}  # fmt: skip
     ends = {"wte": variant.embedding, "head": variant.head(g.n_embd)}
-    found = {}
-    for name, shape in shapes.items():
-        encoding = ends[name] if isinstance(name, str) else variant.matrix
-        if not isinstance(encoding, MatMulNBits):
+    types = {}
+    for name in MatrixId.all(g.n_layer):
+        layout = ends.get(name.part, variant.matrix)
+        if not isinstance(layout, MatMulNBits):
             raise UsageError("calibration is for matrices of 4 or 8 bits")
-        encoding.arrays(shape)
-        found[name] = NBits(encoding)
-    return found
+        layout.arrays(shapes.get(name.part, (g.n_embd, g.n_embd)))
+        types[name] = NBits(layout)
+    return types
 
 
 def _candidates(geometry: Geometry, variant: Variant) -> list[NBits]:
+    """The types that a budget chooses from."""
     matrix = variant.matrix
     assert isinstance(matrix, MatMulNBits)
-    rows = (geometry.n_embd, geometry.n_inner)
-    sizes = sorted({matrix.block_size, *SIZES})
-    fitting = [size for size in sizes if not any(n % size for n in rows)]
+    columns = (geometry.n_embd, geometry.n_inner)
+    sizes = sorted({matrix.block_size, *BLOCK_SIZES})
+    fitting = [size for size in sizes if not any(n % size for n in columns)]
     layouts = [MatMulNBits(4, size, matrix.symmetric) for size in fitting]
     layouts.append(MatMulNBits(8, fitting[-1], symmetric=True))  # at 8 bits the size loses nothing
     return [NBits(layout) for layout in layouts]
 
 
-def _packed(choices: Mapping[Name, Sequence[Choice]]) -> dict[Name, list[Choice]]:
-    """q, k and v of a layer as one choice, under the name of its q."""
-    found: dict[Name, list[Choice]] = {}
-    for name, some in choices.items():
-        known = found.get(_key(name))
-        found[_key(name)] = list(some) if known is None else [
-            Choice(a.type, a.nbytes + b.nbytes, a.loss + b.loss)
-            for a, b in zip(known, some, strict=True)
-        ]  # fmt: skip
-    return found
+def _graph_matrix(name: MatrixId) -> MatrixId:
+    """What stands for a matrix of the graph: q for q, k and v together."""
+    return MatrixId(PACKED[0], name.layer) if name.part in PACKED else name
 
 
-def _key(name: Name) -> Name:
-    return name if isinstance(name, str) or name[1] not in PACKED else (name[0], PACKED[0])
-
-
-def _named(name: Name) -> str:
-    if isinstance(name, str):
-        return ONNX.model[name]
-    return (QKV if name[1] in PACKED else ONNX.layer[name[1]]).format(i=name[0])
+def _graph_name(name: MatrixId) -> str:
+    return QKV.format(i=name.layer) if name.part in PACKED else name.name(ONNX)

@@ -11,9 +11,14 @@ from typing import Any
 import torch
 
 from cgconvert.calibrate.calibrated_plan import CalibratedPlan
-from cgconvert.calibrate.gguf import Budget, calibrate_gguf, changeable, check
+from cgconvert.calibrate.gguf import (
+    Budget,
+    adjustable_vectors,
+    calibrate_gguf,
+    check_budget,
+)
 from cgconvert.calibrate.imatrix import collect
-from cgconvert.calibrate.onnx import calibrate_onnx, standard_types
+from cgconvert.calibrate.onnx import calibrate_onnx, variant_types
 from cgconvert.errors import InputError
 from cgconvert.formats.gguf import writer as gguf
 from cgconvert.formats.gguf.imatrix_file import encoded, write_imatrix
@@ -43,7 +48,7 @@ class CalibratedGGUF(CalibratedPlan):
 
     def __post_init__(self) -> None:
         """Raises UsageError for a budget that cannot be met, before anything is measured."""
-        check(self.source.decoder, self._resolved(), self._overhead())
+        check_budget(self.source.decoder, self._resolved(), self._overhead())
 
     @property
     def limit(self) -> int:
@@ -63,7 +68,7 @@ class CalibratedGGUF(CalibratedPlan):
         windows = self.claim(folder)
         with deterministic(self.device):
             if self.save is not None:
-                self._collect(self.save, windows.fitted, progress)
+                self._collect(self.save, windows.train, progress)
             done = calibrate_gguf(
                 self.source, self._resolved(), windows, self.effort, folder, progress,
                 self._overhead(), self.device,
@@ -97,7 +102,7 @@ class CalibratedGGUF(CalibratedPlan):
     def _plain(self, type_: str, adjusted: Sequence[str] | None = None) -> Plan:
         """Of the search alone, with room for the names of all vectors that can change."""
         if adjusted is None:
-            adjusted = changeable(self.source.decoder)
+            adjusted = adjustable_vectors(self.source.decoder)
         return gguf.plan(self.source, self.output, type=type_, adjusted=adjusted)
 
 
@@ -111,7 +116,7 @@ class CalibratedONNX(CalibratedPlan):
 
     def __post_init__(self) -> None:
         """Raises UsageError for blocks that there are not, InputError where rows do not divide."""
-        standard_types(self.source.geometry, self._variant)
+        variant_types(self.source.geometry, self._variant)
 
     @property
     def _variant(self) -> Variant:

@@ -1,4 +1,4 @@
-"""How much is done for a calibrated model."""
+"""The presets: how much is done for a calibrated model."""
 
 from __future__ import annotations
 
@@ -9,20 +9,27 @@ __all__ = ["FAST", "PRESETS", "CalibrationPreset"]
 
 @dataclass(frozen=True)
 class CalibrationPreset:
-    """`fitted` windows of `length` tokens that weights are fitted to and `held_out` that only
-    judge; `sweeps` of coordinate descent after error feedback."""
+    """How much is done for a calibrated model.
+
+    Attributes:
+        name: What users choose it by.
+        train: Windows that weights are fitted to.
+        validation: Windows that only judge.
+        sweeps: Sweeps of coordinate descent after GPTQ.
+        length: Tokens in a window.
+    """
 
     name: str
-    fitted: int
-    held_out: int
+    train: int
+    validation: int
     sweeps: int
     length: int = 256
 
 
 FAST = "fast"
-"""No text, only the search."""
+"""In place of a preset: no text, only the search for the best scales."""
 
 PRESETS = {
-    effort.name: effort
-    for effort in (CalibrationPreset("default", 128, 32, 2), CalibrationPreset("max", 512, 64, 4))
+    preset.name: preset
+    for preset in (CalibrationPreset("default", 128, 32, 2), CalibrationPreset("max", 512, 64, 4))
 }

@@ -1,260 +1,215 @@
-"""A whole model, calibrated: what each type would cost, then every matrix fitted to its inputs.
+"""Calibrate a whole model in a folder that keeps each completed step.
 
-Everything lies in a folder, a file for each step that is complete, so what was interrupted goes on
-where it was. The bytes follow from the source, the text and the types alone.
+First what each type would cost is measured, then every matrix is fitted to its inputs. A run that
+was interrupted goes on after its last complete step. The bytes follow from the source, the
+calibration set and the types alone.
 """
 
 from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 from safetensors.torch import load_file, save_file
 
 from cgconvert.calibrate.allocation import Choice
-from cgconvert.calibrate.gptq import Hessian, quantize
-from cgconvert.calibrate.layerwise import Calibration, Quantized, State
-from cgconvert.calibrate.preset import CalibrationPreset
-from cgconvert.calibrate.sensitivity import Matrix, Name, sensitivities
-from cgconvert.calibrate.statistics import moments_of
+from cgconvert.calibrate.calibration_set import CalibrationSet
+from cgconvert.calibrate.gptq import Hessian, quantize_matrix
+from cgconvert.calibrate.layerwise import HiddenStates, LayerwiseCalibration, QuantizedPart
+from cgconvert.calibrate.sensitivity import MatrixSample, sensitivities
+from cgconvert.calibrate.statistics import second_moments
 from cgconvert.codecs.block_codec import BlockCodec
 from cgconvert.codecs.coded import Coded
-from cgconvert.errors import InputError
-from cgconvert.formats.huggingface import safetensors_reader as safetensors
+from cgconvert.formats.huggingface import safetensors_reader
 from cgconvert.io.parallel import start_workers
 from cgconvert.io.progress import Progress
 from cgconvert.io.staging import atomic_path, write_atomic
-from cgconvert.model.decoder import Decoder, Geometry
+from cgconvert.model.decoder import Decoder
 from cgconvert.model.device import CPU
+from cgconvert.model.matrix_id import MatrixId
 from cgconvert.model.tensor import LazyTensor
 
-__all__ = ["CalibrationSet", "Quantizer"]
+__all__ = ["SENSITIVITY_WINDOWS", "Quantizer"]
 
-BASE = "Q4_K"
-"""The type whose loss is measured; others follow from it."""
+BASE_TYPE = "Q4_K"
+"""The type whose loss is measured; that of others follows from it."""
 
-LEAST = 5
-"""Windows that are the least to calibrate with; one in five is held out."""
-
-STATES, STATE_BYTES = 4, 4 << 29
-"""Hidden states of all windows that a layer keeps, and what they may take in memory."""
-
-MEASURED, MEASURED_BYTES = 64, 2 << 30
-"""Windows that sensitivities are measured on, three of four of the fitted ones, and what their
-inputs and gradients in a layer may take in memory."""
-
-
-@dataclass(frozen=True)
-class CalibrationSet:
-    """Ids, int64 [windows, T] each, that have no window in common."""
-
-    fitted: torch.Tensor
-    held_out: torch.Tensor
-
-    @classmethod
-    def of(
-        cls, ids: Sequence[int], geometry: Geometry, name: str, effort: CalibrationPreset
-    ) -> CalibrationSet:
-        """A fair sample of a text, of fewer windows where the model is so wide that their hidden
-        states would not fit. Raises InputError where it is too short."""
-        length = min(effort.length, geometry.n_positions)
-        most = STATE_BYTES // (4 * STATES * length * geometry.n_embd)
-        count = len(ids) // length
-        if count < LEAST:
-            raise InputError(
-                f"{name}: {len(ids)} tokens are too few to calibrate with; {LEAST * length} are "
-                "the least, or give --calibration none"
-            )
-        whole = torch.tensor(ids[: count * length]).view(count, length)
-        order = torch.from_numpy(np.random.default_rng(0).permutation(count))
-        chosen = whole[order[: max(LEAST, min(effort.fitted + effort.held_out, most))]]
-        edge = len(chosen) - min(effort.held_out, max(1, len(chosen) // LEAST))
-        return cls(chosen[:edge], chosen[edge:])
-
-    @property
-    def sha256(self) -> str:
-        """Of all ids and of which are held out."""
-        total = hashlib.sha256(str(self.fitted.shape).encode())
-        for part in (self.fitted, self.held_out):
-            total.update(part.numpy().tobytes())
-        return total.hexdigest()
+SENSITIVITY_WINDOWS, SENSITIVITY_BYTES = 64, 2 << 30
+"""Windows that sensitivities are measured on, three of four for training, and the memory that their
+inputs and gradients in a layer may take, in bytes."""
 
 
 class Quantizer:
-    """`folder` holds what is done, for this `decoder` and these `windows` alone.
+    """Calibrates one `decoder` on one `calibration_set`; `folder` holds steps of these alone.
 
-    `allowed` is the number of ids the tokenizer has; `sweeps` of coordinate descent are done. The
-    bytes depend on the kind of `device`, in the last digits of sums.
+    `vocab_size` is the number of ids the tokenizer has; `sweeps` are those of coordinate descent.
+    The last digits of sums, so the bytes, depend on the kind of `device`.
     """
 
     def __init__(
         self,
         decoder: Decoder,
-        windows: CalibrationSet,
-        allowed: int,
+        calibration_set: CalibrationSet,
+        vocab_size: int,
         sweeps: int,
         folder: Path,
         progress: Progress,
         device: torch.device = CPU,
     ) -> None:
-        self.decoder, self.windows, self.allowed = decoder, windows, allowed
+        self.decoder, self.calibration_set, self.vocab_size = decoder, calibration_set, vocab_size
         self.sweeps, self.device = sweeps, device
         self.folder, self.steps, self.progress = folder, folder, progress
         folder.mkdir(parents=True, exist_ok=True)
         if device.type == "cpu":  # a GPU searches alone
             start_workers(torch.get_num_threads())
 
-    def choices(self, types: Mapping[str, BlockCodec]) -> dict[Name, list[Choice]]:
+    def choices(self, types: Mapping[str, BlockCodec]) -> dict[MatrixId, list[Choice]]:
         """What each matrix would take and cost in each of `types`: bytes, and KL in nats a token.
 
-        One type is measured with error feedback, one matrix at a time; what others lose beside it
-        is told by the plain search.
+        One type is measured with GPTQ, one matrix at a time; how much more or less the others lose
+        is taken from plain rounding.
         """
         path = self.folder / "choices.json"
         if not path.is_file():
-            found: dict[str, list[tuple[str, int, float]]] = {}
+            costs: dict[str, list[tuple[str, int, float]]] = {}
 
-            def visit(matrix: Matrix) -> None:
-                fits = {n: c for n, c in types.items() if matrix.shape[1] % c.block_size == 0}
-                found[_text(matrix.name)] = _costs(matrix, fits)
+            def visit(sample: MatrixSample) -> None:
+                columns = sample.shape[1]
+                fitting = {n: c for n, c in types.items() if columns % c.block_size == 0}
+                costs[sample.name.key] = _costs(sample, fitting)
 
             self._measure(visit)
-            write_atomic(path, json.dumps(found).encode(), durable=False)
-        told = json.loads(path.read_text())
-        return {_name(key): [Choice(*choice) for choice in some] for key, some in told.items()}
+            write_atomic(path, json.dumps(costs).encode(), durable=False)
+        kept = json.loads(path.read_text())
+        return {
+            MatrixId.from_key(key): [Choice(*choice) for choice in choices]
+            for key, choices in kept.items()
+        }
 
-    def calibrated(self, types: Mapping[Name, BlockCodec]) -> Decoder:
-        """The model in these types, fitted to the text; matrices without one stay as they are."""
-        d, layers = self.decoder, self.decoder.geometry.n_layer
-        told = {_text(name): codec.name for name, codec in types.items()}
-        digest = hashlib.sha256(json.dumps(told, sort_keys=True).encode()).hexdigest()
+    def calibrate(self, types: Mapping[MatrixId, BlockCodec]) -> Decoder:
+        """Fit the matrices in these types to the text; matrices without a type stay as they are."""
+        d = self.decoder
+        names = {name.key: codec.name for name, codec in types.items()}
+        digest = hashlib.sha256(json.dumps(names, sort_keys=True).encode()).hexdigest()
         self.steps = self.folder / digest[:16]
         self.steps.mkdir(exist_ok=True)
-        calibration = Calibration(
-            d, types, *self._windows(), self.sweeps, self.progress, self.device
-        )
+        train, validation = self.calibration_set.train, self.calibration_set.validation
+        calibration = LayerwiseCalibration(d, types, train, validation, self.sweeps, self.device)
         with torch.inference_mode():
-            self._calibrate(calibration)
+            self._run(calibration)
         ends: dict[str, Any] = self._read("wte", types, d) | self._read("head", types, d)
-        blocks = [
-            replace(block, **self._read(f"layer-{i}", types, block, i))
-            for i, block in zip(range(layers), d.layers, strict=True)
+        layers = [
+            replace(layer, **self._read(f"layer-{i}", types, layer, i))
+            for i, layer in enumerate(d.layers)
         ]
-        return replace(d, layers=tuple(blocks), **ends)
+        return replace(d, layers=tuple(layers), **ends)
 
-    def _calibrate(self, calibration: Calibration) -> None:
-        layers = self.decoder.geometry.n_layer
-        self.progress.step("calibrating", layers + 2)
-        reached, state = self._state()
-        if state is None:
-            embedding, state = calibration.embedding(*self._fishers())
+    def _run(self, calibration: LayerwiseCalibration) -> None:
+        """Do the steps that are missing."""
+        n_layer = self.decoder.geometry.n_layer
+        self.progress.step("calibrating", n_layer + 2)
+        reached, states = self._read_states()
+        if states is None:
+            embedding, states = calibration.embedding(*self._fisher_matrices())
             self._keep("wte", {"wte": embedding})
-            self._keep_state(0, state)
+            self._keep_states(0, states)
             reached = 0
         self.progress.advance(reached + 1)
-        for i in range(reached, layers):
-            self._keep(f"layer-{i}", calibration.layer(i, state))
-            self._keep_state(i + 1, state)
+        for i in range(reached, n_layer):
+            self._keep(f"layer-{i}", calibration.layer(i, states))
+            self._keep_states(i + 1, states)
             self.progress.advance(1)
         if not self._path("head").is_file():
-            self._keep("head", calibration.head(state))
+            self._keep("head", calibration.head(states))
         self.progress.advance(1)
 
-    def _measure(self, visit: Callable[[Matrix], None]) -> None:
-        """Sensitivities, and the Fisher matrices of the embedding's output, which are kept."""
-        g, (fitted, held_out) = self.decoder.geometry, self._windows()
-        floats = fitted.shape[1] * (7 * g.n_embd + 2 * g.n_inner)
-        count = max(8, min(MEASURED, MEASURED_BYTES // (4 * floats)))
-        parts = fitted[: count - count // 4], held_out[: count // 4]
+    def _measure(self, visit: Callable[[MatrixSample], None]) -> None:
+        """Measure sensitivities, and keep the Fisher matrices of the embedding's output."""
+        g, windows = self.decoder.geometry, self.calibration_set
+        window_floats = windows.length * (7 * g.n_embd + 2 * g.n_inner)
+        count = max(8, min(SENSITIVITY_WINDOWS, SENSITIVITY_BYTES // (4 * window_floats)))
+        parts = windows.train[: count - count // 4], windows.validation[: count // 4]
         with torch.inference_mode(mode=False), torch.enable_grad():
             gradients = sensitivities(
-                self.decoder, torch.cat(parts), self.allowed, visit, self.folder, self.progress,
+                self.decoder, torch.cat(parts), self.vocab_size, visit, self.folder, self.progress,
                 self.device,
             )  # fmt: skip
         rows = [part.flatten(0, 1) for part in gradients.split([len(part) for part in parts])]
-        fishers = [(part.t() @ part).double() for part in rows]
-        _save(self._fisher, {"fitted": fishers[0], "held_out": fishers[1]})
+        train, validation = [(part.t() @ part).double() for part in rows]
+        _save(self._fisher_path, {"fitted": train, "held_out": validation})
 
-    def _fishers(self) -> tuple[torch.Tensor, torch.Tensor]:
-        """On fitted windows and on some held out."""
-        if not self._fisher.is_file():
-            self._measure(lambda matrix: None)
-        found = load_file(self._fisher)
-        return found["fitted"].to(self.device), found["held_out"].to(self.device)
+    def _fisher_matrices(self) -> tuple[torch.Tensor, torch.Tensor]:
+        """The Fisher matrices on training and on validation windows."""
+        if not self._fisher_path.is_file():
+            self._measure(lambda sample: None)
+        kept = load_file(self._fisher_path)
+        return kept["fitted"].to(self.device), kept["held_out"].to(self.device)
 
     @property
-    def _fisher(self) -> Path:
+    def _fisher_path(self) -> Path:
         return self.folder / "fisher.safetensors"
 
-    def _windows(self) -> tuple[torch.Tensor, torch.Tensor]:
-        return self.windows.fitted, self.windows.held_out
-
-    def _state(self) -> tuple[int, State | None]:
+    def _read_states(self) -> tuple[int, HiddenStates | None]:
+        """The layer that comes next, and the hidden states before it, where there are any."""
         path = self._path("state")
         if not path.is_file():
             return 0, None
-        found = load_file(path)
-        hidden = (found[name].to(self.device) for name in ("exact", "ours"))
-        return int(found["layer"]), State(*hidden)
+        kept = load_file(path)
+        source, quantized = (kept[name].to(self.device) for name in ("exact", "ours"))
+        return int(kept["layer"]), HiddenStates(source, quantized)
 
-    def _keep_state(self, layer: int, state: State) -> None:
-        tensors = {"exact": state.exact, "ours": state.ours, "layer": torch.tensor(layer)}
+    def _keep_states(self, layer: int, states: HiddenStates) -> None:
+        tensors = {"exact": states.source, "ours": states.quantized, "layer": torch.tensor(layer)}
         _save(self._path("state"), tensors)
 
-    def _keep(self, name: str, found: Mapping[str, Quantized]) -> None:
-        _save(self._path(name), {part: one.stored for part, one in found.items()})
+    def _keep(self, name: str, parts: Mapping[str, QuantizedPart]) -> None:
+        _save(self._path(name), {field: part.stored for field, part in parts.items()})
 
     def _path(self, name: str) -> Path:
         return self.steps / f"{name}.safetensors"
 
     def _read(
-        self, name: str, types: Mapping[Name, BlockCodec], source: object, layer: int | None = None
+        self,
+        name: str,
+        types: Mapping[MatrixId, BlockCodec],
+        source: object,
+        layer: int | None = None,
     ) -> dict[str, LazyTensor]:
-        """The parts of a step, by name: coded matrices and new biases."""
-        found: dict[str, LazyTensor] = {}
-        for part, stored in safetensors.tensors(self._path(name)).items():
-            codec = types.get(part if layer is None else (layer, part))
+        """The tensors of a step by field of `source`: quantized matrices and new biases."""
+        tensors: dict[str, LazyTensor] = {}
+        for part, stored in safetensors_reader.tensors(self._path(name)).items():
+            codec = types.get(MatrixId(part, layer))
             shape = getattr(source, part).shape
-            coded = codec is not None and stored.dtype == torch.uint8
-            found[part] = Coded(stored, shape, codec) if coded and codec else stored
-        return found
+            quantized = codec is not None and stored.dtype == torch.uint8
+            tensors[part] = Coded(stored, shape, codec) if quantized and codec else stored
+        return tensors
 
 
-def _costs(matrix: Matrix, types: Mapping[str, BlockCodec]) -> list[tuple[str, int, float]]:
-    """(type, bytes, loss) each."""
-    embedding = matrix.inputs.dtype == torch.int64
-    x = (matrix.gradients if embedding else matrix.inputs).flatten(0, 1)
-    hessian = Hessian.of(moments_of(x), scratch=True)
-    weight = matrix.weight
+def _costs(sample: MatrixSample, types: Mapping[str, BlockCodec]) -> list[tuple[str, int, float]]:
+    """The (type, bytes, loss) of a matrix in each type."""
+    embedding = sample.is_embedding
+    x = (sample.gradients if embedding else sample.inputs).flatten(0, 1)
+    hessian = Hessian.from_moments(second_moments(x), overwrite=True)
+    weight = sample.weight
     ones = weight.new_ones(len(weight))
-    share = ones if embedding else matrix.gradients.square().sum((0, 1))
+    row_weights = ones if embedding else sample.gradients.square().sum((0, 1))
     errors = {}
     for name, codec in types.items():
         error = codec.decode(codec.encode(weight)[0], weight.shape) - weight
-        errors[name] = float((((error @ hessian.matrix) * error).sum(1) * share).sum())
-    measured = BASE if BASE in types else next(iter(types))
-    codec = types[measured]
-    coded = quantize(weight, hessian, codec, sweeps=0)
-    loss = matrix.loss(codec.decode(coded, weight.shape)) / max(errors[measured], 1e-300)
+        errors[name] = float((((error @ hessian.matrix) * error).sum(1) * row_weights).sum())
+    base = BASE_TYPE if BASE_TYPE in types else next(iter(types))
+    codec = types[base]
+    stored = quantize_matrix(weight, hessian, codec, sweeps=0)
+    loss = sample.loss(codec.decode(stored, weight.shape)) / max(errors[base], 1e-300)
     return [
-        (name, codec.stored_bytes(matrix.shape), loss * errors[name])
+        (name, codec.stored_bytes(sample.shape), loss * errors[name])
         for name, codec in types.items()
     ]
-
-
-def _text(name: Name) -> str:
-    return name if isinstance(name, str) else f"{name[0]}.{name[1]}"
-
-
-def _name(text: str) -> Name:
-    layer, dot, part = text.partition(".")
-    return (int(layer), part) if dot else text
 
 
 def _save(path: Path, tensors: Mapping[str, torch.Tensor]) -> None:

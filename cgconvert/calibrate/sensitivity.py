@@ -1,17 +1,17 @@
-"""How much the model's output suffers from each type of each matrix, measured with gradients.
+"""How much the model's output suffers when one matrix changes, measured with gradients.
 
 Near the source the KL divergence is half a quadratic form in the errors d of a matrix's outputs, by
-the Fisher matrix E[g g^T], g being the gradient of -log p(y) with y drawn from the model's own
+the Fisher matrix E[g g^T], where g is the gradient of -log p(y) and y is drawn from the model's own
 distribution. Over a sequence that is E[(sum over positions of g . d)^2] / 2 (Martens, 2020, arXiv
-1412.1193), so one backward pass tells the loss of any change of any matrix: d = (Q - W) x.
+1412.1193). With d = (Q - W) x, one backward pass gives the loss of any change of any matrix.
 
-Layers are taken one at a time, forwards keeping on the disk what enters each, backwards computing
-it again, so memory follows the text and not the model.
+Layers are taken one at a time: the forward pass keeps what enters each on the disk, the backward
+pass computes the layer again, so memory follows the text and not the model.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -20,33 +20,48 @@ from safetensors.torch import load_file, save_file
 
 from cgconvert.io.progress import Progress
 from cgconvert.model.decoder import Decoder, Geometry
-from cgconvert.model.device import CPU, floats
-from cgconvert.model.forward import attend, gelu, norm, rotary
+from cgconvert.model.device import CPU, read_float32
+from cgconvert.model.forward import (
+    Observer,
+    RotaryTables,
+    Weights,
+    layer,
+    layer_weights,
+    norm,
+    rotary,
+)
+from cgconvert.model.matrix_id import MatrixId
 
-__all__ = ["Matrix", "Name", "sensitivities"]
+__all__ = ["MatrixSample", "sensitivities"]
 
-WINDOWS = 8
-"""Sequences in a backward pass at once."""
+BATCH = 8
+"""Windows in one backward pass."""
 
-
-ROWS = 512
-"""Of a matrix, that stand for all of it."""
+SAMPLED_ROWS = 512
+"""Rows of a matrix that stand for all of it."""
 
 
 @dataclass(frozen=True)
-class Matrix:
-    """Some rows of one matrix, the inputs it met and the gradients at its outputs.
+class MatrixSample:
+    """Some rows of one matrix, with the inputs it met and the gradients at its outputs.
 
-    `name` is (layer, part) or the part alone, `shape` the whole matrix's, `rows` which of its rows
-    there are, int64. Rows are drawn by the share that their gradients have in all, those of the
-    drawn ones divided by the root of how often they are expected: errors of different rows are
-    independent of each other, so the loss of the sample is expected to be that of the whole.
-    `inputs` [windows, T, columns] and `gradients` [windows, T, rows] are float32. Of the embedding,
-    which has no inputs, they are the places of ids among the rows, int64 [windows, T], and its rows
-    are all that occur.
+    Rows are drawn with a probability that follows the square of their gradients, and the gradients
+    of a drawn row are divided by the root of how often it is expected to be drawn. Errors of
+    different rows are independent, so the expected loss of the sample is the loss of the matrix.
+
+    Of the embedding, which has no inputs, the rows are all those that occur in the text, and
+    `inputs` are their positions in `rows`, int64 [windows, T].
+
+    Attributes:
+        name: The matrix.
+        shape: The shape of the whole matrix.
+        rows: Numbers of the sampled rows, int64 [rows].
+        weight: The sampled rows, float32 [rows, columns].
+        inputs: float32 [windows, T, columns].
+        gradients: float32 [windows, T, rows]; of the embedding [windows, T, columns].
     """
 
-    name: str | tuple[int, str]
+    name: MatrixId
     shape: tuple[int, int]
     rows: torch.Tensor
     weight: torch.Tensor
@@ -54,181 +69,221 @@ class Matrix:
     gradients: torch.Tensor
 
     @classmethod
-    def sampled(
+    def draw(
         cls,
-        name: str | tuple[int, str],
+        name: MatrixId,
         weight: torch.Tensor,
         inputs: torch.Tensor,
         gradients: torch.Tensor,
         generator: torch.Generator,
-    ) -> Matrix:
-        """Of a matrix with all its rows."""
-        rows, scale = draw(gradients.square().sum((0, 1)), generator)
+    ) -> MatrixSample:
+        """Sample rows of a whole matrix [rows, columns] and its gradients [windows, T, rows]."""
+        rows, scale = draw_rows(gradients.square().sum((0, 1)), generator)
         shape = (weight.shape[0], weight.shape[1])
         return cls(name, shape, rows, weight[rows], inputs, gradients[..., rows] * scale)
 
-    def loss(self, other: torch.Tensor) -> float:
-        """Mean KL divergence a token, in nats, were the matrix `other` and all else as it is."""
-        error = other - self.weight
-        if self.inputs.dtype == torch.int64:
+    @property
+    def is_embedding(self) -> bool:
+        return self.inputs.dtype == torch.int64
+
+    def loss(self, candidate: torch.Tensor) -> float:
+        """The mean KL divergence, in nats a token, with `candidate` [rows, columns] in place of
+        `weight` and everything else unchanged."""
+        error = candidate - self.weight
+        if self.is_embedding:
             change = (error[self.inputs] * self.gradients).sum((1, 2))
         else:
             change = ((self.gradients @ error) * self.inputs).sum((1, 2))
         return float(change.double().square().sum()) / 2 / self.gradients[..., 0].numel()
 
 
-def draw(shares: torch.Tensor, generator: torch.Generator) -> tuple[torch.Tensor, torch.Tensor]:
-    """At most ROWS rows by their share, int64, and what to multiply each one's gradients by.
+def draw_rows(
+    shares: torch.Tensor, generator: torch.Generator
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Draw at most SAMPLED_ROWS rows, each with a probability that follows its share [rows].
 
-    They are drawn on the CPU, as all random numbers are: so a seed means the same on any device.
+    Rows are drawn on the CPU, as all random numbers are: a seed means the same on any device.
+
+    Returns the row numbers, int64, and what to multiply each one's gradients by, float32.
     """
     device = shares.device
-    if len(shares) <= ROWS:
+    if len(shares) <= SAMPLED_ROWS:
         return torch.arange(len(shares), device=device), torch.ones(len(shares), device=device)
     p = shares.cpu().double()
     p = p / p.sum().clamp(min=1e-300)
-    p = (p + 1e-3 / len(p)) / (1 + 1e-3)  # none is impossible
-    drawn = torch.multinomial(p, ROWS, replacement=True, generator=generator)
+    p = (p + 1e-3 / len(p)) / (1 + 1e-3)  # every row can be drawn
+    drawn = torch.multinomial(p, SAMPLED_ROWS, replacement=True, generator=generator)
     rows, times = drawn.unique(return_counts=True)
-    return rows.to(device), (times / (ROWS * p[rows])).sqrt().float().to(device)
-
-
-Name = str | tuple[int, str]
-"""Of a matrix: (layer, part), or the part alone for those that no layer has."""
+    scale = (times / (SAMPLED_ROWS * p[rows])).sqrt()
+    return rows.to(device), scale.float().to(device)
 
 
 def sensitivities(
     decoder: Decoder,
     ids: torch.Tensor,
-    allowed: int,
-    visit: Callable[[Matrix], None],
+    vocab_size: int,
+    visit: Callable[[MatrixSample], None],
     folder: Path,
     progress: Progress,
     device: torch.device = CPU,
     seed: int = 0,
 ) -> torch.Tensor:
-    """One pass forwards and one backwards over ids int64 [windows, T]; `visit` sees each matrix.
+    """Run the model once forwards and once backwards; `visit` sees a sample of each matrix.
 
-    What enters each layer, float32 [windows, T, n_embd], is a file in `folder` meanwhile.
-    Only the first `allowed` ids, those of the tokenizer, are drawn. The drawing is by `seed`.
-    Returns the gradients at the embedding's output, float32 [windows, T, n_embd].
+    Args:
+        decoder: The model.
+        ids: Token ids, int64 [windows, T].
+        vocab_size: The number of ids the tokenizer has; ids from there on are never drawn.
+        visit: Called for the head, then for the layers' matrices from the last layer down, then
+            for the embedding.
+        folder: Holds what enters each layer, float32 [windows, T, n_embd], one file each, until
+            the backward pass has read it.
+        progress: Advances by two for each layer.
+        device: Computes it.
+        seed: Of the drawn ids and rows.
+
+    Returns:
+        The gradients at the embedding's output, float32 [windows, T, n_embd].
     """
     g, generator = decoder.geometry, torch.Generator().manual_seed(seed)
     tables = rotary(g, ids.shape[1], device)
-    x = floats(decoder.wte, device)[ids.to(device)]
+    x = read_float32(decoder.wte, device)[ids.to(device)]
     progress.step("measuring sensitivities", 2 * g.n_layer)
-    for i in range(g.n_layer):
-        w = _weights(decoder, i, device)
-        save_file({"x": x.cpu()}, folder / f"entering-{i}.safetensors")
+    for number in range(g.n_layer):
+        weights = layer_weights(decoder, number, device)
+        save_file({"x": x.cpu()}, folder / f"entering-{number}.safetensors")
         with torch.no_grad():
-            x = torch.cat([_layer(g, w, part, tables)[0] for part in x.split(WINDOWS)])
+            x = torch.cat([_forward(g, weights, part, tables) for part in x.split(BATCH)])
         progress.advance(1)
-    gradient, head = _head(decoder, x, allowed, generator)
-    del w, x
+    gradient, head = _head(decoder, x, vocab_size, generator)
+    del weights, x
     visit(head)
     del head
-    for i in reversed(range(g.n_layer)):
-        path = folder / f"entering-{i}.safetensors"
-        w, entering = _weights(decoder, i, device), load_file(path)["x"].to(device)
+    for number in reversed(range(g.n_layer)):
+        path = folder / f"entering-{number}.safetensors"
+        weights = layer_weights(decoder, number, device)
+        entering = load_file(path)["x"].to(device)
         path.unlink()
-        gradient, matrices = _backward(g, i, w, entering, gradient, tables, generator)
-        for matrix in matrices:
-            visit(matrix)
+        gradient, samples = _backward(g, number, weights, entering, gradient, tables, generator)
+        for sample in samples:
+            visit(sample)
         progress.advance(1)
-    occurring, places = ids.unique(return_inverse=True)
-    rows = floats(decoder.wte.rows(occurring.numpy()), device)
+    occurring, positions = ids.unique(return_inverse=True)
+    rows = read_float32(decoder.wte.rows(occurring.numpy()), device)
     shape = (g.vocab_size, g.n_embd)
-    visit(Matrix("wte", shape, occurring.to(device), rows, places.to(device), gradient))
+    wte = MatrixId("wte")
+    visit(MatrixSample(wte, shape, occurring.to(device), rows, positions.to(device), gradient))
     return gradient
 
 
-Tables = tuple[torch.Tensor, torch.Tensor]
-Weights = Mapping[str, torch.Tensor]
-
-
-def _weights(decoder: Decoder, i: int, device: torch.device) -> dict[str, torch.Tensor]:
-    return {part: floats(tensor, device) for part, tensor in vars(decoder.layers[i]).items()}
-
-
-def _layer(
-    g: Geometry, w: Weights, x: torch.Tensor, tables: Tables
-) -> tuple[torch.Tensor, dict[str, tuple[torch.Tensor, torch.Tensor]]]:
-    """The layer's output, and each matrix's input and output, by part."""
-    normed = norm(x, w["ln_weight"], w["ln_bias"], g.layer_norm_epsilon)
-    met = {part: (normed, normed @ w[part].t()) for part in ("q", "k", "v", "fc_in")}
-    q, k, v = (met[part][1].unflatten(-1, (g.n_head, -1)) for part in "qkv")
-    context = attend(q, k, v, *tables).flatten(-2)
-    inner = gelu(met["fc_in"][1] + w["fc_in_bias"])
-    met |= {"o": (context, context @ w["o"].t()), "fc_out": (inner, inner @ w["fc_out"].t())}
-    return x + met["o"][1] + met["fc_out"][1] + w["fc_out_bias"], met
+def _forward(
+    geometry: Geometry,
+    weights: Weights,
+    x: torch.Tensor,
+    tables: RotaryTables,
+    observe: Observer = lambda part, inputs, outputs: None,
+) -> torch.Tensor:
+    """The hidden states after a layer, [windows, T, n_embd]."""
+    attention, mlp = layer(geometry, weights, x, tables, observe)
+    return x + attention + mlp + weights["fc_out_bias"]
 
 
 def _head(
-    decoder: Decoder, x: torch.Tensor, allowed: int, generator: torch.Generator
-) -> tuple[torch.Tensor, Matrix]:
-    """The gradient at the last layer's output, of -log p of ids drawn from the model's own p."""
+    decoder: Decoder, x: torch.Tensor, vocab_size: int, generator: torch.Generator
+) -> tuple[torch.Tensor, MatrixSample]:
+    """The gradient of -log p(y) at the last layer's output, y drawn from the model's own p, and
+    the head's sample. At the logits that gradient is p - one_hot(y)."""
     ends = (decoder.ln_f_weight, decoder.ln_f_bias, decoder.head, decoder.head_bias)
-    scale, shift, weight, bias = (floats(tensor, x.device) for tensor in ends)
-    weight, bias, eps = weight[:allowed], bias[:allowed], decoder.geometry.layer_norm_epsilon
+    scale, shift, weight, bias = (read_float32(tensor, x.device) for tensor in ends)
+    weight, bias = weight[:vocab_size], bias[:vocab_size]
+    epsilon = decoder.geometry.layer_norm_epsilon
 
     def probabilities(part: torch.Tensor) -> torch.Tensor:
-        return (norm(part, scale, shift, eps) @ weight.t() + bias).softmax(-1)
+        return (norm(part, scale, shift, epsilon) @ weight.t() + bias).softmax(-1)
 
-    shares = torch.zeros(allowed, dtype=torch.float64, device=x.device)
-    for part in x.split(WINDOWS):
+    shares = torch.zeros(vocab_size, dtype=torch.float64, device=x.device)
+    for part in x.split(BATCH):
         p = probabilities(part)
-        shares += (p * (1 - p)).sum((0, 1))  # what (p - one_hot(y))^2 is expected to be
-    rows, factor = draw(shares, generator)
+        shares += (p * (1 - p)).sum((0, 1))  # the expectation of (p - one_hot(y))^2
+    rows, factor = draw_rows(shares, generator)
     inputs, outputs, gradients = [], [], []
-    for part in x.split(WINDOWS):
+    for part in x.split(BATCH):
         p = probabilities(part)
-        drawn = _sampled(p.flatten(0, 1), generator)
+        drawn = _draw_ids(p.flatten(0, 1), generator)
         slope = p.flatten(0, 1).scatter_add_(1, drawn, torch.full_like(drawn, -1.0, dtype=p.dtype))
         slope = slope.view_as(p)
         part = part.detach().requires_grad_()
-        normed = norm(part, scale, shift, eps)
-        (back,) = torch.autograd.grad(normed, part, slope @ weight)
-        gradients.append(back)
+        normed = norm(part, scale, shift, epsilon)
+        (gradient,) = torch.autograd.grad(normed, part, slope @ weight)
+        gradients.append(gradient)
         inputs.append(normed.detach())
         outputs.append(slope[..., rows] * factor)
     shape = (decoder.head.shape[0], decoder.head.shape[1])
-    head = Matrix("head", shape, rows, weight[rows], torch.cat(inputs), torch.cat(outputs))
+    head = MatrixSample(
+        MatrixId("head"), shape, rows, weight[rows], torch.cat(inputs), torch.cat(outputs)
+    )
     return torch.cat(gradients), head
 
 
-def _sampled(p: torch.Tensor, generator: torch.Generator) -> torch.Tensor:
-    """An index for each row of probabilities [n, ids]: int64 [n, 1]. torch.multinomial of so many
-    takes longer than the matrix product before it."""
+def _draw_ids(p: torch.Tensor, generator: torch.Generator) -> torch.Tensor:
+    """Draw one id for each row of probabilities [n, ids]: int64 [n, 1].
+
+    torch.multinomial of so many ids takes longer than the matrix product before it.
+    """
     total = p.cumsum(1)
     at = torch.rand(len(p), 1, generator=generator).to(p.device) * total[:, -1:]
     return torch.searchsorted(total, at, right=True).clamp_(max=p.shape[1] - 1)
 
 
 def _backward(
-    g: Geometry,
-    i: int,
-    w: dict[str, torch.Tensor],
+    geometry: Geometry,
+    number: int,
+    weights: dict[str, torch.Tensor],
     entering: torch.Tensor,
     gradient: torch.Tensor,
-    tables: Tables,
+    tables: RotaryTables,
     generator: torch.Generator,
-) -> tuple[torch.Tensor, Iterator[Matrix]]:
-    """The gradient at what enters layer `i`, and its matrices, for which `w` is used up."""
-    below = []
-    met: dict[str, tuple[list[torch.Tensor], list[torch.Tensor]]] = {}
-    for x, after in zip(entering.split(WINDOWS), gradient.split(WINDOWS), strict=True):
-        x = x.detach().requires_grad_()
-        y, seen = _layer(g, w, x, tables)
-        back, *at = torch.autograd.grad(y, [x, *(out for _, out in seen.values())], after)
-        below.append(back)
-        for (part, (inputs, _)), slope in zip(seen.items(), at, strict=True):
-            lists = met.setdefault(part, ([], []))
-            lists[0].append(inputs.detach())
-            lists[1].append(slope)
+) -> tuple[torch.Tensor, Iterator[MatrixSample]]:
+    """The gradient at what enters layer `number`, and samples of its matrices.
 
-    def matrices() -> Iterator[Matrix]:
-        for part in list(met):  # of a wide model each takes gigabytes
-            inputs, slopes = (torch.cat(some) for some in met.pop(part))
-            yield Matrix.sampled((i, part), w.pop(part), inputs, slopes, generator)
+    To make the samples takes tensors out of `weights`, so that their memory is free again.
+    """
+    gradients = []
+    matrices: dict[str, list[tuple[torch.Tensor, torch.Tensor]]] = {}
+    for x, after in zip(entering.split(BATCH), gradient.split(BATCH), strict=True):
+        below, batch = _backward_batch(geometry, weights, x, after, tables)
+        gradients.append(below)
+        for part, pair in batch.items():
+            matrices.setdefault(part, []).append(pair)
 
-    return torch.cat(below), matrices()
+    def samples() -> Iterator[MatrixSample]:
+        for part in list(matrices):  # of a wide model each takes gigabytes
+            inputs, slopes = (
+                torch.cat(batches) for batches in zip(*matrices.pop(part), strict=True)
+            )
+            name = MatrixId(part, number)
+            yield MatrixSample.draw(name, weights.pop(part), inputs, slopes, generator)
+
+    return torch.cat(gradients), samples()
+
+
+def _backward_batch(
+    geometry: Geometry,
+    weights: Weights,
+    x: torch.Tensor,
+    after: torch.Tensor,
+    tables: RotaryTables,
+) -> tuple[torch.Tensor, dict[str, tuple[torch.Tensor, torch.Tensor]]]:
+    """The gradient at the layer's input, and each matrix's inputs and gradients at its outputs."""
+    x = x.detach().requires_grad_()
+    met: dict[str, tuple[torch.Tensor, torch.Tensor]] = {}
+
+    def observe(part: str, inputs: torch.Tensor, outputs: torch.Tensor) -> None:
+        met[part] = inputs.detach(), outputs
+
+    y = _forward(geometry, weights, x, tables, observe)
+    below, *slopes = torch.autograd.grad(y, [x, *(outputs for _, outputs in met.values())], after)
+    return below, {
+        part: (inputs, slope)
+        for (part, (inputs, _)), slope in zip(met.items(), slopes, strict=True)
+    }

@@ -1,4 +1,8 @@
-"""What a text tells of a matrix: sums to fit it to, positions held out to judge it by."""
+"""What a text says of a matrix: sums over positions to fit it to, and positions to judge it by.
+
+Two models run on the same text, the source and the one quantized so far. x are the inputs that a
+matrix W meets in the source, y those that its quantized form Q meets.
+"""
 
 from __future__ import annotations
 
@@ -11,98 +15,106 @@ import torch
 from cgconvert.calibrate.gptq import DAMPING, Hessian, moments_dtype
 from cgconvert.model.device import CPU
 
-__all__ = ["AcceptanceTest", "Fisher", "Moments", "Positions", "moments_of"]
+__all__ = [
+    "AcceptanceTest",
+    "FisherTest",
+    "InputStatistics",
+    "ValidationPositions",
+    "second_moments",
+]
 
 STRIPES, NARROWEST = 8, 256
-"""Stripes that a symmetric matrix of sums is computed in, of so many columns at least."""
+"""A symmetric matrix of sums is computed in so many stripes, each of so many columns at least."""
 
 
-class Moments:
-    """Sums over positions of y y^T, and of the outputs W x that are wanted times y^T.
+class InputStatistics:
+    """Sums over positions that a matrix [rows, columns] is fitted to.
 
-    `inputs` is [columns, columns]. What is wanted follows from `cross`, the sum of x y^T, which
-    serves several matrices of the same inputs, or is summed itself where outputs are narrower:
-    `wanted` [rows, columns].
+    `moments` [columns, columns] is the sum of y y^T. `cross` is the sum of x y^T, which serves
+    several matrices of the same inputs; with `rows` it is the sum of W x y^T [rows, columns], for
+    one matrix whose outputs are narrower than its inputs.
     """
 
     def __init__(self, columns: int, rows: int | None = None, device: torch.device = CPU) -> None:
-        dtype, wanted = moments_dtype(columns), columns if rows is None else rows
-        self.inputs = torch.zeros(columns, columns, dtype=dtype, device=device)
-        self.cross = torch.zeros(wanted, columns, dtype=dtype, device=device)
-        self.mean_exact = torch.zeros(wanted, dtype=torch.float64, device=device)
-        self.mean_ours = torch.zeros(columns, dtype=torch.float64, device=device)
-        self.outputs, self.count = rows is not None, 0
+        dtype, height = moments_dtype(columns), columns if rows is None else rows
+        self.moments = torch.zeros(columns, columns, dtype=dtype, device=device)
+        self.cross = torch.zeros(height, columns, dtype=dtype, device=device)
+        self.source_sum = torch.zeros(height, dtype=torch.float64, device=device)
+        self.quantized_sum = torch.zeros(columns, dtype=torch.float64, device=device)
+        self.sums_outputs, self.count = rows is not None, 0
 
-    def add(self, exact: torch.Tensor, ours: torch.Tensor) -> None:
-        """Of positions [n, columns]; `exact` are x, or W x where there are `rows`."""
-        _add_upper(self.inputs, ours)
-        _add(self.cross, exact, ours)
-        self.mean_exact += exact.sum(0)
-        self.mean_ours += ours.sum(0)
-        self.count += len(exact)
+    def add(self, source: torch.Tensor, quantized: torch.Tensor) -> None:
+        """Add positions: `source` [n, columns] are x, or W x [n, rows]; `quantized` are y."""
+        _add_upper(self.moments, quantized)
+        _add_product(self.cross, source, quantized)
+        self.source_sum += source.sum(0)
+        self.quantized_sum += quantized.sum(0)
+        self.count += len(source)
 
     @cached_property
     def hessian(self) -> Hessian:
-        """Of `inputs`, which nobody looks at after this."""
-        _mirror(self.inputs)
-        self.scale = float(self.inputs.diagonal().mean().clamp(min=1e-30))
-        return Hessian.of(self.inputs, scratch=True)
+        """The Hessian of y. It uses up `moments`."""
+        _mirror(self.moments)
+        self.scale = float(self.moments.diagonal().mean().clamp(min=1e-30))
+        return Hessian.from_moments(self.moments, overwrite=True)
 
     def target(self, weight: torch.Tensor) -> torch.Tensor:
-        """The matrix whose outputs on our inputs are nearest to `weight`'s on the source's.
+        """The matrix [rows, columns] whose outputs on y are nearest to those of `weight` on x.
 
-        Where outputs are summed it is asked for once: what is summed is used up.
+        It is W E[x y^T] E[y y^T]^-1. Where outputs are summed it can be had once: `cross` is used
+        up.
         """
         hessian = self.hessian
-        if self.outputs:
-            wanted, self.cross = self.cross, torch.empty(0)
+        if self.sums_outputs:
+            products, self.cross = self.cross, torch.empty(0)
         else:
-            wanted = weight.to(self.cross.dtype) @ self.cross
-        wanted = wanted.div_(self.scale).float().add_(weight, alpha=DAMPING)
-        return hessian.solve(wanted)
+            products = weight.to(self.cross.dtype) @ self.cross
+        products = products.div_(self.scale).float().add_(weight, alpha=DAMPING)
+        return hessian.solve(products)
 
-    def bias(self, weight: torch.Tensor, other: torch.Tensor) -> torch.Tensor:
+    def bias_change(self, weight: torch.Tensor, quantized: torch.Tensor) -> torch.Tensor:
         """What to add to a bias so that the mean output stays: E[W x - Q y], float32 [rows]."""
-        exact = self.mean_exact if self.outputs else weight.double() @ self.mean_exact
-        return ((exact - other.double() @ self.mean_ours) / self.count).float()
+        source = self.source_sum if self.sums_outputs else weight.double() @ self.source_sum
+        return ((source - quantized.double() @ self.quantized_sum) / self.count).float()
 
 
 class AcceptanceTest(Protocol):
-    def errors(self, weight: torch.Tensor, others: Sequence[torch.Tensor]) -> list[float]:
-        """How far outputs of each of the others are from those of `weight`, in all:
-        sum |W x - Q y|^2."""
+    """Judges quantized forms of a matrix on windows that took part in nothing else."""
+
+    def errors(self, weight: torch.Tensor, candidates: Sequence[torch.Tensor]) -> list[float]:
+        """The summed squared error of each candidate Q [rows, columns]: sum |W x - Q y|^2."""
 
 
-class Positions:
-    """Positions that were held out: `exact` as Moments.add has them, and ours."""
+class ValidationPositions:
+    """An AcceptanceTest on pairs of x (W x where `outputs`) and y, [positions, ...] each."""
 
     def __init__(self, outputs: bool) -> None:
         self.outputs = outputs
         self.pairs: list[tuple[torch.Tensor, torch.Tensor]] = []
 
-    def errors(self, weight: torch.Tensor, others: Sequence[torch.Tensor]) -> list[float]:
-        totals = [0.0] * len(others)
-        for exact, ours in self.pairs:
-            wanted = exact if self.outputs else exact @ weight.t()
-            for i, other in enumerate(others):
-                missing = torch.addmm(wanted, ours, other.t(), alpha=-1)
-                totals[i] += float(missing.square_().sum(dtype=torch.float64))
+    def errors(self, weight: torch.Tensor, candidates: Sequence[torch.Tensor]) -> list[float]:
+        totals = [0.0] * len(candidates)
+        for source, quantized in self.pairs:
+            outputs = source if self.outputs else source @ weight.t()
+            for i, candidate in enumerate(candidates):
+                difference = torch.addmm(outputs, quantized, candidate.t(), alpha=-1)
+                totals[i] += float(difference.square_().sum(dtype=torch.float64))
         return totals
 
 
-class Fisher:
-    """The embedding's: errors of its rows count by this matrix [n_embd, n_embd]."""
+class FisherTest:
+    """An AcceptanceTest for the embedding: `matrix` [n_embd, n_embd] weighs the errors of rows."""
 
     def __init__(self, matrix: torch.Tensor) -> None:
         self.matrix = matrix
 
-    def errors(self, weight: torch.Tensor, others: Sequence[torch.Tensor]) -> list[float]:
-        missing = ((weight - other).to(self.matrix.dtype) for other in others)
-        return [float(((m @ self.matrix) * m).sum()) for m in missing]
+    def errors(self, weight: torch.Tensor, candidates: Sequence[torch.Tensor]) -> list[float]:
+        differences = ((weight - candidate).to(self.matrix.dtype) for candidate in candidates)
+        return [float(((d @ self.matrix) * d).sum()) for d in differences]
 
 
-def moments_of(x: torch.Tensor) -> torch.Tensor:
-    """The sum of x x^T over positions [n, columns], of moments_dtype."""
+def second_moments(x: torch.Tensor) -> torch.Tensor:
+    """The sum of x x^T over positions [n, columns], of the type `moments_dtype`."""
     columns = x.shape[1]
     sums = torch.zeros(columns, columns, dtype=moments_dtype(columns), device=x.device)
     _add_upper(sums, x)
@@ -110,8 +122,8 @@ def moments_of(x: torch.Tensor) -> torch.Tensor:
     return sums
 
 
-def _add(sums: torch.Tensor, first: torch.Tensor, second: torch.Tensor) -> None:
-    """first^T second, of positions [n, rows] and [n, columns]."""
+def _add_product(sums: torch.Tensor, first: torch.Tensor, second: torch.Tensor) -> None:
+    """Add first^T second, of positions [n, rows] and [n, columns]."""
     if sums.dtype == second.dtype:  # without another matrix of this size
         sums.addmm_(first.t(), second)
     else:
@@ -119,14 +131,15 @@ def _add(sums: torch.Tensor, first: torch.Tensor, second: torch.Tensor) -> None:
 
 
 def _add_upper(sums: torch.Tensor, x: torch.Tensor) -> None:
-    """x^T x, in stripes without most of what `_mirror` will bring."""
-    for some in _stripes(sums):
-        _add(sums[some, some.start :], x[:, some], x[:, some.start :])
+    """Add x^T x in stripes, and leave out most of what `_mirror` will fill in."""
+    for stripe in _stripes(sums):
+        _add_product(sums[stripe, stripe.start :], x[:, stripe], x[:, stripe.start :])
 
 
 def _mirror(sums: torch.Tensor) -> None:
-    for some in _stripes(sums):
-        sums[some.stop :, some] = sums[some, some.stop :].t()
+    """Copy what lies above the diagonal's stripes to below them."""
+    for stripe in _stripes(sums):
+        sums[stripe.stop :, stripe] = sums[stripe, stripe.stop :].t()
 
 
 def _stripes(sums: torch.Tensor) -> list[slice]:

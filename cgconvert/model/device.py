@@ -1,42 +1,51 @@
-"""Where tensors are computed: the CPU, or CUDA where torch has it."""
+"""The device that tensors are computed on, and what makes its numbers the same in every run."""
 
 from __future__ import annotations
 
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
+from functools import cache
 
 import torch
 
 from cgconvert.errors import UsageError
 from cgconvert.model.tensor import LazyTensor
 
-__all__ = ["CPU", "DEVICES", "deterministic", "floats", "torch_device"]
+__all__ = ["CPU", "DEVICES", "deterministic", "read_float32", "torch_device", "warm_up_mkl"]
 
 DEVICES = ("auto", "cpu", "cuda")
-"""What a user can ask for; auto is cuda where there is one."""
+"""The names a user can choose from; auto is cuda where torch has a CUDA device, else cpu."""
 
 CPU = torch.device("cpu")
 
+MKL_FUNCTIONS = (torch.sin, torch.cos, torch.sqrt, torch.tanh)
+"""Functions that torch leaves to MKL, as far as cgconvert and transformers' CodeGen call them
+(tanh is part of the latter's gelu_new)."""
+
 
 def torch_device(name: str) -> torch.device:
-    """The device of one of these names. Raises UsageError where cuda is asked for and absent, or
-    for any other name."""
+    """The device of one of the names in DEVICES.
+
+    Raises UsageError for any other name, and for cuda where torch has no CUDA device.
+    """
     if name not in DEVICES:
         raise UsageError(f"device {name!r}: give cpu, cuda or auto")
     if name == "cuda" and not torch.cuda.is_available():
-        raise UsageError("device cuda: torch finds no CUDA device; use --device cpu")
+        raise UsageError('device cuda: torch finds no CUDA device; use `device="cpu"`')
     return torch.device("cuda" if name != "cpu" and torch.cuda.is_available() else "cpu")
 
 
-def floats(tensor: LazyTensor, device: torch.device) -> torch.Tensor:
-    """All of it in float32, moved there as it is stored."""
+def read_float32(tensor: LazyTensor, device: torch.device) -> torch.Tensor:
+    """The whole tensor in float32 on `device`; it is moved there in the type it is stored in."""
     return tensor.read().to(device).float()
 
 
 @contextmanager
 def deterministic(device: torch.device) -> Iterator[None]:
-    """The same numbers every time on one device: CUDA's quickest kernels add in any order.
+    """Compute the same numbers in every run on one device.
+
+    CUDA's quickest kernels add in an order that changes from run to run; here they are not used.
 
     Raises UsageError where a GPU's memory is not enough.
     """
@@ -49,6 +58,22 @@ def deterministic(device: torch.device) -> Iterator[None]:
     try:
         yield
     except torch.OutOfMemoryError as error:
-        raise UsageError("device cuda: not enough memory on the GPU; use --device cpu") from error
+        raise UsageError('device cuda: not enough memory on the GPU; use `device="cpu"`') from error
     finally:
         torch.set_deterministic_debug_mode(before)
+
+
+@cache
+def warm_up_mkl() -> None:
+    """Call each of MKL's vector functions once on one thread, before a large tensor needs it.
+
+    torch has MKL compute sin, sqrt and the like, each thread a part of the tensor. MKL chooses a
+    function's kernel at the first call; where several threads make that call at once, one of them
+    can get a kernel for another instruction set and of low accuracy. In about one of a hundred
+    processes a part of the result is then wrong by up to thousands of units in the last place
+    (PyTorch issue 188792; oneMKL before 2025.0). This takes a millisecond, once a process.
+    """
+    for dtype in (torch.float32, torch.float64):
+        element = torch.ones(1, dtype=dtype)  # too few for a second thread
+        for function in MKL_FUNCTIONS:
+            function(element)

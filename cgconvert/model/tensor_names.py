@@ -28,6 +28,10 @@ class TensorNames:
     zero_biases: tuple[str, ...] = ()
     dropped: tuple[str, ...] = ()
 
+    def name(self, part: str, layer: int | None = None) -> str:
+        """The name of a tensor: of a field of the Decoder, or of layer number `layer`."""
+        return self.model[part] if layer is None else self.layer[part].format(i=layer)
+
     def decoder(
         self,
         geometry: Geometry,

@@ -12,7 +12,7 @@ import torch
 
 from cgconvert.errors import InputError, MissingRuntimeError, UsageError
 from cgconvert.formats.registry import load
-from cgconvert.model.mkl import warm_up_mkl
+from cgconvert.model.device import warm_up_mkl
 from cgconvert.runtimes.runtime import Runtime, run_left_padded
 
 __all__ = ["Transformers"]

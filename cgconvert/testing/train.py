@@ -30,7 +30,7 @@ from torch.nn import functional
 from transformers import CodeGenConfig, CodeGenForCausalLM
 from transformers.models.codegen.modeling_codegen import CodeGenAttention
 
-from cgconvert.model.mkl import warm_up_mkl
+from cgconvert.model.device import warm_up_mkl
 from cgconvert.texts import corpus
 
 END = "<|endoftext|>"

@@ -16,7 +16,7 @@ import math
 import torch
 
 from cgconvert.codecs.block_codec import BlockCodec
-from cgconvert.model.mkl import warm_up_mkl
+from cgconvert.model.device import warm_up_mkl
 from cgconvert.model.tensor import LazyTensor
 
 __all__ = ["adjustment", "searched_error"]

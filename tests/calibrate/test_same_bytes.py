@@ -1,6 +1,6 @@
 """The same input gives the same bytes, on several threads too.
 
-Functions that MKL computes have to be called on one thread first (cgconvert/mkl.py). What goes
+Functions that MKL computes have to be called on one thread first (warm_up_mkl). What goes
 wrong else does so in one of some hundred processes, so here the calls are looked at as well.
 """
 
@@ -27,7 +27,7 @@ VECTOR_FUNCTIONS = (
 
 ONE_THREAD = 2048
 """Elements that torch does not share out among threads: vml's grain in UnaryOpsKernel.cpp. A first
-call of wider models may have more than one here, so it has to be the one of choose_kernels."""
+call of wider models may have more than one here, so it has to be the one of warm_up_mkl."""
 
 WATCHED = """
 import json, sys

@@ -11,7 +11,7 @@ from typing import NamedTuple
 import gguf
 import pytest
 
-from cgconvert.calibrate.layerwise import Calibration
+from cgconvert.calibrate.layerwise import LayerwiseCalibration
 from cgconvert.cli.main import main
 from cgconvert.texts.text import read_text
 from cgconvert.write.execute import execute
@@ -130,15 +130,15 @@ def test_what_was_interrupted_goes_on(
     """The second time only what is missing is computed, and the bytes are the same."""
     asked = ("--type", "Q4_K_S", "--resume")
     assert run(*asked, "-o", "whole.gguf").code == 0
-    layer, done = Calibration.layer, []
+    layer, done = LayerwiseCalibration.layer, []
 
-    def stopping(self: Calibration, i: int, state: object) -> object:
+    def stopping(self: LayerwiseCalibration, i: int, state: object) -> object:
         done.append(i)
         if done == [0, 1]:
             raise KeyboardInterrupt
         return layer(self, i, state)  # type: ignore[arg-type]
 
-    monkeypatch.setattr(Calibration, "layer", stopping)
+    monkeypatch.setattr(LayerwiseCalibration, "layer", stopping)
     assert run(*asked, "-o", "parts.gguf").code == 130
     assert not (folder / "parts.gguf").exists()
     assert run(*asked, "-o", "parts.gguf").code == 0

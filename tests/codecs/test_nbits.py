@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from cgconvert.calibrate.gptq import Hessian, quantize
+from cgconvert.calibrate.gptq import Hessian, quantize_matrix
 from cgconvert.codecs.matmul_nbits import MatMulNBits
 from cgconvert.codecs.nbits import FromBlocks, NBits
 from cgconvert.errors import InputError
@@ -118,7 +118,7 @@ def test_feedback_loses_less_than_the_search(layout: MatMulNBits) -> None:
         left = (weight - codec.decode(coded, weight.shape)).double()
         return float(((left @ moments) * left).sum())
 
-    coded = quantize(weight, Hessian.of(moments), codec)
+    coded = quantize_matrix(weight, Hessian.from_moments(moments), codec)
     assert lost(coded) < 0.75 * lost(codec.encode(weight)[0])
 
 

@@ -1,4 +1,4 @@
-"""Calibration where there is a GPU, told on a machine that has none."""
+"""Calibration on a GPU, tested with a simulated device on a machine without one."""
 
 from __future__ import annotations
 
@@ -12,8 +12,7 @@ import pytest
 import torch
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
-from cgconvert.calibrate import calibrated_plan as fitted
-from cgconvert.calibrate import plans, sensitivity
+from cgconvert.calibrate import calibrated_plan, plans, sensitivity
 from cgconvert.calibrate.calibrated_plan import CalibratedPlan
 from cgconvert.calibrate.imatrix import collect
 from cgconvert.calibrate.preset import PRESETS, CalibrationPreset
@@ -48,123 +47,127 @@ def source(tmp_path_factory: pytest.TempPathFactory) -> Checkpoint:
 
 @pytest.fixture
 def quick(monkeypatch: pytest.MonkeyPatch) -> None:
-    effort = CalibrationPreset("default", fitted=16, held_out=4, sweeps=1, length=64)
-    monkeypatch.setitem(PRESETS, "default", effort)
-    monkeypatch.setattr(fitted, "GPU_PROBE", 64)
+    preset = CalibrationPreset("default", train=16, validation=4, sweeps=1, length=64)
+    monkeypatch.setitem(PRESETS, "default", preset)
+    monkeypatch.setattr(calibrated_plan, "GPU_PROBE", 64)
     grad = torch.autograd.grad
 
-    def on_this_thread(*given: Any) -> Any:
-        """Threads, one a device, begin with a process' first pass: another test's, it may be."""
+    def on_this_thread(*arguments: Any) -> Any:
+        """Without autograd's own threads: they begin with a process' first backward pass, which
+        may be another test's, and then lack the simulated device."""
         with torch.autograd.set_multithreading_enabled(mode=False):
-            return grad(*given)
+            return grad(*arguments)
 
     monkeypatch.setattr(torch.autograd, "grad", on_this_thread)
 
 
-def asked(source: Checkpoint, output: Path, device: str = "auto", **options: Any) -> CalibratedPlan:
+def planned(
+    source: Checkpoint, output: Path, device: str = "auto", **options: Any
+) -> CalibratedPlan:
     text = output.with_suffix(".txt")
     text.write_text("".join(f"def f{n}(x):\n    return x + {n * n}\n" for n in range(100)))
-    found = quantize(source, output, device=device, calibration=str(text), **options)
-    assert isinstance(found, CalibratedPlan)
-    return found
+    plan = quantize(source, output, device=device, calibration=str(text), **options)
+    assert isinstance(plan, CalibratedPlan)
+    return plan
 
 
 def files(artefact: Path) -> Mapping[str, bytes]:
-    """By name, without the manifest, which tells the device."""
-    found = [artefact] if artefact.is_file() else [p for p in artefact.rglob("*") if p.is_file()]
-    return {path.name: path.read_bytes() for path in found if path.name != NAME}
+    """The bytes of each file by name, without the manifest, which names the device."""
+    paths = [artefact] if artefact.is_file() else [p for p in artefact.rglob("*") if p.is_file()]
+    return {path.name: path.read_bytes() for path in paths if path.name != NAME}
 
 
 @pytest.mark.parametrize("form", ["gguf", "onnx"])
-def test_nothing_is_left_on_the_cpu(
+def test_everything_is_computed_on_the_device(
     form: str, source: Checkpoint, tmp_path: Path, quick: None
 ) -> None:
-    """The device refuses tensors of the CPU; and the same operations give the same bytes."""
+    """The simulated device refuses tensors of the CPU, and gives the same bytes."""
     torch.ones(1, requires_grad=True).sum().backward()
-    found = []
+    artefacts = []
     for device in (CPU, pretended.device()):
         path = tmp_path / device.type / ("model.gguf" if form == "gguf" else "model")
         path.parent.mkdir()
-        deferred = replace(asked(source, path, bits=4, format=form), device=device)
+        plan = replace(planned(source, path, bits=4, format=form), device=device)
         with sdpa_kernel(SDPBackend.MATH):  # the CPU's own adds in another order
-            execute(deferred)
+            execute(plan)
         manifest = find_manifest(path)
         assert manifest is not None
         assert manifest.options["calibration"]["device"] == device.type
-        found.append(files(path))
-    assert found[0] == found[1]
+        artefacts.append(files(path))
+    assert artefacts[0] == artefacts[1]
 
 
-def test_work_that_is_moved_to_the_cpu_is_noticed(
+def test_a_tensor_left_on_the_cpu_is_noticed(
     source: Checkpoint, tmp_path: Path, quick: None, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     rotary = sensitivity.rotary
     monkeypatch.setattr(sensitivity, "rotary", lambda g, n, device: rotary(g, n))
-    deferred = replace(asked(source, tmp_path / "x.gguf", bits=4), device=pretended.device())
+    plan = replace(planned(source, tmp_path / "x.gguf", bits=4), device=pretended.device())
     with pytest.raises(RuntimeError, match="tensors on pretended and on cpu"):
-        deferred.resolve(tmp_path / "steps", Silent())
+        plan.resolve(tmp_path / "steps", Silent())
 
 
 @pytest.mark.parametrize("name", CODECS)
 def test_block_types_give_the_same_bytes(name: str) -> None:
     codec, generator = CODECS[name], torch.Generator().manual_seed(0)
     rows = torch.randn(5, 512, generator=generator)
-    weight = torch.rand(512, generator=generator)
+    importance = torch.rand(512, generator=generator)
     device = pretended.device()
-    for share in (None, weight):
-        coded = codec.encode(rows, share)[0]
-        there = codec.encode(rows.to(device), None if share is None else share.to(device))[0]
-        assert there.device == device
-        assert torch.equal(there.cpu(), coded)
-        values = codec.decode(there, rows.shape)
+    for weights in (None, importance):
+        on_cpu = codec.encode(rows, weights)[0]
+        moved = None if weights is None else weights.to(device)
+        on_device = codec.encode(rows.to(device), moved)[0]
+        assert on_device.device == device
+        assert torch.equal(on_device.cpu(), on_cpu)
+        values = codec.decode(on_device, rows.shape)
         assert values.device == device
-        assert torch.equal(values.cpu(), codec.decode(coded, rows.shape))
+        assert torch.equal(values.cpu(), codec.decode(on_cpu, rows.shape))
 
 
-def test_the_imatrix(source: Checkpoint) -> None:
+def test_imatrix_is_the_same_on_the_device(source: Checkpoint) -> None:
     ids = torch.arange(64).view(2, 32)
-    found = [
+    collected = [
         encoded(collect(source.decoder, ids, "a text", Silent(), device))
         for device in (CPU, pretended.device())
     ]
-    assert found[0] == found[1]
+    assert collected[0] == collected[1]
 
 
-def test_the_reference(source: Checkpoint) -> None:
+def test_reference_is_the_same_on_the_device(source: Checkpoint) -> None:
     ids = [list(range(40)), list(range(7))]
-    wanted = np.concatenate(Reference(source.decoder, device="cpu").logits(ids))
-    there = Reference(source.decoder, device="cpu")
-    there.device = pretended.device()
-    np.testing.assert_array_equal(np.concatenate(there.logits(ids)), wanted)
+    expected = np.concatenate(Reference(source.decoder, device="cpu").logits(ids))
+    reference = Reference(source.decoder, device="cpu")
+    reference.device = pretended.device()
+    np.testing.assert_array_equal(np.concatenate(reference.logits(ids)), expected)
 
 
-def test_cuda_is_taken_where_it_is(
+def test_auto_takes_cuda_where_it_is(
     source: Checkpoint, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     path = tmp_path / "x.gguf"
     cuda_is_there(monkeypatch)
     for device, type_ in (("auto", "cuda"), ("cuda", "cuda"), ("cpu", "cpu")):
-        assert asked(source, path, device, bits=4).device.type == type_
+        assert planned(source, path, device, bits=4).device.type == type_
     with pytest.raises(UsageError, match="only what is fitted to a text runs there"):
         quantize(source, path, type="Q4_K_M", effort="fast", device="cuda")
     quantize(source, path, type="Q4_K_M", effort="fast")
     no_gpu(monkeypatch)
-    assert asked(source, path, bits=4).device.type == "cpu"
-    with pytest.raises(UsageError, match="torch finds no CUDA device; use --device cpu"):
+    assert planned(source, path, bits=4).device.type == "cpu"
+    with pytest.raises(UsageError, match='torch finds no CUDA device; use `device="cpu"`'):
         quantize(source, path, bits=4, device="cuda")
 
 
-def test_the_time_is_told_for_the_device(source: Checkpoint, tmp_path: Path, quick: None) -> None:
-    deferred = replace(asked(source, tmp_path / "x.gguf", bits=4), device=pretended.device())
-    assert " windows of 64 tokens to fit to, " in deferred.describe()
+def test_time_is_estimated_for_the_device(source: Checkpoint, tmp_path: Path, quick: None) -> None:
+    plan = replace(planned(source, tmp_path / "x.gguf", bits=4), device=pretended.device())
+    assert " windows of 64 tokens to fit to, " in plan.describe()
 
 
 @pytest.mark.parametrize("step", ["describe", "resolve"])
-def test_on_a_gpu_the_same_kernels_and_too_little_memory_is_told(
+def test_gpu_kernels_are_deterministic_and_too_little_memory_is_reported(
     step: str, source: Checkpoint, tmp_path: Path, quick: None, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Also by what only measures: cuBLAS starts there, and takes its settings then."""
-    deferred = replace(asked(source, tmp_path / "x.gguf", bits=4), device=pretended.device())
+    """Both hold already for the estimate of time: cuBLAS reads its settings when it starts."""
+    plan = replace(planned(source, tmp_path / "x.gguf", bits=4), device=pretended.device())
     seen = []
 
     def full(*_: object) -> None:
@@ -172,10 +175,8 @@ def test_on_a_gpu_the_same_kernels_and_too_little_memory_is_told(
         raise torch.OutOfMemoryError
 
     monkeypatch.setattr(plans, "calibrate_gguf", full)
-    monkeypatch.setattr(fitted, "_timed", full)
-    with pytest.raises(UsageError, match="not enough memory on the GPU; use --device cpu"):
-        deferred.describe() if step == "describe" else deferred.resolve(
-            tmp_path / "steps", Silent()
-        )
+    monkeypatch.setattr(calibrated_plan, "_timed", full)
+    with pytest.raises(UsageError, match='not enough memory on the GPU; use `device="cpu"`'):
+        plan.describe() if step == "describe" else plan.resolve(tmp_path / "steps", Silent())
     assert seen == [True]
     assert not torch.are_deterministic_algorithms_enabled()

@@ -1,4 +1,4 @@
-"""Calibration for ONNX Runtime: what is written, what verify makes of it, what a budget chooses."""
+"""Calibration for ONNX Runtime: the graph, its verification, and types under a budget."""
 
 from __future__ import annotations
 
@@ -10,13 +10,12 @@ import numpy as np
 import pytest
 import torch
 
-from cgconvert.calibrate import onnx as calibration
+from cgconvert.calibrate import allocation
 from cgconvert.calibrate.allocation import Choice, allocate
-from cgconvert.calibrate.gguf import CalibrationResult
-from cgconvert.calibrate.onnx import calibrate_onnx, standard_types
+from cgconvert.calibrate.calibration_set import CalibrationSet
+from cgconvert.calibrate.onnx import calibrate_onnx, variant_types
 from cgconvert.calibrate.preset import PRESETS
-from cgconvert.calibrate.quantizer import CalibrationSet
-from cgconvert.calibrate.sensitivity import Name
+from cgconvert.calibrate.result import CalibrationResult
 from cgconvert.codecs.matmul_nbits import MatMulNBits
 from cgconvert.codecs.nbits import NBits
 from cgconvert.errors import UsageError
@@ -28,6 +27,7 @@ from cgconvert.formats.registry import load
 from cgconvert.io.progress import Silent
 from cgconvert.model.checkpoint import Checkpoint
 from cgconvert.model.decoder import Decoder
+from cgconvert.model.matrix_id import MatrixId
 from cgconvert.model.tensor import InMemory, Rows
 from cgconvert.model.tensor_names import ONNX
 from cgconvert.texts.text import read_text
@@ -41,7 +41,7 @@ from cgconvert.write.execute import execute
 from tests.conftest import first_layers
 
 VARIANT = Variant(bits=4)
-EFFORT = PRESETS["default"]
+PRESET = PRESETS["default"]
 
 
 @pytest.fixture(scope="module")
@@ -52,16 +52,16 @@ def source() -> Checkpoint:
 @pytest.fixture(scope="module")
 def windows(source: Checkpoint) -> CalibrationSet:
     text = read_text("stdlib", "calibration")
-    some = replace(text, documents=tuple(d[:6000] for d in text.documents[:12]))
-    return CalibrationSet.of(some.ids(source.tokenizer), source.geometry, text.name, EFFORT)
+    excerpt = replace(text, documents=tuple(d[:6000] for d in text.documents[:12]))
+    return CalibrationSet.sample(excerpt.ids(source.tokenizer), source.geometry, text.name, PRESET)
 
 
 @pytest.fixture(scope="module")
-def done(
+def result(
     source: Checkpoint, windows: CalibrationSet, tmp_path_factory: pytest.TempPathFactory
 ) -> CalibrationResult:
     return calibrate_onnx(
-        source, VARIANT, windows, EFFORT, tmp_path_factory.mktemp("work"), Silent()
+        source, VARIANT, windows, PRESET, tmp_path_factory.mktemp("work"), Silent()
     )
 
 
@@ -73,43 +73,44 @@ def written(source: Checkpoint, checkpoint: Checkpoint, path: Path, **options: o
 def divergence(source: Checkpoint, decoder: Decoder) -> float:
     ids = read_text("stdlib").ids(source.tokenizer, 1024)
     sequences, size = [ids[i : i + 256] for i in range(0, 1024, 256)], source.tokenizer.size
-    wanted = Distribution.joined(Reference(source.decoder).distributions(sequences, size))
+    reference = Distribution.joined(Reference(source.decoder).distributions(sequences, size))
     logits = Reference(decoder, weights=None).logits(sequences)
-    return measure(wanted, np.concatenate(logits)).kl_mean
+    return measure(reference, np.concatenate(logits)).kl_mean
 
 
-def test_it_loses_far_less_than_rounding_at_the_same_bytes(
-    source: Checkpoint, done: CalibrationResult, tmp_path: Path
+def test_calibration_loses_far_less_than_rounding_at_the_same_bytes(
+    source: Checkpoint, result: CalibrationResult, tmp_path: Path
 ) -> None:
     plain = onnx.plan(source, tmp_path / "plain", bits=4)
-    ours = onnx.plan(done.checkpoint, tmp_path / "ours", bits=4, adjusted=done.adjusted)
-    assert [p for i in ours.items for p in i.pieces] == [p for i in plain.items for p in i.pieces]
+    calibrated = onnx.plan(result.checkpoint, tmp_path / "x", bits=4, adjusted=result.adjusted)
+    pieces = [[p for item in plan.items for p in item.pieces] for plan in (calibrated, plain)]
+    assert pieces[0] == pieces[1]
     execute(plain)
     rounded = divergence(source, load("onnx").decoder(plain.output))
-    assert divergence(source, done.checkpoint.decoder) < 0.4 * rounded
+    assert divergence(source, result.checkpoint.decoder) < 0.4 * rounded
 
 
 def test_the_graph_holds_the_fitted_numbers(
-    source: Checkpoint, done: CalibrationResult, tmp_path: Path
+    source: Checkpoint, result: CalibrationResult, tmp_path: Path
 ) -> None:
     """Rows of q and k lie in halves there; codes, scales and zero points go with them."""
-    path = written(source, done.checkpoint, tmp_path / "x", adjusted=done.adjusted)
+    path = written(source, result.checkpoint, tmp_path / "x", adjusted=result.adjusted)
     stored = decoded_tensors(find_graph(path))
-    decoder = done.checkpoint.decoder.half_split()
-    for i, block in enumerate(decoder.layers):
-        packed = torch.cat([part.read() for part in (block.q, block.k, block.v)])
+    decoder = result.checkpoint.decoder.half_split()
+    for i, layer in enumerate(decoder.layers):
+        packed = torch.cat([part.read() for part in (layer.q, layer.k, layer.v)])
         assert torch.equal(stored[QKV.format(i=i)].read(), packed)
         for part in ("o", "fc_in", "fc_out"):
             name = ONNX.layer[part].format(i=i)
-            assert torch.equal(stored[name].read(), getattr(block, part).read())
+            assert torch.equal(stored[name].read(), getattr(layer, part).read())
     for part in ("wte", "head"):
         tensor = stored[ONNX.model[part]]
         assert isinstance(tensor, BlocksTensor)
         assert torch.equal(tensor.read(), getattr(decoder, part).read())
     layers = [f"model.layers.{i}.mlp.fc{n}.bias" for i in range(2) for n in (1, 2)]
-    assert set(done.adjusted) == {*layers, "lm_head.bias"}
-    assert done.table[QKV.format(i=1)] == "Q4 bs32 asymmetric"
-    assert done.table["lm_head.weight"] == "Q8 bs128 symmetric"
+    assert set(result.adjusted) == {*layers, "lm_head.bias"}
+    assert result.types[QKV.format(i=1)] == "Q4 bs32 asymmetric"
+    assert result.types["lm_head.weight"] == "Q8 bs128 symmetric"
 
 
 def failed(source: Checkpoint, path: Path) -> set[str]:
@@ -118,28 +119,28 @@ def failed(source: Checkpoint, path: Path) -> set[str]:
 
 
 @pytest.mark.parametrize("dtype", ["float32", "float16"])
-def test_verify_passes_it(
-    source: Checkpoint, done: CalibrationResult, dtype: str, tmp_path: Path
+def test_verification_passes(
+    source: Checkpoint, result: CalibrationResult, dtype: str, tmp_path: Path
 ) -> None:
-    path = written(source, done.checkpoint, tmp_path / "x", dtype=dtype, adjusted=done.adjusted)
+    path = written(source, result.checkpoint, tmp_path / "x", dtype=dtype, adjusted=result.adjusted)
     assert failed(source, path) == set()
 
 
-def test_a_mistake_is_not_excused(
-    source: Checkpoint, done: CalibrationResult, tmp_path: Path
+def test_mistakes_fail_verification(
+    source: Checkpoint, result: CalibrationResult, tmp_path: Path
 ) -> None:
-    decoder, listed = done.checkpoint.decoder, done.adjusted
+    decoder, listed = result.checkpoint.decoder, result.adjusted
     first, second = decoder.layers
     dropped = replace(first, fc_in_bias=InMemory(torch.zeros(first.fc_in_bias.shape)))
     swapped = replace(first, k=Rows(first.v, np.arange(first.v.shape[0])))
     scaled = replace(first, o=InMemory(source.decoder.layers[0].o.read().float() * 1.05))
-    for block, names, check in (
+    for layer, names, check in (
         (first, listed[1:], "weights.equal"),
         (dropped, listed, "weights.adjusted"),
         (swapped, listed, "weights.error"),
         (scaled, listed, "weights.error"),
     ):
-        wrong = replace(done.checkpoint, decoder=replace(decoder, layers=(block, second)))
+        wrong = replace(result.checkpoint, decoder=replace(decoder, layers=(layer, second)))
         assert check in failed(source, written(source, wrong, tmp_path / "x", adjusted=names))
 
 
@@ -151,54 +152,52 @@ def test_a_budget_is_kept_and_its_result_passes_verification(
     Every layout is considered, each matrix gets what the allocation took for it, and at the bytes
     of the standard types no more is lost than by these.
     """
-    considered: list[Mapping[Name, Sequence[Choice]]] = []
-    taken: list[Mapping[Name, Choice]] = []
+    considered: list[Mapping[MatrixId, Sequence[Choice]]] = []
+    taken: list[Mapping[MatrixId, Choice]] = []
 
-    def recorded(choices: Mapping[Name, Sequence[Choice]], nbytes: int) -> Mapping[Name, Choice]:
+    def recorded(
+        choices: Mapping[MatrixId, Sequence[Choice]], nbytes: int
+    ) -> Mapping[MatrixId, Choice]:
         chosen = allocate(choices, nbytes)
         considered.append(choices)
         taken.append(chosen)
         return chosen
 
-    monkeypatch.setattr(calibration, "allocate", recorded)
-    types = standard_types(source.geometry, VARIANT)
-    few = CalibrationSet(windows.fitted[:8], windows.held_out[:2])
+    monkeypatch.setattr(allocation, "allocate", recorded)
+    types = variant_types(source.geometry, VARIANT)
+    few = CalibrationSet(windows.train[:8], windows.validation[:2])
 
-    def weight(name: str | tuple[int, str]) -> tuple[int, ...]:
-        at = source.decoder if isinstance(name, str) else source.decoder.layers[name[0]]
-        return tuple(getattr(at, name if isinstance(name, str) else name[1]).shape)
-
-    standard = sum(codec.stored_bytes(weight(name)) for name, codec in types.items())
+    standard = sum(
+        codec.stored_bytes(name.tensor(source.decoder).shape) for name, codec in types.items()
+    )
 
     def fitted(nbytes: int, bits: int = 4) -> CalibrationResult:
         variant = Variant(bits=bits)
-        return calibrate_onnx(source, variant, few, EFFORT, tmp_path / "work", Silent(), nbytes)
+        return calibrate_onnx(source, variant, few, PRESET, tmp_path / "work", Silent(), nbytes)
 
     for nbytes, match in ((1000, "the budget leaves"), (1 << 30, "fit into 1073741824 bytes in 8")):
         with pytest.raises(UsageError, match=match):
             fitted(nbytes)
     with pytest.raises(UsageError, match="it goes with 4"):
         fitted(standard, 8)
-    found = fitted(standard)
+    fit = fitted(standard)
     choices, chosen = considered[-1], taken[-1]
     layouts = {f"Q4 bs{size} asymmetric" for size in (32, 64, 128)} | {"Q8 bs128 symmetric"}
     assert all({c.type for c in of_matrix} == layouts for of_matrix in choices.values())
-    assert len(set(found.table.values())) > 1  # one type alone misses the bytes asked for below
+    assert len(set(fit.types.values())) > 1  # one type alone misses the bytes asked for below
 
-    def name_of(matrix: Name) -> str:
-        if isinstance(matrix, str):
-            return ONNX.model[matrix]
-        i, part = matrix
-        return (QKV if part in ("q", "k", "v") else ONNX.layer[part]).format(i=i)
+    def name_of(matrix: MatrixId) -> str:
+        packed = matrix.part in ("q", "k", "v")
+        return QKV.format(i=matrix.layer) if packed else matrix.name(ONNX)
 
-    assert {name_of(name): choice.type for name, choice in chosen.items()} == found.table
-    assert found.expected_kl == pytest.approx(sum(c.loss for c in chosen.values()))
+    assert {name_of(name): choice.type for name, choice in chosen.items()} == fit.types
+    assert fit.expected_kl == pytest.approx(sum(c.loss for c in chosen.values()))
     lost = sum(c.loss for n in choices for c in choices[n] if c.type == types[n].name)
-    assert found.expected_kl <= lost
+    assert fit.expected_kl <= lost
     path = tmp_path / "x"
-    plan = onnx.plan(found.checkpoint, path, bits=4, adjusted=found.adjusted)
-    matrices = [item for item in plan.items if item.name in found.table]
-    assert {item.name: item.encoding.name for item in matrices} == found.table
+    plan = onnx.plan(fit.checkpoint, path, bits=4, adjusted=fit.adjusted)
+    matrices = [item for item in plan.items if item.name in fit.types]
+    assert {item.name: item.encoding.name for item in matrices} == fit.types
     assert 0.98 * standard < sum(item.nbytes for item in matrices) <= standard
     execute(plan)
     assert failed(source, path) == set()
@@ -213,8 +212,8 @@ def test_eight_bits_beside_four_may_make_up_for_them(source: Checkpoint) -> None
     size = (four.decode(rounded, weight.shape) - weight).square().mean().sqrt()
 
     def judged(stored: torch.Tensor, coarsest: NBits | None) -> float:
-        found = InMemory(eight.decode(eight.encode(stored)[0], stored.shape))
-        return searched_error(found, eight, InMemory(weight), 64, coarsest)
+        decoded = InMemory(eight.decode(eight.encode(stored)[0], stored.shape))
+        return searched_error(decoded, eight, InMemory(weight), 64, coarsest)
 
     corrected = weight + size * noise
     assert judged(corrected, four) < 1 < judged(corrected, eight)
