@@ -23,9 +23,8 @@ from losses import EvaluationText, Row, store_rows, table
 from measuring import command, machine, work_folder
 
 from cgconvert.calibrate.calibration_set import CalibrationSet
-from cgconvert.calibrate.gguf import Budget
+from cgconvert.calibrate.gguf import Budget, CalibratedGGUF
 from cgconvert.calibrate.imatrix import collect
-from cgconvert.calibrate.plans import CalibratedGGUF
 from cgconvert.calibrate.preset import PRESETS, CalibrationPreset
 from cgconvert.formats.gguf import writer as gguf
 from cgconvert.formats.gguf.imatrix import Imatrix

@@ -432,7 +432,7 @@ def _plan_quantized(
     **options: Any,
 ) -> LazyPlan:
     from cgconvert.calibrate.gguf import Budget
-    from cgconvert.calibrate.request import quantize_gguf, quantize_onnx, standard
+    from cgconvert.calibrate.request import default_4bit_type, quantize_gguf, quantize_onnx
 
     budget = {name: options[name] for name in BUDGETS if name in options}
     blocks = {name: options[name] for name in BLOCK_OPTIONS if name in options}
@@ -461,7 +461,7 @@ def _plan_quantized(
         output,
         Budget(
             mix="Q8_0" if bits == 8 else budget.get("type"),
-            like=standard(checkpoint.geometry) if bits == 4 else None,
+            like=default_4bit_type(checkpoint.geometry) if bits == 4 else None,
             nbytes=budget.get("max_size"),
             bpw=budget.get("bpw"),
             kl=budget.get("max_kl"),

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from pathlib import Path
 
 from cgconvert.calibrate.preset import FAST, PRESETS
-from cgconvert.calibrate.request import QUANTIZED
+from cgconvert.calibrate.request import QUANTIZED_TYPES
 from cgconvert.formats.onnx.format import MATRIX_BLOCKS
 from cgconvert.formats.registry import formats
 from cgconvert.model.device import DEVICES
@@ -117,7 +117,7 @@ QUANTIZE = (
     ),
     Option(
         name="type",
-        choices=QUANTIZED,
+        choices=QUANTIZED_TYPES,
         any_case=True,
         help="A GGUF type, or standard mix of types.",
     ),

@@ -1,4 +1,4 @@
-"""What plans that are fitted to a text have in common: the text's windows, the folder of steps."""
+"""A plan that is calibrated on a text before anything can be written, for any format."""
 
 from __future__ import annotations
 
@@ -29,148 +29,167 @@ from cgconvert.write.plan import Plan
 
 __all__ = ["CalibratedPlan"]
 
-LAYER, ENDS, SENSITIVITY, CUBIC = 16, 3, 12, 8
-"""Floating-point operations a weight and token: what a layer, the embedding and head, and the
-sensitivities were seen to take beside a matrix product's speed; CUBIC is by cubed width, of the
-inverse of the moments."""
+LAYER_COST, ENDS_COST, SENSITIVITY_COST = 16, 3, 12
+"""Floating-point operations a weight and token, as measured beside the speed of a matrix product:
+of a layer, of the embedding and head, and of sensitivities."""
 
-PROBE, GPU_PROBE = 1536, 8192
-"""Columns of the matrices whose product is timed."""
+HESSIAN_COST = 8
+"""Floating-point operations by the cube of the columns: the factor of a Hessian's inverse."""
+
+PROBE_COLUMNS, GPU_PROBE_COLUMNS = 1536, 8192
+"""The matrices whose product is timed have so many columns."""
 
 ROUNDS = 8
+"""How often a probe is timed; the quickest counts."""
 
-LAUNCHES = 15
-"""Operations on a column in a pass of feedback or descent: what a GPU's time goes into there."""
+KERNELS_PER_COLUMN = 15
+"""Operations on a column in a pass of GPTQ or of coordinate descent. On a GPU starting them is what
+takes the time."""
 
 
 @dataclass(frozen=True)
 class CalibratedPlan(ABC):
-    """A LazyPlan for `output`, computed on `device`; `asked` is what was asked for, for
-    the manifest."""
+    """A LazyPlan whose weights are fitted to a text when it is resolved.
+
+    Attributes:
+        source: The model.
+        output: Where the artefact goes.
+        text: The calibration text.
+        preset: How much is done.
+        requested: Options of the request, for the manifest.
+        device: Computes the calibration.
+    """
 
     resolved: ClassVar[bool] = False
 
     source: Checkpoint
     output: Path
     text: Text
-    effort: CalibrationPreset
-    asked: Mapping[str, Any]
+    preset: CalibrationPreset
+    requested: Mapping[str, Any]
     device: torch.device = field(default=CPU, kw_only=True)
 
     @property
     @abstractmethod
-    def limit(self) -> int:
-        """Bytes that will be written at most."""
+    def format(self) -> str:
+        """The artefact's format."""
 
     @property
-    def chooses(self) -> bool:
-        """Whether types are chosen, by sensitivities."""
+    @abstractmethod
+    def limit(self) -> int:
+        """The most bytes that will be written."""
+
+    @property
+    def chooses_types(self) -> bool:
+        """Whether types are chosen by sensitivities."""
         return False
 
     @abstractmethod
     def resolve(self, folder: Path, progress: Progress) -> Plan:
-        """See LazyPlan."""
+        """Calibrate, and return the plan of what is to be written; see LazyPlan."""
 
     @cached_property
-    def windows(self) -> CalibrationSet:
-        """Raises InputError where the text is too short."""
+    def calibration_set(self) -> CalibrationSet:
+        """The windows of the text. Raises InputError where the text is too short."""
         ids = self.text.ids(self.source.tokenizer)
-        return CalibrationSet.sample(ids, self.source.geometry, self.text.name, self.effort)
+        return CalibrationSet.sample(ids, self.source.geometry, self.text.name, self.preset)
 
     @property
     def nbytes(self) -> int:
-        """The file, the same as steps, and hidden states: ours and the source's of a layer, and
-        those of all layers that sensitivities are measured with."""
-        g, w = self.source.geometry, self.windows
-        tokens = w.tokens
-        measured = min(SENSITIVITY_WINDOWS * w.length, tokens)
-        return 2 * self.limit + 4 * g.n_embd * (2 * tokens + g.n_layer * measured)
+        """The most disk space needed, in bytes.
+
+        That is the file, the same again for kept steps, two models' hidden states before a layer,
+        and one model's before every layer, which sensitivities are measured with.
+        """
+        g, windows = self.source.geometry, self.calibration_set
+        states = 2 * windows.tokens + g.n_layer * self._sensitivity_tokens
+        return 2 * self.limit + 4 * g.n_embd * states
+
+    @property
+    def _sensitivity_tokens(self) -> int:
+        windows = self.calibration_set
+        return min(SENSITIVITY_WINDOWS * windows.length, windows.tokens)
 
     def describe(self) -> str:
-        w = self.windows
+        """A line on the windows and on how long it will take, which a probe measures."""
+        windows = self.calibration_set
         with deterministic(self.device):
             seconds = self._seconds()
         return (
-            f"{self.text.name}: {len(w.train)} windows of {w.length} tokens to fit to, "
-            f"{len(w.validation)} to judge by; about {_human(seconds)} here"
+            f"{self.text.name}: {len(windows.train)} windows of {windows.length} tokens to fit to, "
+            f"{len(windows.validation)} to judge by; about {_human(seconds)} here"
         )
 
     def claim(self, folder: Path) -> CalibrationSet:
-        """Empty `folder` unless what is in it is of the same source and text."""
-        told = [
-            libraries(), sources(self.source), self.windows.sha256, self._preset_key(),
+        """Empty `folder` unless its steps are of this source, text and device; the windows."""
+        preset = {
+            "name": self.preset.name, "fitted": self.preset.train,
+            "held_out": self.preset.validation, "sweeps": self.preset.sweeps,
+            "length": self.preset.length,
+        }  # fmt: skip
+        identity = [
+            libraries(), sources(self.source), self.calibration_set.sha256, preset,
             self.source.geometry.as_dict(), self.format, self.device.type,
         ]  # fmt: skip
-        key = hashlib.sha256(json.dumps(told, sort_keys=True).encode()).hexdigest()
-        mark = folder / "key"
-        if not mark.is_file() or mark.read_text() != key:
+        key = hashlib.sha256(json.dumps(identity, sort_keys=True).encode()).hexdigest()
+        key_file = folder / "key"
+        if not key_file.is_file() or key_file.read_text() != key:
             shutil.rmtree(folder, ignore_errors=True)
             folder.mkdir(parents=True)
-            mark.write_text(key)
-        return self.windows
+            key_file.write_text(key)
+        return self.calibration_set
 
-    def _preset_key(self) -> dict[str, str | int]:
-        """The preset as the key of kept steps has it."""
-        preset = self.effort
-        return {
-            "name": preset.name, "fitted": preset.train, "held_out": preset.validation,
-            "sweeps": preset.sweeps, "length": preset.length,
-        }  # fmt: skip
-
-    @property
-    @abstractmethod
-    def format(self) -> str:
-        """The artefact's."""
-
-    def options(self, done: CalibrationResult, windows: CalibrationSet) -> dict[str, Any]:
-        """For the manifest."""
-        found = {
-            **self.asked,
-            "effort": self.effort.name,
+    def manifest_options(self, result: CalibrationResult) -> dict[str, Any]:
+        """The options of the manifest: what was requested, and what calibration made of it."""
+        options = {
+            **self.requested,
+            "effort": self.preset.name,
             "calibration": {
                 "text": self.text.name,
                 "sha256": self.text.sha256,
-                "windows": windows.sha256,
+                "windows": self.calibration_set.sha256,
                 "device": self.device.type,
             },
-            "types": dict(done.types),
-            "adjusted": list(done.adjusted),
+            "types": dict(result.types),
+            "adjusted": list(result.adjusted),
         }
-        if done.expected_kl is not None:
-            found["expected_kl"] = float(f"{done.expected_kl:.3g}")
-        return found
+        if result.expected_kl is not None:
+            options["expected_kl"] = float(f"{result.expected_kl:.3g}")
+        return options
 
     def _seconds(self) -> float:
-        """An estimate, from how fast a matrix product is now."""
-        g, w = self.source.geometry, self.windows
-        tokens = w.tokens
+        """Estimate how long calibration takes, from how fast a matrix product is now."""
+        g, tokens = self.source.geometry, self.calibration_set.tokens
         layers = g.n_layer * (4 * g.n_embd + 2 * g.n_inner) * g.n_embd
         ends = 2 * g.vocab_size * g.n_embd
-        measured = min(SENSITIVITY_WINDOWS * w.length, tokens)
-        work = tokens * (LAYER * layers + ENDS * ends) + measured * SENSITIVITY * (layers + ends)
-        work += CUBIC * g.n_layer * (2 * g.n_embd**3 + g.n_inner**3)
-        n = PROBE if self.device.type == "cpu" else GPU_PROBE
+        work = tokens * (LAYER_COST * layers + ENDS_COST * ends)
+        work += self._sensitivity_tokens * SENSITIVITY_COST * (layers + ends)
+        work += HESSIAN_COST * g.n_layer * (2 * g.n_embd**3 + g.n_inner**3)
+        n = PROBE_COLUMNS if self.device.type == "cpu" else GPU_PROBE_COLUMNS
         probe = torch.ones(n, n, device=self.device)
         seconds = work * _timed(lambda: probe @ probe) / (2 * n**3)
         if self.device.type == "cpu":
             return seconds
         columns = g.n_layer * (5 * g.n_embd + g.n_inner) + 2 * g.n_embd
-        passes = (1 if self.chooses else 0) + 1 + self.effort.sweeps
-        some = torch.ones(n, device=self.device)
-        return seconds + columns * passes * LAUNCHES * _timed(lambda: some.mul_(1), 100)
+        passes = (1 if self.chooses_types else 0) + 1 + self.preset.sweeps
+        column = torch.ones(n, device=self.device)
+        kernel = _timed(lambda: column.mul_(1), 100)
+        return seconds + columns * passes * KERNELS_PER_COLUMN * kernel
 
 
 def _timed(work: Callable[[], torch.Tensor], times: int = 1) -> float:
-    """Seconds of one of so many, in the quickest of some rounds: the first is slower, and so is any
-    that something else takes the cores from. To look at a number waits for a GPU."""
-    found = []
+    """Seconds of one call among so many, in the quickest of some rounds.
+
+    The first round is slower, and so is any that another process takes the cores from.
+    """
+    seconds = []
     for _ in range(ROUNDS):
         began = time.perf_counter()
         for _ in range(times):
             last = work()
-        float(last.flatten()[0])
-        found.append((time.perf_counter() - began) / times)
-    return min(found)
+        float(last.flatten()[0])  # waits for a GPU
+        seconds.append((time.perf_counter() - began) / times)
+    return min(seconds)
 
 
 def _human(seconds: float) -> str:

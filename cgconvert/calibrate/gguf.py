@@ -1,4 +1,4 @@
-"""Quantize a model to GGUF on a calibration text: the budget, the types, the fitted matrices.
+"""Quantize a model to GGUF on a calibration text: the plan, the budget and the types.
 
 A budget is a size, a rate of bits or a loss. Which matrix gets which type follows from what each
 type would cost the model's output (sensitivity.py, allocation.py); then every matrix is fitted to
@@ -7,30 +7,43 @@ the inputs it meets (layerwise.py).
 
 from __future__ import annotations
 
+import contextlib
 import fnmatch
 import math
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
+from functools import cached_property
 from pathlib import Path
 
 import torch
 
 from cgconvert.calibrate.allocation import Choice, choose_types, pareto_frontier
+from cgconvert.calibrate.calibrated_plan import CalibratedPlan
 from cgconvert.calibrate.calibration_set import CalibrationSet
+from cgconvert.calibrate.imatrix import collect
 from cgconvert.calibrate.preset import CalibrationPreset
 from cgconvert.calibrate.quantizer import Quantizer
 from cgconvert.calibrate.result import CalibrationResult
 from cgconvert.codecs.block_codec import BlockCodec
-from cgconvert.errors import UsageError
-from cgconvert.formats.gguf.types import ENCODINGS, TYPES
+from cgconvert.errors import InputError, UsageError
+from cgconvert.formats.gguf import writer
+from cgconvert.formats.gguf.imatrix_file import encoded, write_imatrix
+from cgconvert.formats.gguf.types import ENCODINGS, TYPES, data_size
 from cgconvert.io.progress import Progress
 from cgconvert.model.checkpoint import Checkpoint
 from cgconvert.model.decoder import Decoder
-from cgconvert.model.device import CPU
+from cgconvert.model.device import CPU, deterministic
 from cgconvert.model.matrix_id import MatrixId
 from cgconvert.model.tensor_names import GGUF
+from cgconvert.write.plan import Plan
 
-__all__ = ["Budget", "adjustable_vectors", "calibrate_gguf", "check_budget"]
+__all__ = ["Budget", "CalibratedGGUF", "calibrate_gguf", "standard_sizes"]
+
+STANDARD_TYPES = ("Q3_K", "Q4_0", "Q4_K_S", "Q4_K_M", "Q5_K_S", "Q5_K_M", "Q6_K", "Q8_0")
+"""File types that a calibrated file is named after: the smallest that is no smaller than it."""
+
+LARGEST_TYPE = "Q8_0"
+"""The file type that no allocation is larger than."""
 
 CANDIDATES = ("Q3_K", "Q4_K", "Q5_K", "Q6_K", "Q8_0")
 """Types that a budget chooses from; others of the same size lose more."""
@@ -59,6 +72,103 @@ class Budget:
     kl: float | None = None
     mix: str | None = None
     fixed: Sequence[tuple[str, str]] = field(default_factory=tuple)
+
+
+@dataclass(frozen=True)
+class CalibratedGGUF(CalibratedPlan):
+    """The plan of a GGUF file whose matrices are fitted to a text.
+
+    Attributes:
+        budget: How small the file has to be.
+        save_imatrix: Where the text's importance matrix is written too, if anywhere.
+    """
+
+    budget: Budget
+    save_imatrix: Path | None = None
+    format: str = "gguf"
+
+    def __post_init__(self) -> None:
+        """Raises UsageError for a budget that cannot be met, before anything is measured."""
+        check_budget(self.source.decoder, self._budget_in_bytes, self._overhead)
+
+    @cached_property
+    def limit(self) -> int:
+        if self.budget.nbytes is not None:
+            return self.budget.nbytes
+        if self.budget.like is not None:
+            header = writer.header_size(self.source)
+            return header + data_size(self.source.decoder, self.budget.like)
+        data = data_size(self.source.decoder, self.budget.mix or LARGEST_TYPE)
+        return self._header_size + data
+
+    @property
+    def chooses_types(self) -> bool:
+        return self.budget.mix is None
+
+    def resolve(self, folder: Path, progress: Progress) -> Plan:
+        """Raises InputError where the text is too short, UsageError where nothing fits."""
+        calibration_set = self.claim(folder)
+        with deterministic(self.device):
+            if self.save_imatrix is not None:
+                self._save_imatrix(self.save_imatrix, progress)
+            result = calibrate_gguf(
+                self.source, self._budget_in_bytes, calibration_set, self.preset, folder, progress,
+                self._overhead, self.device,
+            )  # fmt: skip
+        type_ = self.budget.mix or self._nearest_type(result)
+        plan = writer.plan(result.checkpoint, self.output, type=type_, adjusted=result.adjusted)
+        options = {"type": type_, **self.manifest_options(result)}
+        return replace(plan, source=self.source, options=options)
+
+    def _nearest_type(self, result: CalibrationResult) -> str:
+        """The smallest standard type whose file is no smaller than the calibrated one's."""
+        data = data_size(result.checkpoint.decoder, LARGEST_TYPE)
+        sizes = _standard_data_sizes(self.source.decoder)
+        return next((type_ for type_, size in sizes.items() if size >= data), LARGEST_TYPE)
+
+    def _save_imatrix(self, path: Path, progress: Progress) -> None:
+        train = self.calibration_set.train
+        imatrix = collect(self.source.decoder, train, self.text.name, progress, self.device)
+        if not path.is_file() or path.read_bytes() != encoded(imatrix):
+            write_imatrix(path, imatrix)
+
+    @cached_property
+    def _budget_in_bytes(self) -> Budget:
+        """The budget, with bytes in the place of a file type whose bytes are the limit."""
+        if self.budget.like is None:
+            return self.budget
+        return replace(self.budget, like=None, nbytes=self.limit)
+
+    @cached_property
+    def _header_size(self) -> int:
+        """Bytes of the header with the names of all vectors that can change."""
+        return writer.header_size(self.source, adjustable_vectors(self.source.decoder))
+
+    @cached_property
+    def _overhead(self) -> int:
+        """Bytes of the file that are not matrices'; the padding behind each counts at its most."""
+        decoder = self.source.decoder
+        matrices = MatrixId.all(decoder.geometry.n_layer)
+        unpadded = 2 * _weights(decoder, matrices) - writer.ALIGNMENT * len(matrices)
+        return self._header_size + data_size(decoder, "F16") - unpadded
+
+
+def standard_sizes(checkpoint: Checkpoint) -> dict[str, int]:
+    """Bytes of the whole file in each standard type, without calibration, the smallest first.
+
+    Types whose blocks the rows do not divide into are left out.
+    """
+    header = writer.header_size(checkpoint)
+    return {type_: header + n for type_, n in _standard_data_sizes(checkpoint.decoder).items()}
+
+
+def _standard_data_sizes(decoder: Decoder) -> dict[str, int]:
+    """Bytes of all tensors in each standard type, the smallest first."""
+    sizes = {}
+    for type_ in STANDARD_TYPES:
+        with contextlib.suppress(InputError):
+            sizes[type_] = data_size(decoder, type_)
+    return dict(sorted(sizes.items(), key=lambda entry: entry[1]))
 
 
 def calibrate_gguf(

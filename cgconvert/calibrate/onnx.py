@@ -7,11 +7,15 @@ q, k and v are one matrix of the graph and get one type; they are fitted apart.
 
 from __future__ import annotations
 
+from dataclasses import dataclass, field, replace
+from functools import cached_property
 from pathlib import Path
+from typing import Any
 
 import torch
 
 from cgconvert.calibrate.allocation import choose_types
+from cgconvert.calibrate.calibrated_plan import CalibratedPlan
 from cgconvert.calibrate.calibration_set import CalibrationSet
 from cgconvert.calibrate.preset import CalibrationPreset
 from cgconvert.calibrate.quantizer import Quantizer
@@ -19,16 +23,18 @@ from cgconvert.calibrate.result import CalibrationResult
 from cgconvert.codecs.matmul_nbits import MatMulNBits
 from cgconvert.codecs.nbits import NBits
 from cgconvert.errors import UsageError
+from cgconvert.formats.onnx import writer
 from cgconvert.formats.onnx.variant import Variant
 from cgconvert.formats.onnx.weights import QKV
 from cgconvert.io.progress import Progress
 from cgconvert.model.checkpoint import Checkpoint
 from cgconvert.model.decoder import Geometry
-from cgconvert.model.device import CPU
+from cgconvert.model.device import CPU, deterministic
 from cgconvert.model.matrix_id import MatrixId
 from cgconvert.model.tensor_names import ONNX
+from cgconvert.write.plan import Plan
 
-__all__ = ["calibrate_onnx", "variant_types"]
+__all__ = ["CalibratedONNX", "calibrate_onnx", "variant_types"]
 
 PACKED = ("q", "k", "v")
 """Parts that are one matrix of the graph."""
@@ -36,6 +42,44 @@ PACKED = ("q", "k", "v")
 BLOCK_SIZES = (32, 64, 128)
 """Block sizes that a budget chooses from, beside the variant's own. At the same bytes 16 gains
 nothing on these, and it is slower by a third."""
+
+
+@dataclass(frozen=True)
+class CalibratedONNX(CalibratedPlan):
+    """The plan of an ONNX folder whose 4-bit matrices are fitted to a text.
+
+    `block_options` are those of formats.onnx.writer.plan, so graph, bytes and speed are those of
+    the plan without a text.
+    """
+
+    block_options: dict[str, Any] = field(default_factory=dict)
+    format: str = "onnx"
+
+    def __post_init__(self) -> None:
+        """Raises UsageError for blocks that there are not, InputError where rows do not divide."""
+        variant_types(self.source.geometry, self._variant)
+
+    @property
+    def _variant(self) -> Variant:
+        return Variant(bits=4, **self.block_options)
+
+    @cached_property
+    def limit(self) -> int:
+        return writer.plan(self.source, self.output, bits=4, **self.block_options).nbytes
+
+    def resolve(self, folder: Path, progress: Progress) -> Plan:
+        """Raises InputError where the text is too short."""
+        calibration_set = self.claim(folder)
+        with deterministic(self.device):
+            result = calibrate_onnx(
+                self.source, self._variant, calibration_set, self.preset, folder, progress,
+                device=self.device,
+            )  # fmt: skip
+        plan = writer.plan(
+            result.checkpoint, self.output, bits=4, adjusted=result.adjusted, **self.block_options
+        )
+        options = {**plan.options, **self.manifest_options(result)}
+        return replace(plan, source=self.source, options=options)
 
 
 def calibrate_onnx(
@@ -50,7 +94,7 @@ def calibrate_onnx(
 ) -> CalibrationResult:
     """Fit the matrices of a variant of 4 or 8 bits.
 
-    The result goes to `formats.onnx.writer.plan` with the same variant's options and `adjusted`.
+    The result goes to formats.onnx.writer.plan with the same variant's options and `adjusted`.
 
     Args:
         source: The model.

@@ -1,4 +1,4 @@
-"""How a model becomes a quantized GGUF: by its weights alone, or fitted to a text first."""
+"""How a model is quantized on request: by its weights alone, or fitted to a text first."""
 
 from __future__ import annotations
 
@@ -8,8 +8,8 @@ from typing import Any
 
 import torch
 
-from cgconvert.calibrate.gguf import Budget
-from cgconvert.calibrate.plans import CalibratedGGUF, CalibratedONNX, standard_sizes
+from cgconvert.calibrate.gguf import Budget, CalibratedGGUF, standard_sizes
+from cgconvert.calibrate.onnx import CalibratedONNX
 from cgconvert.calibrate.preset import FAST, PRESETS
 from cgconvert.codecs.plain import Plain
 from cgconvert.errors import UsageError
@@ -23,15 +23,17 @@ from cgconvert.model.device import torch_device
 from cgconvert.texts.text import STDLIB, Text, read_text
 from cgconvert.write.plan import LazyPlan, Plan
 
-__all__ = ["NO_TEXT", "QUANTIZED", "quantize_gguf", "quantize_onnx", "standard"]
+__all__ = ["NO_TEXT", "QUANTIZED_TYPES", "default_4bit_type", "quantize_gguf", "quantize_onnx"]
 
 NO_TEXT = "none"
-"""In place of a calibration text: only the search."""
+"""In place of a calibration text: quantize by the weights alone."""
 
-ROUNDED = "Q8_0"
-"""Has nothing to gain from a text."""
+UNCALIBRATED_TYPE = "Q8_0"
+"""The file type of 8 bits, which has nothing to gain from a text."""
 
-QUANTIZED = tuple(name for name, kind in TYPES.items() if not isinstance(kind.encoding, Plain))
+QUANTIZED_TYPES = tuple(
+    name for name, kind in TYPES.items() if not isinstance(kind.encoding, Plain)
+)
 """File types that `quantize` makes."""
 
 
@@ -41,36 +43,40 @@ def quantize_gguf(
     budget: Budget,
     effort: str,
     calibration: str | None,
-    asked: Mapping[str, Any],
+    requested: Mapping[str, Any],
     device: str = "auto",
     imatrix: Path | None = None,
-    save: Path | None = None,
+    save_imatrix: Path | None = None,
 ) -> Plan | LazyPlan:
-    """See api.quantize; `asked` goes into the manifest."""
-    if budget.mix is not None and budget.mix not in QUANTIZED:
-        raise UsageError(f"type {budget.mix!r} is not one of {', '.join(QUANTIZED)}")
+    """Plan a GGUF file; the arguments are those of api.quantize.
+
+    `requested` goes into the manifest of a calibrated file. Raises UsageError for arguments that
+    do not go together, InputError for a text or an imatrix that cannot be read.
+    """
+    if budget.mix is not None and budget.mix not in QUANTIZED_TYPES:
+        raise UsageError(f"type {budget.mix!r} is not one of {', '.join(QUANTIZED_TYPES)}")
     if imatrix is not None:
-        if calibration not in (None, NO_TEXT) or effort == "max" or save is not None:
+        if calibration not in (None, NO_TEXT) or effort == "max" or save_imatrix is not None:
             raise UsageError(
-                "--imatrix stands in place of a text: leave out --calibration, --effort and "
-                "--save-imatrix"
+                "`imatrix` stands in place of a text: leave out `calibration`, `effort` and "
+                "`save_imatrix`"
             )
         calibration = NO_TEXT
-    text = _calibration(budget, effort, calibration)
-    where = _device(device, text)
+    text = _calibration_text(budget.mix, effort, calibration)
+    compute_device = _calibration_device(device, text)
     if text is None:
-        if save is not None:
-            raise UsageError("--save-imatrix is collected from a text, and none is read here")
-        kind = _search_only(checkpoint, budget)
+        if save_imatrix is not None:
+            raise UsageError("`save_imatrix` is collected from a text, and none is read here")
+        type_ = _uncalibrated_type(checkpoint, budget)
         importance = read_imatrix(imatrix, checkpoint.decoder) if imatrix else None
-        path = gguf.output_path(checkpoint, output, kind)
-        return gguf.plan(checkpoint, path, type=kind, fixed=budget.fixed, importance=importance)
-    path = gguf.output_path(checkpoint, output, _called(budget))
-    own = {"tensor_type": dict(budget.fixed)} if budget.fixed else {}
-    told = {**asked, **own}
+        path = gguf.output_path(checkpoint, output, type_)
+        return gguf.plan(checkpoint, path, type=type_, fixed=budget.fixed, importance=importance)
+    path = gguf.output_path(checkpoint, output, _file_label(budget))
+    fixed = {"tensor_type": dict(budget.fixed)} if budget.fixed else {}
     return CalibratedGGUF(
-        checkpoint, path, text, PRESETS[effort], told, budget=budget, save=save, device=where
-    )
+        checkpoint, path, text, PRESETS[effort], {**requested, **fixed},
+        budget=budget, save_imatrix=save_imatrix, device=compute_device,
+    )  # fmt: skip
 
 
 def quantize_onnx(
@@ -79,66 +85,81 @@ def quantize_onnx(
     bits: int,
     effort: str,
     calibration: str | None,
-    blocks: dict[str, Any],
+    block_options: dict[str, Any],
     device: str = "auto",
 ) -> Plan | LazyPlan:
-    """8 bits are rounded, 4 are fitted. See api.to_onnx for `blocks`."""
-    text = _calibration(Budget(mix=ROUNDED if bits == 8 else None), effort, calibration)
-    where = _device(device, text)
+    """Plan an ONNX folder of 8 bits, which are rounded, or 4, which are fitted to a text.
+
+    `block_options` are block_size, symmetric and accuracy_level of api.to_onnx, as far as they are
+    not left at their defaults. Raises as `quantize_gguf`.
+    """
+    text = _calibration_text(UNCALIBRATED_TYPE if bits == 8 else None, effort, calibration)
+    compute_device = _calibration_device(device, text)
     path = output or onnx.default_path(checkpoint, bits=bits)
     if text is None:
-        return onnx.plan(checkpoint, path, bits=bits, **blocks)
-    return CalibratedONNX(checkpoint, path, text, PRESETS[effort], {}, blocks=blocks, device=where)
+        return onnx.plan(checkpoint, path, bits=bits, **block_options)
+    return CalibratedONNX(
+        checkpoint, path, text, PRESETS[effort], {},
+        block_options=block_options, device=compute_device,
+    )  # fmt: skip
 
 
-def standard(geometry: Geometry) -> str:
-    """What users take at 4 bits; smaller blocks where rows do not divide into those of 256."""
+def default_4bit_type(geometry: Geometry) -> str:
+    """The file type that most users take at 4 bits; Q4_0 where rows do not divide into its blocks
+    of 256."""
     return "Q4_K_M" if geometry.n_embd % 256 == 0 else "Q4_0"
 
 
-def _calibration(budget: Budget, effort: str, given: str | None) -> Text | None:
-    """The text to calibrate with. Raises UsageError where there is none to be."""
+def _calibration_text(mix: str | None, effort: str, calibration: str | None) -> Text | None:
+    """The text to calibrate on, or None where the weights alone decide.
+
+    Raises UsageError where `effort` and `calibration` do not go together.
+    """
+    text_is_named = calibration not in (None, NO_TEXT)
     if effort != FAST and effort not in PRESETS:
         raise UsageError(f"effort {effort!r} is not one of {FAST}, {', '.join(PRESETS)}")
-    if budget.mix is not None and budget.mix == ROUNDED:
-        if given not in (None, NO_TEXT):
-            raise UsageError("8 bits are rounded, not calibrated: leave out --calibration")
+    if mix == UNCALIBRATED_TYPE:
+        if text_is_named:
+            raise UsageError("8 bits are rounded, not calibrated: leave out `calibration`")
         return None
-    if effort == FAST and given not in (None, NO_TEXT):
-        raise UsageError(f"--effort {FAST} takes no text: leave out --calibration, or --effort")
-    if effort == "max" and given == NO_TEXT:
-        raise UsageError("--effort max fits to a text: leave out --calibration none, or --effort")
-    if effort == FAST or given == NO_TEXT:
+    if effort == FAST and text_is_named:
+        raise UsageError('`effort="fast"` takes no text: leave out `calibration`, or `effort`')
+    if effort == "max" and calibration == NO_TEXT:
+        raise UsageError(
+            '`effort="max"` fits to a text: leave out `calibration="none"`, or `effort`'
+        )
+    if effort == FAST or calibration == NO_TEXT:
         return None
-    return read_text(given or STDLIB, "calibration")
+    return read_text(calibration or STDLIB, "calibration")
 
 
-def _device(asked: str, text: Text | None) -> torch.device:
-    """Where a text is fitted to. Raises UsageError where cuda is asked for and of no use."""
-    if asked == "cuda" and text is None:
-        raise UsageError("device cuda: only what is fitted to a text runs there; use --device auto")
-    return torch_device(asked)
+def _calibration_device(name: str, text: Text | None) -> torch.device:
+    """The device that calibration runs on. Raises UsageError where cuda would have no work."""
+    if name == "cuda" and text is None:
+        raise UsageError(
+            'device cuda: only what is fitted to a text runs there; use `device="auto"`'
+        )
+    return torch_device(name)
 
 
-def _search_only(checkpoint: Checkpoint, budget: Budget) -> str:
-    """The file type: the one that was asked for, or the largest standard one that fits."""
+def _uncalibrated_type(checkpoint: Checkpoint, budget: Budget) -> str:
+    """The file type that was asked for, or the largest standard one that fits the budget."""
     if budget.kl is not None:
-        raise UsageError("--max-kl is measured on a text: leave out --effort and --calibration")
+        raise UsageError("`max_kl` is measured on a text: leave out `effort` and `calibration`")
     if budget.mix or budget.like:
         return budget.mix or budget.like or ""
-    g = checkpoint.geometry
-    limit = (
-        budget.nbytes if budget.nbytes is not None else int((budget.bpw or 0) * g.parameters / 8)
-    )
+    parameters = checkpoint.geometry.parameters
+    of_rate = int((budget.bpw or 0) * parameters / 8)
+    limit = budget.nbytes if budget.nbytes is not None else of_rate
     sizes = standard_sizes(checkpoint)
-    fits = [kind for kind, nbytes in sizes.items() if nbytes <= limit]
-    if not fits:
+    fitting = [type_ for type_, nbytes in sizes.items() if nbytes <= limit]
+    if not fitting:
         raise UsageError(f"no type is that small: the least is {min(sizes.values())} bytes")
-    return fits[-1]
+    return fitting[-1]
 
 
-def _called(budget: Budget) -> str:
-    """What stands for the type in a file's name."""
+def _file_label(budget: Budget) -> str:
+    """What stands for the type in the name of a file with this budget."""
     if budget.nbytes is not None:
         unit, size = ("GB", 10**9) if budget.nbytes >= 10**9 else ("MB", 10**6)
         return f"{budget.nbytes / size:.4g}{unit}"

@@ -29,6 +29,10 @@ class Coded(LazyTensor):
     dtype: torch.dtype = torch.float32
 
     @property
+    def parents(self) -> tuple[LazyTensor, ...]:
+        return (self.stored,)
+
+    @property
     def bits(self) -> int:
         """Of a code."""
         return self.codec.top.bit_length()

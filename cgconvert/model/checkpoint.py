@@ -1,4 +1,4 @@
-"""What every reader returns."""
+"""A checkpoint: the model that every reader returns."""
 
 from __future__ import annotations
 
@@ -15,11 +15,17 @@ __all__ = ["Checkpoint"]
 
 @dataclass(frozen=True)
 class Checkpoint:
-    """A model as found: nothing but headers has been read.
+    """A model on the disk, of which only headers have been read.
 
-    `name` is what outputs are called after; `layout` says how it is stored (torch, safetensors,
-    jaxformer, phi, gguf, onnx); `config` is the raw configuration; `files` are all the files its
-    SHA-256 covers, weights first; `origin` says where it came from (Hub revision, archive, step).
+    Attributes:
+        name: What outputs are named after.
+        path: The folder or file.
+        layout: How it is stored: torch, safetensors, jaxformer, phi, gguf or onnx.
+        config: The raw configuration.
+        decoder: The model's tensors.
+        tokenizer: The model's tokenizer.
+        files: All files that its SHA-256 covers, weights first.
+        origin: Where it came from (Hub revision, archive, training step).
     """
 
     name: str

@@ -1,4 +1,4 @@
-"""The one description of a CodeGen model that every writer draws from.
+"""A CodeGen model as every reader returns it and every writer takes it.
 
 Rows of q and k are kept in CodeGen's own rotary order (interleaved pairs); `half_split` gives them
 in the order that Phi, llama.cpp's phi2 and most engines want.
@@ -26,7 +26,7 @@ __all__ = [
 ]
 
 
-# Ten times and more what CodeGen has. Files lie about sizes, and tables are made from these.
+# At least ten times what CodeGen has. A file may name any size, and tables are made from these.
 _LARGEST = {
     "n_layer": 1 << 10, "n_embd": 1 << 16, "n_head": 1 << 10, "n_inner": 1 << 18,
     "rotary_dim": 1 << 10, "n_positions": 1 << 16, "vocab_size": 1 << 22,
@@ -72,7 +72,7 @@ class Geometry:
         if self.mp_num and self.n_head % self.mp_num:
             raise InputError(
                 f"config: n_head {self.n_head} does not divide into {self.mp_num} groups; "
-                "give the right number with --mp-num"
+                "give the right number with `mp_num`"
             )
         if self.rotary_dim % 2 or self.rotary_dim > self.head_dim:
             raise InputError(
@@ -82,24 +82,27 @@ class Geometry:
 
     @property
     def head_dim(self) -> int:
+        """Elements of one head of q, k or v."""
         return self.n_embd // self.n_head
 
     @property
     def parameters(self) -> int:
-        """Number of weights, CodeGen's own (no zero biases of other formats)."""
-        block = self.n_embd * (4 * self.n_embd + 2 * self.n_inner + 3) + self.n_inner
+        """Number of weights of CodeGen's own, without the zero biases of other formats."""
+        layer = self.n_embd * (4 * self.n_embd + 2 * self.n_inner + 3) + self.n_inner
         ends = self.vocab_size * (2 * self.n_embd + 1) + 2 * self.n_embd
-        return self.n_layer * block + ends
+        return self.n_layer * layer + ends
 
     def as_dict(self) -> dict[str, Any]:
+        """All sizes by name, for JSON."""
         return asdict(self) | {"head_dim": self.head_dim}
 
 
-# Row orders. Each returns an index array: row r of the result is row index[r] of the source.
+# Orders of rows. Each function returns an index array: row r of the result is row index[r] of the
+# source.
 
 
 def split_rows(n_embd: int, mp_num: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Where the rows of q, k and v (each [n_embd]) lie in a packed qkv_proj.
+    """The rows of q, k and v (n_embd each) in a packed qkv_proj.
 
     The packed matrix is `mp_num` groups of q, v, k in that order, n_embd / mp_num rows each
     (transformers, modeling_codegen.py: CodeGenAttention.forward).
@@ -110,12 +113,13 @@ def split_rows(n_embd: int, mp_num: int) -> tuple[np.ndarray, np.ndarray, np.nda
 
 
 def packed_rows(n_embd: int, mp_num: int) -> np.ndarray:
-    """The inverse of `split_rows`: a packed qkv_proj out of q, k and v one below the other."""
+    """The inverse of `split_rows`: the rows of a packed qkv_proj in q, k and v stacked."""
     return np.argsort(np.concatenate(split_rows(n_embd, mp_num)))
 
 
 def half_split_rows(n_head: int, head_dim: int, rotary_dim: int) -> np.ndarray:
-    """From interleaved rotary pairs (2i, 2i+1) to halves (i, i + rotary_dim/2), head by head."""
+    """The order that turns interleaved rotary pairs (2i, 2i+1) of each head into halves
+    (i, i + rotary_dim/2)."""
     head = np.arange(head_dim)
     head[:rotary_dim] = np.concatenate([np.arange(0, rotary_dim, 2), np.arange(1, rotary_dim, 2)])
     return (np.arange(n_head)[:, None] * head_dim + head).reshape(-1)
@@ -143,7 +147,7 @@ class Layer:
 
     @property
     def qkv(self) -> LazyTensor:
-        """q, k and v one below the other, [3 n_embd, n_embd]."""
+        """q, k and v stacked, [3 n_embd, n_embd]."""
         return _stack_same(self.q, self.k, self.v)
 
     def packed(self, mp_num: int) -> LazyTensor:
@@ -153,7 +157,7 @@ class Layer:
 
 @dataclass(frozen=True)
 class Decoder:
-    """A whole model; every tensor lazy."""
+    """A whole model of lazy tensors. Matrices are [out, in], vectors [out]."""
 
     geometry: Geometry
     wte: LazyTensor
@@ -169,7 +173,10 @@ class Decoder:
         index = half_split_rows(g.n_head, g.head_dim, g.rotary_dim)
         return replace(
             self,
-            layers=tuple(replace(b, q=b.q.rows(index), k=b.k.rows(index)) for b in self.layers),
+            layers=tuple(
+                replace(layer, q=layer.q.rows(index), k=layer.k.rows(index))
+                for layer in self.layers
+            ),
         )
 
     @property
@@ -179,7 +186,8 @@ class Decoder:
 
 
 def _stack_same(*tensors: LazyTensor) -> LazyTensor:
-    """Stacked, but rows of one file tensor stay rows of that tensor: read once, in runs."""
+    """The tensors one below the other. Rows of one tensor stay rows of it, so that it is read once,
+    in runs."""
     if all(isinstance(t, Rows) for t in tensors):
         sources = {id(t.source) for t in tensors if isinstance(t, Rows)}
         if len(sources) == 1:

@@ -22,13 +22,15 @@ ORGANISATION = "Salesforce"
 VARIANTS = ("nl", "multi", "mono")
 
 MP_NUM = {"codegen": 4}
-"""Groups by Hugging Face model_type: one for each logical TPU-v4 core the family was trained on.
+"""Groups in qkv_proj by Hugging Face model_type: one for each logical TPU-v4
+core the family was trained on.
 
-Nothing in the weights tells the number, so a type that is not here needs --mp-num.
+The weights do not show the number, so a model type that is not listed needs `mp_num`.
 """
 
 TPU_CORES = {3: 8, 4: 4}
-"""Groups by `tpu_version` of a Jaxformer training configuration (jaxformer/run/trainer.py)."""
+"""Groups in qkv_proj by `tpu_version` of a Jaxformer training configuration
+(jaxformer/run/trainer.py)."""
 
 _COMMON = {"n_positions": 2048, "vocab_size": 51200, "mp_num": MP_NUM["codegen"]}
 
@@ -53,5 +55,5 @@ def geometry(name: str) -> Geometry:
 
 
 def hub_id(name: str) -> str:
-    """Where the Hub keeps a member."""
+    """The repository of a member on the Hub."""
     return f"{ORGANISATION}/{name}"

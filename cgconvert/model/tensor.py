@@ -1,8 +1,9 @@
-"""Lazy tensors: where a tensor's numbers lie and how to get at some of its rows.
+"""Lazy tensors: where a tensor's numbers lie, and how some of its rows and columns are read.
 
-Nothing is read before `read` is called, and no more than was asked for, so memory follows the size
-of a chunk, never that of the model. Files are read with pread and not mapped: mapped pages count
-as resident memory, and a file cut short while it is mapped ends the process with SIGBUS.
+Nothing is read before `read` is called, and only the rows and columns that it names, so memory
+follows the size of a chunk, never that of the model. Files are read with pread and not mapped:
+mapped pages count as resident memory, and a file cut short while it is mapped ends the process with
+SIGBUS.
 """
 
 from __future__ import annotations
@@ -28,8 +29,9 @@ ALL = slice(None)
 class LazyTensor(ABC):
     """A tensor of one or two dimensions, read by rows and columns.
 
-    `shape` is the logical shape and `dtype` the type `read` returns. `stored_dtype` is the type of
-    the numbers in the file, before any cast.
+    Attributes:
+        shape: The logical shape.
+        dtype: The type that `read` returns.
     """
 
     shape: tuple[int, ...]
@@ -37,40 +39,43 @@ class LazyTensor(ABC):
 
     @abstractmethod
     def read(self, rows: slice = ALL, cols: slice = ALL) -> torch.Tensor:
-        """Return the block [rows, cols] (only rows for one dimension) as a new tensor.
+        """Read the part [rows, cols] (only rows of one dimension) into a new tensor.
 
         Raises InputError where the file ends too early.
         """
 
     @property
+    @abstractmethod
+    def parents(self) -> tuple[LazyTensor, ...]:
+        """The lazy tensors that this one is read from."""
+
+    @property
     def stored_dtype(self) -> torch.dtype:
+        """The type of the numbers in the file, before any cast."""
         return self.dtype
 
     @property
     def nbytes(self) -> int:
+        """Bytes of the whole tensor in `dtype`."""
         return math.prod(self.shape) * self.dtype.itemsize
 
     @property
     def T(self) -> LazyTensor:  # noqa: N802 - the name torch and numpy use
+        """The transposed tensor."""
         return Transposed(self)
 
     def leaves(self) -> Iterator[Stored]:
-        """The tensors of files that it is made of."""
-        for part in self._parts():
-            yield from part.leaves()
+        """The tensors of files that it is read from in the end."""
+        for parent in self.parents:
+            yield from parent.leaves()
 
     @property
     def strided(self) -> bool:
         """Whether a row's numbers lie far from each other in the file."""
-        return any(part.strided for part in self._parts())
-
-    def _parts(self) -> Iterator[LazyTensor]:
-        for value in vars(self).values():
-            for part in value if isinstance(value, tuple) else (value,):
-                if isinstance(part, LazyTensor):
-                    yield part
+        return any(parent.strided for parent in self.parents)
 
     def to(self, dtype: torch.dtype) -> LazyTensor:
+        """The same numbers, rounded to another type where it is narrower."""
         return self if dtype == self.dtype else Cast(self, dtype)
 
     def rows(self, index: np.ndarray) -> LazyTensor:
@@ -90,6 +95,10 @@ class Stored(LazyTensor):
     dtype: torch.dtype
     name: str = ""
 
+    @property
+    def parents(self) -> tuple[LazyTensor, ...]:
+        return ()
+
     def leaves(self) -> Iterator[Stored]:
         yield self
 
@@ -100,7 +109,7 @@ class Stored(LazyTensor):
         width = math.prod(self.shape[1:])
         left, right, _ = cols.indices(width) if len(self.shape) == 2 else (0, width, 1)
         if (left, right) != (0, width):
-            return self._block(start, stop, left, right)
+            return self._columns(start, stop, left, right)
         flat = self._at(start * width, max(0, stop - start) * width)
         return flat.reshape(-1, *self.shape[1:])
 
@@ -111,7 +120,8 @@ class Stored(LazyTensor):
             self._fill(file.fileno(), _bytes(numbers), first)
         return numbers
 
-    def _block(self, start: int, stop: int, left: int, right: int) -> torch.Tensor:
+    def _columns(self, start: int, stop: int, left: int, right: int) -> torch.Tensor:
+        """Some columns of some rows, with a read for each row."""
         width = self.shape[1]
         numbers = torch.empty((max(0, stop - start), max(0, right - left)), dtype=self.dtype)
         view, line = _bytes(numbers), numbers.shape[1] * self.dtype.itemsize
@@ -122,25 +132,30 @@ class Stored(LazyTensor):
         return numbers
 
     def _fill(self, descriptor: int, view: memoryview, first: int) -> None:
+        """Fill memory with the file's bytes from element `first` on."""
         position = self.offset + first * self.dtype.itemsize
         while view:
             try:
-                got = os.preadv(descriptor, [view], position)
+                count = os.preadv(descriptor, [view], position)
             except OSError as error:
                 raise InputError(f"{self.path}: cannot be read: {error.strerror}") from error
-            if got == 0:
+            if count == 0:
                 raise InputError(
                     f"{self.path}: the file ends inside tensor {self.name or '?'}; "
                     "it is truncated, fetch it again"
                 )
-            view, position = view[got:], position + got
+            view, position = view[count:], position + count
 
 
 @dataclass(frozen=True)
 class InMemory(LazyTensor):
-    """A tensor that is already there (norms, tables, tests)."""
+    """A tensor in memory."""
 
     tensor: torch.Tensor
+
+    @property
+    def parents(self) -> tuple[LazyTensor, ...]:
+        return ()
 
     @property
     def shape(self) -> tuple[int, ...]:  # type: ignore[override]
@@ -163,6 +178,10 @@ class Zeros(LazyTensor):
     shape: tuple[int, ...]
     dtype: torch.dtype
 
+    @property
+    def parents(self) -> tuple[LazyTensor, ...]:
+        return ()
+
     def read(self, rows: slice = ALL, cols: slice = ALL) -> torch.Tensor:
         slices = (rows, cols)[: len(self.shape)]
         shape = [len(range(*s.indices(n))) for s, n in zip(slices, self.shape, strict=True)]
@@ -171,9 +190,13 @@ class Zeros(LazyTensor):
 
 @dataclass(frozen=True)
 class Transposed(LazyTensor):
-    """[a, b] as [b, a]."""
+    """A matrix [a, b] as [b, a]."""
 
     source: LazyTensor
+
+    @property
+    def parents(self) -> tuple[LazyTensor, ...]:
+        return (self.source,)
 
     @property
     def shape(self) -> tuple[int, ...]:  # type: ignore[override]
@@ -207,6 +230,10 @@ class Cast(LazyTensor):
     dtype: torch.dtype
 
     @property
+    def parents(self) -> tuple[LazyTensor, ...]:
+        return (self.source,)
+
+    @property
     def shape(self) -> tuple[int, ...]:  # type: ignore[override]
         return self.source.shape
 
@@ -220,13 +247,17 @@ class Cast(LazyTensor):
 
 @dataclass(frozen=True)
 class RowBias(LazyTensor):
-    """weight + bias for every row, added in float32 and rounded once to `weight`'s type.
+    """weight [rows, columns] + bias [columns] in every row, added in float32.
 
     Jaxformer's embedding is a Linear on one-hot rows, so its table is w + b.
     """
 
     weight: LazyTensor
     bias: LazyTensor
+
+    @property
+    def parents(self) -> tuple[LazyTensor, ...]:
+        return (self.weight, self.bias)
 
     @property
     def shape(self) -> tuple[int, ...]:  # type: ignore[override]
@@ -256,6 +287,10 @@ class Rows(LazyTensor):
         self.dtype = source.dtype
 
     @property
+    def parents(self) -> tuple[LazyTensor, ...]:
+        return (self.source,)
+
+    @property
     def stored_dtype(self) -> torch.dtype:
         return self.source.stored_dtype
 
@@ -263,18 +298,19 @@ class Rows(LazyTensor):
         return self.source.rows(self.index[index])
 
     def read(self, rows: slice = ALL, cols: slice = ALL) -> torch.Tensor:
-        wanted = self.index[rows]
-        order = np.argsort(wanted, kind="stable")
-        runs = np.split(wanted[order], np.flatnonzero(np.diff(wanted[order]) != 1) + 1)
+        numbers = self.index[rows]
+        order = np.argsort(numbers, kind="stable")
+        ascending = numbers[order]
+        runs = np.split(ascending, np.flatnonzero(np.diff(ascending) != 1) + 1)
         pieces = [
             self.source.read(slice(int(run[0]), int(run[-1]) + 1), cols) for run in runs if len(run)
         ]
         if not pieces:
             return self.source.read(slice(0, 0), cols)
-        block = torch.cat(pieces) if len(pieces) > 1 else pieces[0]
+        sorted_rows = torch.cat(pieces) if len(pieces) > 1 else pieces[0]
         if np.array_equal(order, np.arange(len(order))):
-            return block
-        return block[torch.from_numpy(np.argsort(order))]
+            return sorted_rows
+        return sorted_rows[torch.from_numpy(np.argsort(order))]
 
 
 class Stacked(LazyTensor):
@@ -286,6 +322,10 @@ class Stacked(LazyTensor):
         self.sources = tuple(sources)
         self.shape = (sum(s.shape[0] for s in sources), *sources[0].shape[1:])
         self.dtype = sources[0].dtype
+
+    @property
+    def parents(self) -> tuple[LazyTensor, ...]:
+        return self.sources
 
     @property
     def stored_dtype(self) -> torch.dtype:
@@ -306,5 +346,5 @@ class Stacked(LazyTensor):
 
 
 def _bytes(numbers: torch.Tensor) -> memoryview:
-    """The memory of a contiguous tensor, to be filled."""
+    """The memory of a contiguous tensor, through which it can be filled."""
     return numbers.reshape(-1).view(torch.uint8).numpy().data

@@ -1,4 +1,4 @@
-"""What each layout calls its tensors: names are tables, and every tensor is used exactly once."""
+"""The names of tensors in each layout, and the decoder that is made of tensors with these names."""
 
 from __future__ import annotations
 
@@ -15,11 +15,14 @@ __all__ = ["CODEGEN", "GGUF", "ONNX", "PHI", "TensorNames"]
 
 @dataclass(frozen=True)
 class TensorNames:
-    """How a layout calls its tensors.
+    """The names of tensors in one layout; `{i}` stands for the number of the layer.
 
-    `model` and `layer` map a field of Decoder and Layer to a name (`{i}` is the layer);
-    `layer["qkv"]` stands for a packed matrix. `zero_biases` are tensors the layout has and CodeGen
-    has not: they must be all zero. `dropped` are buffers that old files carry.
+    Attributes:
+        model: A name for each tensor of Decoder, by its field.
+        layer: A name for each tensor of Layer, by its field, or "qkv" for a packed matrix.
+        half_split: Whether rows of q and k are in half-split rotary order.
+        zero_biases: Biases that the layout has and CodeGen has not: they must be zero.
+        dropped: Buffers of old files, which are ignored.
     """
 
     model: Mapping[str, str]
@@ -38,7 +41,7 @@ class TensorNames:
         tensors: Mapping[str, LazyTensor],
         where: str,
     ) -> Decoder:
-        """Bind a layout's tensors, each used exactly once or dropped by name.
+        """Make a decoder of a layout's tensors: each is used exactly once, or dropped by name.
 
         Raises InputError listing every tensor that is missing, unknown or of another shape.
         """
@@ -46,10 +49,10 @@ class TensorNames:
 
 
 NAMED = 5
-"""How many faults an error names."""
+"""Faults that an error names; of more it says only how many."""
 
 MISSING = 1000
-"""Tensors that may be missing and be named; beyond that the number of layers is a lie."""
+"""Tensors that may be missing one by one; where more are, the number of layers is wrong."""
 
 CODEGEN = TensorNames(
     model={
@@ -165,6 +168,8 @@ Matrices are stored [in, out] there, as MatMul wants them; the embedding as it i
 
 @dataclass
 class _TensorBinder:
+    """Takes tensors by name and collects every fault, so that one error lists them all."""
+
     names: TensorNames
     geometry: Geometry
     tensors: Mapping[str, LazyTensor]
@@ -192,7 +197,7 @@ class _TensorBinder:
             raise InputError(f"{self.where}: {first_few(self.faults, NAMED)}")
         return Decoder(
             geometry=g,
-            layers=tuple(self._block(parts) for parts in layers),
+            layers=tuple(self._layer(parts) for parts in layers),
             **cast(dict[str, LazyTensor], top),  # a gap would have been a fault
         )
 
@@ -240,13 +245,14 @@ class _TensorBinder:
             for name in sorted(set(self.tensors) - self.used - dropped)
         ]
 
-    def _block(self, found: Mapping[str, LazyTensor | None]) -> Layer:
-        g, parts = self.geometry, cast(dict[str, LazyTensor], dict(found))
+    def _layer(self, tensors: Mapping[str, LazyTensor | None]) -> Layer:
+        """A layer of tensors by field: a packed qkv is split, half-split rows are interleaved."""
+        g, parts = self.geometry, cast(dict[str, LazyTensor], dict(tensors))
         packed = parts.pop("qkv", None)
         if packed is not None:
             index = split_rows(g.n_embd, g.mp_num)
-            parts |= {name: packed.rows(r) for name, r in zip("qkv", index, strict=True)}
+            parts |= {name: packed.rows(rows) for name, rows in zip("qkv", index, strict=True)}
         if self.names.half_split:
-            back = interleaved_rows(g.n_head, g.head_dim, g.rotary_dim)
-            parts |= {name: parts[name].rows(back) for name in "qk"}
+            index_back = interleaved_rows(g.n_head, g.head_dim, g.rotary_dim)
+            parts |= {name: parts[name].rows(index_back) for name in "qk"}
         return Layer(**parts)

@@ -1,8 +1,8 @@
 """The tokenizer as data: GPT-2's byte-level BPE with CodeGen's runs of white space.
 
-However it is found, it comes down to four parts (vocabulary, merges, added tokens, end-of-text),
-which are checked once and from which everything else is made. So the files written are the same
-for the same tokenizer, whatever it was read from and whichever library version wrote that.
+Whatever files it is read from, a tokenizer comes down to four parts: vocabulary, merges, added
+tokens, end-of-text. They are checked once, and everything else is made from them. So the files
+written for a tokenizer are always the same, whichever library version wrote those it was read from.
 """
 
 from __future__ import annotations
@@ -24,7 +24,8 @@ __all__ = ["END_OF_TEXT", "WHITESPACE_RUNS", "AddedToken", "Tokenizer"]
 END_OF_TEXT = "<|endoftext|>"
 
 WHITESPACE_RUNS = tuple([" " * n for n in range(31, 1, -1)] + ["\t" * n for n in range(9, 1, -1)])
-"""In the order of their ids, which follow GPT-2's (salesforce/CodeGen, jaxformer/hf/sample.py)."""
+"""Runs of spaces and tabs that are tokens, in the order of their ids, which follow GPT-2's
+(salesforce/CodeGen, jaxformer/hf/sample.py)."""
 
 _ALPHABET = frozenset(tokenizers.pre_tokenizers.ByteLevel.alphabet())
 
@@ -86,7 +87,7 @@ class Tokenizer:
     ) -> Tokenizer:
         """Make a tokenizer of its parts as they are; added tokens may be in `vocabulary` too.
 
-        Raises InputError, its text beginning with `where`, where they do not fit together.
+        Raises InputError, which names `where` the parts are from, if they do not fit together.
         """
         base = dict(vocabulary)
         by_content = {token.content: token for token in added}
@@ -110,13 +111,14 @@ class Tokenizer:
         return tokenizer
 
     def with_whitespace_runs(self) -> Tokenizer:
-        """The same tokenizer with the runs it lacks after its last id."""
+        """The same tokenizer; white-space runs that it lacks get the ids after its last one."""
         present = {token.content for token in self.added}
         missing = [run for run in WHITESPACE_RUNS if run not in present]
         runs = tuple(AddedToken(self.size + n, run, False) for n, run in enumerate(missing))
         return Tokenizer(self.vocabulary, self.merges, self.added + runs, self.end_of_text)
 
     def _check(self, where: str) -> None:
+        """Raises InputError where ids have gaps, bytes have no token, or merges make no token."""
         ids = sorted([*self.vocabulary.values(), *(token.id for token in self.added)])
         wrong = next((n for n, index in enumerate(ids) if n != index), None)
         if wrong is not None:
@@ -144,12 +146,12 @@ class Tokenizer:
 
     @property
     def size(self) -> int:
-        """Number of ids it knows: the highest id + 1; padding rows of a model are not counted."""
+        """The number of ids: the highest one + 1. Padding rows of a model are not counted."""
         return len(self.vocabulary) + len(self.added)
 
     @property
     def whitespace_ids(self) -> tuple[int, ...]:
-        """Ids of the runs of spaces and of tabs."""
+        """The ids of the white-space runs."""
         runs = frozenset(WHITESPACE_RUNS)
         return tuple(token.id for token in self.added if token.content in runs)
 
@@ -159,7 +161,7 @@ class Tokenizer:
         return next(token.content for token in self.added if token.id == self.end_of_text)
 
     def encode(self, text: str) -> list[int]:
-        """Ids of a text, nothing added at either end; the end-of-text token's spelling is one id.
+        """The ids of a text. Nothing is added at its ends; the spelled end-of-text becomes its id.
 
         Raises InputError where the text cannot be UTF-8 (a lone surrogate).
         """
@@ -170,7 +172,7 @@ class Tokenizer:
         return self._backend.encode(text, add_special_tokens=False).ids
 
     def decode(self, ids: Sequence[int]) -> str:
-        """The text of ids, special tokens shown; ids it does not know are left out."""
+        """The text of ids, special tokens included; unknown ids are left out."""
         return self._backend.decode(list(ids), skip_special_tokens=False)
 
     @cached_property
@@ -179,7 +181,7 @@ class Tokenizer:
 
     @cached_property
     def _model_vocabulary(self) -> dict[str, int]:
-        """What vocab.json holds: as in GPT-2's, all ids up to the end-of-text token's at least.
+        """The contents of vocab.json: as in GPT-2's, at least the ids up to end-of-text.
 
         The tokenizers library numbers added tokens after the vocabulary, so one with a lower id
         than a base token has to be in it as well.

@@ -1,4 +1,4 @@
-"""Reading a tokenizer's files into parts, and refusing every kind but GPT-2's byte-level BPE."""
+"""Read a tokenizer's files into parts; every kind but GPT-2's byte-level BPE is refused."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from typing import Any
 from cgconvert.errors import InputError
 from cgconvert.io.strict_json import read_json, read_text
 
-__all__ = ["TOKENIZER_FILES", "Parts", "read_parts"]
+__all__ = ["TOKENIZER_FILES", "TokenizerParts", "read_parts"]
 
 TOKENIZER_FILES = (
     "tokenizer.json",
@@ -20,17 +20,21 @@ TOKENIZER_FILES = (
     "vocab.json",
     "merges.txt",
 )
-"""The names a tokenizer's files have beside a checkpoint, some or all of them there."""
+"""Names of a tokenizer's files beside a checkpoint, of which some or all are there."""
 
 _ROLES = ("eos_token", "bos_token", "unk_token", "pad_token")
 
 
 @dataclass
-class Parts:
-    """What the files say, not yet checked as a whole.
+class TokenizerParts:
+    """The contents of a tokenizer's files, not yet checked as a whole.
 
-    `added` maps an added token's text to its id, `special` are those of them that are special,
-    `end_of_text` is the text of the eos token where a configuration names one.
+    Attributes:
+        vocabulary: Ids by token.
+        merges: Pairs of tokens, by rank.
+        added: Ids of added tokens, by their text.
+        special: The added tokens that are special.
+        end_of_text: The text of the eos token, where a configuration names one.
     """
 
     vocabulary: dict[str, int]
@@ -40,7 +44,7 @@ class Parts:
     end_of_text: str | None = None
 
     def add(self, where: Path, content: object, index: object, entry: Mapping[str, Any]) -> None:
-        """Take in an added token; `entry` holds its flags. Raises InputError."""
+        """Add an added token with the flags in `entry`. Raises InputError."""
         if not isinstance(content, str) or not content or not _is_id(index):
             raise InputError(f"{where}: an added token is {content!r} with id {index!r}")
         for flag in ("lstrip", "rstrip", "single_word"):
@@ -56,14 +60,14 @@ class Parts:
             self.special.add(content)
 
 
-def read_parts(path: Path) -> Parts:
+def read_parts(path: Path) -> TokenizerParts:
     """Read a tokenizer from a folder or a tokenizer.json. Raises InputError."""
     whole = path if path.is_file() else path / "tokenizer.json"
     vocab, merges = path / "vocab.json", path / "merges.txt"
     if whole.is_file():
-        parts = _whole(whole)
+        parts = _read_tokenizer_json(whole)
     elif vocab.is_file() and merges.is_file():
-        parts = Parts(_vocabulary(vocab, read_json(vocab)), _merges_text(merges))
+        parts = TokenizerParts(_vocabulary(vocab, read_json(vocab)), _merges_text(merges))
     elif not path.exists():
         raise InputError(f"{path}: no such file or folder; give a tokenizer's folder")
     else:
@@ -75,7 +79,7 @@ def read_parts(path: Path) -> Parts:
     return parts
 
 
-def _whole(path: Path) -> Parts:
+def _read_tokenizer_json(path: Path) -> TokenizerParts:
     data = read_json(path)
     model = data.get("model")
     if not isinstance(model, dict):
@@ -84,7 +88,7 @@ def _whole(path: Path) -> Parts:
     merges = model.get("merges")
     if not isinstance(merges, list):
         raise InputError(f"{path}: merges is not a list")
-    parts = Parts(_vocabulary(path, model.get("vocab")), _merges(path, merges))
+    parts = TokenizerParts(_vocabulary(path, model.get("vocab")), _merges(path, merges))
     added = data.get("added_tokens") or []
     if not isinstance(added, list) or not all(isinstance(entry, dict) for entry in added):
         raise InputError(f"{path}: added_tokens is not a list of objects")
@@ -121,8 +125,8 @@ def _check_kind(path: Path, data: Mapping[str, Any], model: Mapping[str, Any]) -
         )
 
 
-def _configuration(folder: Path, parts: Parts) -> None:
-    """Add what tokenizer_config.json, special_tokens_map.json and added_tokens.json say."""
+def _configuration(folder: Path, parts: TokenizerParts) -> None:
+    """Add the tokens of added_tokens.json, tokenizer_config.json and special_tokens_map.json."""
     added = folder / "added_tokens.json"
     if added.is_file():
         for content, index in read_json(added).items():
@@ -145,7 +149,7 @@ def _configuration(folder: Path, parts: Parts) -> None:
         named = {role: _content(data.get(role)) for role in _ROLES}
         parts.end_of_text = parts.end_of_text or named["eos_token"]
         for token in filter(None, named.values()):
-            # One that is in no vocabulary has no id in the model: there is nothing to name.
+            # A token that is in no vocabulary has no id in the model.
             index = parts.added.get(token, parts.vocabulary.get(token))
             if index is not None:
                 parts.add(path, token, index, {"special": True})
@@ -174,7 +178,7 @@ def _merges(path: Path, entries: Iterable[object]) -> list[tuple[str, str]]:
 
 
 def _content(value: object) -> str | None:
-    """The text of a token that is given as itself or as an object."""
+    """The text of a token, which is a string or an object with a `content`."""
     text = value.get("content") if isinstance(value, dict) else value
     return text if isinstance(text, str) else None
 

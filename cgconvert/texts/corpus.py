@@ -1,8 +1,8 @@
 """Python's own standard library as a text corpus, in three parts that never mix.
 
-The part of a module follows from the hash of its group's name alone. So another Python version,
-or one without its `test` package, gives the same answer for a module, and what was trained on
-one machine is never evaluated on another.
+The part of a module follows from the hash of its group's name alone. So it is the same in another
+Python version, and in one without the `test` package: a text that the embedded model was trained on
+is an evaluation text on no machine.
 """
 
 from __future__ import annotations
@@ -15,12 +15,14 @@ import sysconfig
 import tokenize
 from pathlib import Path
 
+__all__ = ["PARTS", "digest", "files", "group_of", "part_of", "text"]
+
 PARTS = ("training", "calibration", "evaluation")
 
-# Not code that someone wrote: encodings is generated charmaps but for a few modules, pydoc_data
-# is the reference manual as one dict, data and tokenizedata feed parsers broken input.
+# Packages that are not written by hand: encodings is generated charmaps but for a few modules,
+# pydoc_data is the reference manual as one dict, data and tokenizedata are broken input of tests.
 _SKIPPED = frozenset({"encodings", "pydoc_data", "data", "tokenizedata"})
-# Written when Python is built: it differs between machines and holds their paths.
+# The start of a module's name that is written when Python is built: it holds a machine's paths.
 _BUILT = "_sysconfigdata"
 _HELPER = re.compile(r"_?(tester|tests)$")
 
@@ -71,6 +73,7 @@ def _read(path: Path) -> str | None:
 
 
 def _module(relative: str) -> str:
+    """The dotted name of the module at a path relative to the library."""
     return relative.removesuffix(".py").removesuffix("/__init__").replace("/", ".")
 
 
@@ -79,9 +82,9 @@ def _documents(part: str, root: Path | None) -> list[tuple[str, str]]:
     if part not in PARTS:
         raise ValueError(f"no such part: {part!r}; there are {', '.join(PARTS)}")
     top = _top(root)
-    found = []
+    documents = []
     for folder, folders, names in os.walk(top):
-        # site-packages, lib-dynload and config-3.x-… are no identifiers, so they drop out too.
+        # site-packages, lib-dynload and config-3.x-… are no identifiers, so they are left out too.
         folders[:] = [name for name in folders if name.isidentifier() and name not in _SKIPPED]
         for name in names:
             path = Path(folder, name)
@@ -92,11 +95,12 @@ def _documents(part: str, root: Path | None) -> list[tuple[str, str]]:
                 continue
             source = _read(path)
             if source is not None:
-                found.append((relative, source))
-    return sorted(found)
+                documents.append((relative, source))
+    return sorted(documents)
 
 
 def _top(root: Path | None) -> Path:
+    """The folder of the library: `root`, or the running Python's."""
     return Path(sysconfig.get_path("stdlib")) if root is None else root
 
 
@@ -111,9 +115,9 @@ def files(part: str, root: Path | None = None) -> list[Path]:
 def text(part: str, limit_bytes: int | None = None, root: Path | None = None) -> list[str]:
     """Return a part's documents, one a module, in the order of a hash of their names.
 
-    That order is fixed but unlike the alphabet's, so that a start of the list is a fair sample.
-    With `limit_bytes` the documents have at most that many bytes of UTF-8 together; the last one
-    is cut after a full line. Raises ValueError where `part` is none of PARTS.
+    That order is fixed and mixes modules, so that the start of the list is a fair sample. With
+    `limit_bytes` the documents have at most that many bytes of UTF-8 together; the last one is cut
+    after a full line. Raises ValueError where `part` is none of PARTS.
     """
     documents = _documents(part, root)
     documents.sort(key=lambda document: hashlib.sha256(_module(document[0]).encode()).digest())

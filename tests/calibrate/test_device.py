@@ -12,7 +12,8 @@ import pytest
 import torch
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
-from cgconvert.calibrate import calibrated_plan, plans, sensitivity
+from cgconvert.calibrate import calibrated_plan, sensitivity
+from cgconvert.calibrate import gguf as calibrate
 from cgconvert.calibrate.calibrated_plan import CalibratedPlan
 from cgconvert.calibrate.imatrix import collect
 from cgconvert.calibrate.preset import PRESETS, CalibrationPreset
@@ -49,7 +50,7 @@ def source(tmp_path_factory: pytest.TempPathFactory) -> Checkpoint:
 def quick(monkeypatch: pytest.MonkeyPatch) -> None:
     preset = CalibrationPreset("default", train=16, validation=4, sweeps=1, length=64)
     monkeypatch.setitem(PRESETS, "default", preset)
-    monkeypatch.setattr(calibrated_plan, "GPU_PROBE", 64)
+    monkeypatch.setattr(calibrated_plan, "GPU_PROBE_COLUMNS", 64)
     grad = torch.autograd.grad
 
     def on_this_thread(*arguments: Any) -> Any:
@@ -174,7 +175,7 @@ def test_gpu_kernels_are_deterministic_and_too_little_memory_is_reported(
         seen.append(torch.are_deterministic_algorithms_enabled())
         raise torch.OutOfMemoryError
 
-    monkeypatch.setattr(plans, "calibrate_gguf", full)
+    monkeypatch.setattr(calibrate, "calibrate_gguf", full)
     monkeypatch.setattr(calibrated_plan, "_timed", full)
     with pytest.raises(UsageError, match='not enough memory on the GPU; use `device="cpu"`'):
         plan.describe() if step == "describe" else plan.resolve(tmp_path / "steps", Silent())

@@ -11,11 +11,10 @@ import numpy as np
 import pytest
 import torch
 
-from cgconvert.calibrate import plans
+from cgconvert.calibrate import gguf as calibrate
 from cgconvert.calibrate.calibration_set import CalibrationSet
-from cgconvert.calibrate.gguf import Budget, calibrate_gguf
+from cgconvert.calibrate.gguf import Budget, CalibratedGGUF, calibrate_gguf
 from cgconvert.calibrate.layerwise import LayerwiseCalibration
-from cgconvert.calibrate.plans import CalibratedGGUF
 from cgconvert.calibrate.preset import PRESETS
 from cgconvert.calibrate.quantizer import Quantizer
 from cgconvert.calibrate.result import CalibrationResult
@@ -71,7 +70,7 @@ def calibrated(source: Checkpoint, budget: Budget, text: Text, folder: Path) -> 
         return results[0]
 
     with pytest.MonkeyPatch.context() as patched:
-        patched.setattr(plans, "calibrate_gguf", keep)
+        patched.setattr(calibrate, "calibrate_gguf", keep)
         plan.resolve(folder / "steps", Silent())
     return results[0]
 

@@ -1,4 +1,4 @@
-"""Importance: what is collected, and what a file quantized with it is."""
+"""Importance matrices: how they are collected, and files that are quantized with them."""
 
 from __future__ import annotations
 
@@ -31,11 +31,11 @@ SOURCE = random_checkpoint(64)
 
 
 def skewed() -> Imatrix:
-    """Inputs of which some are a thousand times others, as a trained model's are not."""
+    """An imatrix with far larger differences between columns than a trained model's."""
     generator = torch.Generator().manual_seed(5)
     inputs = {
-        name: Inputs(torch.randn(len(found.squares), generator=generator).mul(3).exp(), 7)
-        for name, found in collected().inputs.items()
+        name: Inputs(torch.randn(len(entry.squares), generator=generator).mul(3).exp(), 7)
+        for name, entry in collected().inputs.items()
     }
     return replace(collected(), inputs=inputs, file="skewed.gguf", sha256="5" * 64)
 
@@ -45,7 +45,7 @@ Written = Callable[[str, bool], Path]
 
 @pytest.fixture(scope="module")
 def written(tmp_path_factory: pytest.TempPathFactory) -> Written:
-    """The file of a type, with skewed() or without, made once."""
+    """A function that returns a file of a type, with skewed() or without; each is made once."""
     folder = tmp_path_factory.mktemp("written")
 
     def write(type: str, weighted: bool) -> Path:  # noqa: A002
@@ -62,7 +62,7 @@ def blocks(path: Path) -> dict[str, np.ndarray]:
     return {t.name: np.array(t.data) for t in gguf.GGUFReader(path).tensors}
 
 
-def test_it_is_what_the_matrices_meet_in_transformers() -> None:
+def test_collected_squares_are_those_of_transformers() -> None:
     from transformers import CodeGenConfig, CodeGenForCausalLM
 
     geometry = GEOMETRIES[64]
@@ -71,12 +71,12 @@ def test_it_is_what_the_matrices_meet_in_transformers() -> None:
     ).eval()
     state = synthetic.RandomState(geometry, seed=64, sharpness=4)
     model.load_state_dict({name: tensor.float() for name, tensor in state.items()})
-    wanted: dict[str, torch.Tensor] = {}
+    expected: dict[str, torch.Tensor] = {}
 
     def watch(names: list[str], module: torch.nn.Module) -> None:
-        def hook(_: torch.nn.Module, given: tuple[torch.Tensor, ...]) -> None:
-            squares = given[0].double().square().flatten(0, 1).sum(0)
-            wanted.update({name: wanted.get(name, 0) + squares for name in names})
+        def hook(_: torch.nn.Module, arguments: tuple[torch.Tensor, ...]) -> None:
+            squares = arguments[0].double().square().flatten(0, 1).sum(0)
+            expected.update({name: expected.get(name, 0) + squares for name in names})
 
         module.register_forward_pre_hook(hook)
 
@@ -88,55 +88,57 @@ def test_it_is_what_the_matrices_meet_in_transformers() -> None:
     watch([GGUF.model["head"]], model.lm_head)
     with torch.inference_mode():
         model(windows())
-    found = collected().inputs
-    assert found.keys() == wanted.keys()
-    for name, squares in wanted.items():
-        torch.testing.assert_close(found[name].squares.double(), squares, rtol=1e-4, atol=1e-6)
-        assert found[name].count == windows().numel()
+    inputs = collected().inputs
+    assert inputs.keys() == expected.keys()
+    for name, squares in expected.items():
+        torch.testing.assert_close(inputs[name].squares.double(), squares, rtol=1e-4, atol=1e-6)
+        assert inputs[name].count == windows().numel()
 
 
-def test_it_is_what_llama_imatrix_takes_out_of_llama_cpp(tmp_path: Path) -> None:
-    wanted = llama_collect(converted(tmp_path, "F32"), windows().tolist())
-    found = collected().inputs
-    assert found.keys() == wanted.keys()
-    for name, squares in wanted.items():
-        np.testing.assert_allclose(found[name].squares, squares, rtol=1e-3, atol=1e-5)
+def test_collected_squares_are_those_of_llama_imatrix(tmp_path: Path) -> None:
+    expected = llama_collect(converted(tmp_path, "F32"), windows().tolist())
+    inputs = collected().inputs
+    assert inputs.keys() == expected.keys()
+    for name, squares in expected.items():
+        np.testing.assert_allclose(inputs[name].squares, squares, rtol=1e-3, atol=1e-5)
 
 
-def test_importance_is_relative_and_never_nothing() -> None:
+def test_importance_has_mean_one_and_is_never_zero() -> None:
     squares = torch.tensor([0.0, 3.0, 9.0])
     imatrix = replace(collected(), inputs={"a": Inputs(squares, 5), "b": Inputs(squares * 0, 5)})
-    found = imatrix.importance("a")
-    assert found is not None
-    assert float(found.mean()) == pytest.approx(1)
-    assert found[0] == pytest.approx(DAMPING / (1 + DAMPING))
-    assert float((found[2] - found[0]) / (found[1] - found[0])) == pytest.approx(3)
+    importance = imatrix.importance("a")
+    assert importance is not None
+    assert float(importance.mean()) == pytest.approx(1)
+    assert importance[0] == pytest.approx(DAMPING / (1 + DAMPING))
+    assert float(
+        (importance[2] - importance[0]) / (importance[1] - importance[0])
+    ) == pytest.approx(3)
     assert imatrix.importance("b") is None
     assert imatrix.importance("c") is None
 
 
-def test_each_matrix_loses_less_where_its_inputs_are_large(written: Written) -> None:
+def test_weighted_error_is_lower_with_an_imatrix(written: Written) -> None:
     plain, ours = (blocks(written("Q4_K_M", weighted)) for weighted in (False, True))
     types = {t.name: t.tensor_type.name for t in gguf.GGUFReader(written("Q4_K_M", True)).tensors}
     decoder = SOURCE.decoder.half_split()
-    for i, block in enumerate(decoder.layers):
+    for i, layer in enumerate(decoder.layers):
         for part in ("q", "k", "v", "o", "fc_in", "fc_out"):
             name = GGUF.layer[part].format(i=i)
-            codec, rows = ENCODINGS[types[name]], getattr(block, part).read().float()
+            codec, rows = ENCODINGS[types[name]], getattr(layer, part).read().float()
             assert isinstance(codec, SearchedCodec)
             importance = skewed().importance(name)
             assert importance is not None
 
             decoded = [codec.decode(torch.from_numpy(f[name]), rows.shape) for f in (ours, plain)]
             lost = [float(((d - rows).square() * importance).sum()) for d in decoded]
-            # Also of q and k, whose rows lie in another order than the source's.
+            # q and k too, although their rows lie in another order than the source's.
             assert lost[0] < 0.9 * lost[1], name
             assert np.array_equal(ours[name], codec.encode(rows, importance)[0].numpy()), name
     assert np.array_equal(plain["token_embd.weight"], ours["token_embd.weight"])
 
 
 @pytest.mark.parametrize("type", ["Q8_0", "F16"])
-def test_types_that_do_not_search_are_the_same(written: Written, type: str) -> None:  # noqa: A002
+def test_types_without_a_search_ignore_the_imatrix(written: Written, type: str) -> None:  # noqa: A002
     plain, ours = (blocks(written(type, weighted)) for weighted in (False, True))
     assert all(np.array_equal(plain[name], ours[name]) for name in plain)
 
@@ -150,26 +152,26 @@ def test_chunks_of_rows_give_the_same_bytes(
     assert path.read_bytes() == whole.read_bytes()
 
 
-def test_an_interrupted_run_does_not_go_on_with_another(tmp_path: Path) -> None:
+def test_another_imatrix_does_not_resume_a_run(tmp_path: Path) -> None:
     def key(importance: Imatrix | None) -> str:
         return key_of(plan(SOURCE, tmp_path / "x", type="Q4_K", importance=importance))
 
-    other = replace(skewed(), sha256="6" * 64)
-    assert len({key(None), key(skewed()), key(other)}) == 3
+    other_imatrix = replace(skewed(), sha256="6" * 64)
+    assert len({key(None), key(skewed()), key(other_imatrix)}) == 3
     assert key(skewed()) == key(skewed())
 
 
-def test_the_manifest_and_the_file_say_which(written: Written) -> None:
+def test_manifest_and_file_name_the_imatrix(written: Written) -> None:
     path = written("Q4_K_M", True)
     manifest = find_manifest(path)
     assert manifest is not None
-    told = {"file": "skewed.gguf", "sha256": "5" * 64}
-    assert manifest.options == {"type": "Q4_K_M", "imatrix": told}
+    recorded = {"file": "skewed.gguf", "sha256": "5" * 64}
+    assert manifest.options == {"type": "Q4_K_M", "imatrix": recorded}
     fields = gguf.GGUFReader(path).fields
-    said = {
+    metadata = {
         name: field.contents() for name, field in fields.items() if name.startswith("quantize.")
     }
-    assert said == {
+    assert metadata == {
         "quantize.imatrix.file": "skewed.gguf",
         "quantize.imatrix.dataset": "noise",
         "quantize.imatrix.entries_count": 13,
@@ -178,7 +180,7 @@ def test_the_manifest_and_the_file_say_which(written: Written) -> None:
 
 
 @pytest.mark.parametrize("type", ["Q3_K", "Q4_0", "Q4_K_M"])
-def test_verify_passes_it_and_catches_mistakes(tmp_path: Path, type: str) -> None:  # noqa: A002
+def test_verification_passes_and_catches_mistakes(tmp_path: Path, type: str) -> None:  # noqa: A002
     def failed(decoder: Decoder) -> set[str]:
         path, wrong = tmp_path / "model.gguf", replace(SOURCE, decoder=decoder)
         execute(plan(wrong, path, type=type, importance=skewed()), force=True)
@@ -189,5 +191,5 @@ def test_verify_passes_it_and_catches_mistakes(tmp_path: Path, type: str) -> Non
     first, *rest = SOURCE.decoder.layers
     louder = InMemory(first.fc_in.read().float() * 1.3)
     swapped = Rows(first.v, np.arange(first.v.shape[0]))
-    for block in (replace(first, fc_in=louder), replace(first, k=swapped)):
-        assert failed(replace(SOURCE.decoder, layers=(block, *rest))) == {"weights.error"}
+    for layer in (replace(first, fc_in=louder), replace(first, k=swapped)):
+        assert failed(replace(SOURCE.decoder, layers=(layer, *rest))) == {"weights.error"}

@@ -1,7 +1,7 @@
 """The same input gives the same bytes, on several threads too.
 
-Functions that MKL computes have to be called on one thread first (warm_up_mkl). What goes
-wrong else does so in one of some hundred processes, so here the calls are looked at as well.
+Functions that MKL computes have to be called on one thread first (warm_up_mkl). Without that only
+one of about a hundred processes differs, so the calls themselves are watched here too.
 """
 
 from __future__ import annotations
@@ -26,8 +26,8 @@ VECTOR_FUNCTIONS = (
 """Those that torch has MKL compute: aten/src/ATen/cpu/vml.h."""
 
 ONE_THREAD = 2048
-"""Elements that torch does not share out among threads: vml's grain in UnaryOpsKernel.cpp. A first
-call of wider models may have more than one here, so it has to be the one of warm_up_mkl."""
+"""Elements that torch leaves to one thread: vml's grain in UnaryOpsKernel.cpp. A first call with
+more of them would run on several threads, so warm_up_mkl has to come before it."""
 
 WATCHED = """
 import json, sys
@@ -71,15 +71,15 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.mark.parametrize("options", ["-o {}/four.gguf", "--format onnx -o {}/four"])
-def test_two_runs_on_two_threads(folder: Path, options: str) -> None:
-    """Of all files, the manifest among them."""
-    quantize, found = "-m cgconvert quantize hf --bits 4 --calibration text.py", []
+def test_two_runs_on_two_threads_give_the_same_bytes(folder: Path, options: str) -> None:
+    """The bytes of all files, the manifest's too."""
+    quantize, runs = "-m cgconvert quantize hf --bits 4 --calibration text.py", []
     for where in (folder / "first", folder / "second"):
         run(folder, *f"{quantize} {options.format(where)}".split(), OMP_NUM_THREADS="2")
         files = [path for path in where.rglob("*") if path.is_file()]
-        found.append({path.relative_to(where): path.read_bytes() for path in files})
-    assert len(found[0]) > 1
-    assert found[0] == found[1]
+        runs.append({path.relative_to(where): path.read_bytes() for path in files})
+    assert len(runs[0]) > 1
+    assert runs[0] == runs[1]
 
 
 @pytest.mark.parametrize(
@@ -90,7 +90,7 @@ def test_two_runs_on_two_threads(folder: Path, options: str) -> None:
         ("verify plain.gguf --reference hf --text text.py --text-tokens 512", "sqrt"),
     ],
 )
-def test_first_calls_are_small(folder: Path, command: str, function: str) -> None:
+def test_first_calls_of_mkl_functions_are_small(folder: Path, command: str, function: str) -> None:
     run(folder, "-c", WATCHED, "calls.json", *command.split())
     first, most = json.loads((folder / "calls.json").read_text())
     shared_out = {

@@ -64,17 +64,17 @@ def test_split_is_what_transformers_computes() -> None:
 def test_decoder_gives_back_the_packed_matrix() -> None:
     state = synthetic.RandomState(G)
     decoder = CODEGEN.decoder(G, tensors(state), "test")
-    for i, block in enumerate(decoder.layers):
-        wanted = state[f"transformer.h.{i}.attn.qkv_proj.weight"]
-        assert torch.equal(block.packed(4).read(), wanted)
+    for i, layer in enumerate(decoder.layers):
+        packed_matrix = state[f"transformer.h.{i}.attn.qkv_proj.weight"]
+        assert torch.equal(layer.packed(4).read(), packed_matrix)
 
 
-def test_groups_are_only_an_order_of_rows() -> None:
+def test_grouping_changes_only_the_order_of_rows() -> None:
     state = synthetic.RandomState(G)
     eight, g8 = synthetic.regroup(state, replace(G, n_head=8, rotary_dim=4), 8)
-    one = CODEGEN.decoder(replace(G, n_head=8), tensors(state), "test")
-    other = CODEGEN.decoder(g8, tensors(eight), "test")
-    for a, b in zip(one.layers, other.layers, strict=True):
+    original = CODEGEN.decoder(replace(G, n_head=8), tensors(state), "test")
+    regrouped = CODEGEN.decoder(g8, tensors(eight), "test")
+    for a, b in zip(original.layers, regrouped.layers, strict=True):
         assert torch.equal(a.qkv.read(), b.qkv.read())
         assert torch.equal(b.packed(4).read(), a.packed(4).read())
 
@@ -82,17 +82,17 @@ def test_groups_are_only_an_order_of_rows() -> None:
 def phi_tensors(state: synthetic.State) -> dict[str, LazyTensor]:
     decoder = CODEGEN.decoder(G, tensors(state), "test").half_split()
     named: dict[str, LazyTensor] = {n: getattr(decoder, p) for p, n in PHI.model.items()}
-    for i, block in enumerate(decoder.layers):
-        named |= {n.format(i=i): getattr(block, p) for p, n in PHI.layer.items()}
+    for i, layer in enumerate(decoder.layers):
+        named |= {n.format(i=i): getattr(layer, p) for p, n in PHI.layer.items()}
         named |= {n.format(i=i): InMemory(torch.zeros(32)) for n in PHI.zero_biases}
     return named
 
 
-def test_phi_names_lead_back() -> None:
+def test_phi_tensors_give_the_same_decoder() -> None:
     state = synthetic.RandomState(G)
-    one = CODEGEN.decoder(G, tensors(state), "test")
-    other = PHI.decoder(replace(G, mp_num=0), phi_tensors(state), "test")
-    for a, b in zip(one.layers, other.layers, strict=True):
+    original = CODEGEN.decoder(G, tensors(state), "test")
+    from_phi = PHI.decoder(replace(G, mp_num=0), phi_tensors(state), "test")
+    for a, b in zip(original.layers, from_phi.layers, strict=True):
         assert torch.equal(a.packed(4).read(), b.packed(4).read())
 
 
@@ -137,7 +137,7 @@ def test_old_buffers_are_dropped_by_name() -> None:
         ({"n_layer": 0}, "n_layer is 0"),
     ],
 )
-def test_geometry_that_makes_no_sense(change: dict[str, int], message: str) -> None:
+def test_impossible_geometry_is_refused(change: dict[str, int], message: str) -> None:
     with pytest.raises(InputError, match=message):
         replace(G, **change)
 

@@ -38,17 +38,17 @@ BLOCKS = [(ALL, ALL), (slice(2, 5), ALL), (slice(0, 7), slice(1, 4)), (slice(6, 
 def check(lazy: LazyTensor, whole: torch.Tensor) -> None:
     assert tuple(lazy.shape) == tuple(whole.shape)
     for rows, cols in BLOCKS:
-        block = lazy.read(rows, cols)
-        assert block.is_contiguous()
-        assert block.dtype == lazy.dtype
-        torch.testing.assert_close(block, whole[rows, cols], rtol=0, atol=0)
+        part = lazy.read(rows, cols)
+        assert part.is_contiguous()
+        assert part.dtype == lazy.dtype
+        torch.testing.assert_close(part, whole[rows, cols], rtol=0, atol=0)
 
 
-def test_stored(stored: Stored) -> None:
+def test_stored_tensor(stored: Stored) -> None:
     check(stored, WHOLE)
 
 
-def test_transposed(stored: Stored) -> None:
+def test_transposed_tensor(stored: Stored) -> None:
     check(stored.T, WHOLE.T)
     assert stored.T.T is stored
 
@@ -59,16 +59,16 @@ def test_rows_in_any_order(stored: Stored) -> None:
     check(stored.rows(index).T, WHOLE[index].T)
 
 
-def test_rows_of_rows_are_rows_of_the_file(stored: Stored) -> None:
-    one, two = np.array([6, 0, 1, 2, 5, 3, 4]), np.array([1, 2, 0, 6, 5, 4, 3])
-    twice = stored.rows(one).rows(two)
-    assert isinstance(twice, Rows)
-    assert twice.source is stored
-    check(twice, WHOLE[one][two])
-    assert stored.rows(one).rows(np.argsort(one)) is stored
+def test_rows_of_rows_are_rows_of_the_stored_tensor(stored: Stored) -> None:
+    first, second = np.array([6, 0, 1, 2, 5, 3, 4]), np.array([1, 2, 0, 6, 5, 4, 3])
+    reordered = stored.rows(first).rows(second)
+    assert isinstance(reordered, Rows)
+    assert reordered.source is stored
+    check(reordered, WHOLE[first][second])
+    assert stored.rows(first).rows(np.argsort(first)) is stored
 
 
-def test_stacked(stored: Stored) -> None:
+def test_stacked_tensors(stored: Stored) -> None:
     stacked = Stacked([InMemory(WHOLE[:3]), InMemory(WHOLE[3:4]), InMemory(WHOLE[4:])])
     check(stacked, WHOLE)
     with pytest.raises(ValueError, match="differ"):
@@ -89,12 +89,12 @@ def test_row_bias_is_added_in_float32() -> None:
     assert not torch.equal(lazy.read().half(), weight)
 
 
-def test_zeros() -> None:
+def test_zeros_of_one_and_two_dimensions() -> None:
     check(Zeros((7, 5), torch.float16), torch.zeros(7, 5, dtype=torch.float16))
     assert Zeros((5,), torch.float32).read(slice(1, 3)).shape == (2,)
 
 
-def test_vectors(tmp_path: Path) -> None:
+def test_vectors_are_read_by_rows(tmp_path: Path) -> None:
     path = tmp_path / "vector"
     path.write_bytes(WHOLE[0].numpy().tobytes())
     vector = Stored(path, 0, (5,), torch.float32)

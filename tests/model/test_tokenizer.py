@@ -113,7 +113,7 @@ def test_transformers_reads_the_files(tokenizer: Tokenizer, tmp_path: Path) -> N
     assert batch[0][: len(batch[1]) - len(theirs("a b").input_ids)][0] == tokenizer.end_of_text
 
 
-def test_every_set_of_files_is_the_same_tokenizer(tokenizer: Tokenizer, tmp_path: Path) -> None:
+def test_every_set_of_files_gives_the_same_tokenizer(tokenizer: Tokenizer, tmp_path: Path) -> None:
     files = tokenizer.files(2048)
     whole = write(tmp_path / "whole", {"tokenizer.json": files["tokenizer.json"]})
     names = ("vocab.json", "merges.txt", "added_tokens.json")
@@ -122,20 +122,20 @@ def test_every_set_of_files_is_the_same_tokenizer(tokenizer: Tokenizer, tmp_path
     resaved = tmp_path / "resaved"
     AutoTokenizer.from_pretrained(write(tmp_path / "all", files)).save_pretrained(resaved)
     parts = Tokenizer.from_parts(tokenizer.vocabulary, tokenizer.merges, tokenizer.added)
-    found = [Tokenizer.load(f) for f in (whole, whole / "tokenizer.json", split, plain, resaved)]
-    for other in (*found, parts):
-        assert other == tokenizer
-        assert other.files(2048) == files
+    loaded = [Tokenizer.load(f) for f in (whole, whole / "tokenizer.json", split, plain, resaved)]
+    for variant in (*loaded, parts):
+        assert variant == tokenizer
+        assert variant.files(2048) == files
 
 
 def test_runs_that_are_there_keep_their_ids(tokenizer: Tokenizer, tmp_path: Path) -> None:
     start = tokenizer.size - 38
     moved = [AddedToken(start + n, run, False) for n, run in enumerate(reversed(WHITESPACE_RUNS))]
-    other = Tokenizer.from_parts(
+    variant = Tokenizer.from_parts(
         tokenizer.vocabulary, tokenizer.merges, [tokenizer.added[0], *moved]
     )
-    loaded = Tokenizer.load(write(tmp_path, other.files(64)))
-    assert loaded == other
+    loaded = Tokenizer.load(write(tmp_path, variant.files(64)))
+    assert loaded == variant
     assert loaded.encode("  ") == [start + 8]
 
 
@@ -144,13 +144,13 @@ def test_end_of_text_between_the_runs_and_the_vocabulary_last(tokenizer: Tokeniz
     vocabulary = {token: n for n, token in enumerate(tokenizer.vocabulary)}
     size = len(vocabulary)
     added = [AddedToken(size, "    ", False), AddedToken(size + 1, END_OF_TEXT, True)]
-    other = Tokenizer.from_parts(vocabulary, tokenizer.merges, added)
-    assert other.encode(f"    {END_OF_TEXT}") == [size, size + 1]
-    assert json.loads(other.files(64)["added_tokens.json"]) == {}
-    assert other.with_whitespace_runs().size == other.size + 37
+    variant = Tokenizer.from_parts(vocabulary, tokenizer.merges, added)
+    assert variant.encode(f"    {END_OF_TEXT}") == [size, size + 1]
+    assert json.loads(variant.files(64)["added_tokens.json"]) == {}
+    assert variant.with_whitespace_runs().size == variant.size + 37
 
 
-def test_end_of_text_of_another_name(trained: Path, tmp_path: Path) -> None:
+def test_end_of_text_may_have_another_name(trained: Path, tmp_path: Path) -> None:
     data = json.loads((trained / "tokenizer.json").read_text())
     text = json.dumps(data, ensure_ascii=False).replace(END_OF_TEXT, "</s>")
     folder = write(tmp_path, {"tokenizer.json": text.encode()})
@@ -180,7 +180,7 @@ def set_key(*path: str | int) -> Callable[[Any, Any], None]:
 
 
 @pytest.mark.parametrize(
-    ("path", "value", "said"),
+    ("path", "value", "message"),
     [
         (["normalizer"], {"type": "NFC"}, "a normalizer"),
         (["pre_tokenizer"], {"type": "Whitespace"}, "pre-tokenizer 'Whitespace'"),
@@ -212,21 +212,21 @@ def set_key(*path: str | int) -> Callable[[Any, Any], None]:
         (["added_tokens", 0, "lstrip"], True, "lstrip"),
     ],
 )
-def test_what_is_not_gpt2s_is_refused(
-    trained: Path, tmp_path: Path, path: list[str | int], value: Any, said: str
+def test_tokenizers_of_another_kind_are_refused(
+    trained: Path, tmp_path: Path, path: list[str | int], value: Any, message: str
 ) -> None:
     data = json.loads((trained / "tokenizer.json").read_text())
     set_key(*path)(data, value)
     write(tmp_path, {"tokenizer.json": json.dumps(data).encode()})
     with pytest.raises(InputError) as caught:
         Tokenizer.load(tmp_path)
-    assert said in str(caught.value)
+    assert message in str(caught.value)
     assert str(tmp_path) in str(caught.value)
     assert "\n" not in str(caught.value)
 
 
 @pytest.mark.parametrize(
-    ("name", "content", "said"),
+    ("name", "content", "message"),
     [
         ("tokenizer.json", b"{", "not valid JSON"),
         ("tokenizer.json", b"[" * 100_000, "not valid JSON"),
@@ -241,11 +241,11 @@ def test_what_is_not_gpt2s_is_refused(
     ],
 )
 def test_broken_files_are_refused(
-    trained: Path, tmp_path: Path, name: str, content: bytes, said: str
+    trained: Path, tmp_path: Path, name: str, content: bytes, message: str
 ) -> None:
     write(tmp_path, {"tokenizer.json": (trained / "tokenizer.json").read_bytes()})
     write(tmp_path, {name: content})
-    with pytest.raises(InputError, match=said):
+    with pytest.raises(InputError, match=message):
         Tokenizer.load(tmp_path)
 
 
@@ -290,7 +290,7 @@ def test_the_real_vocabulary() -> None:
     # llama.cpp's own cases for GPT-2's vocabulary.
     name = "ggml-vocab-gpt-2.gguf"
     cases = (DATA / f"{name}.inp").read_bytes().decode().split("\n__ggml_vocab_test__\n")
-    wanted = (DATA / f"{name}.out").read_text().split("\n")
-    for case, line in zip(cases, wanted, strict=True):
+    expected_lines = (DATA / f"{name}.out").read_text().split("\n")
+    for case, line in zip(cases, expected_lines, strict=True):
         assert gpt2.encode(case) == [int(word) for word in line.split()]
         assert real.decode(real.encode(case)) == case

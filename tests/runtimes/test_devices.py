@@ -73,7 +73,7 @@ def test_the_reference_refuses_absent_cuda(
     source: Checkpoint, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     no_gpu(monkeypatch)
-    with pytest.raises(UsageError, match="no CUDA device; use --device cpu"):
+    with pytest.raises(UsageError, match='no CUDA device; use `device="cpu"`'):
         Reference(source.decoder, device="cuda")
     assert Reference(source.decoder, device="auto").device.type == "cpu"
     assert torch_device("auto").type == torch_device("cpu").type == "cpu"

@@ -1,4 +1,4 @@
-"""The corpus splitter: parts that never mix, on any Python."""
+"""The parts of the library: they never mix, on any Python."""
 
 from __future__ import annotations
 
@@ -49,7 +49,7 @@ def names(root: Path) -> dict[str, list[str]]:
         ("_", "_"),
     ],
 )
-def test_a_test_goes_with_its_module(module: str, group: str) -> None:
+def test_a_test_is_in_the_group_of_its_module(module: str, group: str) -> None:
     assert corpus.group_of(module) == group
     assert corpus.part_of(module) == corpus.part_of(group)
 
@@ -74,7 +74,7 @@ def test_known_assignments_stay(module: str, part: str) -> None:
 
 
 @pytest.mark.parametrize("name", ["", ".", "json.", "json..decoder"])
-def test_no_module_name(name: str) -> None:
+def test_names_of_no_module_are_refused(name: str) -> None:
     with pytest.raises(ValueError, match="not a module name"):
         corpus.part_of(name)
 
@@ -98,7 +98,7 @@ def test_the_running_library_is_split_without_overlap() -> None:
     assert 0.05 < len(groups["calibration"]) / total < 0.17
 
 
-def test_the_part_needs_no_test_package(tmp_path: Path) -> None:
+def test_parts_do_not_depend_on_the_test_package(tmp_path: Path) -> None:
     modules = ["json/__init__.py", "json/decoder.py", "shlex.py", "argparse.py"]
     for name in modules:
         write(tmp_path, name, f"# {name}\n")
@@ -118,7 +118,7 @@ def test_the_part_needs_no_test_package(tmp_path: Path) -> None:
     }
 
 
-def test_what_is_no_code_of_the_library_is_left_out(tmp_path: Path) -> None:
+def test_files_that_are_not_library_code_are_left_out(tmp_path: Path) -> None:
     write(tmp_path, "kept.py", "x = 1\n")
     for name in (
         "site-packages/torch/__init__.py",
@@ -135,7 +135,7 @@ def test_what_is_no_code_of_the_library_is_left_out(tmp_path: Path) -> None:
     write(tmp_path, "latin.py", "# -*- coding: latin-1 -*-\nx = 'é'\n".encode("latin-1"))
     write(tmp_path, "undeclared.py", b"x = '\xe9'\n")
     write(tmp_path, "unknown.py", b"# coding: no-such-codec\n")
-    assert [name for found in names(tmp_path).values() for name in found] == ["kept.py"]
+    assert [name for paths in names(tmp_path).values() for name in paths] == ["kept.py"]
 
 
 def test_text_has_plain_line_ends_and_no_mark(tmp_path: Path) -> None:
@@ -176,6 +176,6 @@ def test_digest_follows_content_names_and_nothing_else(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("function", [corpus.files, corpus.text, corpus.digest])
-def test_no_such_part(function) -> None:
+def test_an_unknown_part_is_refused(function) -> None:
     with pytest.raises(ValueError, match="no such part: 'test'"):
         function("test")

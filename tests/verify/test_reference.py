@@ -73,6 +73,10 @@ class Counted(LazyTensor):
         self.source, self.sizes = source, sizes
         self.shape, self.dtype = source.shape, source.dtype
 
+    @property
+    def parents(self) -> tuple[LazyTensor, ...]:
+        return (self.source,)
+
     def read(self, rows: slice = slice(None), cols: slice = slice(None)) -> torch.Tensor:
         values = self.source.read(rows, cols)
         self.sizes.append(values.numel())

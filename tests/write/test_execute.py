@@ -144,6 +144,7 @@ class Full(LazyTensor):
 
     shape = (4, 4)
     dtype = torch.float32
+    parents = ()
 
     def read(self, rows: slice = slice(None), cols: slice = slice(None)) -> torch.Tensor:
         raise OSError(errno.ENOSPC, "No space left on device")

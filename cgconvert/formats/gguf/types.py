@@ -11,6 +11,7 @@ from dataclasses import dataclass, field
 
 from gguf import LlamaFileType
 
+from cgconvert.codecs.coded import Coded
 from cgconvert.codecs.encoding import Encoding
 from cgconvert.codecs.ggml.q3_k import Q3_K
 from cgconvert.codecs.ggml.q4_0 import Q4_0
@@ -112,13 +113,17 @@ TYPES: Mapping[str, FileType] = {
 def data_size(decoder: Decoder, type: str) -> int:  # noqa: A002 - the option's name
     """Bytes of all tensors of a file of a type, the padding behind each included.
 
+    Matrices that are quantized already keep their own type, as in `writer.plan`.
     Together with `writer.header_size`, the length of the file, without a plan of it. Raises
     InputError where a row does not divide into blocks.
     """
     kind, layers, total = TYPES[type], decoder.geometry.n_layer, 0
     for _, part, layer, tensor in named_tensors(decoder, GGUF, bias_dtype=F32.dtype):
-        matrix = len(tensor.shape) == 2
-        encoding = kind.encoding_of(part, layer or 0, layers) if matrix else F32
+        encoding: Encoding = F32
+        if isinstance(tensor, Coded):
+            encoding = tensor.codec
+        elif len(tensor.shape) == 2:
+            encoding = kind.encoding_of(part, layer or 0, layers)
         total += sum(
             padded(tensor.shape[0] * array.row_bytes) for array in encoding.arrays(tensor.shape)
         )

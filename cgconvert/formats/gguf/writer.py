@@ -99,11 +99,7 @@ def plan(
     """
     if type not in TYPES:
         raise UsageError(f"type {type!r} is not one of {', '.join(TYPES)}")
-    if not checkpoint.tokenizer.merges:
-        raise InputError(
-            f"{checkpoint.path}: its tokenizer has no merges, and llama.cpp loads no GGUF without; "
-            "give the model's tokenizer with --tokenizer, or convert to another format"
-        )
+    _check_merges(checkpoint)
     tensors = _fix(list(_tensors(checkpoint.decoder, TYPES[type])), fixed)
     tensors = [(name, tensor, _weighted(name, e, importance)) for name, tensor, e in tensors]
     # Offsets in the header count from the end of the header, so its length does not matter yet.
@@ -124,10 +120,20 @@ def header_size(checkpoint: Checkpoint, adjusted: Sequence[str] = ()) -> int:
     """Bytes of a file before its tensors, the padding included; the same for every type.
 
     With `types.data_size` it gives the length of a file without planning it. `adjusted` are the
-    names that the header will have, as in `plan`.
+    names that the header will have, as in `plan`. Raises InputError where the tokenizer has no
+    merges.
     """
+    _check_merges(checkpoint)
     tensors = lay_out(_tensors(checkpoint.decoder, TYPES[DEFAULT_TYPE]), align=ALIGNMENT)
     return padded(len(_header(checkpoint, DEFAULT_TYPE, tensors, adjusted, None)))
+
+
+def _check_merges(checkpoint: Checkpoint) -> None:
+    if not checkpoint.tokenizer.merges:
+        raise InputError(
+            f"{checkpoint.path}: its tokenizer has no merges, and llama.cpp loads no GGUF without; "
+            "give the model's tokenizer with `tokenizer`, or convert to another format"
+        )
 
 
 def _tensors(decoder: Decoder, kind: FileType) -> Iterator[Tensor]:

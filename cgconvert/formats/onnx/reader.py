@@ -70,6 +70,10 @@ class BlocksTensor(LazyTensor):
     dtype: torch.dtype = torch.float32
 
     @property
+    def parents(self) -> tuple[LazyTensor, ...]:
+        return self.arrays
+
+    @property
     def bits(self) -> int:
         return self.codec.bits
 

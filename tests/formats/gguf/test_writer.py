@@ -127,7 +127,7 @@ def test_no_merges_is_said_before_anything_is_written(tmp_path: Path) -> None:
     letters = {token: n for n, token in enumerate(sorted(pre_tokenizers.ByteLevel.alphabet()))}
     bytes_only = Tokenizer.from_parts(letters, [], [AddedToken(len(letters), END_OF_TEXT, True)])
     bare = replace(checkpoint, tokenizer=bytes_only)
-    with pytest.raises(InputError, match=r"^random: its tokenizer has no merges.*--tokenizer"):
+    with pytest.raises(InputError, match=r"^random: its tokenizer has no merges.*`tokenizer`"):
         plan(bare, tmp_path / "bare.gguf")
     one = {**letters, "ab": len(letters)}
     added = [AddedToken(len(one), END_OF_TEXT, True)]
