@@ -103,9 +103,9 @@ def calibrate_onnx(
         preset: How much is done.
         folder: Keeps completed steps.
         progress: Advances with the steps.
-        nbytes: A budget of all matrices, the embedding among them: the types are then chosen as
-            for GGUF. This is for graphs of a wanted size, which lose less than a variant of one
-            type at the same bytes; `quantize` does not offer it yet.
+        nbytes: Bytes that all matrices may take together, the embedding among them. With it the
+            types are chosen as for GGUF, so that a graph of that size loses least; the functions
+            of the API do not offer it. Without it they are the variant's.
         device: Computes it.
 
     Raises:
