@@ -10,6 +10,8 @@ import pytest
 from mkdocs.commands.build import build
 from mkdocs.config import load_config
 
+import cgconvert
+
 ROOT = Path(__file__).resolve().parents[1]
 
 
@@ -33,6 +35,12 @@ def test_the_site_has_every_guide(site: Path) -> None:
     pages = {path.stem for path in (ROOT / "docs").glob("*.md")}
     assert pages >= {"verify", "onnx", "quantize", "security", "mutations", "design"}
     assert not [page for page in pages if not (site / page / "index.html").is_file()]
+
+
+def test_the_api_page_has_every_public_name(site: Path) -> None:
+    page = (site / "api" / "index.html").read_text("utf-8")
+    names = [name for name in cgconvert.__all__ if not name.startswith("__")]
+    assert [name for name in names if not re.search(rf'id="cgconvert\.[\w.]*\b{name}"', page)] == []
 
 
 def test_links_to_other_files_of_the_repository_lead_into_the_site(site: Path) -> None:

@@ -91,7 +91,7 @@ class Verification:
         return tuple(str(report.artefact["path"]) for report in self.reports if not report.passed)
 
     def to_json(self) -> str:
-        """The report as JSON, schema 1 (docs/verification.md), with a newline at the end."""
+        """The report as JSON, schema 1 (docs/verify.md), with a newline at the end."""
         return WRITERS[".json"](self.reports)
 
     def to_html(self) -> str:
