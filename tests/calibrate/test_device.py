@@ -29,7 +29,7 @@ from cgconvert.model.device import CPU
 from cgconvert.verify.reference import Reference
 from cgconvert.write.execute import execute
 from cgconvert.write.manifest import NAME, find_manifest
-from tests.support import fake_gpu as pretended
+from tests.support import fake_gpu
 from tests.support.cuda_packages import cuda_is_there, no_gpu
 from tests.support.plans import quantize
 from tests.support.tampering import GEOMETRY, checkpoint
@@ -85,7 +85,7 @@ def test_everything_is_computed_on_the_device(
     """The simulated device refuses tensors of the CPU, and gives the same bytes."""
     torch.ones(1, requires_grad=True).sum().backward()
     artefacts = []
-    for device in (CPU, pretended.device()):
+    for device in (CPU, fake_gpu.device()):
         path = tmp_path / device.type / ("model.gguf" if form == "gguf" else "model")
         path.parent.mkdir()
         plan = replace(planned(source, path, bits=4, format=form), device=device)
@@ -103,8 +103,8 @@ def test_a_tensor_left_on_the_cpu_is_noticed(
 ) -> None:
     rotary = sensitivity.rotary
     monkeypatch.setattr(sensitivity, "rotary", lambda g, n, device: rotary(g, n))
-    plan = replace(planned(source, tmp_path / "x.gguf", bits=4), device=pretended.device())
-    with pytest.raises(RuntimeError, match="tensors on pretended and on cpu"):
+    plan = replace(planned(source, tmp_path / "x.gguf", bits=4), device=fake_gpu.device())
+    with pytest.raises(RuntimeError, match="tensors on fakegpu and on cpu"):
         plan.resolve(tmp_path / "steps", Silent())
 
 
@@ -113,7 +113,7 @@ def test_block_types_give_the_same_bytes(name: str) -> None:
     codec, generator = CODECS[name], torch.Generator().manual_seed(0)
     rows = torch.randn(5, 512, generator=generator)
     importance = torch.rand(512, generator=generator)
-    device = pretended.device()
+    device = fake_gpu.device()
     for weights in (None, importance):
         on_cpu = codec.encode(rows, weights)[0]
         moved = None if weights is None else weights.to(device)
@@ -129,7 +129,7 @@ def test_imatrix_is_the_same_on_the_device(source: Checkpoint) -> None:
     ids = torch.arange(64).view(2, 32)
     collected = [
         encoded(collect(source.decoder, ids, "a text", Silent(), device))
-        for device in (CPU, pretended.device())
+        for device in (CPU, fake_gpu.device())
     ]
     assert collected[0] == collected[1]
 
@@ -138,7 +138,7 @@ def test_reference_is_the_same_on_the_device(source: Checkpoint) -> None:
     ids = [list(range(40)), list(range(7))]
     expected = np.concatenate(Reference(source.decoder, device="cpu").logits(ids))
     reference = Reference(source.decoder, device="cpu")
-    reference.device = pretended.device()
+    reference.device = fake_gpu.device()
     np.testing.assert_array_equal(np.concatenate(reference.logits(ids)), expected)
 
 
@@ -159,7 +159,7 @@ def test_auto_takes_cuda_where_it_is(
 
 
 def test_time_is_estimated_for_the_device(source: Checkpoint, tmp_path: Path, quick: None) -> None:
-    plan = replace(planned(source, tmp_path / "x.gguf", bits=4), device=pretended.device())
+    plan = replace(planned(source, tmp_path / "x.gguf", bits=4), device=fake_gpu.device())
     assert " windows of 64 tokens to fit to, " in plan.describe()
 
 
@@ -168,7 +168,7 @@ def test_gpu_kernels_are_deterministic_and_too_little_memory_is_reported(
     step: str, source: Checkpoint, tmp_path: Path, quick: None, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Both hold already for the estimate of time: cuBLAS reads its settings when it starts."""
-    plan = replace(planned(source, tmp_path / "x.gguf", bits=4), device=pretended.device())
+    plan = replace(planned(source, tmp_path / "x.gguf", bits=4), device=fake_gpu.device())
     seen = []
 
     def full(*_: object) -> None:

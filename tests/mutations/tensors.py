@@ -13,7 +13,7 @@ from cgconvert.formats.registry import load
 from cgconvert.model.checkpoint import Checkpoint
 from cgconvert.model.tensor import LazyTensor, Stored
 from tests.mutations.mutation import MATRICES, VALUES, Files, in_files
-from tests.support.tampering import arrays, flipped, rescaled, rewritten, swapped
+from tests.support.tampering import flip_bit, rescale_block, rewrite_array, stored_arrays, swap_rows
 
 __all__ = ["TENSORS"]
 
@@ -48,7 +48,7 @@ def _format(artefact: Path) -> str:
 
 def change_bytes(change: Callable[[torch.Tensor], None]) -> Callable[[LazyTensor], None]:
     """Change the bytes of the first array that a tensor is stored in."""
-    return lambda tensor: rewritten(arrays(tensor)[0], change)
+    return lambda tensor: rewrite_array(stored_arrays(tensor)[0], change)
 
 
 def _swap_nibbles(codes: torch.Tensor) -> None:
@@ -67,14 +67,14 @@ def _change_zero_point(tensor: LazyTensor) -> None:
     def change(points: torch.Tensor) -> None:
         points[0, 0] += 1 if points[0, 0] & 15 < 15 else -1
 
-    rewritten(tensor.arrays[2], change)
+    rewrite_array(tensor.arrays[2], change)
 
 
 def _zero_tail(tensor: LazyTensor) -> None:
     def change(rows: torch.Tensor) -> None:
         rows[-(len(rows) // 8) :] = 0
 
-    rewritten(arrays(tensor)[0], change)
+    rewrite_array(stored_arrays(tensor)[0], change)
 
 
 def _set_bias(tensor: LazyTensor) -> None:
@@ -83,12 +83,12 @@ def _set_bias(tensor: LazyTensor) -> None:
     def change(bias: torch.Tensor) -> None:
         bias[3] = 0.01
 
-    rewritten(tensor, change)
+    rewrite_array(tensor, change)
 
 
 def _negate_scale(tensor: LazyTensor) -> None:
     assert isinstance(tensor, BlockTensor | BlocksTensor)
-    rescaled(tensor, 5, -1.0)
+    rescale_block(tensor, 5, -1.0)
 
 
 TENSORS = (
@@ -96,24 +96,24 @@ TENSORS = (
         "NaN in a row no token has",
         "tensor",
         ("weights.finite",),
-        change_tensor(lambda t: rescaled(t, UNUSED[0], float("nan")), EMBEDDING),
+        change_tensor(lambda t: rescale_block(t, UNUSED[0], float("nan")), EMBEDDING),
         MATRICES,
     ),
     in_files(
         "float16 overflow: an infinite weight",
         "tensor",
         ("weights.finite",),
-        change_tensor(lambda t: rescaled(t, 7, float("inf")), FC_IN),
+        change_tensor(lambda t: rescale_block(t, 7, float("inf")), FC_IN),
         MATRICES,
     ),
     in_files(
         "two rows no token has exchanged",
         "tensor",
         VALUES,
-        change_tensor(lambda t: swapped(t, *UNUSED), EMBEDDING),
+        change_tensor(lambda t: swap_rows(t, *UNUSED), EMBEDDING),
         MATRICES,
     ),
-    in_files("a flipped bit", "tensor", VALUES, change_tensor(flipped, FC_IN), MATRICES),
+    in_files("a flipped bit", "tensor", VALUES, change_tensor(flip_bit, FC_IN), MATRICES),
     in_files(
         "the end of a tensor never written",
         "tensor",
@@ -132,7 +132,7 @@ TENSORS = (
         "a block's scale off by 1 %",
         "tensor",
         VALUES,
-        change_tensor(lambda t: rescaled(t, 7, 1.01), FC_IN),
+        change_tensor(lambda t: rescale_block(t, 7, 1.01), FC_IN),
         (*INT4, *CODED_GGUF),
     ),
     in_files(

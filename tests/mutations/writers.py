@@ -17,7 +17,7 @@ from cgconvert.model.decoder import Decoder, Layer, half_split_rows, split_rows
 from cgconvert.model.tensor import InMemory, LazyTensor, Zeros
 from cgconvert.model.tokenizer import WHITESPACE_RUNS, Tokenizer
 from tests.mutations.mutation import GEOMETRY, MATRICES, VALUES, Model, in_model
-from tests.support.tampering import exchanged, on_block
+from tests.support.tampering import change_layer, exchange_rows
 
 __all__ = ["WRITERS"]
 
@@ -33,7 +33,7 @@ def in_decoder(change: Callable[[Decoder], Decoder]) -> Model:
 
 
 def in_layer(change: Callable[[Layer], Layer]) -> Model:
-    return in_decoder(on_block(change))
+    return in_decoder(change_layer(change))
 
 
 def in_every_layer(change: Callable[[Decoder, Layer], Layer]) -> Model:
@@ -112,11 +112,11 @@ def zero_first_head(d: Decoder) -> Decoder:
         values[: d.geometry.head_dim] = 0
         return values
 
-    return on_block(lambda b: replace(b, v=on_float32(zero)(b.v)))(d)
+    return change_layer(lambda b: replace(b, v=on_float32(zero)(b.v)))(d)
 
 
 def use_bias_of_first_layer(d: Decoder) -> Decoder:
-    return on_block(lambda b: replace(b, fc_in_bias=d.layers[0].fc_in_bias))(d)
+    return change_layer(lambda b: replace(b, fc_in_bias=d.layers[0].fc_in_bias))(d)
 
 
 def shuffle_neurons(b: Layer) -> Layer:
@@ -229,7 +229,7 @@ WRITERS = (
     in_model(
         "two embedding rows exchanged",
         VALUES,
-        in_decoder(lambda d: replace(d, wte=exchanged(d.wte, 70, 71))),
+        in_decoder(lambda d: replace(d, wte=exchange_rows(d.wte, 70, 71))),
     ),
     in_model(
         "the embedding shifted by one",

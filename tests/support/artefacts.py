@@ -1,4 +1,4 @@
-"""Every kind of artefact by name, each as a function from a checkpoint and a path to its plan."""
+"""Writers of every kind of artefact by name: functions from a checkpoint and a path to a plan."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ WRITERS: Mapping[str, Writer] = {
 
 
 def write(name: str, checkpoint: Checkpoint, folder: Path) -> Plan:
-    """Write an artefact of this kind into a folder, over what was there by its name."""
+    """Write an artefact of a kind into a folder, over an earlier one."""
     output = folder / (f"{name}.gguf" if name.startswith("gguf") else name)
     plan = WRITERS[name](checkpoint, output)
     execute(plan, force=True)
@@ -41,13 +41,13 @@ def write(name: str, checkpoint: Checkpoint, folder: Path) -> Plan:
 
 
 def write_all(names: Iterable[str], checkpoint: Checkpoint, folder: Path) -> dict[str, Plan]:
-    """Artefacts of these kinds, by name, in a folder that is made where it is missing."""
+    """Write artefacts of these kinds into a folder; return their plans by name."""
     folder.mkdir(parents=True, exist_ok=True)
     return {name: write(name, checkpoint, folder) for name in names}
 
 
 def copied(plan: Plan, folder: Path) -> Path:
-    """The artefact and its manifest again, to be damaged."""
+    """Copy an artefact and its manifest into a folder, to be changed there."""
     target = folder / plan.output.name
     if plan.folder:
         return Path(shutil.copytree(plan.output, target))

@@ -1,4 +1,4 @@
-"""Artefacts to open on a device, and packages with and without CUDA."""
+"""Artefacts to run on a device, and runtime packages that report CUDA or none."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ CPU, CUDA = "CPUExecutionProvider", "CUDAExecutionProvider"
 
 
 def written(source: Checkpoint, folder: Path) -> dict[str, Path]:
-    """One artefact of each format."""
+    """Write one artefact of each format; return their paths by format."""
     plans = {
         "huggingface": huggingface.plan(
             source, folder / "hf", dtype="float16", layout="codegen", max_shard_size=10**9
@@ -35,7 +35,7 @@ def written(source: Checkpoint, folder: Path) -> dict[str, Path]:
 
 
 def no_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Every package as it is without CUDA, also where these tests do have a GPU."""
+    """Let every package report that there is no CUDA, even on a machine with a GPU."""
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     monkeypatch.setattr(onnxruntime, "get_available_providers", lambda: [CPU])
     monkeypatch.setattr(onnxruntime_genai, "is_cuda_available", lambda: False)
@@ -43,6 +43,7 @@ def no_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def cuda_is_there(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Let every package report a CUDA device."""
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     monkeypatch.setattr(onnxruntime, "get_available_providers", lambda: [CUDA, CPU])
     monkeypatch.setattr(onnxruntime_genai, "is_cuda_available", lambda: True)

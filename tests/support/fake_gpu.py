@@ -1,11 +1,10 @@
-"""A device that torch does not have, computed on the CPU: what a GPU refuses, it refuses.
+"""A torch device for tests without a GPU: it computes on the CPU and refuses what a GPU refuses.
 
-    device = pretended.device()
+    device = fake_gpu.device()
 
-Tensors there are real and their numbers right, but an operation on one of them and on one of the
-CPU's is an error, as on CUDA, and so is a look at their memory. So a test can tell that everything
-is on the device it should be on, on a machine without one. Random numbers and kernels of a GPU's
-own are not pretended.
+Tensors of the device have right numbers, but an operation on one of them and one of the CPU's
+raises an error, as on CUDA, and so does access to their memory. So a test can tell that all tensors
+are on the right device. A GPU's own random numbers and kernels are not imitated.
 """
 
 from __future__ import annotations
@@ -19,31 +18,31 @@ from torch.utils.backend_registration import _setup_privateuseone_for_python_bac
 
 __all__ = ["device"]
 
-NAME = "pretended"
+NAME = "fakegpu"
 
 
 @functools.cache
 def device() -> torch.device:
-    """The device, which there is from now on in this process."""
+    """Register the device in this process, and return it."""
     _setup_privateuseone_for_python_backend(NAME)
     library = torch.library.Library("_", "IMPL")
-    library.fallback(lambda op, *given, **options: _run(op, given, options), "PrivateUse1")
+    library.fallback(lambda op, *arguments, **options: _run(op, arguments, options), "PrivateUse1")
     _libraries.append(library)
     return torch.device(NAME, 0)
 
 
 _libraries: list[torch.library.Library] = []
-"""What is registered goes when its library does."""
+"""Registrations last as long as their library, so it is kept here."""
 
 
-class _There(torch.Tensor):
-    """A tensor of the device; `held` is the CPU's with the numbers."""
+class _FakeTensor(torch.Tensor):
+    """A tensor of the device; `held` is the CPU tensor with its numbers."""
 
     held: torch.Tensor
 
     @staticmethod
-    def __new__(cls, held: torch.Tensor) -> _There:
-        made: _There = torch.Tensor._make_wrapper_subclass(  # type: ignore[attr-defined]
+    def __new__(cls, held: torch.Tensor) -> _FakeTensor:
+        made: _FakeTensor = torch.Tensor._make_wrapper_subclass(  # type: ignore[attr-defined]
             cls, held.shape, strides=held.stride(), storage_offset=held.storage_offset(),
             dtype=held.dtype, device=device(),
         )  # fmt: skip
@@ -51,7 +50,7 @@ class _There(torch.Tensor):
         return made
 
     def new_tensor(self, data: Any, **options: Any) -> torch.Tensor:
-        """torch's own asks for the memory."""
+        """Replace torch's method, which accesses the memory."""
         return torch.tensor(data, **{"dtype": self.dtype, **options}).to(self.device)
 
     def numpy(self, **_: Any) -> Any:
@@ -59,40 +58,46 @@ class _There(torch.Tensor):
 
     @classmethod
     def __torch_dispatch__(
-        cls, op: Any, types: Any, given: Sequence[Any] = (), options: Any = None
+        cls, op: Any, types: Any, arguments: Sequence[Any] = (), options: Any = None
     ) -> Any:
-        return _run(op, given, options or {})
+        return _run(op, arguments, options or {})
 
 
-def _run(op: Any, given: Sequence[Any], options: Mapping[str, Any]) -> Any:
-    there: dict[int, _There] = {}
-    here: list[torch.Tensor] = []
+def _run(op: Any, arguments: Sequence[Any], options: Mapping[str, Any]) -> Any:
+    on_device: dict[int, _FakeTensor] = {}
+    on_cpu: list[torch.Tensor] = []
 
     def held(value: Any) -> Any:
-        if isinstance(value, _There):
-            there[id(value.held)] = value
+        if isinstance(value, _FakeTensor):
+            on_device[id(value.held)] = value
             return value.held
-        if isinstance(value, torch.Tensor) and value.dim():  # a number is welcome anywhere
-            here.append(value)
-        return [held(one) for one in value] if isinstance(value, list | tuple) else value
+        if isinstance(value, torch.Tensor) and value.dim():  # scalars may be on any device
+            on_cpu.append(value)
+        return [held(item) for item in value] if isinstance(value, list | tuple) else value
 
     def wrapped(value: Any) -> Any:
-        """What an operation on held tensors returned: those that were given are themselves."""
+        """Wrap what an operation on held tensors returned; its own inputs keep their wrappers."""
         if isinstance(value, list | tuple):
             return type(value)(map(wrapped, value))
         if not isinstance(value, torch.Tensor):
             return value
-        if id(value) in there:
-            return there[id(value)]
-        with torch.inference_mode(mode=False):  # a view of a tensor from outside is no inference's
-            return _There(value)
+        if id(value) in on_device:
+            return on_device[id(value)]
+        with torch.inference_mode(
+            mode=False
+        ):  # a view of a tensor made outside is not an inference tensor
+            return _FakeTensor(value)
 
-    numbers = [held(value) for value in given]
+    numbers = [held(value) for value in arguments]
     named = {name: held(value) for name, value in options.items()}
-    asked = named.get("device")
-    if asked is not None:
+    target_device = named.get("device")
+    if target_device is not None:
         named["device"] = torch.device("cpu")
-    if there and here and op.name() not in ("aten::copy_", "aten::_copy_from"):
-        raise RuntimeError(f"{op.name()}: tensors on {NAME} and on {here[0].device}")
-    found = op(*numbers, **named)
-    return found if asked is not None and torch.device(asked).type == "cpu" else wrapped(found)
+    if on_device and on_cpu and op.name() not in ("aten::copy_", "aten::_copy_from"):
+        raise RuntimeError(f"{op.name()}: tensors on {NAME} and on {on_cpu[0].device}")
+    result = op(*numbers, **named)
+    return (
+        result
+        if target_device is not None and torch.device(target_device).type == "cpu"
+        else wrapped(result)
+    )

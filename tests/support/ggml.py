@@ -1,4 +1,4 @@
-"""llama.cpp's own quantization in C, as an oracle: ggml_quantize_chunk through ctypes."""
+"""llama.cpp's quantization in C as an oracle: ggml_quantize_chunk through ctypes."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ __all__ = ["dequantize", "quantize"]
 
 @cache
 def _function() -> Any:
-    """Of the library that llama-cpp-python brings."""
+    """Return ggml_quantize_chunk of the library in llama-cpp-python."""
     import llama_cpp
 
     library = next((Path(llama_cpp.__file__).parent / "lib").glob("libggml-base.*"))
@@ -27,7 +27,10 @@ def _function() -> Any:
 
 
 def quantize(name: str, rows: np.ndarray, importance: np.ndarray | None = None) -> np.ndarray:
-    """uint8 [rows, row bytes] for float32 [rows, columns] and an importance for each column."""
+    """Quantize float32 [rows, columns] to uint8 [rows, bytes of a row].
+
+    `importance` is float32 [columns].
+    """
     kind = gguf.GGMLQuantizationType[name]
     block, nbytes = gguf.GGML_QUANT_SIZES[kind]
     coded = np.zeros((len(rows), rows.shape[1] // block * nbytes), np.uint8)

@@ -1,4 +1,4 @@
-"""Small random models as GGUF files, and transformers' own numbers for them."""
+"""Small random models as GGUF files, and their logits by transformers."""
 
 from __future__ import annotations
 
@@ -19,9 +19,9 @@ from cgconvert.testing import synthetic
 from cgconvert.write.execute import execute
 
 ROWS = 4200
-"""More than the embedded tokenizer has ids, so that there is padding."""
+"""Rows of the embedding: more than the embedded tokenizer has ids, so that some are padding."""
 
-# Head sizes and rotary dimensions of the family, in four heads and two layers.
+# The head sizes and rotary dimensions of the CodeGen models, with four heads and two layers.
 GEOMETRIES = {
     head: Geometry(
         n_layer=2, n_embd=4 * head, n_head=4, rotary_dim=rotary, n_positions=256,
@@ -54,7 +54,7 @@ def random_checkpoint(head: int) -> Checkpoint:
 
 @functools.cache
 def reference(head: int, ids: tuple[int, ...]) -> np.ndarray:
-    """Logits of transformers in float32, [tokens, tokenizer's ids]."""
+    """Return float32 logits by transformers, [tokens, ids of the tokenizer]."""
     from transformers import CodeGenConfig, CodeGenForCausalLM
 
     geometry = GEOMETRIES[head]
@@ -73,7 +73,7 @@ def prompt() -> tuple[int, ...]:
 
 
 def converted(folder: Path, type: str = "F16", head: int = 64) -> Path:  # noqa: A002
-    """The random model of a head size as a file of `folder`, written only once."""
+    """Write the random model of a head size into `folder` if it is not there; return its path."""
     checkpoint = random_checkpoint(head)
     output = folder / f"{head}" / file_name(checkpoint, type)
     if not output.exists():

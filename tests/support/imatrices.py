@@ -1,4 +1,4 @@
-"""Importance matrices of small models, and llama.cpp's own collecting and quantizing as oracles."""
+"""Importance matrices of small models; llama.cpp's collection and quantization as oracles."""
 
 from __future__ import annotations
 
@@ -31,12 +31,12 @@ def windows() -> torch.Tensor:
 
 @functools.cache
 def collected() -> Imatrix:
-    """Of the random model with heads of 64."""
+    """Return the importance matrix of the random model with heads of 64."""
     return collect(random_checkpoint(64).decoder, windows(), "noise", Silent())
 
 
 def legacy(imatrix: Imatrix, *, tail: bool = True) -> bytes:
-    """As save_imatrix_legacy of tools/imatrix/imatrix.cpp writes it."""
+    """Encode an imatrix as save_imatrix_legacy of tools/imatrix/imatrix.cpp does."""
     data = [struct.pack("<i", len(imatrix.inputs))]
     for name, inputs in sorted(imatrix.inputs.items()):
         calls = -(-inputs.count // imatrix.chunk_size)
@@ -70,7 +70,7 @@ class _Tensor(ctypes.Structure):
 
 @functools.cache
 def _operation() -> Any:
-    """ggml_op_name: the number of an operation is another in every version."""
+    """Return ggml_op_name; the numbers of operations change between versions."""
     import llama_cpp
 
     library = next((Path(llama_cpp.__file__).parent / "lib").glob("libggml-base.*"))
@@ -80,9 +80,9 @@ def _operation() -> Any:
 
 
 def llama_collect(path: Path, sequences: Sequence[Sequence[int]]) -> dict[str, np.ndarray]:
-    """Sums of squares by name, as llama-imatrix --process-output takes them out of llama.cpp.
+    """Collect sums of squares by tensor name, as llama-imatrix --process-output does.
 
-    float64 [columns]; the inputs are those of every multiplication by a matrix of the file.
+    Each is float64 [columns], over the inputs of every multiplication by a matrix of the file.
     """
     from llama_cpp import llama_cpp as lib
 
@@ -134,7 +134,10 @@ def llama_quantize(
     type: str,  # noqa: A002
     importance: Mapping[str, np.ndarray],
 ) -> None:
-    """llama_model_quantize, what llama-quantize calls, with means of squares by name."""
+    """Quantize a file by llama_model_quantize, which llama-quantize calls.
+
+    `importance` holds mean squares by tensor name.
+    """
     from llama_cpp import llama_cpp as lib
 
     parameters = lib.llama_model_quantize_default_params()

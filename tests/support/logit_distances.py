@@ -13,17 +13,17 @@ __all__ = ["kl_divergence", "loss", "noise"]
 
 
 def loss(base: np.ndarray, other: np.ndarray, *sequences: Sequence[int], top: int = TOP) -> Loss:
-    """`other` against what is kept of `base`, the ids of `sequences` being what was fed."""
+    """Compare logits `other` with `base`; `sequences` are the ids that were fed."""
     following = [t for s in sequences for t in (*s[1:], -1)] or [-1] * len(base)
     kept = Distribution.of(base.astype(np.float32, copy=False), following, base.shape[1], top)
     return measure(kept, other)
 
 
 def kl_divergence(base: np.ndarray, other: np.ndarray) -> np.ndarray:
-    """In nats at every position, over all ids."""
+    """Return the KL divergence at every position, in nats, over all ids."""
     return loss(base, other, top=base.shape[1]).kl
 
 
 def noise(base: np.ndarray, other: np.ndarray) -> float:
-    """The largest difference of two logits."""
+    """Return the largest difference of two logits."""
     return loss(base, other, top=base.shape[1]).noise

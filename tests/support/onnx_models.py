@@ -1,4 +1,4 @@
-"""Small random models as ONNX artefacts, and transformers' own numbers for them."""
+"""Small random models as ONNX artefacts, and their logits by transformers."""
 
 from __future__ import annotations
 
@@ -45,10 +45,10 @@ VARIANTS: dict[str, dict[str, Any]] = {
 
 @dataclass
 class Model:
-    """A source, what transformers makes of it, and the artefacts made from it so far."""
+    """A checkpoint, the same model in transformers, and a folder of artefacts made from it."""
 
     checkpoint: Checkpoint
-    theirs: Any  # a CodeGenForCausalLM, whose generate does not type
+    theirs: Any  # a CodeGenForCausalLM, whose `generate` has no types
     folder: Path
 
     def artefact(self, kind: str) -> Path:
@@ -86,8 +86,8 @@ def transformers_model(decoder: Decoder) -> CodeGenForCausalLM:
 
 
 def make(geometry: Geometry, folder: Path, gain: float = 1) -> Model:
-    """`gain` multiplies the matrices at the end of attention and MLP."""
-    # Sharp attention: with q and k as small as a fresh model's, rotary mistakes do not show.
+    """Make a random model; `gain` multiplies the output matrices of attention and MLP."""
+    # Sharp attention: if q and k were small, errors in rotary positions would not show.
     state: Mapping[str, torch.Tensor] = synthetic.RandomState(geometry, seed=1, sharpness=4)
     last = ("out_proj.weight", "fc_out.weight")
     if gain != 1:
@@ -103,7 +103,7 @@ def relative_error(one: np.ndarray, other: np.ndarray) -> float:
 
 
 def copy(small: Model, tmp_path: Path) -> Path:
-    """The float32 artefact again, to be damaged."""
+    """Copy the float32 artefact, to be changed."""
     source, target = small.artefact("model"), tmp_path / "copy"
     (target / "onnx").mkdir(parents=True)
     for file in source.rglob("*"):

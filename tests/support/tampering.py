@@ -1,4 +1,4 @@
-"""A small random model, and what mistakes in models and files are made with."""
+"""A small random checkpoint, and functions that put errors into its model or its files."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ GEOMETRY = Geometry(
 
 
 def tokenizer() -> Tokenizer:
-    """Bytes, two merges, the end of text and the white-space runs."""
+    """A tokenizer of single bytes, two merges, the end of text and the white-space runs."""
     letters = sorted(pre_tokenizers.ByteLevel.alphabet())
     vocabulary = {letter: n for n, letter in enumerate([*letters, "se", "sel"])}
     end = AddedToken(len(vocabulary), END_OF_TEXT, True)
@@ -53,10 +53,10 @@ def checkpoint(path: Path, geometry: Geometry = GEOMETRY, sharpness: float = 3.0
     )
 
 
-# Parts of mistakes: see tests/mutations.
+# Changes of a model, for tests/mutations.
 
 
-def on_block(change: Callable[[Layer], Layer], layer: int = 1) -> Callable[[Decoder], Decoder]:
+def change_layer(change: Callable[[Layer], Layer], layer: int = 1) -> Callable[[Decoder], Decoder]:
     def apply(d: Decoder) -> Decoder:
         blocks = list(d.layers)
         blocks[layer] = change(blocks[layer])
@@ -65,17 +65,17 @@ def on_block(change: Callable[[Layer], Layer], layer: int = 1) -> Callable[[Deco
     return apply
 
 
-def exchanged(tensor: LazyTensor, first: int, second: int) -> LazyTensor:
+def exchange_rows(tensor: LazyTensor, first: int, second: int) -> LazyTensor:
     index = np.arange(tensor.shape[0])
     index[[first, second]] = index[[second, first]]
     return tensor.rows(index)
 
 
-# Planted in the files: what no wrong writer does and a disk or an editor may.
+# Changes of written files, as a disk or an editor may make them.
 
 
-def rewritten(stored: Stored, change: Callable[[torch.Tensor], None]) -> None:
-    """Read a tensor, change it in place, write it back where it lies."""
+def rewrite_array(stored: Stored, change: Callable[[torch.Tensor], None]) -> None:
+    """Change an array of a file in place."""
     numbers = stored.read()
     change(numbers)
     with stored.path.open("r+b") as file:
@@ -83,8 +83,8 @@ def rewritten(stored: Stored, change: Callable[[torch.Tensor], None]) -> None:
         file.write(numbers.contiguous().flatten().view(torch.uint8).numpy().tobytes())
 
 
-def arrays(tensor: LazyTensor) -> tuple[Stored, ...]:
-    """What a tensor of an artefact is stored in: itself, its coded rows, or codes and scales."""
+def stored_arrays(tensor: LazyTensor) -> tuple[Stored, ...]:
+    """Return the arrays a tensor is stored in: itself, its coded rows, or codes and scales."""
     if isinstance(tensor, BlockTensor):
         return (tensor.stored,)
     if isinstance(tensor, BlocksTensor):
@@ -93,8 +93,8 @@ def arrays(tensor: LazyTensor) -> tuple[Stored, ...]:
     return (tensor,)
 
 
-def rescaled(tensor: LazyTensor, row: int, factor: float) -> None:
-    """Change one value of a row, in a quantized tensor the scale of its first block."""
+def rescale_block(tensor: LazyTensor, row: int, factor: float) -> None:
+    """Multiply the first value of a row, or the scale of its first block if it is quantized."""
 
     def change(numbers: torch.Tensor) -> None:
         numbers[row, 0] *= factor
@@ -104,30 +104,30 @@ def rescaled(tensor: LazyTensor, row: int, factor: float) -> None:
         rows[row, :2] = scale.view(torch.uint8)
 
     if isinstance(tensor, BlockTensor):
-        rewritten(tensor.stored, change_coded)
+        rewrite_array(tensor.stored, change_coded)
     else:
-        rewritten(arrays(tensor)[isinstance(tensor, BlocksTensor)], change)
+        rewrite_array(stored_arrays(tensor)[isinstance(tensor, BlocksTensor)], change)
 
 
-def swapped(tensor: LazyTensor, first: int, second: int) -> None:
+def swap_rows(tensor: LazyTensor, first: int, second: int) -> None:
     def change(rows: torch.Tensor) -> None:
         rows[[first, second]] = rows[[second, first]]
 
-    for stored in arrays(tensor):
-        rewritten(stored, change)
+    for stored in stored_arrays(tensor):
+        rewrite_array(stored, change)
 
 
-def flipped(tensor: LazyTensor) -> None:
-    """The lowest bit of one number, or of one code."""
+def flip_bit(tensor: LazyTensor) -> None:
+    """Flip the lowest bit of one number, or of one code."""
 
     def change(numbers: torch.Tensor) -> None:
         numbers.view(torch.uint8).reshape(-1)[8] ^= 1
 
-    rewritten(arrays(tensor)[0], change)
+    rewrite_array(stored_arrays(tensor)[0], change)
 
 
-def other_epsilon(artefact: Path, format: str) -> None:  # noqa: A002
-    """1e-5 becomes 1e-6 where the runtime reads it."""
+def change_epsilon(artefact: Path, format: str) -> None:  # noqa: A002
+    """Change the layer norm epsilon from 1e-5 to 1e-6 where the runtime reads it."""
     if format == "huggingface":
         path = artefact / "config.json"
         config = json.loads(path.read_text())

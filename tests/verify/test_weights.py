@@ -33,12 +33,12 @@ from cgconvert.write.manifest import manifest_path
 from cgconvert.write.plan import Plan
 from tests.support.artefacts import WRITERS, copied, write_all
 from tests.support.tampering import (
+    change_epsilon,
     checkpoint,
-    flipped,
-    other_epsilon,
-    rescaled,
-    rewritten,
-    swapped,
+    flip_bit,
+    rescale_block,
+    rewrite_array,
+    swap_rows,
 )
 
 QUANTIZED = {"onnx-int8", "onnx-int4", "gguf-Q8_0", "gguf-Q4_0"}
@@ -94,14 +94,18 @@ def fc_in(tensors: dict[str, LazyTensor]) -> LazyTensor:
 
 
 IN_FILES: dict[str, tuple[Callable[[dict[str, LazyTensor]], None], str]] = {
-    "NaN in a row no token has": (lambda t: rescaled(wte(t), UNUSED[0], float("nan")), "finite"),
-    "infinity in a row no token has": (
-        lambda t: rescaled(wte(t), UNUSED[0], float("inf")), "finite",
+    "NaN in a row no token has": (
+        lambda t: rescale_block(wte(t), UNUSED[0], float("nan")),
+        "finite",
     ),
-    "two rows no token has exchanged": (lambda t: swapped(wte(t), *UNUSED), "equal"),
-    "a flipped bit": (lambda t: flipped(fc_in(t)), "equal"),
-    "a scaled block": (lambda t: rescaled(fc_in(t), 7, 1.01), "equal"),
-}  # fmt: skip
+    "infinity in a row no token has": (
+        lambda t: rescale_block(wte(t), UNUSED[0], float("inf")),
+        "finite",
+    ),
+    "two rows no token has exchanged": (lambda t: swap_rows(wte(t), *UNUSED), "equal"),
+    "a flipped bit": (lambda t: flip_bit(fc_in(t)), "equal"),
+    "a scaled block": (lambda t: rescale_block(fc_in(t), 7, 1.01), "equal"),
+}
 
 
 @pytest.mark.parametrize("mistake", IN_FILES)
@@ -128,7 +132,7 @@ def test_an_epsilon_in_the_header(
     name: str, source: Checkpoint, right: dict[str, Plan], tmp_path: Path
 ) -> None:
     artefact, kind = copied(right[name], tmp_path), right[name].format
-    other_epsilon(artefact, kind)
+    change_epsilon(artefact, kind)
     checks = checked(artefact, kind, source)
     assert failed(checks) == {"provenance", "weights.geometry"}
     assert "eps" in checks["weights.geometry"].detail
@@ -254,7 +258,7 @@ def test_a_rotary_table_may_differ_in_the_last_place_and_no_more(
             assert numbers[0, 0] + numbers[0, 1] == 2  # cos 0
             numbers[0, 0] = 1 - by * size
 
-        rewritten(table, change)
+        rewrite_array(table, change)
 
     off(1)
     assert failed(checked(artefact, "onnx", source)) == {"provenance"}
@@ -273,7 +277,7 @@ def test_nan_where_no_prompt_looks_fails_by_its_weights_alone(
 ) -> None:
     plan, artefact = right[name], copied(right[name], tmp_path)
     tensors = load(plan.format).stored(artefact, source.decoder).tensors
-    rescaled(wte(dict(tensors)), UNUSED[0], float("nan"))
+    rescale_block(wte(dict(tensors)), UNUSED[0], float("nan"))
     manifest_path(artefact).unlink()
     report = verify(artefact, plan.format, plan.type, source, "cpu", new_tokens=2, threads=1)
     verdicts = {check.name: check.verdict for check in report.checks}

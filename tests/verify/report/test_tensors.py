@@ -18,7 +18,7 @@ from cgconvert.verify.report.plots import is_wrong, tensor_plot, worst_first
 from cgconvert.verify.weights import TensorError, check_weights
 from tests.support.artefacts import write
 from tests.support.reports import HOSTILE, Page, report
-from tests.support.tampering import checkpoint, rescaled
+from tests.support.tampering import checkpoint, rescale_block
 
 
 @pytest.fixture(scope="module")
@@ -73,7 +73,7 @@ def test_the_relative_error_of_nan_is_null_and_of_zeros_is_zero(
 ) -> None:
     plan = write("gguf-F16", source, tmp_path)
     damaged = load(plan.format).stored(plan.output, source.decoder).tensors["blk.1.attn_q.weight"]
-    rescaled(damaged, 3, float("nan"))
+    rescale_block(damaged, 3, float("nan"))
     errors = check_weights(plan.output, plan.format, source.decoder)[1]
     by_name = {error.name: error for error in errors}
     assert np.isnan(by_name["blk.1.attn_q.weight"].relative_rms)
