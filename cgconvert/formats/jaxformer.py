@@ -104,7 +104,7 @@ def _training_config(folder: Path, step: Path) -> Path:
     if not configs:
         raise InputError(
             f"{folder}: no Jaxformer training configuration (a .json with model_layers) in it; "
-            "give it with --config"
+            "give it with `config`"
         )
     return configs[0]
 
@@ -116,7 +116,7 @@ def geometry_of(config: Mapping[str, Any], config_path: Path, mp_num: int | None
         if not isinstance(version, int) or version not in TPU_CORES:
             raise InputError(
                 f"{config_path}: tpu_version is {version!r}, which does not tell the number of "
-                "groups in qkv_proj; give it with --mp-num"
+                "groups in qkv_proj; give it with `mp_num`"
             )
         mp_num = TPU_CORES[version]
     return geometry(

@@ -91,7 +91,7 @@ def complete(
     if checkpoint.tokenizer.size > checkpoint.geometry.vocab_size:
         raise InputError(
             f"{source.path}: the tokenizer has {checkpoint.tokenizer.size} entries, the embedding "
-            f"only {checkpoint.geometry.vocab_size} rows; give the right one with --tokenizer"
+            f"only {checkpoint.geometry.vocab_size} rows; give the right one with `tokenizer`"
         )
     return replace(
         checkpoint,

@@ -68,7 +68,7 @@ def test_the_last_step_or_the_one_asked_for(make_checkpoint: Make) -> None:
     assert read(str(folder), ReadOptions(step=900)).path.name == "900"
     with pytest.raises(InputError, match="has no step 7; it has 900, 1000"):
         read(str(folder), ReadOptions(step=7))
-    with pytest.raises(UsageError, match="--step is for Jaxformer"):
+    with pytest.raises(UsageError, match="`step` is for Jaxformer"):
         read(str(make_checkpoint("torch")), ReadOptions(step=900))
 
 
@@ -103,7 +103,7 @@ def test_groups_are_never_guessed(make_checkpoint: Make) -> None:
     config = json.loads((folder / "config.json").read_text())
     config["auto_map"] = {"AutoModelForCausalLM": "modeling_codegen.CodeGenForCausalLM"}
     (folder / "config.json").write_text(json.dumps(config))
-    with pytest.raises(InputError, match="give it with --mp-num"):
+    with pytest.raises(InputError, match="give it with `mp_num`"):
         read(str(folder))
     assert read(str(folder), ReadOptions(mp_num=2)).geometry.mp_num == 2
 
@@ -159,7 +159,7 @@ def test_a_tokenizer_larger_than_the_embedding(
 ) -> None:
     small = replace(SMALL, vocab_size=1000)
     folder = make_checkpoint("safetensors", synthetic.RandomState(small), small)
-    with pytest.raises(InputError, match=r"only 1000 rows; give the right one with --tokenizer"):
+    with pytest.raises(InputError, match=r"only 1000 rows; give the right one with `tokenizer`"):
         read(str(folder))
 
 

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from cgconvert.formats.base import Format, Headers, TensorLine, most_stored
-from cgconvert.formats.gguf.types import TYPES
+from cgconvert.formats.gguf.types import DEFAULT_TYPE, TYPES
 from cgconvert.formats.read_options import ReadOptions
 from cgconvert.formats.stored import SettingsDifferences, StoredArtefact
 from cgconvert.formats.thresholds import ThresholdRow
@@ -27,7 +27,7 @@ OPTIONS = (
         name="type",
         choices=tuple(TYPES),
         any_case=True,
-        default="F16",
+        default=DEFAULT_TYPE,
         help="Type of the matrices; norms and biases stay F32.",
     ),
 )
@@ -140,13 +140,13 @@ class Gguf(Format):
         `writer.plan` are passed on."""
         from cgconvert.formats.gguf import writer
 
-        path = writer.output_path(checkpoint, output, options.get("type", writer.DEFAULT_TYPE))
+        path = writer.output_path(checkpoint, output, options.get("type", DEFAULT_TYPE))
         return writer.plan(checkpoint, path, **options)
 
     def default_output(self, checkpoint: Checkpoint, **options: Any) -> Path:
         from cgconvert.formats.gguf import writer
 
-        return writer.output_path(checkpoint, None, options.get("type", writer.DEFAULT_TYPE))
+        return writer.output_path(checkpoint, None, options.get("type", DEFAULT_TYPE))
 
     def stored_type(self, path: Path) -> str:
         return most_stored(_lines(path))

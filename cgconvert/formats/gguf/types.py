@@ -26,7 +26,7 @@ from cgconvert.formats.named_tensors import named_tensors
 from cgconvert.model.decoder import Decoder
 from cgconvert.model.tensor_names import GGUF
 
-__all__ = ["ENCODINGS", "TYPES", "FileType", "data_size"]
+__all__ = ["DEFAULT_TYPE", "ENCODINGS", "TYPES", "FileType", "data_size"]
 
 ENCODINGS: Mapping[str, Encoding] = {
     encoding.name: encoding
@@ -35,6 +35,8 @@ ENCODINGS: Mapping[str, Encoding] = {
     )
 }  # fmt: skip
 """How a tensor can be stored, by ggml's name."""
+
+DEFAULT_TYPE = "F16"
 
 Layers = Callable[[int, int], bool]
 """Whether layer i of n has the part's own encoding."""

@@ -22,7 +22,7 @@ from cgconvert.errors import InputError, UsageError
 from cgconvert.formats.base import OUT
 from cgconvert.formats.gguf.header_writer import ALIGNMENT, HeaderWriter, padded
 from cgconvert.formats.gguf.imatrix import Imatrix
-from cgconvert.formats.gguf.types import ENCODINGS, TYPES, FileType
+from cgconvert.formats.gguf.types import DEFAULT_TYPE, ENCODINGS, TYPES, FileType
 from cgconvert.formats.named_tensors import named_tensors
 from cgconvert.model import family
 from cgconvert.model.checkpoint import Checkpoint
@@ -36,7 +36,6 @@ __all__ = [
     "ADJUSTED",
     "ALIGNMENT",
     "ARCHITECTURE",
-    "DEFAULT_TYPE",
     "IMATRIX",
     "PRE_TOKENIZER",
     "file_name",
@@ -49,7 +48,6 @@ Tensor = tuple[str, LazyTensor, Encoding]
 
 ARCHITECTURE = "phi2"
 PRE_TOKENIZER = "gpt-2"
-DEFAULT_TYPE = "F16"
 SUPPRESSED = "tokenizer.ggml.suppress_tokens"
 """Ids that llama.cpp's own samplers never pick (since mid-2026; older ones ignore the key)."""
 

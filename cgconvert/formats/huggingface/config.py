@@ -108,7 +108,7 @@ def from_codegen(config: Mapping[str, Any], where: Path, mp_num: int | None) -> 
             what = "brings its own modelling code" if remote else f"has model_type {kind!r}"
             raise InputError(
                 f"{where}: {what}, so the number of groups in qkv_proj is not known; "
-                "give it with --mp-num (CodeGen 4, CodeGen2 1B and 3.7B 8)"
+                "give it with `mp_num` (CodeGen 4, CodeGen2 1B and 3.7B 8)"
             )
         mp_num = MP_NUM[kind]
     _expect(config, where, "activation_function", "gelu_new")

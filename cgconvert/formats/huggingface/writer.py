@@ -20,6 +20,7 @@ from cgconvert.model.checkpoint import Checkpoint
 from cgconvert.model.decoder import Geometry
 from cgconvert.model.tensor import LazyTensor
 from cgconvert.model.tensor_names import CODEGEN, PHI
+from cgconvert.options import shown
 from cgconvert.write.plan import FilePlan, Item, Plan, lay_out
 
 __all__ = ["DTYPES", "LAYOUTS", "plan"]
@@ -46,11 +47,11 @@ def plan(
     Raises InputError where the model does not fit the layout, UsageError for unknown options.
     """
     if dtype not in DTYPES:
-        raise UsageError(f"--dtype {dtype}: give one of {', '.join(DTYPES)}")
+        raise UsageError(f"`dtype={shown(dtype)}`: give one of {', '.join(DTYPES)}")
     if layout not in LAYOUTS:
-        raise UsageError(f"--layout {layout}: give one of {', '.join(LAYOUTS)}")
+        raise UsageError(f"`layout={shown(layout)}`: give one of {', '.join(LAYOUTS)}")
     if max_shard_size < 1:
-        raise UsageError(f"--max-shard-size {max_shard_size}: give at least one byte")
+        raise UsageError(f"`max_shard_size={max_shard_size}`: give at least one byte")
     g, tokenizer = checkpoint.geometry, checkpoint.tokenizer
     ids = {"bos_token_id": tokenizer.end_of_text, "eos_token_id": tokenizer.end_of_text}
     if layout == "codegen":
@@ -88,12 +89,12 @@ def _check_codegen(g: Geometry, name: str) -> None:
     if g.n_head % _GROUPS:
         raise InputError(
             f"{name}: {g.n_head} heads do not divide into the {_GROUPS} groups that transformers "
-            "has for CodeGen; use --layout phi"
+            'has for CodeGen; use `layout="phi"`'
         )
     if g.rotary_base != _ROTARY_BASE:
         raise InputError(
             f"{name}: the rotary base is {g.rotary_base:g} and transformers has "
-            f"{_ROTARY_BASE:g} for CodeGen; use --layout phi"
+            f'{_ROTARY_BASE:g} for CodeGen; use `layout="phi"`'
         )
 
 

@@ -62,7 +62,7 @@ class Variant:
         if self.target == "cuda" and self.dtype != "float16":
             raise UsageError(
                 f"target cuda with dtype {self.dtype}: GroupQueryAttention has no {self.dtype} "
-                "there; add --dtype float16"
+                'there; add `dtype="float16"`'
             )
         if self.accuracy_level not in ACCURACY_LEVELS:
             raise UsageError(f"accuracy level {self.accuracy_level}: give 0, 1, 2, 3 or 4")

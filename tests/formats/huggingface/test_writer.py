@@ -313,11 +313,11 @@ def test_what_transformers_cannot_express_is_refused(tmp_path: Path) -> None:
 
 
 def test_unknown_options_are_refused(checkpoint: Checkpoint, tmp_path: Path) -> None:
-    with pytest.raises(UsageError, match="--dtype int8"):
+    with pytest.raises(UsageError, match='`dtype="int8"`'):
         to_hf(checkpoint, tmp_path, dtype="int8")
-    with pytest.raises(UsageError, match="--layout gptj"):
+    with pytest.raises(UsageError, match='`layout="gptj"`'):
         to_hf(checkpoint, tmp_path, layout="gptj")
-    with pytest.raises(UsageError, match="--max-shard-size 0"):
+    with pytest.raises(UsageError, match="`max_shard_size=0`"):
         to_hf(checkpoint, tmp_path, max_shard_size=0)
 
 
