@@ -6,40 +6,26 @@ have weights for transformers beside its graph.
 
 from __future__ import annotations
 
-import importlib
-from dataclasses import dataclass
 from pathlib import Path
+from pkgutil import resolve_name
 
 from cgconvert.errors import InputError, UsageError
 from cgconvert.formats.base import Format, SourceFormat
 
-__all__ = ["FORMATS", "Entry", "artefact_format", "formats", "load", "source_format"]
+__all__ = ["FORMATS", "artefact_format", "formats", "load", "source_format"]
 
-
-@dataclass(frozen=True)
-class Entry:
-    """Where the class of a format is: a module, and the class's name in it."""
-
-    module: str
-    name: str
-
-    def load(self) -> SourceFormat:
-        """Import the class and make its one object, which has no state."""
-        format_: SourceFormat = getattr(importlib.import_module(self.module), self.name)()
-        return format_
-
-
-FORMATS: dict[str, Entry] = {
-    "onnx": Entry("cgconvert.formats.onnx.format", "Onnx"),
-    "huggingface": Entry("cgconvert.formats.huggingface.format", "HuggingFace"),
-    "jaxformer": Entry("cgconvert.formats.jaxformer", "Jaxformer"),
-    "gguf": Entry("cgconvert.formats.gguf.format", "Gguf"),
+FORMATS: dict[str, str] = {
+    "onnx": "cgconvert.formats.onnx.format:Onnx",
+    "huggingface": "cgconvert.formats.huggingface.format:HuggingFace",
+    "jaxformer": "cgconvert.formats.jaxformer:Jaxformer",
+    "gguf": "cgconvert.formats.gguf.format:Gguf",
 }
+"""Module and class of each format by its name."""
 
 
 def load(name: str) -> Format:
     """The format of this name. Raises UsageError where there is none that is written."""
-    format_ = FORMATS[name].load() if name in FORMATS else None
+    format_ = _make(FORMATS[name]) if name in FORMATS else None
     if not isinstance(format_, Format):
         known = ", ".join(known.name for known in formats())
         raise UsageError(f"nothing here reads {name!r}; there are {known}")
@@ -48,8 +34,7 @@ def load(name: str) -> Format:
 
 def formats() -> list[Format]:
     """Every format that artefacts are written in."""
-    loaded = (entry.load() for entry in FORMATS.values())
-    return [format_ for format_ in loaded if isinstance(format_, Format)]
+    return [format_ for format_ in map(_make, FORMATS.values()) if isinstance(format_, Format)]
 
 
 def artefact_format(path: Path) -> Format | None:
@@ -59,11 +44,16 @@ def artefact_format(path: Path) -> Format | None:
 
 def source_format(path: Path) -> SourceFormat:
     """The format of the source at `path`. Raises InputError where nothing known is there."""
-    for entry in FORMATS.values():
-        format_ = entry.load()
+    for format_ in map(_make, FORMATS.values()):
         if format_.recognises(path):
             return format_
     raise InputError(
         f"{path}: no checkpoint found; expected pytorch_model.bin, model.safetensors (or their "
         "index), a Jaxformer step, a .tar.gz, or one of cgconvert's own outputs"
     )
+
+
+def _make(class_name: str) -> SourceFormat:
+    """The one object of a format's class; it has no state."""
+    format_: SourceFormat = resolve_name(class_name)()
+    return format_
