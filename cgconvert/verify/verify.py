@@ -14,7 +14,7 @@ from cgconvert.errors import CgconvertError, UsageError
 from cgconvert.formats.registry import load
 from cgconvert.io.progress import Progress, Silent
 from cgconvert.model.checkpoint import Checkpoint
-from cgconvert.runtimes import RUNTIMES, Runtime, open_runtime, runtime_class
+from cgconvert.runtimes import Runtime, open_runtime, runtime_class
 from cgconvert.sources.tarball import cache_folder
 from cgconvert.texts.text import Text
 from cgconvert.verify.checks import Losses, run_checks
@@ -101,7 +101,7 @@ def verify(
         type=type,
         checkpoint=reference,
         device=device,
-        runtime=runtime or next(iter(RUNTIMES[format])),
+        runtime=runtime_class(format, runtime).name,
         threads=threads,
         progress=progress,
     )
