@@ -24,6 +24,7 @@ from cgconvert.formats.gguf.header import read_header
 from cgconvert.formats.registry import load
 from cgconvert.model.checkpoint import Checkpoint
 from cgconvert.model.tensor import LazyTensor, Stored
+from cgconvert.verify import verify as verify_module
 from cgconvert.verify.provenance import check_provenance
 from cgconvert.verify.verdict import Check, Verdict
 from cgconvert.verify.verify import verify
@@ -313,7 +314,7 @@ def test_a_missing_runtime_is_an_error_however_broken_the_artefact(
     def absent(*_: object, **__: object) -> None:
         raise MissingRuntimeError("llama-cpp-python", "llamacpp")
 
-    monkeypatch.setattr("cgconvert.verify.verify.open_runtime", absent)
+    monkeypatch.setattr(verify_module, "open_runtime", absent)
     with pytest.raises(MissingRuntimeError, match=r"pip install 'cgconvert\[llamacpp\]'"):
         verify(artefact, "gguf", "F16", source, "cpu", new_tokens=2, threads=1)
 
