@@ -16,12 +16,12 @@ from cgconvert.options import ByteSize, Option, accepted_values, parse_size
     ("text", "size"),
     [("5GB", 5 * 10**9), ("1.5 kb", 1500), ("512MiB", 512 << 20), ("77", 77), (77, 77)],
 )
-def test_sizes(text: int | str, size: int) -> None:
+def test_sizes_are_read_in_all_units(text: int | str, size: int) -> None:
     assert parse_size(text) == size
 
 
 @pytest.mark.parametrize("text", ["", "lots", "-1", "0", "0.2", "4 parsecs", "9" * 20])
-def test_what_is_no_size(text: str) -> None:
+def test_an_invalid_size_is_refused(text: str) -> None:
     with pytest.raises(ValueError, match="is not a size; write 5GB, 500MB or a number of bytes"):
         parse_size(text)
 

@@ -35,7 +35,7 @@ def test_verify_is_the_function_whatever_was_imported_before() -> None:
     assert run("from cgconvert import verify; print(callable(verify))") == "True"
 
 
-def test_public_names() -> None:
+def test_the_package_has_the_documented_public_names() -> None:
     assert set(dir(cgconvert)) == set(cgconvert.__all__)
     for name in cgconvert.__all__:
         assert getattr(cgconvert, name) is not None

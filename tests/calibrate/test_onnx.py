@@ -119,7 +119,7 @@ def failed(source: Checkpoint, path: Path) -> set[str]:
 
 
 @pytest.mark.parametrize("dtype", ["float32", "float16"])
-def test_verification_passes(
+def test_a_calibrated_graph_passes_verification(
     source: Checkpoint, result: CalibrationResult, dtype: str, tmp_path: Path
 ) -> None:
     path = written(source, result.checkpoint, tmp_path / "x", dtype=dtype, adjusted=result.adjusted)
@@ -203,7 +203,7 @@ def test_a_budget_is_kept_and_its_result_passes_verification(
     assert failed(source, path) == set()
 
 
-def test_eight_bits_beside_four_may_make_up_for_them(source: Checkpoint) -> None:
+def test_eight_bits_may_compensate_for_rounding_to_four(source: Checkpoint) -> None:
     """As far as rounding to 4 bits goes, and no further: not scaled, not of another layer."""
     weight = source.decoder.layers[0].o.read().float()
     four, eight = NBits(MatMulNBits(4)), NBits(MatMulNBits(8, 128, symmetric=True))

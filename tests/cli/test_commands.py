@@ -77,7 +77,9 @@ print(gc.isenabled(), gc.get_freeze_count() > 100_000)
     assert told.stdout.splitlines()[-1] == "True True"
 
 
-def test_default_outputs(run: Callable[..., Outcome], tmp_path: Path) -> None:
+def test_default_outputs_are_named_after_the_source(
+    run: Callable[..., Outcome], tmp_path: Path
+) -> None:
     for arguments in (
         ["to-hf", TINY],
         ["to-hf", TINY, "--layout", "phi"],
@@ -153,7 +155,7 @@ def test_dry_run_tells_the_size_that_is_written(
     assert size == f"{written / 1e6:.3g} MB"
 
 
-def test_inspect(run: Callable[..., Outcome]) -> None:
+def test_inspect_describes_sources_and_artefacts(run: Callable[..., Outcome]) -> None:
     run("to-hf", TINY)
     run("to-gguf", TINY, "--type", "Q4_0", "-o", "x.gguf")
     run("to-onnx", TINY, "--bits", "4", "-o", "x-onnx")
@@ -347,7 +349,7 @@ def test_mistakes_get_one_clear_line(
     assert os.listdir(tmp_path) == []
 
 
-def test_ambiguous_sources(run: Callable[..., Outcome], tmp_path: Path) -> None:
+def test_ambiguous_sources_are_refused(run: Callable[..., Outcome], tmp_path: Path) -> None:
     run("to-hf", TINY)
     shutil.copytree(embedded.path(), tmp_path / "other")
     run("to-hf", "other")
@@ -406,7 +408,7 @@ def test_a_tokenizer_given_by_hand(run: Callable[..., Outcome], tmp_path: Path) 
     assert run("verify", "x.gguf").code == 0
 
 
-def test_interrupted(tmp_path: Path) -> None:
+def test_an_interrupted_command_exits_with_130_and_leaves_nothing(tmp_path: Path) -> None:
     """SIGTERM ends a run with 130, one line, and nothing left behind."""
     code = (
         "import os, signal, sys; from cgconvert.cli import main as m; "

@@ -52,7 +52,9 @@ def run(
     return call
 
 
-def test_four_bits(run: Callable[..., Outcome], folder: Path) -> None:
+def test_four_bits_give_a_file_no_larger_than_the_standard_mix_that_passes(
+    run: Callable[..., Outcome], folder: Path
+) -> None:
     told = run("--bits", "4", "-o", "four.gguf")
     assert told.code == 0, told.err
     assert told.err.startswith("text.py: ")
@@ -81,7 +83,9 @@ def test_four_bits(run: Callable[..., Outcome], folder: Path) -> None:
     assert not caught.value.code
 
 
-def test_four_bits_for_onnx(run: Callable[..., Outcome], folder: Path) -> None:
+def test_four_bits_for_onnx_change_the_numbers_and_no_size(
+    run: Callable[..., Outcome], folder: Path
+) -> None:
     """The same files of the same sizes as by rounding, but for the numbers in them."""
     onnx = ("--bits", "4", "--format", "onnx", "--block-size", "64")
     assert run(*onnx, "-o", "fitted").code == 0
@@ -116,7 +120,7 @@ def test_budgets_are_kept(run: Callable[..., Outcome], folder: Path) -> None:
     assert (folder / "least.gguf").stat().st_size <= least
 
 
-def test_a_mix_is_taken_as_it_is(run: Callable[..., Outcome], folder: Path) -> None:
+def test_a_named_mix_keeps_its_types(run: Callable[..., Outcome], folder: Path) -> None:
     assert run("--type", "q4_0", "-o", "fitted.gguf").code == 0
     assert run("--type", "Q4_0", "--calibration", "none", "-o", "found.gguf").code == 0
     fitted, found = (gguf.GGUFReader(folder / f"{n}.gguf").tensors for n in ("fitted", "found"))
@@ -124,7 +128,7 @@ def test_a_mix_is_taken_as_it_is(run: Callable[..., Outcome], folder: Path) -> N
     assert any((a.data != b.data).any() for a, b in zip(fitted, found, strict=True))
 
 
-def test_what_was_interrupted_goes_on(
+def test_resume_computes_only_what_is_missing_and_gives_the_same_bytes(
     run: Callable[..., Outcome], folder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The second time only what is missing is computed, and the bytes are the same."""
@@ -175,7 +179,7 @@ def test_an_imatrix_is_written_and_read(run: Callable[..., Outcome], folder: Pat
         (b"\xff\xfe\x00\x80" * 99, "bad.txt: is not UTF-8"),
     ],
 )
-def test_texts_that_are_none(
+def test_unusable_texts_are_refused(
     run: Callable[..., Outcome], folder: Path, content: bytes, message: str
 ) -> None:
     (folder / "bad.txt").write_bytes(content)
@@ -204,7 +208,7 @@ def test_texts_that_are_none(
         ("--type Q9", 2, "'Q9' is not one of 'Q8_0', 'Q6_K'"),
     ],
 )
-def test_what_cannot_be_asked_for(
+def test_impossible_requests_fail_in_one_line_and_write_nothing(
     arguments: str, code: int, says: str, run: Callable[..., Outcome], folder: Path
 ) -> None:
     """One line, the code of the table, and nothing written."""

@@ -50,7 +50,7 @@ thresholds:
 """
 
 
-def test_what_a_recipe_says(tmp_path: Path) -> None:
+def test_a_recipe_is_read_into_steps_and_thresholds(tmp_path: Path) -> None:
     path = tmp_path / "good.yaml"
     path.write_text(GOOD)
     found = recipe.load(path)

@@ -131,7 +131,7 @@ def test_rows_must_divide_into_blocks(codec: BlockCodec, shape: tuple[int, ...])
 
 @both
 @pytest.mark.parametrize("value", [float("nan"), float("inf"), -3e38])
-def test_what_no_scale_can_hold_is_refused(codec: BlockCodec, value: float) -> None:
+def test_weights_beyond_every_scale_are_refused(codec: BlockCodec, value: float) -> None:
     rows = torch.zeros(2, 64)
     rows[1, 40] = value
     with pytest.raises(InputError, match=f"{codec.name} cannot hold"):

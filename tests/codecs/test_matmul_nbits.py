@@ -65,7 +65,7 @@ def test_zero_points_of_a_row_share_bytes() -> None:
 
 
 @pytest.mark.parametrize("kind", KINDS, ids=lambda kind: kind.name)
-def test_onnxruntime_multiplies_by_what_decode_says(
+def test_onnxruntime_multiplies_by_the_decoded_weights(
     kind: MatMulNBits, weights: torch.Tensor
 ) -> None:
     arrays = kind.encode(weights)
@@ -79,7 +79,7 @@ def test_onnxruntime_multiplies_by_what_decode_says(
 
 
 @pytest.mark.parametrize("kind", KINDS, ids=lambda kind: kind.name)
-def test_onnxruntime_gathers_what_decode_says(kind: MatMulNBits, weights: torch.Tensor) -> None:
+def test_onnxruntime_gathers_the_decoded_rows(kind: MatMulNBits, weights: torch.Tensor) -> None:
     table = MatMulNBits(kind.bits, kind.block_size, kind.symmetric, table=True)
     arrays = table.encode(weights)
     names = ["codes", "a", "scales", "zeros"][: 1 + len(arrays)]
@@ -194,7 +194,7 @@ def test_chunks_make_no_difference(kind: MatMulNBits, monkeypatch: pytest.Monkey
 
 
 @pytest.mark.parametrize("value", [float("nan"), float("inf"), 3e38])
-def test_weights_it_cannot_hold_are_refused(value: float) -> None:
+def test_weights_beyond_every_scale_are_refused(value: float) -> None:
     weights = torch.zeros(1, 32)
     weights[0, 5] = value
     for kind in KINDS:
@@ -202,7 +202,7 @@ def test_weights_it_cannot_hold_are_refused(value: float) -> None:
             kind.encode(weights)
 
 
-def test_shapes_and_sizes_it_does_not_know_are_refused() -> None:
+def test_unsupported_shapes_and_sizes_are_refused() -> None:
     for shape in ((4, 80), (4,), (2, 2, 32)):
         with pytest.raises(InputError, match="blocks of 32"):
             MatMulNBits(4, 32).arrays(shape)

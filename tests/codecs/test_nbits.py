@@ -123,7 +123,7 @@ def test_feedback_loses_less_than_the_search(layout: MatMulNBits) -> None:
 
 
 @pytest.mark.parametrize("value", [float("nan"), float("inf"), 3e38])
-def test_weights_it_cannot_hold_are_refused(value: float) -> None:
+def test_weights_beyond_every_scale_are_refused(value: float) -> None:
     rows = torch.zeros(1, 256)
     rows[0, 5] = value
     for layout in LAYOUTS:

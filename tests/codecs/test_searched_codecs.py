@@ -140,7 +140,7 @@ def test_error_is_not_above_ggmls(codec: BlockCodec, weighted: bool, kind: str) 
 @each_searched
 @weighted
 @pytest.mark.parametrize("value", [0.1, -3.0])
-def test_constant(codec: BlockCodec, weighted: bool, value: float) -> None:
+def test_a_constant_is_nearly_exact(codec: BlockCodec, weighted: bool, value: float) -> None:
     """Choices compare sums in float32, to which 1e-6 of the squares of a block is nothing."""
     rows = np.full((4, COLUMNS), value, np.float32)
     weights = importance(COLUMNS) if weighted else None
@@ -202,9 +202,7 @@ def test_any_chunking_and_number_of_processes_gives_the_same_bytes(
 
 
 @each_searched
-def test_what_is_wrong_in_another_process_is_told(
-    codec: BlockCodec, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_an_error_in_a_worker_is_raised(codec: BlockCodec, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(searched, "TILE", 256)
     monkeypatch.setattr(searched, "SHARE", 1)
     monkeypatch.setattr(torch, "get_num_threads", lambda: 3)
@@ -251,7 +249,7 @@ def test_rows_must_divide_into_blocks(codec: BlockCodec, shape: tuple[int, ...])
 
 @each_searched
 @pytest.mark.parametrize("value", [float("nan"), float("inf"), -float("inf"), -3e38, 3e9])
-def test_what_no_scale_can_hold_is_refused(codec: BlockCodec, value: float) -> None:
+def test_weights_beyond_every_scale_are_refused(codec: BlockCodec, value: float) -> None:
     rows = torch.zeros(2, COLUMNS)
     rows[1, 40] = value
     with pytest.raises(InputError, match=f"{codec.name} cannot hold"):

@@ -169,7 +169,7 @@ def mean_kl(oracle: Oracle, logits: list[np.ndarray]) -> float:
     return float(kl_divergence(reference[:, :tokens], candidate[:, :tokens]).mean())
 
 
-def test_onnx_float32(model: Model, oracle: Oracle) -> None:
+def test_onnx_float32_has_the_sources_logits(model: Model, oracle: Oracle) -> None:
     output = model.folder / "onnx"
     write(plans.to_onnx(oracle.checkpoint, output))
     full, cached = full_and_cached(output, "onnx", model.prompts)
@@ -179,7 +179,7 @@ def test_onnx_float32(model: Model, oracle: Oracle) -> None:
 
 
 @pytest.mark.parametrize("type_", ["F32", "F16", "Q8_0"])
-def test_gguf(model: Model, oracle: Oracle, type_: str) -> None:
+def test_gguf_has_the_sources_logits(model: Model, oracle: Oracle, type_: str) -> None:
     output = model.folder / f"model-{type_}.gguf"
     write(plans.to_gguf(oracle.checkpoint, output, type=type_))
     full, cached = full_and_cached(output, "gguf", model.prompts)
@@ -191,7 +191,9 @@ def test_gguf(model: Model, oracle: Oracle, type_: str) -> None:
 
 
 @pytest.mark.parametrize("layout", ["codegen", "phi"])
-def test_huggingface_float32(model: Model, oracle: Oracle, layout: str) -> None:
+def test_huggingface_float32_has_the_sources_logits(
+    model: Model, oracle: Oracle, layout: str
+) -> None:
     output = model.folder / f"hf-{layout}"
     plan = plans.to_hf(oracle.checkpoint, output, dtype="float32", layout=layout)
     write(plan)

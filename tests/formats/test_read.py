@@ -61,7 +61,7 @@ def test_name_and_provenance_of_a_tarball(make_checkpoint: Make, tokenizer_folde
     assert again.path.stat().st_mtime_ns == before
 
 
-def test_the_last_step_or_the_one_asked_for(make_checkpoint: Make) -> None:
+def test_the_last_step_is_read_unless_another_is_named(make_checkpoint: Make) -> None:
     folder = make_checkpoint("jaxformer")
     shutil.copytree(folder / "1000", folder / "900")
     assert read(str(folder)).path.name == "1000"
@@ -84,7 +84,9 @@ def test_eight_groups_from_the_training_configuration(
         assert torch.equal(a.qkv.read(), b.qkv.read().half())
 
 
-def test_bfloat16_leaves(make_checkpoint: Make, small_state: synthetic.RandomState) -> None:
+def test_bfloat16_leaves_are_read(
+    make_checkpoint: Make, small_state: synthetic.RandomState
+) -> None:
     """numpy saves bfloat16 as a two-byte type it does not know."""
     folder = make_checkpoint("jaxformer")
     archive = folder / "1000" / "model" / "0.npz"
@@ -347,7 +349,7 @@ def test_a_file_not_contiguous_in_its_storage(make_checkpoint: Make) -> None:
         read(str(folder))
 
 
-def test_nothing_there(tmp_path: Path) -> None:
+def test_a_missing_source_is_refused(tmp_path: Path) -> None:
     for given in ("no/such/folder", str(tmp_path), "nonsense"):
         with pytest.raises(CgconvertError):
             read(given)

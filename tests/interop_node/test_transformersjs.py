@@ -56,7 +56,7 @@ def run(folder: Path, texts: list[str]) -> dict[str, Any]:
 
 
 @pytest.mark.parametrize("kind", ["fp32", "fp32 with num_logits_to_keep"])
-def test_64_pinned_tokens(kind: str, tmp_path: Path) -> None:
+def test_greedy_tokens_are_the_64_pinned_ones(kind: str, tmp_path: Path) -> None:
     """Each prompt alone, and all as one left-padded batch."""
     checkpoint = read(embedded.NAME)
     made = plan(checkpoint, tmp_path / "model", **VARIANTS[kind])
@@ -72,7 +72,7 @@ def test_64_pinned_tokens(kind: str, tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("kind", ["fp16", "int8", "q4", "q4f16"])
-def test_every_dtype_is_found_by_its_name(kind: str, tmp_path: Path) -> None:
+def test_transformersjs_finds_every_dtype_by_its_file_name(kind: str, tmp_path: Path) -> None:
     """config.json alone says which file. The tokens are those of Python's onnxruntime."""
     checkpoint = read(embedded.NAME)
     made = plan(checkpoint, tmp_path / "model", **VARIANTS[kind])

@@ -20,7 +20,7 @@ OLDEST = {"1.22.0": False, "1.23.0": True}
 QUANTIZED = {kind for kind, options in VARIANTS.items() if Variant(**options).bits}
 
 
-def test_this_is_an_oldest_one() -> None:
+def test_the_installed_onnxruntime_is_one_of_the_oldest() -> None:
     assert onnxruntime.__version__ in OLDEST
 
 
@@ -35,7 +35,7 @@ def kinds() -> list[str]:
 
 
 @pytest.mark.parametrize("kind", kinds())
-def test_it_is_transformers(model: Model, kind: str) -> None:
+def test_logits_equal_those_of_transformers(model: Model, kind: str) -> None:
     """In one buffer: a prefill, a chunk on top of it and single tokens. Then as a padded batch."""
     variant = Variant(**VARIANTS[kind])
     bound = {None: 1e-5, 8: 0.05, 4: 0.3}[variant.bits]
@@ -52,7 +52,7 @@ def test_it_is_transformers(model: Model, kind: str) -> None:
             assert relative_error(row, model.logits(alone)) <= bound
 
 
-def test_what_is_not_promised_is_refused_in_one_line(model: Model) -> None:
+def test_graphs_that_need_a_newer_release_are_refused_in_one_line(model: Model) -> None:
     for kind in sorted(VARIANTS.keys() - set(kinds())):
         with pytest.raises(InputError, match="onnxruntime cannot load it"):
             OnnxRuntime.open(model.artefact(kind), "cpu", 1)

@@ -53,7 +53,7 @@ def theirs() -> CodeGenForCausalLM:
     return CodeGenForCausalLM.from_pretrained(embedded.path(), torch_dtype=torch.float32).eval()
 
 
-def test_it_loads_without_a_warning(
+def test_folders_load_without_a_warning(
     folders: dict[str, Path], caplog: pytest.LogCaptureFixture
 ) -> None:
     transformers_logging.enable_propagation()
@@ -70,7 +70,7 @@ def test_it_loads_without_a_warning(
 
 
 @pytest.mark.parametrize("text", TEXTS)
-def test_the_same_tokens_as_transformers(
+def test_greedy_tokens_are_those_of_transformers(
     folders: dict[str, Path], theirs: CodeGenForCausalLM, text: str
 ) -> None:
     tokenizer = AutoTokenizer.from_pretrained(folders["model"])
@@ -86,7 +86,9 @@ def test_the_same_tokens_as_transformers(
     assert_same_tokens(tokens.tolist(), expected[length:].tolist(), logits.numpy(), 1e-4)
 
 
-def test_logits_are_transformers(folders: dict[str, Path], theirs: CodeGenForCausalLM) -> None:
+def test_logits_are_those_of_transformers(
+    folders: dict[str, Path], theirs: CodeGenForCausalLM
+) -> None:
     given = AutoTokenizer.from_pretrained(folders["model"])(TEXTS[1], return_tensors="pt")
     with torch.inference_mode():
         expected = theirs(**given).logits
@@ -177,7 +179,9 @@ def test_the_best_beam_of_a_left_padded_batch_is_that_of_each_prompt_alone(
         assert row in as_good_as(score, beams, alone.sequences_scores, rounding, padding)
 
 
-def test_64_pinned_tokens(folders: dict[str, Path], theirs: CodeGenForCausalLM) -> None:
+def test_greedy_tokens_are_the_64_pinned_ones(
+    folders: dict[str, Path], theirs: CodeGenForCausalLM
+) -> None:
     """The tokens that every other runtime gives (tests/runtimes/test_greedy.py)."""
     pinned = json.loads((Path(__file__).parents[1] / "runtimes" / "greedy.json").read_text())
     tokenizer = AutoTokenizer.from_pretrained(folders["model"])
@@ -194,7 +198,7 @@ def test_64_pinned_tokens(folders: dict[str, Path], theirs: CodeGenForCausalLM) 
     assert together.tolist() == [entry["tokens"] for entry in pinned]
 
 
-def test_beam_search_on_a_left_padded_batch_is_transformers(
+def test_beams_of_a_left_padded_batch_are_those_of_transformers(
     folders: dict[str, Path], theirs: CodeGenForCausalLM
 ) -> None:
     tokenizer = AutoTokenizer.from_pretrained(folders["model"])

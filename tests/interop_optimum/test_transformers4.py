@@ -25,11 +25,11 @@ def folder(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFact
     return output
 
 
-def test_this_is_transformers_4() -> None:
+def test_the_installed_transformers_is_version_4() -> None:
     assert transformers.__version__.startswith("4.5")
 
 
-def test_the_model_card_snippet(folder: Path) -> None:
+def test_the_snippet_of_the_model_card_runs(folder: Path) -> None:
     tokenizer = AutoTokenizer.from_pretrained(folder)
     model = AutoModelForCausalLM.from_pretrained(folder)
     text = "def hello_world():"
@@ -39,14 +39,14 @@ def test_the_model_card_snippet(folder: Path) -> None:
     assert model.generation_config.eos_token_id == tokenizer.eos_token_id
 
 
-def test_the_tokenizer(folder: Path) -> None:
+def test_the_tokenizer_gives_the_same_ids(folder: Path) -> None:
     tokenizer = AutoTokenizer.from_pretrained(folder)
     ids = tokenizer(TEXT).input_ids
     assert ids == read(embedded.NAME).tokenizer.encode(TEXT)
     assert tokenizer.decode(ids) == TEXT
 
 
-def test_the_logits(folder: Path) -> None:
+def test_the_logits_are_those_of_the_original(folder: Path) -> None:
     """The folder's against the original's, both in float32."""
     ids = torch.tensor([read(embedded.NAME).tokenizer.encode(TEXT)])
     with torch.inference_mode():

@@ -44,11 +44,11 @@ def check(lazy: LazyTensor, whole: torch.Tensor) -> None:
         torch.testing.assert_close(part, whole[rows, cols], rtol=0, atol=0)
 
 
-def test_stored_tensor(stored: Stored) -> None:
+def test_a_stored_tensor_reads_any_part(stored: Stored) -> None:
     check(stored, WHOLE)
 
 
-def test_transposed_tensor(stored: Stored) -> None:
+def test_a_transposed_tensor_reads_any_part(stored: Stored) -> None:
     check(stored.T, WHOLE.T)
     assert stored.T.T is stored
 
@@ -68,7 +68,7 @@ def test_rows_of_rows_are_rows_of_the_stored_tensor(stored: Stored) -> None:
     assert stored.rows(first).rows(np.argsort(first)) is stored
 
 
-def test_stacked_tensors(stored: Stored) -> None:
+def test_stacked_tensors_read_any_part(stored: Stored) -> None:
     stacked = Stacked([InMemory(WHOLE[:3]), InMemory(WHOLE[3:4]), InMemory(WHOLE[4:])])
     check(stacked, WHOLE)
     with pytest.raises(ValueError, match="differ"):

@@ -87,7 +87,7 @@ def test_runs_are_matched_longest_first(tokenizer: Tokenizer) -> None:
 
 
 @pytest.mark.parametrize("text", TEXTS)
-def test_round_trip(tokenizer: Tokenizer, text: str) -> None:
+def test_decoding_inverts_encoding(tokenizer: Tokenizer, text: str) -> None:
     assert tokenizer.decode(tokenizer.encode(text)) == text
 
 
@@ -128,7 +128,7 @@ def test_every_set_of_files_gives_the_same_tokenizer(tokenizer: Tokenizer, tmp_p
         assert variant.files(2048) == files
 
 
-def test_runs_that_are_there_keep_their_ids(tokenizer: Tokenizer, tmp_path: Path) -> None:
+def test_existing_white_space_runs_keep_their_ids(tokenizer: Tokenizer, tmp_path: Path) -> None:
     start = tokenizer.size - 38
     moved = [AddedToken(start + n, run, False) for n, run in enumerate(reversed(WHITESPACE_RUNS))]
     variant = Tokenizer.from_parts(
@@ -278,7 +278,7 @@ DATA = Path(os.environ.get("CGCONVERT_DATA", ""))
     "CGCONVERT_DATA" not in os.environ,
     reason="CGCONVERT_DATA names no folder with the real vocabulary, which is not kept here",
 )
-def test_the_real_vocabulary() -> None:
+def test_the_published_vocabulary_gives_the_published_ids() -> None:
     real = Tokenizer.load(DATA / "codegen-tokenizer")
     text = "def hello(x):\n        return x + 1\n\t\tfoo"
     ids = [4299, 23748, 7, 87, 2599, 198, 50280, 7783, 2124, 1343, 352, 198, 50294, 21943]

@@ -236,7 +236,7 @@ def test_impossible_batches_are_refused(name: str, run: Callable[[str], Runtime]
         runtime.batch([[1, 2, 3]], -1)
 
 
-def test_runtimes_that_take_one_sequence_say_so() -> None:
+def test_runtimes_without_batches_refuse_one() -> None:
     kinds = [runtime_class(format_, name) for format_, names in RUNTIMES.items() for name in names]
     for kind in {*kinds} - {Transformers, OnnxRuntime}:
         assert not kind.takes_batches

@@ -55,7 +55,7 @@ def artefacts(source: Checkpoint, tmp_path_factory: pytest.TempPathFactory) -> d
         ("gguf", "llama.cpp", "reinstall it with CMAKE_ARGS=-DGGML_CUDA=on"),
     ],
 )
-def test_absent_cuda_is_an_error_that_says_what_to_do(
+def test_absent_cuda_is_an_error_with_advice(
     format_: str,
     name: str,
     advice: str,
@@ -183,7 +183,7 @@ def test_auto_takes_the_cpu_where_the_runtime_has_no_cuda(
 @pytest.mark.parametrize(
     ("format_", "type_"), [("huggingface", "float16"), ("onnx", "float32"), ("gguf", "F16")]
 )
-def test_the_report_says_which_device_it_was(
+def test_the_report_names_the_device(
     format_: str,
     type_: str,
     artefacts: dict[str, Path],

@@ -170,7 +170,7 @@ def test_every_id_has_its_own_bytes(
     assert runtime.tokenizer_size == tokenizer().size
 
 
-def test_samplers_are_told_of_the_padding(
+def test_samplers_suppress_padding(
     convert: Callable[..., Path], run: Callable[..., LlamaCpp]
 ) -> None:
     runtime = run(convert())

@@ -110,7 +110,7 @@ def test_a_folder_of_links_as_in_the_hubs_cache_runs(
 
 
 @pytest.mark.parametrize("kind", [OnnxRuntime, Genai])
-def test_a_damaged_graph_is_said_in_one_line(
+def test_a_damaged_graph_is_reported_in_one_line(
     small: Model, kind: type[Runtime], tmp_path: Path
 ) -> None:
     folder = copy(small, tmp_path)

@@ -10,7 +10,7 @@ from cgconvert.runtimes import RUNTIMES, Runtime, runtime_class
 @pytest.mark.parametrize(
     ("format_", "name"), [(format_, name) for format_, names in RUNTIMES.items() for name in names]
 )
-def test_every_runtime_is_where_the_table_says(format_: str, name: str) -> None:
+def test_every_registered_runtime_loads(format_: str, name: str) -> None:
     runtime = runtime_class(format_, name)
     assert issubclass(runtime, Runtime)
     assert runtime.name == name

@@ -45,7 +45,7 @@ def verified(plan: Plan, source: Checkpoint, **options: object) -> Report:
 
 
 @pytest.mark.parametrize("name", artefacts.WRITERS)
-def test_what_the_writers_write_passes(
+def test_valid_artefacts_pass(
     name: str, source: Checkpoint, write: Callable[[str, Checkpoint], Plan]
 ) -> None:
     report = verified(write(name, source), source)

@@ -195,7 +195,7 @@ class WrongTail(StandIn):
         return logits
 
 
-def test_generation_says_where_it_first_differs(source: Checkpoint) -> None:
+def test_generation_reports_the_first_different_token(source: Checkpoint) -> None:
     mistaken = evidence(WrongTail(source), source)
     check = judged(mistaken)["generation"]
     assert check.verdict == Verdict.FAIL
@@ -374,7 +374,7 @@ def test_thresholds_can_be_replaced_by_name() -> None:
         thresholds_for("gguf", "Q4_0", overrides={"logits.kl_mean": "low"})  # type: ignore[dict-item]
 
 
-def test_float16_arithmetic_on_a_gpu_loosens_what_it_cannot_tell() -> None:
+def test_float16_on_a_gpu_loosens_only_the_checks_its_rounding_affects() -> None:
     exact, half = (thresholds_for("onnx", "float32", device) for device in ("cpu", "cuda"))
     assert exact["runtime.nmse"] < half["runtime.nmse"] < 1e-4
     assert exact["cache"] < half["cache"]

@@ -18,7 +18,7 @@ from cgconvert.write.execute import execute
 from tests.support.tampering import checkpoint, tokenizer
 
 
-def test_a_file_is_read_as_it_is(tmp_path: Path) -> None:
+def test_a_text_is_read_unchanged(tmp_path: Path) -> None:
     path = tmp_path / "mine.txt"
     path.write_bytes("a\r\nb ü".encode())
     text = read_text(str(path))

@@ -75,9 +75,7 @@ def failed(checks: dict[str, Check]) -> set[str]:
 
 
 @pytest.mark.parametrize("name", WRITERS)
-def test_what_the_writers_write_passes(
-    name: str, source: Checkpoint, right: dict[str, Plan]
-) -> None:
+def test_valid_artefacts_pass(name: str, source: Checkpoint, right: dict[str, Plan]) -> None:
     checks = checked(right[name].output, right[name].format, source)
     assert not failed(checks), checks
     assert {check.verdict for check in checks.values()} == {Verdict.PASS}
@@ -144,7 +142,7 @@ def test_an_epsilon_in_the_header(
     [("activation_function", "gelu"), ("rotary_dim", 16), ("n_head", 8), ("n_layer", 2),
      ("n_positions", 2048), ("vocab_size", 51200), ("tie_word_embeddings", True), ("n_inner", 512)],
 )  # fmt: skip
-def test_a_config_that_says_something_else(
+def test_a_wrong_value_in_a_config_is_caught(
     key: str, value: object, source: Checkpoint, right: dict[str, Plan], tmp_path: Path
 ) -> None:
     for name in ("hf-float16", "onnx-float32"):
@@ -161,7 +159,7 @@ def test_a_config_that_says_something_else(
     [("hidden_act", "gelu"), ("rope_theta", 5e5), ("partial_rotary_factor", 0.25),
      ("num_key_value_heads", 2), ("rope_scaling", {"type": "linear", "factor": 2.0})],
 )  # fmt: skip
-def test_a_phi_config_that_says_something_else(
+def test_a_wrong_value_in_a_phi_config_is_caught(
     key: str, value: object, source: Checkpoint, right: dict[str, Plan], tmp_path: Path
 ) -> None:
     artefact = copied(right["hf-phi-float32"], tmp_path)
@@ -197,7 +195,7 @@ def test_a_key_that_llama_cpp_obeys_and_codegen_has_not(
     [("GroupQueryAttention", "rotary_interleaved", 1), ("GroupQueryAttention", "num_heads", 2),
      ("GroupQueryAttention", "do_rotary", 0), ("GroupQueryAttention", "local_window_size", 8)],
 )  # fmt: skip
-def test_a_graph_that_says_something_else(
+def test_a_wrong_attribute_in_a_graph_is_caught(
     op: str, name: str, value: int, source: Checkpoint, right: dict[str, Plan], tmp_path: Path
 ) -> None:
     artefact = copied(right["onnx-int4"], tmp_path)
@@ -290,7 +288,7 @@ def test_nan_where_no_prompt_looks_fails_by_its_weights_alone(
     assert verdicts["logits.nmse"] == Verdict.PASS
 
 
-def test_a_file_the_runtime_cannot_open_is_named_for_what_it_lacks(
+def test_a_file_that_does_not_load_fails_by_the_missing_tensor(
     source: Checkpoint, right: dict[str, Plan], tmp_path: Path
 ) -> None:
     artefact = copied(right["gguf-F16"], tmp_path)
@@ -319,7 +317,7 @@ def test_a_missing_runtime_is_an_error_however_broken_the_artefact(
         verify(artefact, "gguf", "F16", source, "cpu", new_tokens=2, threads=1)
 
 
-def test_what_cannot_be_read_is_no_check(
+def test_an_unreadable_file_is_an_error_and_no_failed_check(
     source: Checkpoint, right: dict[str, Plan], tmp_path: Path
 ) -> None:
     artefact = copied(right["hf-float16"], tmp_path)

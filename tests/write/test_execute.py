@@ -42,7 +42,7 @@ def folder_plan(
     return Plan(checkpoint, output, True, "huggingface", "F32", files, {"dtype": "float32"})
 
 
-def test_bytes_land_where_the_plan_says(
+def test_bytes_are_written_at_the_planned_offsets(
     tmp_path: Path, checkpoint: Checkpoint, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(plans, "CHUNK_BYTES", 4000)  # many chunks

@@ -27,7 +27,7 @@ def means(imatrix: Imatrix) -> dict[str, np.ndarray]:
     }
 
 
-def test_what_is_written_is_read(tmp_path: Path) -> None:
+def test_a_written_imatrix_reads_back_the_same(tmp_path: Path) -> None:
     path = tmp_path / "imatrix.gguf"
     written = write_imatrix(path, collected())
     found = read_imatrix(path, DECODER)
@@ -42,7 +42,7 @@ def test_what_is_written_is_read(tmp_path: Path) -> None:
     assert [p.name for p in tmp_path.iterdir()] == ["imatrix.gguf"]
 
 
-def test_the_file_is_as_llama_imatrix_writes_it(tmp_path: Path) -> None:
+def test_an_imatrix_file_has_the_layout_of_llama_imatrix(tmp_path: Path) -> None:
     write_imatrix(tmp_path / "i.gguf", collected())
     reader = gguf.GGUFReader(tmp_path / "i.gguf")
     values = {name: field.contents() for name, field in reader.fields.items()}
@@ -62,7 +62,7 @@ def test_the_file_is_as_llama_imatrix_writes_it(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("tail", [True, False])
-def test_the_format_before_means_the_same(tmp_path: Path, tail: bool) -> None:
+def test_the_older_file_format_reads_the_same(tmp_path: Path, tail: bool) -> None:
     path = tmp_path / "imatrix.dat"
     path.write_bytes(legacy(collected(), tail=tail))
     found = read_imatrix(path, DECODER)
@@ -74,7 +74,7 @@ def test_the_format_before_means_the_same(tmp_path: Path, tail: bool) -> None:
         torch.testing.assert_close(ours, theirs, rtol=1e-5, atol=0)
 
 
-def test_what_newer_versions_add_is_let_be(tmp_path: Path) -> None:
+def test_entries_of_newer_versions_are_ignored(tmp_path: Path) -> None:
     """Sums of inputs and other statistics beside those that are used."""
     path = tmp_path / "i.gguf"
     writer = gguf.GGUFWriter(path, "")
@@ -96,7 +96,7 @@ def test_what_newer_versions_add_is_let_be(tmp_path: Path) -> None:
         assert torch.equal(found.inputs[name].squares, inputs.squares)
 
 
-def test_llama_cpp_quantizes_with_it(tmp_path: Path) -> None:
+def test_llama_cpp_quantizes_with_a_written_imatrix(tmp_path: Path) -> None:
     """Its bytes are those of its own C for these weights and this importance."""
     write_imatrix(tmp_path / "i.gguf", collected())
     importance = means(read_imatrix(tmp_path / "i.gguf", DECODER))

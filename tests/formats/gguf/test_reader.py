@@ -86,7 +86,7 @@ def test_quantized_is_no_source(convert: Callable[..., Path]) -> None:
         (b"\x04\0\0\0\0\0\0\0phi2", b"\x04\0\0\0\0\0\0\0phi3", "architecture is 'phi3'"),
     ],
 )
-def test_what_is_missing_is_named(
+def test_missing_tensors_are_named(
     old: bytes, new: bytes, said: str, tmp_path: Path, convert: Callable[..., Path]
 ) -> None:
     path = tmp_path / "changed.gguf"
@@ -175,7 +175,7 @@ HOSTILE = {
 
 
 @pytest.mark.parametrize("kind", HOSTILE)
-def test_hostile_header(kind: str, tmp_path: Path) -> None:
+def test_hostile_headers_are_refused_in_time(kind: str, tmp_path: Path) -> None:
     path = tmp_path / "hostile.gguf"
     path.write_bytes(HOSTILE[kind])
     before = time.process_time()
@@ -186,7 +186,7 @@ def test_hostile_header(kind: str, tmp_path: Path) -> None:
     assert time.process_time() - before < 5
 
 
-def test_sound_headers_are_taken(tmp_path: Path) -> None:
+def test_valid_headers_are_read(tmp_path: Path) -> None:
     """The pieces the hostile ones are made of are right where they do not lie."""
     path = tmp_path / "sound.gguf"
     path.write_bytes(

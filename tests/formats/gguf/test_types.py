@@ -127,7 +127,7 @@ def test_embedded_model_loses_no_more_than_by_llama_quantize(type_: str, tmp_pat
     assert divergence(ours, wanted, ids) <= divergence(theirs, wanted, ids)
 
 
-def test_what_llama_quantize_writes_is_read(deep: tuple[Checkpoint, Path]) -> None:
+def test_files_of_llama_quantize_are_read(deep: tuple[Checkpoint, Path]) -> None:
     path = llama_quantize(deep[1], "Q4_K_M")
     tensors = reader.tensors(path, read_header(path))
     for tensor in gguf.GGUFReader(path).tensors:

@@ -59,7 +59,7 @@ def test_gguf_py_writes_the_same_file(
     assert output.read_bytes() == convert(type_).read_bytes()
 
 
-def test_metadata(convert: Callable[..., Path]) -> None:
+def test_metadata_describe_the_model(convert: Callable[..., Path]) -> None:
     metadata = dict(read_header(convert("Q8_0", 80)).metadata)
     tokens = metadata.pop("tokenizer.ggml.tokens")
     types = metadata.pop("tokenizer.ggml.token_type").tolist()
@@ -117,11 +117,11 @@ def test_only_matrices_are_narrow(convert: Callable[..., Path]) -> None:
         ("my model", "my-model-Q8_0.gguf"),
     ],
 )
-def test_file_name(name: str, expected: str) -> None:
+def test_the_file_name_has_model_and_type(name: str, expected: str) -> None:
     assert file_name(replace(random_checkpoint(64), name=name), "Q8_0") == expected
 
 
-def test_no_merges_is_said_before_anything_is_written(tmp_path: Path) -> None:
+def test_a_tokenizer_without_merges_is_refused_before_writing(tmp_path: Path) -> None:
     """llama.cpp refuses a file without them; one is enough."""
     checkpoint = random_checkpoint(64)
     letters = {token: n for n, token in enumerate(sorted(pre_tokenizers.ByteLevel.alphabet()))}
@@ -139,6 +139,6 @@ def test_no_merges_is_said_before_anything_is_written(tmp_path: Path) -> None:
     runtime.close()
 
 
-def test_unknown_type() -> None:
+def test_an_unknown_type_is_refused() -> None:
     with pytest.raises(UsageError, match="Q9_9"):
         plan(random_checkpoint(64), Path("x.gguf"), type="Q9_9")

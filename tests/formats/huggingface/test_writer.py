@@ -183,7 +183,7 @@ def test_the_first_lines_of_a_safetensors_file(checkpoint: Checkpoint, tmp_path:
         assert file.get_slice("lm_head.weight").get_shape() == [304, 64]
 
 
-def test_the_source_does_not_show(
+def test_the_output_does_not_depend_on_the_source_layout(
     model: CodeGenForCausalLM, checkpoint: Checkpoint, tmp_path: Path
 ) -> None:
     """8 groups, and Phi's layout read back, give the bytes that 4 groups give."""
@@ -209,7 +209,9 @@ def test_the_source_does_not_show(
             assert contents(to_hf(source, tmp_path / "other", layout=layout)) == wanted
 
 
-def test_shards(model: CodeGenForCausalLM, checkpoint: Checkpoint, tmp_path: Path) -> None:
+def test_shards_hold_all_tensors_within_the_limit(
+    model: CodeGenForCausalLM, checkpoint: Checkpoint, tmp_path: Path
+) -> None:
     limit = 20_000  # less than an embedding, more than most others
     plan = to_hf(checkpoint, tmp_path, max_shard_size=limit)
     execute(plan)
@@ -240,7 +242,7 @@ def test_a_shard_is_filled_to_the_byte(checkpoint: Checkpoint, tmp_path: Path) -
     assert names[:2] == ["model-00001-of-00002.safetensors", "model-00002-of-00002.safetensors"]
 
 
-def test_the_model_cards_snippet(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_snippet_of_the_model_card_runs(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     card = (folder / "README.md").read_text()
     snippet = re.search(r"```python\n(.*?)```", card, re.DOTALL)
     assert snippet
@@ -251,7 +253,7 @@ def test_the_model_cards_snippet(folder: Path, monkeypatch: pytest.MonkeyPatch) 
     assert printed.getvalue().startswith("def hello_world():")
 
 
-def test_the_model_card(folder: Path) -> None:
+def test_the_model_card_is_valid(folder: Path) -> None:
     card = (folder / "README.md").read_text()
     front = yaml.safe_load(card.split("---\n")[1])
     assert front["license"] == "bsd-3-clause"
@@ -297,7 +299,7 @@ def test_a_rotary_fraction_that_rounds_down(tmp_path: Path) -> None:
     assert relative(logits(loaded), logits(model)) <= 1e-5
 
 
-def test_what_transformers_cannot_express_is_refused(tmp_path: Path) -> None:
+def test_a_model_that_transformers_cannot_express_is_refused(tmp_path: Path) -> None:
     six = replace(GEOMETRY, n_embd=48, n_head=6, n_inner=192, mp_num=2)
     state = {
         name: torch.zeros(tensor.shape)
@@ -336,7 +338,9 @@ def test_a_padded_batch_generates_what_each_text_does(folder: Path) -> None:
         assert_same_tokens(row[-12:].tolist(), expected, chosen_by, rounding=1e-4)
 
 
-def test_the_runtime(model: CodeGenForCausalLM, folder: Path) -> None:
+def test_the_runtime_gives_the_models_tokens_and_logits(
+    model: CodeGenForCausalLM, folder: Path
+) -> None:
     runtime = Transformers.open(folder, threads=2)
     assert torch.get_num_threads() == 2
     assert runtime.n_positions == 256
@@ -358,7 +362,7 @@ def test_the_runtime(model: CodeGenForCausalLM, folder: Path) -> None:
     assert torch.get_num_threads() == 1
 
 
-def test_the_runtime_refuses_what_is_not_the_model(
+def test_the_runtime_refuses_damaged_folders(
     checkpoint: Checkpoint, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     with pytest.raises(InputError, match=r"no config\.json"):

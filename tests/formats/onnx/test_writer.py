@@ -77,7 +77,7 @@ def test_float16_is_close_to_transformers(model: Model) -> None:
             assert 1e-6 < relative_error(logits, model.logits(ids)) <= 2e-3
 
 
-def test_a_graph_for_cuda_says_what_it_does_not_take(small: Model) -> None:
+def test_a_graph_for_cuda_refuses_unsupported_options(small: Model) -> None:
     runtime = OnnxRuntime.open(small.artefact("model_cuda"), "cpu", THREADS)
     with pytest.raises(UsageError, match="no padding before a prompt"):
         runtime.batch(small.prompts())
@@ -201,7 +201,7 @@ def make_like(geometry: Geometry) -> Decoder:
 
 
 @pytest.mark.parametrize("stem", ["model_int8", "model_q4"])
-def test_a_quantized_graph_computes_what_its_weights_say(
+def test_a_quantized_graph_computes_with_its_decoded_weights(
     small: Model, stem: str, tmp_path: Path
 ) -> None:
     """Exactly so with float activations; with int8 ones, as shipped, within their rounding."""

@@ -38,7 +38,7 @@ def test_the_page_is_balanced_and_loads_nothing(reports: list[Report], tmp_path:
     assert anchors == {f"#{a['id']}" for tag, a in page.elements if tag == "article"}
 
 
-def test_the_page_says_what_the_json_says(reports: list[Report], tmp_path: Path) -> None:
+def test_the_page_has_the_numbers_of_the_json(reports: list[Report], tmp_path: Path) -> None:
     whole = json.loads(written(reports, tmp_path / "verdict.json"))
     page = Page(written(reports, tmp_path / "verdict.html"))
     overview, *tables = page.tables

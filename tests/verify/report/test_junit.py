@@ -43,7 +43,7 @@ def test_a_case_is_a_check_of_the_json(reports: list[Report], tmp_path: Path) ->
                 assert (cases[check["name"]].find(tag) is not None) == (tag == outcome)
 
 
-def test_junit_says_what_failed_and_where_it_is_from(tmp_path: Path) -> None:
+def test_junit_has_the_failures_and_their_artefacts(tmp_path: Path) -> None:
     root = ElementTree.fromstring(written([report()], tmp_path / "verdict.xml"))
     failure = root.find(".//testcase[@name='logits.nmse']/failure")
     assert failure is not None
