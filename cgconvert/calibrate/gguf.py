@@ -57,7 +57,7 @@ class Budget:
     """How small the file has to be: one of the first five.
 
     Attributes:
-        like: A file type; all matrices together may take the bytes they take in it.
+        like: A file type; the file may have the bytes that it has in this type.
         nbytes: Bytes of the whole file.
         bpw: Bits a weight, of all matrices together.
         kl: Mean KL divergence that may be lost, in nats a token.
@@ -121,7 +121,7 @@ class CalibratedGGUF(CalibratedPlan):
         return replace(plan, source=self.source, options=options)
 
     def _nearest_type(self, result: CalibrationResult) -> str:
-        """The smallest standard type whose file is no smaller than the calibrated one's."""
+        """The smallest standard type in which the file would be no smaller than calibrated."""
         data = data_size(result.checkpoint.decoder, LARGEST_TYPE)
         sizes = _standard_data_sizes(self.source.decoder)
         return next((type_ for type_, size in sizes.items() if size >= data), LARGEST_TYPE)

@@ -23,7 +23,7 @@ from cgconvert.codecs.block_codec import BlockCodec
 from cgconvert.codecs.coded import Coded
 from cgconvert.errors import InputError, UsageError
 from cgconvert.formats.gguf import writer as gguf
-from cgconvert.formats.gguf.types import ENCODINGS
+from cgconvert.formats.gguf.types import ENCODINGS, data_size
 from cgconvert.io.progress import Silent
 from cgconvert.model.checkpoint import Checkpoint
 from cgconvert.model.decoder import Decoder
@@ -127,11 +127,13 @@ def test_calibration_loses_far_less_than_rounding(
 def test_file_is_no_larger_than_the_standard_mix(
     source: Checkpoint, result: CalibrationResult, tmp_path: Path
 ) -> None:
-    for name, checkpoint in (("ours", result.checkpoint), ("plain", source)):
+    for name, checkpoint in (("calibrated", result.checkpoint), ("plain", source)):
         plan = gguf.plan(checkpoint, tmp_path / f"{name}.gguf", type="Q4_K_M")
         execute(plan)
-    ours, theirs = (tmp_path / f"{name}.gguf" for name in ("ours", "plain"))
-    assert ours.stat().st_size <= theirs.stat().st_size
+        size = gguf.header_size(checkpoint) + data_size(checkpoint.decoder, "Q4_K_M")
+        assert size == plan.nbytes == plan.output.stat().st_size
+    calibrated, plain = (tmp_path / f"{name}.gguf" for name in ("calibrated", "plain"))
+    assert calibrated.stat().st_size <= plain.stat().st_size
 
 
 def test_file_passes_verification_and_mistakes_in_it_fail(
