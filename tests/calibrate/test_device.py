@@ -26,6 +26,7 @@ from cgconvert.formats.gguf.types import ENCODINGS
 from cgconvert.io.progress import Silent
 from cgconvert.model.checkpoint import Checkpoint
 from cgconvert.model.device import CPU
+from cgconvert.model.forward import rotary
 from cgconvert.verify.reference import Reference
 from cgconvert.write.execute import execute
 from cgconvert.write.manifest import NAME, find_manifest
@@ -101,7 +102,6 @@ def test_everything_is_computed_on_the_device(
 def test_a_tensor_left_on_the_cpu_is_noticed(
     source: Checkpoint, tmp_path: Path, quick: None, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    rotary = sensitivity.rotary
     monkeypatch.setattr(sensitivity, "rotary", lambda g, n, device: rotary(g, n))
     plan = replace(planned(source, tmp_path / "x.gguf", bits=4), device=fake_gpu.device())
     with pytest.raises(RuntimeError, match="tensors on fakegpu and on cpu"):

@@ -90,7 +90,8 @@ def divergence(source: Checkpoint, decoder: Decoder) -> float:
 def replaced(decoder: Decoder, name: MatrixId, values: torch.Tensor) -> Decoder:
     """The same model with other values in one matrix."""
     if name.layer is None:
-        return replace(decoder, **{name.part: InMemory(values)})
+        changes: dict[str, Any] = {name.part: InMemory(values)}
+        return replace(decoder, **changes)
     layers = list(decoder.layers)
     layers[name.layer] = replace(layers[name.layer], **{name.part: InMemory(values)})
     return replace(decoder, layers=tuple(layers))

@@ -193,6 +193,7 @@ def test_a_budget_is_kept_and_its_result_passes_verification(
     assert {name_of(name): choice.type for name, choice in chosen.items()} == fit.types
     assert fit.expected_kl == pytest.approx(sum(c.loss for c in chosen.values()))
     lost = sum(c.loss for n in choices for c in choices[n] if c.type == types[n].name)
+    assert fit.expected_kl is not None
     assert fit.expected_kl <= lost
     path = tmp_path / "x"
     plan = onnx.plan(fit.checkpoint, path, bits=4, adjusted=fit.adjusted)

@@ -115,7 +115,8 @@ def run(node: NodeProto, given: np.ndarray, arrays: tuple[torch.Tensor, ...]) ->
     session = onnxruntime.InferenceSession(
         model.SerializeToString(), providers=["CPUExecutionProvider"]
     )
-    return session.run(None, {"a": given})[0]
+    product: np.ndarray = session.run(None, {"a": given})[0]
+    return product
 
 
 @pytest.mark.parametrize(("bits", "symmetric"), [(4, False), (4, True), (8, False)])

@@ -8,6 +8,7 @@ import struct
 import zipfile
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 from tests.faults.matrix import Case
 
@@ -26,12 +27,12 @@ class Payload:
         return (self.call, self.arguments)
 
 
-def zip_again(path: Path, change: Callable[[dict[str, bytes]], object], **options: int) -> None:
+def zip_again(path: Path, change: Callable[[dict[str, bytes]], object], **options: Any) -> None:
     """Change the members of a torch file or npz and write it again."""
     with zipfile.ZipFile(path) as old:
         members = {i.filename: old.read(i) for i in old.infolist()}
     change(members)
-    with zipfile.ZipFile(path, "w", **options) as new:  # type: ignore[arg-type]
+    with zipfile.ZipFile(path, "w", **options) as new:
         for name, data in members.items():
             new.writestr(name, data)
 
@@ -49,7 +50,7 @@ def replace_pickle(raw: bytes | Callable[[bytes], bytes]) -> Callable[[Path], No
     return damage
 
 
-def write_file(raw: bytes) -> Callable[[Path], None]:
+def write_file(raw: bytes) -> Callable[[Path], object]:
     return lambda source: (source / FILE).write_bytes(raw)
 
 

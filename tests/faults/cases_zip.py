@@ -48,6 +48,12 @@ def pack(data: bytearray, offset: int, kind: str, *values: int) -> None:
     struct.pack_into(kind, data, offset, *values)
 
 
+def add_comment(data: bytearray) -> bytearray:
+    """The archive with a comment of four bytes, which look like the start of an end record."""
+    pack(data, end_record(data) + 20, "<H", 4)
+    return data + b"PK\5\6"
+
+
 def directory_entry(data: bytearray, name: bytes) -> int:
     """Return the offset of the directory entry of the member whose name ends so."""
     return data.rindex(b"PK\1\2", 0, data.rindex(name))
@@ -114,7 +120,7 @@ TORCH_ZIPS: dict[str, Case] = {
     ),
     "zip: a comment": Case(
         "torch",
-        change_bytes(FILE, lambda d: pack(d, end_record(d) + 20, "<H", 4) or d + b"PK\5\6"),
+        change_bytes(FILE, add_comment),
         "end",
         FILE,
     ),
@@ -239,7 +245,7 @@ def change_array(number: int, change: Callable[[np.ndarray], object]) -> Damage:
     def damage(source: Path) -> None:
         arrays = dict(np.load(source / NPZ))
         arrays[f"arr_{number}"] = change(arrays[f"arr_{number}"])
-        np.savez(source / NPZ, **arrays)  # type: ignore[arg-type]
+        np.savez(source / NPZ, **arrays)
 
     return damage
 
@@ -266,9 +272,7 @@ NPZS: dict[str, Case] = {
     ),
     "npz: a bomb": Case(
         "jaxformer",
-        lambda s: np.savez_compressed(
-            s / NPZ, **{f"arr_{i}": np.zeros(1 << 20, np.float32) for i in range(14)}
-        ),
+        lambda s: np.savez_compressed(s / NPZ, *(np.zeros(1 << 20, np.float32) for _ in range(14))),
         "compressed",
         "0.npz",
     ),

@@ -7,7 +7,6 @@ import json
 import os
 import shutil
 import signal
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -20,7 +19,7 @@ MOMENTS = int(os.environ.get("CGCONVERT_TEST_MOMENTS", "20"))
 
 
 @pytest.fixture(scope="module")
-def killer(server: Server, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Killer]:
+def killer(server: Server, tmp_path_factory: pytest.TempPathFactory) -> Killer:
     return Killer(server, tmp_path_factory.mktemp("kill"), seed=0)
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import shutil
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from functools import partial
 from pathlib import Path
 
@@ -14,6 +14,7 @@ from cgconvert.formats.read import read
 from cgconvert.model.decoder import Geometry
 from cgconvert.testing import synthetic
 from cgconvert.write.execute import execute
+from cgconvert.write.plan import Plan
 from tests.support import plans
 
 __all__ = ["GEOMETRY", "INPUT_NAMES", "STATE", "ValidInputs"]
@@ -41,7 +42,7 @@ INPUT_NAMES: Mapping[str, str] = {
 
 RECIPE = "source: source\nsteps:\n  - to-gguf: {output: out.gguf}\n"
 
-_ARTEFACTS = {
+_ARTEFACTS: dict[str, Callable[..., Plan]] = {
     "hf": partial(plans.to_hf, dtype="float16"),
     "phi": partial(plans.to_hf, layout="phi"),
     "onnx": plans.to_onnx,

@@ -11,6 +11,7 @@ import zipfile
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -91,7 +92,7 @@ def test_bfloat16_leaves_are_read(
     folder = make_checkpoint("jaxformer")
     archive = folder / "1000" / "model" / "0.npz"
     leaves = dict(np.load(archive))
-    halved = {
+    halved: dict[str, Any] = {
         name: torch.from_numpy(a).bfloat16().view(torch.int16).numpy().view("V2")
         for name, a in leaves.items()
     }
@@ -204,7 +205,7 @@ def rewrite(path: Path, change: Callable[[bytearray], None]) -> None:
     path.write_bytes(bytes(data))
 
 
-BROKEN: dict[str, tuple[str, str, Callable[[Path], None], str]] = {
+BROKEN: dict[str, tuple[str, str, Callable[[Path], object], str]] = {
     "torch cut short": (
         "torch",
         "pytorch_model.bin",

@@ -12,6 +12,12 @@ import pytest
 from cgconvert.io.parallel import ordered_results
 
 
+def square_slowly(number: int) -> int:
+    """The square of a number, after a random time."""
+    time.sleep(random.random() / 500)
+    return number * number
+
+
 def test_results_come_in_order_and_no_more_than_the_limit_is_in_flight() -> None:
     in_flight: set[int] = set()
     most = 0
@@ -20,7 +26,7 @@ def test_results_come_in_order_and_no_more_than_the_limit_is_in_flight() -> None
         nonlocal most
         in_flight.add(task)
         most = max(most, len(in_flight))
-        return pool.submit(lambda: time.sleep(random.random() / 500) or task * task)
+        return pool.submit(square_slowly, task)
 
     with ThreadPoolExecutor(4) as pool:
         for task, result in ordered_results(submit, range(60), lambda task: 10, 50):

@@ -6,14 +6,15 @@ import os
 import signal
 import threading
 from collections.abc import Callable
+from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 
 from cgconvert.codecs.plain import F32
 from cgconvert.formats.read import read
-from cgconvert.io import parallel
 from cgconvert.io.signals import uninterrupted
 from cgconvert.model.checkpoint import Checkpoint
 from cgconvert.model.tensor import InMemory
@@ -85,9 +86,9 @@ def test_an_interrupt_at_any_call_leaves_nothing_behind(
     monkeypatch.setattr(execution, "SMALL_BYTES", 0)
     threads = torch.get_num_threads()
     torch.set_num_threads(2)
-    original = parallel.ProcessPoolExecutor if call[0] == "P" else _named(module, call)
+    original = ProcessPoolExecutor if call[0] == "P" else _named(module, call)
 
-    def interrupting(*arguments: object, **options: object) -> object:
+    def interrupting(*arguments: Any, **options: Any) -> object:
         monkeypatch.undo()
         signal.raise_signal(signal.SIGINT)
         return original(*arguments, **options)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 
 import onnx
@@ -35,7 +35,8 @@ def nodes_of_type(graph: onnx.GraphProto, op: str) -> list[onnx.NodeProto]:
 
 
 def node_named(graph: onnx.GraphProto, name: str) -> onnx.NodeProto:
-    return next(node for node in graph.node if node.name == name)
+    nodes: Iterable[onnx.NodeProto] = graph.node
+    return next(node for node in nodes if node.name == name)
 
 
 def set_attribute(op: str, key: str, value: float) -> Change:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import fields, replace
+from typing import Any
 
 import numpy as np
 import torch
@@ -40,7 +41,7 @@ def in_every_layer(change: Callable[[Decoder, Layer], Layer]) -> Model:
     return in_decoder(lambda d: replace(d, layers=tuple(change(d, b) for b in d.layers)))
 
 
-def in_geometry(change: Callable[[Decoder], dict[str, float]]) -> Model:
+def in_geometry(change: Callable[[Decoder], dict[str, Any]]) -> Model:
     return in_decoder(lambda d: replace(d, geometry=replace(d.geometry, **change(d))))
 
 
@@ -57,9 +58,14 @@ def in_every_tensor(change: Change) -> Model:
     """Change every matrix and vector."""
 
     def apply(d: Decoder) -> Decoder:
-        model_tensors = {name: change(getattr(d, name)) for name in ("wte", "head", "head_bias")}
-        made = [Layer(**{f.name: change(getattr(b, f.name)) for f in fields(b)}) for b in d.layers]
-        return replace(d, layers=tuple(made), **model_tensors)
+        model_tensors: dict[str, Any] = {
+            name: change(getattr(d, name)) for name in ("wte", "head", "head_bias")
+        }
+        layers = [
+            Layer(**{f.name: change(getattr(layer, f.name)) for f in fields(layer)})
+            for layer in d.layers
+        ]
+        return replace(d, layers=tuple(layers), **model_tensors)
 
     return in_decoder(apply)
 
@@ -75,7 +81,8 @@ def drop_layer_bias(part: str) -> Model:
 def drop_bias(part: str) -> Model:
     def apply(d: Decoder) -> Decoder:
         bias = getattr(d, part)
-        return replace(d, **{part: Zeros(bias.shape, bias.dtype)})
+        changes: dict[str, Any] = {part: Zeros(bias.shape, bias.dtype)}
+        return replace(d, **changes)
 
     return in_decoder(apply)
 

@@ -131,7 +131,7 @@ def test_a_graph_that_does_not_mask_padding_shows(
     assert worst_error(OnnxRuntime.open(broken, "cpu", 1), steps) > 10 * ARTEFACTS[name][1]
 
 
-def changed(runtime: Any, change: Callable[[dict[str, torch.Tensor]], None]) -> None:
+def changed(runtime: Any, change: Callable[[dict[str, torch.Tensor]], object]) -> None:
     """Have the model of transformers get other inputs than it is given."""
     forward = runtime._model.forward
 

@@ -14,6 +14,7 @@ from llama_cpp import llama_cpp
 
 from cgconvert.model.checkpoint import Checkpoint
 from cgconvert.model.device import torch_device
+from cgconvert.model.forward import rotary
 from cgconvert.runtimes import open_runtime
 from cgconvert.runtimes.genai import Genai
 from cgconvert.runtimes.onnxruntime import OnnxRuntime
@@ -191,7 +192,6 @@ def test_the_reference_keeps_every_tensor_on_cuda(
     reference.device = torch.device("meta")
     with pytest.raises(NotImplementedError, match="Cannot copy out of meta tensor"):
         reference.logits([IDS, IDS[:2]])
-    rotary = reference_module.rotary
     # The default device, and so the CPU, whichever is asked for.
     monkeypatch.setattr(reference_module, "rotary", lambda g, length, device: rotary(g, length))
     with pytest.raises(RuntimeError, match="not on the expected device"):

@@ -18,9 +18,9 @@ class Table(Runtime):
 
     name = "table"
     device = "cpu"
-    n_positions = 8  # type: ignore[assignment]
-    tokenizer_size = 4  # type: ignore[assignment]
-    end_of_text = 3  # type: ignore[assignment]
+    n_positions = 8
+    tokenizer_size = 4
+    end_of_text = 3
 
     def __init__(self, table: np.ndarray) -> None:
         self.table = table.astype(np.float32)

@@ -183,7 +183,9 @@ def test_samplers_suppress_padding(
 # The runtime's manners
 
 
-def test_llama_cpp_is_silent(convert: Callable[..., Path], capfd: pytest.CaptureFixture) -> None:
+def test_llama_cpp_is_silent(
+    convert: Callable[..., Path], capfd: pytest.CaptureFixture[str]
+) -> None:
     LlamaCpp.open(convert(), threads=1).close()
     assert capfd.readouterr() == ("", "")
 

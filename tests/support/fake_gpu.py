@@ -42,22 +42,29 @@ class _FakeTensor(torch.Tensor):
 
     @staticmethod
     def __new__(cls, held: torch.Tensor) -> _FakeTensor:
-        made: _FakeTensor = torch.Tensor._make_wrapper_subclass(  # type: ignore[attr-defined]
+        made: _FakeTensor = torch.Tensor._make_wrapper_subclass(
             cls, held.shape, strides=held.stride(), storage_offset=held.storage_offset(),
             dtype=held.dtype, device=device(),
         )  # fmt: skip
         made.held = held
         return made
 
-    def new_tensor(self, data: Any, **options: Any) -> torch.Tensor:
+    def new_tensor(
+        self,
+        data: Any,
+        dtype: torch.dtype | None = None,
+        device: torch.device | str | int | None = None,
+        requires_grad: bool = False,
+        pin_memory: bool = False,
+    ) -> torch.Tensor:
         """Replace torch's method, which accesses the memory."""
-        return torch.tensor(data, **{"dtype": self.dtype, **options}).to(self.device)
+        return torch.tensor(data, dtype=dtype or self.dtype, device=device).to(self.device)
 
     def numpy(self, **_: Any) -> Any:
         raise TypeError(f"can't convert {self.device} tensor to numpy")
 
     @classmethod
-    def __torch_dispatch__(
+    def __torch_dispatch__(  # type: ignore[override]  # torch declares a function without cls
         cls, op: Any, types: Any, arguments: Sequence[Any] = (), options: Any = None
     ) -> Any:
         return _run(op, arguments, options or {})

@@ -70,13 +70,14 @@ class Model:
 
 def logits_of(model: CodeGenForCausalLM, ids: list[int]) -> np.ndarray:
     with torch.inference_mode():
-        return model(torch.tensor([ids])).logits[0].numpy()
+        logits: np.ndarray = model(torch.tensor([ids])).logits[0].numpy()
+    return logits
 
 
 def transformers_model(decoder: Decoder) -> CodeGenForCausalLM:
     g = decoder.geometry
     config = CodeGenConfig(**synthetic.codegen_config(g, torch.float32))
-    model = CodeGenForCausalLM(config).eval()
+    model: CodeGenForCausalLM = CodeGenForCausalLM(config).eval()
     state = {name: getattr(decoder, part) for part, name in CODEGEN.model.items()}
     for i, block in enumerate(decoder.layers):
         for part, name in CODEGEN.layer.items():

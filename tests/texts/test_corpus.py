@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import sysconfig
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -85,7 +87,7 @@ def test_the_running_library_is_split_without_overlap() -> None:
     for part, paths in parts.items():
         assert paths
         assert paths == sorted(set(paths), key=Path.as_posix)
-        root = Path(corpus.sysconfig.get_path("stdlib"))
+        root = Path(sysconfig.get_path("stdlib"))
         relative = [path.relative_to(root) for path in paths]
         assert not [path for path in relative if "site-packages" in path.parts]
         groups[part] = {corpus.group_of(".".join(p.with_suffix("").parts)) for p in relative}
@@ -176,6 +178,6 @@ def test_digest_follows_content_names_and_nothing_else(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("function", [corpus.files, corpus.text, corpus.digest])
-def test_an_unknown_part_is_refused(function) -> None:
+def test_an_unknown_part_is_refused(function: Callable[..., object]) -> None:
     with pytest.raises(ValueError, match="no such part: 'test'"):
         function("test")

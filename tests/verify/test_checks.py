@@ -45,9 +45,9 @@ class StandIn(Runtime):
     name = "stand-in"
     device = "cpu"
     takes_batches = True
-    n_positions = property(lambda self: self.model.geometry.n_positions)  # type: ignore[assignment]
-    tokenizer_size = property(lambda self: self.model.tokenizer.size)  # type: ignore[assignment]
-    end_of_text = property(lambda self: self.model.tokenizer.end_of_text)  # type: ignore[assignment]
+    n_positions = property(lambda self: self.model.geometry.n_positions)
+    tokenizer_size = property(lambda self: self.model.tokenizer.size)
+    end_of_text = property(lambda self: self.model.tokenizer.end_of_text)
 
     def __init__(self, model: Checkpoint) -> None:
         self.model = model
@@ -299,8 +299,8 @@ def test_padded_rows_that_win_in_the_source_are_a_warning(source: Checkpoint) ->
 
 def test_another_end_of_text_context_or_vocabulary_fails(source: Checkpoint) -> None:
     class Old(StandIn):
-        end_of_text = 2  # type: ignore[assignment]
-        n_positions = 64  # type: ignore[assignment]
+        end_of_text = 2
+        n_positions = 64
 
         def feed(self, ids: Sequence[int]) -> np.ndarray:
             return super().feed(ids)[:, : self.model.tokenizer.size]
@@ -375,7 +375,10 @@ def test_thresholds_can_be_replaced_by_name() -> None:
 
 
 def test_float16_on_a_gpu_loosens_only_the_checks_its_rounding_affects() -> None:
-    exact, half = (thresholds_for("onnx", "float32", device) for device in ("cpu", "cuda"))
+    exact, half = (
+        {check: bound or 0.0 for check, bound in thresholds_for("onnx", "float32", device).items()}
+        for device in ("cpu", "cuda")
+    )
     assert exact["runtime.nmse"] < half["runtime.nmse"] < 1e-4
     assert exact["cache"] < half["cache"]
     assert half["generation"] == 0

@@ -13,7 +13,8 @@ from tests.support.logit_distances import loss
 
 def logits(*rows: list[float]) -> np.ndarray:
     """Logits whose softmax is the rows given."""
-    return np.log(np.array(rows)).astype(np.float32)
+    values: np.ndarray = np.log(np.array(rows)).astype(np.float32)
+    return values
 
 
 def test_kl_of_two_coins() -> None:
@@ -84,6 +85,7 @@ def test_perplexity_ratio_and_its_error() -> None:
     for top in (1, 2):  # the next token's logit is kept whether it is among the best or not
         measured = loss(reference, candidate, [0, 1, 0], top=top)
         assert measured.perplexity_ratio == pytest.approx(math.sqrt(2.5), rel=1e-6)
+        assert measured.perplexity_ratio is not None
         spread = abs(math.log(2) - math.log(1.25)) / math.sqrt(2)
         error = measured.perplexity_ratio * spread / math.sqrt(2)
         assert measured.perplexity_error == pytest.approx(error, rel=1e-5)

@@ -11,6 +11,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import pytest
+from _pytest.mark import ParameterSet
 
 from cgconvert import embedded
 from cgconvert.formats.read import read
@@ -66,7 +67,7 @@ def _one_cache(
     monkeypatch.setenv("CGCONVERT_CACHE", str(worlds["sharp"].folder / "cache"))
 
 
-def cases() -> Iterator[pytest.param]:
+def cases() -> Iterator[ParameterSet]:
     for number, mutation in enumerate(MUTATIONS):
         for turn, model in enumerate(MODELS):
             if mutation.where in WEIGHTLESS and number % len(MODELS) != turn:

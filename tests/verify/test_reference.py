@@ -37,7 +37,8 @@ def transformers_logits(
     model = CodeGenForCausalLM(CodeGenConfig(**codegen_config(g, torch.float32))).eval()
     model.load_state_dict({name: tensor.float() for name, tensor in state.items()}, strict=True)
     with torch.no_grad():
-        return model(torch.tensor([sequence])).logits[0].numpy()
+        logits: np.ndarray = model(torch.tensor([sequence])).logits[0].numpy()
+    return logits
 
 
 def sequences(g: Geometry) -> list[list[int]]:

@@ -69,7 +69,7 @@ def test_logits_are_compared_on_the_texts_beside_the_prompts(
 ) -> None:
     plan = onnx.plan(source, tmp_path / "out")
     execute(plan)
-    text = Text("mine", "for x in range(10):\n    print(x)\n" * 9, "ab" * 32)
+    text = Text("mine", ("for x in range(10):\n    print(x)\n" * 30,), "ab" * 32)
     report = verify(
         plan.output, plan.format, plan.type, source, "cpu", new_tokens=2, threads=1,
         texts=[text], text_tokens=193, runtime=runtime,

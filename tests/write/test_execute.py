@@ -14,6 +14,7 @@ import numpy as np
 import pytest
 import torch
 
+from cgconvert.codecs.encoding import Encoding
 from cgconvert.codecs.plain import BF16, F16, F32
 from cgconvert.errors import InputError, OutputError, UsageError
 from cgconvert.formats.read import read
@@ -34,10 +35,10 @@ def checkpoint(make_checkpoint: Callable[..., Path]) -> Checkpoint:
 
 
 def folder_plan(
-    checkpoint: Checkpoint, output: Path, tensor: torch.Tensor = MATRIX, encoding: object = F32
+    checkpoint: Checkpoint, output: Path, tensor: torch.Tensor = MATRIX, encoding: Encoding = F32
 ) -> Plan:
     items = lay_out([("a", InMemory(tensor), encoding), ("b", InMemory(tensor[0]), F16)],
-                    start=3, align=64)  # type: ignore[list-item]  # fmt: skip
+                    start=3, align=64)  # fmt: skip
     files = (FilePlan("deep/data.bin", b"abc", items), FilePlan("note.txt", b"hello"))
     return Plan(checkpoint, output, True, "huggingface", "F32", files, {"dtype": "float32"})
 
@@ -132,7 +133,7 @@ def test_a_single_file_has_its_manifest_beside_it(tmp_path: Path, checkpoint: Ch
     ],
 )
 def test_numbers_that_cannot_be_stored_are_refused(
-    tmp_path: Path, checkpoint: Checkpoint, tensor: torch.Tensor, encoding: object, message: str
+    tmp_path: Path, checkpoint: Checkpoint, tensor: torch.Tensor, encoding: Encoding, message: str
 ) -> None:
     with pytest.raises(InputError, match=message):
         execute(folder_plan(checkpoint, tmp_path / "out", tensor, encoding))

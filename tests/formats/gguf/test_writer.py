@@ -48,8 +48,7 @@ def test_gguf_py_writes_the_same_file(
     for field in ours.fields.values():
         if field.name.startswith("GGUF.") or field.name == "general.architecture":
             continue
-        kinds = [*field.types, None]
-        writer.add_key_value(field.name, field.contents(), kinds[0], kinds[1])
+        writer.add_key_value(field.name, field.contents(), *field.types[:2])
     for tensor in ours.tensors:
         writer.add_tensor(tensor.name, np.asarray(tensor.data), raw_dtype=tensor.tensor_type)
     writer.write_header_to_file()

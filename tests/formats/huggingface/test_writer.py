@@ -47,7 +47,7 @@ def make_model(geometry: Geometry, seed: int = 0) -> CodeGenForCausalLM:
         rotary_dim=geometry.rotary_dim, n_positions=geometry.n_positions,
         n_ctx=geometry.n_positions, vocab_size=geometry.vocab_size,
     )  # fmt: skip
-    model = CodeGenForCausalLM(config).eval()
+    model: CodeGenForCausalLM = CodeGenForCausalLM(config).eval()
     generator = torch.Generator().manual_seed(seed)
     for parameter in model.parameters():
         noise = torch.randn(parameter.shape, generator=generator)
@@ -138,7 +138,8 @@ def folder(
 
 def logits(model: torch.nn.Module, ids: torch.Tensor = IDS) -> torch.Tensor:
     with torch.inference_mode():
-        return model(ids).logits
+        output: torch.Tensor = model(ids).logits
+    return output
 
 
 def relative(found: torch.Tensor, wanted: torch.Tensor) -> float:
@@ -156,7 +157,7 @@ def test_weights_are_bit_equal(
     for name, tensor in wanted.items():
         assert stored[name].dtype == tensor.dtype
         assert torch.equal(stored[name], tensor), name
-    loaded = AutoModelForCausalLM.from_pretrained(tmp_path)
+    loaded: torch.nn.Module = AutoModelForCausalLM.from_pretrained(tmp_path)
     assert type(loaded) is CodeGenForCausalLM
     assert loaded.dtype == TORCH[dtype]
     for name, tensor in loaded.state_dict().items():
@@ -295,7 +296,7 @@ def test_a_rotary_fraction_that_rounds_down(tmp_path: Path) -> None:
     odd = replace(GEOMETRY, n_embd=176, n_head=4, rotary_dim=30, n_inner=4 * 176)
     model = make_model(odd)
     execute(to_hf(make_checkpoint(model.state_dict(), odd), tmp_path, "float32", "phi"))
-    loaded = AutoModelForCausalLM.from_pretrained(tmp_path)
+    loaded: torch.nn.Module = AutoModelForCausalLM.from_pretrained(tmp_path)
     assert relative(logits(loaded), logits(model)) <= 1e-5
 
 

@@ -301,7 +301,7 @@ def test_the_folder_is_a_whole_repository(small: Model, stem: str) -> None:
     assert for_js["dtype"] == names[stem]
     assert for_js["use_external_data_format"] is True
     decoder = genai["model"]["decoder"]
-    providers = [{"cuda": {}}] if variant.target == "cuda" else []
+    providers: list[dict[str, object]] = [{"cuda": {}}] if variant.target == "cuda" else []
     assert decoder["session_options"]["provider_options"] == providers
     assert (folder / decoder["filename"]).is_file()
     assert (decoder["head_size"], decoder["num_attention_heads"]) == (64, 4)
