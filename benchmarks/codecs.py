@@ -29,7 +29,7 @@ import torch
 
 from cgconvert import embedded
 from cgconvert.codecs.block_codec import BlockCodec
-from cgconvert.formats.gguf.types import ENCODINGS
+from cgconvert.codecs.ggml import ENCODINGS
 from cgconvert.formats.read import read
 
 RESULTS = Path(__file__).parent / "results"

@@ -43,8 +43,8 @@ from onnxruntime.quantization.matmul_nbits_quantizer import (
 from cgconvert.calibrate.calibration_set import CalibrationSet
 from cgconvert.calibrate.onnx import calibrate_onnx, variant_types
 from cgconvert.calibrate.preset import PRESETS
-from cgconvert.codecs.coded import Coded
 from cgconvert.codecs.matmul_nbits import MatMulNBits
+from cgconvert.codecs.quantized_tensor import QuantizedTensor, block_codec_of
 from cgconvert.formats.onnx import writer as onnx
 from cgconvert.formats.onnx.reader import find_graph
 from cgconvert.formats.onnx.variant import Variant
@@ -100,7 +100,7 @@ class Bench:
         checkpoint, adjusted = make()
         plan = onnx.plan(checkpoint, path, bits=4, symmetric=symmetric, adjusted=adjusted)
         execute(plan, force=True)
-        matrices = (i for i in plan.items if isinstance(i.encoding, MatMulNBits))
+        matrices = (i for i in plan.items if isinstance(block_codec_of(i.encoding), MatMulNBits))
         nbytes = sum(item.nbytes for item in matrices if item.name != ONNX.model["wte"])
         self.measure(name, find_graph(path), nbytes, time.monotonic() - began)
 
@@ -244,8 +244,8 @@ def _searched(source: Checkpoint, variant: Variant) -> Checkpoint:
 
     def quantized(name: MatrixId) -> LazyTensor:
         tensor = name.tensor(d)
-        (stored,) = types[name].encode(tensor.read().float())
-        return Coded(InMemory(stored), tensor.shape, types[name])
+        rows = types[name].encode_rows(tensor.read().float())
+        return QuantizedTensor((InMemory(rows),), tensor.shape, types[name])
 
     layers = tuple(
         replace(layer, **{part: quantized(MatrixId(part, i)) for part in LAYER_MATRICES})

@@ -16,7 +16,7 @@ from dataclasses import dataclass, replace
 import torch
 
 from cgconvert.codecs.block_codec import BlockCodec, tiles
-from cgconvert.codecs.parts import Parts
+from cgconvert.codecs.block_layout import BlockParams
 
 __all__ = ["DAMPING", "Hessian", "inverse_factor", "moments_dtype", "quantize_matrix"]
 
@@ -131,7 +131,7 @@ class RoundedMatrix:
     def __init__(self, weight: torch.Tensor, codec: BlockCodec) -> None:
         self.codec = codec
         self.values = torch.empty_like(weight)
-        self.parts: list[Parts] = []
+        self.parts: list[BlockParams] = []
 
     def pack(self) -> torch.Tensor:
         """uint8 [rows, blocks, bytes of a block]."""
@@ -147,24 +147,25 @@ class _ColumnBlock:
     """
 
     codec: BlockCodec
-    parts: Parts
+    parts: BlockParams
     steps: torch.Tensor
     slopes: torch.Tensor
     offsets: torch.Tensor | None
 
     @classmethod
-    def from_parts(cls, codec: BlockCodec, parts: Parts) -> _ColumnBlock:
+    def from_parts(cls, codec: BlockCodec, parts: BlockParams) -> _ColumnBlock:
         steps, offsets = parts.steps(), parts.offsets()
         slopes = torch.where(steps == 0, 0.0, steps.reciprocal())
         return cls(codec, parts, steps, slopes, offsets)
 
     def round(self, column: int, weights: torch.Tensor) -> torch.Tensor:
         """Round `weights` [rows] of one column of the block; its codes go into `parts`."""
-        sub = column // self.codec.sub_size
+        sub = column // self.codec.sub_block_size
         shifted = weights if self.offsets is None else weights + self.offsets[sub]
-        codes = (shifted * self.slopes[sub] + self.codec.zero).round_().clamp_(0, self.codec.top)
-        self.parts.codes[sub, column % self.codec.sub_size] = codes.byte()
-        value = (codes - self.codec.zero).mul_(self.steps[sub])
+        codes = shifted * self.slopes[sub] + self.codec.zero_point
+        codes = codes.round_().clamp_(0, self.codec.max_code)
+        self.parts.codes[sub, column % self.codec.sub_block_size] = codes.byte()
+        value = (codes - self.codec.zero_point).mul_(self.steps[sub])
         return value if self.offsets is None else value.sub_(self.offsets[sub])
 
 
@@ -176,8 +177,9 @@ def gptq(weight: torch.Tensor, hessian: Hessian, codec: BlockCodec) -> RoundedMa
     for first in range(0, weight.shape[1], size):
         columns = slice(first, first + size)
         by_column = remaining[:, columns].t().contiguous()  # a column's rows lie together
-        parts = codec.search(remaining[:, columns].contiguous(), importance[columns])
-        block = _ColumnBlock.from_parts(codec, replace(parts, codes=parts.codes.clone()))
+        parts = codec.fit(remaining[:, columns].contiguous(), importance[columns])
+        codes = parts.codes.clone(memory_format=torch.contiguous_format)
+        block = _ColumnBlock.from_parts(codec, replace(parts, codes=codes))
         errors = torch.empty_like(by_column)
         inner = factor[columns, columns]
         for column in range(size):

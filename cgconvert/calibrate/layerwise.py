@@ -211,10 +211,10 @@ class LayerwiseCalibration:
         fitted: list[torch.Tensor] = []
         errors = [0.0, 0.0]
         for rows in weight.split(len(weight) if statistics.sums_outputs else ROWS):
-            plain += codec.encode(rows)
+            plain.append(codec.encode_rows(rows))
             target = statistics.target(rows)
             fitted.append(quantize_matrix(target, statistics.hessian, codec, self.sweeps))
-            values = [codec.decode(stored, rows.shape) for stored in (plain[-1], fitted[-1])]
+            values = [codec.decode_rows(stored, rows.shape) for stored in (plain[-1], fitted[-1])]
             errors = [a + b for a, b in zip(errors, test.errors(rows, values), strict=True)]
         accepted = errors[1] <= errors[0]
         part = QuantizedPart(torch.cat(fitted if accepted else plain), accepted)
@@ -222,7 +222,7 @@ class LayerwiseCalibration:
 
     def _values(self, name: MatrixId, part: QuantizedPart, shape: Sequence[int]) -> torch.Tensor:
         codec = self.types.get(name)
-        return part.stored if codec is None else codec.decode(part.stored, shape)
+        return part.stored if codec is None else codec.decode_rows(part.stored, shape)
 
     def _context(self, weights: Weights, x: torch.Tensor) -> torch.Tensor:
         g = self.decoder.geometry

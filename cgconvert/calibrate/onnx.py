@@ -21,7 +21,6 @@ from cgconvert.calibrate.preset import CalibrationPreset
 from cgconvert.calibrate.quantizer import Quantizer
 from cgconvert.calibrate.result import CalibrationResult
 from cgconvert.codecs.matmul_nbits import MatMulNBits
-from cgconvert.codecs.nbits import NBits
 from cgconvert.errors import UsageError
 from cgconvert.formats.onnx import writer
 from cgconvert.formats.onnx.variant import Variant
@@ -124,14 +123,14 @@ def calibrate_onnx(
         codecs = {codec.name: codec for codec in _candidates(source.geometry, variant)}
         chosen, expected_kl = choose_types(quantizer.choices(codecs), nbytes, _graph_matrix)
         types = {name: codecs[chosen[name]] for name in types}
-        if all(codec.layout.bits == 8 for codec in types.values()):
+        if all(codec.bits == 8 for codec in types.values()):
             raise UsageError(f"all matrices fit into {nbytes} bytes in 8 bits: ask for these")
     calibrated = quantizer.calibrate(types)
     table = {_graph_name(name): codec.name for name, codec in types.items()}
     return CalibrationResult.of(source, calibrated, table, ONNX, expected_kl)
 
 
-def variant_types(geometry: Geometry, variant: Variant) -> dict[MatrixId, NBits]:
+def variant_types(geometry: Geometry, variant: Variant) -> dict[MatrixId, MatMulNBits]:
     """The type of each matrix in a variant, in the order of the graph.
 
     Raises UsageError where the variant is not of 4 or 8 bits, InputError where rows do not divide
@@ -147,11 +146,11 @@ def variant_types(geometry: Geometry, variant: Variant) -> dict[MatrixId, NBits]
         if not isinstance(layout, MatMulNBits):
             raise UsageError("calibration is for matrices of 4 or 8 bits")
         layout.arrays(shapes.get(name.part, (g.n_embd, g.n_embd)))
-        types[name] = NBits(layout)
+        types[name] = layout.with_search()
     return types
 
 
-def _candidates(geometry: Geometry, variant: Variant) -> list[NBits]:
+def _candidates(geometry: Geometry, variant: Variant) -> list[MatMulNBits]:
     """The types that a budget chooses from."""
     matrix = variant.matrix
     assert isinstance(matrix, MatMulNBits)
@@ -160,7 +159,7 @@ def _candidates(geometry: Geometry, variant: Variant) -> list[NBits]:
     fitting = [size for size in sizes if not any(n % size for n in columns)]
     layouts = [MatMulNBits(4, size, matrix.symmetric) for size in fitting]
     layouts.append(MatMulNBits(8, fitting[-1], symmetric=True))  # at 8 bits the size loses nothing
-    return [NBits(layout) for layout in layouts]
+    return [layout.with_search() for layout in layouts]
 
 
 def _graph_matrix(name: MatrixId) -> MatrixId:

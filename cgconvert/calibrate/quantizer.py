@@ -24,7 +24,7 @@ from cgconvert.calibrate.layerwise import HiddenStates, LayerwiseCalibration, Qu
 from cgconvert.calibrate.sensitivity import MatrixSample, sensitivities
 from cgconvert.calibrate.statistics import second_moments
 from cgconvert.codecs.block_codec import BlockCodec
-from cgconvert.codecs.coded import Coded
+from cgconvert.codecs.quantized_tensor import QuantizedTensor
 from cgconvert.formats.huggingface import safetensors_reader
 from cgconvert.io.parallel import start_workers
 from cgconvert.io.progress import Progress
@@ -186,7 +186,9 @@ class Quantizer:
             codec = types.get(MatrixId(part, layer))
             shape = getattr(source, part).shape
             quantized = codec is not None and stored.dtype == torch.uint8
-            tensors[part] = Coded(stored, shape, codec) if quantized and codec else stored
+            tensors[part] = (
+                QuantizedTensor((stored,), shape, codec) if quantized and codec else stored
+            )
         return tensors
 
 
@@ -200,12 +202,12 @@ def _costs(sample: MatrixSample, types: Mapping[str, BlockCodec]) -> list[tuple[
     row_weights = ones if embedding else sample.gradients.square().sum((0, 1))
     errors = {}
     for name, codec in types.items():
-        error = codec.decode(codec.encode(weight)[0], weight.shape) - weight
+        error = codec.decode_rows(codec.encode_rows(weight), weight.shape) - weight
         errors[name] = float((((error @ hessian.matrix) * error).sum(1) * row_weights).sum())
     base = BASE_TYPE if BASE_TYPE in types else next(iter(types))
     codec = types[base]
     stored = quantize_matrix(weight, hessian, codec, sweeps=0)
-    loss = sample.loss(codec.decode(stored, weight.shape)) / max(errors[base], 1e-300)
+    loss = sample.loss(codec.decode_rows(stored, weight.shape)) / max(errors[base], 1e-300)
     return [
         (name, codec.stored_bytes(sample.shape), loss * errors[name])
         for name, codec in types.items()

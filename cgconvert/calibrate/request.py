@@ -11,7 +11,7 @@ import torch
 from cgconvert.calibrate.gguf import Budget, CalibratedGGUF, standard_sizes
 from cgconvert.calibrate.onnx import CalibratedONNX
 from cgconvert.calibrate.preset import FAST, PRESETS
-from cgconvert.codecs.plain import Plain
+from cgconvert.codecs.encoding import Plain
 from cgconvert.errors import UsageError
 from cgconvert.formats.gguf import writer as gguf
 from cgconvert.formats.gguf.imatrix_file import read_imatrix

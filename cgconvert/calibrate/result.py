@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 
-from cgconvert.codecs.coded import Coded
+from cgconvert.codecs.quantized_tensor import QuantizedTensor
 from cgconvert.model.checkpoint import Checkpoint
 from cgconvert.model.decoder import Decoder
 from cgconvert.model.tensor_names import TensorNames
@@ -56,6 +56,6 @@ def adjusted_vectors(source: Decoder, calibrated: Decoder, names: TensorNames) -
     for layer, before, after in [*layers, (None, source, calibrated)]:
         for part in names.model if layer is None else names.layer:
             tensor = getattr(after, part)
-            if tensor is not getattr(before, part) and not isinstance(tensor, Coded):
+            if tensor is not getattr(before, part) and not isinstance(tensor, QuantizedTensor):
                 changed.append(names.name(part, layer))
     return tuple(changed)

@@ -1,4 +1,4 @@
-"""What ggml's block types share: a row is cut into blocks, each becomes the same number of bytes.
+"""Codecs of quantized blocks: a layout, with a rule or a search for its parameters.
 
 A block depends on nothing outside it, so rows can be encoded in any chunks. The arithmetic is that
 of ggml-quants.c in float32, one rounding an operation and no fused multiply-add, which is what
@@ -8,76 +8,96 @@ llama.cpp's x86 builds and gguf-py do.
 from __future__ import annotations
 
 import math
-from abc import ABC, abstractmethod
 from collections.abc import Sequence
 
+import numpy as np
 import torch
 
+from cgconvert.codecs.block_layout import BlockLayout, BlockParams, blocks_last
 from cgconvert.codecs.encoding import Array
-from cgconvert.codecs.parts import Parts, blocks_first
+from cgconvert.codecs.search.rounding import Rounding
+from cgconvert.codecs.search.strategy import Search
 from cgconvert.errors import InputError
+from cgconvert.io.parallel import parallel_map
 
-__all__ = ["BlockCodec", "column_bytes", "reciprocal", "tiles"]
+__all__ = ["BlockCodec", "tiles"]
 
 TILE = 1 << 18
-"""Weights worked on at once: 1 MB of float32, so that temporaries stay in a core's cache."""
+"""Weights rounded or decoded at once: 1 MB of float32, so that temporaries stay in a core's cache.
+"""
+
+SEARCH_TILE = 1 << 19
+"""Weights searched at once on a CPU: enough that the work on sub-blocks is more than its calls."""
+
+GPU_TILE = 1 << 23
+"""The same on a GPU, where it bounds memory: some hundred bytes a weight."""
+
+SHARE = 1 << 18
+"""Weights that are sent to a process at once: some ten milliseconds of work, and of a matrix of a
+million weights a share for each of four."""
+
+GROUP = 64
+"""Blocks are searched in whole groups of so many. Within them torch.sum adds every column in the
+same order (it takes four vectors at a time), so a block's bytes do not depend on the others'."""
 
 
-class BlockCodec(ABC):
-    """An Encoding of matrices whose rows are a multiple of `block_size` weights long.
+class BlockCodec(BlockLayout):
+    """An Encoding of matrices in quantized blocks.
 
-    `sub_size` weights share a scale, `top` is the largest code, `zero` the code of weight 0 where
-    there is no minimum. Subclasses are stateless: a search for parts, and parts from and to bytes.
+    A subclass is a layout and names a rounding rule, a search or both; it has no state.
     """
 
-    name: str
-    block_size: int
-    sub_size: int
-    block_bytes: int
-    top: int
-    zero: int = 0
+    @property
+    def rounding(self) -> Rounding | None:
+        """The rule for parameters where no importance is given; None: they are always searched."""
+        return None
 
-    @abstractmethod
-    def search(self, blocks: torch.Tensor, weight: torch.Tensor | None = None) -> Parts:
-        """Parts of least squared error, as far as the type looks, for blocks [n, block_size].
+    @property
+    def search(self) -> Search | None:
+        """The search for parameters where there is no rule or an importance is given.
 
-        `weight`, of a shape that expands to the blocks', is how much each squared error counts:
-        the mean square of the input that a column meets, for one. Only ratios matter; from 1e-12
-        to 1e12. Raises InputError where a weight of the model is not finite.
+        None where a search has nothing to gain.
         """
+        return None
 
-    @abstractmethod
-    def pack(self, parts: Parts) -> torch.Tensor:
-        """uint8 [n, block_bytes]. Raises InputError where d or dmin is not finite."""
+    def is_searched(self, weighted: bool) -> bool:
+        """Whether parameters come from the search, with or without an importance."""
+        return self.search is not None and (weighted or self.rounding is None)
 
-    @abstractmethod
-    def unpack(self, coded: torch.Tensor) -> Parts:
-        """What uint8 [n, block_bytes] say; whatever the bits are, they pack to the same again."""
+    def with_search(self) -> BlockCodec:
+        """The codec that calibration rounds into; by default this one."""
+        return self
 
-    def values(self, parts: Parts) -> torch.Tensor:
-        """The weights, float32 [n, block_size], rounded as ggml and gguf-py do."""
-        weights = (parts.codes.float() - self.zero).mul_(parts.steps().unsqueeze(-2))
-        offsets = parts.offsets()
-        if offsets is not None:
-            weights -= offsets.unsqueeze(-2)
-        return blocks_first(weights)
+    @property
+    def label(self) -> str:
+        """The type as a report's table of tensors calls it."""
+        return self.name
 
-    def encode_blocks(
-        self, blocks: torch.Tensor, weight: torch.Tensor | None = None
-    ) -> torch.Tensor:
-        """Of any floating type, [n, block_size] to uint8 [n, block_bytes]."""
-        return self.pack(self.search(blocks, weight))
+    def fit(self, blocks: torch.Tensor, weight: torch.Tensor | None = None) -> BlockParams:
+        """The parameters of blocks [n, block_size] of any floating type.
 
-    def decode_blocks(self, coded: torch.Tensor) -> torch.Tensor:
-        """uint8 [n, block_bytes] to float32 [n, block_size]."""
-        return self.values(self.unpack(coded))
+        `weight`, of a shape that expands to the blocks', is how much each squared error counts,
+        such as the mean square of the input that a column meets. Only ratios matter, from 1e-12 to
+        1e12.
+
+        Raises InputError where a search meets a weight that is not finite.
+        """
+        if self.search is None or not self.is_searched(weight is not None):
+            assert self.rounding is not None, f"{self.name} has neither a rule nor a search"
+            return self.rounding.fit(blocks.float(), self)
+        if weight is not None:
+            weight = weight.expand(blocks.shape).float()
+            weight = blocks_last(_whole_groups(weight, 1.0), self.sub_block_size)
+        # float32 last: narrower numbers are quicker to transpose.
+        x = blocks_last(_whole_groups(blocks, 0.0), self.sub_block_size).float()
+        return self.search.fit(x, weight, self).first(len(blocks))
 
     def arrays(self, shape: Sequence[int]) -> tuple[Array, ...]:
         """One array, of the tensor's own shape as GGUF records it."""
         return (Array("", tuple(shape), self.name, self.row_bytes(shape)),)
 
     def row_bytes(self, shape: Sequence[int]) -> int:
-        """Bytes of one row. Raises InputError where the rows do not divide into blocks."""
+        """Bytes of one packed row. Raises InputError where the rows do not divide into blocks."""
         if len(shape) < 2 or shape[-1] % self.block_size:
             raise InputError(
                 f"a tensor {list(shape)} cannot be {self.name}: its rows must be a multiple of "
@@ -86,70 +106,91 @@ class BlockCodec(ABC):
         return math.prod(shape[1:]) // self.block_size * self.block_bytes
 
     def stored_bytes(self, shape: Sequence[int]) -> int:
-        """Bytes of a matrix in a file. Raises InputError as `row_bytes`."""
-        return shape[0] * self.row_bytes(shape)
+        """Bytes of a matrix in a file. Raises InputError as `arrays`."""
+        return shape[0] * sum(array.row_bytes for array in self.arrays(shape))
 
     def encode(
         self, rows: torch.Tensor, weight: torch.Tensor | None = None
     ) -> tuple[torch.Tensor, ...]:
-        """uint8 [n, bytes of a row] for rows [n, ...], on the same device.
+        """The arrays that a file stores for rows; see `encode_rows`."""
+        return (self.encode_rows(rows, weight),)
 
-        `weight`, of a shape that expands to the rows', is how much each squared error counts; only
-        ratios matter. Raises InputError where a value is not finite or so large that a scale
-        overflows float16.
+    def encode_rows(self, rows: torch.Tensor, weight: torch.Tensor | None = None) -> torch.Tensor:
+        """The packed blocks of rows, one after the other.
+
+        Args:
+            rows: [n, ...] of any floating type.
+            weight: how much each squared error counts, of a shape that expands to the rows'; only
+                ratios matter.
+
+        Returns:
+            uint8 [n, bytes of a row], on the device of `rows`.
+
+        Raises:
+            InputError: a value is not finite, or so large that a scale overflows float16.
         """
         width = self.row_bytes(rows.shape)
         blocks = rows.reshape(-1, self.block_size)
+        if not self.is_searched(weight is not None):
+            weight, on_cpu, tile = None, False, TILE
+        else:
+            on_cpu = rows.device.type == "cpu"
+            tile = GPU_TILE
         if weight is not None:
             every_row = rows.shape[-weight.dim() :] if weight.dim() < rows.dim() else rows.shape
             weight = weight.expand(every_row).reshape(-1, self.block_size)
-        return (self.encode_all(blocks, weight).reshape(-1, width),)
+        if on_cpu:
+            return self._search_in_processes(blocks, weight).reshape(-1, width)
+        packed = blocks.new_empty((len(blocks), self.block_bytes), dtype=torch.uint8)
+        for part in tiles(len(blocks), tile // self.block_size):
+            tile_blocks = blocks[part]
+            tile_weight = _repeated(weight, part.start, len(tile_blocks))
+            packed[part] = self.pack(self.fit(tile_blocks, tile_weight))
+        return packed.reshape(-1, width)
 
-    def encode_all(self, blocks: torch.Tensor, weight: torch.Tensor | None) -> torch.Tensor:
-        """As encode_blocks, any number of any floating type, some at a time.
+    def decode(self, arrays: Sequence[torch.Tensor], shape: Sequence[int]) -> torch.Tensor:
+        """The weights, float32 of `shape`, that the arrays of a file stand for."""
+        (packed,) = arrays
+        return self.decode_rows(packed, shape)
 
-        `weight` [n or fewer, block_size] begins again where it ends.
-        """
-        return self.encode_tiles(blocks, weight, TILE // self.block_size)
-
-    def encode_tiles(
-        self, blocks: torch.Tensor, weight: torch.Tensor | None, step: int, first: int = 0
-    ) -> torch.Tensor:
-        """`step` blocks at a time; the first of them is block `first` to the weight."""
-        coded = blocks.new_empty((len(blocks), self.block_bytes), dtype=torch.uint8)
-        for tile in tiles(len(blocks), step):
-            part, share = blocks[tile], None
-            if weight is not None:
-                start = first + tile.start
-                index = torch.arange(start, start + len(part), device=weight.device)
-                share = weight[index % len(weight)].float()
-            coded[tile] = self.encode_blocks(part, share)
-        return coded
-
-    def decode(self, coded: torch.Tensor, shape: Sequence[int]) -> torch.Tensor:
-        """The weights that bytes stand for: uint8 of any shape to float32 of `shape`."""
-        blocks = coded.reshape(-1, self.block_bytes)
-        weights = torch.empty((len(blocks), self.block_size), device=coded.device)
+    def decode_rows(self, packed: torch.Tensor, shape: Sequence[int]) -> torch.Tensor:
+        """The weights, float32 of `shape`, that packed blocks uint8 of any shape stand for."""
+        blocks = packed.reshape(-1, self.block_bytes)
+        weights = torch.empty((len(blocks), self.block_size), device=packed.device)
         for tile in tiles(len(blocks), TILE // self.block_size):
-            weights[tile] = self.decode_blocks(blocks[tile])
+            weights[tile] = self.values(self.unpack(blocks[tile]))
         return weights.reshape(*shape)
 
-    def d_bytes(self, parts: Parts) -> torch.Tensor:
-        """d and, where there is one, dmin: uint8 [n, 2 or 4]."""
-        d = self.float16_bytes(parts.d[:, None])
-        if parts.dmin is None:
-            return d
-        return torch.cat([d, self.float16_bytes(parts.dmin[:, None])], 1)
+    def split_rows(self, packed: torch.Tensor) -> tuple[torch.Tensor, ...]:
+        """The arrays that a file stores for packed rows uint8 [n, bytes of a row]."""
+        return (packed,)
 
-    def float16_bytes(self, scales: torch.Tensor) -> torch.Tensor:
-        """float32 scales [n, 1] as their float16 bytes, uint8 [n, 2]."""
-        half = scales.half()
-        if not half.isfinite().all():
-            raise InputError(
-                f"{self.name} cannot hold these weights: one is NaN, infinite or so large that "
-                "the scale of its block overflows float16; check the source, or choose F32"
-            )
-        return half.view(torch.uint8)
+    def unpack_arrays(self, arrays: Sequence[torch.Tensor]) -> BlockParams:
+        """The parameters in the arrays of a file, row after row."""
+        (packed,) = arrays
+        return self.unpack(packed.reshape(-1, self.block_bytes))
+
+    def _search_in_processes(
+        self, blocks: torch.Tensor, weight: torch.Tensor | None
+    ) -> torch.Tensor:
+        """Packed blocks. Each tile is searched on one thread; parallelism is by process."""
+        raw = blocks.contiguous().view(torch.uint8).numpy()  # numpy has no bfloat16
+        processes = torch.get_num_threads()
+        tile = SHARE if processes > 1 else SEARCH_TILE
+        parts = tiles(len(blocks), tile // self.block_size)
+        every_weight = None if weight is None else weight.float().numpy()
+        tasks = []
+        for part in parts:
+            if every_weight is None or len(every_weight) < len(blocks):
+                tasks.append((self, raw[part], blocks.dtype, every_weight, part.start))
+            else:
+                tasks.append((self, raw[part], blocks.dtype, every_weight[part], 0))
+        packed = np.empty((len(blocks), self.block_bytes), np.uint8)
+        for part, tile_bytes in zip(
+            parts, parallel_map(_search_tile, tasks, processes), strict=True
+        ):
+            packed[part] = tile_bytes
+        return torch.from_numpy(packed)
 
 
 def tiles(count: int, step: int) -> list[slice]:
@@ -158,20 +199,31 @@ def tiles(count: int, step: int) -> list[slice]:
     return [slice(first, first + step) for first in range(0, count, step)]
 
 
-def column_bytes(blocks: torch.Tensor, first: int, stop: int) -> torch.Tensor:
-    """Bytes [first, stop) of each block in memory of their own, so that they can be viewed wider.
+def _repeated(weight: torch.Tensor | None, first: int, count: int) -> torch.Tensor | None:
+    """The weights of `count` blocks from block `first` on.
 
-    A plain contiguous() keeps the odd offset of a slice of a single block.
+    `weight` [m, block_size] begins again where it ends, since most rows have the same.
     """
-    return blocks[:, first:stop].clone(memory_format=torch.contiguous_format)
+    if weight is None:
+        return None
+    index = torch.arange(first, first + count, device=weight.device)
+    return weight[index % len(weight)].float()
 
 
-def reciprocal(scales: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-    """1 / scales, 0 where it is not finite, and where the scale is so small that 1 / it overflows.
+def _search_tile(
+    codec: BlockCodec, raw: np.ndarray, dtype: torch.dtype, weight: np.ndarray | None, first: int
+) -> np.ndarray:
+    """Packed blocks, in a process; numpy's arrays are quicker to send than torch's."""
+    blocks = torch.from_numpy(raw).view(dtype)
+    with torch.inference_mode():
+        share = None if weight is None else _repeated(torch.from_numpy(weight), first, len(blocks))
+        packed: np.ndarray = codec.pack(codec.fit(blocks, share)).numpy()
+    return packed
 
-    ggml gives a block of zeros the inverse 0; one of denormals the inverse infinity, whose
-    products have no int8: x86 makes all of them 0.
-    """
-    inverse = 1.0 / scales
-    tiny = inverse.isinf() & (scales != 0)
-    return torch.where(inverse.isinf(), 0.0, inverse), tiny
+
+def _whole_groups(blocks: torch.Tensor, fill: float) -> torch.Tensor:
+    """Blocks [n, block_size], with blocks of `fill` behind them up to a multiple of GROUP."""
+    missing = -len(blocks) % GROUP
+    if not missing:
+        return blocks
+    return torch.cat([blocks, blocks.new_full((missing, blocks.shape[1]), fill)])

@@ -1,25 +1,21 @@
-"""Every stored tensor against the source's, and nothing run: what no prompt reaches shows here.
+"""Comparison of every stored tensor with the source's; no runtime is started.
 
-The source's rows are put into the layout's order and compared where they lie, some rows at a time,
-so memory follows a chunk and each file is read once, in its own order.
+It shows mistakes that no prompt reaches. The source's rows are put into the layout's order and
+compared some rows at a time, so memory follows a chunk and each file is read once, in its order.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 import torch
 
 from cgconvert.codecs.block_codec import BlockCodec
-from cgconvert.codecs.matmul_nbits import Blocks
-from cgconvert.codecs.nbits import NBits
-from cgconvert.codecs.searched import SearchedCodec
+from cgconvert.codecs.quantized_tensor import QuantizedTensor
 from cgconvert.errors import first_few
-from cgconvert.formats.gguf.reader import BlockTensor
-from cgconvert.formats.onnx.reader import BlocksTensor
 from cgconvert.formats.registry import load
 from cgconvert.formats.stored import StoredArtefact
 from cgconvert.io.progress import Progress, Silent
@@ -28,7 +24,7 @@ from cgconvert.model.tensor import LazyTensor
 from cgconvert.verify.quantization_error import adjustment, searched_error
 from cgconvert.verify.verdict import Check, at_most
 
-__all__ = ["TensorError", "block_error", "check_weights", "compare"]
+__all__ = ["TensorError", "check_weights", "compare"]
 
 CHUNK_BYTES = 16 << 20
 """float32 bytes of the rows of a tensor in memory at once."""
@@ -36,25 +32,22 @@ CHUNK_BYTES = 16 << 20
 NAMED = 3
 """How many tensors a check's detail names, the worst first."""
 
-RULED = ("Q8_0", "Q4_0")
-"""GGUF types whose scale and codes follow from the weights by a rule; others' are searched.
-With an imatrix the second is searched too."""
-
-HALF_ULP, TINY = 2.0**-11, 2.0**-25
-"""Rounding to float16: relative for normal numbers, absolute for subnormal ones."""
-
-SLACK = 1 + 2.0**-10
-"""For the float32 arithmetic of an encoder: some 2^-17 of a step at 8 bits."""
-
 
 @dataclass(frozen=True)
 class TensorError:
-    """What became of one tensor, stored as `type`.
+    """How one stored tensor differs from the source's.
 
-    `differing` counts values of an unquantized tensor that are not the source's in its type, bit
-    for bit; `worst` is the largest error of a quantized one as a multiple of its type's bound.
-    `relative_rms` is ||stored - source|| / ||source||, what rounding to the type costs included:
-    norms of rows in float32, their sums in float64; NaN where a stored value is.
+    Attributes:
+        name: the tensor's name in the artefact.
+        type: the type it is stored in.
+        size: its number of values.
+        nonfinite: values that are infinite or NaN.
+        differing: values of an unquantized tensor that are not the source's in its type, bit for
+            bit.
+        relative_rms: ||stored - source|| / ||source||, what rounding to the type costs included:
+            norms of rows in float32, their sums in float64; NaN where a stored value is.
+        worst: the largest error of a quantized or adjusted tensor as a multiple of its bound; None
+            for others.
     """
 
     name: str
@@ -72,12 +65,21 @@ def check_weights(
     source: Decoder,
     progress: Progress | None = None,
 ) -> tuple[list[Check], list[TensorError]]:
-    """weights.geometry, .tensors, .finite, .equal; .error where some are quantized, .adjusted where
-    some are changed and say so.
+    """Compare every stored tensor with the source's.
 
-    With them what they were judged by: each tensor, in the layout's order.
+    Args:
+        artefact: the file or folder to check.
+        format: the artefact's format: "huggingface", "onnx" or "gguf".
+        source: the model it was converted from.
+        progress: told how many values are compared.
 
-    Raises InputError where the artefact cannot be read at all.
+    Returns:
+        The checks weights.geometry, .tensors, .finite and .equal; .error where some tensors are
+        quantized, .adjusted where the artefact says that calibration changed some vectors. With
+        them each tensor's errors, in the layout's order.
+
+    Raises:
+        InputError: the artefact cannot be read at all.
     """
     stored = load(format).stored(artefact, source)
     errors = compare(stored, progress or Silent())
@@ -92,123 +94,93 @@ def check_weights(
         _counted("weights.finite", [(e.name, e.nonfinite, e.size) for e in errors], "not finite"),
         _counted("weights.equal", [(e.name, e.differing, e.size) for e in equal], "differ"),
     ]
-    for name, some in (("weights.error", quantized), ("weights.adjusted", adjusted)):
-        some.sort(key=lambda e: -(e.worst or 0))
-        detail = ", ".join(f"{e.name} {e.worst:.3g}" for e in some[:NAMED])
-        checks += [at_most(name, some[0].worst, 1, detail)] if some else []
+    for name, bounded in (("weights.error", quantized), ("weights.adjusted", adjusted)):
+        bounded.sort(key=lambda e: -(e.worst or 0))
+        detail = ", ".join(f"{e.name} {e.worst:.3g}" for e in bounded[:NAMED])
+        checks += [at_most(name, bounded[0].worst, 1, detail)] if bounded else []
     return checks, errors
 
 
-def compare(stored: StoredArtefact, progress: Progress) -> list[TensorError]:
-    """Every tensor that is there in the shape it should have, in the layout's order."""
-    total = sum(math.prod(tensor.shape) for tensor in stored.expected.values())
+def compare(artefact: StoredArtefact, progress: Progress) -> list[TensorError]:
+    """The errors of every tensor of the expected shape, in the layout's order."""
+    total = sum(math.prod(tensor.shape) for tensor in artefact.expected.values())
     progress.step("comparing weights", total)
-    errors, coarsest = [], _coarsest(stored) if stored.adjusted else None
-    for name, wanted in stored.expected.items():
-        found = stored.tensors.get(name)
-        if found is not None and _fault(found, wanted) is None:
-            error = _compare(name, found, wanted, name in stored.computed)
-            if name in stored.adjusted and len(found.shape) == 1:
-                error = replace(error, differing=0, worst=adjustment(found, wanted))
-            elif isinstance(found, BlockTensor | BlocksTensor) and (
-                stored.adjusted
-                or error.worst is None
-                or (stored.weighted and isinstance(_codec(found), SearchedCodec))
-            ):
-                worst = searched_error(found, _codec(found), wanted, _rows(found), coarsest)
-                error = replace(error, worst=worst)
-            errors.append(error)
-        progress.advance(math.prod(wanted.shape))
+    errors = []
+    for name, expected in artefact.expected.items():
+        tensor = artefact.tensors.get(name)
+        if tensor is not None and _fault(tensor, expected) is None:
+            errors.append(_compare(artefact, name, tensor, expected))
+        progress.advance(math.prod(expected.shape))
     return errors
 
 
-def block_error(blocks: Blocks, source: torch.Tensor, bits: int, symmetric: bool) -> torch.Tensor:
-    """The worst error of each block over what its type allows, float32 [rows, blocks].
-
-    `source` is float32, of the shape of the codes. Rounding to nearest allows half a step, and
-    more where the format clips or rounds its scale to float16: see docs/verify.md. The scale
-    itself has to be the one its block demands, within the rounding.
-    """
-    scales = blocks.scales.float()
-    steps = blocks.codes.float() - blocks.zero_points.float()[..., None]
-    if symmetric:
-        # ggml-quants.c, quantize_row_q4_0_ref and quantize_row_q8_0_ref; the same rule in ONNX.
-        demanded = source.abs().amax(-1) / (8 if bits == 4 else 127)
-    else:
-        top = (1 << bits) - 1
-        demanded = (source.amax(-1).clamp(min=0) - source.amin(-1).clamp(max=0)) / top
-    rounding = (demanded * HALF_ULP).clamp(min=TINY) * SLACK
-    scale = (scales.abs() - demanded).abs() / rounding
-    error = source - steps * scales[..., None]
-    if symmetric:
-        # Codes come from the scale before it is rounded, so a code of n steps is n roundings off.
-        bound = steps.abs() * rounding[..., None]
-        bound += ((scales.abs() + rounding) / 2 * SLACK)[..., None]
-        if bits == 4:  # 8 steps have no code: what lies beyond the last one is clipped to 7
-            beyond = error.signbit() == scales.signbit()[..., None]  # a scale may be -0
-            error = torch.where((steps == 7) & beyond, error / 2, error)
-    else:
-        # Codes come from the rounded scale, so only the range may be some roundings too short.
-        bound = (scales.abs() / 2 * SLACK + top * rounding)[..., None]
-    ratio = (error.abs_() / bound).amax(-1)
-    return torch.maximum(ratio, scale).nan_to_num_(nan=math.inf)
-
-
 def _compare(
-    name: str, found: LazyTensor, wanted: LazyTensor, computed: bool = False
+    artefact: StoredArtefact, name: str, tensor: LazyTensor, expected: LazyTensor
 ) -> TensorError:
-    step = _rows(found)
+    """Compare one tensor, some rows at a time."""
     nonfinite = differing = 0
     error = power = 0.0
     worst: float | None = None
-    for first in range(0, found.shape[0], step):
-        rows = slice(first, min(first + step, found.shape[0]))
-        source = wanted.read(rows)
-        if isinstance(found, BlockTensor) and found.codec.name not in RULED:
-            values = found.read(rows)
-            nonfinite += int((~values.isfinite()).sum())
-        elif isinstance(found, BlockTensor | BlocksTensor):
-            blocks = found.blocks(rows)
-            values = _decoded(blocks).reshape(source.shape)
-            shaped = source.float().reshape(blocks.codes.shape)
-            errors = block_error(blocks, shaped, found.bits, found.symmetric)
-            worst = max(worst or 0.0, float(errors.max()))
-            nonfinite += int((~blocks.scales.isfinite()).sum()) * blocks.codes.shape[-1]
+    for rows in _chunks(tensor):
+        source = expected.read(rows)
+        if isinstance(tensor, QuantizedTensor):
+            values, ratio = _compare_blocks(tensor, rows, source)
+            worst = max(worst or 0.0, ratio)
         else:
-            values = found.read(rows)
-            nonfinite += int((~values.isfinite()).sum())
-            if computed:  # held to one unit in the last place (at 1, the largest there is)
-                slack = torch.finfo(values.dtype).eps
-                differing += int((~((values.double() - source.double()).abs() <= slack)).sum())
-            else:
-                differing += _differing(values, source.to(values.dtype))
+            values = tensor.read(rows)
+            count = _beyond_one_ulp if name in artefact.computed else _differing
+            differing += count(values, source)
+        nonfinite += int((~values.isfinite()).sum())
         error += _squares(values.float() - source.float())
         power += _squares(source.float())
+    if name in artefact.adjusted and len(tensor.shape) == 1:
+        differing, worst = 0, adjustment(tensor, expected)
+    elif isinstance(tensor, QuantizedTensor) and _is_searched(artefact, tensor):
+        coarsest = _coarsest(artefact) if artefact.adjusted else None
+        codec = tensor.codec.with_search()
+        worst = searched_error(tensor, codec, expected, _chunk_rows(tensor), coarsest)
     relative = math.sqrt(error / power) if power else 0.0 if error == 0 else math.inf
-    size = math.prod(found.shape)
-    return TensorError(name, _type(found), size, nonfinite, differing, relative, worst)
+    size = math.prod(tensor.shape)
+    return TensorError(name, _type(tensor), size, nonfinite, differing, relative, worst)
 
 
-def _codec(tensor: BlockTensor | BlocksTensor) -> BlockCodec:
-    return tensor.codec if isinstance(tensor, BlockTensor) else NBits(tensor.codec)
+def _compare_blocks(
+    tensor: QuantizedTensor, rows: slice, source: torch.Tensor
+) -> tuple[torch.Tensor, float]:
+    """The decoded rows, and their largest error over the bound of the type's rounding rule.
+
+    The error is 0 for a type that has no rule.
+    """
+    codec = tensor.codec
+    if codec.rounding is None:
+        return tensor.read(rows), 0.0
+    params = tensor.params(rows)
+    values = codec.values(params).reshape(source.shape)
+    blocks = source.float().reshape(-1, codec.block_size)
+    return values, float(codec.rounding.error_ratio(params, blocks, codec).max())
 
 
-def _coarsest(stored: StoredArtefact) -> BlockCodec | None:
-    """The type of the fewest codes; a file may have none."""
-    blocks = (t for t in stored.tensors.values() if isinstance(t, BlockTensor | BlocksTensor))
-    codecs = [_codec(tensor) for tensor in blocks]
-    return min(codecs, key=lambda codec: (codec.top, -codec.block_size), default=None)
+def _is_searched(artefact: StoredArtefact, tensor: QuantizedTensor) -> bool:
+    """Whether codes were chosen by a search or by GPTQ, so that none has to be the nearest."""
+    return bool(artefact.adjusted) or tensor.codec.is_searched(artefact.weighted)
 
 
-def _rows(tensor: LazyTensor) -> int:
-    """How many are taken at a time."""
+def _coarsest(artefact: StoredArtefact) -> BlockCodec | None:
+    """The type of the fewest codes; None in an artefact without quantized tensors."""
+    quantized = (t for t in artefact.tensors.values() if isinstance(t, QuantizedTensor))
+    codecs = [tensor.codec.with_search() for tensor in quantized]
+    return min(codecs, key=lambda codec: (codec.max_code, -codec.block_size), default=None)
+
+
+def _chunk_rows(tensor: LazyTensor) -> int:
+    """Rows that are in memory at once."""
     return max(1, CHUNK_BYTES // (4 * math.prod(tensor.shape[1:])))
 
 
-def _decoded(blocks: Blocks) -> torch.Tensor:
-    """The weights that blocks stand for, float32 [rows, blocks, block size]."""
-    steps = blocks.codes.float() - blocks.zero_points.float()[..., None]
-    return steps.mul_(blocks.scales.float()[..., None])
+def _chunks(tensor: LazyTensor) -> Iterator[slice]:
+    rows, step = tensor.shape[0], _chunk_rows(tensor)
+    for first in range(0, rows, step):
+        yield slice(first, min(first + step, rows))
 
 
 def _squares(rows: torch.Tensor) -> float:
@@ -218,40 +190,50 @@ def _squares(rows: torch.Tensor) -> float:
 
 
 def _type(tensor: LazyTensor) -> str:
-    if isinstance(tensor, BlocksTensor):
-        return f"int{tensor.bits}"
-    if isinstance(tensor, BlockTensor):
-        return tensor.codec.name
+    if isinstance(tensor, QuantizedTensor):
+        return tensor.codec.label
     return str(tensor.dtype).removeprefix("torch.")
 
 
-def _differing(values: torch.Tensor, wanted: torch.Tensor) -> int:
-    """How many are not equal bit for bit, so that NaN equals itself and -0 is not 0."""
-    kind = {2: torch.int16, 4: torch.int32, 8: torch.int64}[values.element_size()]
-    values, wanted = values.contiguous().view(kind), wanted.contiguous().view(kind)
-    return 0 if torch.equal(values, wanted) else int((values != wanted).sum())
+def _differing(values: torch.Tensor, source: torch.Tensor) -> int:
+    """How many are not the source's, in the type of `values`, bit for bit.
+
+    NaN then equals itself, and -0 is not 0.
+    """
+    integers = {2: torch.int16, 4: torch.int32, 8: torch.int64}[values.element_size()]
+    bits = values.contiguous().view(integers)
+    source_bits = source.to(values.dtype).contiguous().view(integers)
+    return 0 if torch.equal(bits, source_bits) else int((bits != source_bits).sum())
 
 
-def _faults(stored: StoredArtefact) -> list[str]:
-    found = []
-    for name, wanted in stored.expected.items():
-        tensor = stored.tensors.get(name)
+def _beyond_one_ulp(values: torch.Tensor, source: torch.Tensor) -> int:
+    """How many differ by more than one unit in the last place, at 1, of the type of `values`."""
+    slack = torch.finfo(values.dtype).eps
+    return int((~((values.double() - source.double()).abs() <= slack)).sum())
+
+
+def _faults(artefact: StoredArtefact) -> list[str]:
+    """Tensors that are missing, of another shape or kind, or not the source's: a phrase each."""
+    faults = []
+    for name, expected in artefact.expected.items():
+        tensor = artefact.tensors.get(name)
         if tensor is None:
-            if name not in stored.optional:
-                found.append(f"{name} is missing")
-        elif fault := _fault(tensor, wanted):
-            found.append(f"{name} is {fault}")
-    extra = stored.tensors.keys() - stored.expected.keys() - stored.ignored
-    return found + [f"{name} is not one of the source's" for name in sorted(extra)]
+            if name not in artefact.optional:
+                faults.append(f"{name} is missing")
+        elif fault := _fault(tensor, expected):
+            faults.append(f"{name} is {fault}")
+    extra = artefact.tensors.keys() - artefact.expected.keys() - artefact.ignored
+    return faults + [f"{name} is not one of the source's" for name in sorted(extra)]
 
 
-def _fault(found: LazyTensor, wanted: LazyTensor) -> str | None:
-    if tuple(found.shape) != tuple(wanted.shape):
-        return f"{list(found.shape)}, not {list(wanted.shape)}"
-    return None if found.dtype.is_floating_point else f"{found.dtype}, not a floating type"
+def _fault(tensor: LazyTensor, expected: LazyTensor) -> str | None:
+    if tuple(tensor.shape) != tuple(expected.shape):
+        return f"{list(tensor.shape)}, not {list(expected.shape)}"
+    return None if tensor.dtype.is_floating_point else f"{tensor.dtype}, not a floating type"
 
 
-def _counted(name: str, counts: Sequence[tuple[str, int, int]], what: str) -> Check:
+def _counted(name: str, counts: Sequence[tuple[str, int, int]], phrase: str) -> Check:
+    """The check that no value is counted; `counts` are (tensor, count, size)."""
     bad = sorted((c for c in counts if c[1]), key=lambda c: -c[1] / c[2])
-    texts = [f"{count} of {size} {what} in {tensor}" for tensor, count, size in bad]
+    texts = [f"{count} of {size} {phrase} in {tensor}" for tensor, count, size in bad]
     return at_most(name, float(sum(c[1] for c in bad)), 0, first_few(texts, NAMED))

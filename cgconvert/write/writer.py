@@ -10,7 +10,7 @@ from pathlib import Path
 
 import torch
 
-from cgconvert.codecs.plain import Plain
+from cgconvert.codecs.encoding import Plain
 from cgconvert.errors import InputError
 from cgconvert.io.parallel import WorkerPool, ordered_results
 from cgconvert.io.progress import Progress

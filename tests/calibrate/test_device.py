@@ -18,11 +18,10 @@ from cgconvert.calibrate.calibrated_plan import CalibratedPlan
 from cgconvert.calibrate.imatrix import collect
 from cgconvert.calibrate.preset import PRESETS, CalibrationPreset
 from cgconvert.codecs.block_codec import BlockCodec
+from cgconvert.codecs.ggml import ENCODINGS
 from cgconvert.codecs.matmul_nbits import MatMulNBits
-from cgconvert.codecs.nbits import NBits
 from cgconvert.errors import UsageError
 from cgconvert.formats.gguf.imatrix_file import encoded
-from cgconvert.formats.gguf.types import ENCODINGS
 from cgconvert.io.progress import Silent
 from cgconvert.model.checkpoint import Checkpoint
 from cgconvert.model.device import CPU
@@ -36,7 +35,7 @@ from tests.support.plans import quantize
 from tests.support.tampering import GEOMETRY, checkpoint
 
 CODECS = {n: c for n, c in ENCODINGS.items() if isinstance(c, BlockCodec)} | {
-    layout.name: NBits(layout)
+    layout.name: layout.with_search()
     for bits, symmetric in ((4, False), (4, True), (8, True))
     for layout in [MatMulNBits(bits, 32, symmetric)]
 }
@@ -115,14 +114,14 @@ def test_block_types_give_the_same_bytes(name: str) -> None:
     importance = torch.rand(512, generator=generator)
     device = fake_gpu.device()
     for weights in (None, importance):
-        on_cpu = codec.encode(rows, weights)[0]
+        on_cpu = codec.encode_rows(rows, weights)
         moved = None if weights is None else weights.to(device)
-        on_device = codec.encode(rows.to(device), moved)[0]
+        on_device = codec.encode_rows(rows.to(device), moved)
         assert on_device.device == device
         assert torch.equal(on_device.cpu(), on_cpu)
-        values = codec.decode(on_device, rows.shape)
+        values = codec.decode_rows(on_device, rows.shape)
         assert values.device == device
-        assert torch.equal(values.cpu(), codec.decode(on_cpu, rows.shape))
+        assert torch.equal(values.cpu(), codec.decode_rows(on_cpu, rows.shape))
 
 
 def test_imatrix_is_the_same_on_the_device(source: Checkpoint) -> None:

@@ -20,10 +20,11 @@ from cgconvert.calibrate.quantizer import Quantizer
 from cgconvert.calibrate.result import CalibrationResult
 from cgconvert.calibrate.sensitivity import MatrixSample, sensitivities
 from cgconvert.codecs.block_codec import BlockCodec
-from cgconvert.codecs.coded import Coded
+from cgconvert.codecs.ggml import ENCODINGS
+from cgconvert.codecs.quantized_tensor import QuantizedTensor
 from cgconvert.errors import InputError, UsageError
 from cgconvert.formats.gguf import writer as gguf
-from cgconvert.formats.gguf.types import ENCODINGS, data_size
+from cgconvert.formats.gguf.types import data_size
 from cgconvert.io.progress import Silent
 from cgconvert.model.checkpoint import Checkpoint
 from cgconvert.model.decoder import Decoder
@@ -103,7 +104,7 @@ def rounded(source: Decoder, types: Mapping[MatrixId, str]) -> Decoder:
     for name, type_ in types.items():
         codec, weight = ENCODINGS[type_], name.tensor(source).read().float()
         assert isinstance(codec, BlockCodec)
-        values = codec.decode(codec.encode(weight)[0], weight.shape)
+        values = codec.decode_rows(codec.encode_rows(weight), weight.shape)
         decoder = replaced(decoder, name, values)
     return decoder
 
@@ -111,7 +112,7 @@ def rounded(source: Decoder, types: Mapping[MatrixId, str]) -> Decoder:
 def types_of(result: CalibrationResult) -> dict[MatrixId, str]:
     decoder = result.checkpoint.decoder
     tensors = {name: name.tensor(decoder) for name in MatrixId.all(len(decoder.layers))}
-    return {name: t.codec.name for name, t in tensors.items() if isinstance(t, Coded)}
+    return {name: t.codec.name for name, t in tensors.items() if isinstance(t, QuantizedTensor)}
 
 
 def test_calibration_loses_far_less_than_rounding(
@@ -223,10 +224,10 @@ def test_no_matrix_is_worse_than_rounding_on_validation_windows(
     quantized = calibration.layer(0, states)
     for part in parts:
         weight = getattr(layer, part).read().float()
-        plain = codec.decode(codec.encode(weight)[0], weight.shape)
+        plain = codec.decode_rows(codec.encode_rows(weight), weight.shape)
         fitted_error, plain_error = (
             float((x @ weight.t() - y @ candidate.t()).double().square().sum())
-            for candidate in (codec.decode(quantized[part].stored, weight.shape), plain)
+            for candidate in (codec.decode_rows(quantized[part].stored, weight.shape), plain)
         )
         assert fitted_error <= plain_error * (1 + 1e-6)
         assert quantized[part].fitted == (fitted_error < plain_error * (1 - 1e-6))

@@ -11,8 +11,8 @@ import torch
 from cgconvert.calibrate import gptq
 from cgconvert.calibrate.gptq import Hessian, inverse_factor, quantize_matrix
 from cgconvert.codecs.block_codec import BlockCodec
+from cgconvert.codecs.ggml import ENCODINGS
 from cgconvert.errors import InputError
-from cgconvert.formats.gguf.types import ENCODINGS
 
 TYPES = [name for name, encoding in ENCODINGS.items() if isinstance(encoding, BlockCodec)]
 
@@ -33,7 +33,7 @@ def case(rows: int = 64, columns: int = 512) -> tuple[torch.Tensor, torch.Tensor
 
 
 def error(weight: torch.Tensor, coded: torch.Tensor, type_: str, moments: torch.Tensor) -> float:
-    difference = (weight - codec(type_).decode(coded, weight.shape)).double()
+    difference = (weight - codec(type_).decode_rows(coded, weight.shape)).double()
     return float(((difference @ moments) * difference).sum())
 
 
@@ -75,9 +75,11 @@ def test_rows_are_independent() -> None:
     weight, moments = case()
     hessian = Hessian.from_moments(moments)
     whole = quantize_matrix(weight, hessian, codec("Q5_K"))
-    first_rows = codec("Q5_K").decode(quantize_matrix(weight[:7], hessian, codec("Q5_K")), (7, 512))
+    first_rows = codec("Q5_K").decode_rows(
+        quantize_matrix(weight[:7], hessian, codec("Q5_K")), (7, 512)
+    )
     # Sums over other numbers of rows may round a near tie otherwise.
-    same = (codec("Q5_K").decode(whole, weight.shape)[:7] == first_rows).float().mean()
+    same = (codec("Q5_K").decode_rows(whole, weight.shape)[:7] == first_rows).float().mean()
     assert same > 0.99
 
 
@@ -86,7 +88,7 @@ def test_inputs_that_are_always_zero_and_rows_of_zeros() -> None:
     weight[3] = 0
     moments[:, 100:140] = moments[100:140] = 0
     coded = quantize_matrix(weight, Hessian.from_moments(moments), codec("Q4_K"))
-    values = codec("Q4_K").decode(coded, weight.shape)
+    values = codec("Q4_K").decode_rows(coded, weight.shape)
     assert values.isfinite().all()
     assert not values[3].any()
     assert (values - weight)[:, 100:140].abs().max() < 0.03

@@ -11,9 +11,9 @@ import numpy as np
 import pytest
 import torch
 
-from cgconvert.codecs.searched import SearchedCodec
+from cgconvert.codecs.block_codec import BlockCodec
+from cgconvert.codecs.ggml import ENCODINGS
 from cgconvert.formats.gguf.imatrix import DAMPING, Imatrix, Inputs
-from cgconvert.formats.gguf.types import ENCODINGS
 from cgconvert.formats.gguf.writer import plan
 from cgconvert.model.decoder import Decoder
 from cgconvert.model.tensor import InMemory, Rows
@@ -125,11 +125,13 @@ def test_weighted_error_is_lower_with_an_imatrix(written: Written) -> None:
         for part in ("q", "k", "v", "o", "fc_in", "fc_out"):
             name = GGUF.layer[part].format(i=i)
             codec, rows = ENCODINGS[types[name]], getattr(layer, part).read().float()
-            assert isinstance(codec, SearchedCodec)
+            assert isinstance(codec, BlockCodec)
             importance = skewed().importance(name)
             assert importance is not None
 
-            decoded = [codec.decode(torch.from_numpy(f[name]), rows.shape) for f in (ours, plain)]
+            decoded = [
+                codec.decode_rows(torch.from_numpy(f[name]), rows.shape) for f in (ours, plain)
+            ]
             lost = [float(((d - rows).square() * importance).sum()) for d in decoded]
             # q and k too, although their rows lie in another order than the source's.
             assert lost[0] < 0.9 * lost[1], name

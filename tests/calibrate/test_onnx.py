@@ -17,10 +17,10 @@ from cgconvert.calibrate.onnx import calibrate_onnx, variant_types
 from cgconvert.calibrate.preset import PRESETS
 from cgconvert.calibrate.result import CalibrationResult
 from cgconvert.codecs.matmul_nbits import MatMulNBits
-from cgconvert.codecs.nbits import NBits
+from cgconvert.codecs.quantized_tensor import QuantizedTensor
 from cgconvert.errors import UsageError
 from cgconvert.formats.onnx import writer as onnx
-from cgconvert.formats.onnx.reader import BlocksTensor, decoded_tensors, find_graph
+from cgconvert.formats.onnx.reader import decoded_tensors, find_graph
 from cgconvert.formats.onnx.variant import Variant
 from cgconvert.formats.onnx.weights import QKV
 from cgconvert.formats.registry import load
@@ -105,7 +105,7 @@ def test_the_graph_holds_the_fitted_numbers(
             assert torch.equal(stored[name].read(), getattr(layer, part).read())
     for part in ("wte", "head"):
         tensor = stored[ONNX.model[part]]
-        assert isinstance(tensor, BlocksTensor)
+        assert isinstance(tensor, QuantizedTensor)
         assert torch.equal(tensor.read(), getattr(decoder, part).read())
     layers = [f"model.layers.{i}.mlp.fc{n}.bias" for i in range(2) for n in (1, 2)]
     assert set(result.adjusted) == {*layers, "lm_head.bias"}
@@ -207,13 +207,13 @@ def test_a_budget_is_kept_and_its_result_passes_verification(
 def test_eight_bits_may_compensate_for_rounding_to_four(source: Checkpoint) -> None:
     """As far as rounding to 4 bits goes, and no further: not scaled, not of another layer."""
     weight = source.decoder.layers[0].o.read().float()
-    four, eight = NBits(MatMulNBits(4)), NBits(MatMulNBits(8, 128, symmetric=True))
+    four, eight = MatMulNBits(4, searched=True), MatMulNBits(8, 128, symmetric=True, searched=True)
     noise = torch.randn(weight.shape, generator=torch.Generator().manual_seed(0))
-    (rounded,) = four.encode(weight)
+    rounded = four.encode(weight)
     size = (four.decode(rounded, weight.shape) - weight).square().mean().sqrt()
 
-    def judged(stored: torch.Tensor, coarsest: NBits | None) -> float:
-        decoded = InMemory(eight.decode(eight.encode(stored)[0], stored.shape))
+    def judged(stored: torch.Tensor, coarsest: MatMulNBits | None) -> float:
+        decoded = InMemory(eight.decode(eight.encode(stored), stored.shape))
         return searched_error(decoded, eight, InMemory(weight), 64, coarsest)
 
     corrected = weight + size * noise

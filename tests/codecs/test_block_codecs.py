@@ -11,8 +11,7 @@ import torch
 
 from cgconvert.codecs import block_codec as blocks
 from cgconvert.codecs.block_codec import BlockCodec
-from cgconvert.codecs.ggml.q4_0 import Q4_0
-from cgconvert.codecs.ggml.q8_0 import Q8_0
+from cgconvert.codecs.ggml.blocks_of_32 import Q4_0, Q8_0
 from cgconvert.errors import InputError
 from tests.support import ggml
 
@@ -73,7 +72,7 @@ def test_q8_0_block_by_hand() -> None:
     codes = [127, -127, 1, -1, 2, 2, -64, 0, *range(24)]
     (coded,) = Q8_0().encode(torch.tensor([row]))
     assert bytes(coded[0].tolist()) == struct.pack("<e32b", 1.0, *codes)
-    assert Q8_0().decode(coded, (32,)).tolist() == [float(code) for code in codes]
+    assert Q8_0().decode_rows(coded, (32,)).tolist() == [float(code) for code in codes]
 
 
 def test_q4_0_block_by_hand() -> None:
@@ -84,7 +83,7 @@ def test_q4_0_block_by_hand() -> None:
     (coded,) = Q4_0().encode(torch.tensor([low + high]))
     packed = [a | b << 4 for a, b in zip(*expected, strict=True)]
     assert bytes(coded[0].tolist()) == struct.pack("<e16B", 1.0, *packed)
-    assert Q4_0().decode(coded, (32,)).tolist() == [
+    assert Q4_0().decode_rows(coded, (32,)).tolist() == [
         code - 8.0 for half in expected for code in half
     ]
 
@@ -94,7 +93,7 @@ def test_error_stays_within_half_a_step(codec: BlockCodec) -> None:
     rows = torch.from_numpy(weights()["normal"])
     (coded,) = codec.encode(rows)
     scales = coded.view(-1, codec.block_bytes)[:, :2].contiguous().view(torch.float16).float()
-    error = (codec.decode(coded, rows.shape) - rows).view(-1, 32).abs()
+    error = (codec.decode_rows(coded, rows.shape) - rows).view(-1, 32).abs()
     # Q4_0 has no code for the largest magnitude with the other sign: up to a whole step.
     steps = {"Q8_0": 0.57, "Q4_0": 1.01}[codec.name]
     assert (error <= steps * scales.abs()).all()
@@ -110,7 +109,9 @@ def test_any_chunking_gives_the_same_bytes(
     assert torch.equal(parts, whole)
     monkeypatch.setattr(blocks, "TILE", 160)
     assert torch.equal(codec.encode(rows)[0], whole)
-    assert torch.equal(codec.decode(whole, rows.shape), codec.decode(whole.view(-1), rows.shape))
+    assert torch.equal(
+        codec.decode_rows(whole, rows.shape), codec.decode_rows(whole.view(-1), rows.shape)
+    )
 
 
 @both

@@ -9,9 +9,9 @@ import torch
 from onnx import NodeProto, TensorProto, helper
 from onnxruntime.capi import _pybind_state as shipped
 
-from cgconvert.codecs.ggml.q4_0 import Q4_0
-from cgconvert.codecs.ggml.q8_0 import Q8_0
-from cgconvert.codecs.matmul_nbits import Blocks, MatMulNBits, round_to_nearest
+from cgconvert.codecs.block_layout import BlockParams
+from cgconvert.codecs.ggml.blocks_of_32 import Q4_0, Q8_0
+from cgconvert.codecs.matmul_nbits import MatMulNBits
 from cgconvert.errors import InputError, UsageError
 
 ROWS, WIDTH = 24, 96  # three blocks of 32: the zero points of a row end in half a byte
@@ -151,37 +151,45 @@ def test_symmetric_blocks_are_ggufs(bits: int, codec: Q4_0 | Q8_0, weights: torc
     weights[4, :32] *= 1e-6
     kind = MatMulNBits(bits, 32, symmetric=True)
     decoded = kind.decode(kind.encode(weights), weights.shape)
-    assert torch.equal(decoded, codec.decode(codec.encode(weights)[0], weights.shape))
+    assert torch.equal(decoded, codec.decode(codec.encode(weights), weights.shape))
 
 
 @pytest.mark.parametrize("kind", KINDS, ids=lambda kind: kind.name)
 def test_rounding_is_to_nearest(kind: MatMulNBits, weights: torch.Tensor) -> None:
-    blocks = weights.reshape(ROWS, -1, kind.block_size)
-    found = round_to_nearest(blocks, kind.bits, kind.symmetric)
-    error = (kind.decode(kind.pack(found), weights.shape) - weights).reshape(blocks.shape).abs()
+    blocks = weights.reshape(-1, kind.block_size)
+    params = kind.fit(blocks)
+    decoded = kind.decode(kind.pack_arrays(params, ROWS), weights.shape)
+    error = (decoded - weights).reshape(blocks.shape).abs()
     # Half a step, and what float16 takes from the scale at the far end of the range. The shorter
     # side of a symmetric 4-bit block ends one step before its extreme.
     half = 1.0 if kind.symmetric and kind.bits == 4 else 0.5
-    step = found.scales.float().abs()[..., None]
+    step = params.d.float().abs()[:, None]
     assert (error <= step * (half + 2**-11 * (1 << kind.bits) + 1e-3)).all()
 
 
 @pytest.mark.parametrize("kind", KINDS, ids=lambda kind: kind.name)
 def test_unpacking_inverts_packing(kind: MatMulNBits) -> None:
     generator = torch.Generator().manual_seed(2)
-    shape = (5, 3, kind.block_size)
+    rows, blocks = 5, 15
+    shape = (kind.block_size, blocks)
     codes = torch.randint(0, 1 << kind.bits, shape, generator=generator, dtype=torch.uint8)
-    zeros = torch.randint(0, 1 << kind.bits, shape[:2], generator=generator, dtype=torch.uint8)
+    scales = torch.randn(blocks, generator=generator).half()
+    zero_points = torch.randint(0, 1 << kind.bits, (blocks,), generator=generator).byte()
     if kind.symmetric:
-        zeros.fill_(1 << kind.bits - 1)
-    blocks = Blocks(codes, torch.randn(shape[:2], generator=generator).half(), zeros)
-    arrays = kind.pack(blocks)
-    for array, told in zip(arrays, kind.arrays((5, 3 * kind.block_size)), strict=True):
-        assert tuple(array.shape) == told.shape
+        params = BlockParams.without_sub_blocks(codes, scales)
+    else:
+        params = BlockParams.with_zero_points(codes, scales, zero_points)
+    arrays = kind.pack_arrays(params, rows)
+    for array, described in zip(arrays, kind.arrays((rows, 3 * kind.block_size)), strict=True):
+        assert tuple(array.shape) == described.shape
         assert array.is_contiguous()
-        assert array[0].numel() * array.itemsize == told.row_bytes
-    for one, other in zip(kind.unpack(arrays), blocks, strict=True):
-        assert torch.equal(one, other)
+        assert array[0].numel() * array.itemsize == described.row_bytes
+    unpacked = kind.unpack_arrays(arrays)
+    assert torch.equal(unpacked.codes[0], codes)
+    assert torch.equal(unpacked.d, scales)
+    if not kind.symmetric:
+        assert unpacked.minimums is not None
+        assert torch.equal(unpacked.minimums[0], zero_points)
 
 
 @pytest.mark.parametrize("kind", KINDS, ids=lambda kind: kind.name)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from functools import cache
 
 import gguf
@@ -10,16 +11,11 @@ import pytest
 import torch
 
 from cgconvert import embedded
-from cgconvert.codecs import block_codec as blocks
-from cgconvert.codecs import searched
+from cgconvert.codecs import block_codec
 from cgconvert.codecs.block_codec import BlockCodec
-from cgconvert.codecs.ggml.q3_k import Q3_K
-from cgconvert.codecs.ggml.q4_0 import Q4_0
-from cgconvert.codecs.ggml.q4_1 import Q4_1
-from cgconvert.codecs.ggml.q4_k import Q4_K
-from cgconvert.codecs.ggml.q5_k import Q5_K
-from cgconvert.codecs.ggml.q6_k import Q6_K
-from cgconvert.codecs.ggml.q8_0 import Q8_0
+from cgconvert.codecs.ggml.blocks_of_32 import Q4_0, Q4_1, Q8_0
+from cgconvert.codecs.ggml.k_quants import Q3_K, Q4_K, Q5_K, Q6_K
+from cgconvert.codecs.search.scale_min import ScaleMinSearch
 from cgconvert.errors import InputError
 from cgconvert.formats.read import read
 from tests.support import ggml
@@ -99,7 +95,7 @@ def random_bytes(codec: BlockCodec) -> np.ndarray:
 @every
 def test_decodes_as_gguf_py(codec: BlockCodec) -> None:
     coded = random_bytes(codec)
-    decoded = codec.decode(torch.from_numpy(coded), (len(coded), codec.block_size))
+    decoded = codec.decode_rows(torch.from_numpy(coded), (len(coded), codec.block_size))
     assert decoded.dtype == torch.float32
     np.testing.assert_array_equal(decoded.numpy(), ggml.dequantize(codec.name, coded))
 
@@ -116,13 +112,19 @@ def test_search_is_what_encode_writes(codec: BlockCodec, weighted: bool) -> None
     rows = torch.from_numpy(tensors()["normal"])
     cut = rows.reshape(-1, codec.block_size)
     weights = torch.from_numpy(importance(codec.block_size)) if weighted else None
-    parts = codec.search(cut, weights)
-    assert int(parts.codes.max()) <= codec.top
-    assert parts.codes.shape == (codec.block_size // codec.sub_size, codec.sub_size, len(cut))
+    parts = codec.fit(cut, weights)
+    assert int(parts.codes.max()) <= codec.max_code
+    assert parts.codes.shape == (
+        codec.block_size // codec.sub_block_size,
+        codec.sub_block_size,
+        len(cut),
+    )
     repeated = None if weights is None else weights.repeat(COLUMNS // codec.block_size)
     (coded,) = codec.encode(rows, repeated)
     assert torch.equal(codec.pack(parts).reshape(len(rows), -1), coded)
-    assert torch.equal(codec.values(parts).reshape(rows.shape), codec.decode(coded, rows.shape))
+    assert torch.equal(
+        codec.values(parts).reshape(rows.shape), codec.decode_rows(coded, rows.shape)
+    )
 
 
 @each_searched
@@ -167,7 +169,7 @@ def test_zeros_are_zero_bytes_of_scale(codec: BlockCodec) -> None:
     rows = torch.zeros(2, COLUMNS)
     (coded,) = codec.encode(rows)
     assert not codec.unpack(coded.reshape(-1, codec.block_bytes)).d.any()
-    assert torch.equal(codec.decode(coded, rows.shape), rows)
+    assert torch.equal(codec.decode_rows(coded, rows.shape), rows)
 
 
 @each_searched
@@ -176,9 +178,11 @@ def test_a_search_is_better_than_its_first_start(
 ) -> None:
     rows = tensors()["heavy tails"]
     best = error(rows, ggml.dequantize(codec.name, encoded(codec, rows)), None)
-    how = codec.how  # type: ignore[attr-defined]
-    few = type(how)(**{**vars(how), "starts": how.starts[:1], "polish": 0})
-    monkeypatch.setattr(type(codec), "how", few)
+    search = codec.search
+    starts = "end_shifts" if isinstance(search, ScaleMinSearch) else "extreme_codes"
+    settings = {starts: getattr(search, starts)[:1], "refits": 0}
+    fewer_starts = replace(search, **settings)  # type: ignore[type-var]
+    monkeypatch.setattr(type(codec), "search", fewer_starts)
     first = error(rows, ggml.dequantize(codec.name, encoded(codec, rows)), None)
     assert best < 0.99 * first
 
@@ -193,18 +197,17 @@ def test_any_chunking_and_number_of_processes_gives_the_same_bytes(
     whole = encoded(codec, rows, weights)
     parts = [encoded(codec, rows[n : n + 5], weights) for n in range(0, len(rows), 5)]
     np.testing.assert_array_equal(np.concatenate(parts), whole)
-    for module in (blocks, searched):
-        monkeypatch.setattr(module, "TILE", 7 * 256)
+    for name in ("TILE", "SEARCH_TILE"):
+        monkeypatch.setattr(block_codec, name, 7 * 256)
     np.testing.assert_array_equal(encoded(codec, rows, weights), whole)
-    monkeypatch.setattr(searched, "SHARE", 1)
+    monkeypatch.setattr(block_codec, "SHARE", 1)
     monkeypatch.setattr(torch, "get_num_threads", lambda: 3)
     np.testing.assert_array_equal(encoded(codec, rows, weights), whole)
 
 
 @each_searched
 def test_an_error_in_a_worker_is_raised(codec: BlockCodec, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(searched, "TILE", 256)
-    monkeypatch.setattr(searched, "SHARE", 1)
+    monkeypatch.setattr(block_codec, "SHARE", 1)
     monkeypatch.setattr(torch, "get_num_threads", lambda: 3)
     rows = torch.ones(64, COLUMNS)
     rows[1:, 7] = torch.nan
@@ -228,9 +231,9 @@ def test_weights_with_columns_of_none_and_all_none(codec: BlockCodec) -> None:
     rows = torch.from_numpy(tensors()["normal"])
     share = torch.from_numpy(importance(COLUMNS))
     share[64:96] = 0
-    decoded = codec.decode(codec.encode(rows, share)[0], rows.shape)
+    decoded = codec.decode(codec.encode(rows, share), rows.shape)
     assert decoded.isfinite().all()
-    assert codec.decode(codec.encode(rows, torch.zeros(COLUMNS))[0], rows.shape).isfinite().all()
+    assert codec.decode(codec.encode(rows, torch.zeros(COLUMNS)), rows.shape).isfinite().all()
 
 
 @every

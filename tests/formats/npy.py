@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from cgconvert.codecs.plain import F32
+from cgconvert.codecs.encoding import F32
 from cgconvert.errors import InputError, UsageError
 from cgconvert.formats.base import OUT, Format, Headers, most_stored, tensor_lines
 from cgconvert.formats.huggingface.checks import config_differences, tokenizer_differences

@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 import torch
 
-from cgconvert.codecs.plain import F32
+from cgconvert.codecs.encoding import F32
 from cgconvert.formats.read import read
 from cgconvert.io.signals import uninterrupted
 from cgconvert.model.checkpoint import Checkpoint

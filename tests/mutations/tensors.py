@@ -7,8 +7,7 @@ from pathlib import Path
 
 import torch
 
-from cgconvert.formats.gguf.reader import BlockTensor
-from cgconvert.formats.onnx.reader import BlocksTensor
+from cgconvert.codecs.quantized_tensor import QuantizedTensor
 from cgconvert.formats.registry import load
 from cgconvert.model.checkpoint import Checkpoint
 from cgconvert.model.tensor import LazyTensor, Stored
@@ -62,12 +61,10 @@ def _swap_halves(rows: torch.Tensor) -> None:
 
 
 def _change_zero_point(tensor: LazyTensor) -> None:
-    assert isinstance(tensor, BlocksTensor)
-
     def change(points: torch.Tensor) -> None:
         points[0, 0] += 1 if points[0, 0] & 15 < 15 else -1
 
-    rewrite_array(tensor.arrays[2], change)
+    rewrite_array(stored_arrays(tensor)[2], change)
 
 
 def _zero_tail(tensor: LazyTensor) -> None:
@@ -87,7 +84,7 @@ def _set_bias(tensor: LazyTensor) -> None:
 
 
 def _negate_scale(tensor: LazyTensor) -> None:
-    assert isinstance(tensor, BlockTensor | BlocksTensor)
+    assert isinstance(tensor, QuantizedTensor)
     rescale_block(tensor, 5, -1.0)
 
 

@@ -13,8 +13,7 @@ import onnx
 import torch
 from tokenizers import pre_tokenizers
 
-from cgconvert.formats.gguf.reader import BlockTensor
-from cgconvert.formats.onnx.reader import BlocksTensor
+from cgconvert.codecs.quantized_tensor import QuantizedTensor
 from cgconvert.model.checkpoint import Checkpoint
 from cgconvert.model.decoder import Decoder, Geometry, Layer
 from cgconvert.model.tensor import InMemory, LazyTensor, Stored
@@ -85,10 +84,10 @@ def rewrite_array(stored: Stored, change: Callable[[torch.Tensor], None]) -> Non
 
 def stored_arrays(tensor: LazyTensor) -> tuple[Stored, ...]:
     """Return the arrays a tensor is stored in: itself, its coded rows, or codes and scales."""
-    if isinstance(tensor, BlockTensor):
-        return (tensor.stored,)
-    if isinstance(tensor, BlocksTensor):
-        return tensor.arrays
+    if isinstance(tensor, QuantizedTensor):
+        files = [array for array in tensor.arrays if isinstance(array, Stored)]
+        assert len(files) == len(tensor.arrays)
+        return tuple(files)
     assert isinstance(tensor, Stored)
     return (tensor,)
 
@@ -103,10 +102,11 @@ def rescale_block(tensor: LazyTensor, row: int, factor: float) -> None:
         scale = rows[row, :2].clone().view(torch.float16) * factor
         rows[row, :2] = scale.view(torch.uint8)
 
-    if isinstance(tensor, BlockTensor):
-        rewrite_array(tensor.stored, change_coded)
+    stored = stored_arrays(tensor)
+    if isinstance(tensor, QuantizedTensor) and len(stored) == 1:
+        rewrite_array(stored[0], change_coded)
     else:
-        rewrite_array(stored_arrays(tensor)[isinstance(tensor, BlocksTensor)], change)
+        rewrite_array(stored[isinstance(tensor, QuantizedTensor)], change)
 
 
 def swap_rows(tensor: LazyTensor, first: int, second: int) -> None:

@@ -28,7 +28,7 @@ from cgconvert.verify import verify as verify_module
 from cgconvert.verify.provenance import check_provenance
 from cgconvert.verify.verdict import Check, Verdict
 from cgconvert.verify.verify import verify
-from cgconvert.verify.weights import block_error, check_weights
+from cgconvert.verify.weights import check_weights
 from cgconvert.write.hashing import file_sha256, source_digest
 from cgconvert.write.manifest import manifest_path
 from cgconvert.write.plan import Plan
@@ -338,10 +338,11 @@ def test_no_rounding_to_nearest_is_beyond_its_bound(codec: MatMulNBits, scale: f
     generator = torch.Generator().manual_seed(0)
     rows = torch.randn(4096, 64, generator=generator) * scale
     rows[::3] += 3 * scale  # blocks of one sign
-    blocks = codec.unpack(codec.encode(rows))
-    shaped = rows.reshape(blocks.codes.shape)
-    worst = block_error(blocks, shaped, codec.bits, codec.symmetric)
-    assert worst.max() <= 1
+    params = codec.unpack_arrays(codec.encode(rows))
+    blocks = rows.reshape(-1, codec.block_size)
+    assert codec.rounding is not None
+    assert codec.rounding.error_ratio(params, blocks, codec).max() <= 1
     if scale > 1e-3:  # where a scale is a normal float16, one wrong by 1 % is seen in every block
-        wrong = blocks._replace(scales=(blocks.scales.float() * 1.01).half())
-        assert block_error(wrong, shaped, codec.bits, codec.symmetric).min() > 1
+        d = (params.d.float() * 1.01).half()
+        wrong = replace(params, d=d, dmin=None if params.dmin is None else d)
+        assert codec.rounding.error_ratio(wrong, blocks, codec).min() > 1

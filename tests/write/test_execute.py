@@ -14,8 +14,7 @@ import numpy as np
 import pytest
 import torch
 
-from cgconvert.codecs.encoding import Encoding
-from cgconvert.codecs.plain import BF16, F16, F32
+from cgconvert.codecs.encoding import BF16, F16, F32, Encoding
 from cgconvert.errors import InputError, OutputError, UsageError
 from cgconvert.formats.read import read
 from cgconvert.model.checkpoint import Checkpoint

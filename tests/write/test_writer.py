@@ -11,8 +11,8 @@ from pathlib import Path
 import pytest
 import torch
 
+from cgconvert.codecs.encoding import F16, F32
 from cgconvert.codecs.matmul_nbits import MatMulNBits
-from cgconvert.codecs.plain import F16, F32
 from cgconvert.errors import InputError, OutputError
 from cgconvert.formats.read import read
 from cgconvert.model.checkpoint import Checkpoint

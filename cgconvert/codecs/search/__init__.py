@@ -1,1 +1,1 @@
-"""Searches for the scales, minimums and codes of least squared error."""
+"""Ways from the weights of blocks to their quantization parameters."""

@@ -1,8 +1,11 @@
-"""Sums over sub-blocks and what least squares makes of them.
+"""Sums over sub-blocks, and the least squares that follow from them.
 
-x, codes and weights are [..., size, n], sums [..., n]: over the weights of a sub-block. With w = 1
-where there are no weights, `q` is sum(w q), `qq` sum(w q^2), `qx` sum(w q x), and `w`, `x` sum(w)
-and sum(w x). The error of any scale and minimum follows from them without another look at x.
+x, codes and weights are [..., sub_block_size, n]; sums over the weights of a sub-block are
+[..., n]. With w = 1 where no weight is given, `q` is sum(w q), `qq` sum(w q^2), `qx` sum(w q x),
+and `w`, `x` are sum(w) and sum(w x). The squared error of any scale and minimum follows from them:
+
+    sum(w (step q - offset - x)^2) = step^2 qq - 2 step offset q + offset^2 w
+                                     - 2 step qx + 2 offset x + sum(w x^2)
 """
 
 from __future__ import annotations
@@ -11,43 +14,44 @@ from typing import Any, NamedTuple
 
 import torch
 
-from cgconvert.errors import InputError
+from cgconvert.codecs.block_layout import unrepresentable
 
 __all__ = [
-    "LARGEST",
-    "SMALLEST",
+    "FLOAT16_MAX",
+    "FLOAT16_MIN",
     "CodeSums",
     "Coder",
     "best_of",
     "exceeds",
     "extremes",
-    "in_half",
+    "fits_float16",
     "inverse",
+    "round_to_float16",
     "select",
-    "to_half",
 ]
 
-SMALLEST, LARGEST = 2.0**-24, 65504.0
-"""Of the float16 above 0."""
+FLOAT16_MIN, FLOAT16_MAX = 2.0**-24, 65504.0
+"""The smallest float16 above 0 and the largest finite one."""
 
 BEYOND = 1e12
 """More than any type holds, and far from where the products of sums would overflow."""
-
 
 GROUP = 1 << 16
 """Weights rounded at once on a CPU: they, their codes and a product stay in a core's cache."""
 
 
 class CodeSums(NamedTuple):
+    """Sums over the codes of each sub-block; see the module's formula."""
+
     q: torch.Tensor
     qq: torch.Tensor
     qx: torch.Tensor
 
 
 class Coder:
-    """Rounds blocks x [subs, size, n] to codes, some sub-blocks at a time, in the same memory.
+    """Rounds blocks x [sub_blocks, sub_block_size, n] to codes, always in the same memory.
 
-    Codes are clipped to `low` and `high`: numbers, or [1, 1, n] where a block is one sub-block.
+    Codes are clipped to `low` and `high`: numbers, or [1, 1, n] where blocks differ in them.
     """
 
     def __init__(self, x: torch.Tensor, weight: torch.Tensor | None, low: Any, high: Any) -> None:
@@ -57,17 +61,18 @@ class Coder:
         self._codes, self._product = torch.empty_like(x[:at_once]), torch.empty_like(x[:at_once])
 
     def sums(self, slopes: torch.Tensor, levels: torch.Tensor | None = None) -> CodeSums:
-        """Of codes round(slope * x + level), clipped, for many slopes and levels [many, subs, n].
+        """Sums of the codes round(slope * x + level), clipped, for many grids at once.
 
-        Without levels `q` is not filled in: only an offset needs it.
+        `slopes` and `levels` are [grids, sub_blocks, n], and so is each sum. Without levels `q`
+        is not filled in: only an offset needs it.
         """
         out = slopes.new_empty(3, *slopes.shape)
         for group in self._groups:
             x = self.x[group]
             weight = None if self.weight is None else self.weight[group]
-            own = [None] * len(slopes) if levels is None else levels[:, group]
+            group_levels = [None] * len(slopes) if levels is None else levels[:, group]
             for slope, level, q, qq, qx in zip(
-                slopes[:, group], own, *out[:, :, group], strict=True
+                slopes[:, group], group_levels, *out[:, :, group], strict=True
             ):
                 codes, product = self._round(x, slope, level), self._product[: len(x)]
                 counted = codes if weight is None else torch.mul(codes, weight, out=product)
@@ -81,17 +86,20 @@ class Coder:
         return CodeSums(*out)
 
     def codes(
-        self, steps: torch.Tensor, offsets: torch.Tensor | None = None, zero: Any = None
+        self, steps: torch.Tensor, offsets: torch.Tensor | None = None, zero_point: Any = None
     ) -> torch.Tensor:
-        """Those whose weights step * code - offset come nearest, plus `zero`: uint8, as x."""
+        """The codes whose weights step * code - offset are nearest, uint8 of the shape of x.
+
+        `zero_point` is added to them, where signed codes are stored from 0 up.
+        """
         slopes = inverse(steps)
         levels = None if offsets is None else offsets * slopes
-        found = torch.empty_like(self.x, dtype=torch.uint8)
+        nearest = torch.empty_like(self.x, dtype=torch.uint8)
         for group in self._groups:
             level = None if levels is None else levels[group]
             codes = self._round(self.x[group], slopes[group], level)
-            found[group] = codes if zero is None else codes.add_(zero)
-        return found
+            nearest[group] = codes if zero_point is None else codes.add_(zero_point)
+        return nearest
 
     def _round(
         self, x: torch.Tensor, slopes: torch.Tensor, levels: torch.Tensor | None
@@ -108,47 +116,50 @@ def inverse(scales: torch.Tensor) -> torch.Tensor:
 
 
 def extremes(x: torch.Tensor, name: str) -> tuple[torch.Tensor, torch.Tensor]:
-    """Least and largest of each sub-block. Raises InputError where one is beyond every type."""
+    """Least and largest weight of each sub-block, [sub_blocks, n].
+
+    Raises InputError, which names the type `name`, where one is beyond what any type holds.
+    """
     low, high = x.amin(-2), x.amax(-2)
-    if not (torch.maximum(high, -low) < BEYOND).all():  # NaN is not
-        raise InputError(
-            f"{name} cannot hold these weights: one is NaN, infinite or so large that the scale of "
-            "its block overflows float16; check the source, or choose F32"
-        )
+    if not (torch.maximum(high, -low) < BEYOND).all():  # a NaN is not
+        raise unrepresentable(name)
     return low, high
 
 
-def to_half(scales: torch.Tensor) -> torch.Tensor:
-    """Rounded to float16 and back, what is not 0 to no less than the smallest one."""
+def round_to_float16(scales: torch.Tensor) -> torch.Tensor:
+    """Rounded to float16 and back; a scale above 0 stays above 0."""
     half = scales.half().float()
-    smallest = torch.copysign(torch.full_like(scales, SMALLEST), scales)
+    smallest = torch.copysign(torch.full_like(scales, FLOAT16_MIN), scales)
     return torch.where((half == 0) & (scales != 0), smallest, half)
 
 
-def in_half(scales: torch.Tensor) -> torch.Tensor:
-    """Which are above 0 and not above float16's largest; NaN is not."""
-    return (scales > 0) & (scales < LARGEST)
+def fits_float16(scales: torch.Tensor) -> torch.Tensor:
+    """Whether each is above 0 and below float16's largest, bool; NaN is not."""
+    return (scales > 0) & (scales < FLOAT16_MAX)
 
 
-def select(larger: torch.Tensor, other: torch.Tensor, where: torch.Tensor) -> torch.Tensor:
-    """`larger` where `where` is 1, `other` where it is 0, all finite float32.
+def select(larger: torch.Tensor, smaller: torch.Tensor, where: torch.Tensor) -> torch.Tensor:
+    """`larger` where `where` is 1, `smaller` where it is 0; all are finite float32.
 
-    To interpolate by 0 or 1 is exact, and on a CPU several times quicker than torch.where: nothing
-    that takes or gives booleans is done with vectors there.
+    To interpolate by 0 or 1 is exact, and on a CPU several times quicker than torch.where, whose
+    booleans are not computed with vectors there.
     """
-    return torch.lerp(other, larger, where)
+    return torch.lerp(smaller, larger, where)
 
 
 def exceeds(first: torch.Tensor, second: torch.Tensor) -> torch.Tensor:
-    """1 where `first` is larger than `second`, else 0: for `select`."""
+    """1 where `first` is larger than `second`, else 0, as float32: for `select`."""
     return torch.gt(first, second, out=torch.empty_like(first))
 
 
-def best_of(gains: torch.Tensor, *states: torch.Tensor) -> list[torch.Tensor]:
-    """Of each state [many, ...] what has the largest gain, [many, ...]; the first of equals."""
-    best, *found = gains[0], *(state[0] for state in states)
-    for gain, *others in zip(gains[1:], *(state[1:] for state in states), strict=True):
-        larger = exceeds(gain, best)
-        best = torch.maximum(gain, best)
-        found = [select(new, old, larger) for new, old in zip(others, found, strict=True)]
-    return found
+def best_of(gains: torch.Tensor, *candidates: torch.Tensor) -> list[torch.Tensor]:
+    """The candidate of largest gain, element by element; the first among equals.
+
+    `gains` and each of `candidates` are [many, ...]; results are [...].
+    """
+    best_gain, *best = gains[0], *(values[0] for values in candidates)
+    for gain, *current in zip(gains[1:], *(values[1:] for values in candidates), strict=True):
+        larger = exceeds(gain, best_gain)
+        best_gain = torch.maximum(gain, best_gain)
+        best = [select(new, old, larger) for new, old in zip(current, best, strict=True)]
+    return best

@@ -4,52 +4,29 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import Any
 
 import gguf
 import numpy as np
 import torch
 
 from cgconvert.codecs.block_codec import BlockCodec
-from cgconvert.codecs.coded import Coded
-from cgconvert.codecs.matmul_nbits import Blocks
-from cgconvert.codecs.parts import blocks_first
-from cgconvert.codecs.plain import Plain
+from cgconvert.codecs.encoding import Plain
+from cgconvert.codecs.ggml import ENCODINGS
+from cgconvert.codecs.quantized_tensor import QuantizedTensor
 from cgconvert.errors import InputError
 from cgconvert.formats.gguf.header import GgufHeader, GgufTensor, read_header
-from cgconvert.formats.gguf.types import ENCODINGS
 from cgconvert.formats.gguf.writer import ARCHITECTURE, PRE_TOKENIZER
 from cgconvert.model.checkpoint import Checkpoint
 from cgconvert.model.decoder import Decoder, Geometry
-from cgconvert.model.tensor import ALL, LazyTensor, Stored
+from cgconvert.model.tensor import LazyTensor, Stored
 from cgconvert.model.tensor_names import GGUF
 from cgconvert.model.tokenizer import AddedToken, Tokenizer
 
-__all__ = ["BlockTensor", "decoder", "geometry", "read", "tensors", "tokenizer"]
+__all__ = ["decoder", "geometry", "read", "tensors", "tokenizer"]
 
 _TOKENIZER = "tokenizer.ggml."
-
-
-@dataclass(frozen=True)
-class BlockTensor(Coded):
-    """A quantized tensor of a file, decoded as it is read."""
-
-    symmetric: ClassVar[bool] = True
-
-    def blocks(self, rows: slice = ALL) -> Blocks:
-        """Codes, scales and zero points: a code of 8 bits, signed in the file, counts from -128.
-
-        Raises InputError for a type with sub-blocks or minimums.
-        """
-        parts = self.parts(rows)
-        if parts.dmin is not None or len(parts.scales) > 1:
-            names = ", ".join(tensor.name for tensor in self.leaves())
-            raise InputError(f"{names} is {self.codec.name}: more than one scale a block")
-        scales = parts.d.reshape(-1, self.shape[1] // self.codec.block_size)
-        codes = blocks_first(parts.codes).reshape(*scales.shape, -1)
-        return Blocks(codes, scales, torch.full_like(scales, self.codec.zero, dtype=torch.uint8))
 
 
 def read(path: Path, name: str) -> Checkpoint:
@@ -97,7 +74,7 @@ def _tensor(path: Path, tensor: GgufTensor) -> LazyTensor:
     if isinstance(encoding, BlockCodec) and len(tensor.shape) == 2:
         coded = (tensor.shape[0], encoding.row_bytes(tensor.shape))
         stored = Stored(path, tensor.offset, coded, torch.uint8, tensor.name)
-        return BlockTensor(stored, tensor.shape, encoding)
+        return QuantizedTensor((stored,), tensor.shape, encoding)
     raise InputError(
         f"{path}: tensor {tensor.name} is {tensor.type} {list(tensor.shape)}, "
         f"which is not read here; types are {', '.join(ENCODINGS)}"

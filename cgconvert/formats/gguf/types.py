@@ -11,30 +11,15 @@ from dataclasses import dataclass, field
 
 from gguf import LlamaFileType
 
-from cgconvert.codecs.coded import Coded
-from cgconvert.codecs.encoding import Encoding
-from cgconvert.codecs.ggml.q3_k import Q3_K
-from cgconvert.codecs.ggml.q4_0 import Q4_0
-from cgconvert.codecs.ggml.q4_1 import Q4_1
-from cgconvert.codecs.ggml.q4_k import Q4_K
-from cgconvert.codecs.ggml.q5_k import Q5_K
-from cgconvert.codecs.ggml.q6_k import Q6_K
-from cgconvert.codecs.ggml.q8_0 import Q8_0
-from cgconvert.codecs.plain import BF16, F16, F32
+from cgconvert.codecs.encoding import F32, Encoding
+from cgconvert.codecs.ggml import ENCODINGS
+from cgconvert.codecs.quantized_tensor import QuantizedTensor
 from cgconvert.formats.gguf.header_writer import padded
 from cgconvert.formats.named_tensors import named_tensors
 from cgconvert.model.decoder import Decoder
 from cgconvert.model.tensor_names import GGUF
 
-__all__ = ["DEFAULT_TYPE", "ENCODINGS", "TYPES", "FileType", "data_size"]
-
-ENCODINGS: Mapping[str, Encoding] = {
-    encoding.name: encoding
-    for encoding in (
-        F32, F16, BF16, Q8_0(), Q6_K(), Q5_K(), Q4_K(), Q4_1(), Q4_0(), Q3_K(),
-    )
-}  # fmt: skip
-"""How a tensor can be stored, by ggml's name."""
+__all__ = ["DEFAULT_TYPE", "TYPES", "FileType", "data_size"]
 
 DEFAULT_TYPE = "F16"
 
@@ -122,7 +107,7 @@ def data_size(decoder: Decoder, type: str) -> int:  # noqa: A002 - the option's 
     kind, layers, total = TYPES[type], decoder.geometry.n_layer, 0
     for _, part, layer, tensor in named_tensors(decoder, GGUF, bias_dtype=F32.dtype):
         encoding: Encoding = F32
-        if isinstance(tensor, Coded):
+        if isinstance(tensor, QuantizedTensor):
             encoding = tensor.codec
         elif len(tensor.shape) == 2:
             encoding = kind.encoding_of(part, layer or 0, layers)

@@ -13,16 +13,15 @@ from typing import Any
 import gguf
 import numpy as np
 
-from cgconvert.codecs.coded import AsCoded, Coded
-from cgconvert.codecs.encoding import Encoding
-from cgconvert.codecs.plain import F32
-from cgconvert.codecs.searched import SearchedCodec
-from cgconvert.codecs.weighted import Weighted
+from cgconvert.codecs.block_codec import BlockCodec
+from cgconvert.codecs.encoding import F32, Encoding
+from cgconvert.codecs.ggml import ENCODINGS
+from cgconvert.codecs.quantized_tensor import PackedRows, QuantizedTensor, Weighted
 from cgconvert.errors import InputError, UsageError
 from cgconvert.formats.base import OUT
 from cgconvert.formats.gguf.header_writer import ALIGNMENT, HeaderWriter, padded
 from cgconvert.formats.gguf.imatrix import Imatrix
-from cgconvert.formats.gguf.types import DEFAULT_TYPE, ENCODINGS, TYPES, FileType
+from cgconvert.formats.gguf.types import DEFAULT_TYPE, TYPES, FileType
 from cgconvert.formats.named_tensors import named_tensors
 from cgconvert.model import family
 from cgconvert.model.checkpoint import Checkpoint
@@ -138,8 +137,8 @@ def _tensors(decoder: Decoder, kind: FileType) -> Iterator[Tensor]:
     """Every tensor by name with its encoding, in the order the model uses them."""
     layers = decoder.geometry.n_layer
     for name, part, layer, tensor in named_tensors(decoder, GGUF, bias_dtype=F32.dtype):
-        if isinstance(tensor, Coded):
-            yield name, tensor.stored, AsCoded(tensor.codec, tensor.shape)
+        if isinstance(tensor, QuantizedTensor):
+            yield name, tensor.arrays[0], PackedRows(tensor.codec, tensor.shape)
         elif len(tensor.shape) == 2:
             yield name, tensor, kind.encoding_of(part, layer or 0, layers)
         else:
@@ -170,7 +169,7 @@ def _weighted(name: str, encoding: Encoding, importance: Imatrix | None) -> Enco
     Rows of q and k change places on the way to the file, columns do not.
     """
     columns = None if importance is None else importance.importance(name)
-    if columns is None or not isinstance(encoding, SearchedCodec):
+    if columns is None or not isinstance(encoding, BlockCodec) or encoding.search is None:
         return encoding
     return Weighted(encoding, columns)
 

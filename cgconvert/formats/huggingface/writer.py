@@ -10,8 +10,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from cgconvert.codecs.encoding import Encoding
-from cgconvert.codecs.plain import BF16, F16, F32
+from cgconvert.codecs.encoding import BF16, F16, F32, Encoding
 from cgconvert.errors import InputError, UsageError
 from cgconvert.formats.huggingface.config import codegen_config, phi_config
 from cgconvert.formats.huggingface.model_card import model_card

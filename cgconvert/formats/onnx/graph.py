@@ -19,6 +19,7 @@ from collections.abc import Sequence
 from onnx import TensorProto
 
 from cgconvert.codecs.matmul_nbits import MatMulNBits
+from cgconvert.codecs.quantized_tensor import block_codec_of
 from cgconvert.formats.onnx.builder import GraphBuilder
 from cgconvert.formats.onnx.inputs import (
     BATCH,
@@ -119,12 +120,13 @@ class _Decoder:
         return graph.node("Slice", [normed, "first_kept", "end", "one_int64"], "last", shape)
 
     def _embedding(self, item: Item) -> str:
-        if not isinstance(item.encoding, MatMulNBits):
+        codec = block_codec_of(item.encoding)
+        if not isinstance(codec, MatMulNBits):
             return self.graph.node("Gather", [item.name, "input_ids"], "embedding", self.hidden)
         codes, scales, *zeros = self._blocks(item)
         return self.graph.node(
             "GatherBlockQuantized", [codes, "input_ids", scales, *zeros], "embedding", self.hidden,
-            bits=item.encoding.bits, block_size=item.encoding.block_size,
+            bits=codec.bits, block_size=codec.block_size,
             gather_axis=0, quantize_axis=1,
         )  # fmt: skip
 
@@ -171,15 +173,16 @@ class _Decoder:
 
     def _linear(self, output: str, weight: str, value: str, length: str = LENGTH) -> str:
         item = self.items[weight]
-        if not isinstance(item.encoding, MatMulNBits):
+        codec = block_codec_of(item.encoding)
+        if not isinstance(codec, MatMulNBits):
             shape = (BATCH, length, item.source.shape[1])
             return self.graph.node("MatMul", [value, weight], output, shape)
         n, blocks = item.pieces[1].shape  # its scales: the source may be bytes
-        k = blocks * item.encoding.block_size
+        k = blocks * codec.block_size
         codes, scales, *zeros = self._blocks(item)
         return self.graph.node(
             "MatMulNBits", [value, codes, scales, *zeros], output, (BATCH, length, n),
-            N=n, K=k, bits=item.encoding.bits, block_size=item.encoding.block_size,
+            N=n, K=k, bits=codec.bits, block_size=codec.block_size,
             accuracy_level=self.variant.accuracy_level,
         )  # fmt: skip
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -17,7 +17,8 @@ import torch
 from google.protobuf.message import DecodeError
 from onnx import TensorProto
 
-from cgconvert.codecs.matmul_nbits import Blocks, MatMulNBits
+from cgconvert.codecs.matmul_nbits import MatMulNBits
+from cgconvert.codecs.quantized_tensor import QuantizedTensor
 from cgconvert.errors import InputError, UsageError
 from cgconvert.formats.base import most_stored, tensor_lines
 from cgconvert.formats.huggingface import config as configs
@@ -25,13 +26,12 @@ from cgconvert.formats.onnx.weights import COS, QKV, ROTARY_BASE, ROTARY_ORDER
 from cgconvert.io.strict_json import read_json
 from cgconvert.model.checkpoint import Checkpoint
 from cgconvert.model.decoder import Decoder, Geometry
-from cgconvert.model.tensor import ALL, LazyTensor, Stored
+from cgconvert.model.tensor import LazyTensor, Stored
 from cgconvert.model.tensor_names import ONNX
 from cgconvert.model.tokenizer import Tokenizer
 from cgconvert.model.tokenizer_files import TOKENIZER_FILES
 
 __all__ = [
-    "BlocksTensor",
     "decoded_tensors",
     "decoder",
     "find_graph",
@@ -55,39 +55,6 @@ _DTYPES: Mapping[int, torch.dtype] = {
     TensorProto.FLOAT16: torch.float16,
     TensorProto.UINT8: torch.uint8,
 }
-
-
-@dataclass(frozen=True)
-class BlocksTensor(LazyTensor):
-    """A quantized matrix or table, decoded as it is read: float32 [N, K].
-
-    `arrays` are its codes, scales and, where asymmetric, zero points.
-    """
-
-    arrays: tuple[Stored, ...]
-    shape: tuple[int, ...]
-    codec: MatMulNBits
-    dtype: torch.dtype = torch.float32
-
-    @property
-    def parents(self) -> tuple[LazyTensor, ...]:
-        return self.arrays
-
-    @property
-    def bits(self) -> int:
-        return self.codec.bits
-
-    @property
-    def symmetric(self) -> bool:
-        return self.codec.symmetric
-
-    def read(self, rows: slice = ALL, cols: slice = ALL) -> torch.Tensor:
-        arrays = [array.read(rows) for array in self.arrays]
-        return self.codec.decode(arrays, (len(arrays[0]), self.shape[1]))[:, cols].contiguous()
-
-    def blocks(self, rows: slice = ALL) -> Blocks:
-        """Codes, scales and zero points as stored."""
-        return self.codec.unpack([array.read(rows) for array in self.arrays])
 
 
 def find_graph(path: Path) -> Path:
@@ -188,7 +155,7 @@ def decoded_tensors(graph: Path) -> dict[str, LazyTensor]:
             raise InputError(f"{graph}: {node.name}: {error}") from None
         if wanted != [array.shape for array in arrays]:
             raise InputError(f"{graph}: {node.name}: its arrays and attributes do not agree")
-        found[name] = BlocksTensor(arrays, shape, codec)
+        found[name] = QuantizedTensor(arrays, shape, codec)
         used.update(names)
     return found | {name: tensor for name, tensor in stored.items() if name not in used}
 

@@ -5,9 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
-from cgconvert.codecs.encoding import Encoding
+from cgconvert.codecs.encoding import F16, F32, Encoding, Plain
 from cgconvert.codecs.matmul_nbits import MatMulNBits
-from cgconvert.codecs.plain import F16, F32, Plain
 from cgconvert.errors import UsageError
 
 __all__ = ["ACCURACY_LEVELS", "CLIENTS", "TARGETS", "Variant"]

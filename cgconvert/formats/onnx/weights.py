@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from dataclasses import replace
 
 import numpy as np
 import torch
 
-from cgconvert.codecs.coded import Coded
 from cgconvert.codecs.encoding import Encoding
 from cgconvert.codecs.matmul_nbits import MatMulNBits
-from cgconvert.codecs.nbits import FromBlocks, NBits
+from cgconvert.codecs.quantized_tensor import PackedRows, QuantizedTensor
 from cgconvert.formats.onnx.variant import Variant
 from cgconvert.model.decoder import Decoder, Geometry, Layer
 from cgconvert.model.tensor import InMemory, LazyTensor, Stacked
@@ -108,19 +108,19 @@ def _matrix(tensor: LazyTensor, encoding: Encoding) -> tuple[LazyTensor, Encodin
 
 
 def _stored(tensor: LazyTensor, encoding: Encoding) -> tuple[LazyTensor, Encoding]:
-    """The bytes of a matrix that is coded for MatMulNBits, in place of its numbers."""
-    if not isinstance(encoding, MatMulNBits) or not isinstance(tensor, Coded):
+    """The packed rows of a matrix that is quantized for MatMulNBits, in place of its numbers."""
+    if not isinstance(encoding, MatMulNBits) or not isinstance(tensor, QuantizedTensor):
         return tensor, encoding
-    if not isinstance(tensor.codec, NBits):  # coded for another format: decoded and rounded again
+    if not isinstance(tensor.codec, MatMulNBits):  # of another format: decoded and rounded again
         return tensor, encoding
-    kind = tensor.codec.layout
-    return tensor.stored, FromBlocks(kind.bits, kind.block_size, kind.symmetric, encoding.table)
+    return tensor.arrays[0], PackedRows(replace(tensor.codec, table=encoding.table), tensor.shape)
 
 
-def _qkv(block: Layer) -> LazyTensor:
-    """q, k and v one below the other, coded where all of them are in one and the same way."""
-    parts = [part for part in (block.q, block.k, block.v) if isinstance(part, Coded)]
+def _qkv(layer: Layer) -> LazyTensor:
+    """q, k and v one below the other, quantized where all of them are in one and the same way."""
+    parts = [part for part in (layer.q, layer.k, layer.v) if isinstance(part, QuantizedTensor)]
     if len(parts) < 3 or len({part.codec.name for part in parts}) > 1:
-        return block.qkv
+        return layer.qkv
     shape = (sum(part.shape[0] for part in parts), *parts[0].shape[1:])
-    return Coded(Stacked([part.stored for part in parts]), shape, parts[0].codec)
+    rows = Stacked([part.arrays[0] for part in parts])
+    return QuantizedTensor((rows,), shape, parts[0].codec)

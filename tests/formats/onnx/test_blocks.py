@@ -13,11 +13,12 @@ from click.testing import CliRunner
 
 from cgconvert import embedded
 from cgconvert.cli.main import cli
-from cgconvert.codecs.matmul_nbits import BLOCK_SIZES
+from cgconvert.codecs.matmul_nbits import BLOCK_SIZES, MatMulNBits
+from cgconvert.codecs.quantized_tensor import QuantizedTensor
 from cgconvert.errors import InputError
 from cgconvert.formats.gguf import reader as gguf
 from cgconvert.formats.gguf.header import read_header
-from cgconvert.formats.onnx.reader import BlocksTensor, decoded_tensors
+from cgconvert.formats.onnx.reader import decoded_tensors
 from cgconvert.formats.onnx.weights import QKV
 from cgconvert.formats.onnx.writer import plan
 from cgconvert.formats.read import read
@@ -78,8 +79,9 @@ def test_symmetric_int4_is_q4_0(tmp_path: Path) -> None:
         assert torch.equal(ours[QKV.format(i=i)].read(), torch.cat(qkv))
         for part in ("o", "fc_in", "fc_out"):
             matrix = ours[ONNX.layer[part].format(i=i)]
-            assert isinstance(matrix, BlocksTensor)
-            assert matrix.symmetric
+            assert isinstance(matrix, QuantizedTensor)
+            assert isinstance(matrix.codec, MatMulNBits)
+            assert matrix.codec.symmetric
             assert torch.equal(matrix.read(), theirs[GGUF.layer[part].format(i=i)].read())
 
 
@@ -94,7 +96,7 @@ def test_every_block_size_runs(small: Model, bits: int, block_size: int, tmp_pat
     )
     assert error <= (0.1 if bits == 8 else 0.9)  # random weights, sharp attention
     matrix = decoded_tensors(made.output / "onnx" / f"{_stem(bits)}.onnx")[QKV.format(i=0)]
-    assert isinstance(matrix, BlocksTensor)
+    assert isinstance(matrix, QuantizedTensor)
     assert matrix.codec.block_size == block_size
 
 
@@ -144,8 +146,9 @@ def test_commands_and_recipes_mean_the_same(call: Any) -> None:
     assert (head["bits"], head["block_size"]) == (8, 128)
     assert {node["block_size"] for node in nodes.values()} == {64}
     symmetric = decoded_tensors(Path("one/onnx/model_q4.onnx"))[QKV.format(i=0)]
-    assert isinstance(symmetric, BlocksTensor)
-    assert symmetric.symmetric
+    assert isinstance(symmetric, QuantizedTensor)
+    assert isinstance(symmetric.codec, MatMulNBits)
+    assert symmetric.codec.symmetric
 
 
 @pytest.mark.parametrize("dtype", ["float32", "float16"])
