@@ -21,7 +21,7 @@ from cgconvert.model.checkpoint import Checkpoint
 from cgconvert.model.decoder import Geometry
 from cgconvert.model.device import torch_device
 from cgconvert.texts.text import STDLIB, Text, read_text
-from cgconvert.write.plan import LazyPlan, Plan
+from cgconvert.write.plan import LazyPlan
 
 __all__ = ["NO_TEXT", "QUANTIZED_TYPES", "default_4bit_type", "quantize_gguf", "quantize_onnx"]
 
@@ -47,7 +47,7 @@ def quantize_gguf(
     device: str = "auto",
     imatrix: Path | None = None,
     save_imatrix: Path | None = None,
-) -> Plan | LazyPlan:
+) -> LazyPlan:
     """Plan a GGUF file; the arguments are those of api.quantize.
 
     `requested` goes into the manifest of a calibrated file. Raises UsageError for arguments that
@@ -87,7 +87,7 @@ def quantize_onnx(
     calibration: str | None,
     block_options: dict[str, Any],
     device: str = "auto",
-) -> Plan | LazyPlan:
+) -> LazyPlan:
     """Plan an ONNX folder of 8 bits, which are rounded, or 4, which are fitted to a text.
 
     `block_options` are block_size, symmetric and accuracy_level of api.to_onnx, as far as they are
