@@ -21,12 +21,6 @@ from cgconvert.runtimes.onnxruntime import OnnxRuntime
 from cgconvert.verify import reference as reference_module
 from cgconvert.verify.reference import Reference
 from tests.support.cuda_packages import CPU, CUDA, IDS, cuda_is_there, written
-from tests.support.tampering import checkpoint
-
-
-@pytest.fixture(scope="module")
-def source(tmp_path_factory: pytest.TempPathFactory) -> Checkpoint:
-    return checkpoint(tmp_path_factory.mktemp("source"))
 
 
 @pytest.fixture(scope="module")

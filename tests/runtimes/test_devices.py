@@ -23,7 +23,6 @@ from cgconvert.runtimes.transformers import Transformers
 from cgconvert.verify.reference import Reference
 from cgconvert.verify.verify import verify
 from tests.support.cuda_packages import CPU, IDS, cuda_is_there, no_gpu, written
-from tests.support.tampering import checkpoint
 
 NAMES = [(format_, name) for format_, table in RUNTIMES.items() for name in table]
 NO_GPU = (
@@ -31,11 +30,6 @@ NO_GPU = (
     + "const char*, " * 30
     + "int)\nCUDA failure 100: no CUDA-capable device is detected ; GPU=0 ; hostname=here"
 )
-
-
-@pytest.fixture(scope="module")
-def source(tmp_path_factory: pytest.TempPathFactory) -> Checkpoint:
-    return checkpoint(tmp_path_factory.mktemp("source"))
 
 
 @pytest.fixture(scope="module")

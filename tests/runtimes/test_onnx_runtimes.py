@@ -17,15 +17,10 @@ from cgconvert.runtimes.generate import generate
 from cgconvert.runtimes.onnxruntime import OnnxRuntime
 from cgconvert.runtimes.runtime import Runtime
 from tests.support.greedy_tokens import assert_same_tokens
-from tests.support.onnx_models import GEOMETRIES, THREADS, Model, copy, make, relative_error
+from tests.support.onnx_models import THREADS, Model, copy, relative_error
 
 ROUNDING = 1e-4
 """How much the logits (standard deviation 0.3) of two runtimes may differ; 2e-6 was measured."""
-
-
-@pytest.fixture(scope="module")
-def small(tmp_path_factory: pytest.TempPathFactory) -> Model:
-    return make(GEOMETRIES[64], tmp_path_factory.mktemp("small"))
 
 
 def test_the_context_can_be_filled(small: Model) -> None:

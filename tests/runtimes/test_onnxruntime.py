@@ -12,14 +12,9 @@ import pytest
 
 from cgconvert.runtimes.genai import Genai
 from cgconvert.runtimes.onnxruntime import DTYPES, PAST, OnnxRuntime, SharedCache
-from tests.support.onnx_models import GEOMETRIES, THREADS, Model, make, relative_error
+from tests.support.onnx_models import THREADS, Model, relative_error
 
 POSITIONS = 128
-
-
-@pytest.fixture(scope="module")
-def small(tmp_path_factory: pytest.TempPathFactory) -> Model:
-    return make(GEOMETRIES[64], tmp_path_factory.mktemp("small"))
 
 
 def opened(graph: Path, **options: Any) -> tuple[onnxruntime.InferenceSession, SharedCache]:

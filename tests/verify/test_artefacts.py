@@ -20,12 +20,6 @@ from cgconvert.verify.verify import verify
 from cgconvert.write.hashing import file_sha256, source_digest
 from cgconvert.write.plan import Plan
 from tests.support import artefacts
-from tests.support.tampering import checkpoint
-
-
-@pytest.fixture(scope="module")
-def source(tmp_path_factory: pytest.TempPathFactory) -> Checkpoint:
-    return checkpoint(tmp_path_factory.mktemp("source"))
 
 
 @pytest.fixture

@@ -30,11 +30,6 @@ LOOSEST_FLOAT = ("onnx", "float16")
 
 
 @pytest.fixture(scope="module")
-def source(tmp_path_factory: pytest.TempPathFactory) -> Checkpoint:
-    return checkpoint(tmp_path_factory.mktemp("source"))
-
-
-@pytest.fixture(scope="module")
 def right(source: Checkpoint) -> Evidence:
     return evidence(StandIn(source), source)
 

@@ -14,7 +14,7 @@ from cgconvert.model.tokenizer import Tokenizer
 from cgconvert.verify.verdict import Verdict
 from cgconvert.verify.verify import verify
 from tests.support.artefacts import write
-from tests.support.tampering import checkpoint, tokenizer
+from tests.support.tampering import tokenizer
 
 NAMES = ["hf-float16", "hf-phi-float32", "onnx-float32", "onnx-int4", "gguf-F16", "gguf-Q8_0"]
 ROWS = {
@@ -25,11 +25,6 @@ ROWS = {
     "embedding alone, rows of tokens": (280, None),
     "head alone, rows of tokens": (None, 280),
 }
-
-
-@pytest.fixture(scope="module")
-def source(tmp_path_factory: pytest.TempPathFactory) -> Checkpoint:
-    return checkpoint(tmp_path_factory.mktemp("source"))
 
 
 def fewer(decoder: Decoder, embedding: int | None, head: int | None) -> Decoder:

@@ -20,14 +20,8 @@ from cgconvert.write.manifest import manifest_path
 from cgconvert.write.plan import Plan
 from tests.support.artefacts import copied, write_all
 from tests.support.plans import to_gguf
-from tests.support.tampering import checkpoint
 
 TYPES = ("hf-float16", "onnx-int4", "gguf-F16")
-
-
-@pytest.fixture(scope="module")
-def source(tmp_path_factory: pytest.TempPathFactory) -> Checkpoint:
-    return checkpoint(tmp_path_factory.mktemp("source"))
 
 
 @pytest.fixture(scope="module")

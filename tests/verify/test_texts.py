@@ -15,7 +15,7 @@ from cgconvert.texts.text import STDLIB, Text, read_text
 from cgconvert.verify.prompts import PROMPTS, windows
 from cgconvert.verify.verify import verify
 from cgconvert.write.execute import execute
-from tests.support.tampering import checkpoint, tokenizer
+from tests.support.tampering import tokenizer
 
 
 def test_a_text_is_read_unchanged(tmp_path: Path) -> None:
@@ -56,11 +56,6 @@ def test_windows_are_the_beginning_of_the_text_in_order() -> None:
     assert {len(w) for w in windows(Text("mine", (text,), ""), made, 1024, 2048)} == {512}
     with pytest.raises(InputError, match="mine: too short to measure on"):
         windows(Text("mine", ("x",), ""), made, 100, 96)
-
-
-@pytest.fixture(scope="module")
-def source(tmp_path_factory: pytest.TempPathFactory) -> Checkpoint:
-    return checkpoint(tmp_path_factory.mktemp("source"))
 
 
 @pytest.mark.parametrize("runtime", ["onnxruntime", "onnxruntime-genai"])

@@ -35,7 +35,6 @@ from cgconvert.write.plan import Plan
 from tests.support.artefacts import WRITERS, copied, write_all
 from tests.support.tampering import (
     change_epsilon,
-    checkpoint,
     flip_bit,
     rescale_block,
     rewrite_array,
@@ -45,11 +44,6 @@ from tests.support.tampering import (
 QUANTIZED = {"onnx-int8", "onnx-int4", "gguf-Q8_0", "gguf-Q4_0"}
 UNUSED = 319, 317
 """Rows of the vocabulary that no token has."""
-
-
-@pytest.fixture(scope="module")
-def source(tmp_path_factory: pytest.TempPathFactory) -> Checkpoint:
-    return checkpoint(tmp_path_factory.mktemp("source"))
 
 
 @pytest.fixture(scope="module")

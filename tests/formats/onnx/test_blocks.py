@@ -31,12 +31,7 @@ from cgconvert.runtimes.onnxruntime import OnnxRuntime
 from cgconvert.testing import synthetic
 from cgconvert.write.execute import execute
 from tests.support import plans
-from tests.support.onnx_models import GEOMETRIES, THREADS, Model, make, relative_error
-
-
-@pytest.fixture(scope="module")
-def small(tmp_path_factory: pytest.TempPathFactory) -> Model:
-    return make(GEOMETRIES[64], tmp_path_factory.mktemp("small"))
+from tests.support.onnx_models import GEOMETRIES, THREADS, Model, relative_error
 
 
 def shapes_of(geometry: Geometry) -> Checkpoint:

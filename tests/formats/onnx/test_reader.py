@@ -21,12 +21,7 @@ from cgconvert.model.tensor import LazyTensor
 from cgconvert.runtimes.genai import Genai
 from cgconvert.runtimes.onnxruntime import OnnxRuntime
 from cgconvert.write.execute import execute
-from tests.support.onnx_models import GEOMETRIES, THREADS, Model, copy, make
-
-
-@pytest.fixture(scope="module")
-def small(tmp_path_factory: pytest.TempPathFactory) -> Model:
-    return make(GEOMETRIES[64], tmp_path_factory.mktemp("small"))
+from tests.support.onnx_models import THREADS, Model, copy
 
 
 @pytest.mark.parametrize("stem", ["model", "model_fp16"])

@@ -49,11 +49,6 @@ def model(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFacto
     return make(GEOMETRIES[request.param], tmp_path_factory.mktemp("onnx"))
 
 
-@pytest.fixture(scope="module")
-def small(tmp_path_factory: pytest.TempPathFactory) -> Model:
-    return make(GEOMETRIES[64], tmp_path_factory.mktemp("small"))
-
-
 def test_float32_is_transformers(model: Model) -> None:
     """A full pass, then a prefill, a chunk on top of it and single tokens."""
     runtime = OnnxRuntime.open(model.artefact("model"), "cpu", THREADS)

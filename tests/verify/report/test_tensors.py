@@ -18,12 +18,7 @@ from cgconvert.verify.report.plots import is_wrong, tensor_plot, worst_first
 from cgconvert.verify.weights import TensorError, check_weights
 from tests.support.artefacts import write
 from tests.support.reports import HOSTILE, Page, report
-from tests.support.tampering import checkpoint, rescale_block
-
-
-@pytest.fixture(scope="module")
-def source(tmp_path_factory: pytest.TempPathFactory) -> Checkpoint:
-    return checkpoint(tmp_path_factory.mktemp("source"))
+from tests.support.tampering import rescale_block
 
 
 def errors_of(name: str, made: Checkpoint, source: Checkpoint, path: Path) -> list[TensorError]:
