@@ -11,6 +11,7 @@ from mkdocs.commands.build import build
 from mkdocs.config import load_config
 
 import cgconvert
+from tests.support.generated_docs import DOCUMENTS
 
 ROOT = Path(__file__).resolve().parents[1]
 
@@ -53,6 +54,12 @@ def test_links_to_other_files_of_the_repository_lead_into_the_site(site: Path) -
 def test_a_page_loads_nothing_from_another_site(site: Path) -> None:
     loads = re.compile(r'<(?:script|img|link rel="(?:stylesheet|preload)")[^>]*"https?://')
     assert not [path for path in site.rglob("*.html") if loads.search(path.read_text("utf-8"))]
+
+
+@pytest.mark.parametrize("name", DOCUMENTS)
+def test_parts_that_are_made_from_the_code_are_up_to_date(name: str) -> None:
+    text = (ROOT / name).read_text("utf-8")
+    assert text == DOCUMENTS[name](text), "run python -m tests.support.generated_docs"
 
 
 def test_the_example_of_the_readme_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

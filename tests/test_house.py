@@ -12,7 +12,7 @@ import grimp
 import pytest
 from importlinter.cli import EXIT_STATUS_SUCCESS, lint_imports
 
-from tests.support.layer_diagram import diagram, layers, written_diagram
+from tests.support.generated_docs import layers
 
 ROOT = Path(__file__).resolve().parents[1]
 CONTRACTS = tomllib.loads((ROOT / "pyproject.toml").read_text("utf-8"))["tool"]["importlinter"]
@@ -48,8 +48,7 @@ def test_every_module_says_what_it_is_for() -> None:
     assert undocumented == []
 
 
-def test_the_diagram_of_the_layers_is_that_of_the_contract() -> None:
-    assert written_diagram() == diagram()
+def test_every_layer_is_described() -> None:
     described = re.findall(r"^\| (`.*?) \|", (ROOT / "docs/design.md").read_text("utf-8"), re.M)
     folders = re.findall("`(.*?)`", "".join(described))
     assert [name for layer in layers() for name in layer if name not in folders] == ["__main__"]
