@@ -37,7 +37,7 @@ HESSIAN_COST = 8
 """Floating-point operations by the cube of the columns: the factor of a Hessian's inverse."""
 
 PROBE_COLUMNS, GPU_PROBE_COLUMNS = 1536, 8192
-"""The matrices whose product is timed have so many columns."""
+"""Rows and columns of the matrices whose product is timed, on the CPU and on a GPU."""
 
 ROUNDS = 8
 """How often a probe is timed; the quickest counts."""
@@ -111,7 +111,7 @@ class CalibratedPlan(ABC):
         return min(SENSITIVITY_WINDOWS * windows.length, windows.tokens)
 
     def describe(self) -> str:
-        """A line on the windows and on how long it will take, which a probe measures."""
+        """Describe the windows in a line, and estimate how long calibration will take here."""
         windows = self.calibration_set
         with deterministic(self.device):
             seconds = self._seconds()
@@ -121,7 +121,7 @@ class CalibratedPlan(ABC):
         )
 
     def claim(self, folder: Path) -> CalibrationSet:
-        """Empty `folder` unless its steps are of this source, text and device; the windows."""
+        """Empty `folder` unless its steps are of this source, text and device."""
         preset = {
             "name": self.preset.name, "fitted": self.preset.train,
             "held_out": self.preset.validation, "sweeps": self.preset.sweeps,

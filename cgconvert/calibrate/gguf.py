@@ -50,7 +50,7 @@ CANDIDATES = ("Q3_K", "Q4_K", "Q5_K", "Q6_K", "Q8_0")
 """Types that a budget chooses from; others of the same size lose more."""
 
 SMALL_BLOCK_CANDIDATES = ("Q4_0", "Q4_1", "Q8_0")
-"""Types in their place for rows that do not divide into blocks of 256."""
+"""Types it chooses from too, where rows do not divide into blocks of 256."""
 
 
 @dataclass(frozen=True)
@@ -89,7 +89,7 @@ class CalibratedGGUF(CalibratedPlan):
     format: str = "gguf"
 
     def __post_init__(self) -> None:
-        """Raises UsageError for a budget that cannot be met, before anything is measured."""
+        """Refuse a budget that cannot be met, before anything is measured: UsageError."""
         check_budget(self.source.decoder, self._budget_in_bytes, self._overhead)
 
     @cached_property
@@ -107,7 +107,10 @@ class CalibratedGGUF(CalibratedPlan):
         return self.budget.mix is None
 
     def resolve(self, folder: Path, progress: Progress) -> Plan:
-        """Raises InputError where the text is too short, UsageError where nothing fits."""
+        """Calibrate, and plan the file.
+
+        Raises InputError where the text is too short, UsageError where nothing fits the budget.
+        """
         calibration_set = self.claim(folder)
         with deterministic(self.device):
             if self.save_imatrix is not None:
@@ -307,7 +310,7 @@ def _matrix_bytes(
 def _with_fixed(
     choices: Mapping[MatrixId, Sequence[Choice]], fixed: Sequence[tuple[str, str]]
 ) -> dict[MatrixId, Sequence[Choice]]:
-    """The choices, only the fixed type being left for a matrix that has one."""
+    """The choices without those that `fixed` rules out."""
     left = dict(choices)
     for pattern, type_ in reversed(fixed):
         for name in _matching(choices, pattern):

@@ -102,8 +102,8 @@ class LayerwiseCalibration:
     def embedding(
         self, fisher: torch.Tensor, validation_fisher: torch.Tensor
     ) -> tuple[QuantizedPart, HiddenStates]:
-        """Quantize the embedding under the Fisher matrices of its output, on the training and on
-        validation windows: float64 [n_embd, n_embd] each."""
+        """Quantize the embedding under the Fisher matrices of its output on the training and on
+        validation windows, float64 [n_embd, n_embd] each; also the hidden states after it."""
         weight = read_float32(self.decoder.wte, self.device)
         statistics = InputStatistics(len(fisher), device=self.device)
         statistics.moments, statistics.cross = fisher, fisher.clone()

@@ -55,7 +55,7 @@ class CalibratedONNX(CalibratedPlan):
     format: str = "onnx"
 
     def __post_init__(self) -> None:
-        """Raises UsageError for blocks that there are not, InputError where rows do not divide."""
+        """Refuse unknown blocks (UsageError) and rows they do not divide (InputError)."""
         variant_types(self.source.geometry, self._variant)
 
     @property
@@ -67,7 +67,7 @@ class CalibratedONNX(CalibratedPlan):
         return writer.plan(self.source, self.output, bits=4, **self.block_options).nbytes
 
     def resolve(self, folder: Path, progress: Progress) -> Plan:
-        """Raises InputError where the text is too short."""
+        """Calibrate, and plan the folder. Raises InputError where the text is too short."""
         calibration_set = self.claim(folder)
         with deterministic(self.device):
             result = calibrate_onnx(

@@ -69,7 +69,7 @@ class Quantizer:
             start_workers(torch.get_num_threads())
 
     def choices(self, types: Mapping[str, BlockCodec]) -> dict[MatrixId, list[Choice]]:
-        """What each matrix would take and cost in each of `types`: bytes, and KL in nats a token.
+        """Measure each matrix in each of `types`: its bytes, and the KL in nats a token it costs.
 
         One type is measured with GPTQ, one matrix at a time; how much more or less the others lose
         is taken from plain rounding.

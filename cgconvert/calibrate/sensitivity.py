@@ -181,7 +181,7 @@ def _forward(
     weights: Weights,
     x: torch.Tensor,
     tables: RotaryTables,
-    observe: Observer = lambda part, inputs, outputs: None,
+    observe: Observer | None = None,
 ) -> torch.Tensor:
     """The hidden states after a layer, [windows, T, n_embd]."""
     attention, mlp = layer(geometry, weights, x, tables, observe)

@@ -65,16 +65,16 @@ def layer(
     weights: Weights,
     x: torch.Tensor,
     tables: RotaryTables,
-    observe: Observer,
+    observe: Observer | None = None,
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """Compute what one layer adds to its input, and show each matrix product to `observe`.
+    """Compute what one layer adds to its input; `observe` sees each matrix product.
 
     Args:
         geometry: The model's.
         weights: The layer's tensors.
         x: Hidden states before the layer, [batch, T, n_embd].
         tables: `rotary` of T positions.
-        observe: Sees q, k, v, fc_in, o and fc_out in this order.
+        observe: Called for q, k, v, fc_in, o and fc_out, in this order.
 
     Returns:
         The outputs of attention and of the MLP without `fc_out_bias`, [batch, T, n_embd] each.
