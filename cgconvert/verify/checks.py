@@ -226,12 +226,13 @@ def _tokenizer(evidence: Evidence) -> list[Check]:
         for place in [_first_difference(run.decoded, run.text)]
     ]
     return [
-        _no_faults("tokenizer.ids", wrong_ids, runs),
-        _no_faults("tokenizer.round_trip", wrong_texts, runs),
+        _text_check("tokenizer.ids", wrong_ids, runs),
+        _text_check("tokenizer.round_trip", wrong_texts, runs),
     ]
 
 
-def _no_faults(name: str, faults: Sequence[str], runs: Sequence[TokenizerRun]) -> Check:
+def _text_check(name: str, faults: Sequence[str], runs: Sequence[TokenizerRun]) -> Check:
+    """A check that passes where no text has a fault; its detail has the first one."""
     detail = f"{len(runs)} texts"
     if faults:
         detail = f"{len(faults)} of {detail}; {faults[0]}"
