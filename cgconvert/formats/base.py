@@ -84,10 +84,10 @@ class SourceFormat(ABC):
         """
 
     @abstractmethod
-    def describe(self, given: str, source: Source, options: ReadOptions) -> Headers:
+    def describe(self, location: str, source: Source, options: ReadOptions) -> Headers:
         """Read what `inspect` shows of a source or an artefact, a quantized one too.
 
-        `given` is what the user named it by. Raises InputError where its headers are broken.
+        `location` is how the user named it. Raises InputError where its headers are broken.
         """
 
 

@@ -41,14 +41,14 @@ class Description:
         return {"schema": SCHEMA, **asdict(self)}
 
 
-def describe(given: str, options: ReadOptions | None = None) -> Description:
-    """Describe whatever `given` names: a source, or an artefact, quantized ones too.
+def describe(location: str, options: ReadOptions | None = None) -> Description:
+    """Describe whatever `location` names: a source, or an artefact, quantized ones too.
 
     Raises InputError where it is nothing known or its headers are broken.
     """
     options = options or ReadOptions()
-    format_, source = find_source(given, options)
-    headers = format_.describe(given, source, options)
+    format_, source = find_source(location, options)
+    headers = format_.describe(location, source, options)
     manifest = find_manifest(source.path)
     return Description(
         path=str(source.path),

@@ -81,8 +81,8 @@ class Jaxformer(SourceFormat):
             origin={**source.origin, "step": _step_number(step)},
         )
 
-    def describe(self, given: str, source: Source, options: ReadOptions) -> Headers:
-        checkpoint = complete(self.read(source, options), given, source, options)
+    def describe(self, location: str, source: Source, options: ReadOptions) -> Headers:
+        checkpoint = complete(self.read(source, options), location, source, options)
         return Headers(
             checkpoint.name,
             checkpoint.layout,

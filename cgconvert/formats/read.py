@@ -12,11 +12,11 @@ from cgconvert.sources.resolve import Source, resolve
 __all__ = ["ReadOptions", "find_source", "read"]
 
 
-def read(given: str, options: ReadOptions | None = None) -> Checkpoint:
+def read(location: str, options: ReadOptions | None = None) -> Checkpoint:
     """Read a checkpoint; only its headers are read, its weights are lazy.
 
     Args:
-        given: a path, the embedded model's name, a name of the family or a Hub id.
+        location: a path, the embedded model's name, a name of the family or a Hub id.
         options: what the source itself may not say.
 
     Raises:
@@ -24,17 +24,17 @@ def read(given: str, options: ReadOptions | None = None) -> Checkpoint:
         UsageError: an option does not fit the source.
     """
     options = options or ReadOptions()
-    format_, source = find_source(given, options)
-    return complete(format_.read(source, options), given, source, options)
+    format_, source = find_source(location, options)
+    return complete(format_.read(source, options), location, source, options)
 
 
-def find_source(given: str, options: ReadOptions) -> tuple[SourceFormat, Source]:
-    """Find what `given` names, and its format.
+def find_source(location: str, options: ReadOptions) -> tuple[SourceFormat, Source]:
+    """Find what `location` names, and its format.
 
     Raises InputError where there is nothing known, UsageError for a step where there are none.
     """
-    source = resolve(given, options.revision)
+    source = resolve(location, options.revision)
     format_ = source_format(source.path)
     if options.step is not None and not format_.has_steps:
-        raise UsageError(f"`step` is for Jaxformer checkpoints; {given} is {format_.name}")
+        raise UsageError(f"`step` is for Jaxformer checkpoints; {location} is {format_.name}")
     return format_, source

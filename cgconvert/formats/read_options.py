@@ -80,9 +80,9 @@ def read_tokenizer(folder: Path, options: ReadOptions) -> tuple[Tokenizer, tuple
 
 
 def complete(
-    checkpoint: Checkpoint, given: str, source: Source, options: ReadOptions
+    checkpoint: Checkpoint, location: str, source: Source, options: ReadOptions
 ) -> Checkpoint:
-    """Record in a checkpoint how it was found: `given`, by which the user named it, and options.
+    """Record in a checkpoint how it was found: `location`, as the user gave it, and options.
 
     Its name becomes its manifest's, if it is an artefact of cgconvert with one. Raises InputError
     where the tokenizer has more entries than the embedding has rows.
@@ -96,5 +96,5 @@ def complete(
     return replace(
         checkpoint,
         name=manifest.name if manifest else checkpoint.name,
-        origin={"given": given, **checkpoint.origin, **options.manifest_entry()},
+        origin={"given": location, **checkpoint.origin, **options.manifest_entry()},
     )

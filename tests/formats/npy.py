@@ -74,7 +74,7 @@ class Npy(Format):
             origin=source.origin,
         )
 
-    def describe(self, given: str, source: Source, options: ReadOptions) -> Headers:
+    def describe(self, location: str, source: Source, options: ReadOptions) -> Headers:
         checkpoint = self.read(source, options)
         return Headers(
             checkpoint.name,

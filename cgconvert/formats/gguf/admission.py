@@ -31,17 +31,17 @@ GGUF_KEYS = frozenset(
         SUPPRESSED, ADJUSTED,
     )
 )  # fmt: skip
-"""Beside SHOWN, which llama.cpp only shows; it obeys others, or aborts on them."""
+"""The keys that are let through, beside SHOWN; llama.cpp obeys others or aborts on them."""
 
 SHOWN = ("general.", "quantize.")
-"""The second is where llama-quantize says which imatrix it was given."""
+"""Prefixes of keys that llama.cpp only shows. In the second llama-quantize names its imatrix."""
 
 NO_WEIGHTS = ("I8", "I16", "I32", "I64", "F64")
 """Types that ggml knows, and has no multiplication for."""
 
 
 def admit_gguf(path: Path) -> None:
-    """A file for llama.cpp: a whole CodeGen, every key and tensor as the architecture has it.
+    """Check a file for llama.cpp: a whole CodeGen, keys and tensors as the architecture has them.
 
     Raises InputError.
     """
@@ -65,7 +65,7 @@ def admit_gguf(path: Path) -> None:
 
 
 def _check_tokens(path: Path, header: GgufHeader) -> None:
-    """llama.cpp reads these arrays without a look at their types."""
+    """Check arrays that llama.cpp reads without a look at their types."""
     tokens = header.metadata["tokenizer.ggml.tokens"]
     if len(set(tokens)) != len(tokens):
         raise InputError(f"{path}: tokenizer.ggml.tokens has a token twice")

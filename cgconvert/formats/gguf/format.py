@@ -118,7 +118,7 @@ class Gguf(Format):
 
         return options.with_tokenizer(reader.read(_file(source.path), source.name))
 
-    def describe(self, given: str, source: Source, options: ReadOptions) -> Headers:
+    def describe(self, location: str, source: Source, options: ReadOptions) -> Headers:
         from cgconvert.formats.gguf import reader
         from cgconvert.formats.gguf.header import read_header
 

@@ -18,7 +18,7 @@ import numpy as np
 
 from cgconvert.errors import InputError
 
-__all__ = ["GgufHeader", "GgufTensor", "read_header"]
+__all__ = ["GgufHeader", "TensorInfo", "read_header"]
 
 MAX_HEADER_BYTES = 32 << 20
 """Several times the header of a vocabulary of 250,000 tokens."""
@@ -40,7 +40,7 @@ _SCALARS = {
 
 
 @dataclass(frozen=True)
-class GgufTensor:
+class TensorInfo:
     """One tensor: `shape` is torch's ([rows, columns]), `type` ggml's name for how it is stored.
 
     `offset` counts bytes from the start of the file.
@@ -59,7 +59,7 @@ class GgufHeader:
 
     version: int
     metadata: Mapping[str, Any]
-    tensors: tuple[GgufTensor, ...]
+    tensors: tuple[TensorInfo, ...]
     alignment: int
     data_start: int
 
@@ -108,7 +108,7 @@ class _Parser:
         start = _padded(self.position, alignment)
         self.check_size(start, tensors, end, alignment)
         placed = tuple(
-            GgufTensor(t.name, t.shape, t.type, start + t.offset, t.nbytes) for t in tensors
+            TensorInfo(t.name, t.shape, t.type, start + t.offset, t.nbytes) for t in tensors
         )
         return GgufHeader(version, metadata, placed, alignment, start)
 
@@ -162,24 +162,24 @@ class _Parser:
             raise self.fault(f"general.alignment is {value!r}, not a power of two up to 2^20")
         return value
 
-    def tensors(self, count: int, alignment: int) -> tuple[list[GgufTensor], int]:
+    def tensors(self, count: int, alignment: int) -> tuple[list[TensorInfo], int]:
         """The tensors, offsets still counted from the start of the data, and where they end."""
-        found: dict[str, GgufTensor] = {}
+        tensors: dict[str, TensorInfo] = {}
         expected = 0
         for _ in range(count):
             tensor = self.tensor()
-            if tensor.name in found:
+            if tensor.name in tensors:
                 raise self.fault(f"tensor {tensor.name!r} is given twice")
             if tensor.offset != expected:  # so none overlaps another, and none hides between two
                 raise self.fault(
                     f"tensor {tensor.name!r} is at offset {tensor.offset} instead of {expected}"
                 )
-            found[tensor.name] = tensor
+            tensors[tensor.name] = tensor
             expected = _padded(expected + tensor.nbytes, alignment)
-        last = list(found.values())[-1:]
-        return list(found.values()), sum(t.offset + t.nbytes for t in last)
+        last = list(tensors.values())[-1:]
+        return list(tensors.values()), sum(t.offset + t.nbytes for t in last)
 
-    def tensor(self) -> GgufTensor:
+    def tensor(self) -> TensorInfo:
         name = self.string(MAX_NAME_BYTES, "a tensor name")
         dimensions = self.number("<u4")
         if not 1 <= dimensions <= MAX_DIMENSIONS:
@@ -197,10 +197,10 @@ class _Parser:
             )
         kind = gguf.GGMLQuantizationType(number).name
         size = math.prod(shape) // block * nbytes
-        return GgufTensor(name, shape, kind, self.number("<u8"), size)
+        return TensorInfo(name, shape, kind, self.number("<u8"), size)
 
     def check_size(
-        self, start: int, tensors: list[GgufTensor], length: int, alignment: int
+        self, start: int, tensors: list[TensorInfo], length: int, alignment: int
     ) -> None:
         if not tensors:
             start = self.position

@@ -19,10 +19,11 @@ from cgconvert.model.tensor_names import GGUF
 __all__ = ["MATRICES", "Imatrix", "Inputs"]
 
 MATRICES = ("q", "k", "v", "o", "fc_in", "fc_out")
-"""Of a layer. The head and the embedding may be missing: llama-imatrix leaves them out."""
+"""The matrices of a layer. Head and embedding may be missing: llama-imatrix leaves them out."""
 
 DAMPING = 1.0
-"""Of the mean, added to every column: what the text happened not to use still counts a little."""
+"""How many times the mean is added to every column, so that an error in a column that the text
+happened not to use still counts a little."""
 
 NAMED = 3
 """How many matrices an error names."""
@@ -30,7 +31,7 @@ NAMED = 3
 
 @dataclass(frozen=True)
 class Inputs:
-    """Of one matrix: `squares` float32 [columns], sums over `count` positions.
+    """The inputs of one matrix: `squares`, float32 [columns], are sums over `count` positions.
 
     Old files count batches instead of positions; the ratio of two columns is the same.
     """
@@ -68,22 +69,22 @@ class Imatrix:
         return ((squares / mean + DAMPING) / (1 + DAMPING)).float()
 
     @property
-    def told(self) -> dict[str, str]:
-        """For a manifest."""
+    def manifest_entry(self) -> dict[str, str]:
+        """What a manifest records of it."""
         return {"file": self.file, "sha256": self.sha256}
 
     def check(self, decoder: Decoder, where: str) -> None:
-        """Raises InputError where it is not one of a model of this geometry, or not a whole one.
+        """Check that it is of a model of this geometry, and whole; `where` is named in errors.
 
-        An imatrix of a model that has the same widths and another tokenizer cannot be told.
+        An imatrix of another model with the same widths cannot be recognised. Raises InputError.
         """
         needed, optional = _columns(decoder)
         columns = needed | optional
         for name, inputs in self.inputs.items():
-            found = len(inputs.squares)
-            if name in columns and found != columns[name]:
+            length = len(inputs.squares)
+            if name in columns and length != columns[name]:
                 raise InputError(
-                    f"{where}: is another model's imatrix: {name} has {found} values, the model's "
+                    f"{where}: is another model's imatrix: {name} has {length} values, the model's "
                     f"has {columns[name]} columns; collect one from this model"
                 )
         unknown = sorted(self.inputs.keys() - columns.keys())
@@ -103,8 +104,8 @@ class Imatrix:
 def _columns(decoder: Decoder) -> tuple[dict[str, int], dict[str, int]]:
     """Columns of the matrices that an imatrix has, and of those that it may have."""
     needed = {
-        GGUF.layer[part].format(i=i): getattr(block, part).shape[1]
-        for i, block in enumerate(decoder.layers)
+        GGUF.layer[part].format(i=i): getattr(layer, part).shape[1]
+        for i, layer in enumerate(decoder.layers)
         for part in MATRICES
     }
     optional = {GGUF.model[part]: getattr(decoder, part).shape[1] for part in ("wte", "head")}

@@ -19,7 +19,7 @@ import numpy as np
 import torch
 
 from cgconvert.errors import InputError, OutputError
-from cgconvert.formats.gguf.header import GgufHeader, GgufTensor, read_header
+from cgconvert.formats.gguf.header import GgufHeader, TensorInfo, read_header
 from cgconvert.formats.gguf.header_writer import ALIGNMENT, HeaderWriter
 from cgconvert.formats.gguf.imatrix import Imatrix, Inputs
 from cgconvert.io.staging import Staging
@@ -28,12 +28,12 @@ from cgconvert.model.decoder import Decoder
 __all__ = ["encoded", "read_imatrix", "write_imatrix"]
 
 MOST_BYTES = 1 << 30
-"""Of a file: CodeGen-16B's is 8 MB, the largest model's that anything here reads less than this."""
+"""The largest file that is read: CodeGen-16B's has 8 MB."""
 
 MOST_ENTRIES = 1 << 16
 MOST_NAME_BYTES = 63  # GGML_MAX_NAME without the 0 at the end
 MOST_TEXT_BYTES = 1 << 12
-"""Of the name of a text: llama.cpp's is a path."""
+"""The longest name of a text: llama.cpp writes a path."""
 
 TYPE = "imatrix"
 DATASETS, CHUNKS, CHUNK_SIZE = (
@@ -58,9 +58,9 @@ def read_imatrix(path: Path, decoder: Decoder) -> Imatrix:
         raise InputError(f"{path}: cannot be read as an imatrix: {error.strerror}") from error
     if not raw:
         raise InputError(f"{path}: is empty; an imatrix is what llama-imatrix writes")
-    found = _of_gguf(path, raw) if raw[:4] == b"GGUF" else _Legacy(path, raw).imatrix()
-    found.check(decoder, str(path))
-    return replace(found, file=path.name, sha256=hashlib.sha256(raw).hexdigest())
+    imatrix = _from_gguf(path, raw) if raw[:4] == b"GGUF" else _Legacy(path, raw).imatrix()
+    imatrix.check(decoder, str(path))
+    return replace(imatrix, file=path.name, sha256=hashlib.sha256(raw).hexdigest())
 
 
 def write_imatrix(path: Path, imatrix: Imatrix, *, force: bool = False) -> Imatrix:
@@ -96,7 +96,7 @@ def encoded(imatrix: Imatrix) -> bytes:
     return b"".join(part + bytes(-len(part) % ALIGNMENT) for part in parts)
 
 
-def _of_gguf(path: Path, raw: bytes) -> Imatrix:
+def _from_gguf(path: Path, raw: bytes) -> Imatrix:
     header = read_header(path)
     kind = header.metadata.get("general.type")
     if kind != TYPE:
@@ -126,14 +126,14 @@ def _of_gguf(path: Path, raw: bytes) -> Imatrix:
     return Imatrix(inputs, tuple(datasets), chunks, size)
 
 
-def _values(path: Path, raw: bytes, tensor: GgufTensor) -> np.ndarray:
+def _values(path: Path, raw: bytes, tensor: TensorInfo) -> np.ndarray:
     if tensor.type != "F32":
         raise InputError(f"{path}: {tensor.name} is {tensor.type}, not F32")
     return np.frombuffer(raw, "<f4", math.prod(tensor.shape), tensor.offset)
 
 
 def _whole(path: Path, header: GgufHeader, key: str) -> int:
-    """llama-quantize reads no imatrix without."""
+    """The number under a key that llama-quantize demands."""
     value = header.metadata.get(key)
     if isinstance(value, bool) or not isinstance(value, int) or not 0 <= value < 1 << 31:
         raise InputError(f"{path}: {key} is {_shown(value)}, not a whole number from 0 up")
@@ -177,10 +177,10 @@ class _Legacy:
         if not 1 <= entries <= MOST_ENTRIES:
             raise self.fault(f"it would have {entries} entries")
         inputs: dict[str, Inputs] = {}
-        for name, found in self.entries(entries):
+        for name, entry in self.entries(entries):
             if name in inputs:
                 raise self.fault(f"{name} is there twice")
-            inputs[name] = found
+            inputs[name] = entry
         chunks, datasets = self.rest()
         return Imatrix(inputs, datasets, chunks, 0)
 

@@ -16,7 +16,7 @@ from cgconvert.codecs.encoding import Plain
 from cgconvert.codecs.ggml import ENCODINGS
 from cgconvert.codecs.quantized_tensor import QuantizedTensor
 from cgconvert.errors import InputError
-from cgconvert.formats.gguf.header import GgufHeader, GgufTensor, read_header
+from cgconvert.formats.gguf.header import GgufHeader, TensorInfo, read_header
 from cgconvert.formats.gguf.writer import ARCHITECTURE, PRE_TOKENIZER
 from cgconvert.model.checkpoint import Checkpoint
 from cgconvert.model.decoder import Decoder, Geometry
@@ -67,7 +67,7 @@ def tensors(path: Path, header: GgufHeader) -> dict[str, LazyTensor]:
     return {tensor.name: _tensor(path, tensor) for tensor in header.tensors}
 
 
-def _tensor(path: Path, tensor: GgufTensor) -> LazyTensor:
+def _tensor(path: Path, tensor: TensorInfo) -> LazyTensor:
     encoding = ENCODINGS.get(tensor.type)
     if isinstance(encoding, Plain):
         return Stored(path, tensor.offset, tensor.shape, encoding.dtype, tensor.name)
@@ -126,10 +126,10 @@ def tokenizer(path: Path, header: GgufHeader) -> Tokenizer:
     Raises InputError where it is incomplete or of another kind than CodeGen's.
     """
     metadata = header.metadata
-    for key, wanted in (("model", "gpt2"), ("pre", PRE_TOKENIZER)):
-        found = metadata.get(_TOKENIZER + key)
-        if found != wanted:
-            raise InputError(f"{path}: {_TOKENIZER}{key} is {found!r}; CodeGen's is {wanted!r}")
+    for key, expected in (("model", "gpt2"), ("pre", PRE_TOKENIZER)):
+        actual = metadata.get(_TOKENIZER + key)
+        if actual != expected:
+            raise InputError(f"{path}: {_TOKENIZER}{key} is {actual!r}; CodeGen's is {expected!r}")
     tokens, merges = _strings(path, metadata, "tokens"), _strings(path, metadata, "merges")
     types = metadata.get(_TOKENIZER + "token_type")
     if not isinstance(types, np.ndarray) or len(types) != len(tokens):

@@ -109,7 +109,7 @@ def plan(
     if fixed:
         options["tensor_type"] = dict(fixed)
     if importance is not None:
-        options["imatrix"] = importance.told
+        options["imatrix"] = importance.manifest_entry
     return Plan(checkpoint, output, False, "gguf", type, (file,), options)
 
 

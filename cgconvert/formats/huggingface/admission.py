@@ -23,7 +23,7 @@ RUNS_CODE = (
 
 
 def admit_huggingface(folder: Path) -> None:
-    """A folder for transformers: safetensors of just the shapes its config.json says, no code.
+    """Check a folder for transformers: safetensors of the shapes its config.json says, no code.
 
     Raises InputError.
     """

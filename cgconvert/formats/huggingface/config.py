@@ -87,10 +87,10 @@ def _rotary_fraction(g: Geometry) -> float:
 
 def _training(config: Mapping[str, Any]) -> tuple[float, ...]:
     """The source's training settings, in the order of `_TRAINING`, whichever name they have."""
-    found = (config.get(ours, config.get(phi)) for ours, phi, _ in _TRAINING)
+    values = (config.get(ours, config.get(phi)) for ours, phi, _ in _TRAINING)
     return tuple(
         value if isinstance(value, float) and 0 <= value < 1 else default
-        for value, (_, _, default) in zip(found, _TRAINING, strict=True)
+        for value, (_, _, default) in zip(values, _TRAINING, strict=True)
     )
 
 
@@ -105,9 +105,9 @@ def from_codegen(config: Mapping[str, Any], where: Path, mp_num: int | None) -> 
     remote = "auto_map" in config
     if mp_num is None:
         if remote or not isinstance(kind, str) or kind not in MP_NUM:
-            what = "brings its own modelling code" if remote else f"has model_type {kind!r}"
+            reason = "brings its own modelling code" if remote else f"has model_type {kind!r}"
             raise InputError(
-                f"{where}: {what}, so the number of groups in qkv_proj is not known; "
+                f"{where}: {reason}, so the number of groups in qkv_proj is not known; "
                 "give it with `mp_num` (CodeGen 4, CodeGen2 1B and 3.7B 8)"
             )
         mp_num = MP_NUM[kind]
@@ -185,7 +185,7 @@ def _number(
     return float(value)
 
 
-def _expect(config: Mapping[str, Any], where: Path, key: str, wanted: Any) -> None:
-    value = config.get(key, wanted)
-    if value != wanted:
-        raise InputError(f"{where}: {key} is {value!r}; CodeGen has {wanted!r}")
+def _expect(config: Mapping[str, Any], where: Path, key: str, expected: Any) -> None:
+    value = config.get(key, expected)
+    if value != expected:
+        raise InputError(f"{where}: {key} is {value!r}; CodeGen has {expected!r}")

@@ -89,8 +89,8 @@ class HuggingFace(Format):
 
         return reader.read(source, options)
 
-    def describe(self, given: str, source: Source, options: ReadOptions) -> Headers:
-        checkpoint = complete(self.read(source, options), given, source, options)
+    def describe(self, location: str, source: Source, options: ReadOptions) -> Headers:
+        checkpoint = complete(self.read(source, options), location, source, options)
         files = tuple(p for p in checkpoint.files if p.suffix in weight_files.SUFFIXES)
         tensors = weight_files.read(files).values()
         return Headers(

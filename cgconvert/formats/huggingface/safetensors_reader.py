@@ -57,11 +57,11 @@ def tensors(path: Path) -> dict[str, Stored]:
                 raise InputError(f"{path}: its __metadata__ is not an object")
     except OSError as error:
         raise InputError(f"{path}: cannot be read: {error.strerror}") from error
-    start, found = 8 + length, {}
+    start, placed = 8 + length, {}
     for name, entry in header.items():
-        found[name] = _tensor(path, start, name, entry)
-    _check_cover(path, found, start, size)
-    return found
+        placed[name] = _tensor(path, start, name, entry)
+    _check_cover(path, placed, start, size)
+    return placed
 
 
 def _parse(raw: bytes, path: Path) -> dict[str, Any]:
@@ -88,9 +88,9 @@ def _tensor(path: Path, start: int, name: str, entry: Any) -> Stored:
     return Stored(path, start + begin, shape, dtype, name)
 
 
-def _check_cover(path: Path, found: dict[str, Stored], start: int, size: int) -> None:
+def _check_cover(path: Path, placed: dict[str, Stored], start: int, size: int) -> None:
     position = start
-    for tensor in sorted(found.values(), key=lambda t: (t.offset, t.nbytes)):
+    for tensor in sorted(placed.values(), key=lambda t: (t.offset, t.nbytes)):
         if tensor.offset != position:
             fault = "overlaps another" if tensor.offset < position else "leaves a hole before it"
             raise InputError(f"{path}: tensor {tensor.name!r} {fault}")

@@ -26,21 +26,21 @@ def tensors(path: Path) -> dict[str, Stored]:
     """Every tensor of a state dict, lazily. Raises InputError for anything that is not one."""
     if problem := _instead(path):
         raise InputError(f"{path}: not a torch checkpoint: {problem}")
-    found = members(path)
-    pickles = [name for name in found if name.rpartition("/")[2].lower() == PICKLE]
+    archive = members(path)
+    pickles = [name for name in archive if name.rpartition("/")[2].lower() == PICKLE]
     if len(pickles) != 1 or not pickles[0].endswith(f"/{PICKLE}"):
         raise InputError(f"{path}: holds {len(pickles)} data.pkl, a torch file holds one")
     root = pickles[0].removesuffix(PICKLE)
-    order = found.get(f"{root}byteorder")
+    order = archive.get(f"{root}byteorder")
     if order is not None and order.size < 16 and _bytes(path, order) != b"little":
         raise InputError(
             f"{path}: its numbers are not little-endian; save it again on this machine"
         )
     try:
-        views = pickled.views(_bytes(path, found[pickles[0]]))
+        views = pickled.views(_bytes(path, archive[pickles[0]]))
     except RefusedError as error:
         raise InputError(f"{path}: {error}") from error
-    return {name: _stored(found, root, path, name, view) for name, view in views.items()}
+    return {name: _stored(archive, root, path, name, view) for name, view in views.items()}
 
 
 def _bytes(path: Path, member: Member) -> bytes:
@@ -54,8 +54,8 @@ def _bytes(path: Path, member: Member) -> bytes:
     return data
 
 
-def _stored(found: Mapping[str, Member], root: str, path: Path, name: str, view: View) -> Stored:
-    member = found.get(f"{root}data/{view.storage.key}")
+def _stored(archive: Mapping[str, Member], root: str, path: Path, name: str, view: View) -> Stored:
+    member = archive.get(f"{root}data/{view.storage.key}")
     if member is None:
         raise InputError(f"{path}: the data of tensor {name} is missing")
     item = view.storage.dtype.itemsize

@@ -20,13 +20,13 @@ from cgconvert.model.tokenizer import Tokenizer
 __all__ = ["admit_genai", "admit_onnx"]
 
 SMALL = 64
-"""Elements of a tensor kept in a graph itself."""
+"""The most elements of a tensor that is kept in the graph itself."""
 
 _NUMBERS = (AttributeProto.INT, AttributeProto.INTS, AttributeProto.FLOAT, AttributeProto.FLOATS)
 
 
 def admit_onnx(graph: Path) -> None:
-    """A graph for onnxruntime: its data inside the folder, only operators that cgconvert writes.
+    """Check a graph for onnxruntime: data inside the folder, only operators that cgconvert writes.
 
     Raises InputError.
     """
@@ -55,7 +55,8 @@ def _check_constants(graph: Path, model: ModelProto) -> None:
 
 
 def _check_nodes(graph: Path, model: ModelProto) -> None:
-    """Known operators, each after those whose outputs it takes, every name given once."""
+    """Check that operators are known, come after those whose outputs they take, and that no name
+    is given twice."""
     known = {value.name for value in model.graph.input}
     known |= {tensor.name for tensor in model.graph.initializer} | {""}
     for node in model.graph.node:
@@ -77,12 +78,13 @@ def _check_nodes(graph: Path, model: ModelProto) -> None:
 
 
 def admit_genai(folder: Path) -> None:
-    """A folder for onnxruntime-genai: a graph as for onnxruntime, a genai_config.json that says
-    nothing but what cgconvert writes, of the graph that is there. Raises InputError.
+    """Check a folder for onnxruntime-genai: its graph, and its genai_config.json.
+
+    The configuration may say nothing but what cgconvert writes for that graph. Raises InputError.
     """
     where = folder / "genai_config.json"
-    told = read_json(where)
-    model = told.get("model")
+    config = read_json(where)
+    model = config.get("model")
     decoder = model.get("decoder") if isinstance(model, dict) else None
     name = decoder.get("filename") if isinstance(decoder, dict) else None
     if not isinstance(name, str) or ".." in Path(name).parts or Path(name).is_absolute():
@@ -97,8 +99,8 @@ def admit_genai(folder: Path) -> None:
     options = decoder.get("session_options") if isinstance(decoder, dict) else None
     cuda = isinstance(options, dict) and bool(options.get("provider_options"))
     written = genai_config(_cache_geometry(graph), 0, name, "cuda" if cuda else "cpu")
-    _check_within(told, written, where, "")
-    decoder, sizes = told["model"]["decoder"], written["model"]["decoder"]
+    _check_within(config, written, where, "")
+    decoder, sizes = config["model"]["decoder"], written["model"]["decoder"]
     for key in ("head_size", "num_attention_heads", "num_hidden_layers", "num_key_value_heads"):
         if decoder.get(key) != sizes[key]:
             raise InputError(f"{where}: {key} is {decoder.get(key)!r}, the graph has {sizes[key]}")
@@ -118,14 +120,19 @@ def _cache_geometry(graph: Path) -> Geometry:
         raise InputError(f"{graph}: {error}") from None
 
 
-def _check_within(told: Any, wanted: Any, where: Path, key: str) -> None:
-    """`told` has no entry that `wanted` lacks, each of its type; text and lists are the same."""
-    if isinstance(wanted, Mapping) and isinstance(told, Mapping):
-        for name, value in told.items():
-            if name not in wanted:
+def _check_within(config: Any, written: Any, where: Path, key: str) -> None:
+    """Check that a configuration has no entry that the written one lacks, each of its type.
+
+    Text and lists have to be equal, numbers possible. Raises InputError naming the entry.
+    """
+    if isinstance(written, Mapping) and isinstance(config, Mapping):
+        for name, value in config.items():
+            if name not in written:
                 raise InputError(f"{where}: has {key}{name}, which cgconvert does not write")
-            _check_within(value, wanted[name], where, f"{key}{name}.")
-    elif type(told) is not type(wanted) or (isinstance(told, str | list) and told != wanted):
-        raise InputError(f"{where}: {key[:-1]} is {told!r}, not as cgconvert writes it")
-    elif isinstance(told, int) and not 0 <= told <= 1 << 22:
-        raise InputError(f"{where}: {key[:-1]} is {told}, an impossible number")
+            _check_within(value, written[name], where, f"{key}{name}.")
+    elif type(config) is not type(written) or (
+        isinstance(config, str | list) and config != written
+    ):
+        raise InputError(f"{where}: {key[:-1]} is {config!r}, not as cgconvert writes it")
+    elif isinstance(config, int) and not 0 <= config <= 1 << 22:
+        raise InputError(f"{where}: {key[:-1]} is {config}, an impossible number")

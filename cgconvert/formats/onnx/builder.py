@@ -63,7 +63,7 @@ class GraphBuilder:
         return name
 
     def declare(self, name: str, shape: Shape, elem_type: int | None = None) -> str:
-        """Say what an intermediate value is; the graph's own type unless told otherwise."""
+        """Say what an intermediate value is; the graph's own type unless `elem_type` is given."""
         self._values.append(self._value(name, shape, elem_type))
         return name
 
@@ -81,7 +81,7 @@ class GraphBuilder:
         """Append a node called as its first output, which is returned.
 
         Without a shape that output is declared elsewhere; `more` are the outputs after it, ""
-        for one not wanted.
+        for one that is not needed.
         """
         outputs = [output, *more]
         self._nodes.append(

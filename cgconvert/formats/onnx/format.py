@@ -129,7 +129,7 @@ class Onnx(Format):
 
         return options.with_tokenizer(reader.read(source.path, source.name))
 
-    def describe(self, given: str, source: Source, options: ReadOptions) -> Headers:
+    def describe(self, location: str, source: Source, options: ReadOptions) -> Headers:
         from cgconvert.formats.onnx import reader
 
         graph = reader.find_graph(source.path)

@@ -129,7 +129,7 @@ def decoded_tensors(graph: Path) -> dict[str, LazyTensor]:
     """
     model = parse(graph)
     stored = _tensors(graph, model)
-    found: dict[str, LazyTensor] = {}
+    decoded: dict[str, LazyTensor] = {}
     used: set[str] = set()
     for node in model.graph.node:
         if node.op_type not in ("MatMulNBits", "GatherBlockQuantized"):
@@ -138,8 +138,8 @@ def decoded_tensors(graph: Path) -> dict[str, LazyTensor]:
             raise InputError(f"{graph}: {node.name}: not the inputs of {node.op_type}")
         table = node.op_type == "GatherBlockQuantized"
         codes = node.input[0 if table else 1]
-        told = {attribute.name: attribute.i for attribute in node.attribute}
-        bits, name = told.get("bits", 4), codes.rpartition("_Q")[0]
+        attributes = {attribute.name: attribute.i for attribute in node.attribute}
+        bits, name = attributes.get("bits", 4), codes.rpartition("_Q")[0]
         # The scales of a float32 graph come through a Cast, so the arrays are told by name.
         names = [codes, f"{name}_scales"]
         if len(node.input) > 3 and node.input[3]:
@@ -148,16 +148,16 @@ def decoded_tensors(graph: Path) -> dict[str, LazyTensor]:
             continue
         arrays = tuple(stored[part] for part in names)
         try:
-            codec = MatMulNBits(bits, told.get("block_size", 32), len(arrays) == 2, table)
+            codec = MatMulNBits(bits, attributes.get("block_size", 32), len(arrays) == 2, table)
             shape = (arrays[0].shape[0], math.prod(arrays[0].shape[1:]) * 8 // bits)
-            wanted = [array.shape for array in codec.arrays(shape)]
+            expected_shapes = [array.shape for array in codec.arrays(shape)]
         except (UsageError, InputError) as error:
             raise InputError(f"{graph}: {node.name}: {error}") from None
-        if wanted != [array.shape for array in arrays]:
+        if expected_shapes != [array.shape for array in arrays]:
             raise InputError(f"{graph}: {node.name}: its arrays and attributes do not agree")
-        found[name] = QuantizedTensor(arrays, shape, codec)
+        decoded[name] = QuantizedTensor(arrays, shape, codec)
         used.update(names)
-    return found | {name: tensor for name, tensor in stored.items() if name not in used}
+    return decoded | {name: tensor for name, tensor in stored.items() if name not in used}
 
 
 def read(path: Path, name: str) -> Checkpoint:
@@ -228,15 +228,15 @@ def _texts(model: onnx.ModelProto) -> Iterator[object]:
 
 
 def _tensors(graph: Path, model: onnx.ModelProto) -> dict[str, Stored]:
-    found: dict[str, Stored] = {}
+    stored: dict[str, Stored] = {}
     sizes: dict[Path, int] = {}
     for tensor in model.graph.initializer:
         if tensor.data_location != TensorProto.EXTERNAL:
             continue
-        if tensor.name in found:
+        if tensor.name in stored:
             raise InputError(f"{graph}: tensor {tensor.name!r} is there twice")
-        found[tensor.name] = _stored(graph, tensor, sizes)
-    return found
+        stored[tensor.name] = _stored(graph, tensor, sizes)
+    return stored
 
 
 def _stored(graph: Path, tensor: TensorProto, sizes: dict[Path, int]) -> Stored:
@@ -294,20 +294,20 @@ def _float(graph: Path, stored: Mapping[str, Stored]) -> Mapping[str, Stored]:
 
 def _oriented(tensors: Mapping[str, LazyTensor]) -> dict[str, LazyTensor]:
     """Every matrix as [out, in], and q, k and v apart."""
-    found: dict[str, LazyTensor] = {}
+    bound: dict[str, LazyTensor] = {}
     straight = {ONNX.model["wte"], *ONNX.dropped}
     packed = {QKV.format(i=i): i for i in range(len(tensors))}
     for name, tensor in tensors.items():
-        # Of a matrix that MatMulNBits takes the rows are outputs already.
+        # The rows of a matrix for MatMulNBits are outputs already.
         turned = isinstance(tensor, Stored) and len(tensor.shape) == 2 and name not in straight
         oriented = tensor.T if turned else tensor
         if name in packed:
             parts = np.array_split(np.arange(oriented.shape[0]), 3)
             for part, rows in zip("qkv", parts, strict=True):
-                found[ONNX.layer[part].format(i=packed[name])] = oriented.rows(rows)
+                bound[ONNX.layer[part].format(i=packed[name])] = oriented.rows(rows)
         else:
-            found[name] = oriented
-    return found
+            bound[name] = oriented
+    return bound
 
 
 def _geometry(

@@ -1,4 +1,4 @@
-"""Which ONNX graph is wanted: its type, its file names and how each kind of tensor is encoded."""
+"""The variants of the ONNX graph: type, file names and how each kind of tensor is encoded."""
 
 from __future__ import annotations
 
@@ -88,12 +88,12 @@ class Variant:
 
     @property
     def norm(self) -> Plain:
-        """Of what is added to the residual stream or normalizes it, which is float32 always."""
+        """The type of what is added to the residual stream or normalizes it: always float32."""
         return F32
 
     @property
     def plain(self) -> Plain:
-        """Of whatever else is not quantized: biases, rotary tables."""
+        """The type of whatever else is not quantized: biases, rotary tables."""
         return F16 if self.dtype == "float16" else F32
 
     @property

@@ -70,16 +70,16 @@ def weights(decoder: Decoder, variant: Variant) -> Iterator[tuple[str, LazyTenso
     yield top["wte"], *_stored(decoder.wte, variant.embedding)
     yield COS, InMemory(cos), plain
     yield SIN, InMemory(sin), plain
-    for i, block in enumerate(decoder.layers):
+    for i, layer in enumerate(decoder.layers):
         name = {part: pattern.format(i=i) for part, pattern in ONNX.layer.items()}
-        yield name["ln_weight"], block.ln_weight, norm
-        yield name["ln_bias"], block.ln_bias, norm
-        yield QKV.format(i=i), *_matrix(_qkv(block), variant.matrix)
-        yield name["o"], *_matrix(block.o, variant.matrix)
-        yield name["fc_in"], *_matrix(block.fc_in, variant.matrix)
-        yield name["fc_in_bias"], block.fc_in_bias, plain
-        yield name["fc_out"], *_matrix(block.fc_out, variant.matrix)
-        yield name["fc_out_bias"], block.fc_out_bias, norm
+        yield name["ln_weight"], layer.ln_weight, norm
+        yield name["ln_bias"], layer.ln_bias, norm
+        yield QKV.format(i=i), *_matrix(_qkv(layer), variant.matrix)
+        yield name["o"], *_matrix(layer.o, variant.matrix)
+        yield name["fc_in"], *_matrix(layer.fc_in, variant.matrix)
+        yield name["fc_in_bias"], layer.fc_in_bias, plain
+        yield name["fc_out"], *_matrix(layer.fc_out, variant.matrix)
+        yield name["fc_out_bias"], layer.fc_out_bias, norm
     yield top["ln_f_weight"], decoder.ln_f_weight, norm
     yield top["ln_f_bias"], decoder.ln_f_bias, norm
     yield top["head"], *_matrix(decoder.head, variant.head(decoder.head.shape[1]))
