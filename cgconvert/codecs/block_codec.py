@@ -131,18 +131,17 @@ class BlockCodec(BlockLayout):
         """
         width = self.row_bytes(rows.shape)
         blocks = rows.reshape(-1, self.block_size)
-        if not self.is_searched(weight is not None):
-            weight, on_cpu, tile = None, False, TILE
-        else:
-            on_cpu = rows.device.type == "cpu"
-            tile = GPU_TILE
+        searched = self.is_searched(weight is not None)
+        if not searched:
+            weight = None
         if weight is not None:
             every_row = rows.shape[-weight.dim() :] if weight.dim() < rows.dim() else rows.shape
             weight = weight.expand(every_row).reshape(-1, self.block_size)
-        if on_cpu:
+        if searched and blocks.device.type == "cpu":
             return self._search_in_processes(blocks, weight).reshape(-1, width)
+        tile = (GPU_TILE if searched else TILE) // self.block_size
         packed = blocks.new_empty((len(blocks), self.block_bytes), dtype=torch.uint8)
-        for part in tiles(len(blocks), tile // self.block_size):
+        for part in tiles(len(blocks), tile):
             tile_blocks = blocks[part]
             tile_weight = _repeated(weight, part.start, len(tile_blocks))
             packed[part] = self.pack(self.fit(tile_blocks, tile_weight))

@@ -16,7 +16,7 @@ from cgconvert.errors import InputError, UsageError
 
 ROWS, WIDTH = 24, 96  # three blocks of 32: the zero points of a row end in half a byte
 
-KINDS = [
+LAYOUTS = [
     MatMulNBits(bits, block_size, symmetric)
     for bits in (4, 8)
     for block_size in (16, 32)
@@ -64,35 +64,35 @@ def test_zero_points_of_a_row_share_bytes() -> None:
     assert zeros.tolist() == [[0x0F, 0x08]]
 
 
-@pytest.mark.parametrize("kind", KINDS, ids=lambda kind: kind.name)
+@pytest.mark.parametrize("layout", LAYOUTS, ids=lambda layout: layout.name)
 def test_onnxruntime_multiplies_by_the_decoded_weights(
-    kind: MatMulNBits, weights: torch.Tensor
+    layout: MatMulNBits, weights: torch.Tensor
 ) -> None:
-    arrays = kind.encode(weights)
-    decoded = kind.decode(arrays, weights.shape)
+    arrays = layout.encode(weights)
+    decoded = layout.decode(arrays, weights.shape)
     node = helper.make_node(
         "MatMulNBits", ["a", "codes", "scales", "zeros"][: 1 + len(arrays)], ["y"],
-        domain="com.microsoft", N=ROWS, K=WIDTH, bits=kind.bits, block_size=kind.block_size,
+        domain="com.microsoft", N=ROWS, K=WIDTH, bits=layout.bits, block_size=layout.block_size,
     )  # fmt: skip
     product = run(node, np.eye(WIDTH, dtype=np.float32), arrays)
     assert np.abs(product - decoded.numpy().T).max() <= 1e-7
 
 
-@pytest.mark.parametrize("kind", KINDS, ids=lambda kind: kind.name)
-def test_onnxruntime_gathers_the_decoded_rows(kind: MatMulNBits, weights: torch.Tensor) -> None:
-    table = MatMulNBits(kind.bits, kind.block_size, kind.symmetric, table=True)
+@pytest.mark.parametrize("layout", LAYOUTS, ids=lambda layout: layout.name)
+def test_onnxruntime_gathers_the_decoded_rows(layout: MatMulNBits, weights: torch.Tensor) -> None:
+    table = MatMulNBits(layout.bits, layout.block_size, layout.symmetric, table=True)
     arrays = table.encode(weights)
     names = ["codes", "a", "scales", "zeros"][: 1 + len(arrays)]
     node = helper.make_node(
-        "GatherBlockQuantized", names, ["y"], domain="com.microsoft", bits=kind.bits,
-        block_size=kind.block_size, gather_axis=0, quantize_axis=1,
+        "GatherBlockQuantized", names, ["y"], domain="com.microsoft", bits=layout.bits,
+        block_size=layout.block_size, gather_axis=0, quantize_axis=1,
     )  # fmt: skip
     rows = np.array([5, 0, ROWS - 1])
     decoded = table.decode(arrays, weights.shape)[torch.from_numpy(rows)]
     assert np.array_equal(run(node, rows, arrays), decoded.numpy())
 
 
-def run(node: NodeProto, given: np.ndarray, arrays: tuple[torch.Tensor, ...]) -> np.ndarray:
+def run(node: NodeProto, inputs: np.ndarray, arrays: tuple[torch.Tensor, ...]) -> np.ndarray:
     """The output of one node; scales in float32, as in a float32 graph."""
     values = [array.float() if array.is_floating_point() else array for array in arrays]
     constants = {
@@ -103,7 +103,7 @@ def run(node: NodeProto, given: np.ndarray, arrays: tuple[torch.Tensor, ...]) ->
     graph = helper.make_graph(
         [node],
         "one",
-        [helper.make_tensor_value_info("a", kinds[str(given.dtype)], given.shape)],
+        [helper.make_tensor_value_info("a", kinds[str(inputs.dtype)], inputs.shape)],
         [helper.make_tensor_value_info("y", TensorProto.FLOAT, None)],
         [
             helper.make_tensor(name, kinds[str(v.dtype)], v.shape, v.tobytes(), raw=True)
@@ -115,7 +115,7 @@ def run(node: NodeProto, given: np.ndarray, arrays: tuple[torch.Tensor, ...]) ->
     session = onnxruntime.InferenceSession(
         model.SerializeToString(), providers=["CPUExecutionProvider"]
     )
-    product: np.ndarray = session.run(None, {"a": given})[0]
+    product: np.ndarray = session.run(None, {"a": inputs})[0]
     return product
 
 
@@ -138,8 +138,8 @@ def test_onnxruntimes_own_quantizer_packs_the_same_bytes(bits: int, symmetric: b
     quantize = getattr(shipped, f"quantize_matmul_{bits}bits")
     source = np.ascontiguousarray(weights.reshape(ROWS, 64).T.numpy())
     quantize(theirs[0], source, theirs[1], points, 32, ROWS, 64, symmetric)
-    for one, other in zip(ours, theirs, strict=True):
-        assert np.array_equal(one.float().numpy().ravel(), other.astype(np.float32).ravel())
+    for array, expected in zip(ours, theirs, strict=True):
+        assert np.array_equal(array.float().numpy().ravel(), expected.astype(np.float32).ravel())
 
 
 @pytest.mark.parametrize(("bits", "codec"), [(4, Q4_0()), (8, Q8_0())])
@@ -149,55 +149,55 @@ def test_symmetric_blocks_are_ggufs(bits: int, codec: Q4_0 | Q8_0, weights: torc
     weights[2, 7], weights[2, 3] = 0.5, -0.5
     weights[3, :32] = torch.arange(32) / 64 - 0.25
     weights[4, :32] *= 1e-6
-    kind = MatMulNBits(bits, 32, symmetric=True)
-    decoded = kind.decode(kind.encode(weights), weights.shape)
+    layout = MatMulNBits(bits, 32, symmetric=True)
+    decoded = layout.decode(layout.encode(weights), weights.shape)
     assert torch.equal(decoded, codec.decode(codec.encode(weights), weights.shape))
 
 
-@pytest.mark.parametrize("kind", KINDS, ids=lambda kind: kind.name)
-def test_rounding_is_to_nearest(kind: MatMulNBits, weights: torch.Tensor) -> None:
-    blocks = weights.reshape(-1, kind.block_size)
-    params = kind.fit(blocks)
-    decoded = kind.decode(kind.pack_arrays(params, ROWS), weights.shape)
+@pytest.mark.parametrize("layout", LAYOUTS, ids=lambda layout: layout.name)
+def test_rounding_is_to_nearest(layout: MatMulNBits, weights: torch.Tensor) -> None:
+    blocks = weights.reshape(-1, layout.block_size)
+    params = layout.fit(blocks)
+    decoded = layout.decode(layout.pack_arrays(params, ROWS), weights.shape)
     error = (decoded - weights).reshape(blocks.shape).abs()
     # Half a step, and what float16 takes from the scale at the far end of the range. The shorter
     # side of a symmetric 4-bit block ends one step before its extreme.
-    half = 1.0 if kind.symmetric and kind.bits == 4 else 0.5
+    half = 1.0 if layout.symmetric and layout.bits == 4 else 0.5
     step = params.d.float().abs()[:, None]
-    assert (error <= step * (half + 2**-11 * (1 << kind.bits) + 1e-3)).all()
+    assert (error <= step * (half + 2**-11 * (1 << layout.bits) + 1e-3)).all()
 
 
-@pytest.mark.parametrize("kind", KINDS, ids=lambda kind: kind.name)
-def test_unpacking_inverts_packing(kind: MatMulNBits) -> None:
+@pytest.mark.parametrize("layout", LAYOUTS, ids=lambda layout: layout.name)
+def test_unpacking_inverts_packing(layout: MatMulNBits) -> None:
     generator = torch.Generator().manual_seed(2)
     rows, blocks = 5, 15
-    shape = (kind.block_size, blocks)
-    codes = torch.randint(0, 1 << kind.bits, shape, generator=generator, dtype=torch.uint8)
+    shape = (layout.block_size, blocks)
+    codes = torch.randint(0, 1 << layout.bits, shape, generator=generator, dtype=torch.uint8)
     scales = torch.randn(blocks, generator=generator).half()
-    zero_points = torch.randint(0, 1 << kind.bits, (blocks,), generator=generator).byte()
-    if kind.symmetric:
+    zero_points = torch.randint(0, 1 << layout.bits, (blocks,), generator=generator).byte()
+    if layout.symmetric:
         params = BlockParams.without_sub_blocks(codes, scales)
     else:
         params = BlockParams.with_zero_points(codes, scales, zero_points)
-    arrays = kind.pack_arrays(params, rows)
-    for array, described in zip(arrays, kind.arrays((rows, 3 * kind.block_size)), strict=True):
+    arrays = layout.pack_arrays(params, rows)
+    for array, described in zip(arrays, layout.arrays((rows, 3 * layout.block_size)), strict=True):
         assert tuple(array.shape) == described.shape
         assert array.is_contiguous()
         assert array[0].numel() * array.itemsize == described.row_bytes
-    unpacked = kind.unpack_arrays(arrays)
+    unpacked = layout.unpack_arrays(arrays)
     assert torch.equal(unpacked.codes[0], codes)
     assert torch.equal(unpacked.d, scales)
-    if not kind.symmetric:
+    if not layout.symmetric:
         assert unpacked.minimums is not None
         assert torch.equal(unpacked.minimums[0], zero_points)
 
 
-@pytest.mark.parametrize("kind", KINDS, ids=lambda kind: kind.name)
-def test_chunks_make_no_difference(kind: MatMulNBits, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("layout", LAYOUTS, ids=lambda layout: layout.name)
+def test_chunks_make_no_difference(layout: MatMulNBits, monkeypatch: pytest.MonkeyPatch) -> None:
     weights = torch.randn(64, WIDTH, generator=torch.Generator().manual_seed(3)).half()
-    whole = kind.encode(weights)
+    whole = layout.encode(weights)
     monkeypatch.setattr("cgconvert.codecs.matmul_nbits.TILE", 5 * WIDTH)
-    parts = [kind.encode(part) for part in weights.split(7)]
+    parts = [layout.encode(part) for part in weights.split(7)]
     for array, pieces in zip(whole, zip(*parts, strict=True), strict=True):
         assert torch.equal(array, torch.cat(pieces))
 
@@ -206,9 +206,9 @@ def test_chunks_make_no_difference(kind: MatMulNBits, monkeypatch: pytest.Monkey
 def test_weights_beyond_every_scale_are_refused(value: float) -> None:
     weights = torch.zeros(1, 32)
     weights[0, 5] = value
-    for kind in KINDS:
+    for layout in LAYOUTS:
         with pytest.raises(InputError, match="cannot hold these weights"):
-            kind.encode(weights)
+            layout.encode(weights)
 
 
 def test_unsupported_shapes_and_sizes_are_refused() -> None:

@@ -36,7 +36,7 @@ def tensors() -> dict[str, np.ndarray]:
     shape = (128, COLUMNS)
     normal = random.standard_normal(shape)
     runs = np.repeat(random.random((128, COLUMNS // 32)), 32, 1)
-    found = {
+    rows_by_kind = {
         "normal": normal,
         "heavy tails": random.standard_t(4, shape),
         "very heavy tails": random.standard_t(2, shape),
@@ -56,12 +56,12 @@ def tensors() -> dict[str, np.ndarray]:
         "float16": normal.astype(np.float16),
     }
     decoder = read(str(embedded.path())).decoder
-    block = decoder.layers[2]
+    layer = decoder.layers[2]
     for name in ("q", "v", "o", "fc_in", "fc_out"):
-        found[f"trained {name}"] = getattr(block, name).read(slice(0, 256)).float()
-    found["trained embedding"] = decoder.wte.read(slice(0, 512)).float()
-    found["trained head"] = decoder.head.read(slice(0, 512)).float()
-    return {name: np.ascontiguousarray(rows, np.float32) for name, rows in found.items()}
+        rows_by_kind[f"trained {name}"] = getattr(layer, name).read(slice(0, 256)).float()
+    rows_by_kind["trained embedding"] = decoder.wte.read(slice(0, 512)).float()
+    rows_by_kind["trained head"] = decoder.head.read(slice(0, 512)).float()
+    return {name: np.ascontiguousarray(rows, np.float32) for name, rows in rows_by_kind.items()}
 
 
 def importance(columns: int) -> np.ndarray:
@@ -112,18 +112,18 @@ def test_search_is_what_encode_writes(codec: BlockCodec, weighted: bool) -> None
     rows = torch.from_numpy(tensors()["normal"])
     cut = rows.reshape(-1, codec.block_size)
     weights = torch.from_numpy(importance(codec.block_size)) if weighted else None
-    parts = codec.fit(cut, weights)
-    assert int(parts.codes.max()) <= codec.max_code
-    assert parts.codes.shape == (
+    params = codec.fit(cut, weights)
+    assert int(params.codes.max()) <= codec.max_code
+    assert params.codes.shape == (
         codec.block_size // codec.sub_block_size,
         codec.sub_block_size,
         len(cut),
     )
     repeated = None if weights is None else weights.repeat(COLUMNS // codec.block_size)
     (coded,) = codec.encode(rows, repeated)
-    assert torch.equal(codec.pack(parts).reshape(len(rows), -1), coded)
+    assert torch.equal(codec.pack(params).reshape(len(rows), -1), coded)
     assert torch.equal(
-        codec.values(parts).reshape(rows.shape), codec.decode_rows(coded, rows.shape)
+        codec.values(params).reshape(rows.shape), codec.decode_rows(coded, rows.shape)
     )
 
 

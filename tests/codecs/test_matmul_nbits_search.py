@@ -1,4 +1,4 @@
-"""MatMulNBits' blocks as a block type: its search, its bytes, and what feedback makes of it."""
+"""MatMulNBits' blocks as a block type: its search, its bytes, and GPTQ in it."""
 
 from __future__ import annotations
 
@@ -54,9 +54,9 @@ def test_operators_get_the_numbers_the_blocks_stand_for(
     assert torch.equal(
         layout.decode(arrays, weights.shape), codec.decode_rows(coded, weights.shape)
     )
-    told = repacked.arrays(coded.shape)
-    assert told == layout.arrays(weights.shape)
-    assert [tuple(array.shape) for array in arrays] == [array.shape for array in told]
+    described = repacked.arrays(coded.shape)
+    assert described == layout.arrays(weights.shape)
+    assert [tuple(array.shape) for array in arrays] == [array.shape for array in described]
     assert codec.stored_bytes(weights.shape) == sum(a.numel() * a.itemsize for a in arrays)
 
 
@@ -77,13 +77,13 @@ def test_the_search_loses_less_than_rounding(layout: MatMulNBits, weights: torch
     codec, ones = layout.with_search(), torch.ones(768)
     rounded = layout.decode(layout.encode(weights), weights.shape)
     for weight, most in ((None, 0.95), (importance(), 0.9)):
-        found = codec.decode(codec.encode(weights, weight), weights.shape)
-        ours = error(found, weights, ones if weight is None else weight)
+        decoded = codec.decode(codec.encode(weights, weight), weights.shape)
+        ours = error(decoded, weights, ones if weight is None else weight)
         theirs = error(rounded, weights, ones if weight is None else weight)
         assert ours[6:].sum() < most * theirs[6:].sum()
         power = error(torch.zeros(()), weights, ones if weight is None else weight)
         assert (ours <= theirs * 1.02 + 1e-6 * power + 1e-12).all()
-        assert not found[0].any()
+        assert not decoded[0].any()
 
 
 def test_a_search_by_hand() -> None:
@@ -94,10 +94,10 @@ def test_a_search_by_hand() -> None:
         row[15] = last
         if weight is not None:
             weight[15] = 1e-9
-        parts = MatMulNBits(4, 16, searched=True).fit(row[None], weight)
-        assert parts.minimums is not None
-        assert (parts.d.item(), parts.minimums.item()) == (0.5, 4)
-        assert parts.codes.flatten().tolist() == list(range(16))
+        params = MatMulNBits(4, 16, searched=True).fit(row[None], weight)
+        assert params.minimums is not None
+        assert (params.d.item(), params.minimums.item()) == (0.5, 4)
+        assert params.codes.flatten().tolist() == list(range(16))
 
 
 @each
