@@ -1,4 +1,4 @@
-"""Checkpoints that tests share. No runtime is optional here: a missing one fails its tests."""
+"""Checkpoints that tests share. No runtime is optional: a missing one fails its tests."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ SMALL = Geometry(
 
 
 def cut(size: str) -> Geometry:
-    """A published geometry with two layers and a vocabulary the embedded tokenizer fits.
+    """A published geometry cut to two layers and to a vocabulary for the embedded tokenizer.
 
     CGCONVERT_TEST_VOCABULARY=51200 makes it whole, for a longer run by hand.
     """
@@ -39,7 +39,7 @@ def cut(size: str) -> Geometry:
 
 
 def first_layers(count: int) -> Checkpoint:
-    """So many of the embedded model's: as trained, and quick."""
+    """The embedded model cut to its first `count` layers: trained weights, and quick."""
     whole = read(embedded.NAME)
     geometry = replace(whole.geometry, n_layer=count)
     decoder = replace(whole.decoder, geometry=geometry, layers=whole.decoder.layers[:count])
@@ -58,13 +58,13 @@ def small_state() -> synthetic.RandomState:
 
 @pytest.fixture(autouse=True)
 def _private_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Unpacked tarballs go to the test's own folder."""
+    """Give each test a cache of its own, for unpacked tarballs and references."""
     monkeypatch.setenv("CGCONVERT_CACHE", str(tmp_path / "cache"))
 
 
 @pytest.fixture(autouse=True)
 def _signals() -> Iterator[None]:
-    """As a terminal has them: a command's end leaves them ignored, and so does a shell's `&`."""
+    """Reset signal handlers, which commands and a shell's `&` leave ignored."""
     own: dict[signal.Signals, Callable[..., object] | signal.Handlers] = {
         signal.SIGINT: signal.default_int_handler,
         signal.SIGTERM: signal.SIG_DFL,
@@ -88,7 +88,7 @@ def _processes() -> Iterator[None]:
 def make_checkpoint(
     tmp_path: Path, small_state: synthetic.RandomState, tokenizer_folder: Path
 ) -> Callable[..., Path]:
-    """Write the small random model in a layout; returns what to give as SOURCE."""
+    """Return a function that writes the small random model in a layout and returns its path."""
 
     def make(
         layout: str = "safetensors",

@@ -52,10 +52,10 @@ def without(*names: str) -> Callable[[Imatrix], Imatrix]:
     )
 
 
-def rename(name: str, other: str) -> Callable[[Imatrix], Imatrix]:
+def rename(name: str, new_name: str) -> Callable[[Imatrix], Imatrix]:
     def change(imatrix: Imatrix) -> Imatrix:
         return replace(
-            without(name)(imatrix), inputs={**imatrix.inputs, other: imatrix.inputs[name]}
+            without(name)(imatrix), inputs={**imatrix.inputs, new_name: imatrix.inputs[name]}
         )
 
     return change

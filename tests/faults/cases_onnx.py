@@ -35,8 +35,8 @@ def change_tensor(change: Callable[[TensorProto], object], name: str = HEAD) -> 
 
 
 def change_external_data(key: str, value: str) -> Damage:
-    def change(found: TensorProto) -> None:
-        next(e for e in found.external_data if e.key == key).value = value
+    def change(tensor: TensorProto) -> None:
+        next(e for e in tensor.external_data if e.key == key).value = value
 
     return change_tensor(change)
 
@@ -55,16 +55,16 @@ def make_cyclic(model: ModelProto) -> None:
     first.input[0] = last.output[0]
 
 
-def add_subgraph(found: NodeProto) -> None:
+def add_subgraph(node: NodeProto) -> None:
     body = helper.make_graph([], "body", [], [])
-    found.attribute.append(helper.make_attribute("body", body))
+    node.attribute.append(helper.make_attribute("body", body))
 
 
-def hide_external_tensor(found: NodeProto) -> None:
+def hide_external_tensor(node: NodeProto) -> None:
     """Refer to an outside file from an attribute, which checks of initializers miss."""
     data = TensorProto(name="x", data_type=1, dims=[1], data_location=TensorProto.EXTERNAL)
     data.external_data.add(key="location", value="/etc/passwd")
-    found.attribute.append(helper.make_attribute("value", data))
+    node.attribute.append(helper.make_attribute("value", data))
 
 
 def add_context_operator(model: ModelProto) -> None:
@@ -200,6 +200,6 @@ ONNXS: dict[str, Case] = {
 def change_quantized(source: Path, attribute: str, value: int) -> None:
     path = source / "onnx/model_q4.onnx"
     model = onnx.load(path, load_external_data=False)
-    found = next(n for n in model.graph.node if n.op_type == "MatMulNBits")
-    next(a for a in found.attribute if a.name == attribute).i = value
+    node = next(n for n in model.graph.node if n.op_type == "MatMulNBits")
+    next(a for a in node.attribute if a.name == attribute).i = value
     path.write_bytes(model.SerializeToString())

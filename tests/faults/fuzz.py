@@ -158,8 +158,8 @@ def mutated(raw: bytes, choose: Choose, head: int = 1 << 16) -> bytes:
         elif kind == 5:
             del data[place : place + choose(1, 40)]
         elif kind == 6:
-            other = choose(0, max(0, zone - 1))
-            data[place:place] = data[other : other + choose(1, 200)]
+            copied_from = choose(0, max(0, zone - 1))
+            data[place:place] = data[copied_from : copied_from + choose(1, 200)]
         elif kind == 7:
             del data[place:]
         else:

@@ -173,18 +173,18 @@ def test_impossible_outputs_are_refused(
 def test_the_output_is_never_the_input(
     kind: str, server: Server, valid_inputs: ValidInputs, tmp_path: Path
 ) -> None:
-    given = valid_inputs.copy(kind, tmp_path / "in").relative_to(tmp_path)
+    source = valid_inputs.copy(kind, tmp_path / "in").relative_to(tmp_path)
     valid_inputs.copy("safetensors", tmp_path)  # a tokenizer
     before = file_hashes(tmp_path)
-    outputs = [given, Path("in")] + [given / "deep" / "out"] * (kind != "tarball")
+    outputs = [source, Path("in")] + [source / "deep" / "out"] * (kind != "tarball")
     for output in outputs:
         outcome = server.run(
-            "to-hf", str(given), "-o", str(output), "--force", "--tokenizer", "source",
+            "to-hf", str(source), "-o", str(output), "--force", "--tokenizer", "source",
             cwd=tmp_path, env={"CGCONVERT_CACHE": str(tmp_path / "cache")},
         )  # fmt: skip
         assert_fails(outcome, 2, "choose another -o")
-        found = {k: v for k, v in file_hashes(tmp_path).items() if not k.startswith("cache/")}
-        assert found == before
+        hashes = {k: v for k, v in file_hashes(tmp_path).items() if not k.startswith("cache/")}
+        assert hashes == before
 
 
 def test_a_second_run_to_the_same_output_is_refused(
@@ -269,8 +269,8 @@ def test_a_changed_source_type_or_staging_is_not_resumed(
     if changed == "source":  # other numbers under the same name, size and time
         weights = tmp_path / NAME / "model.safetensors"
         times = (weights.stat().st_atime_ns, weights.stat().st_mtime_ns)
-        other = killer.folder / "safetensors2" / NAME / "model.safetensors"
-        weights.write_bytes(other.read_bytes())
+        second_version = killer.folder / "safetensors2" / NAME / "model.safetensors"
+        weights.write_bytes(second_version.read_bytes())
         os.utime(weights, ns=times)
     elif changed == "journal":
         (staging / "journal").write_bytes(b'{"key": "x"}\n\xff\n{"place": [9, 9, 9]}\n')

@@ -83,20 +83,20 @@ def test_a_damaged_input_is_refused_in_one_line(
         if overwrites and ("-o" in arguments or command == "run"):
             arguments.append("--force")
         outcome = server.run(*arguments, cwd=tmp_path, env={"CGCONVERT_CACHE": str(tmp_path / "c")})
-        what = f"{name}: {' '.join(arguments)}\n{outcome.out}{outcome.err}"
-        assert outcome.code == case.expected(command), what
-        assert "Traceback" not in outcome.out + outcome.err, what
+        command_and_output = f"{name}: {' '.join(arguments)}\n{outcome.out}{outcome.err}"
+        assert outcome.code == case.expected(command), command_and_output
+        assert "Traceback" not in outcome.out + outcome.err, command_and_output
         if outcome.code:
             lines = outcome.err.strip("\n").split("\n")
-            assert len(lines) == 1, what
-            assert lines[0].startswith("cgconvert: "), what
-            assert lines[0].isprintable(), what
+            assert len(lines) == 1, command_and_output
+            assert lines[0].startswith("cgconvert: "), command_and_output
+            assert lines[0].isprintable(), command_and_output
         if outcome.code == case.code and case.code:
-            assert case.file in lines[0], what
-            assert re.search(case.message, lines[0]), what
-        assert snapshot(tmp_path) == before, what
-        assert outcome.seconds < CPU_SECONDS, what
-        assert outcome.grown < MEMORY_BYTES, what
+            assert case.file in lines[0], command_and_output
+            assert re.search(case.message, lines[0]), command_and_output
+        assert snapshot(tmp_path) == before, command_and_output
+        assert outcome.seconds < CPU_SECONDS, command_and_output
+        assert outcome.grown < MEMORY_BYTES, command_and_output
 
 
 VALID = {

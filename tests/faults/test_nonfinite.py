@@ -33,18 +33,18 @@ def test_nonfinite_numbers_are_refused_unless_allowed(
     command = ("to-hf", "source", "-o", "out", "--dtype", "float16")
     outcome = server.run(*command, cwd=tmp_path)
     finite = math.isfinite(number)
-    what = "1 values overflow F16" if finite else "1 values are NaN or infinite"
+    fault = "1 values overflow F16" if finite else "1 values are NaN or infinite"
     assert (outcome.code, outcome.err.count("\n")) == (3, 1)
-    assert f"source/model.safetensors: tensor {NORM}: {what}" in outcome.err
+    assert f"source/model.safetensors: tensor {NORM}: {fault}" in outcome.err
     assert "--allow-nonfinite" in outcome.err
     assert not (tmp_path / "out").exists()
     outcome = server.run(*command, "--allow-nonfinite", cwd=tmp_path)
     assert outcome.code == 0, outcome.err
     written = load_file(tmp_path / "out" / "model.safetensors")
-    wanted = torch.tensor([number]).half()
+    expected = torch.tensor([number]).half()
     for value in (written[HEAD][7, 5], written[HEAD][4000, 63], written[NORM][3]):
-        assert torch.equal(value.isnan(), wanted[0].isnan())
-        assert value.isnan() or value == wanted[0]
+        assert torch.equal(value.isnan(), expected[0].isnan())
+        assert value.isnan() or value == expected[0]
     assert int((~written[HEAD].isfinite()).sum()) == 2
 
 

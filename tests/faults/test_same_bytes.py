@@ -81,8 +81,8 @@ def test_any_number_of_processes_gives_the_same_bytes(
 def test_any_kind_of_processor_gives_the_same_bytes(command: str, tmp_path: Path) -> None:
     """torch's oldest instruction set and the newest of this processor write the same."""
     kind, *options = command.split()
-    given = [sys.executable, "-m", "cgconvert", kind, embedded.NAME, *options, "-o"]
+    convert_embedded = [sys.executable, "-m", "cgconvert", kind, embedded.NAME, *options, "-o"]
     oldest = os.environ | {"ATEN_CPU_CAPABILITY": "default"}
-    subprocess.run([*given, "newest/m.gguf"], cwd=tmp_path, check=True)
-    subprocess.run([*given, "oldest/m.gguf"], cwd=tmp_path, check=True, env=oldest)
+    subprocess.run([*convert_embedded, "newest/m.gguf"], cwd=tmp_path, check=True)
+    subprocess.run([*convert_embedded, "oldest/m.gguf"], cwd=tmp_path, check=True, env=oldest)
     assert file_hashes(tmp_path / "newest") == file_hashes(tmp_path / "oldest")

@@ -40,10 +40,10 @@ bits, to which the inputs of coded matrices are rounded."""
 
 
 def run(folder: Path, texts: list[str]) -> dict[str, Any]:
-    given = folder.parent / "texts.json"
-    given.write_text(json.dumps(texts))
+    texts_file = folder.parent / "texts.json"
+    texts_file.write_text(json.dumps(texts))
     done = node(
-        [str(HERE / "generate.mjs"), str(folder), str(given), str(NEW)],
+        [str(HERE / "generate.mjs"), str(folder), str(texts_file), str(NEW)],
         return_completed_process=True,
         capture_output=True,
         text=True,
@@ -51,8 +51,8 @@ def run(folder: Path, texts: list[str]) -> dict[str, Any]:
     assert isinstance(done, subprocess.CompletedProcess)
     assert done.returncode == 0, done.stderr
     assert done.stderr == ""  # no warning
-    said: dict[str, Any] = json.loads(done.stdout)
-    return said
+    output: dict[str, Any] = json.loads(done.stdout)
+    return output
 
 
 @pytest.mark.parametrize("kind", ["fp32", "fp32 with num_logits_to_keep"])
@@ -62,13 +62,13 @@ def test_greedy_tokens_are_the_64_pinned_ones(kind: str, tmp_path: Path) -> None
     made = plan(checkpoint, tmp_path / "model", **VARIANTS[kind])
     execute(made)
     texts = [pinned["text"] for pinned in PINNED]
-    said = run(made.output, texts)
-    assert said["prompts"] == [checkpoint.tokenizer.encode(text) for text in texts]
-    assert len({len(prompt) for prompt in said["prompts"]}) > 3
-    wanted = [pinned["tokens"] for pinned in PINNED]
-    assert said["alone"] == wanted
-    assert said["batch"] == wanted
-    assert ("num_logits_to_keep" in said["inputs"]) == ("keep" in kind)
+    output = run(made.output, texts)
+    assert output["prompts"] == [checkpoint.tokenizer.encode(text) for text in texts]
+    assert len({len(prompt) for prompt in output["prompts"]}) > 3
+    expected = [pinned["tokens"] for pinned in PINNED]
+    assert output["alone"] == expected
+    assert output["batch"] == expected
+    assert ("num_logits_to_keep" in output["inputs"]) == ("keep" in kind)
 
 
 @pytest.mark.parametrize("kind", ["fp16", "int8", "q4", "q4f16"])
@@ -78,9 +78,9 @@ def test_transformersjs_finds_every_dtype_by_its_file_name(kind: str, tmp_path: 
     made = plan(checkpoint, tmp_path / "model", **VARIANTS[kind])
     execute(made)
     texts = [pinned["text"] for pinned in PINNED]
-    said = run(made.output, texts)
+    output = run(made.output, texts)
     runtime = OnnxRuntime.open(made.output, "cpu", 1)
-    for text, tokens in zip(texts, said["alone"], strict=True):
+    for text, tokens in zip(texts, output["alone"], strict=True):
         ids = runtime.tokenize(text)
         expected = list(
             generate(

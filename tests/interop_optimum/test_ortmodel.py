@@ -74,25 +74,25 @@ def test_greedy_tokens_are_those_of_transformers(
     folders: dict[str, Path], theirs: Any, text: str
 ) -> None:
     tokenizer = AutoTokenizer.from_pretrained(folders["model"])
-    given = tokenizer(text, return_tensors="pt")
-    assert given.input_ids[0].tolist() == read(embedded.NAME).tokenizer.encode(text)
+    inputs = tokenizer(text, return_tensors="pt")
+    assert inputs.input_ids[0].tolist() == read(embedded.NAME).tokenizer.encode(text)
     ours = ORTModelForCausalLM.from_pretrained(folders["model"])
     options = {"max_new_tokens": NEW, "do_sample": False, "pad_token_id": tokenizer.pad_token_id}
-    expected = theirs.generate(**given, **options)[0]
-    length = given.input_ids.shape[1]
+    expected = theirs.generate(**inputs, **options)[0]
+    length = inputs.input_ids.shape[1]
     with torch.inference_mode():
         logits = theirs(expected[None]).logits[0, length - 1 : -1]
-    tokens = ours.generate(**given, **options)[0, length:]
+    tokens = ours.generate(**inputs, **options)[0, length:]
     assert_same_tokens(tokens.tolist(), expected[length:].tolist(), logits.numpy(), 1e-4)
 
 
 def test_logits_are_those_of_transformers(folders: dict[str, Path], theirs: Any) -> None:
-    given = AutoTokenizer.from_pretrained(folders["model"])(TEXTS[1], return_tensors="pt")
+    inputs = AutoTokenizer.from_pretrained(folders["model"])(TEXTS[1], return_tensors="pt")
     with torch.inference_mode():
-        expected = theirs(**given).logits
+        expected = theirs(**inputs).logits
     for stem, bound in (("model", 1e-5), ("model_fp16", 5e-3), ("model_int8", 0.1)):
         loaded = ORTModelForCausalLM.from_pretrained(folders[stem], **VARIANTS[stem][1])
-        error = (loaded(**given).logits - expected).norm() / expected.norm()
+        error = (loaded(**inputs).logits - expected).norm() / expected.norm()
         assert error <= bound, stem
 
 
@@ -119,9 +119,9 @@ def test_greedy_tokens_of_a_left_padded_batch_are_those_of_each_prompt_alone(
     assert padded.attention_mask.sum(1).unique().numel() == len(TEXTS)
     together = model.generate(**padded, **options)
     for i, text in enumerate(TEXTS):
-        given = tokenizer(text, return_tensors="pt")
-        alone = model.generate(**given, **options)
-        expected = alone.sequences[0, given.input_ids.shape[1] :]
+        inputs = tokenizer(text, return_tensors="pt")
+        alone = model.generate(**inputs, **options)
+        expected = alone.sequences[0, inputs.input_ids.shape[1] :]
         row = together.sequences[i, padded.input_ids.shape[1] :]
         logits = torch.cat(alone.logits).float()
         assert_same_tokens(
@@ -168,11 +168,11 @@ def test_the_best_beam_of_a_left_padded_batch_is_that_of_each_prompt_alone(
     padded = tokenizer(list(TEXTS), return_tensors="pt", padding=True)
     together = model.generate(**padded, **BEAMS, num_beams=3)
     for i, text in enumerate(TEXTS):
-        given = tokenizer(text, return_tensors="pt")
-        alone = model.generate(**given, **BEAMS, num_beams=3, num_return_sequences=3)
+        inputs = tokenizer(text, return_tensors="pt")
+        alone = model.generate(**inputs, **BEAMS, num_beams=3, num_return_sequences=3)
         score = float(together.sequences_scores[i])
         assert abs(score - float(alone.sequences_scores[0])) <= rounding
-        beams = alone.sequences[:, given.input_ids.shape[1] :]
+        beams = alone.sequences[:, inputs.input_ids.shape[1] :]
         row = without_padding(together.sequences[i, padded.input_ids.shape[1] :], padding)
         assert row in as_good_as(score, beams, alone.sequences_scores, rounding, padding)
 
@@ -184,10 +184,10 @@ def test_greedy_tokens_are_the_64_pinned_ones(folders: dict[str, Path], theirs: 
     ours = ORTModelForCausalLM.from_pretrained(folders["model"])
     options = {"max_new_tokens": 64, "do_sample": False, "pad_token_id": tokenizer.pad_token_id}
     for entry in pinned:
-        given = tokenizer(entry["text"], return_tensors="pt")
+        inputs = tokenizer(entry["text"], return_tensors="pt")
         for model in (ours, theirs):
-            done = model.generate(**given, **options)[0]
-            assert done[given.input_ids.shape[1] :].tolist() == entry["tokens"]
+            done = model.generate(**inputs, **options)[0]
+            assert done[inputs.input_ids.shape[1] :].tolist() == entry["tokens"]
     padded = tokenizer([entry["text"] for entry in pinned], return_tensors="pt", padding=True)
     assert padded.attention_mask.sum(1).unique().numel() > 3
     together = ours.generate(**padded, **options)[:, padded.input_ids.shape[1] :]

@@ -55,21 +55,21 @@ def swap_inputs(first: tuple[str, int], second: tuple[str, int]) -> Change:
     """Exchange two inputs, each given by its node's name and its index."""
 
     def change(graph: onnx.GraphProto) -> None:
-        one, other = (node_named(graph, name).input for name, _ in (first, second))
+        first_inputs, second_inputs = (node_named(graph, name).input for name, _ in (first, second))
         a, b = first[1], second[1]
-        one[a], other[b] = other[b], one[a]
+        first_inputs[a], second_inputs[b] = second_inputs[b], first_inputs[a]
 
     return change
 
 
 def swap_outputs(first: str, second: str) -> Change:
     """Exchange two outputs of the graph."""
-    other = {first: second, second: first}
+    replaced = {first: second, second: first}
 
     def change(graph: onnx.GraphProto) -> None:
         for node in graph.node:
             for place, name in enumerate(node.output):
-                node.output[place] = other.get(name, name)
+                node.output[place] = replaced.get(name, name)
 
     return change
 
@@ -90,8 +90,8 @@ def replace_activation(op: str, domain: str) -> Change:
         place = list(graph.node).index(node)
         graph.node.remove(node)
         added = helper.make_node("Add", inputs, [f"{output}.biased"], f"{output}.biased")
-        other = helper.make_node(op, [f"{output}.biased"], [output], output, domain=domain)
-        graph.node.insert(place, other)
+        replaced = helper.make_node(op, [f"{output}.biased"], [output], output, domain=domain)
+        graph.node.insert(place, replaced)
         graph.node.insert(place, added)
 
     return change

@@ -52,11 +52,15 @@ def as_markdown(rows: Sequence[Row]) -> str:
     lines = [HEAD, f"{len(bugs)} bugs, {len(rows)} artefacts:", ""]
     lines += ["| method | caught |", "|---|---|"]
     lines += [f"| {name} | {_count(rows, caught, ' of ')} |" for name, caught in METHODS.items()]
-    hidden = [name for name, some in bugs.items() if not any(r.outcome.by_logits for r in some)]
+    hidden = [
+        name
+        for name, rows_of_bug in bugs.items()
+        if not any(r.outcome.by_logits for r in rows_of_bug)
+    ]
     seldom = [
         name
-        for name, some in bugs.items()
-        if name not in hidden and not all(row.outcome.by_logits for row in some)
+        for name, rows_of_bug in bugs.items()
+        if name not in hidden and not all(row.outcome.by_logits for row in rows_of_bug)
     ]
     lines += [
         "",
@@ -71,9 +75,9 @@ def as_markdown(rows: Sequence[Row]) -> str:
         f"| bug | where | caught by | {' | '.join(METHODS)} |",
         f"|---|---|---|{'---|' * len(METHODS)}",
     ]
-    for (where, name), some in bugs.items():
-        cells = " | ".join(_count(some, caught, "/") for caught in METHODS.values())
-        lines.append(f"| {name} | {where} | {_by(some)} | {cells} |")
+    for (where, name), rows_of_bug in bugs.items():
+        cells = " | ".join(_count(rows_of_bug, caught, "/") for caught in METHODS.values())
+        lines.append(f"| {name} | {where} | {_by(rows_of_bug)} | {cells} |")
     return "\n".join(lines) + "\n"
 
 
@@ -84,5 +88,5 @@ def _by(rows: Sequence[Row]) -> str:
 
 
 def _count(rows: Sequence[Row], caught: Caught, of: str) -> str:
-    said = [caught(row) for row in rows if caught(row) is not None]
-    return f"{sum(map(bool, said))}{of}{len(said)}" if said else ""
+    verdicts = [caught(row) for row in rows if caught(row) is not None]
+    return f"{sum(map(bool, verdicts))}{of}{len(verdicts)}" if verdicts else ""

@@ -182,9 +182,9 @@ def remove_whitespace_tokens(t: Tokenizer) -> Tokenizer:
 
 
 def exchange_letters(t: Tokenizer) -> Tokenizer:
-    other = dict(t.vocabulary)
-    other["e"], other["r"] = other["r"], other["e"]
-    return Tokenizer.from_parts(other, t.merges, t.added)
+    vocabulary = dict(t.vocabulary)
+    vocabulary["e"], vocabulary["r"] = vocabulary["r"], vocabulary["e"]
+    return Tokenizer.from_parts(vocabulary, t.merges, t.added)
 
 
 TOKENS = ("tokenizer.ids", "tokenizer.files")

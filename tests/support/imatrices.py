@@ -86,7 +86,7 @@ def llama_collect(path: Path, sequences: Sequence[Sequence[int]]) -> dict[str, n
     """
     from llama_cpp import llama_cpp as lib
 
-    found: dict[str, np.ndarray] = {}
+    squares: dict[str, np.ndarray] = {}
 
     def visit(address: int, ask: bool, _: object) -> bool:
         tensor = _Tensor.from_address(address)
@@ -101,7 +101,7 @@ def llama_collect(path: Path, sequences: Sequence[Sequence[int]]) -> dict[str, n
             assert list(inputs.nb[:2]) == [4, 4 * columns]
             raw = (ctypes.c_float * (columns * count)).from_address(inputs.data)
             x = np.frombuffer(raw, np.float32).reshape(count, columns).astype(np.float64)
-            found[name] = found.get(name, np.zeros(columns)) + np.square(x).sum(0)
+            squares[name] = squares.get(name, np.zeros(columns)) + np.square(x).sum(0)
         return True
 
     callback = lib.ggml_backend_sched_eval_callback(visit)
@@ -125,7 +125,7 @@ def llama_collect(path: Path, sequences: Sequence[Sequence[int]]) -> dict[str, n
     lib.llama_batch_free(batch)
     lib.llama_free(context)
     lib.llama_model_free(model)
-    return found
+    return squares
 
 
 def llama_quantize(

@@ -12,18 +12,22 @@ from cgconvert.verify.metrics import Loss, measure
 __all__ = ["kl_divergence", "loss", "noise"]
 
 
-def loss(base: np.ndarray, other: np.ndarray, *sequences: Sequence[int], top: int = TOP) -> Loss:
+def loss(
+    reference: np.ndarray, candidate: np.ndarray, *sequences: Sequence[int], top: int = TOP
+) -> Loss:
     """Compare logits `other` with `base`; `sequences` are the ids that were fed."""
-    following = [t for s in sequences for t in (*s[1:], -1)] or [-1] * len(base)
-    kept = Distribution.of(base.astype(np.float32, copy=False), following, base.shape[1], top)
-    return measure(kept, other)
+    following = [t for s in sequences for t in (*s[1:], -1)] or [-1] * len(reference)
+    kept = Distribution.of(
+        reference.astype(np.float32, copy=False), following, reference.shape[1], top
+    )
+    return measure(kept, candidate)
 
 
-def kl_divergence(base: np.ndarray, other: np.ndarray) -> np.ndarray:
+def kl_divergence(reference: np.ndarray, candidate: np.ndarray) -> np.ndarray:
     """Return the KL divergence at every position, in nats, over all ids."""
-    return loss(base, other, top=base.shape[1]).kl
+    return loss(reference, candidate, top=reference.shape[1]).kl
 
 
-def noise(base: np.ndarray, other: np.ndarray) -> float:
+def noise(reference: np.ndarray, candidate: np.ndarray) -> float:
     """Return the largest difference of two logits."""
-    return loss(base, other, top=base.shape[1]).noise
+    return loss(reference, candidate, top=reference.shape[1]).noise

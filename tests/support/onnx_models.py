@@ -99,8 +99,8 @@ def make(geometry: Geometry, folder: Path, gain: float = 1) -> Model:
     return Model(checkpoint, transformers_model(checkpoint.decoder), folder)
 
 
-def relative_error(one: np.ndarray, other: np.ndarray) -> float:
-    return float(np.linalg.norm(one - other) / np.linalg.norm(other))
+def relative_error(candidate: np.ndarray, reference: np.ndarray) -> float:
+    return float(np.linalg.norm(candidate - reference) / np.linalg.norm(reference))
 
 
 def copy(small: Model, tmp_path: Path) -> Path:
