@@ -58,9 +58,9 @@ def tensors() -> dict[str, np.ndarray]:
     decoder = read(str(embedded.path())).decoder
     layer = decoder.layers[2]
     for name in ("q", "v", "o", "fc_in", "fc_out"):
-        rows_by_kind[f"trained {name}"] = getattr(layer, name).read(slice(0, 256)).float()
-    rows_by_kind["trained embedding"] = decoder.wte.read(slice(0, 512)).float()
-    rows_by_kind["trained head"] = decoder.head.read(slice(0, 512)).float()
+        rows_by_kind[f"trained {name}"] = getattr(layer, name).read(slice(0, 256)).float().numpy()
+    rows_by_kind["trained embedding"] = decoder.wte.read(slice(0, 512)).float().numpy()
+    rows_by_kind["trained head"] = decoder.head.read(slice(0, 512)).float().numpy()
     return {name: np.ascontiguousarray(rows, np.float32) for name, rows in rows_by_kind.items()}
 
 
@@ -87,7 +87,7 @@ def random_bytes(codec: BlockCodec) -> np.ndarray:
     coded = random.integers(0, 256, (3000, codec.block_bytes), dtype=np.uint8)
     d = codec.unpack(torch.from_numpy(coded))
     finite = d.d.isfinite() if d.dmin is None else d.d.isfinite() & d.dmin.isfinite()
-    kept = coded[finite.numpy()]
+    kept: np.ndarray = coded[finite.numpy()]
     assert len(kept) > 2500
     return kept
 
