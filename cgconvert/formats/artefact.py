@@ -1,4 +1,4 @@
-"""What a path holds, if it is something cgconvert writes."""
+"""Recognise artefacts: folders and files that cgconvert writes."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ class Artefact:
 
     @property
     def type(self) -> str:
-        """What most of its bytes are stored as. Raises InputError where its headers are broken."""
+        """The type of most of its bytes. Raises InputError where its headers are broken."""
         return load(self.format).stored_type(self.path)
 
     @property

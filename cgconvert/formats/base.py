@@ -37,7 +37,7 @@ __all__ = [
 ]
 
 OUT = Path("out")
-"""Where artefacts go that the user names no place for."""
+"""The folder of artefacts for which the user names no output."""
 
 
 @dataclass(frozen=True)
@@ -52,7 +52,7 @@ class TensorLine:
 
 @dataclass(frozen=True)
 class Headers:
-    """What the headers of a checkpoint or an artefact say, as `inspect` shows it.
+    """A checkpoint or an artefact as its headers describe it, for `inspect`.
 
     `layout` is how it is stored, `origin` where it came from (Hub revision, archive, step).
     """
@@ -98,7 +98,7 @@ class Format(SourceFormat):
     """Name of the command and of the recipe step that write it, such as to-gguf."""
 
     help: ClassVar[str]
-    """What the command's `--help` says: a sentence, and an example after `\\b`."""
+    """The text of the command's `--help`: a sentence, and an example after `\\b`."""
 
     options: ClassVar[tuple[Option, ...]]
     """The conversion's own options: the keyword arguments of `plan`."""
@@ -120,11 +120,11 @@ class Format(SourceFormat):
 
     @abstractmethod
     def default_output(self, checkpoint: Checkpoint, **options: Any) -> Path:
-        """Where the artefact of such a plan goes that the user names no place for."""
+        """The output of a plan with these options where the user names none."""
 
     @abstractmethod
     def stored_type(self, path: Path) -> str:
-        """What most bytes of an artefact are stored as, from its headers and not its manifest.
+        """The type that most bytes of an artefact are stored as, by its headers, not its manifest.
 
         Raises InputError where they are broken.
         """

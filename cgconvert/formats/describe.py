@@ -1,4 +1,4 @@
-"""What `inspect` shows of a checkpoint or an artefact, from headers alone."""
+"""Describe a checkpoint or an artefact, as `inspect` shows it, from headers alone."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What a user says about a source, and what follows from it for the checkpoint that is read."""
+"""Options of reading a source, and what follows from them for the checkpoint."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ __all__ = ["ReadOptions", "complete", "read_tokenizer"]
 
 @dataclass(frozen=True)
 class ReadOptions:
-    """What a user can say about a source that the source itself may not.
+    """Facts about a source that the source itself may not state.
 
     `tokenizer` and `config` replace the source's own, `mp_num` is the number of groups in qkv_proj,
     `step` chooses one of a Jaxformer run's steps, `revision` is a branch, tag or commit on the Hub.

@@ -1,4 +1,4 @@
-"""What an artefact has stored beside what it should have stored, for `verify` to compare.
+"""An artefact's stored tensors beside those it should hold, for `verify` to compare.
 
 The expected tensors are worked out here and not by the writers, on purpose: a verifier that shared
 the writers' code would share their mistakes.
@@ -50,7 +50,7 @@ class StoredArtefact:
 
 @dataclass(frozen=True)
 class SettingsDifferences:
-    """Where an artefact's files, beside its weights, are not as the source's tokenizer has them.
+    """Differences of an artefact's other files from what the source's tokenizer demands.
 
     `settings` is about token ids and generation settings, `tokenizer` about the tokenizer's files;
     a phrase for each difference.

@@ -111,7 +111,7 @@ def test_groups_are_never_guessed(make_checkpoint: Make) -> None:
     assert read(str(folder), ReadOptions(mp_num=2)).geometry.mp_num == 2
 
 
-def test_groups_of_an_unknown_tpu(make_checkpoint: Make) -> None:
+def test_an_unknown_tpu_does_not_tell_the_groups(make_checkpoint: Make) -> None:
     folder = make_checkpoint("jaxformer")
     config = json.loads((folder / "config.json").read_text())
     del config["tpu_version"]
@@ -157,7 +157,7 @@ def test_no_tokenizer_and_no_hub(make_checkpoint: Make) -> None:
         read(str(make_checkpoint("tarball")))
 
 
-def test_a_tokenizer_larger_than_the_embedding(
+def test_a_tokenizer_larger_than_the_embedding_is_refused(
     make_checkpoint: Make, tokenizer_folder: Path
 ) -> None:
     small = replace(SMALL, vocab_size=1000)
@@ -312,7 +312,7 @@ def tar_with(path: Path, *members: tuple[tarfile.TarInfo, bytes]) -> Path:
     return path
 
 
-def test_tarballs_that_reach_outside(tmp_path: Path) -> None:
+def test_tarballs_that_reach_outside_are_refused(tmp_path: Path) -> None:
     outside = tmp_path / "evil.json"
     link = tarfile.TarInfo("codegen/config.json")
     link.type, link.linkname = tarfile.SYMTYPE, str(outside)
@@ -332,7 +332,7 @@ def test_tarballs_that_reach_outside(tmp_path: Path) -> None:
     assert not (tmp_path / "cache").exists()
 
 
-def test_a_tarball_cut_short(make_checkpoint: Make, tmp_path: Path) -> None:
+def test_a_tarball_cut_short_is_refused(make_checkpoint: Make, tmp_path: Path) -> None:
     archive = make_checkpoint("tarball")
     archive.write_bytes(archive.read_bytes()[:200_000])
     with pytest.raises(InputError, match=r"not a readable \.tar\.gz|truncated"):
@@ -340,7 +340,7 @@ def test_a_tarball_cut_short(make_checkpoint: Make, tmp_path: Path) -> None:
     assert not (tmp_path / "cache").exists()
 
 
-def test_a_file_not_contiguous_in_its_storage(make_checkpoint: Make) -> None:
+def test_a_tensor_not_contiguous_in_its_storage_is_refused(make_checkpoint: Make) -> None:
     folder = make_checkpoint("torch")
     path = folder / "pytorch_model.bin"
     state = torch.load(path, weights_only=True)

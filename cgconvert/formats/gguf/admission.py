@@ -1,4 +1,4 @@
-"""What a GGUF file has to be before llama.cpp gets it: a whole CodeGen and no key it would obey."""
+"""Check a GGUF file before llama.cpp gets it: a whole CodeGen, and no key that it would obey."""
 
 from __future__ import annotations
 

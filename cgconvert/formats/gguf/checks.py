@@ -1,4 +1,4 @@
-"""What a GGUF file says, held against the source: geometry, ids, vocabulary.
+"""Compare what a GGUF file says with the source: geometry, ids, vocabulary.
 
 Keys and the vocabulary are worked out here a second time, on purpose: a check that shared the
 writer's code would share its mistakes.

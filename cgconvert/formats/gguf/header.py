@@ -21,10 +21,10 @@ from cgconvert.errors import InputError
 __all__ = ["GgufHeader", "TensorInfo", "read_header"]
 
 MAX_HEADER_BYTES = 32 << 20
-"""Several times the header of a vocabulary of 250,000 tokens."""
+"""The longest header: several times that of a vocabulary of 250,000 tokens."""
 MAX_ENTRIES = 1 << 16
 MAX_STRINGS = 1 << 20
-"""In arrays: a vocabulary of 250,000 tokens has half as many, merges counted."""
+"""The most strings in arrays: a vocabulary of 250,000 tokens has half as many with its merges."""
 MAX_KEY_BYTES = (1 << 16) - 1
 MAX_NAME_BYTES = 63  # GGML_MAX_NAME without the 0 at the end
 MAX_DIMENSIONS = 4  # GGML_MAX_DIMS
@@ -55,7 +55,10 @@ class TensorInfo:
 
 @dataclass(frozen=True)
 class GgufHeader:
-    """Metadata (arrays of numbers as numpy's, of strings as lists), tensors, where data begins."""
+    """Metadata (number arrays as numpy arrays, string arrays as lists), tensors, start of the data.
+
+    `data_start` counts bytes from the start of the file.
+    """
 
     version: int
     metadata: Mapping[str, Any]

@@ -70,7 +70,7 @@ class Imatrix:
 
     @property
     def manifest_entry(self) -> dict[str, str]:
-        """What a manifest records of it."""
+        """The entry of a manifest: file name and SHA-256."""
         return {"file": self.file, "sha256": self.sha256}
 
     def check(self, decoder: Decoder, where: str) -> None:

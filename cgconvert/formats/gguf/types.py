@@ -1,4 +1,4 @@
-"""What GGUF files are called by type, and how each tensor of such a file is stored.
+"""The types of GGUF files, and how each tensor of a file of a type is stored.
 
 Numbers are llama.cpp's llama_ftype; the mixes are those of its llama-quantize for a model whose q,
 k and v lie apart (src/llama-quant.cpp: llama_tensor_get_type).

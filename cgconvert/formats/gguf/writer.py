@@ -55,7 +55,7 @@ ADJUSTED = "cgconvert.adjusted"
 """Names of the vectors that calibration has changed."""
 
 IMATRIX = "quantize.imatrix"
-"""Where llama-quantize says which imatrix it was given (tools/quantize/quantize.cpp)."""
+"""Prefix of the keys by which llama-quantize names its imatrix (tools/quantize/quantize.cpp)."""
 
 
 def file_name(checkpoint: Checkpoint, type: str) -> str:  # noqa: A002 - the option's name
@@ -83,12 +83,12 @@ def plan(
     adjusted: Sequence[str] = (),
     importance: Imatrix | None = None,
 ) -> Plan:
-    """The file at `output`, its matrices stored as `type` says, its vectors as F32.
+    """Plan the file at `output`, its matrices stored as `type` says, its vectors as F32.
 
     `fixed` are other types by pattern of a matrix's name, the first match first. Matrices that are
-    coded already stay as they are. `adjusted` are the names of tensors that are not the source's
-    numbers and mean to be other ones: the file says so. With an `importance` of this model,
-    matrices of a searched type lose least where their inputs are large.
+    quantized already stay as they are. `adjusted` are the names of vectors that calibration has
+    changed; the file records them. `importance` is an imatrix of this model: matrices of a searched
+    type then lose least where their inputs are large.
 
     Raises UsageError for an unknown type and a pattern that fits nothing, InputError where a row
     does not divide into blocks or the tokenizer has no merges, without which llama.cpp loads no

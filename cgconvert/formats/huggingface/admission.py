@@ -1,4 +1,4 @@
-"""What a Hugging Face folder has to be before transformers gets it: no code, whole, one model."""
+"""Check a Hugging Face folder before transformers gets it: one whole model, and no code."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What a Hugging Face folder says, held against the source: configuration, ids, tokenizer.
+"""Compare what a Hugging Face folder says with the source: configuration, ids, tokenizer.
 
 The groups and the rotary base are transformers' own and are stated here a second time, and
 `expected_tensors` walks the names by itself, on purpose: a check that shared the writer's code
@@ -55,12 +55,12 @@ DEFAULTS: Mapping[str, Any] = {
     "rope_type": "default",
     "rope_scaling": None,
 }
-"""What transformers takes where a config.json does not say."""
+"""Values that transformers takes where a config.json has none."""
 
 IDS = ("bos_token_id", "eos_token_id", "pad_token_id")
 
 HARMLESS = frozenset((*IDS, "_from_model_config", "transformers_version", "use_cache"))
-"""What a generation_config.json may hold without changing what greedy decoding gives."""
+"""Entries of a generation_config.json that do not change what greedy decoding gives."""
 
 ADDING = ("add_bos_token", "add_eos_token")
 
@@ -121,8 +121,10 @@ def settings(folder: Path, source: Checkpoint) -> SettingsDifferences:
 
 
 def generation_differences(folder: Path, tokenizer: Tokenizer) -> list[str]:
-    """Where ids are not the tokenizer's: config.json need not have any, generation_config.json
-    has to say where to stop."""
+    """Compare ids with the tokenizer's, and look for settings that greedy decoding has not.
+
+    config.json need not have any ids, generation_config.json has to say where to stop.
+    """
     end = tokenizer.end_of_text
     config = read_json(folder / "config.json")
     texts = entry_differences("config.json", config, {key: end for key in IDS if key in config})
@@ -140,7 +142,7 @@ def generation_differences(folder: Path, tokenizer: Tokenizer) -> list[str]:
 
 
 def tokenizer_differences(folder: Path, source: Checkpoint) -> Iterator[str]:
-    """Where the tokenizer's files are not those that cgconvert writes for the source's tokenizer.
+    """Compare the tokenizer's files with those that cgconvert writes for the source's tokenizer.
 
     Libraries that save a tokenizer write the same in another way, so it is what the files mean
     that is compared.

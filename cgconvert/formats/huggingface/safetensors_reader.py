@@ -1,7 +1,8 @@
 """Reader of safetensors files, one or many with an index.
 
 Format: https://github.com/huggingface/safetensors#format. The header is parsed here and not by the
-library because the library maps the file, and accepts duplicate keys.
+library because the library accepts duplicate keys, and maps the file unless it is new enough to
+be asked not to.
 """
 
 from __future__ import annotations

@@ -1,8 +1,10 @@
 """The state dict in a torch file's pickle, taken apart without an unpickler.
 
-A machine of its own goes through the opcodes: it knows strings, numbers, containers and the four
-names that describe tensors, and nothing it knows imports, calls or sets anything. What it does not
-know is refused. Format: pickletools; torch/_utils.py (_rebuild_tensor_v2).
+A small interpreter goes through the opcodes: it knows strings, numbers, containers and the four
+names that describe tensors, and nothing that it knows imports, calls or sets anything. All else is
+refused. torch.load(weights_only=True) had holes here: CVE-2025-32434 (torch before 2.6) and
+CVE-2026-24747 (before 2.10: SETITEM on other things than dictionaries, sizes of storages).
+Format: pickletools; torch/_utils.py (_rebuild_tensor_v2).
 """
 
 from __future__ import annotations

@@ -73,7 +73,7 @@ def _stored(archive: Mapping[str, Member], root: str, path: Path, name: str, vie
 
 
 def _instead(path: Path) -> str:
-    """What people most often have instead of the weights."""
+    """The reason why a file is no torch checkpoint, by its first bytes; "" where it may be one."""
     try:
         with path.open("rb") as file:
             head = file.read(64)

@@ -22,7 +22,7 @@ KINDS: tuple[tuple[str, str, str, Callable[[Path], Mapping[str, Stored]]], ...] 
 SUFFIXES = tuple(suffix for _, _, suffix, _ in KINDS)
 
 MAX_NAME = 60
-"""Characters of a file's name: 4 bytes each at most, of the 255 that file systems take."""
+"""The most characters of a file's name: 4 bytes each at most, and file systems take 255."""
 
 
 def find(folder: Path) -> tuple[str, tuple[Path, ...]]:
@@ -51,7 +51,7 @@ def read(files: tuple[Path, ...]) -> dict[str, LazyTensor]:
 
 
 def _check_places(files: tuple[Path, ...], placed: Mapping[str, Path]) -> None:
-    """An index is held against what its shards have: other readers go by it alone."""
+    """Compare an index with its shards: other readers go by the index alone."""
     for _, whole, suffix, _ in KINDS:
         index = files[0].with_name(f"{whole}.index.json") if files else None
         if index is None or files[0].suffix != suffix or files[0].name == whole:

@@ -28,10 +28,10 @@ DTYPES: Mapping[str, Encoding] = {"float16": F16, "bfloat16": BF16, "float32": F
 LAYOUTS = ("codegen", "phi")
 
 _GROUPS = 4
-"""What transformers hard-codes as mp_num (modeling_codegen.py: CodeGenAttention.forward)."""
+"""The mp_num that transformers hard-codes (modeling_codegen.py: CodeGenAttention.forward)."""
 
 _ROTARY_BASE = 10000.0
-"""What transformers hard-codes there (create_sinusoidal_positions)."""
+"""The rotary base that transformers hard-codes (create_sinusoidal_positions)."""
 
 Named = tuple[str, LazyTensor]
 

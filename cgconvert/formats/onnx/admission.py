@@ -1,4 +1,4 @@
-"""What an ONNX folder has to be before onnxruntime or onnxruntime-genai gets it."""
+"""Check an ONNX folder before onnxruntime or onnxruntime-genai gets it."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What an ONNX folder says, held against the source: graph, configurations, ids, tokenizer.
+"""Compare what an ONNX folder says with the source: graph, configurations, ids, tokenizer.
 
 Nothing here comes from the graph's builder, on purpose: a check that shared the writer's code
 would share its mistakes.
@@ -90,7 +90,7 @@ def _metadata(graph: Path) -> dict[str, str]:
 
 
 def _genai_differences(model: Mapping[str, Any], geometry: Geometry) -> list[str]:
-    """Where the sizes in genai_config.json are not the geometry's."""
+    """Compare the sizes in genai_config.json with the geometry."""
     expected = genai_config(geometry, 0, "")["model"]
     sizes = ("head_size", "hidden_size", "num_attention_heads", "num_hidden_layers",
              "num_key_value_heads")  # fmt: skip
@@ -105,7 +105,7 @@ def _genai_differences(model: Mapping[str, Any], geometry: Geometry) -> list[str
 
 
 def _graph_differences(path: Path, g: Geometry) -> list[str]:
-    """Where the graph's own nodes differ: how many layers, which heads, rotary and epsilon.
+    """Compare the graph's own nodes with the geometry: layers, heads, rotary and epsilon.
 
     A weight or a cache that no node reads is a difference too: under the noise of 4 bits, a small
     bias that is left out shows nowhere else.
@@ -154,7 +154,7 @@ def settings(path: Path, source: Checkpoint) -> SettingsDifferences:
 
 
 def _genai_settings(path: Path, graph: Path, source: Checkpoint) -> list[str]:
-    """What genai feeds, fetches and searches; its sizes are compared with the geometry."""
+    """Compare what genai feeds, fetches and searches with what cgconvert writes."""
     end = source.tokenizer.end_of_text
     expected = genai_config(source.geometry, end, graph.relative_to(path.parent).as_posix())
     config = read_json(path)

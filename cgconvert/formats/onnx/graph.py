@@ -59,7 +59,7 @@ def build(
 ) -> bytes:
     """The serialized model, its initializers pointing into the file `data` beside it.
 
-    `adjusted` names vectors that are not the source's numbers and mean to be other ones.
+    `adjusted` are the names of vectors that calibration has changed.
     """
     return _Decoder(geometry, variant, items).serialize(data, adjusted)
 

@@ -1,4 +1,4 @@
-"""What clients feed the graph and fetch from it, and what its attention makes of the mask.
+"""The inputs and outputs of the graph, and how its attention uses the mask.
 
 Inputs: input_ids, attention_mask (0 for padding, which lies before the tokens or, as genai has
 it, after the prompt), position_ids, and past_key_values.N.key and .value for each layer.

@@ -48,7 +48,7 @@ file would take GBs in memory."""
 
 MAX_ENTRIES = 1 << 16
 MAX_NAME = 60
-"""Characters of a file's name: 4 bytes each at most, of the 255 that file systems take."""
+"""The most characters of a file's name: 4 bytes each at most, and file systems take 255."""
 
 _DTYPES: Mapping[int, torch.dtype] = {
     TensorProto.FLOAT: torch.float32,
@@ -76,7 +76,7 @@ def find_graph(path: Path) -> Path:
 
 
 def folder_of(graph: Path) -> Path:
-    """Where configuration and tokenizer of a graph lie: its folder, or the one above onnx/."""
+    """The folder of a graph's configuration and tokenizer: its own, or the one above onnx/."""
     return graph.parent.parent if graph.parent.name == "onnx" else graph.parent
 
 
@@ -313,7 +313,10 @@ def _oriented(tensors: Mapping[str, LazyTensor]) -> dict[str, LazyTensor]:
 def _geometry(
     graph: Path, claimed: Geometry, model: onnx.ModelProto, stored: Mapping[str, LazyTensor]
 ) -> Geometry:
-    """What config.json claims, with what only the graph knows: order and base of the rotary."""
+    """The geometry in config.json, with the rotary base that only the graph records.
+
+    Raises InputError where the two do not fit each other.
+    """
     facts = {entry.key: entry.value for entry in model.metadata_props}
     try:
         base = float(facts[ROTARY_BASE])

@@ -73,12 +73,12 @@ class Variant:
 
     @property
     def transformers_js(self) -> str:
-        """What transformers.js calls this dtype."""
+        """The name of this dtype in transformers.js."""
         return self.stem.removeprefix("model").removeprefix("_") or "fp32"
 
     @property
     def type(self) -> str:
-        """What the artefact is called in plans, manifests and folder names."""
+        """The stored type in plans, manifests and folder names."""
         return f"int{self.bits}" if self.bits else self.dtype
 
     @property
@@ -121,7 +121,7 @@ class Variant:
 
     @property
     def options(self) -> dict[str, Any]:
-        """For the manifest."""
+        """The options that the manifest records."""
         common = {"dtype": self.dtype, "client": self.client, "target": self.target}
         if self.bits is None:
             return common

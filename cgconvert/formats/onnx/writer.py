@@ -49,8 +49,8 @@ def plan(
 ) -> Plan:
     """The complete repository: graph and data in onnx/, everything else at the root.
 
-    Matrices that are coded for the same variant stay as they are. `adjusted` are the names of
-    vectors that are not the source's numbers and mean to be other ones: the graph says so.
+    Matrices that are quantized for the same variant stay as they are. `adjusted` are the names of
+    vectors that calibration has changed; the graph records them.
 
     Raises InputError where the geometry is not one that ONNX Runtime's attention takes or a
     matrix does not divide into blocks, UsageError for options that do not exist or go together.
@@ -103,7 +103,7 @@ def _texts(checkpoint: Checkpoint, variant: Variant) -> dict[str, bytes]:
 
 
 def _transformers_js(variant: Variant) -> dict[str, Any]:
-    """What transformers.js needs to find the graph and its data without being told a dtype."""
+    """The entries by which transformers.js finds the graph and its data without a dtype."""
     return {
         "transformers.js_config": {
             "dtype": variant.transformers_js,

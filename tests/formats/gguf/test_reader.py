@@ -68,7 +68,7 @@ def test_stored_weights_are_decoded(type_: str, convert: Callable[..., Path]) ->
     assert torch.equal(q.read(slice(5, 70), slice(7, 90)), q.read()[5:70, 7:90])
 
 
-def test_quantized_is_no_source(convert: Callable[..., Path]) -> None:
+def test_a_quantized_file_is_no_source(convert: Callable[..., Path]) -> None:
     with pytest.raises(InputError, match=r"is quantized \(Q8_0\): convert from its source"):
         read_source(str(convert("Q8_0")))
 

@@ -60,7 +60,9 @@ def test_another_rotary_base_is_kept(tmp_path: Path, small: Model) -> None:
     assert np.allclose(stored["rotary.cos"].read()[100], expected, atol=1e-7)
 
 
-def test_a_configuration_that_does_not_fit_the_graph(small: Model, tmp_path: Path) -> None:
+def test_a_configuration_that_does_not_fit_the_graph_is_refused(
+    small: Model, tmp_path: Path
+) -> None:
     folder = copy(small, tmp_path)
     config = json.loads((folder / "config.json").read_text())
     (folder / "config.json").write_text(json.dumps(config | {"rotary_dim": 64}))

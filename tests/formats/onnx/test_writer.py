@@ -334,7 +334,7 @@ def test_a_plan_is_the_same_every_time(small: Model) -> None:
         ({"bits": 4, "accuracy_level": 5}, UsageError, "accuracy level 5: give 0, 1, 2, 3 or 4"),
     ],
 )
-def test_options_that_cannot_be(
+def test_impossible_options_are_refused(
     small: Model, options: dict[str, Any], error: type[Exception], said: str
 ) -> None:
     with pytest.raises(error, match=said):
@@ -342,7 +342,9 @@ def test_options_that_cannot_be(
 
 
 @pytest.mark.parametrize(("n_embd", "rotary_dim"), [(96, 16), (256, 24)])
-def test_geometries_that_onnxruntime_does_not_take(n_embd: int, rotary_dim: int) -> None:
+def test_geometries_that_onnxruntime_does_not_take_are_refused(
+    n_embd: int, rotary_dim: int
+) -> None:
     geometry = replace(GEOMETRIES[64], n_embd=n_embd, n_inner=0, rotary_dim=rotary_dim)
     decoder = make_like(geometry)
     checkpoint = Checkpoint("x", Path("x"), "torch", {}, decoder, None, ())  # type: ignore[arg-type]
