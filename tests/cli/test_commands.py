@@ -1,4 +1,4 @@
-"""The commands as a person meets them: outputs, exit codes, one line where something is wrong."""
+"""The commands from the command line: outputs, exit codes, one line for each mistake."""
 
 from __future__ import annotations
 
@@ -43,38 +43,40 @@ def run(
         capsys.readouterr()
         with pytest.raises(SystemExit) as caught:
             main(arguments)
-        said = capsys.readouterr()
-        assert "Traceback" not in said.err
-        return Outcome(int(caught.value.code or 0), said.out, said.err)
+        printed = capsys.readouterr()
+        assert "Traceback" not in printed.err
+        return Outcome(int(caught.value.code or 0), printed.out, printed.err)
 
     return call
 
 
 @pytest.mark.parametrize("command", cli.list_commands(click.Context(cli)))
 def test_every_command_has_help_with_an_example(command: str, run: Callable[..., Outcome]) -> None:
-    told = run(command, "--help")
-    assert told.code == 0
-    assert "Example:" in told.out
-    assert f"cgconvert {command}" in told.out
+    outcome = run(command, "--help")
+    assert outcome.code == 0
+    assert "Example:" in outcome.out
+    assert f"cgconvert {command}" in outcome.out
 
 
-def test_python_dash_m() -> None:
-    told = subprocess.run(
+def test_the_package_runs_as_a_module() -> None:
+    finished = subprocess.run(
         [sys.executable, "-m", "cgconvert", "--version"], capture_output=True, text=True
     )
-    assert told.returncode == 0
-    assert told.stdout.startswith("cgconvert, version ")
+    assert finished.returncode == 0
+    assert finished.stdout.startswith("cgconvert, version ")
 
 
-def test_garbage_is_collected_behind_the_import_of_a_command() -> None:
+def test_garbage_collection_resumes_after_a_command_is_imported() -> None:
     code = """
 import gc
 from cgconvert.cli.main import cli
 cli.main(["to-gguf", "--help"], standalone_mode=False)
 print(gc.isenabled(), gc.get_freeze_count() > 100_000)
 """
-    told = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
-    assert told.stdout.splitlines()[-1] == "True True"
+    finished = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, check=True
+    )
+    assert finished.stdout.splitlines()[-1] == "True True"
 
 
 def test_default_outputs_are_named_after_the_source(
@@ -92,9 +94,9 @@ def test_default_outputs_are_named_after_the_source(
         ["quantize", TINY, "--bits", "8", "--format", "onnx"],
         ["quantize", TINY, "--bits", "4", "--format", "onnx", "--effort", "fast"],
     ):
-        told = run(*arguments)
-        assert told.code == 0, told.err
-        assert told.out.startswith(f"out/{TINY}/")
+        outcome = run(*arguments)
+        assert outcome.code == 0, outcome.err
+        assert outcome.out.startswith(f"out/{TINY}/")
     out = tmp_path / "out" / TINY
     assert sorted(p.name for p in out.iterdir()) == [
         "gguf", "hf", "hf-phi", "onnx", "onnx-fp16", "onnx-int4", "onnx-int8",
@@ -115,41 +117,43 @@ def test_default_outputs_are_named_after_the_source(
         assert (out / folder / "cgconvert.json").is_file()
 
 
-def test_our_artefacts_are_sources(run: Callable[..., Outcome], tmp_path: Path) -> None:
+def test_every_unquantized_artefact_is_a_source(
+    run: Callable[..., Outcome], tmp_path: Path
+) -> None:
     """Every unquantized output leads to the same float16 weights, under the model's own name."""
     run("to-hf", TINY, "-o", "one")
     run("to-hf", TINY, "--layout", "phi", "-o", "two")
     run("to-onnx", TINY, "-o", "three")
     run("to-gguf", TINY, "-o", "four.gguf")
-    wanted = (tmp_path / "one" / "model.safetensors").read_bytes()
+    expected = (tmp_path / "one" / "model.safetensors").read_bytes()
     for source in ("one", "two", "three", "four.gguf"):
-        told = run("to-hf", source, "-o", f"from-{source}")
-        assert told.code == 0, told.err
-        assert (tmp_path / f"from-{source}" / "model.safetensors").read_bytes() == wanted
+        outcome = run("to-hf", source, "-o", f"from-{source}")
+        assert outcome.code == 0, outcome.err
+        assert (tmp_path / f"from-{source}" / "model.safetensors").read_bytes() == expected
         manifest = json.loads((tmp_path / f"from-{source}" / "cgconvert.json").read_text())
         assert manifest["name"] == TINY
-    told = run("quantize", "one", "--bits", "8", "-o", "five.gguf")
-    told = run("to-hf", "five.gguf", "-o", "six")
-    assert (told.code, "is quantized (Q8_0)" in told.last) == (3, True)
+    outcome = run("quantize", "one", "--bits", "8", "-o", "five.gguf")
+    outcome = run("to-hf", "five.gguf", "-o", "six")
+    assert (outcome.code, "is quantized (Q8_0)" in outcome.last) == (3, True)
 
 
 def test_dry_run_writes_nothing(run: Callable[..., Outcome], tmp_path: Path) -> None:
     for command in ("to-hf", "to-onnx", "to-gguf"):
-        told = run(command, TINY, "--dry-run")
-        assert told.code == 0
-        assert "to write" in told.out
-        assert "free" in told.out
-        assert "of memory" in told.out
+        outcome = run(command, TINY, "--dry-run")
+        assert outcome.code == 0
+        assert "to write" in outcome.out
+        assert "free" in outcome.out
+        assert "of memory" in outcome.out
     assert run("quantize", TINY, "--bits", "4", "--dry-run").code == 0
     assert run("run", TINY, "--dry-run").code == 0
     assert os.listdir(tmp_path) == []
 
 
-def test_dry_run_tells_the_size_that_is_written(
+def test_a_dry_run_prints_the_size_that_is_written(
     run: Callable[..., Outcome], tmp_path: Path
 ) -> None:
-    told = run("to-gguf", TINY, "--type", "Q4_0", "--dry-run", "-o", "x.gguf")
-    size = told.out.splitlines()[-1].split(": ")[1].split(" to write")[0]
+    outcome = run("to-gguf", TINY, "--type", "Q4_0", "--dry-run", "-o", "x.gguf")
+    size = outcome.out.splitlines()[-1].split(": ")[1].split(" to write")[0]
     assert run("to-gguf", TINY, "--type", "Q4_0", "-o", "x.gguf").code == 0
     written = (tmp_path / "x.gguf").stat().st_size
     assert size == f"{written / 1e6:.3g} MB"
@@ -163,22 +167,24 @@ def test_inspect_describes_sources_and_artefacts(run: Callable[..., Outcome]) ->
         (TINY, "safetensors"), (f"out/{TINY}/hf", "safetensors"), ("x.gguf", "gguf"),
         ("x-onnx", "onnx"),
     ):  # fmt: skip
-        told = json.loads(run("inspect", path, "--json").out)
-        assert told["schema"] == 1
-        assert told["name"] == TINY
-        assert told["layout"] == layout
-        assert told["geometry"]["n_embd"] == 256
-        assert told["tokenizer"]["padding_rows"] == 90
-        assert told["parameters"] == 6831104
-        assert sum(told["types"].values()) == sum(t["nbytes"] for t in told["tensors"])
+        description = json.loads(run("inspect", path, "--json").out)
+        assert description["schema"] == 1
+        assert description["name"] == TINY
+        assert description["layout"] == layout
+        assert description["geometry"]["n_embd"] == 256
+        assert description["tokenizer"]["padding_rows"] == 90
+        assert description["parameters"] == 6831104
+        assert sum(description["types"].values()) == sum(
+            t["nbytes"] for t in description["tensors"]
+        )
         text = run("inspect", path).out
         assert "end-of-text 3967" in text
         if path != TINY:
-            assert told["provenance"]["source"]["origin"]["given"] == TINY
+            assert description["provenance"]["source"]["origin"]["given"] == TINY
             assert "made by     cgconvert" in text
 
 
-def test_generate_in_every_format(run: Callable[..., Outcome]) -> None:
+def test_every_format_generates_the_same_text(run: Callable[..., Outcome]) -> None:
     run("to-hf", TINY, "-o", "hf")
     run("to-onnx", TINY, "-o", "onnx")
     run("to-gguf", TINY, "--type", "F32", "-o", "x.gguf")
@@ -200,13 +206,13 @@ def test_generate_in_every_format(run: Callable[..., Outcome]) -> None:
     assert drawn[0] == drawn[1] != drawn[2]
 
 
-def test_verify_finds_sources_by_manifest_and_fails_with_4(
+def test_verify_reads_the_manifests_source_and_fails_with_4(
     run: Callable[..., Outcome], tmp_path: Path
 ) -> None:
     run("to-gguf", TINY, "--type", "Q8_0")
     run("to-onnx", TINY)
-    told = run("verify", "--report", "verdict.json")
-    assert told.code == 0, told.err
+    outcome = run("verify", "--report", "verdict.json")
+    assert outcome.code == 0, outcome.err
     report = json.loads((tmp_path / "verdict.json").read_text())
     assert report["verdict"] in ("pass", "warning")
     assert [a["artefact"]["format"] for a in report["artefacts"]] == ["gguf", "onnx"]
@@ -215,25 +221,26 @@ def test_verify_finds_sources_by_manifest_and_fails_with_4(
     raw = bytearray(data.read_bytes())
     raw[3_000_000:5_000_000] = bytes(2_000_000)
     data.write_bytes(bytes(raw))
-    told = run("verify", str(folder))
-    assert told.code == 4
+    outcome = run("verify", str(folder))
+    assert outcome.code == 4
     assert (
-        told.last == f"cgconvert: verification failed: out/{TINY}/onnx" or str(folder) in told.last
+        outcome.last == f"cgconvert: verification failed: out/{TINY}/onnx"
+        or str(folder) in outcome.last
     )
 
 
-def test_verify_with_a_text_bounds_and_another_runtime(
+def test_verify_takes_texts_bounds_and_a_runtime(
     run: Callable[..., Outcome], tmp_path: Path
 ) -> None:
     run("to-gguf", TINY, "--type", "F16")
     run("to-onnx", TINY)
     (tmp_path / "mine.txt").write_text("def area(r):\n    return 3.14159 * r * r\n" * 40)
-    told = run(
+    outcome = run(
         "verify", "--runtime", "onnxruntime-genai", "--text", "stdlib", "--text", "mine.txt",
         "--text-tokens", "700", "--threshold", "logits.kl_mean=-1", "--threshold",
         "logits.kl_p99=none", "--report", "verdict.json", "--report", "verdict.html",
     )  # fmt: skip
-    assert told.code == 4, told.err
+    assert outcome.code == 4, outcome.err
     assert (tmp_path / "verdict.html").is_file()
     report = json.loads((tmp_path / "verdict.json").read_text())
     used = {a["artefact"]["format"]: a["runtime"]["name"] for a in report["artefacts"]}
@@ -249,27 +256,32 @@ def test_verify_with_a_text_bounds_and_another_runtime(
         assert (texts["stdlib"]["tokens"], texts["stdlib"]["sequences"]) == (700, 2)
         assert texts["mine.txt"]["sha256"] == file_sha256(tmp_path / "mine.txt")
         assert artefact["prompts"]["lengths"][-4:] == [512, 188, 512, 188]
-    told = run("verify", "--runtime", "transformers")
-    assert (told.code, "does not run gguf or onnx; use llama.cpp or onnx" in told.last) == (2, True)
+    outcome = run("verify", "--runtime", "transformers")
+    assert (outcome.code, "does not run gguf or onnx; use llama.cpp or onnx" in outcome.last) == (
+        2,
+        True,
+    )
     for text in ("nowhere", ".", "verdict.html/x"):
-        told = run("verify", "--text", text)
-        assert (told.code, f"{text}: cannot be read as a text" in told.last) == (3, True)
+        outcome = run("verify", "--text", text)
+        assert (outcome.code, f"{text}: cannot be read as a text" in outcome.last) == (3, True)
 
 
-def test_verify_without_a_manifest(run: Callable[..., Outcome], tmp_path: Path) -> None:
+def test_verify_without_a_manifest_needs_a_reference(
+    run: Callable[..., Outcome], tmp_path: Path
+) -> None:
     run("to-gguf", TINY, "-o", "x.gguf")
     (tmp_path / "x.gguf.cgconvert.json").unlink()
-    told = run("verify", "x.gguf")
-    assert (told.code, "--reference SOURCE" in told.last) == (2, True)
+    outcome = run("verify", "x.gguf")
+    assert (outcome.code, "--reference SOURCE" in outcome.last) == (2, True)
     assert run("verify", "x.gguf", "--reference", TINY).code == 0
 
 
-def test_a_source_that_moved(run: Callable[..., Outcome], tmp_path: Path) -> None:
+def test_a_moved_source_has_to_be_named(run: Callable[..., Outcome], tmp_path: Path) -> None:
     shutil.copytree(embedded.path(), tmp_path / "mine")
     assert run("to-gguf", "mine", "-o", "x.gguf").code == 0
     (tmp_path / "mine").rename(tmp_path / "moved")
-    told = run("verify", "x.gguf")
-    assert (told.code, "--reference SOURCE" in told.last) == (3, True)
+    outcome = run("verify", "x.gguf")
+    assert (outcome.code, "--reference SOURCE" in outcome.last) == (3, True)
     assert run("verify", "x.gguf", "--reference", "moved").code == 0
 
 
@@ -341,11 +353,11 @@ MISTAKES: list[tuple[list[str], int, str]] = [
 def test_mistakes_get_one_clear_line(
     arguments: list[str], code: int, message: str, run: Callable[..., Outcome], tmp_path: Path
 ) -> None:
-    told = run(*arguments)
-    assert (told.code, told.out) == (code, "")
-    assert len(told.err.strip().splitlines()) == 1, told.err
-    assert told.err.startswith("cgconvert: ")
-    assert message in told.err
+    outcome = run(*arguments)
+    assert (outcome.code, outcome.out) == (code, "")
+    assert len(outcome.err.strip().splitlines()) == 1, outcome.err
+    assert outcome.err.startswith("cgconvert: ")
+    assert message in outcome.err
     assert os.listdir(tmp_path) == []
 
 
@@ -353,18 +365,21 @@ def test_ambiguous_sources_are_refused(run: Callable[..., Outcome], tmp_path: Pa
     run("to-hf", TINY)
     shutil.copytree(embedded.path(), tmp_path / "other")
     run("to-hf", "other")
-    told = run("quantize", "--bits", "4")
-    assert (told.code, f"several models under ./out ({TINY}, other)" in told.last) == (2, True)
+    outcome = run("quantize", "--bits", "4")
+    assert (outcome.code, f"several models under ./out ({TINY}, other)" in outcome.last) == (
+        2,
+        True,
+    )
 
 
-@pytest.mark.parametrize("made", ["to-onnx", "to-gguf", "to-hf"])
-def test_quantize_takes_what_is_there(made: str, run: Callable[..., Outcome]) -> None:
-    """Whichever unquantized artefact there is under ./out, the bytes are the same."""
-    run("quantize", TINY, "--bits", "8", "-o", "wanted.gguf")
-    assert run(made, TINY).code == 0
+@pytest.mark.parametrize("command", ["to-onnx", "to-gguf", "to-hf"])
+def test_quantize_takes_the_only_model_under_out(command: str, run: Callable[..., Outcome]) -> None:
+    """The bytes are the same, whichever format the unquantized model is in."""
+    run("quantize", TINY, "--bits", "8", "-o", "expected.gguf")
+    assert run(command, TINY).code == 0
     assert run("quantize", "--bits", "8").code == 0
-    written, wanted = Path(f"out/{TINY}/gguf/{TINY}-Q8_0.gguf"), Path("wanted.gguf")
-    assert written.read_bytes() == wanted.read_bytes()
+    written = Path(f"out/{TINY}/gguf/{TINY}-Q8_0.gguf")
+    assert written.read_bytes() == Path("expected.gguf").read_bytes()
     assert run("quantize", "--type", "Q4_0", "--effort", "fast").code == 0  # no quantized source
 
 
@@ -382,28 +397,30 @@ def test_verbose_shows_the_traceback(
 
 def test_an_existing_artefact_needs_force(run: Callable[..., Outcome]) -> None:
     assert run("to-gguf", TINY, "-o", "x.gguf").code == 0
-    told = run("to-gguf", TINY, "-o", "x.gguf")
-    assert (told.code, "exists; give --force to replace it" in told.last) == (2, True)
+    outcome = run("to-gguf", TINY, "-o", "x.gguf")
+    assert (outcome.code, "exists; give --force to replace it" in outcome.last) == (2, True)
     assert run("to-gguf", TINY, "-o", "x.gguf", "--force").code == 0
 
 
 def test_the_shipped_recipe_runs(run: Callable[..., Outcome], tmp_path: Path) -> None:
-    """The README's main job: all formats, quantized, verified, a table at the end."""
-    told = run("run", TINY)
-    assert told.code == 0, told.err + told.out
-    table = told.out.strip().splitlines()[-12:]
+    """All formats are written, quantized and verified; a table of all comes last."""
+    outcome = run("run", TINY)
+    assert outcome.code == 0, outcome.err + outcome.out
+    table = outcome.out.strip().splitlines()[-12:]
     assert any("Q8_0" in line for line in table)
     assert sum(line.startswith("pass") for line in table) >= 9
 
 
-def test_a_tokenizer_given_by_hand(run: Callable[..., Outcome], tmp_path: Path) -> None:
-    """A source without one, read with --tokenizer, is verified with the same one unasked."""
+def test_a_given_tokenizer_is_used_again_by_verify(
+    run: Callable[..., Outcome], tmp_path: Path
+) -> None:
+    """The manifest keeps the --tokenizer of a source that has none, and verify reads it."""
     shutil.copytree(embedded.path(), tmp_path / "bare")
     for file in ("tokenizer.json", "tokenizer_config.json", "special_tokens_map.json",
                  "added_tokens.json", "vocab.json", "merges.txt"):  # fmt: skip
         (tmp_path / "bare" / file).unlink()
-    told = run("to-gguf", "bare", "-o", "x.gguf")
-    assert (told.code, "--tokenizer" in told.last) == (3, True)
+    outcome = run("to-gguf", "bare", "-o", "x.gguf")
+    assert (outcome.code, "--tokenizer" in outcome.last) == (3, True)
     assert run("to-gguf", "bare", "-o", "x.gguf", "--tokenizer", str(embedded.path())).code == 0
     assert run("verify", "x.gguf").code == 0
 
@@ -416,9 +433,9 @@ def test_an_interrupted_command_exits_with_130_and_leaves_nothing(tmp_path: Path
         "w.Writer._write_items = lambda *_: os.kill(os.getpid(), signal.SIGTERM); "
         f"m.main(['to-hf', '{TINY}', '-o', 'hf'])"
     )
-    told = subprocess.run(
+    finished = subprocess.run(
         [sys.executable, "-c", code], capture_output=True, text=True, cwd=tmp_path
     )
-    assert told.returncode == 130
-    assert told.stderr.strip().splitlines()[-1] == "cgconvert: interrupted"
+    assert finished.returncode == 130
+    assert finished.stderr.strip().splitlines()[-1] == "cgconvert: interrupted"
     assert os.listdir(tmp_path) == []

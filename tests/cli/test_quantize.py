@@ -55,10 +55,10 @@ def run(
 def test_four_bits_give_a_file_no_larger_than_the_standard_mix_that_passes(
     run: Callable[..., Outcome], folder: Path
 ) -> None:
-    told = run("--bits", "4", "-o", "four.gguf")
-    assert told.code == 0, told.err
-    assert told.err.startswith("text.py: ")
-    lines = told.out.splitlines()
+    outcome = run("--bits", "4", "-o", "four.gguf")
+    assert outcome.code == 0, outcome.err
+    assert outcome.err.startswith("text.py: ")
+    lines = outcome.out.splitlines()
     assert lines[0].startswith("four.gguf  gguf Q4_K_")
     assert [line.split()[0] for line in lines[1:]] == [
         "token_embd.weight", "attn_q.weight", "attn_k.weight", "attn_v.weight",
@@ -110,22 +110,24 @@ def test_budgets_are_kept(run: Callable[..., Outcome], folder: Path) -> None:
     types = json.loads((folder / "size.gguf.cgconvert.json").read_text())["options"]["types"]
     assert types["blk.0.attn_v.weight"] == types["blk.0.ffn_up.weight"] == "Q8_0"
     assert types["blk.1.attn_v.weight"] == "Q6_K"
-    told = run("--max-size", "1200000", "-o", "no.gguf")
-    assert (told.code, "a file of 1200000 bytes is too small: the least is" in told.err) == (
+    outcome = run("--max-size", "1200000", "-o", "no.gguf")
+    assert (outcome.code, "a file of 1200000 bytes is too small: the least is" in outcome.err) == (
         2,
         True,
     )
-    least = int(told.err.rstrip().rsplit(" ", 1)[1])
+    least = int(outcome.err.rstrip().rsplit(" ", 1)[1])
     assert run("--max-size", str(least), "-o", "least.gguf").code == 0
     assert (folder / "least.gguf").stat().st_size <= least
 
 
 def test_a_named_mix_keeps_its_types(run: Callable[..., Outcome], folder: Path) -> None:
     assert run("--type", "q4_0", "-o", "fitted.gguf").code == 0
-    assert run("--type", "Q4_0", "--calibration", "none", "-o", "found.gguf").code == 0
-    fitted, found = (gguf.GGUFReader(folder / f"{n}.gguf").tensors for n in ("fitted", "found"))
-    assert [(t.name, t.tensor_type) for t in fitted] == [(t.name, t.tensor_type) for t in found]
-    assert any((a.data != b.data).any() for a, b in zip(fitted, found, strict=True))
+    assert run("--type", "Q4_0", "--calibration", "none", "-o", "rounded.gguf").code == 0
+    fitted, rounded = (
+        gguf.GGUFReader(folder / f"{name}.gguf").tensors for name in ("fitted", "rounded")
+    )
+    assert [(t.name, t.tensor_type) for t in fitted] == [(t.name, t.tensor_type) for t in rounded]
+    assert any((a.data != b.data).any() for a, b in zip(fitted, rounded, strict=True))
 
 
 def test_resume_computes_only_what_is_missing_and_gives_the_same_bytes(
@@ -164,11 +166,11 @@ def test_an_imatrix_is_written_and_read(run: Callable[..., Outcome], folder: Pat
     with pytest.raises(SystemExit) as caught:
         main(["verify", "im-4.gguf", "--reference", "small"])
     assert not caught.value.code
-    told = run("--bits", "4", "--imatrix", "im.gguf", "-o", "no.gguf")
-    assert (told.code, "--imatrix stands in place of a text" in told.err) == (2, True)
+    outcome = run("--bits", "4", "--imatrix", "im.gguf", "-o", "no.gguf")
+    assert (outcome.code, "--imatrix stands in place of a text" in outcome.err) == (2, True)
     (folder / "im.gguf").write_bytes(b"rubbish")
-    told = run("--type", "Q4_K_M", "--save-imatrix", "im.gguf", "-o", "no.gguf")
-    assert (told.code, "im.gguf exists" in told.err) == (2, True)
+    outcome = run("--type", "Q4_K_M", "--save-imatrix", "im.gguf", "-o", "no.gguf")
+    assert (outcome.code, "im.gguf exists" in outcome.err) == (2, True)
 
 
 @pytest.mark.parametrize(
@@ -183,9 +185,9 @@ def test_unusable_texts_are_refused(
     run: Callable[..., Outcome], folder: Path, content: bytes, message: str
 ) -> None:
     (folder / "bad.txt").write_bytes(content)
-    told = run("--bits", "4", "--calibration", "bad.txt", "-o", "bad.gguf")
-    assert (told.code, told.out) == (3, "")
-    assert message in told.err
+    outcome = run("--bits", "4", "--calibration", "bad.txt", "-o", "bad.gguf")
+    assert (outcome.code, outcome.out) == (3, "")
+    assert message in outcome.err
     assert not list(folder.glob("*bad.gguf*"))
 
 
@@ -216,6 +218,8 @@ def test_impossible_requests_fail_in_one_line_and_write_nothing(
     (folder / "binary.txt").write_bytes(bytes(range(128, 256)) * 30)
     (folder / "short.txt").write_text("x = 1")
     before = sorted(folder.iterdir())
-    told = run(*arguments.split(), "-o", "new.gguf")
-    assert (told.code, says in told.err, told.err.count("\n")) == (code, True, 1), told.err
+    outcome = run(*arguments.split(), "-o", "new.gguf")
+    assert (outcome.code, says in outcome.err, outcome.err.count("\n")) == (code, True, 1), (
+        outcome.err
+    )
     assert sorted(folder.iterdir()) == before

@@ -1,4 +1,4 @@
-"""Recipes: the shipped ones are right, and a mistake is reported with its line."""
+"""Recipes: the shipped ones load, and a mistake is reported with its line."""
 
 from __future__ import annotations
 
@@ -18,19 +18,19 @@ SHIPPED = sorted((Path(__file__).parents[2] / "recipes").glob("*.yaml"))
 
 @pytest.mark.parametrize("path", SHIPPED, ids=lambda p: p.stem)
 def test_shipped_recipes_load(path: Path) -> None:
-    found = recipe.load(path, known_bounds())
-    assert family.is_member(found.source) or found.source == embedded.NAME
-    assert found.steps[-1].command == "verify"
+    loaded = recipe.load(path, known_bounds())
+    assert family.is_member(loaded.source) or loaded.source == embedded.NAME
+    assert loaded.steps[-1].command == "verify"
 
 
-def test_every_size_has_one() -> None:
+def test_every_published_size_has_a_recipe() -> None:
     sources = [recipe.load(path).source for path in SHIPPED]
     for size in family.SIZES:
         assert any(f"-{size}-" in source for source in sources), size
     assert embedded.NAME in sources
 
 
-def test_found_by_name_or_path(tmp_path: Path) -> None:
+def test_a_recipe_is_found_by_name_or_path(tmp_path: Path) -> None:
     assert recipe.find(embedded.NAME).name == f"{embedded.NAME}.yaml"
     with pytest.raises(InputError, match="no such recipe; shipped are"):
         recipe.find("nonsense")
@@ -53,9 +53,9 @@ thresholds:
 def test_a_recipe_is_read_into_steps_and_thresholds(tmp_path: Path) -> None:
     path = tmp_path / "good.yaml"
     path.write_text(GOOD)
-    found = recipe.load(path)
-    assert found.reading == {"mp_num": 4}
-    assert found.steps == (
+    loaded = recipe.load(path)
+    assert loaded.reading == {"mp_num": 4}
+    assert loaded.steps == (
         recipe.Step("to-hf", {"max_shard_size": "5GB"}, 4),
         recipe.Step("verify", {}, 5),
         recipe.Step("quantize", {"bits": 4}, 6),
@@ -63,17 +63,17 @@ def test_a_recipe_is_read_into_steps_and_thresholds(tmp_path: Path) -> None:
             "to-onnx", {"bits": 4, "block_size": 64, "symmetric": True, "accuracy_level": 0}, 8
         ),
     )
-    assert found.thresholds == {"gguf Q4_0": {"logits.kl_mean": 0.5}}
+    assert loaded.thresholds == {"gguf Q4_0": {"logits.kl_mean": 0.5}}
 
 
 @pytest.mark.parametrize(
-    ("said", "bound"), [("1e-6", 1e-6), ("1", 1.0), ("none", None), ("null", None)]
+    ("text", "bound"), [("1e-6", 1e-6), ("1", 1.0), ("none", None), ("null", None)]
 )
-def test_bounds_of_a_recipe(tmp_path: Path, said: str, bound: float | None) -> None:
+def test_thresholds_are_numbers_or_none(tmp_path: Path, text: str, bound: float | None) -> None:
     path = tmp_path / "good.yaml"
-    path.write_text(GOOD.replace("0.5", said))
-    found = recipe.load(path, known_bounds())
-    assert found.thresholds == {"gguf Q4_0": {"logits.kl_mean": bound}}
+    path.write_text(GOOD.replace("0.5", text))
+    loaded = recipe.load(path, known_bounds())
+    assert loaded.thresholds == {"gguf Q4_0": {"logits.kl_mean": bound}}
 
 
 MISTAKES = [
@@ -116,14 +116,14 @@ def test_a_mistake_is_reported_with_its_line(
 
 
 @pytest.mark.parametrize("text", ["", "- a", "null", "[" * 5000, "a: &a [*a]", "\x00"])
-def test_not_a_recipe_at_all(tmp_path: Path, text: str) -> None:
+def test_other_yaml_is_refused(tmp_path: Path, text: str) -> None:
     path = tmp_path / "bad.yaml"
     path.write_text(text)
     with pytest.raises(InputError, match=re.escape(str(path))):
         recipe.load(path)
 
 
-def test_bytes_that_are_no_text(tmp_path: Path) -> None:
+def test_other_bytes_are_refused(tmp_path: Path) -> None:
     path = tmp_path / "bad.yaml"
     path.write_bytes(b"\xff\xfe\x00")
     with pytest.raises(InputError, match="not UTF-8"):
