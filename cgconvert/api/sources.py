@@ -10,7 +10,6 @@ from cgconvert.errors import UsageError
 from cgconvert.formats.describe import Description, describe
 from cgconvert.formats.read import ReadOptions, read
 from cgconvert.model.checkpoint import Checkpoint
-from cgconvert.options import accepted_values
 
 __all__ = ["Source", "inspect", "load", "read_options"]
 
@@ -100,5 +99,14 @@ def inspect(
 
 
 def read_options(**values: Any) -> ReadOptions:
-    """Reading options from the arguments of a function of the API."""
-    return ReadOptions(**accepted_values(READ, values))
+    """Reading options from the arguments of a function of the API.
+
+    Their bounds are the readers' to check: the errors name the file that a number does not fit.
+    """
+    paths = {option.name for option in READ if option.type is Path}
+    arguments: dict[str, Any] = {
+        name: Path(value) if name in paths else value
+        for name, value in values.items()
+        if value is not None
+    }
+    return ReadOptions(**arguments)

@@ -199,13 +199,13 @@ class _Reader:
                     self.fail(at, f"{kind}: {error}")
         return bounds
 
-    def mapping(self, node: yaml.Node, what: str) -> dict[str, tuple[yaml.Node, yaml.Node]]:
+    def mapping(self, node: yaml.Node, name: str) -> dict[str, tuple[yaml.Node, yaml.Node]]:
         if not isinstance(node, yaml.MappingNode):
-            self.fail(node, f"{what} is not a mapping of names to values")
+            self.fail(node, f"{name} is not a mapping of names to values")
         entries: dict[str, tuple[yaml.Node, yaml.Node]] = {}
         for key, value in node.value:
             if not isinstance(key, yaml.ScalarNode):
-                self.fail(key, f"a name in {what} is not a word")
+                self.fail(key, f"a name in {name} is not a word")
             if key.value in entries:
                 self.fail(key, f"{key.value!r} stands twice")
             entries[key.value] = (key, value)
@@ -239,8 +239,6 @@ class _Reader:
         expected = option.type if option.type in TYPE_NAMES else str
         if not isinstance(value, expected) or isinstance(value, bool) != (expected is bool):
             self.fail(node, f"{name} is not {TYPE_NAMES.get(expected, 'text')}")
-        if option.out_of_bounds(value):
-            self.fail(node, f"{name} is {value}, which is not in the range {option.bounds}")
         return value
 
     @staticmethod

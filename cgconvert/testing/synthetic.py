@@ -78,13 +78,15 @@ def names(g: Geometry) -> dict[str, tuple[int, ...]]:
     """Names and shapes of a CodeGen state dict, in the order torch gives them."""
     d = g.n_embd
     shapes: dict[str, tuple[int, ...]] = {CODEGEN.model["wte"]: (g.vocab_size, d)}
-    block: dict[str, tuple[int, ...]] = {
+    layer_shapes: dict[str, tuple[int, ...]] = {
         "ln_weight": (d,), "ln_bias": (d,), "qkv": (3 * d, d), "o": (d, d),
         "fc_in": (g.n_inner, d), "fc_in_bias": (g.n_inner,),
         "fc_out": (d, g.n_inner), "fc_out_bias": (d,),
     }  # fmt: skip
     for layer in range(g.n_layer):
-        shapes |= {CODEGEN.layer[part].format(i=layer): shape for part, shape in block.items()}
+        shapes |= {
+            CODEGEN.layer[part].format(i=layer): shape for part, shape in layer_shapes.items()
+        }
     shapes |= {CODEGEN.model[part]: (d,) for part in ("ln_f_weight", "ln_f_bias")}
     return shapes | {
         CODEGEN.model["head"]: (g.vocab_size, d),
@@ -263,8 +265,8 @@ LAYOUTS: dict[str, Callable[[State, Geometry, Path, Path | None], Path]] = {
 def regroup(state: State, g: Geometry, mp_num: int) -> tuple[dict[str, torch.Tensor], Geometry]:
     """The same model with its qkv_proj packed in another number of groups."""
     index = np.concatenate(split_rows(g.n_embd, g.mp_num))[packed_rows(g.n_embd, mp_num)]
-    other = {name: t[index] if "qkv_proj" in name else t for name, t in state.items()}
-    return other, replace(g, mp_num=mp_num)
+    regrouped = {name: t[index] if "qkv_proj" in name else t for name, t in state.items()}
+    return regrouped, replace(g, mp_num=mp_num)
 
 
 def _buffers(g: Geometry) -> dict[str, torch.Tensor]:
