@@ -84,7 +84,7 @@ DRY_RUN = Option(
     default=False,
     help="Print the plan, its size and its needs; write nothing.",
 )
-"""Of commands alone: the API has `plan`."""
+"""An option of the commands only: the API has `plan`."""
 
 WRITE = (
     Option(

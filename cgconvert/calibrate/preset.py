@@ -27,7 +27,7 @@ class CalibrationPreset:
 
 
 FAST = "fast"
-"""In place of a preset: no text, only the search for the best scales."""
+"""The choice without a calibration: no text, only the search for the best scales."""
 
 PRESETS = {
     preset.name: preset

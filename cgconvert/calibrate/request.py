@@ -26,7 +26,7 @@ from cgconvert.write.plan import LazyPlan
 __all__ = ["NO_TEXT", "QUANTIZED_TYPES", "default_4bit_type", "quantize_gguf", "quantize_onnx"]
 
 NO_TEXT = "none"
-"""In place of a calibration text: quantize by the weights alone."""
+"""The word in place of a calibration text that means: quantize by the weights alone."""
 
 UNCALIBRATED_TYPE = "Q8_0"
 """The file type of 8 bits, which has nothing to gain from a text."""

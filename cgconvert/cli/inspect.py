@@ -55,7 +55,7 @@ def _lines(description: Description) -> list[str]:
 
 
 def _provenance(description: Description) -> list[str]:
-    """Where a checkpoint was found, or what an artefact's manifest says it was made from."""
+    """Lines about the place of a checkpoint, or about the source of an artefact."""
     provenance = description.provenance
     if "source" not in provenance:
         origin = ", ".join(f"{name} {value}" for name, value in provenance.items())

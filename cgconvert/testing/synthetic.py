@@ -159,7 +159,7 @@ def _sparse(state: State, g: Geometry, target: Path, tokenizer: Path | None) -> 
 
 
 def _streamed(state: State, g: Geometry, target: Path, tokenizer: Path | None) -> Path:
-    """As `safetensors`, with one tensor in memory at a time: for models larger than it."""
+    """Write like `safetensors`, with one tensor in memory at a time, for models larger than it."""
     _hub_files(state, g, target, tokenizer)
     offsets = _empty_safetensors(g, target)
     with (target / "model.safetensors").open("r+b") as file:

@@ -20,9 +20,9 @@ from cgconvert.verify.verdict import Check, at_most
 __all__ = ["check_exact_matrices"]
 
 BOUNDS: Mapping[str, float] = {"float32": 1e-10, "float16": 5e-6}
-"""By the type of the other activations; float16's is that of an unquantized float16 graph. Seen in
-float32: 1.8e-11, of 6B's head with sharp attention (python -m tests.verify.false_alarms --seeds 2
---heads 8 --vocabulary 6000 --trained)."""
+"""Bounds by the type of the other activations; float16's is that of an unquantized float16 graph.
+Seen in float32: 1.8e-11, of 6B's head with sharp attention (python -m tests.verify.false_alarms
+--seeds 2 --heads 8 --vocabulary 6000 --trained)."""
 
 
 def check_exact_matrices(

@@ -205,7 +205,7 @@ def test_a_budget_is_kept_and_its_result_passes_verification(
 
 
 def test_eight_bits_may_compensate_for_rounding_to_four(source: Checkpoint) -> None:
-    """As far as rounding to 4 bits goes, and no further: not scaled, not of another layer."""
+    """A difference within the rounding to 4 bits is accepted; another scale or layer is not."""
     weight = source.decoder.layers[0].o.read().float()
     four, eight = MatMulNBits(4, searched=True), MatMulNBits(8, 128, symmetric=True, searched=True)
     noise = torch.randn(weight.shape, generator=torch.Generator().manual_seed(0))

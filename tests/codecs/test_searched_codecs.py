@@ -65,7 +65,7 @@ def tensors() -> dict[str, np.ndarray]:
 
 
 def importance(columns: int) -> np.ndarray:
-    """As uneven as the mean squares of a layer's input."""
+    """Random weights for columns, as uneven as the mean squares of a layer's inputs."""
     random = np.random.default_rng(1)
     drawn = random.standard_normal(columns) ** 2 * random.lognormal(0, 1, columns)
     return drawn.astype(np.float32)
@@ -131,7 +131,7 @@ def test_search_is_what_encode_writes(codec: BlockCodec, weighted: bool) -> None
 @weighted
 @pytest.mark.parametrize("kind", tensors())
 def test_error_is_not_above_ggmls(codec: BlockCodec, weighted: bool, kind: str) -> None:
-    """By the measure each is asked for: the importance of columns, where it is given."""
+    """The error is the weighted one if both search with an importance for each column."""
     rows = tensors()[kind]
     weights = importance(rows.shape[1]) if weighted else None
     ours = ggml.dequantize(codec.name, encoded(codec, rows, weights))

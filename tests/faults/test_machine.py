@@ -205,7 +205,7 @@ def test_a_second_run_to_the_same_output_is_refused(
 def test_a_kill_between_two_renames_keeps_the_old_folder(
     server: Server, valid_inputs: ValidInputs, tmp_path: Path
 ) -> None:
-    """Where two folders cannot be exchanged in one step, the old one lies in the staging folder."""
+    """If two folders cannot be exchanged in one step, the old one is in the staging folder."""
     valid_inputs.copy("safetensors", tmp_path)
     aside = tmp_path / ".out.cgconvert-tmp" / "replaced"
     aside.mkdir(parents=True)

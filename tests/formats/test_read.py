@@ -26,15 +26,15 @@ from tests.conftest import SMALL
 Make = Callable[..., Path]
 
 
-def weights(given: Path, tokenizer: Path, **options: object) -> dict[str, torch.Tensor]:
-    checkpoint = read(str(given), ReadOptions(tokenizer=tokenizer, **options))  # type: ignore[arg-type]
+def weights(source: Path, tokenizer: Path, **options: object) -> dict[str, torch.Tensor]:
+    checkpoint = read(str(source), ReadOptions(tokenizer=tokenizer, **options))  # type: ignore[arg-type]
     decoder = checkpoint.decoder
-    found = {"wte": decoder.wte.read(), "head": decoder.head.read()}
+    tensors = {"wte": decoder.wte.read(), "head": decoder.head.read()}
     for i, block in enumerate(decoder.layers):
-        found[f"qkv{i}"] = block.qkv.read()
+        tensors[f"qkv{i}"] = block.qkv.read()
         for part in ("o", "fc_in", "fc_in_bias", "fc_out", "fc_out_bias", "ln_weight", "ln_bias"):
-            found[f"{part}{i}"] = getattr(block, part).read()
-    return {name: tensor.half() for name, tensor in found.items()}
+            tensors[f"{part}{i}"] = getattr(block, part).read()
+    return {name: tensor.half() for name, tensor in tensors.items()}
 
 
 @pytest.mark.parametrize(
@@ -43,11 +43,11 @@ def weights(given: Path, tokenizer: Path, **options: object) -> dict[str, torch.
 def test_layouts_hold_the_same_numbers(
     layout: str, make_checkpoint: Make, tokenizer_folder: Path
 ) -> None:
-    one = weights(make_checkpoint("safetensors"), tokenizer_folder)
-    other = weights(make_checkpoint(layout), tokenizer_folder)
-    assert one.keys() == other.keys()
-    for name, tensor in one.items():
-        assert torch.equal(tensor, other[name]), name
+    first = weights(make_checkpoint("safetensors"), tokenizer_folder)
+    second = weights(make_checkpoint(layout), tokenizer_folder)
+    assert first.keys() == second.keys()
+    for name, tensor in first.items():
+        assert torch.equal(tensor, second[name]), name
 
 
 def test_name_and_provenance_of_a_tarball(make_checkpoint: Make, tokenizer_folder: Path) -> None:
@@ -78,10 +78,10 @@ def test_eight_groups_from_the_training_configuration(
 ) -> None:
     geometry = replace(SMALL, n_head=8)
     state, eight = synthetic.regroup(small_state, geometry, 8)
-    one = read(str(make_checkpoint("safetensors", geometry=geometry)))
-    other = read(str(make_checkpoint("jaxformer", state, eight)))
-    assert other.geometry.mp_num == 8
-    for a, b in zip(one.decoder.layers, other.decoder.layers, strict=True):
+    first = read(str(make_checkpoint("safetensors", geometry=geometry)))
+    second = read(str(make_checkpoint("jaxformer", state, eight)))
+    assert second.geometry.mp_num == 8
+    for a, b in zip(first.decoder.layers, second.decoder.layers, strict=True):
         assert torch.equal(a.qkv.read(), b.qkv.read().half())
 
 
@@ -97,8 +97,8 @@ def test_bfloat16_leaves_are_read(
         for name, a in leaves.items()
     }
     np.savez(archive, **halved)
-    wanted = small_state["lm_head.weight"].float().bfloat16()
-    assert torch.equal(read(str(folder)).decoder.head.read(), wanted)
+    expected = small_state["lm_head.weight"].float().bfloat16()
+    assert torch.equal(read(str(folder)).decoder.head.read(), expected)
 
 
 def test_groups_are_never_guessed(make_checkpoint: Make) -> None:
@@ -351,9 +351,9 @@ def test_a_tensor_not_contiguous_in_its_storage_is_refused(make_checkpoint: Make
 
 
 def test_a_missing_source_is_refused(tmp_path: Path) -> None:
-    for given in ("no/such/folder", str(tmp_path), "nonsense"):
+    for source in ("no/such/folder", str(tmp_path), "nonsense"):
         with pytest.raises(CgconvertError):
-            read(given)
+            read(source)
 
 
 def test_a_geometry_needs_whole_numbers(make_checkpoint: Make) -> None:

@@ -42,16 +42,16 @@ bits, to which the inputs of coded matrices are rounded."""
 def run(folder: Path, texts: list[str]) -> dict[str, Any]:
     texts_file = folder.parent / "texts.json"
     texts_file.write_text(json.dumps(texts))
-    done = node(
+    process = node(
         [str(HERE / "generate.mjs"), str(folder), str(texts_file), str(NEW)],
         return_completed_process=True,
         capture_output=True,
         text=True,
     )
-    assert isinstance(done, subprocess.CompletedProcess)
-    assert done.returncode == 0, done.stderr
-    assert done.stderr == ""  # no warning
-    output: dict[str, Any] = json.loads(done.stdout)
+    assert isinstance(process, subprocess.CompletedProcess)
+    assert process.returncode == 0, process.stderr
+    assert process.stderr == ""  # no warning
+    output: dict[str, Any] = json.loads(process.stdout)
     return output
 
 

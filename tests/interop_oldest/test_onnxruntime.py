@@ -36,7 +36,7 @@ def kinds() -> list[str]:
 
 @pytest.mark.parametrize("kind", kinds())
 def test_logits_equal_those_of_transformers(model: Model, kind: str) -> None:
-    """In one buffer: a prefill, a chunk on top of it and single tokens. Then as a padded batch."""
+    """A prefill, a further chunk and single tokens in one buffer, then a padded batch."""
     variant = Variant(**VARIANTS[kind])
     bound = {None: 1e-5, 8: 0.05, 4: 0.3}[variant.bits]
     if variant.dtype == "float16":

@@ -186,8 +186,8 @@ def test_greedy_tokens_are_the_64_pinned_ones(folders: dict[str, Path], theirs: 
     for entry in pinned:
         inputs = tokenizer(entry["text"], return_tensors="pt")
         for model in (ours, theirs):
-            done = model.generate(**inputs, **options)[0]
-            assert done[inputs.input_ids.shape[1] :].tolist() == entry["tokens"]
+            generated = model.generate(**inputs, **options)[0]
+            assert generated[inputs.input_ids.shape[1] :].tolist() == entry["tokens"]
     padded = tokenizer([entry["text"] for entry in pinned], return_tensors="pt", padding=True)
     assert padded.attention_mask.sum(1).unique().numel() > 3
     together = ours.generate(**padded, **options)[:, padded.input_ids.shape[1] :]

@@ -90,7 +90,7 @@ def test_feed_last_equals_the_last_row_of_feed(small: Model, runtime_class: Any,
 
 
 def test_a_prompt_needs_one_row_of_logits(small: Model, tmp_path: Path) -> None:
-    """Where the graph can be told so, the head multiplies the last token alone."""
+    """If the graph has the input for it, the head multiplies only the last token."""
     ids = small.prompts()[0]
     for kind, rows in (("model", len(ids)), ("model_js", 1)):
         prefix = str(tmp_path / kind)
@@ -108,7 +108,7 @@ def test_a_prompt_needs_one_row_of_logits(small: Model, tmp_path: Path) -> None:
 
 @pytest.mark.parametrize(("keep", "rows"), [(0, 17), (1, 1), (5, 5), (99, 17)])
 def test_num_logits_to_keep_gives_as_many_rows(small: Model, keep: int, rows: int) -> None:
-    """As transformers.js gives it, a scalar, and as genai does, [1]; 0 is all."""
+    """The input is a scalar in transformers.js and [1] in genai; 0 means all rows."""
     session, _ = opened(small.graph("model_js"))
     ids = small.prompts()[1]
     arrays: dict[str, Any] = {

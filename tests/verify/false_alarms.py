@@ -149,7 +149,7 @@ def run(
 
 
 def worst_of(results: Sequence[CheckResult]) -> list[Worst]:
-    """By type and check, in the order they were first seen."""
+    """The worst result of each type and check, in the order in which they first occur."""
     groups: dict[tuple[str, str], list[CheckResult]] = {}
     for result in results:
         groups.setdefault((result.type, result.check.name), []).append(result)

@@ -24,7 +24,7 @@ from tests.support.tampering import checkpoint
 DOCUMENT = Path(__file__).parents[2] / "docs" / "mutations.md"
 
 POSITIONS = 96
-"""Of the trained model's context, which has 512: it costs half."""
+"""How much of the trained model's context of 512 is used: it takes half the time."""
 
 MODELS = ("sharp", "trained")
 WEIGHTLESS = ("config.json", "generation_config.json", "genai_config.json", "metadata",

@@ -78,7 +78,7 @@ def test_another_source_fails_or_warns(
 def test_a_changed_byte_anywhere_is_noticed(
     name: str, source: Checkpoint, right: dict[str, Plan], tmp_path: Path
 ) -> None:
-    """In every file, at its ends and between; the manifest is one of them."""
+    """A byte is changed in every file, the manifest included, at both ends and between."""
     artefact, places = copied(right[name], tmp_path), random.Random(0)
     assert provenance(artefact, source).verdict == Verdict.PASS
     for path in files_of(artefact):

@@ -34,7 +34,8 @@ KL_TOP, KL_BOTTOM, KL_HEIGHT = 22, 240, 280
 """Edges of the panel of the divergence plot, and the height of the drawing."""
 
 MOST_SINGLE_POINTS = 1600
-"""With more positions than this, several share a column: two points a pixel show nothing."""
+"""Most positions that are drawn as single points; more of them share columns, because two points
+in one pixel show nothing."""
 
 COLUMNS = 390
 """One column for every two units of the drawing's width."""

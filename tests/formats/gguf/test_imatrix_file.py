@@ -30,15 +30,15 @@ def means(imatrix: Imatrix) -> dict[str, np.ndarray]:
 def test_a_written_imatrix_reads_back_the_same(tmp_path: Path) -> None:
     path = tmp_path / "imatrix.gguf"
     written = write_imatrix(path, collected())
-    found = read_imatrix(path, DECODER)
-    assert (found.file, found.sha256) == ("imatrix.gguf", collected().sha256)
-    assert (written.file, written.sha256) == (found.file, found.sha256)
-    assert (found.datasets, found.chunks, found.chunk_size) == (("noise",), 2, 64)
-    assert found.inputs.keys() == collected().inputs.keys()
+    imatrix = read_imatrix(path, DECODER)
+    assert (imatrix.file, imatrix.sha256) == ("imatrix.gguf", collected().sha256)
+    assert (written.file, written.sha256) == (imatrix.file, imatrix.sha256)
+    assert (imatrix.datasets, imatrix.chunks, imatrix.chunk_size) == (("noise",), 2, 64)
+    assert imatrix.inputs.keys() == collected().inputs.keys()
     for name, inputs in collected().inputs.items():
-        assert torch.equal(found.inputs[name].squares, inputs.squares)
-        assert found.inputs[name].count == inputs.count == 128
-    assert path.read_bytes() == encoded(found)  # the same numbers are the same bytes
+        assert torch.equal(imatrix.inputs[name].squares, inputs.squares)
+        assert imatrix.inputs[name].count == inputs.count == 128
+    assert path.read_bytes() == encoded(imatrix)  # the same numbers are the same bytes
     assert [p.name for p in tmp_path.iterdir()] == ["imatrix.gguf"]
 
 
@@ -65,10 +65,10 @@ def test_an_imatrix_file_has_the_layout_of_llama_imatrix(tmp_path: Path) -> None
 def test_the_older_file_format_reads_the_same(tmp_path: Path, tail: bool) -> None:
     path = tmp_path / "imatrix.dat"
     path.write_bytes(legacy(collected(), tail=tail))
-    found = read_imatrix(path, DECODER)
-    assert (found.chunks, found.datasets) == ((2, ("noise",)) if tail else (0, ()))
+    imatrix = read_imatrix(path, DECODER)
+    assert (imatrix.chunks, imatrix.datasets) == ((2, ("noise",)) if tail else (0, ()))
     for name in collected().inputs:
-        ours, theirs = found.importance(name), collected().importance(name)
+        ours, theirs = imatrix.importance(name), collected().importance(name)
         assert ours is not None
         assert theirs is not None
         torch.testing.assert_close(ours, theirs, rtol=1e-5, atol=0)
@@ -90,10 +90,10 @@ def test_entries_of_newer_versions_are_ignored(tmp_path: Path) -> None:
     writer.write_kv_data_to_file()
     writer.write_tensors_to_file()
     writer.close()
-    found = read_imatrix(path, DECODER)
-    assert found.datasets == ("a", "b")
+    imatrix = read_imatrix(path, DECODER)
+    assert imatrix.datasets == ("a", "b")
     for name, inputs in collected().inputs.items():
-        assert torch.equal(found.inputs[name].squares, inputs.squares)
+        assert torch.equal(imatrix.inputs[name].squares, inputs.squares)
 
 
 def test_llama_cpp_quantizes_with_a_written_imatrix(tmp_path: Path) -> None:
@@ -106,9 +106,9 @@ def test_llama_cpp_quantizes_with_a_written_imatrix(tmp_path: Path) -> None:
     weights = {t.name: t for t in gguf.GGUFReader(source).tensors}
     for name in ("blk.1.attn_q.weight", "blk.1.ffn_up.weight", "output.weight"):
         rows, kind = np.ascontiguousarray(weights[name].data), stored[name].tensor_type.name
-        wanted = ggml.quantize(kind, rows, importance[name])
-        assert np.array_equal(stored[name].data, wanted), name
-        assert not np.array_equal(wanted, ggml.quantize(kind, rows)), name
+        expected = ggml.quantize(kind, rows, importance[name])
+        assert np.array_equal(stored[name].data, expected), name
+        assert not np.array_equal(expected, ggml.quantize(kind, rows)), name
 
 
 def test_a_file_is_replaced_only_when_asked(tmp_path: Path) -> None:

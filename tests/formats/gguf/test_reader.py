@@ -74,7 +74,7 @@ def test_a_quantized_file_is_no_source(convert: Callable[..., Path]) -> None:
 
 
 @pytest.mark.parametrize(
-    ("old", "new", "said"),
+    ("old", "new", "message"),
     [
         (b"phi2.rope.freq_base", b"phi2.rope.freq_bass", "rope.freq_base is None"),
         (b"phi2.block_count", b"phi2.block_cuont", "block_count is None"),
@@ -87,13 +87,13 @@ def test_a_quantized_file_is_no_source(convert: Callable[..., Path]) -> None:
     ],
 )
 def test_missing_tensors_are_named(
-    old: bytes, new: bytes, said: str, tmp_path: Path, convert: Callable[..., Path]
+    old: bytes, new: bytes, message: str, tmp_path: Path, convert: Callable[..., Path]
 ) -> None:
     path = tmp_path / "changed.gguf"
     data = convert().read_bytes()
     assert old in data
     path.write_bytes(data.replace(old, new))
-    with pytest.raises(InputError, match=re.escape(said)) as caught:
+    with pytest.raises(InputError, match=re.escape(message)) as caught:
         reader.read(path, "x")
     assert "\n" not in str(caught.value)
 

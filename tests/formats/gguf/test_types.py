@@ -35,7 +35,7 @@ MIXES = ["Q4_K_S", "Q4_K_M", "Q5_K_S", "Q5_K_M", "Q6_K"]
 DEEP = Geometry(
     n_layer=20, n_embd=256, n_head=4, rotary_dim=32, n_positions=64, vocab_size=4096, mp_num=4
 )
-"""As many layers as 350M, so that every rule about layers shows."""
+"""A geometry with the number of layers of 350M, so that every rule about layers shows."""
 
 
 def write(checkpoint: Checkpoint, folder: Path, type: str) -> Path:  # noqa: A002
@@ -58,13 +58,13 @@ def llama_quantize(source: Path, type: str) -> Path:  # noqa: A002
     return output
 
 
-def divergence(path: Path, wanted: np.ndarray, ids: tuple[int, ...]) -> float:
+def divergence(path: Path, expected: np.ndarray, ids: tuple[int, ...]) -> float:
     runtime = LlamaCpp.open(path, "cpu", 1)
     try:
-        logits = runtime.feed(ids)[:, : wanted.shape[1]]
+        logits = runtime.feed(ids)[:, : expected.shape[1]]
     finally:
         runtime.close()
-    return float(kl_divergence(wanted, logits).mean())
+    return float(kl_divergence(expected, logits).mean())
 
 
 @pytest.fixture(scope="module")
@@ -81,8 +81,8 @@ def test_mix_is_llama_quantizes(type_: str, deep: tuple[Checkpoint, Path], tmp_p
     checkpoint, source = deep
     ours = read_header(write(checkpoint, tmp_path, type_))
     theirs = read_header(llama_quantize(source, type_))
-    found = {tensor.name: (tensor.type, tensor.shape, tensor.nbytes) for tensor in ours.tensors}
-    assert found == {t.name: (t.type, t.shape, t.nbytes) for t in theirs.tensors}
+    stored = {tensor.name: (tensor.type, tensor.shape, tensor.nbytes) for tensor in ours.tensors}
+    assert stored == {t.name: (t.type, t.shape, t.nbytes) for t in theirs.tensors}
     for key in ("general.file_type", "general.quantization_version"):
         assert ours.metadata[key] == theirs.metadata[key]
 
@@ -123,10 +123,10 @@ def test_embedded_model_loses_no_more_than_by_llama_quantize(type_: str, tmp_pat
     model = AutoModelForCausalLM.from_pretrained(embedded.path(), dtype=torch.float32).eval()
     ids = tuple(checkpoint.tokenizer.encode("\n".join(corpus.text("evaluation", 4000)))[:512])
     with torch.inference_mode():
-        wanted = model(torch.tensor([ids])).logits[0, :, : checkpoint.tokenizer.size].numpy()
+        expected = model(torch.tensor([ids])).logits[0, :, : checkpoint.tokenizer.size].numpy()
     ours = write(checkpoint, tmp_path, type_)
     theirs = llama_quantize(write(checkpoint, tmp_path, "F16"), type_)
-    assert divergence(ours, wanted, ids) <= divergence(theirs, wanted, ids)
+    assert divergence(ours, expected, ids) <= divergence(theirs, expected, ids)
 
 
 def test_files_of_llama_quantize_are_read(deep: tuple[Checkpoint, Path]) -> None:

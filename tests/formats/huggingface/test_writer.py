@@ -142,8 +142,8 @@ def logits(model: torch.nn.Module, ids: torch.Tensor = IDS) -> torch.Tensor:
     return output
 
 
-def relative(found: torch.Tensor, wanted: torch.Tensor) -> float:
-    return float((found - wanted).abs().max() / wanted.abs().max())
+def relative(actual: torch.Tensor, expected: torch.Tensor) -> float:
+    return float((actual - expected).abs().max() / expected.abs().max())
 
 
 @pytest.mark.parametrize("dtype", TORCH)
@@ -152,16 +152,16 @@ def test_weights_are_bit_equal(
 ) -> None:
     execute(to_hf(checkpoint, tmp_path, dtype))
     stored = load_file(tmp_path / "model.safetensors")
-    wanted = {name: t.to(TORCH[dtype]) for name, t in model.state_dict().items()}
-    assert stored.keys() == wanted.keys()
-    for name, tensor in wanted.items():
+    expected = {name: t.to(TORCH[dtype]) for name, t in model.state_dict().items()}
+    assert stored.keys() == expected.keys()
+    for name, tensor in expected.items():
         assert stored[name].dtype == tensor.dtype
         assert torch.equal(stored[name], tensor), name
     loaded: torch.nn.Module = AutoModelForCausalLM.from_pretrained(tmp_path)
     assert type(loaded) is CodeGenForCausalLM
     assert loaded.dtype == TORCH[dtype]
     for name, tensor in loaded.state_dict().items():
-        assert torch.equal(tensor, wanted[name]), name
+        assert torch.equal(tensor, expected[name]), name
 
 
 def test_the_logits_are_the_originals(model: CodeGenForCausalLM, folder: Path) -> None:
@@ -205,9 +205,9 @@ def test_the_output_does_not_depend_on_the_source_layout(
         ),
     ]  # fmt: skip
     for layout in huggingface.LAYOUTS:
-        wanted = contents(to_hf(checkpoint, tmp_path / "out", layout=layout))
+        expected = contents(to_hf(checkpoint, tmp_path / "out", layout=layout))
         for source in sources:
-            assert contents(to_hf(source, tmp_path / "other", layout=layout)) == wanted
+            assert contents(to_hf(source, tmp_path / "other", layout=layout)) == expected
 
 
 def test_shards_hold_all_tensors_within_the_limit(
@@ -350,13 +350,13 @@ def test_the_runtime_gives_the_models_tokens_and_logits(
     assert runtime.tokenize(text) == make_tokenizer().encode(text)
     assert runtime.detokenize(runtime.tokenize(text)) == text
     ids = IDS[0].tolist()
-    wanted = logits(model, IDS[:1])[0].numpy()
+    expected = logits(model, IDS[:1])[0].numpy()
     for sizes in ([40], [1] * 40, [17, 1, 0, 22]):
         runtime.reset()
         parts = np.split(np.array(ids), np.cumsum(sizes)[:-1])
-        found = np.concatenate([runtime.feed(part.tolist()) for part in parts])
-        assert found.dtype == np.float32
-        assert np.abs(found - wanted).max() <= 1e-5 * np.abs(wanted).max()
+        actual = np.concatenate([runtime.feed(part.tolist()) for part in parts])
+        assert actual.dtype == np.float32
+        assert np.abs(actual - expected).max() <= 1e-5 * np.abs(expected).max()
     with pytest.raises(UsageError, match="257 tokens are more"):
         runtime.feed([0] * 217)
     runtime.close()

@@ -113,18 +113,18 @@ def call(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Any:
     monkeypatch.chdir(tmp_path)
 
     def invoke(*arguments: str) -> None:
-        told = CliRunner().invoke(cli, arguments, catch_exceptions=False)
-        assert told.exit_code == 0, told.output
+        result = CliRunner().invoke(cli, arguments, catch_exceptions=False)
+        assert result.exit_code == 0, result.output
 
     return invoke
 
 
 def test_commands_and_recipes_mean_the_same(call: Any) -> None:
     """The options reach graph and manifest, by whichever way they were given."""
-    given = ["--bits", "4", "--block-size", "64", "--symmetric", "--accuracy-level", "1"]
-    call("to-onnx", embedded.NAME, "-o", "one", *given)
+    options = ["--bits", "4", "--block-size", "64", "--symmetric", "--accuracy-level", "1"]
+    call("to-onnx", embedded.NAME, "-o", "one", *options)
     rounded = ("--format", "onnx", "--effort", "fast")
-    call("quantize", embedded.NAME, "-o", "two", *rounded, *given)
+    call("quantize", embedded.NAME, "-o", "two", *rounded, *options)
     step = json.dumps({"output": "three", **OPTIONS})
     Path("r.yaml").write_text(f"source: {embedded.NAME}\nsteps:\n  - to-onnx: {step}\n")
     call("run", "r.yaml")

@@ -30,18 +30,18 @@ def test_a_float_artefact_is_a_source(small: Model, stem: str) -> None:
     assert again.layout == "onnx"
     assert again.geometry == replace(small.checkpoint.geometry, mp_num=0)
     assert again.tokenizer.encode("a  b") == small.checkpoint.tokenizer.encode("a  b")
-    for one, other in zip(again.decoder.layers, small.checkpoint.decoder.layers, strict=True):
-        for field in fields(one):
-            check_equal(getattr(one, field.name), getattr(other, field.name))
+    for first, second in zip(again.decoder.layers, small.checkpoint.decoder.layers, strict=True):
+        for field in fields(first):
+            check_equal(getattr(first, field.name), getattr(second, field.name))
     for name in ("wte", "ln_f_weight", "ln_f_bias", "head", "head_bias"):
         check_equal(getattr(again.decoder, name), getattr(small.checkpoint.decoder, name))
 
 
-def check_equal(one: LazyTensor, other: LazyTensor) -> None:
-    assert one.shape == other.shape
-    assert torch.equal(one.read().float(), other.read().float())
-    half = slice(one.shape[0] // 3, one.shape[0] // 2)
-    assert torch.equal(one.read(half).float(), other.read(half).float())
+def check_equal(first: LazyTensor, second: LazyTensor) -> None:
+    assert first.shape == second.shape
+    assert torch.equal(first.read().float(), second.read().float())
+    half = slice(first.shape[0] // 3, first.shape[0] // 2)
+    assert torch.equal(first.read(half).float(), second.read(half).float())
 
 
 def test_a_quantized_artefact_is_no_source(small: Model) -> None:
@@ -150,7 +150,7 @@ HOSTILE: Mapping[str, tuple[Damage, str]] = {
 
 @pytest.mark.parametrize("case", HOSTILE)
 def test_external_data_is_not_believed(small: Model, case: str, tmp_path: Path) -> None:
-    damage, said = HOSTILE[case]
+    damage, message = HOSTILE[case]
     graph = copy(small, tmp_path) / "onnx/model.onnx"
     proto = onnx.load(graph, load_external_data=False)
     damage(graph, proto)
@@ -161,7 +161,7 @@ def test_external_data_is_not_believed(small: Model, case: str, tmp_path: Path) 
         lambda: OnnxRuntime.open(graph.parents[1], "cpu", THREADS),
         lambda: Genai.open(graph.parents[1], "cpu", THREADS),
     ):
-        with pytest.raises(InputError, match=said) as caught:
+        with pytest.raises(InputError, match=message) as caught:
             attempt()
         assert "\n" not in str(caught.value)
         assert str(graph) in str(caught.value)

@@ -109,19 +109,19 @@ def every_value(graph: Path, ids: list[int]) -> dict[str, np.ndarray]:
     shown = graph.with_name("shown.onnx")
     onnx.save(proto, shown)
     session = onnxruntime.InferenceSession(str(shown))
-    given: dict[str, Any] = {
+    inputs: dict[str, Any] = {
         value.name: np.zeros((1, value.shape[1], 0, value.shape[3]), np.float16)
         for value in session.get_inputs()
         if value.name.startswith("past")
     }
-    given |= {"input_ids": np.array([ids]), "attention_mask": np.ones((1, len(ids)), np.int64)}
-    given["position_ids"] = np.arange(len(ids))[None]
+    inputs |= {"input_ids": np.array([ids]), "attention_mask": np.ones((1, len(ids)), np.int64)}
+    inputs["position_ids"] = np.arange(len(ids))[None]
     names = [value.name for value in session.get_outputs()]
-    return dict(zip(names, session.run(None, given), strict=True))
+    return dict(zip(names, session.run(None, inputs), strict=True))
 
 
 def test_a_left_padded_batch_decodes_on(small: Model) -> None:
-    """With the position_ids that transformers makes: 1 for padding, then from 0 for each row."""
+    """The position_ids are those of transformers: 1 for padding, then from 0 in each row."""
     session = onnxruntime.InferenceSession(str(small.artefact("model") / "onnx/model.onnx"))
     prompts = small.prompts()
     width, new = max(LENGTHS), [7, 8, 9]
@@ -134,8 +134,8 @@ def test_a_left_padded_batch_decodes_on(small: Model) -> None:
     logits = []
     for step in range(len(new) + 1):
         positions = np.where(mask, mask.cumsum(axis=1) - 1, 1)[:, -tokens.shape[1] :]
-        given = {"input_ids": tokens, "attention_mask": mask, "position_ids": positions, **past}
-        first, *present = session.run(None, given)
+        inputs = {"input_ids": tokens, "attention_mask": mask, "position_ids": positions, **past}
+        first, *present = session.run(None, inputs)
         logits.append(first[:, -1])
         past = dict(zip(past, present, strict=True))
         tokens = np.full((3, 1), new[step % len(new)])
@@ -146,7 +146,7 @@ def test_a_left_padded_batch_decodes_on(small: Model) -> None:
 
 
 def test_a_batch_padded_after_its_prompts_decodes_on(small: Model) -> None:
-    """As genai pads: a row goes on at the end of the mask, in the cache where its padding was."""
+    """Padding as in genai: a row continues at the end of the mask, in the cache at its padding."""
     session = onnxruntime.InferenceSession(str(small.graph("model")))
     prompts = small.prompts()
     width, new = max(LENGTHS), [7, 8, 9]
@@ -157,8 +157,8 @@ def test_a_batch_padded_after_its_prompts_decodes_on(small: Model) -> None:
     logits = []
     for step in range(len(new) + 1):
         positions = np.zeros_like(tokens)
-        given = {"input_ids": tokens, "attention_mask": mask, "position_ids": positions, **past}
-        first, *present = session.run(None, given)
+        inputs = {"input_ids": tokens, "attention_mask": mask, "position_ids": positions, **past}
+        first, *present = session.run(None, inputs)
         last = [len(ids) - 1 if step == 0 else 0 for ids in prompts]
         logits.append(first[np.arange(3), last])
         past = dict(zip(past, present, strict=True))
@@ -325,7 +325,7 @@ def test_a_plan_is_the_same_every_time(small: Model) -> None:
 
 
 @pytest.mark.parametrize(
-    ("options", "error", "said"),
+    ("options", "error", "message"),
     [
         ({"dtype": "float16", "bits": 8}, UsageError, "no ONNX variant"),
         ({"dtype": "bfloat16"}, UsageError, "no ONNX variant"),
@@ -335,9 +335,9 @@ def test_a_plan_is_the_same_every_time(small: Model) -> None:
     ],
 )
 def test_impossible_options_are_refused(
-    small: Model, options: dict[str, Any], error: type[Exception], said: str
+    small: Model, options: dict[str, Any], error: type[Exception], message: str
 ) -> None:
-    with pytest.raises(error, match=said):
+    with pytest.raises(error, match=message):
         plan(small.checkpoint, Path("nowhere"), **options)
 
 

@@ -81,7 +81,7 @@ def test_the_relative_error_of_nan_is_null_and_of_zeros_is_zero(
 
 
 def tensors(layers: int) -> tuple[TensorError, ...]:
-    """As of a model of 11 tensors a layer; in layer 5 one is beyond its bound."""
+    """Errors of a model with 11 tensors in each layer; one in layer 5 exceeds its bound."""
     made = [TensorError("token_embd.weight", "Q8_0", 9000, 0, 0, 0.005, 0.99)]
     for i in range(layers):
         for j in range(6):
