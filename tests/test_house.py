@@ -113,3 +113,20 @@ def test_docstrings_begin_with_their_subject_or_a_verb() -> None:
 
 def test_the_package_is_marked_as_typed() -> None:
     assert (ROOT / "cgconvert" / "py.typed").is_file()
+
+
+def test_modules_that_are_imported_by_name_lie_below_too() -> None:
+    """Registries import classes by their names, which import-linter does not see."""
+    level = {name: depth for depth, layer in enumerate(layers()) for name in layer}
+    upward = []
+    for path in python_files("cgconvert"):
+        folder = path.relative_to(ROOT / "cgconvert").parts[0].removesuffix(".py")
+        for node in ast.walk(ast.parse(path.read_text("utf-8"))):
+            match node:
+                case ast.Constant(value=str(text)) if folder in level:
+                    name = re.match(r"cgconvert\.(\w+)[\w.:]*$", text)
+                    if name and level.get(name[1], level[folder]) < level[folder]:
+                        upward.append(f"{path.relative_to(ROOT).as_posix()}:{node.lineno}: {text}")
+                case _:
+                    pass
+    assert upward == []
