@@ -1,6 +1,8 @@
 """Writing artefacts: `to_hf`, `to_onnx`, `to_gguf`, `quantize`, and every registered format.
 
 A conversion makes a plan from headers, then writes it. Commands and recipe steps go the same way.
+Functions that are one conversion spell out its options as parameters, for signatures and types,
+and hand all of them on to `convert`: on their only line, `locals()` holds the parameters alone.
 """
 
 from __future__ import annotations
