@@ -31,7 +31,7 @@ from cgconvert.formats.gguf.imatrix import Imatrix
 from cgconvert.formats.read import read
 from cgconvert.io.progress import Silent
 from cgconvert.model.checkpoint import Checkpoint
-from cgconvert.runtimes.llamacpp import LlamaCpp
+from cgconvert.runtimes.llamacpp import LlamaCppRuntime
 from cgconvert.texts.text import STDLIB, read_text
 from cgconvert.write.execute import execute
 
@@ -57,7 +57,7 @@ def main(model: str, tokens: int, threads: int, only: tuple[str, ...], work: Pat
     rows: list[Row] = []
 
     def measure(name: str, path: Path, seconds: float) -> None:
-        runtime = LlamaCpp.open(path, "cpu", threads)
+        runtime = LlamaCppRuntime.open(path, "cpu", threads)
         try:
             logits = np.concatenate([_logits(runtime, s) for s in evaluation.sequences])
         finally:
@@ -99,7 +99,7 @@ def main(model: str, tokens: int, threads: int, only: tuple[str, ...], work: Pat
     _write_results(model, evaluation.tokens, threads, rows)
 
 
-def _logits(runtime: LlamaCpp, sequence: list[int]) -> np.ndarray:
+def _logits(runtime: LlamaCppRuntime, sequence: list[int]) -> np.ndarray:
     runtime.reset()
     return runtime.feed(sequence)
 

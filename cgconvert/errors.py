@@ -2,15 +2,18 @@
 
 A message names an argument in backticks, as Python writes it: "give it with `mp_num`", "add
 `bits=4`", "`effort=\"fast\"` takes no text". `str(error)` is that; the command line shows
-`--mp-num`, `--bits 4` and `--effort fast` in its place (`cli/text.py`).
+`--mp-num`, `--bits 4` and `--effort fast` in its place (`cli/text.py`), and a report, which people
+read who typed neither, the bare words (`in_words`).
 """
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 from typing import ClassVar
 
 __all__ = [
+    "ARGUMENT",
     "CgconvertError",
     "InputError",
     "Interrupted",
@@ -19,7 +22,11 @@ __all__ = [
     "UsageError",
     "VerificationError",
     "first_few",
+    "in_words",
 ]
+
+ARGUMENT = re.compile(r"`(\w+)(?:=([^`\s]+))?`")
+"""An argument in a message, with its name and its value as groups: `mp_num`, `bits=4`."""
 
 
 class CgconvertError(Exception):
@@ -76,6 +83,16 @@ class OutputError(CgconvertError):
 
     code = "output"
     exit_code = 5
+
+
+def in_words(message: str) -> str:
+    """Write the arguments in a message as plain words: `device="cpu"` becomes device cpu."""
+
+    def words(argument: re.Match[str]) -> str:
+        name, value = argument[1], argument[2]
+        return name if value in (None, "True") else f"{name} {value.strip(chr(34))}"
+
+    return ARGUMENT.sub(words, message)
 
 
 def first_few(

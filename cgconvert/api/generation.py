@@ -120,8 +120,8 @@ def stream_generate(
             opened,
             ids,
             max_new_tokens,
-            allowed=opened.tokenizer_size,
-            end_of_text=opened.end_of_text,
+            tokenizer_size=opened.tokenizer_size,
+            end_of_text_id=opened.end_of_text_id,
             temperature=temperature,
             seed=seed,
         )

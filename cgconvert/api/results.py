@@ -10,7 +10,7 @@ from typing import Any
 
 from cgconvert.verify.report import WRITERS, write_reports
 from cgconvert.verify.report.model import Report
-from cgconvert.verify.verdict import Check, Verdict, overall
+from cgconvert.verify.verdict import Check, Verdict, worst_verdict
 from cgconvert.write.manifest import Manifest
 
 __all__ = ["Result", "Verification"]
@@ -78,7 +78,7 @@ class Verification:
     @property
     def verdict(self) -> Verdict:
         """The worst of all: fail, warning or pass."""
-        return overall(self.checks)
+        return worst_verdict(self.checks)
 
     @property
     def passed(self) -> bool:

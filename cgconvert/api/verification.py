@@ -15,7 +15,7 @@ from cgconvert.formats.artefact import Artefact, find_all, identify
 from cgconvert.formats.read import ReadOptions, read
 from cgconvert.model.checkpoint import Checkpoint
 from cgconvert.options import accepted_values
-from cgconvert.runtimes import RUNTIMES
+from cgconvert.runtimes import runtime_names
 from cgconvert.texts.text import Text, read_text
 from cgconvert.verify.prompts import TEXT_TOKENS
 from cgconvert.verify.report import check_suffix
@@ -144,10 +144,13 @@ def reports_of(
 
     Report files are written after the last. See `verify` for the arguments; `thresholds` is by
     stored type ("gguf Q8_0"), then by name of check, and `options` says how a reference that a
-    manifest names is read. Raises UsageError where `runtime` runs none of the artefacts.
+    manifest names is read. Raises UsageError if an artefact's format has no
+    runtime, or if `runtime` runs none of the artefacts.
     """
     for path in report:
         check_suffix(path)
+    for artefact in artefacts:
+        runtime_names(artefact.format)  # raises for a format without one before the long work
     if runtime is not None:
         _check_runtime(runtime, artefacts)
     sources: dict[str, Checkpoint] = {}
@@ -161,7 +164,7 @@ def reports_of(
             source,
             device,
             thresholds=(thresholds or {}).get(f"{artefact.format} {artefact.type}"),
-            runtime=runtime if runtime in RUNTIMES[artefact.format] else None,
+            runtime=runtime if runtime in runtime_names(artefact.format) else None,
             texts=texts,
             text_tokens=text_tokens,
             progress=progress_for(progress),
@@ -181,7 +184,7 @@ def _checked(threshold: Bounds) -> dict[str, float | None]:
 
 def _check_runtime(runtime: str, artefacts: Sequence[Artefact]) -> None:
     formats = list(dict.fromkeys(artefact.format for artefact in artefacts))
-    fitting = [name for format_ in formats for name in RUNTIMES[format_]]
+    fitting = [name for format_ in formats for name in runtime_names(format_)]
     if runtime not in fitting:
         raise UsageError(
             f"runtime {runtime!r} does not run {' or '.join(formats)}; use {' or '.join(fitting)}"

@@ -15,15 +15,13 @@ from cgconvert.api.conversions import Conversion, execute, plan
 from cgconvert.api.declarations import DRY_RUN, OUTPUT, READ, WRITE
 from cgconvert.cli.options import arguments, click_options
 from cgconvert.errors import UsageError
-from cgconvert.formats.artefact import OUT, find_all
+from cgconvert.formats.artefact import OUT, Artefact, find_all
+from cgconvert.formats.registry import FORMATS, load
 from cgconvert.io.progress import human_bytes
 from cgconvert.write.execute import check
 from cgconvert.write.plan import LazyPlan
 
 __all__ = ["carry_out", "conversion_command"]
-
-UNQUANTIZED = ("float32", "f32", "float16", "f16", "bfloat16", "bf16")
-"""Stored types that can be a source, the widest first."""
 
 
 def conversion_command(conversion: Conversion) -> click.Command:
@@ -63,7 +61,7 @@ def carry_out(plan: LazyPlan, *, dry_run: bool = False, **writing: Any) -> Path:
 
 def _only_unquantized_model() -> str:
     """An unquantized artefact under ./out, if all that are there come from one model."""
-    artefacts = [artefact for artefact in find_all(OUT) if artefact.type.lower() in UNQUANTIZED]
+    artefacts = [a for a in find_all(OUT) if a.type in load(a.format).unquantized_types]
     names = sorted({artefact.name for artefact in artefacts})
     if not artefacts:
         raise UsageError(
@@ -75,10 +73,18 @@ def _only_unquantized_model() -> str:
             f"several models under ./{OUT} ({', '.join(names)}); type which: "
             f"cgconvert quantize {artefacts[0].path} --bits 4"
         )
-    # The widest type; of those equally wide, the Hugging Face folder.
-    best = min(
-        artefacts, key=lambda a: (UNQUANTIZED.index(a.type.lower()), a.format != "huggingface")
-    )
+
+    def preference(artefact: Artefact) -> tuple[int, bool, int]:
+        """First the type that has lost least, then Hugging Face folders, then the other formats."""
+        types = list(load(artefact.format).unquantized_types)
+        formats = list(FORMATS)
+        return (
+            types.index(artefact.type),
+            artefact.format != "huggingface",
+            formats.index(artefact.format),
+        )
+
+    best = min(artefacts, key=preference)
     return str(best.path)
 
 

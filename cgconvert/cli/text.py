@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Iterable
 
+from cgconvert.errors import ARGUMENT
 from cgconvert.options import Option
 
 __all__ = ["one_line", "printable", "with_flags"]
@@ -29,7 +30,7 @@ def with_flags(message: str, options: Iterable[Option]) -> str:
             return flags[name]
         return f"{flags[name]} {value.strip(chr(34))}"
 
-    return re.sub(r"`(\w+)(?:=([^`\s]+))?`", flag, message)
+    return ARGUMENT.sub(flag, message)
 
 
 def printable(text: str) -> str:

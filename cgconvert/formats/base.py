@@ -14,6 +14,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, ClassVar
 
+import torch
+
 from cgconvert.formats.read_options import ReadOptions
 from cgconvert.formats.stored import SettingsDifferences, StoredArtefact
 from cgconvert.formats.thresholds import ThresholdRow
@@ -105,6 +107,14 @@ class Format(SourceFormat):
 
     thresholds: ClassVar[Mapping[str, ThresholdRow]]
     """Verification bounds by stored type, as `stored_type` names it."""
+
+    unquantized_types: ClassVar[Mapping[str, torch.dtype]] = {
+        "float32": torch.float32,
+        "float16": torch.float16,
+        "bfloat16": torch.bfloat16,
+    }
+    """Types that are not quantized, as `stored_type` names them, in the order in which they are
+    preferred as a source: float32 loses nothing, float16 rounds less than bfloat16."""
 
     @abstractmethod
     def identify(self, path: Path) -> bool:

@@ -1,4 +1,4 @@
-"""The runtimes that run artefacts, by format. Nothing heavy is imported before one is opened.
+"""The runtimes that run artefacts, by format; none is imported before it is opened.
 
 A new runtime is a module with a subclass of `Runtime` and a line in `RUNTIMES`.
 """
@@ -12,18 +12,18 @@ from pkgutil import resolve_name
 from cgconvert.errors import UsageError
 from cgconvert.runtimes.runtime import Runtime
 
-__all__ = ["RUNTIMES", "Runtime", "open_runtime", "runtime_class"]
+__all__ = ["RUNTIMES", "Runtime", "open_runtime", "runtime_class", "runtime_names"]
 
 RUNTIMES: dict[str, dict[str, str]] = {
     "huggingface": {
-        "transformers": "cgconvert.runtimes.transformers:Transformers",
+        "transformers": "cgconvert.runtimes.transformers:TransformersRuntime",
     },
     "onnx": {
         "onnxruntime": "cgconvert.runtimes.onnxruntime:OnnxRuntime",
-        "onnxruntime-genai": "cgconvert.runtimes.genai:Genai",
+        "onnxruntime-genai": "cgconvert.runtimes.genai:GenaiRuntime",
     },
     "gguf": {
-        "llama.cpp": "cgconvert.runtimes.llamacpp:LlamaCpp",
+        "llama.cpp": "cgconvert.runtimes.llamacpp:LlamaCppRuntime",
     },
 }
 """Module and class of each runtime, by format and then by name. The first of a format is its
@@ -43,17 +43,19 @@ def open_runtime(
     Args:
         format: The artefact's format, a key of `RUNTIMES`.
         path: The artefact: a file or a folder.
-        device: "cpu", "cuda", or "auto": cuda where the runtime can use it, else the CPU.
-        name: The runtime's name; the format's default where it is None.
-        threads: CPU threads; where None $OMP_NUM_THREADS, else the runtime's own default.
+        device: "cpu", "cuda", or "auto": cuda if the runtime can use it, else the CPU.
+        name: The runtime's name; None for the format's default.
+        threads: CPU threads; None for $OMP_NUM_THREADS, or the runtime's own default if that is
+            not set.
 
     Raises:
-        UsageError: The format, the name or the device is unknown, or the device is not there.
+        UsageError: The format has no runtime, the name or the device is unknown, or the device is
+            not there.
         MissingRuntimeError: The runtime's package is not installed.
         InputError: The runtime cannot load the artefact.
     """
     runtime = runtime_class(format, name)
-    # The variable torch itself reads; llama.cpp and onnxruntime do not.
+    # torch reads this variable itself; llama.cpp and onnxruntime do not.
     threads = threads or int(os.environ.get("OMP_NUM_THREADS") or 0) or None
     if device not in ("cpu", "cuda", "auto"):
         raise UsageError(f"device {device!r}: give cpu, cuda or auto")
@@ -62,28 +64,39 @@ def open_runtime(
     if _has_gpu():
         try:
             return runtime.open(path, "cuda", threads)
-        except UsageError:  # built without CUDA, or not installed: the CPU's error says which
+        except UsageError:  # without CUDA the CPU will do; what is not installed, it says again
             pass
     return runtime.open(path, "cpu", threads)
+
+
+def runtime_names(format: str) -> list[str]:  # noqa: A002
+    """The names of the runtimes of a format, its default first.
+
+    Raises UsageError if no runtime runs the format.
+    """
+    if format not in RUNTIMES:
+        raise UsageError(
+            f"no runtime runs {format!r} artefacts; there are runtimes for {', '.join(RUNTIMES)}"
+        )
+    return list(RUNTIMES[format])
 
 
 def runtime_class(format: str, name: str | None = None) -> type[Runtime]:  # noqa: A002
     """Import the class of a format's runtime called `name`, or of the format's default.
 
-    Raises UsageError where the format or the name is unknown.
+    Raises UsageError if the format has no runtime, or none of that name.
     """
-    runtimes = RUNTIMES.get(format)
-    if runtimes is None:
-        raise UsageError(f"nothing here runs {format!r}; there are {', '.join(RUNTIMES)}")
+    names = runtime_names(format)
     if name is None:
-        name = next(iter(runtimes))
-    if name not in runtimes:
-        raise UsageError(f"runtime {name!r} does not run {format}; use {' or '.join(runtimes)}")
-    runtime: type[Runtime] = resolve_name(runtimes[name])
+        name = names[0]
+    if name not in names:
+        raise UsageError(f"runtime {name!r} does not run {format}; use {' or '.join(names)}")
+    runtime: type[Runtime] = resolve_name(RUNTIMES[format][name])
     return runtime
 
 
 def _has_gpu() -> bool:
+    """Whether PyTorch finds a CUDA device."""
     import torch
 
     return torch.cuda.is_available()

@@ -19,10 +19,10 @@ from cgconvert.runtimes.runtime import Runtime
 if TYPE_CHECKING:
     import onnxruntime_genai
 
-__all__ = ["Genai"]
+__all__ = ["GenaiRuntime"]
 
 
-class Genai(Runtime):
+class GenaiRuntime(Runtime):
     """An ONNX folder in onnxruntime-genai, whose own tokenizer and cache are used."""
 
     name = "onnxruntime-genai"
@@ -40,7 +40,7 @@ class Genai(Runtime):
         self._generator: Any = None
 
     @classmethod
-    def open(cls, path: Path, device: str = "cpu", threads: int | None = None) -> Genai:
+    def open(cls, path: Path, device: str = "cpu", threads: int | None = None) -> GenaiRuntime:
         """Load a folder that has a genai_config.json (see Runtime.open)."""
         try:
             import onnxruntime_genai
@@ -79,7 +79,7 @@ class Genai(Runtime):
         return Tokenizer.load(self._config.parent).size
 
     @property
-    def end_of_text(self) -> int:
+    def end_of_text_id(self) -> int:
         return _model_entry(self._config, "eos_token_id")
 
     def reset(self) -> None:

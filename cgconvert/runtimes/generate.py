@@ -17,8 +17,8 @@ def generate(
     ids: Sequence[int],
     max_new_tokens: int,
     *,
-    allowed: int,
-    end_of_text: int | None,
+    tokenizer_size: int,
+    end_of_text_id: int | None,
     temperature: float = 0.0,
     seed: int = 0,
 ) -> Iterator[int]:
@@ -28,8 +28,8 @@ def generate(
         runtime: An open runtime; its cache is emptied first.
         ids: The prompt.
         max_new_tokens: Generation ends after this many tokens.
-        allowed: Only ids below this can be picked: those that the tokenizer knows.
-        end_of_text: The id before which generation ends (it is not yielded); None is no id.
+        tokenizer_size: Only ids below this can be picked: those that the tokenizer knows.
+        end_of_text_id: The id before which generation ends (it is not yielded); None is no id.
         temperature: 0 takes the best logit, the lowest id of equal ones; otherwise an id is drawn
             from softmax(logits / temperature).
         seed: The same seed draws the same ids.
@@ -50,15 +50,17 @@ def generate(
             f"the prompt has {len(ids)} tokens, the artefact takes {runtime.n_positions}; "
             "shorten it"
         )
-    return _decode(runtime, list(ids), max_new_tokens, allowed, end_of_text, temperature, seed)
+    return _decode(
+        runtime, list(ids), max_new_tokens, tokenizer_size, end_of_text_id, temperature, seed
+    )
 
 
 def _decode(
     runtime: Runtime,
     ids: list[int],
     max_new_tokens: int,
-    allowed: int,
-    end_of_text: int | None,
+    tokenizer_size: int,
+    end_of_text_id: int | None,
     temperature: float,
     seed: int,
 ) -> Iterator[int]:
@@ -67,13 +69,13 @@ def _decode(
     runtime.reset()
     to_feed = ids
     for position in range(len(ids), len(ids) + count):
-        logits = runtime.feed_last(to_feed)[:allowed]
+        logits = runtime.feed_last(to_feed)[:tokenizer_size]
         if not np.isfinite(logits).all():
             raise VerificationError(
                 f"the artefact's logits after {position} tokens are not finite; verify it"
             )
         token = _pick(logits, temperature, random)
-        if token == end_of_text:
+        if token == end_of_text_id:
             return
         yield token
         to_feed = [token]

@@ -17,7 +17,7 @@ from cgconvert.errors import CgconvertError, InputError, MissingRuntimeError, Us
 from cgconvert.formats.registry import load
 from cgconvert.runtimes.runtime import Runtime
 
-__all__ = ["LlamaCpp"]
+__all__ = ["LlamaCppRuntime"]
 
 BATCH = 256
 """Tokens computed at once; their logits take 52 MB at CodeGen's vocabulary."""
@@ -25,7 +25,7 @@ BATCH = 256
 LOG_ERROR = 4  # GGML_LOG_LEVEL_ERROR
 
 
-class LlamaCpp(Runtime):
+class LlamaCppRuntime(Runtime):
     """A model of llama.cpp with one context of one sequence.
 
     The KV cache is float32 and flash attention is off, so that the file is measured and not the
@@ -57,7 +57,7 @@ class LlamaCpp(Runtime):
         cache: str = "F32",
         flash: bool = False,
         repack: bool = False,
-    ) -> LlamaCpp:
+    ) -> LlamaCppRuntime:
         """Load a file (see Runtime.open).
 
         Args:
@@ -179,7 +179,7 @@ class LlamaCpp(Runtime):
         return last
 
     @property
-    def end_of_text(self) -> int:
+    def end_of_text_id(self) -> int:
         return int(self._lib.llama_vocab_eos(self._vocab))
 
     def close(self) -> None:

@@ -80,7 +80,7 @@ class OnnxRuntime(Runtime):
         return cls._open(path, device, threads, exact=False)
 
     @classmethod
-    def open_exact(
+    def open_with_float_activations(
         cls, path: Path, device: str = "cpu", threads: int | None = None
     ) -> OnnxRuntime | None:
         """Load a graph with every MatMulNBits computed in float32 (see Runtime.open_exact).
@@ -143,7 +143,7 @@ class OnnxRuntime(Runtime):
         return self._tokenizer.size
 
     @property
-    def end_of_text(self) -> int:
+    def end_of_text_id(self) -> int:
         return _integer(self._folder / "generation_config.json", "eos_token_id")
 
     def reset(self) -> None:

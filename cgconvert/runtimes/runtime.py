@@ -50,7 +50,7 @@ class Runtime(ABC):
         """
 
     @classmethod
-    def open_exact(
+    def open_with_float_activations(
         cls, path: Path, device: str = "cpu", threads: int | None = None
     ) -> Runtime | None:
         """Load the artefact with its quantized matrices computed without quantized activations.
@@ -113,7 +113,7 @@ class Runtime(ABC):
 
     @property
     @abstractmethod
-    def end_of_text(self) -> int:
+    def end_of_text_id(self) -> int:
         """The id at which the artefact itself says that generation ends."""
 
     def check_length(self, total: int) -> None:

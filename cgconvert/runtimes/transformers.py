@@ -15,10 +15,10 @@ from cgconvert.formats.registry import load
 from cgconvert.model.device import warm_up_mkl
 from cgconvert.runtimes.runtime import Runtime, run_left_padded
 
-__all__ = ["Transformers"]
+__all__ = ["TransformersRuntime"]
 
 
-class Transformers(Runtime):
+class TransformersRuntime(Runtime):
     """A causal model of transformers with a growing DynamicCache.
 
     It computes in float32 on the CPU, whatever type the weights are stored as, and in float16 on
@@ -38,7 +38,9 @@ class Transformers(Runtime):
         self.reset()
 
     @classmethod
-    def open(cls, path: Path, device: str = "cpu", threads: int | None = None) -> Transformers:
+    def open(
+        cls, path: Path, device: str = "cpu", threads: int | None = None
+    ) -> TransformersRuntime:
         """Load a folder (see Runtime.open). Code that comes with the folder is never run.
 
         `threads` is PyTorch's own setting, for the whole process; `close` puts it back. A folder
@@ -140,7 +142,7 @@ class Transformers(Runtime):
         return len(self._tokenizer)
 
     @property
-    def end_of_text(self) -> int:
+    def end_of_text_id(self) -> int:
         eos = self._model.generation_config.eos_token_id
         if not isinstance(eos, int):
             raise InputError(f"{self._model.name_or_path}: eos_token_id is {eos!r}, not one id")

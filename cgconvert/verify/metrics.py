@@ -1,8 +1,8 @@
-"""How far a candidate's logits are from a reference's.
+"""How far the logits of an artefact (the candidate) are from a reference's.
 
-The candidate's logits are whole, [positions, vocabulary]; of the reference's there is what a
-Distribution keeps. Only ids that the tokenizer has count, never the rows that pad the vocabulary.
-All is computed in float64, POSITIONS at a time. NaN logits give NaN measures, for which every
+The candidate's logits are whole, [positions, vocab_size]; of the reference's there is what a
+Distribution keeps. Only logits that the tokenizer has an id for count, never the rows that pad the
+vocabulary. All is computed in float64. NaN logits give NaN measures, for which every
 `value <= bound` is False.
 """
 
@@ -15,55 +15,57 @@ import numpy as np
 
 from cgconvert.verify.distribution import Distribution, log_sum_exp
 
-__all__ = ["Loss", "measure", "relative_error"]
+__all__ = ["LogitComparison", "measure", "relative_error"]
 
-POSITIONS = 64
-"""Positions in float64 at once: 26 MB for each array at CodeGen's vocabulary."""
+POSITIONS_PER_CHUNK = 64
+"""Positions compared at once: 26 MB for each float64 array at CodeGen's vocabulary."""
 
 SURE = 2 / 3
-"""Probability from which the reference is sure of a token: twice as likely as any other."""
+"""The probability from which on the reference is sure of an id: twice that of any other id."""
 
 
 @dataclass(frozen=True)
-class Loss:
+class LogitComparison:
     """Measures of a candidate's logits against a reference's, over N positions.
+
+    "Kept" are the ids whose logits the reference's Distribution keeps.
 
     Attributes:
         kl: float64 [N], KL(reference || candidate) in nats at every position: sum_i p_i (ln p_i -
-            ln q_i), as llama.cpp's tools/perplexity has it (--kl-divergence). All ids that the
-            reference's Distribution does not keep count as a single one; by the log-sum inequality
-            that gives at most the whole sum, and the same where all are kept.
+            ln q_i), as in llama.cpp's tools/perplexity (--kl-divergence). All ids that are not kept
+            count as a single one; by the log-sum inequality that gives at most the whole sum, and
+            the same if all are kept.
         relative_error: max |logit difference| / max |reference logit|, over the ids kept.
         nmse: Sum of squared logit differences over the sum of squared reference logits, over the
             ids kept (llama.cpp, tests/test-backend-ops.cpp).
-        noise: max |logit difference| in logit units, over the ids kept.
+        max_difference: max |logit difference| in logit units, over the ids kept.
         top1: Share of positions at which both have the same best id, the lowest id of equal logits
             ("Same top p" of tools/perplexity).
         top5: Mean share of the reference's best five ids that are among the candidate's best five.
-        sure: Number of positions at which the reference gives a token p >= 2/3.
-        top1_sure: `top1` over these positions, None where there are none.
+        sure_positions: Number of positions at which the reference gives an id p >= 2/3.
+        top1_sure: `top1` over these positions, None if there are none.
         perplexity_ratio: The candidate's perplexity over the reference's: exp(mean d), d being the
-            difference of the negative log-likelihoods of each next token. None for under two
-            tokens.
-        perplexity_error: Its standard error, ratio * std(d) / sqrt(n), as "Mean PPL(Q)/PPL(base)"
-            of tools/perplexity, whose covariance term makes it the variance of the paired
-            difference.
+            difference of the negative log-likelihoods of each next id. None for fewer than two
+            next ids.
+        perplexity_error: The standard error of that ratio, ratio * std(d) / sqrt(n), as
+            "Mean PPL(Q)/PPL(base)" of tools/perplexity, whose covariance term makes it the variance
+            of the paired difference.
     """
 
     kl: np.ndarray
     relative_error: float
     nmse: float
-    noise: float
+    max_difference: float
     top1: float
     top5: float
-    sure: int
+    sure_positions: int
     top1_sure: float | None
     perplexity_ratio: float | None
     perplexity_error: float | None
 
     @property
     def kl_mean(self) -> float:
-        """Mean KL divergence, nats."""
+        """The mean KL divergence, nats."""
         return float(self.kl.mean())
 
     @property
@@ -72,70 +74,77 @@ class Loss:
         return float(np.percentile(self.kl, 99))
 
 
-def measure(reference: Distribution, candidate: np.ndarray) -> Loss:
-    """Compare a candidate's logits, float32 [N, at least reference.allowed], with a reference's.
+def measure(reference: Distribution, candidate: np.ndarray) -> LogitComparison:
+    """Compare a candidate's logits with a reference's at the same N positions.
 
-    Raises ValueError where the positions differ in number or the ids are fewer than `allowed`.
+    Args:
+        reference: The reference's distributions at N positions.
+        candidate: float32 [N, at least reference.tokenizer_size].
+
+    Raises:
+        ValueError: The number of positions differs, or there are fewer logits than ids.
     """
-    if len(candidate) != len(reference) or candidate.shape[1] < reference.allowed:
+    if len(candidate) != len(reference) or candidate.shape[1] < reference.tokenizer_size:
         raise ValueError(f"logits {candidate.shape} for {len(reference)} positions")
     with np.errstate(invalid="ignore"):  # infinite logits become NaN, and so fail every check
-        parts = [_compare(*pair) for pair in _pieces(reference, candidate)]
-    kl, squared_error, power, largest, agreement, lost = (
-        np.concatenate([part[i] for part in parts]) for i in range(6)
+        chunks = [_compare(*chunk) for chunk in _chunks(reference, candidate)]
+    kl, squared_error, power, largest, agreement, lost_nats = (
+        np.concatenate([chunk[i] for chunk in chunks]) for i in range(6)
     )
-    sure = reference.logits[:, 0] >= reference.log_normalizer + np.log(SURE)
-    noise = float(np.max(largest))
-    ratio, error = _perplexity_ratio(lost[reference.tokens >= 0])
-    return Loss(
+    is_sure = reference.logits[:, 0] >= reference.log_normalizer + np.log(SURE)
+    max_difference = float(np.max(largest))
+    ratio, ratio_error = _perplexity_ratio(lost_nats[reference.next_ids >= 0])
+    return LogitComparison(
         kl=kl,
-        relative_error=_ratio(noise, float(np.abs(reference.logits).max())),
+        relative_error=_ratio(max_difference, float(np.abs(reference.logits).max())),
         nmse=_ratio(float(squared_error.sum()), float(power.sum())),
-        noise=noise,
+        max_difference=max_difference,
         top1=float(agreement[:, 0].mean()),
         top5=float(agreement[:, 1].mean()),
-        sure=int(sure.sum()),
-        top1_sure=float(agreement[sure, 0].mean()) if sure.any() else None,
+        sure_positions=int(is_sure.sum()),
+        top1_sure=float(agreement[is_sure, 0].mean()) if is_sure.any() else None,
         perplexity_ratio=ratio,
-        perplexity_error=error,
+        perplexity_error=ratio_error,
     )
 
 
 def relative_error(reference: np.ndarray, candidate: np.ndarray) -> float:
-    """max |candidate - reference| / max |reference| of two arrays of logits."""
+    """max |candidate - reference| / max |reference| of two arrays of logits of the same shape."""
     if reference.shape != candidate.shape or not len(reference):
         raise ValueError(f"logits of shapes {reference.shape} and {candidate.shape}")
     with np.errstate(invalid="ignore"):
-        noise = max(
+        max_difference = max(
             float(np.max(np.abs(row.astype(np.float64) - reference_row)))
             for reference_row, row in zip(reference, candidate, strict=True)
         )
-    return _ratio(noise, float(np.abs(reference).max()))
+    return _ratio(max_difference, float(np.abs(reference).max()))
 
 
 def _compare(reference: Distribution, candidate: np.ndarray) -> tuple[np.ndarray, ...]:
-    """Measures of each position, in the order in which `measure` unpacks them.
+    """Compute the measures of each position, in the order in which `measure` unpacks them.
 
-    They are: KL, sum of squared differences, sum of squared reference logits, largest difference,
-    agreement of the best and of the best five ids, and what the next token lost (nats).
+    They are: KL divergence (nats), sum of squared differences, sum of squared reference logits,
+    largest difference, agreement of the best and of the best five ids [N, 2], and by how many nats
+    the next id became less likely.
     """
-    logits = candidate[:, : reference.allowed].astype(np.float64)
+    logits = candidate[:, : reference.tokenizer_size].astype(np.float64)
     reference_kept = reference.logits.astype(np.float64)
     kept = np.take_along_axis(logits, reference.ids, 1)
     log_p = np.column_stack((reference_kept, reference.rest)) - reference.log_normalizer[:, None]
-    others = logits.copy()
-    np.put_along_axis(others, reference.ids.astype(np.int64), -np.inf, 1)
-    rest = log_sum_exp(others)
+    not_kept = logits.copy()
+    np.put_along_axis(not_kept, reference.ids.astype(np.int64), -np.inf, 1)
+    rest = log_sum_exp(not_kept)
     log_normalizer = np.logaddexp(log_sum_exp(kept), rest)
     log_q = np.column_stack((kept, rest)) - log_normalizer[:, None]
     p = np.exp(log_p)
-    # 0 ln 0 is 0; where only one of the two has no rest the difference stays infinite or NaN.
-    zero = (p == 0) & ~np.isnan(log_q)
-    kl = np.where(zero, 0, p * (log_p - np.where(zero, 0, log_q))).sum(-1)
+    # 0 ln 0 is 0. If only one of the two has logits that are not kept, the difference stays
+    # infinite or NaN.
+    is_zero = (p == 0) & ~np.isnan(log_q)
+    kl = np.where(is_zero, 0, p * (log_p - np.where(is_zero, 0, log_q))).sum(-1)
     difference = kept - reference_kept
-    next_ids = np.maximum(reference.tokens, 0)
+    next_ids = np.maximum(reference.next_ids, 0)
     next_log_q = logits[np.arange(len(logits)), next_ids] - log_normalizer
-    lost = (reference.following - reference.log_normalizer) - next_log_q
+    lost_nats = (reference.next_logits - reference.log_normalizer) - next_log_q
     agreement = np.column_stack([_agreement(reference.ids[:, :k], logits) for k in (1, 5)])
     return (
         kl,
@@ -143,36 +152,37 @@ def _compare(reference: Distribution, candidate: np.ndarray) -> tuple[np.ndarray
         np.square(reference_kept).sum(-1),
         np.abs(difference).max(-1),
         agreement,
-        lost,
+        lost_nats,
     )
 
 
 def _agreement(reference_best: np.ndarray, logits: np.ndarray) -> np.ndarray:
-    """Share of the reference's best ids, [N, k], that are among the k best of `logits`."""
+    """The share of the reference's k best ids, [N, k], that are among the k best of `logits`."""
     k = reference_best.shape[1]
     best = logits.argmax(-1)[:, None] if k == 1 else np.argpartition(-logits, k - 1)[:, :k]
     share: np.ndarray = (reference_best[:, :, None] == best[:, None, :]).any(-1).mean(-1)
     return share
 
 
-def _perplexity_ratio(lost: np.ndarray) -> tuple[float | None, float | None]:
-    """The ratio and its standard error, of the nats that each next token lost."""
-    if len(lost) < 2:
+def _perplexity_ratio(lost_nats: np.ndarray) -> tuple[float | None, float | None]:
+    """The perplexity ratio and its standard error, from the nats that each next id lost."""
+    if len(lost_nats) < 2:
         return None, None
-    ratio = float(np.exp(lost.mean()))
-    return ratio, ratio * float(lost.std(ddof=1)) / len(lost) ** 0.5
+    ratio = float(np.exp(lost_nats.mean()))
+    return ratio, ratio * float(lost_nats.std(ddof=1)) / len(lost_nats) ** 0.5
 
 
-def _pieces(
+def _chunks(
     reference: Distribution, candidate: np.ndarray
 ) -> Iterator[tuple[Distribution, np.ndarray]]:
-    for start in range(0, len(reference), POSITIONS):
-        piece = slice(start, start + POSITIONS)
-        yield reference[piece], candidate[piece]
+    """Cut both into POSITIONS_PER_CHUNK positions, to bound the memory of the float64 arrays."""
+    for start in range(0, len(reference), POSITIONS_PER_CHUNK):
+        chunk = slice(start, start + POSITIONS_PER_CHUNK)
+        yield reference[chunk], candidate[chunk]
 
 
 def _ratio(value: float, scale: float) -> float:
-    """value / scale; 0 / 0 is 0."""
+    """value / scale, but 0 for 0 / 0 and infinity for all else over 0."""
     if scale == 0:
         return 0.0 if value == 0 else float("inf")
     return value / scale

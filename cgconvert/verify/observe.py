@@ -1,4 +1,4 @@
-"""Run an artefact: everything it does that is judged later."""
+"""Run an artefact, and record everything it does that the checks judge later."""
 
 from __future__ import annotations
 
@@ -17,23 +17,26 @@ from cgconvert.runtimes.runtime import Runtime
 from cgconvert.verify.metrics import relative_error
 from cgconvert.verify.prompts import PROMPTS, tokenizer_texts
 
-__all__ = ["NEW_TOKENS", "BatchRun", "CacheRun", "Observed", "TokenizerRun", "observe"]
+__all__ = [
+    "NEW_TOKENS", "BatchRun", "CacheRun", "FloatActivationRun", "Observation", "TokenizerRun",
+    "observe", "run_with_float_activations",
+]  # fmt: skip
 
 NEW_TOKENS = 64
-"""Greedy tokens after each opening, fewer where the context ends."""
+"""Greedy tokens generated after each opening, fewer if the context ends."""
 
-OPENINGS = (2, 3)
-"""Indices of the prompts that are continued: a function and a class, both with text before them."""
+OPENING_PROMPTS = (2, 3)
+"""Indices in PROMPTS of the prompts that the artefact continues: a function and a class."""
 
-STEPS = 16
-"""Single tokens after a prefill: a cache that forgets or misplaces one shows by then."""
+SINGLE_STEPS = 16
+"""Tokens fed one by one after a prefill: a cache that loses or misplaces a token shows by then."""
 
-MOST_CACHED_TOKENS = 256
-"""Tokens of the longest sequence that are fed as a prefill, a chunk and steps; the tokens after
-them do not change their logits."""
+MAX_CACHED_TOKENS = 256
+"""Tokens of the longest sequence that are fed as a prefill, a chunk and single tokens. Tokens that
+come later do not change the logits of these."""
 
-MOST_SINGLE_STEPS = 64
-"""The longest sequence that is fed token by token."""
+MAX_TOKEN_BY_TOKEN = 64
+"""The length up to which a sequence may be fed token by token."""
 
 BATCH_SEQUENCES = 4
 """Sequences in the padded batch."""
@@ -41,13 +44,19 @@ BATCH_SEQUENCES = 4
 BATCH_STEPS = 4
 """Single tokens that the padded batch decodes after its prefill."""
 
-CHUNK = 256
-"""Tokens fed at once on the way to the context's end."""
+CHUNK_TOKENS = 256
+"""Tokens fed at once until the context is nearly full."""
 
 
 @dataclass(frozen=True)
 class CacheRun:
-    """One sequence fed in pieces, compared with the same artefact's full pass over it."""
+    """One sequence fed in pieces, compared with the same artefact's full pass over it.
+
+    Attributes:
+        name: How the sequence was cut, in words.
+        pieces: The number of tokens of each piece.
+        relative_error: max |logit difference| / max |logit of the full pass|.
+    """
 
     name: str
     pieces: tuple[int, ...]
@@ -56,7 +65,12 @@ class CacheRun:
 
 @dataclass(frozen=True)
 class BatchRun:
-    """Sequences of these lengths in one left-padded batch, compared with each of them alone."""
+    """Sequences in one left-padded batch, compared with each of them fed alone.
+
+    Attributes:
+        lengths: The number of tokens of each sequence.
+        relative_error: The largest of all sequences, as in CacheRun.
+    """
 
     lengths: tuple[int, ...]
     relative_error: float
@@ -64,9 +78,13 @@ class BatchRun:
 
 @dataclass(frozen=True)
 class TokenizerRun:
-    """One text in the source's tokenizer (`expected`) and in the artefact's own.
+    """One text in the source's tokenizer and in the artefact's own.
 
-    `decoded` is the text that the artefact makes of its ids.
+    Attributes:
+        text: The text.
+        expected: The ids that the source's tokenizer gives.
+        ids: The ids that the artefact's tokenizer gives.
+        decoded: The text that the artefact's tokenizer makes of `ids`.
     """
 
     text: str
@@ -76,22 +94,36 @@ class TokenizerRun:
 
 
 @dataclass(frozen=True)
-class Observed:
+class FloatActivationRun:
+    """What an artefact gives if it multiplies its quantized matrices by float activations.
+
+    Attributes:
+        logits: After every token of the prompts, float32 [all tokens, vocab_size].
+        activations: The runtime's type of activations, "float32" or "float16".
+    """
+
+    logits: np.ndarray
+    activations: str
+
+
+@dataclass(frozen=True)
+class Observation:
     """What the artefact did.
 
     Attributes:
-        sequences: The ids of the prompts and of the texts' windows.
-        logits: After every token of `sequences`, float32 [all tokens, vocabulary].
+        sequences: The ids of the prompts, then those of the windows of the user's texts.
+        logits: After every token of `sequences`, float32 [all tokens, vocab_size].
         cache_runs: Sequences fed in pieces through the cache.
-        batch_run: The padded batch; None where the runtime takes one sequence only.
+        batch_run: The padded batch; None if the runtime takes one sequence at a time, or if the
+            sequences are too short.
         full_context: Ids that fill the context.
         context_end_logits: After the last tokens of `full_context`, which were fed one by one.
-        openings: The prompts that were continued.
+        openings: The ids of the prompts that were continued.
         generated: The greedy tokens after each opening.
-        generation_error: Why generation ended too early, if it did.
+        generation_error: Why generation ended too early; empty if it did not.
         tokenizer_runs: Texts in the artefact's own tokenizer and in the source's.
         n_positions: The context length that the artefact says it has.
-        end_of_text: The id at which the artefact says generation ends.
+        end_of_text_id: The id at which the artefact says that generation ends.
     """
 
     sequences: tuple[tuple[int, ...], ...]
@@ -105,7 +137,7 @@ class Observed:
     generation_error: str
     tokenizer_runs: tuple[TokenizerRun, ...]
     n_positions: int
-    end_of_text: int
+    end_of_text_id: int
 
 
 def observe(
@@ -115,28 +147,36 @@ def observe(
     *,
     new_tokens: int = NEW_TOKENS,
     progress: Progress | None = None,
-) -> Observed:
-    """Have an open runtime do all that is judged, on the prompts and on the windows of the texts.
+) -> Observation:
+    """Have a runtime do all that is judged, on the prompts and on windows of the user's texts.
 
-    Sequences are cut to the shorter of the two contexts, openings to half of it; the prompts,
-    repeated, fill it. The longest sequence is also fed as a prefill, a chunk and single tokens, the
-    longest of at most MOST_SINGLE_STEPS token by token, the shortest ones as a padded batch.
-    Generation ends where logits are not finite.
+    Each sequence is fed at once into an empty cache. Then the longest one is fed as a prefill, a
+    chunk and single tokens; the longest of at most MAX_TOKEN_BY_TOKEN tokens token by token; and
+    the shortest ones as one padded batch. The prompts, repeated, fill the context. Last come
+    greedy generation, which ends early at logits that are not finite, and the tokenizer.
+
+    Args:
+        runtime: The artefact, open.
+        source: The checkpoint it was made from.
+        text_windows: Ids of windows of the user's texts.
+        new_tokens: How many tokens are generated after each opening.
+        progress: Gets the steps.
     """
     progress = progress or Silent()
     tokenizer = source.tokenizer
+    # What is longer than either context is cut; openings leave half of it to generation.
     context = min(runtime.n_positions, source.geometry.n_positions)
     prompts = [tokenizer.encode(prompt) for prompt in PROMPTS]
     sequences = [tuple(sequence[:context]) for sequence in (*prompts, *text_windows)]
-    openings = [sequences[i][: max(1, context // 2)] for i in OPENINGS]
+    openings = [sequences[i][: max(1, context // 2)] for i in OPENING_PROMPTS]
     full_context = tuple(islice(cycle(chain.from_iterable(prompts)), context))
     logits = _full_passes(runtime, sequences, progress)
-    token_logits = logits[:, : tokenizer.size]
+    token_logits = logits[:, : tokenizer.size]  # without padded rows
     cache_runs = _cache_runs(runtime, sequences, token_logits, progress)
     batch_run = _batch_run(runtime, sequences, token_logits) if runtime.takes_batches else None
     context_end_logits = _fill_context(runtime, full_context, progress)
     generated, generation_error = _generate(runtime, openings, new_tokens, tokenizer.size, progress)
-    return Observed(
+    return Observation(
         sequences=tuple(sequences),
         logits=logits,
         cache_runs=cache_runs,
@@ -148,14 +188,26 @@ def observe(
         generation_error=generation_error,
         tokenizer_runs=_tokenizer_runs(runtime, tokenizer, tokenizer_texts(), progress),
         n_positions=runtime.n_positions,
-        end_of_text=runtime.end_of_text,
+        end_of_text_id=runtime.end_of_text_id,
     )
+
+
+def run_with_float_activations(runtime: Runtime, observation: Observation) -> FloatActivationRun:
+    """Feed the prompts once more to a runtime that was opened with float activations; close it."""
+    try:
+        parts = []
+        for prompt in observation.sequences[: len(PROMPTS)]:
+            runtime.reset()
+            parts.append(runtime.feed(prompt))
+    finally:
+        runtime.close()
+    return FloatActivationRun(np.concatenate(parts), runtime.activations)
 
 
 def _full_passes(
     runtime: Runtime, sequences: Sequence[Sequence[int]], progress: Progress
 ) -> np.ndarray:
-    """Logits after every token, each sequence fed at once into an empty cache."""
+    """Feed each sequence at once into an empty cache; logits after every token of all of them."""
     progress.step("running the prompts", sum(map(len, sequences)))
     parts = []
     for sequence in sequences:
@@ -171,21 +223,21 @@ def _cache_runs(
     full_pass_logits: np.ndarray,
     progress: Progress,
 ) -> tuple[CacheRun, ...]:
-    """Feed sequences in pieces and compare with the full passes' logits.
+    """Feed sequences in pieces, and compare the logits with those of the full passes.
 
-    `full_pass_logits` are those of all sequences, one after the other, without padded rows.
+    `full_pass_logits` is float32 [tokens of all sequences, ids of the tokenizer].
     """
-    plans = _cache_plans(sequences)
-    progress.step("decoding step by step", sum(sum(pieces) for _, _, pieces in plans))
+    cuts = _cache_cuts(sequences)
+    progress.step("decoding step by step", sum(sum(pieces) for _, _, pieces in cuts))
     starts = np.cumsum([0, *map(len, sequences)])
-    vocabulary = full_pass_logits.shape[1]
+    tokenizer_size = full_pass_logits.shape[1]
     runs = []
-    for name, index, pieces in plans:
+    for name, index, pieces in cuts:
         runtime.reset()
         parts, position = [], 0
         for length in pieces:
             logits = runtime.feed(sequences[index][position : position + length])
-            parts.append(logits[:, :vocabulary])
+            parts.append(logits[:, :tokenizer_size])
             position += length
             progress.advance(length)
         full_pass = full_pass_logits[starts[index] : starts[index] + position]
@@ -193,17 +245,17 @@ def _cache_runs(
     return tuple(runs)
 
 
-def _cache_plans(sequences: Sequence[Sequence[int]]) -> list[tuple[str, int, tuple[int, ...]]]:
-    """What is fed in pieces: a name, the index of a sequence, the lengths of its pieces."""
+def _cache_cuts(sequences: Sequence[Sequence[int]]) -> list[tuple[str, int, tuple[int, ...]]]:
+    """Choose what is fed in pieces: (name, index of the sequence, lengths of its pieces) each."""
     by_length = sorted(range(len(sequences)), key=lambda i: len(sequences[i]))
-    short = [i for i in by_length if len(sequences[i]) <= MOST_SINGLE_STEPS] or by_length[:1]
-    stepped, longest = short[-1], by_length[-1]
-    length = min(len(sequences[longest]), MOST_CACHED_TOKENS)
-    steps = min(STEPS, max(0, length - 2))
+    short = [i for i in by_length if len(sequences[i]) <= MAX_TOKEN_BY_TOKEN] or by_length[:1]
+    longest_short, longest = short[-1], by_length[-1]
+    length = min(len(sequences[longest]), MAX_CACHED_TOKENS)
+    steps = min(SINGLE_STEPS, max(0, length - 2))
     prefill = max(1, (length - steps) // 2)
     pieces = (prefill, length - steps - prefill, *[1] * steps)
     return [
-        ("token by token", stepped, (1,) * len(sequences[stepped])),
+        ("token by token", longest_short, (1,) * len(sequences[longest_short])),
         ("prefill, chunk, steps", longest, tuple(piece for piece in pieces if piece)),
     ]
 
@@ -211,7 +263,10 @@ def _cache_plans(sequences: Sequence[Sequence[int]]) -> list[tuple[str, int, tup
 def _batch_run(
     runtime: Runtime, sequences: Sequence[Sequence[int]], full_pass_logits: np.ndarray
 ) -> BatchRun | None:
-    """Run the shortest sequences of different lengths that leave tokens for single steps."""
+    """Run the shortest sequences of different lengths as one padded batch.
+
+    Returns None if fewer than two sequences have more than BATCH_STEPS tokens.
+    """
     starts = np.cumsum([0, *map(len, sequences)])
     by_length = {len(s): i for i, s in enumerate(sequences) if len(s) > BATCH_STEPS}
     chosen = [by_length[length] for length in sorted(by_length)[:BATCH_SEQUENCES]]
@@ -228,16 +283,19 @@ def _batch_run(
 
 
 def _fill_context(runtime: Runtime, ids: Sequence[int], progress: Progress) -> np.ndarray:
-    """Feed ids in chunks, the last STEPS one by one; logits after the last chunk and each step."""
+    """Feed ids in chunks, and the last SINGLE_STEPS one by one.
+
+    Returns the logits after the last chunk and after each single token.
+    """
     progress.step("filling the context", len(ids))
     runtime.reset()
-    stepped_from = max(1, len(ids) - STEPS)
+    first_single = max(1, len(ids) - SINGLE_STEPS)
     parts = []
-    for start in range(0, stepped_from, CHUNK):
-        piece = ids[start : min(start + CHUNK, stepped_from)]
+    for start in range(0, first_single, CHUNK_TOKENS):
+        piece = ids[start : min(start + CHUNK_TOKENS, first_single)]
         parts = [runtime.feed_last(piece)[None]]
         progress.advance(len(piece))
-    for token in ids[stepped_from:]:
+    for token in ids[first_single:]:
         parts.append(runtime.feed([token]))
         progress.advance(1)
     return np.concatenate(parts)
@@ -247,30 +305,31 @@ def _generate(
     runtime: Runtime,
     openings: Sequence[Sequence[int]],
     max_new_tokens: int,
-    allowed: int,
+    tokenizer_size: int,
     progress: Progress,
 ) -> tuple[tuple[tuple[int, ...], ...], str]:
-    """Greedy tokens after each opening, and the first error that ended one too early."""
+    """The greedy tokens after each opening, and the first error that ended generation too early."""
     progress.step("generating", len(openings) * max_new_tokens)
     generated, first_error = [], ""
     for opening in openings:
-        new: list[int] = []
+        new_ids: list[int] = []
         try:
-            # Past end-of-text too: every decision is one more comparison.
+            # Goes on after the end-of-text id: every token that is picked is one more comparison.
             for token in generate(
-                runtime, opening, max_new_tokens, allowed=allowed, end_of_text=None
+                runtime, opening, max_new_tokens, tokenizer_size=tokenizer_size, end_of_text_id=None
             ):
-                new.append(token)
+                new_ids.append(token)
                 progress.advance(1)
         except VerificationError as error:
             first_error = first_error or str(error)
-        generated.append(tuple(new))
+        generated.append(tuple(new_ids))
     return tuple(generated), first_error
 
 
 def _tokenizer_runs(
     runtime: Runtime, tokenizer: Tokenizer, texts: Sequence[str], progress: Progress
 ) -> tuple[TokenizerRun, ...]:
+    """Encode texts with both tokenizers, and decode the ids of the artefact's."""
     progress.step("comparing tokenizers", len(texts))
     runs = []
     for text in texts:

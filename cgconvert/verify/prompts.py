@@ -1,8 +1,8 @@
 """The texts that an artefact is fed: the built-in prompts, and windows of the user's texts.
 
-Prompts are short and of several lengths and kinds; one is long enough to fill a good part of a
-context. All were written for this, so no training text is quoted. The tokenizer texts are what
-breaks byte-pair tokenizers and CodeGen's white-space runs in practice.
+The prompts are of several lengths and kinds; most are short, and one is long enough to fill a good
+part of a context. All were written for this purpose, so none quotes a training text. The texts for
+the tokenizers are those that break byte-pair tokenizers and CodeGen's white-space runs in practice.
 """
 
 from __future__ import annotations
@@ -16,21 +16,15 @@ from cgconvert.model.tokenizer import Tokenizer
 from cgconvert.texts import corpus
 from cgconvert.texts.text import Text
 
-__all__ = [
-    "PROMPTS",
-    "TEXT_TOKENS",
-    "digest",
-    "tokenizer_texts",
-    "windows",
-]
+__all__ = ["PROMPTS", "TEXT_TOKENS", "texts_sha256", "tokenizer_texts", "windows"]
 
 TEXT_TOKENS = 4096
-"""How many tokens of a text are used by default."""
+"""How many tokens of each of the user's texts are used by default."""
 
-WINDOW = 512
-"""The most tokens of a text in one sequence; llama.cpp's tools/perplexity takes as many."""
+WINDOW_TOKENS = 512
+"""Tokens of a text in one sequence, as in llama.cpp's tools/perplexity."""
 
-_LONG = '''"""Keep the books of a small library: who has which copy, and since when."""
+_LONG_PROMPT = '''"""Keep the books of a small library: who has which copy, and since when."""
 
 from __future__ import annotations
 
@@ -130,10 +124,10 @@ PROMPTS: tuple[str, ...] = (
     "try:\n    value = int(text)\nexcept ValueError as error:\n"
     "    raise SystemExit(f'{text!r}: {error}')\nelse:\n"
     "    while value % 2 == 0 and value > 0:\n        value //= 2\n",
-    _LONG,
+    _LONG_PROMPT,
 )
 
-_TEXTS: tuple[str, ...] = (
+_DIFFICULT_TEXTS: tuple[str, ...] = (
     "def hello(x):\n        return x + 1\n\t\tfoo",
     "".join(" " * run + "x" for run in range(1, 70)),
     "".join("\t" * run + "x" for run in range(1, 24)),
@@ -150,34 +144,41 @@ _TEXTS: tuple[str, ...] = (
 )
 
 EVALUATION_BYTES = 40_000
-"""Bytes of the standard library's evaluation part that the tokenizers are compared on."""
+"""Bytes of the standard library's evaluation part on which the tokenizers are compared."""
 
 
 def windows(text: Text, tokenizer: Tokenizer, tokens: int, context: int) -> list[list[int]]:
-    """The first `tokens` ids of a text, cut into sequences of min(WINDOW, context) ids.
+    """Cut the first `tokens` ids of a text into windows of min(WINDOW_TOKENS, context) ids.
 
-    A single token left at the end predicts nothing and is dropped. Raises InputError where no
-    sequence remains.
+    A single id left at the end is dropped, because it predicts nothing. Raises InputError if no
+    window remains.
     """
     ids = text.ids(tokenizer, tokens)
-    size = min(WINDOW, context)
+    size = min(WINDOW_TOKENS, context)
     pieces = [ids[first : first + size] for first in range(0, len(ids), size)]
-    sequences = [piece for piece in pieces if len(piece) > 1]
-    if not sequences:
+    id_windows = [piece for piece in pieces if len(piece) > 1]
+    if not id_windows:
         raise InputError(f"{text.name}: too short to measure on; two tokens are the least")
-    return sequences
+    return id_windows
 
 
 @cache
 def tokenizer_texts() -> tuple[str, ...]:
-    """Difficult texts, the prompts, and files of the standard library's evaluation part."""
-    return (*_TEXTS, *PROMPTS, *corpus.text("evaluation", EVALUATION_BYTES))
+    """The texts on which tokenizers are compared: difficult ones, the prompts, and Python files.
+
+    The files are from the evaluation part of the standard library.
+    """
+    return (*_DIFFICULT_TEXTS, *PROMPTS, *corpus.text("evaluation", EVALUATION_BYTES))
 
 
-def digest(texts: Sequence[str]) -> str:
-    """SHA-256 of texts in order, each with its length in bytes (8, little-endian) before it."""
-    total = hashlib.sha256()
+def texts_sha256(texts: Sequence[str]) -> str:
+    """Identify a sequence of texts in a report by one SHA-256, in hexadecimal.
+
+    Each text is preceded by its UTF-8 byte length as 8 bytes, little-endian, so that the same
+    characters cut into other texts have another digest.
+    """
+    hasher = hashlib.sha256()
     for text in texts:
         data = text.encode()
-        total.update(len(data).to_bytes(8, "little") + data)
-    return total.hexdigest()
+        hasher.update(len(data).to_bytes(8, "little") + data)
+    return hasher.hexdigest()

@@ -1,10 +1,11 @@
-"""The fp16 reference: CodeGen's own mathematics over a checkpoint's weights, streamed.
+"""The reference: CodeGen's own mathematics over a checkpoint's weights, read as it goes.
 
 It is independent of all that it judges. It works in CodeGen's interleaved rotary form and shares
-nothing with the writers but the lazy tensors, so a wrong reorder cannot be wrong on both sides; for
-the same reason it has a layer of its own, apart from the one that calibration uses. All sequences
-go through the model at once, and only a chunk of a matrix's rows is in memory at a time: memory
-follows the number of positions, not the size of the model, and the file is read once.
+nothing with the writers but the lazy tensors, so a wrong row order cannot be wrong on both sides;
+for the same reason it has a layer of its own, apart from the one that calibration uses. All
+sequences go through the model at once, and only a chunk of a matrix's rows is in memory at a time:
+memory grows with the number of positions and not with the size of the model, and the file is read
+once.
 """
 
 from __future__ import annotations
@@ -26,10 +27,10 @@ from cgconvert.verify.distribution import Distribution
 __all__ = ["Reference"]
 
 CHUNK_BYTES = 128 << 20
-"""float32 bytes of the rows of a matrix in memory at once."""
+"""How many bytes of a matrix are in memory at once, as float32."""
 
-POSITIONS = 1024
-"""Positions whose logits are whole in memory at once: 210 MB at CodeGen's vocabulary."""
+POSITIONS_PER_CHUNK = 1024
+"""Positions whose logits are in memory at once: 210 MB at CodeGen's vocabulary."""
 
 
 class Reference:
@@ -42,8 +43,9 @@ class Reference:
     Args:
         decoder: The model.
         device: "cpu", "cuda" or "auto".
-        weights: The type that weights are rounded to before; None leaves them as stored.
-        progress: Gets a step for each call and an advance for each layer.
+        weight_dtype: The type that weights are rounded to before they are used; None leaves them
+            as stored.
+        progress: Gets a step for each pass and an advance for each layer.
     """
 
     def __init__(
@@ -51,18 +53,19 @@ class Reference:
         decoder: Decoder,
         *,
         device: str = "cpu",
-        weights: torch.dtype | None = torch.float16,
+        weight_dtype: torch.dtype | None = torch.float16,
         progress: Progress | None = None,
     ) -> None:
         self.decoder = decoder
         self.device = torch_device(device)
-        self.weights = weights
+        self.weight_dtype = weight_dtype
         self.progress = progress or Silent()
 
     def logits(self, sequences: Sequence[Sequence[int]]) -> list[np.ndarray]:
-        """Logits after every token of every sequence: float32 [len(sequence), vocab_size] each.
+        """Compute the logits after every token: float32 [len(sequence), vocab_size] per sequence.
 
-        Raises InputError for an empty or over-long sequence and for an id outside the vocabulary.
+        Raises InputError for a sequence that is empty or longer than the context, and for an id
+        that the model has no row for.
         """
         if not sequences:
             return []
@@ -73,35 +76,42 @@ class Reference:
     def distributions(
         self,
         sequences: Sequence[Sequence[int]],
-        allowed: int,
-        first: Sequence[int] | None = None,
+        tokenizer_size: int,
+        first_positions: Sequence[int] | None = None,
     ) -> list[Distribution]:
-        """The same logits as Distributions, each sequence's from position `first` on (default 0).
+        """Compute the same logits as `logits`, reduced to a Distribution for each sequence.
 
-        `allowed` is the number of ids that the tokenizer has. Raises InputError as `logits`.
+        Args:
+            sequences: The ids of each sequence.
+            tokenizer_size: The number of ids that the tokenizer has.
+            first_positions: The position from which on each sequence's logits are returned; 0 by
+                default.
+
+        Raises:
+            InputError: See `logits`.
         """
         if not sequences:
             return []
-        first = first or [0] * len(sequences)
+        first_positions = first_positions or [0] * len(sequences)
+        pairs = list(zip(sequences, first_positions, strict=True))
         ends = np.cumsum([len(s) for s in sequences])
-        pairs = list(zip(sequences, first, strict=True))
-        places = np.concatenate(
+        positions = np.concatenate(
             [
-                np.arange(end - len(s) + begin, end)
-                for end, (s, begin) in zip(ends, pairs, strict=True)
+                np.arange(end - len(s) + first, end)
+                for end, (s, first) in zip(ends, pairs, strict=True)
             ]
         )
-        tokens = np.concatenate([[*s[begin + 1 :], -1] for s, begin in pairs])
+        next_ids = np.concatenate([[*s[first + 1 :], -1] for s, first in pairs])
         parts = []
         with torch.inference_mode():
-            hidden = self._forward(sequences)[torch.from_numpy(places).to(self.device)]
-            for start in range(0, len(places), POSITIONS):
-                piece = slice(start, start + POSITIONS)
-                logits = self._head(hidden[piece]).numpy()
-                parts.append(Distribution.of(logits, tokens[piece], allowed))
-        whole = Distribution.joined(parts)
-        edges = np.cumsum([0, *(len(s) - begin for s, begin in pairs)]).tolist()
-        return [whole[begin:end] for begin, end in itertools.pairwise(edges)]
+            hidden = self._forward(sequences)[torch.from_numpy(positions).to(self.device)]
+            for start in range(0, len(positions), POSITIONS_PER_CHUNK):
+                chunk = slice(start, start + POSITIONS_PER_CHUNK)
+                logits = self._head(hidden[chunk]).numpy()
+                parts.append(Distribution.of(logits, next_ids[chunk], tokenizer_size))
+        joined = Distribution.joined(parts)
+        edges = np.cumsum([0, *(len(s) - first for s, first in pairs)]).tolist()
+        return [joined[begin:end] for begin, end in itertools.pairwise(edges)]
 
     def _check(self, sequences: Sequence[Sequence[int]]) -> None:
         """Raise InputError for a sequence that the model cannot take."""
@@ -119,7 +129,7 @@ class Reference:
                 )
 
     def _forward(self, sequences: Sequence[Sequence[int]]) -> torch.Tensor:
-        """The head's input, float32 [all tokens, n_embd]."""
+        """Run the layers; return the head's input, float32 [tokens of all sequences, n_embd]."""
         self._check(sequences)
         d = self.decoder
         x = self._embed(np.concatenate([np.asarray(s, dtype=np.int64) for s in sequences]))
@@ -132,7 +142,7 @@ class Reference:
         return self._norm(x, d.ln_f_weight, d.ln_f_bias)
 
     def _head(self, x: torch.Tensor) -> torch.Tensor:
-        """Logits on the CPU, float32 [positions, vocab_size]."""
+        """Multiply by the head; return logits on the CPU, float32 [positions, vocab_size]."""
         out = torch.empty(x.shape[0], self.decoder.head.shape[0])
         for rows, part in self._linear_parts(x, self.decoder.head, self.decoder.head_bias):
             out[:, rows] = part.cpu()
@@ -146,7 +156,10 @@ class Reference:
         sin: torch.Tensor,
         cos: torch.Tensor,
     ) -> torch.Tensor:
-        """x + attn(ln(x)) + mlp(ln(x)): both take the same input; x is [tokens, n_embd]."""
+        """Compute x + attn(ln(x)) + mlp(ln(x)); x is float32 [tokens of all sequences, n_embd].
+
+        `lengths` are the numbers of tokens of the sequences, which do not attend to each other.
+        """
         normed = self._norm(x, layer.ln_weight, layer.ln_bias)
         heads = self.decoder.geometry.n_head
         q, k, v = (
@@ -165,16 +178,20 @@ class Reference:
         return x + attention + self._linear(inner, layer.fc_out, layer.fc_out_bias)
 
     def _embed(self, ids: np.ndarray) -> torch.Tensor:
-        unique, where = np.unique(ids, return_inverse=True)
-        return self._load(self.decoder.wte.rows(unique))[torch.from_numpy(where).to(self.device)]
+        """Read the embeddings of `ids`, float32 [len(ids), n_embd]; each row is read once."""
+        unique, inverse = np.unique(ids, return_inverse=True)
+        rows = self._load(self.decoder.wte.rows(unique))
+        return rows[torch.from_numpy(inverse).to(self.device)]
 
     def _norm(self, x: torch.Tensor, weight: LazyTensor, bias: LazyTensor) -> torch.Tensor:
+        """Apply a layer norm."""
         eps = self.decoder.geometry.layer_norm_epsilon
         return norm(x, self._load(weight), self._load(bias), eps)
 
     def _linear(
         self, x: torch.Tensor, weight: LazyTensor, bias: LazyTensor | None = None
     ) -> torch.Tensor:
+        """Compute x @ weight.T + bias, float32 [N, rows of `weight`]."""
         out = torch.empty(x.shape[0], weight.shape[0], dtype=x.dtype, device=x.device)
         for rows, part in self._linear_parts(x, weight, bias):
             out[:, rows] = part
@@ -183,7 +200,7 @@ class Reference:
     def _linear_parts(
         self, x: torch.Tensor, weight: LazyTensor, bias: LazyTensor | None
     ) -> Iterator[tuple[slice, torch.Tensor]]:
-        """x @ weight.T + bias, a chunk of output columns at a time: (columns, [N, columns])."""
+        """Yield x @ weight.T + bias in chunks of columns: (columns, float32 [N, columns])."""
         rows, width = weight.shape
         step = max(1, CHUNK_BYTES // (4 * width))
         for first in range(0, rows, step):
@@ -192,8 +209,8 @@ class Reference:
             yield chunk, part if bias is None else part + self._load(bias, chunk)
 
     def _load(self, tensor: LazyTensor, rows: slice = slice(None)) -> torch.Tensor:
-        """Rows of a tensor, rounded to `weights`, in float32 on the device."""
+        """Read rows of a tensor, rounded to `weight_dtype`, as float32 on the device."""
         values = tensor.read(rows)
-        if self.weights is not None:
-            values = values.to(self.weights)
+        if self.weight_dtype is not None:
+            values = values.to(self.weight_dtype)
         return values.to(self.device, torch.float32)

@@ -1,20 +1,22 @@
 """The bounds that each stored type is held to, from the formats' tables or given by a user.
 
-A bound is four to five times the worst that correct artefacts were measured at: random models of
-the four published head sizes, 8 heads and 2 layers, nearly uniform attention and sharp (scores of
-standard deviation 4), and the embedded trained model; whole contexts of 2,048, llama.cpp of 2026-11
-with a float32 cache, onnxruntime 1.32, transformers 5.23, one thread:
+A bound is four to five times the worst value measured on correct artefacts. These were made from
+random models of the four published head sizes with 8 heads and 2 layers, with nearly uniform and
+with sharp attention (scores of standard deviation 4), and from the embedded trained model. They
+ran over whole contexts of 2,048 tokens in llama.cpp of 2026-11 with a float32 cache, onnxruntime
+1.32 and transformers 5.23, with one thread:
 
     python -m tests.verify.false_alarms --seeds 2 --heads 8 --trained
         --vocabulary 6000 --new-tokens 32
 
-The worst is in each row's `seen`, nearly always 6B's head with sharp attention. Other sources are
-named there.
+The worst value stands in the `seen` of each row. It is nearly always that of 6B's head size with
+sharp attention; other models are named there.
 
-Small mistakes on weights of little effect (a layer-norm epsilon of 1e-6, rotary pairs in halves
-under nearly uniform attention) come to an NMSE of 6e-5 and 2e-4: well above the float rows, below
-what 8 bits and less lose. Those rows ask how much quantization lost, which logits can tell, and
-not whether every weight is right, which they cannot: the stored weights are compared for that.
+A small mistake in weights of little effect gives a small NMSE: 6e-5 for a layer-norm epsilon of
+1e-6, 2e-4 for rotary pairs in halves under nearly uniform attention. That is well above the bounds
+of the float types, and below what 8 bits and less lose. So the bounds of quantized types judge how
+much quantization lost, which logits can show. They cannot show whether every weight is right; for
+that the stored weights are compared.
 """
 
 from __future__ import annotations
@@ -29,21 +31,22 @@ from cgconvert.formats.thresholds import ThresholdRow
 __all__ = ["MINIMUMS", "NO_BOUND", "known_bounds", "parse_bound", "thresholds_for"]
 
 MINIMUMS = ("logits.top1", "logits.top1_sure", "logits.top5")
-"""Bounds that a value must reach; all others it must not exceed."""
+"""The checks whose value must reach the bound; in all others it must not exceed the bound."""
 
 NO_BOUND = "none"
-"""Written for a bound: the value is reported and not judged."""
+"""What a user writes instead of a bound so that the value is only reported."""
 
 CUDA = ThresholdRow(
     (1e-2, 1e-5, 1e-5, 1e-5), (1e-2, 1e-2), 1e-5, 1e-5, 1e-4, 1.0, 1.001,
-    "float16 arithmetic, which runtimes take there, done on a CPU against float32: relative "
+    "float16 arithmetic, which runtimes use on CUDA, done on a CPU against float32: relative "
     "1.5e-3, NMSE 1.1e-6, KL 2.5e-7 on sharp random models of 2 layers; wider for deeper ones; not "
     "yet measured on a GPU",
 )  # fmt: skip
+"""The bounds on CUDA, wherever they are wider than those of the stored type."""
 
 
 def known_bounds() -> dict[str, set[str]]:
-    """The names of the bounds that can be set, by "format type"."""
+    """The checks whose bounds can be set, by format and stored type as in "gguf Q8_0"."""
     return {" ".join(key): set(row.bounds()) for key, row in _table().items()}
 
 
@@ -53,13 +56,17 @@ def thresholds_for(
     device: str = "cpu",
     overrides: Mapping[str, float | None] | None = None,
 ) -> dict[str, float | None]:
-    """Bounds by name of check, for an artefact of a format and stored type.
+    """Look up the bounds of an artefact, by name of check; None only reports the value.
 
-    On `device` "cuda" no bound is tighter than the error of the float16 arithmetic there.
-    `overrides` replaces bounds by name; None only reports the value.
+    Args:
+        format: The artefact's format.
+        type: What most of its bytes are stored as.
+        device: On "cuda" no bound is tighter than the error of the float16 arithmetic there.
+        overrides: Bounds that replace those of the table.
 
-    Raises InputError for a type without a row, for a name that is not a bound's and for a value
-    that is not a number.
+    Raises:
+        InputError: The type has no bounds, no check of a name in `overrides` has a bound, or a
+            value there is not a number.
     """
     table = _table()
     row = table.get((format, type))
@@ -68,10 +75,11 @@ def thresholds_for(
         raise InputError(f"no thresholds for {format} {type}; there are: {known}")
     bounds = row.bounds()
     if device == "cuda":
-        for name, own in CUDA.bounds().items():
+        for name, cuda_bound in CUDA.bounds().items():
             bound = bounds[name]
-            if bound is not None and own is not None:
-                bounds[name] = min(bound, own) if name in MINIMUMS else max(bound, own)
+            if bound is not None and cuda_bound is not None:
+                wider = min if name in MINIMUMS else max
+                bounds[name] = wider(bound, cuda_bound)
     for name, value in (overrides or {}).items():
         if name not in bounds:
             raise InputError(f"threshold {name!r}: no such bound; there are {', '.join(bounds)}")
@@ -82,9 +90,15 @@ def thresholds_for(
 
 
 def parse_bound(check: str, value: object, known: Collection[str]) -> float | None:
-    """Read the bound that a user gives for one of the checks `known`: a number or NO_BOUND.
+    """Read the bound that a user gives for a check.
 
-    Raises ValueError with what is wrong with it.
+    Args:
+        check: The name of the check.
+        value: A finite number, or None or NO_BOUND so that the value is only reported.
+        known: The names of the checks whose bounds can be set.
+
+    Raises:
+        ValueError: The check is not in `known`, or the value is not a number.
     """
     if check not in known:
         raise ValueError(f"no check {check!r} has a bound to set; there are {', '.join(known)}")
@@ -101,5 +115,5 @@ def parse_bound(check: str, value: object, known: Collection[str]) -> float | No
 
 
 def _table() -> dict[tuple[str, str], ThresholdRow]:
-    """The rows of all formats, by format and stored type."""
+    """The rows of all formats, by (format, stored type)."""
     return {(f.name, kind): row for f in formats() for kind, row in f.thresholds.items()}

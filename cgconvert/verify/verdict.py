@@ -10,10 +10,18 @@ from typing import Any
 
 from cgconvert.errors import first_few
 
-__all__ = ["Check", "Verdict", "at_least", "at_most", "no_faults", "overall"]
+__all__ = [
+    "MAX_NAMED",
+    "Check",
+    "Verdict",
+    "at_least",
+    "at_most",
+    "no_differences",
+    "worst_verdict",
+]
 
-NAMED = 3
-"""How many faults a check's detail names."""
+MAX_NAMED = 3
+"""How many differences a check's detail names."""
 
 
 class Verdict(StrEnum):
@@ -31,11 +39,11 @@ class Check:
 
     Attributes:
         name: For example "logits.kl_mean".
-        value: What was measured, None where there was nothing to measure.
-        threshold: The bound, None where nothing is demanded.
-        comparison: "<=" or ">=", read as value, comparison, threshold.
+        value: What was measured; None if there was nothing to measure.
+        threshold: The bound; None if the value is only reported.
+        comparison: "<=" or ">=", as in `value <= threshold`.
         verdict: PASS, INFO, WARNING or FAIL.
-        detail: What explains it, for a person.
+        detail: What explains the value, for a person.
     """
 
     name: str
@@ -46,7 +54,7 @@ class Check:
     detail: str = ""
 
     def as_dict(self) -> dict[str, Any]:
-        """The check for JSON, where NaN and infinity become null and are named in the detail."""
+        """The check for JSON: NaN and infinity become None and are named in the detail."""
         value = self.value
         if value is None or math.isfinite(value):
             return asdict(self)
@@ -55,22 +63,22 @@ class Check:
 
 
 def at_most(name: str, value: float | None, threshold: float | None, detail: str = "") -> Check:
-    """A check that passes where value <= threshold; NaN fails, None on either side is INFO."""
+    """A check that passes if value <= threshold; NaN fails, and None on either side is INFO."""
     return _judge(name, value, threshold, "<=", detail)
 
 
 def at_least(name: str, value: float | None, threshold: float | None, detail: str = "") -> Check:
-    """A check that passes where value >= threshold; NaN fails, None on either side is INFO."""
+    """A check that passes if value >= threshold; NaN fails, and None on either side is INFO."""
     return _judge(name, value, threshold, ">=", detail)
 
 
-def no_faults(name: str, faults: Sequence[str]) -> Check:
-    """A check that passes where there are no faults; its detail names the first of them."""
-    return at_most(name, float(len(faults)), 0, first_few(faults, NAMED))
+def no_differences(name: str, differences: Sequence[str]) -> Check:
+    """A check that passes if there are no differences; its detail names the first MAX_NAMED."""
+    return at_most(name, float(len(differences)), 0, first_few(differences, MAX_NAMED))
 
 
-def overall(checks: Iterable[Check]) -> Verdict:
-    """FAIL where any check failed, else WARNING where any warned, else PASS."""
+def worst_verdict(checks: Iterable[Check]) -> Verdict:
+    """FAIL if any check failed, else WARNING if any check is a warning, else PASS."""
     verdicts = {check.verdict for check in checks}
     for verdict in (Verdict.FAIL, Verdict.WARNING):
         if verdict in verdicts:
@@ -81,6 +89,7 @@ def overall(checks: Iterable[Check]) -> Verdict:
 def _judge(
     name: str, value: float | None, threshold: float | None, comparison: str, detail: str
 ) -> Check:
+    """Compare a value with its bound; `comparison` is "<=" or ">="."""
     if value is None or threshold is None:
         verdict = Verdict.INFO
     else:

@@ -10,24 +10,23 @@ from typing import Any
 
 import torch
 
-from cgconvert.errors import CgconvertError, UsageError
+from cgconvert.errors import CgconvertError, UsageError, in_words
 from cgconvert.formats.registry import load
 from cgconvert.io.progress import Progress, Silent
 from cgconvert.model.checkpoint import Checkpoint
 from cgconvert.runtimes import Runtime, open_runtime, runtime_class
 from cgconvert.sources.tarball import cache_folder
 from cgconvert.texts.text import Text
-from cgconvert.verify.checks import Losses, run_checks
+from cgconvert.verify.checks import LogitComparisons, run_checks
 from cgconvert.verify.evidence import gather_evidence
-from cgconvert.verify.exact_matrices import check_exact_matrices
-from cgconvert.verify.observe import NEW_TOKENS, Observed, observe
-from cgconvert.verify.prompts import PROMPTS, TEXT_TOKENS, digest, windows
+from cgconvert.verify.observe import NEW_TOKENS, Observation, observe
+from cgconvert.verify.prompts import PROMPTS, TEXT_TOKENS, texts_sha256, windows
 from cgconvert.verify.provenance import check_provenance
 from cgconvert.verify.reference import Reference
 from cgconvert.verify.reference_cache import CachedReference
 from cgconvert.verify.report.model import Report, rounded
 from cgconvert.verify.thresholds import thresholds_for
-from cgconvert.verify.verdict import Check, Verdict, no_faults, overall
+from cgconvert.verify.verdict import Check, Verdict, no_differences, worst_verdict
 from cgconvert.verify.weights import TensorError, check_weights
 from cgconvert.write.hashing import file_sha256, source_digest
 from cgconvert.write.manifest import manifest_path
@@ -37,18 +36,12 @@ __all__ = ["verify"]
 NOT_OPENED = "-"
 """The version of a runtime that could not open the artefact."""
 
-UNQUANTIZED: Mapping[str, torch.dtype] = {
-    "F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16,
-    "float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16,
-}  # fmt: skip
-"""What the unquantized types store."""
-
 
 def verify(
     artefact: Path,
     format: str,  # noqa: A002 - what a plan and a manifest call it
     type: str,  # noqa: A002
-    reference: Checkpoint,
+    source: Checkpoint,
     device: str = "auto",
     *,
     thresholds: Mapping[str, float | None] | None = None,
@@ -61,148 +54,170 @@ def verify(
 ) -> Report:
     """Check an artefact against the checkpoint it was made from.
 
-    Its manifest, stored weights and settings come first, before anything runs. Then the artefact
-    runs and is closed, then the reference goes through its layers once. A check that fails is in
-    the report and raises nothing. Where the files already failed and the runtime cannot open the
-    artefact or breaks off, that too is a failed check, called runtime.
+    Its manifest, stored weights and settings are checked first, before anything runs. Then the
+    artefact runs and is closed, and the references run over the same tokens. A check that fails is
+    in the report and raises nothing. If the files already failed, and then the runtime cannot open
+    the artefact or breaks off, that is a failed check too, with the name "runtime".
 
     Args:
         artefact: The file or folder.
         format: Its format.
         type: What most of its bytes are stored as.
-        reference: The checkpoint.
-        device: "cpu", "cuda" or "auto", for the runtime and for the reference.
-        thresholds: Other bounds, by name of check; None only reports the value.
-        new_tokens: Greedy tokens after each opening.
-        texts: Texts on which logits are compared too.
+        source: The checkpoint.
+        device: "cpu", "cuda" or "auto", for the runtime and for the references.
+        thresholds: Bounds that replace those of the type, by name of check; None only reports the
+            value.
+        new_tokens: How many greedy tokens are generated after each opening.
+        texts: Texts on which logits are compared, beside the built-in prompts.
         text_tokens: How many tokens of each text are used.
-        runtime: The runtime's name; the format's default where it is None.
-        threads: CPU threads of the runtime.
+        runtime: The runtime's name; None for the format's default.
+        threads: CPU threads of the runtime; None for its default.
         progress: Gets the steps.
 
     Raises:
-        InputError: The artefact or the reference cannot be read, a threshold is unknown, or a text
-            is too short.
+        InputError: The artefact or the source cannot be read, a threshold is unknown, or a text is
+            too short.
         UsageError: The runtime (MissingRuntimeError) or the device is not there.
     """
     progress = progress or Silent()
-    source = Reference(
-        reference.decoder, device=device, weights=_reference_weights(type), progress=progress
+    unquantized_dtype = load(format).unquantized_types.get(type)
+    source_reference = Reference(
+        source.decoder,
+        device=device,
+        weight_dtype=_reference_dtype(unquantized_dtype),
+        progress=progress,
     )
-    thresholds_for(format, type, overrides=thresholds)  # a mistake there shows before the work
-    context = reference.geometry.n_positions
-    text_windows = {
-        text: windows(text, reference.tokenizer, text_tokens, context) for text in texts
-    }
-    files, source_sha256 = _file_hashes(artefact), source_digest(reference)["sha256"]
-    subject = _Subject(
-        artefact=artefact,
+    thresholds_for(format, type, overrides=thresholds)  # raises for a mistake before the long work
+    context = source.geometry.n_positions
+    text_windows = {text: windows(text, source.tokenizer, text_tokens, context) for text in texts}
+    hashes, source_sha256 = _file_hashes(artefact), source_digest(source)["sha256"]
+    subject = _ArtefactUnderTest(
+        path=artefact,
         format=format,
-        type=type,
-        checkpoint=reference,
+        unquantized_dtype=unquantized_dtype,
+        source=source,
         device=device,
         runtime=runtime_class(format, runtime).name,
         threads=threads,
         progress=progress,
     )
 
-    checks = [check_provenance(artefact, files, source_sha256, reference.origin)]
-    file_checks, tensors, weights_equal = subject.check_files()
+    checks = [check_provenance(artefact, hashes, source_sha256, source.origin)]
+    file_checks, tensor_errors, has_source_weights = subject.check_files()
     checks += file_checks
     run = subject.run(
-        [window for cut in text_windows.values() for window in cut],
+        [ids for id_windows in text_windows.values() for ids in id_windows],
         new_tokens,
-        files_failed=overall(file_checks) == Verdict.FAIL,
+        files_failed=worst_verdict(file_checks) == Verdict.FAIL,
     )
     series: dict[str, list[float | None]] = {}
     if run.failure is not None:
         checks.append(run.failure)
-    if run.observed is not None:
+    if run.observation is not None:
         evidence = gather_evidence(
-            run.observed,
-            reference,
-            CachedReference(source, source_sha256, cache_folder() / "reference"),
-            None if weights_equal else subject.stored_reference,
+            run.observation,
+            source,
+            CachedReference(source_reference, source_sha256, cache_folder() / "reference"),
+            None if has_source_weights else subject.open_stored_reference,
+            partial(subject.open_with_float_activations, run.runtime["device"]),
         )
-        losses = Losses.of(evidence)
+        comparisons = LogitComparisons.of(evidence)
         bounds = thresholds_for(format, type, run.runtime["device"], thresholds)
-        checks += run_checks(evidence, losses, bounds)
-        checks += check_exact_matrices(evidence, partial(subject.open_exact, run.runtime["device"]))
-        series = {"logits.kl": rounded(losses.source.kl)} if losses.source else {}
+        checks += run_checks(evidence, comparisons, bounds)
+        if comparisons.with_source is not None:
+            series = {"logits.kl": rounded(comparisons.with_source.kl)}
     progress.finish()
     return Report(
-        artefact={"path": str(artefact), "format": format, "type": type, "files": files},
-        source={"name": reference.name, "layout": reference.layout, "sha256": source_sha256},
+        artefact={"path": str(artefact), "format": format, "type": type, "files": hashes},
+        source={"name": source.name, "layout": source.layout, "sha256": source_sha256},
         reference={
-            "weights": _dtype_name(source.weights or reference.decoder.dtype),
+            "weights": _dtype_name(source_reference.weight_dtype or source.decoder.dtype),
             "compute": "float32",
-            "device": source.device.type,
+            "device": source_reference.device.type,
         },
         runtime=run.runtime,
-        prompts=_prompts_entry(run.observed, text_windows),
-        texts=_texts_entry(run.observed),
+        prompts=_prompts_entry(run.observation, text_windows),
+        texts=_texts_entry(run.observation),
         checks=tuple(checks),
         series=series,
-        tensors=tuple(tensors),
+        tensors=tuple(tensor_errors),
     )
 
 
 @dataclass(frozen=True)
 class _Run:
-    """The runtime and what the artefact did in it, or the failed check of one that does not run."""
+    """What came of running the artefact.
+
+    Attributes:
+        runtime: The report's `runtime`: name, version and device.
+        observation: What the artefact did; None if it did not run to the end.
+        failure: The failed check that says why it did not.
+    """
 
     runtime: Mapping[str, str]
-    observed: Observed | None
+    observation: Observation | None
     failure: Check | None = None
 
 
 @dataclass(frozen=True)
-class _Subject:
-    """The artefact and how it is verified: the arguments of `verify` that its steps need."""
+class _ArtefactUnderTest:
+    """An artefact, its source, and how it is to be run.
 
-    artefact: Path
+    Attributes:
+        path: The file or folder.
+        format: The name of its format.
+        unquantized_dtype: What most of its bytes are stored as; None if they are quantized.
+        source: The checkpoint it was made from.
+        device: "cpu", "cuda" or "auto".
+        runtime: The name of the runtime.
+        threads: CPU threads of the runtime; None for its default.
+        progress: Gets the steps.
+    """
+
+    path: Path
     format: str
-    type: str
-    checkpoint: Checkpoint
+    unquantized_dtype: torch.dtype | None
+    source: Checkpoint
     device: str
     runtime: str
     threads: int | None
     progress: Progress
 
     def check_files(self) -> tuple[list[Check], list[TensorError], bool]:
-        """Check weights and settings as stored.
+        """Check the stored weights, settings and tokenizer files; nothing runs.
 
         Returns the checks, the errors of all tensors, and whether the stored weights are exactly
-        the reference's.
+        those of the source's reference.
         """
-        weights, tensors = check_weights(
-            self.artefact, self.format, self.checkpoint.decoder, self.progress
+        weight_checks, tensor_errors = check_weights(
+            self.path, self.format, self.source.decoder, self.progress
         )
-        differences = load(self.format).settings(self.artefact, self.checkpoint)
-        settings = [
-            no_faults("settings", differences.settings),
-            no_faults("tokenizer.files", differences.tokenizer),
+        differences = load(self.format).settings(self.path, self.source)
+        file_checks = [
+            no_differences("settings", differences.settings),
+            no_differences("tokenizer.files", differences.tokenizer),
         ]
-        return [*weights, *settings], tensors, self._weights_equal(weights)
+        checks = [*weight_checks, *file_checks]
+        return checks, tensor_errors, self._has_reference_weights(weight_checks)
 
     def run(
         self, text_windows: Sequence[Sequence[int]], new_tokens: int, *, files_failed: bool
     ) -> _Run:
-        """Run the artefact and close it.
+        """Open the artefact in its runtime, observe what it does, and close it.
 
-        An artefact whose files failed may not run; that is a failed check. All other errors, and an
-        absent runtime or device, are raised.
+        An artefact whose files failed may not run: then an error is a failed check. All other
+        errors are raised, and so is that of a runtime or device that is not there.
         """
         runtime = {"name": self.runtime, "version": NOT_OPENED, "device": self.device}
         try:
             opened = open_runtime(
-                self.format, self.artefact, self.device, name=self.runtime, threads=self.threads
+                self.format, self.path, self.device, name=self.runtime, threads=self.threads
             )
             try:
                 runtime |= {"version": opened.version, "device": opened.device}
-                observed = observe(
+                observation = observe(
                     opened,
-                    self.checkpoint,
+                    self.source,
                     text_windows,
                     new_tokens=new_tokens,
                     progress=self.progress,
@@ -210,54 +225,56 @@ class _Subject:
             finally:
                 opened.close()
         except CgconvertError as error:
-            absent = isinstance(error, UsageError) and runtime["version"] == NOT_OPENED
-            if absent or not files_failed:
+            is_absent = isinstance(error, UsageError) and runtime["version"] == NOT_OPENED
+            if is_absent or not files_failed:
                 raise
-            return _Run(runtime, None, Check("runtime", None, None, "<=", Verdict.FAIL, str(error)))
-        return _Run(runtime, observed)
+            detail = in_words(str(error))
+            return _Run(runtime, None, Check("runtime", None, None, "<=", Verdict.FAIL, detail))
+        return _Run(runtime, observation)
 
-    def stored_reference(self) -> Reference:
-        """The reference with the artefact's own weights.
+    def open_stored_reference(self) -> Reference:
+        """Make the reference with the artefact's own weights.
 
-        Raises InputError where they make no model.
+        Raises InputError if they make no model.
         """
-        decoder = load(self.format).decoder(self.artefact)
-        return Reference(decoder, device=self.device, weights=None, progress=self.progress)
+        decoder = load(self.format).decoder(self.path)
+        return Reference(decoder, device=self.device, weight_dtype=None, progress=self.progress)
 
-    def open_exact(self, device: str) -> Runtime | None:
-        """The artefact once more, without quantized activations; None where it cannot run so."""
+    def open_with_float_activations(self, device: str) -> Runtime | None:
+        """Open the artefact once more (see Runtime.open_with_float_activations)."""
         runtime = runtime_class(self.format, self.runtime)
-        return runtime.open_exact(self.artefact, device, self.threads)
+        return runtime.open_with_float_activations(self.path, device, self.threads)
 
-    def _weights_equal(self, weights: Sequence[Check]) -> bool:
-        """Whether the checks of the weights say that all are the reference's own, bit for bit.
+    def _has_reference_weights(self, weight_checks: Sequence[Check]) -> bool:
+        """Whether the stored weights are those of the source's reference, bit for bit.
 
-        Formats keep vectors in float32 that the reference rounds with the rest, so a float16
-        artefact is the reference's own only where the source is float16 too.
+        Formats keep vectors in float32 that the reference rounds to float16 like all other weights.
+        So a float16 artefact has the reference's weights only if the source is float16 too.
         """
-        quantized = any(check.name == "weights.error" for check in weights)
-        if quantized or overall(weights) == Verdict.FAIL:
+        is_quantized = any(check.name == "weights.error" for check in weight_checks)
+        if is_quantized or worst_verdict(weight_checks) == Verdict.FAIL:
             return False
-        dtype = UNQUANTIZED.get(self.type)
-        return dtype == torch.float32 or dtype == self.checkpoint.decoder.dtype == torch.float16
+        stored = self.unquantized_dtype
+        return stored == torch.float32 or stored == self.source.decoder.dtype == torch.float16
 
 
-def _reference_weights(type_: str) -> torch.dtype | None:
+def _reference_dtype(unquantized_dtype: torch.dtype | None) -> torch.dtype | None:
     """The type that the source's weights are rounded to for the reference of an artefact.
 
-    None for types wider than float16, which need not round the source to it.
+    It is float16, but None (not rounded) for types of a wider range, because these keep weights
+    that float16 cannot hold. `unquantized_dtype` is the artefact's, None if it is quantized.
     """
-    wide = UNQUANTIZED.get(type_) in (torch.float32, torch.bfloat16)
-    return None if wide else torch.float16
+    is_wide = unquantized_dtype in (torch.float32, torch.bfloat16)
+    return None if is_wide else torch.float16
 
 
 def _prompts_entry(
-    observed: Observed | None, text_windows: Mapping[Text, Sequence[Sequence[int]]]
+    observation: Observation | None, text_windows: Mapping[Text, Sequence[Sequence[int]]]
 ) -> dict[str, Any]:
-    """The report's `prompts`."""
-    sequences = observed.sequences if observed else ()
+    """The report's `prompts`: what the artefact was fed (see report.model)."""
+    sequences = observation.sequences if observation else ()
     return {
-        "sha256": digest(PROMPTS),
+        "sha256": texts_sha256(PROMPTS),
         "sequences": len(sequences),
         "tokens": sum(map(len, sequences)),
         "lengths": tuple(map(len, sequences)),
@@ -265,22 +282,22 @@ def _prompts_entry(
             {
                 "name": text.name,
                 "sha256": text.sha256,
-                "sequences": len(cut),
-                "tokens": sum(map(len, cut)),
+                "sequences": len(id_windows),
+                "tokens": sum(map(len, id_windows)),
             }
-            for text, cut in text_windows.items()
+            for text, id_windows in text_windows.items()
         ),
     }
 
 
-def _texts_entry(observed: Observed | None) -> dict[str, Any]:
-    """The report's `texts`: those of the tokenizers."""
-    texts = [run.text for run in observed.tokenizer_runs] if observed else []
-    return {"sha256": digest(texts), "count": len(texts)}
+def _texts_entry(observation: Observation | None) -> dict[str, Any]:
+    """The report's `texts`: those on which the tokenizers were compared."""
+    texts = [run.text for run in observation.tokenizer_runs] if observation else []
+    return {"sha256": texts_sha256(texts), "count": len(texts)}
 
 
 def _file_hashes(artefact: Path) -> dict[str, str]:
-    """SHA-256 of every file of an artefact but its manifest, by path relative to it."""
+    """Hash every file of an artefact but its manifest: SHA-256 by its path in the artefact."""
     if not artefact.is_dir():
         return {artefact.name: file_sha256(artefact)}
     return {
@@ -291,4 +308,5 @@ def _file_hashes(artefact: Path) -> dict[str, str]:
 
 
 def _dtype_name(dtype: torch.dtype) -> str:
+    """A type as torch names it, without "torch."."""
     return str(dtype).removeprefix("torch.")

@@ -1,7 +1,8 @@
 """Comparison of every stored tensor with the source's; no runtime is started.
 
-It shows mistakes that no prompt reaches. The source's rows are put into the layout's order and
-compared some rows at a time, so memory follows a chunk and each file is read once, in its order.
+It shows mistakes that no prompt reaches. The source's rows are put into the order that the artefact
+should store them in, and compared a chunk of rows at a time. So only a chunk is in memory, and each
+file is read once, from its beginning to its end.
 """
 
 from __future__ import annotations
@@ -21,16 +22,13 @@ from cgconvert.formats.stored import StoredArtefact
 from cgconvert.io.progress import Progress, Silent
 from cgconvert.model.decoder import Decoder
 from cgconvert.model.tensor import LazyTensor
-from cgconvert.verify.quantization_error import adjustment, searched_error
-from cgconvert.verify.verdict import Check, at_most
+from cgconvert.verify.quantization_error import adjustment_over_bound, searched_error_over_bound
+from cgconvert.verify.verdict import MAX_NAMED, Check, at_most, no_differences
 
 __all__ = ["TensorError", "check_weights", "compare"]
 
 CHUNK_BYTES = 16 << 20
-"""float32 bytes of the rows of a tensor in memory at once."""
-
-NAMED = 3
-"""How many tensors a check's detail names, the worst first."""
+"""How many bytes of a tensor are in memory at once, as float32."""
 
 
 @dataclass(frozen=True)
@@ -38,16 +36,17 @@ class TensorError:
     """How one stored tensor differs from the source's.
 
     Attributes:
-        name: the tensor's name in the artefact.
-        type: the type it is stored in.
-        size: its number of values.
-        nonfinite: values that are infinite or NaN.
-        differing: values of an unquantized tensor that are not the source's in its type, bit for
-            bit.
-        relative_rms: ||stored - source|| / ||source||, what rounding to the type costs included:
-            norms of rows in float32, their sums in float64; NaN where a stored value is.
-        worst: the largest error of a quantized or adjusted tensor as a multiple of its bound; None
-            for others.
+        name: The tensor's name in the artefact.
+        type: The type it is stored in.
+        size: Its number of values.
+        nonfinite: How many values are infinite or NaN.
+        differing: How many values of an unquantized tensor are not, bit for bit, the source's
+            converted to the tensor's type. 0 for a quantized or adjusted tensor.
+        relative_rms: ||stored - source|| / ||source||, the cost of rounding to the type included:
+            norms of rows in float32, their sums in float64. NaN if a stored value is NaN.
+        error_over_bound: The largest error of a quantized matrix or of a vector that calibration
+            adjusted, as a multiple of its bound: at most 1 if it is right, never NaN. None for all
+            other tensors, which have to be equal.
     """
 
     name: str
@@ -56,7 +55,7 @@ class TensorError:
     nonfinite: int
     differing: int
     relative_rms: float
-    worst: float | None = None
+    error_over_bound: float | None = None
 
 
 def check_weights(
@@ -67,89 +66,104 @@ def check_weights(
 ) -> tuple[list[Check], list[TensorError]]:
     """Compare every stored tensor with the source's.
 
+    The checks are:
+        weights.geometry: the headers give the source's geometry.
+        weights.tensors: no tensor is missing, superfluous, or of another shape or kind.
+        weights.finite: no value is infinite or NaN.
+        weights.equal: all values of unquantized tensors are the source's, rounded to their type.
+        weights.error: the errors of quantized matrices are within their bounds. Left out if the
+            artefact has none.
+        weights.adjusted: so are the changes of the vectors that, as the artefact says, calibration
+            has adjusted. Left out if the artefact has none.
+
     Args:
-        artefact: the file or folder to check.
-        format: the artefact's format: "huggingface", "onnx" or "gguf".
-        source: the model it was converted from.
-        progress: told how many values are compared.
+        artefact: The file or folder to check.
+        format: The artefact's format: "huggingface", "onnx" or "gguf".
+        source: The model it was made from.
+        progress: Is told how many values have been compared.
 
     Returns:
-        The checks weights.geometry, .tensors, .finite and .equal; .error where some tensors are
-        quantized, .adjusted where the artefact says that calibration changed some vectors. With
-        them each tensor's errors, in the layout's order.
+        The checks, and the errors of each tensor in the order in which the artefact stores them.
 
     Raises:
-        InputError: the artefact cannot be read at all.
+        InputError: The artefact cannot be read at all.
     """
     stored = load(format).stored(artefact, source)
     errors = compare(stored, progress or Silent())
-    faults = _faults(stored)
-    equal = [e for e in errors if e.worst is None]
-    adjusted = [e for e in errors if e.name in stored.adjusted]
-    quantized = [e for e in errors if e.worst is not None and e not in adjusted]
-    differences = stored.differences
-    checks = [
-        at_most("weights.geometry", float(len(differences)), 0, "; ".join(differences)),
-        at_most("weights.tensors", float(len(faults)), 0, first_few(faults, NAMED)),
-        _counted("weights.finite", [(e.name, e.nonfinite, e.size) for e in errors], "not finite"),
-        _counted("weights.equal", [(e.name, e.differing, e.size) for e in equal], "differ"),
+    must_be_equal = [e for e in errors if e.error_over_bound is None]
+    adjusted = [e for e in errors if _is_adjusted(stored, e.name)]
+    quantized = [
+        e for e in errors if e.error_over_bound is not None and not _is_adjusted(stored, e.name)
     ]
-    for name, bounded in (("weights.error", quantized), ("weights.adjusted", adjusted)):
-        bounded.sort(key=lambda e: -(e.worst or 0))
-        detail = ", ".join(f"{e.name} {e.worst:.3g}" for e in bounded[:NAMED])
-        checks += [at_most(name, bounded[0].worst, 1, detail)] if bounded else []
-    return checks, errors
+    return [
+        at_most(
+            "weights.geometry", float(len(stored.differences)), 0, "; ".join(stored.differences)
+        ),
+        no_differences("weights.tensors", _tensor_differences(stored)),
+        _none_counted("weights.finite", [(e, e.nonfinite) for e in errors], "not finite"),
+        _none_counted("weights.equal", [(e, e.differing) for e in must_be_equal], "differ"),
+        *_within_bounds("weights.error", quantized),
+        *_within_bounds("weights.adjusted", adjusted),
+    ], errors
 
 
 def compare(artefact: StoredArtefact, progress: Progress) -> list[TensorError]:
-    """The errors of every tensor of the expected shape, in the layout's order."""
+    """Compute the errors of every tensor that is there in its shape, in the artefact's order."""
     total = sum(math.prod(tensor.shape) for tensor in artefact.expected.values())
     progress.step("comparing weights", total)
     errors = []
     for name, expected in artefact.expected.items():
         tensor = artefact.tensors.get(name)
-        if tensor is not None and _fault(tensor, expected) is None:
-            errors.append(_compare(artefact, name, tensor, expected))
+        if tensor is not None and _difference_in_kind(tensor, expected) is None:
+            errors.append(_compare_tensor(artefact, name, tensor, expected))
         progress.advance(math.prod(expected.shape))
     return errors
 
 
-def _compare(
+def _compare_tensor(
     artefact: StoredArtefact, name: str, tensor: LazyTensor, expected: LazyTensor
 ) -> TensorError:
-    """Compare one tensor, some rows at a time."""
+    """Compare one tensor, a chunk of rows at a time; then a searched or adjusted one as a whole."""
     nonfinite = differing = 0
-    error = power = 0.0
-    worst: float | None = None
+    squared_error = squared_norm = 0.0
+    error_over_bound: float | None = None
     for rows in _chunks(tensor):
         source = expected.read(rows)
         if isinstance(tensor, QuantizedTensor):
-            values, ratio = _compare_blocks(tensor, rows, source)
-            worst = max(worst or 0.0, ratio)
+            values, chunk_error = _compare_blocks(tensor, rows, source)
+            error_over_bound = max(error_over_bound or 0.0, chunk_error)
         else:
             values = tensor.read(rows)
-            count = _beyond_one_ulp if name in artefact.computed else _differing
+            count = _count_beyond_one_ulp if name in artefact.computed else _count_differing
             differing += count(values, source)
         nonfinite += int((~values.isfinite()).sum())
-        error += _squares(values.float() - source.float())
-        power += _squares(source.float())
-    if name in artefact.adjusted and len(tensor.shape) == 1:
-        differing, worst = 0, adjustment(tensor, expected)
+        squared_error += _sum_of_squares(values.float() - source.float())
+        squared_norm += _sum_of_squares(source.float())
+    if _is_adjusted(artefact, name):
+        differing, error_over_bound = 0, adjustment_over_bound(tensor, expected)
     elif isinstance(tensor, QuantizedTensor) and _is_searched(artefact, tensor):
         coarsest = _coarsest(artefact) if artefact.adjusted else None
-        codec = tensor.codec.with_search()
-        worst = searched_error(tensor, codec, expected, _chunk_rows(tensor), coarsest)
-    relative = math.sqrt(error / power) if power else 0.0 if error == 0 else math.inf
-    size = math.prod(tensor.shape)
-    return TensorError(name, _type(tensor), size, nonfinite, differing, relative, worst)
+        error_over_bound = searched_error_over_bound(
+            tensor, tensor.codec.with_search(), expected, _chunk_rows(tensor), coarsest
+        )
+    return TensorError(
+        name=name,
+        type=_type(tensor),
+        size=math.prod(tensor.shape),
+        nonfinite=nonfinite,
+        differing=differing,
+        relative_rms=_relative_rms(squared_error, squared_norm),
+        error_over_bound=error_over_bound,
+    )
 
 
 def _compare_blocks(
     tensor: QuantizedTensor, rows: slice, source: torch.Tensor
 ) -> tuple[torch.Tensor, float]:
-    """The decoded rows, and their largest error over the bound of the type's rounding rule.
+    """Decode rows of a quantized tensor and compare them with the source's.
 
-    The error is 0 for a type that has no rule.
+    Returns the values, float32 of the shape of `source`, and their largest error as a multiple of
+    the bound of the codec's rounding rule: 0 for a codec without a rule, never NaN.
     """
     codec = tensor.codec
     if codec.rounding is None:
@@ -160,43 +174,60 @@ def _compare_blocks(
     return values, float(codec.rounding.error_ratio(params, blocks, codec).max())
 
 
+def _is_adjusted(artefact: StoredArtefact, name: str) -> bool:
+    """Whether a tensor is a vector that calibration has adjusted, as the artefact itself says.
+
+    Calibration adjusts vectors alone: a matrix that the artefact calls adjusted is none.
+    """
+    return name in artefact.adjusted and len(artefact.expected[name].shape) == 1
+
+
 def _is_searched(artefact: StoredArtefact, tensor: QuantizedTensor) -> bool:
-    """Whether codes were chosen by a search or by GPTQ, so that none has to be the nearest."""
+    """Whether a search or GPTQ chose the codes, so that they need not be the nearest ones."""
     return bool(artefact.adjusted) or tensor.codec.is_searched(artefact.weighted)
 
 
 def _coarsest(artefact: StoredArtefact) -> BlockCodec | None:
-    """The type of the fewest codes; None in an artefact without quantized tensors."""
+    """The codec with the fewest codes; None in an artefact without quantized tensors."""
     quantized = (t for t in artefact.tensors.values() if isinstance(t, QuantizedTensor))
     codecs = [tensor.codec.with_search() for tensor in quantized]
     return min(codecs, key=lambda codec: (codec.max_code, -codec.block_size), default=None)
 
 
 def _chunk_rows(tensor: LazyTensor) -> int:
-    """Rows that are in memory at once."""
+    """How many rows of a tensor are in memory at once."""
     return max(1, CHUNK_BYTES // (4 * math.prod(tensor.shape[1:])))
 
 
 def _chunks(tensor: LazyTensor) -> Iterator[slice]:
+    """Cut the rows of a tensor into chunks."""
     rows, step = tensor.shape[0], _chunk_rows(tensor)
     for first in range(0, rows, step):
         yield slice(first, min(first + step, rows))
 
 
-def _squares(rows: torch.Tensor) -> float:
-    """The sum of squares: float32 within a row, whose length bounds its rounding, then float64."""
+def _sum_of_squares(rows: torch.Tensor) -> float:
+    """Sum the squares in float32 within a row, which bounds the rounding error, then in float64."""
     norms = torch.linalg.vector_norm(rows.reshape(len(rows), -1), dim=1)
     return float(norms.double().square_().sum())
 
 
+def _relative_rms(squared_error: float, squared_norm: float) -> float:
+    """||stored - source|| / ||source||; 0 for 0 / 0, and infinite for all else over 0."""
+    if squared_norm:
+        return math.sqrt(squared_error / squared_norm)
+    return 0.0 if squared_error == 0 else math.inf
+
+
 def _type(tensor: LazyTensor) -> str:
+    """The type that a tensor is stored in: the codec's label or torch's name, such as "float16"."""
     if isinstance(tensor, QuantizedTensor):
         return tensor.codec.label
     return str(tensor.dtype).removeprefix("torch.")
 
 
-def _differing(values: torch.Tensor, source: torch.Tensor) -> int:
-    """How many are not the source's, in the type of `values`, bit for bit.
+def _count_differing(values: torch.Tensor, source: torch.Tensor) -> int:
+    """Count the values that are not, bit for bit, the source's converted to their type.
 
     NaN then equals itself, and -0 is not 0.
     """
@@ -206,34 +237,59 @@ def _differing(values: torch.Tensor, source: torch.Tensor) -> int:
     return 0 if torch.equal(bits, source_bits) else int((bits != source_bits).sum())
 
 
-def _beyond_one_ulp(values: torch.Tensor, source: torch.Tensor) -> int:
-    """How many differ by more than one unit in the last place, at 1, of the type of `values`."""
-    slack = torch.finfo(values.dtype).eps
-    return int((~((values.double() - source.double()).abs() <= slack)).sum())
+def _count_beyond_one_ulp(values: torch.Tensor, source: torch.Tensor) -> int:
+    """Count the values that differ by more than the spacing of their type's numbers at 1.
+
+    Sines and cosines, which are at most 1, may differ by so much on another machine.
+    """
+    spacing = torch.finfo(values.dtype).eps
+    return int((~((values.double() - source.double()).abs() <= spacing)).sum())
 
 
-def _faults(artefact: StoredArtefact) -> list[str]:
-    """Tensors that are missing, of another shape or kind, or not the source's: a phrase each."""
-    faults = []
+def _tensor_differences(artefact: StoredArtefact) -> list[str]:
+    """List tensors that are missing, superfluous, or of another shape or kind: a phrase each."""
+    differences = []
     for name, expected in artefact.expected.items():
         tensor = artefact.tensors.get(name)
         if tensor is None:
             if name not in artefact.optional:
-                faults.append(f"{name} is missing")
-        elif fault := _fault(tensor, expected):
-            faults.append(f"{name} is {fault}")
+                differences.append(f"{name} is missing")
+        elif difference := _difference_in_kind(tensor, expected):
+            differences.append(f"{name} is {difference}")
     extra = artefact.tensors.keys() - artefact.expected.keys() - artefact.ignored
-    return faults + [f"{name} is not one of the source's" for name in sorted(extra)]
+    return differences + [f"{name} is not one of the source's" for name in sorted(extra)]
 
 
-def _fault(tensor: LazyTensor, expected: LazyTensor) -> str | None:
+def _difference_in_kind(tensor: LazyTensor, expected: LazyTensor) -> str | None:
+    """Why the values of a tensor cannot be compared: another shape, or integers; None if they can.
+
+    The text continues a sentence that begins "<name> is".
+    """
     if tuple(tensor.shape) != tuple(expected.shape):
         return f"{list(tensor.shape)}, not {list(expected.shape)}"
     return None if tensor.dtype.is_floating_point else f"{tensor.dtype}, not a floating type"
 
 
-def _counted(name: str, counts: Sequence[tuple[str, int, int]], phrase: str) -> Check:
-    """The check that no value is counted; `counts` are (tensor, count, size)."""
-    bad = sorted((c for c in counts if c[1]), key=lambda c: -c[1] / c[2])
-    texts = [f"{count} of {size} {phrase} in {tensor}" for tensor, count, size in bad]
-    return at_most(name, float(sum(c[1] for c in bad)), 0, first_few(texts, NAMED))
+def _none_counted(name: str, counts: Sequence[tuple[TensorError, int]], phrase: str) -> Check:
+    """A check that passes if all counts are 0.
+
+    `counts` says how many values of each tensor are wrong, and `phrase` what is wrong with them.
+    The detail names the tensors with the largest share of wrong values.
+    """
+    wrong = [(error, count) for error, count in counts if count]
+    wrong.sort(key=lambda pair: pair[1] / pair[0].size, reverse=True)
+    texts = [f"{count} of {error.size} {phrase} in {error.name}" for error, count in wrong]
+    return at_most(name, float(sum(count for _, count in wrong)), 0, first_few(texts, MAX_NAMED))
+
+
+def _within_bounds(name: str, errors: Sequence[TensorError]) -> list[Check]:
+    """The check that no error is above its bound, no check if there are no errors.
+
+    The value is the largest error as a multiple of its bound; the detail names the worst tensors.
+    """
+    ratios = [(e.error_over_bound, e.name) for e in errors if e.error_over_bound is not None]
+    if not ratios:
+        return []
+    worst = sorted(ratios, key=lambda pair: pair[0], reverse=True)[:MAX_NAMED]
+    detail = ", ".join(f"{tensor} {ratio:.3g}" for ratio, tensor in worst)
+    return [at_most(name, worst[0][0], 1, detail)]

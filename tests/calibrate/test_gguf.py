@@ -84,7 +84,7 @@ def evaluation_windows(source: Checkpoint) -> list[list[int]]:
 def divergence(source: Checkpoint, decoder: Decoder) -> float:
     sequences, size = evaluation_windows(source), source.tokenizer.size
     reference = Distribution.joined(Reference(source.decoder).distributions(sequences, size))
-    logits = Reference(decoder, weights=None).logits(sequences)
+    logits = Reference(decoder, weight_dtype=None).logits(sequences)
     return measure(reference, np.concatenate(logits)).kl_mean
 
 

@@ -33,7 +33,7 @@ from cgconvert.model.tensor_names import ONNX
 from cgconvert.texts.text import read_text
 from cgconvert.verify.distribution import Distribution
 from cgconvert.verify.metrics import measure
-from cgconvert.verify.quantization_error import searched_error
+from cgconvert.verify.quantization_error import searched_error_over_bound
 from cgconvert.verify.reference import Reference
 from cgconvert.verify.verdict import Verdict
 from cgconvert.verify.verify import verify
@@ -74,7 +74,7 @@ def divergence(source: Checkpoint, decoder: Decoder) -> float:
     ids = read_text("stdlib").ids(source.tokenizer, 1024)
     sequences, size = [ids[i : i + 256] for i in range(0, 1024, 256)], source.tokenizer.size
     reference = Distribution.joined(Reference(source.decoder).distributions(sequences, size))
-    logits = Reference(decoder, weights=None).logits(sequences)
+    logits = Reference(decoder, weight_dtype=None).logits(sequences)
     return measure(reference, np.concatenate(logits)).kl_mean
 
 
@@ -214,7 +214,7 @@ def test_eight_bits_may_compensate_for_rounding_to_four(source: Checkpoint) -> N
 
     def judged(stored: torch.Tensor, coarsest: MatMulNBits | None) -> float:
         decoded = InMemory(eight.decode(eight.encode(stored), stored.shape))
-        return searched_error(decoded, eight, InMemory(weight), 64, coarsest)
+        return searched_error_over_bound(decoded, eight, InMemory(weight), 64, coarsest)
 
     corrected = weight + size * noise
     assert judged(corrected, four) < 1 < judged(corrected, eight)

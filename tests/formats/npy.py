@@ -179,7 +179,7 @@ class TorchRuntime(Runtime):
         return self.tokenizer.size
 
     @property
-    def end_of_text(self) -> int:
+    def end_of_text_id(self) -> int:
         return self.tokenizer.end_of_text
 
     def reset(self) -> None:

@@ -84,7 +84,11 @@ def test_transformersjs_finds_every_dtype_by_its_file_name(kind: str, tmp_path: 
         ids = runtime.tokenize(text)
         expected = list(
             generate(
-                runtime, ids, NEW, allowed=runtime.tokenizer_size, end_of_text=runtime.end_of_text
+                runtime,
+                ids,
+                NEW,
+                tokenizer_size=runtime.tokenizer_size,
+                end_of_text_id=runtime.end_of_text_id,
             )
         )
         runtime.reset()

@@ -13,7 +13,7 @@ import numpy as np
 import onnx
 
 from cgconvert.model import family
-from cgconvert.runtimes.genai import Genai
+from cgconvert.runtimes.genai import GenaiRuntime
 from cgconvert.runtimes.onnxruntime import OnnxRuntime
 from tests.support.onnx_models import make, relative_error
 
@@ -29,7 +29,7 @@ def test_2b_with_4_layers(tmp_path: Path) -> None:
     assert 2**31 < data < 2**31 * 1.1
     assert graph.stat().st_size < 100_000
     onnx.checker.check_model(str(graph), full_check=True)
-    for kind in (OnnxRuntime, Genai):
+    for kind in (OnnxRuntime, GenaiRuntime):
         runtime = kind.open(model.artefact("model"), "cpu", 1)
         logits = np.concatenate([runtime.feed(ids[:-2]), *(runtime.feed([i]) for i in ids[-2:])])
         assert relative_error(logits, expected) <= 1e-5

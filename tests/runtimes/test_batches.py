@@ -20,7 +20,7 @@ from cgconvert.model.checkpoint import Checkpoint
 from cgconvert.runtimes import RUNTIMES, Runtime, open_runtime, runtime_class
 from cgconvert.runtimes.onnxruntime import OnnxRuntime
 from cgconvert.runtimes.runtime import run_left_padded
-from cgconvert.runtimes.transformers import Transformers
+from cgconvert.runtimes.transformers import TransformersRuntime
 from cgconvert.verify.metrics import relative_error
 from cgconvert.write.execute import execute
 from cgconvert.write.plan import Plan
@@ -238,7 +238,7 @@ def test_impossible_batches_are_refused(name: str, run: Callable[[str], Runtime]
 
 def test_runtimes_without_batches_refuse_one() -> None:
     kinds = [runtime_class(format_, name) for format_, names in RUNTIMES.items() for name in names]
-    for kind in {*kinds} - {Transformers, OnnxRuntime}:
+    for kind in {*kinds} - {TransformersRuntime, OnnxRuntime}:
         assert not kind.takes_batches
         with pytest.raises(UsageError, match=f"{kind.name} takes one sequence at a time"):
             kind.__new__(kind).batch([[1]])

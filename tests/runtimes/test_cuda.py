@@ -16,7 +16,7 @@ from cgconvert.model.checkpoint import Checkpoint
 from cgconvert.model.device import torch_device
 from cgconvert.model.forward import rotary
 from cgconvert.runtimes import open_runtime
-from cgconvert.runtimes.genai import Genai
+from cgconvert.runtimes.genai import GenaiRuntime
 from cgconvert.runtimes.onnxruntime import OnnxRuntime
 from cgconvert.verify import reference as reference_module
 from cgconvert.verify.reference import Reference
@@ -96,7 +96,7 @@ def test_onnxruntime_keeps_its_cache_on_cuda(
 def test_genai_is_asked_for_cuda_without_tf32(
     artefacts: dict[str, Path], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    expected = Genai.open(artefacts["onnx"], "cpu", 1).feed(IDS)
+    expected = GenaiRuntime.open(artefacts["onnx"], "cpu", 1).feed(IDS)
     cuda_is_there(monkeypatch)
     config, model = onnxruntime_genai.Config, onnxruntime_genai.Model
     asked: list[tuple[str, ...]] = []

@@ -16,10 +16,10 @@ from cgconvert.errors import InputError, UsageError
 from cgconvert.model.checkpoint import Checkpoint
 from cgconvert.model.device import torch_device
 from cgconvert.runtimes import RUNTIMES, Runtime, llamacpp, open_runtime, runtime_class
-from cgconvert.runtimes.genai import Genai
-from cgconvert.runtimes.llamacpp import LlamaCpp
+from cgconvert.runtimes.genai import GenaiRuntime
+from cgconvert.runtimes.llamacpp import LlamaCppRuntime
 from cgconvert.runtimes.onnxruntime import OnnxRuntime
-from cgconvert.runtimes.transformers import Transformers
+from cgconvert.runtimes.transformers import TransformersRuntime
 from cgconvert.verify.reference import Reference
 from cgconvert.verify.verify import verify
 from tests.support.cuda_packages import CPU, IDS, cuda_is_there, no_gpu, written
@@ -101,7 +101,7 @@ def test_llama_cpp_built_for_cuda_refuses_an_absent_device(
     cuda_is_there(monkeypatch)
     monkeypatch.setattr(llama_cpp, "llama_supports_gpu_offload", lambda: False)
     with pytest.raises(UsageError, match='finds no CUDA device; use `device="cpu"`'):
-        LlamaCpp.open(artefacts["gguf"], "cuda", 1)
+        LlamaCppRuntime.open(artefacts["gguf"], "cuda", 1)
 
 
 def test_a_provider_that_does_not_start_is_an_error(
@@ -119,7 +119,7 @@ def test_a_provider_that_does_not_start_is_an_error(
         OnnxRuntime.open(artefacts["onnx"], "cuda", 1)
 
 
-@pytest.mark.parametrize("kind", [OnnxRuntime, Genai])
+@pytest.mark.parametrize("kind", [OnnxRuntime, GenaiRuntime])
 def test_a_gpu_that_fails_is_not_the_files_fault(
     kind: type[Runtime], artefacts: dict[str, Path], monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -153,10 +153,10 @@ def test_a_model_larger_than_the_gpu_is_not_the_files_fault(
     monkeypatch.setattr(llama_cpp, "llama_model_load_from_file", no_room)
     threads = torch.get_num_threads()
     with pytest.raises(UsageError, match='moved to cuda, use `device="cpu"`: CUDA out of memory'):
-        Transformers.open(artefacts["huggingface"], "cuda", threads + 1)
+        TransformersRuntime.open(artefacts["huggingface"], "cuda", threads + 1)
     assert torch.get_num_threads() == threads
     with pytest.raises(UsageError, match=r"use `device=\"cpu\"`: .* cudaMalloc failed"):
-        LlamaCpp.open(artefacts["gguf"], "cuda", 1)
+        LlamaCppRuntime.open(artefacts["gguf"], "cuda", 1)
 
 
 # auto

@@ -74,8 +74,8 @@ def test_every_runtime_generates_the_pinned_tokens(kind: str, name: str, tmp_pat
                     runtime,
                     ids,
                     NEW,
-                    allowed=runtime.tokenizer_size,
-                    end_of_text=runtime.end_of_text,
+                    tokenizer_size=runtime.tokenizer_size,
+                    end_of_text_id=runtime.end_of_text_id,
                 )
             )
             assert tokens == pinned["tokens"], pinned["text"]

@@ -17,7 +17,7 @@ from cgconvert.errors import InputError, UsageError
 from cgconvert.formats.gguf.writer import file_name, plan
 from cgconvert.formats.read import read as read_source
 from cgconvert.runtimes import llamacpp
-from cgconvert.runtimes.llamacpp import LlamaCpp
+from cgconvert.runtimes.llamacpp import LlamaCppRuntime
 from cgconvert.texts import corpus
 from cgconvert.write.execute import execute
 from tests.support.gguf_bytes import string
@@ -31,7 +31,7 @@ from tests.support.gguf_models import (
     reference,
     tokenizer,
 )
-from tests.support.logit_distances import kl_divergence, noise
+from tests.support.logit_distances import kl_divergence, max_difference
 
 
 @pytest.fixture(scope="module")
@@ -40,12 +40,12 @@ def convert(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Path]:
 
 
 @pytest.fixture
-def run() -> Iterator[Callable[..., LlamaCpp]]:
+def run() -> Iterator[Callable[..., LlamaCppRuntime]]:
     """Open files in llama.cpp, closed at the end."""
-    opened: list[LlamaCpp] = []
+    opened: list[LlamaCppRuntime] = []
 
-    def start(path: Path, **options: object) -> LlamaCpp:
-        opened.append(LlamaCpp.open(path, "cpu", 1, **options))  # type: ignore[arg-type]
+    def start(path: Path, **options: object) -> LlamaCppRuntime:
+        opened.append(LlamaCppRuntime.open(path, "cpu", 1, **options))  # type: ignore[arg-type]
         return opened[-1]
 
     yield start
@@ -62,7 +62,11 @@ def run() -> Iterator[Callable[..., LlamaCpp]]:
     [("F32", 5e-7), ("F16", 1e-6), ("BF16", 1e-4), ("Q8_0", 1e-3), ("Q4_0", 0.1)],
 )
 def test_logits_equal_transformers_within_the_types_bound(
-    head: int, type_: str, bound: float, convert: Callable[..., Path], run: Callable[..., LlamaCpp]
+    head: int,
+    type_: str,
+    bound: float,
+    convert: Callable[..., Path],
+    run: Callable[..., LlamaCppRuntime],
 ) -> None:
     """About five times what is measured on the worst of the three, head size 256."""
     ids = prompt()
@@ -72,7 +76,7 @@ def test_logits_equal_transformers_within_the_types_bound(
 
 
 def test_a_wrong_rotary_order_would_show(
-    tmp_path: Path, run: Callable[..., LlamaCpp], monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path, run: Callable[..., LlamaCppRuntime], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The bounds above mean something: such a mistake gives 4e-3 where attention is sharp."""
     checkpoint = random_checkpoint(64)
@@ -84,7 +88,7 @@ def test_a_wrong_rotary_order_would_show(
 
 
 def test_the_embedded_model_keeps_the_promised_bounds(
-    tmp_path: Path, run: Callable[..., LlamaCpp]
+    tmp_path: Path, run: Callable[..., LlamaCppRuntime]
 ) -> None:
     """On trained weights and held-out text: the bounds the project promises."""
     from transformers import AutoModelForCausalLM
@@ -102,29 +106,31 @@ def test_the_embedded_model_keeps_the_promised_bounds(
 
 
 def test_pieces_through_the_cache_equal_a_full_pass(
-    convert: Callable[..., Path], run: Callable[..., LlamaCpp]
+    convert: Callable[..., Path], run: Callable[..., LlamaCppRuntime]
 ) -> None:
     runtime, ids = run(convert("F32")), prompt()
     whole = runtime.feed(ids)
     runtime.reset()
     steps = np.concatenate([runtime.feed(ids[:40]), *(runtime.feed([t]) for t in ids[40:])])
-    assert noise(whole, steps) <= 5e-4 * np.abs(whole).max()
-    assert noise(whole, runtime.feed(ids)) > 0.1  # not reset: these are other positions
+    assert max_difference(whole, steps) <= 5e-4 * np.abs(whole).max()
+    assert max_difference(whole, runtime.feed(ids)) > 0.1  # not reset: these are other positions
     runtime.reset()
     np.testing.assert_array_equal(runtime.feed(ids), whole)
 
 
 def test_long_input_is_computed_in_batches(
-    convert: Callable[..., Path], run: Callable[..., LlamaCpp], monkeypatch: pytest.MonkeyPatch
+    convert: Callable[..., Path],
+    run: Callable[..., LlamaCppRuntime],
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     ids = prompt()
     whole = run(convert("F32")).feed(ids)
     monkeypatch.setattr(llamacpp, "BATCH", 16)
-    assert noise(whole, run(convert("F32")).feed(ids)) <= 5e-4 * np.abs(whole).max()
+    assert max_difference(whole, run(convert("F32")).feed(ids)) <= 5e-4 * np.abs(whole).max()
 
 
 def test_greedy_tokens_are_the_references_best(
-    convert: Callable[..., Path], run: Callable[..., LlamaCpp]
+    convert: Callable[..., Path], run: Callable[..., LlamaCppRuntime]
 ) -> None:
     """Each token is the reference's best, or as good within the noise of the arithmetic."""
     runtime, start = run(convert("F32")), list(prompt()[:24])
@@ -143,7 +149,7 @@ def test_greedy_tokens_are_the_references_best(
 
 @pytest.mark.parametrize("text", [CODE, *(t[:2000] for t in corpus.text("evaluation", 40_000))])
 def test_ids_are_those_of_hugging_face(
-    text: str, convert: Callable[..., Path], run: Callable[..., LlamaCpp]
+    text: str, convert: Callable[..., Path], run: Callable[..., LlamaCppRuntime]
 ) -> None:
     runtime, ids = run(convert()), tokenizer().encode(text)
     assert runtime.tokenize(text) == ids
@@ -152,7 +158,7 @@ def test_ids_are_those_of_hugging_face(
 
 @pytest.mark.parametrize("text", ["", " ", "  ", "\t", " " * 64, "\t" * 20, "a\x00b", "[PAD4150]"])
 def test_ids_of_odd_texts_are_those_of_hugging_face(
-    text: str, convert: Callable[..., Path], run: Callable[..., LlamaCpp]
+    text: str, convert: Callable[..., Path], run: Callable[..., LlamaCppRuntime]
 ) -> None:
     runtime, ids = run(convert()), tokenizer().encode(text)
     assert runtime.tokenize(text) == ids
@@ -160,18 +166,18 @@ def test_ids_of_odd_texts_are_those_of_hugging_face(
 
 
 def test_every_id_has_its_own_bytes(
-    convert: Callable[..., Path], run: Callable[..., LlamaCpp]
+    convert: Callable[..., Path], run: Callable[..., LlamaCppRuntime]
 ) -> None:
     runtime = run(convert())
     for index in range(tokenizer().size):
         assert runtime.detokenize([index]) == tokenizer().decode([index])
     assert runtime.detokenize(range(tokenizer().size, ROWS)) == ""
-    assert runtime.end_of_text == tokenizer().end_of_text
+    assert runtime.end_of_text_id == tokenizer().end_of_text
     assert runtime.tokenizer_size == tokenizer().size
 
 
 def test_samplers_suppress_padding(
-    convert: Callable[..., Path], run: Callable[..., LlamaCpp]
+    convert: Callable[..., Path], run: Callable[..., LlamaCppRuntime]
 ) -> None:
     runtime = run(convert())
     count = ctypes.c_int32()
@@ -186,18 +192,18 @@ def test_samplers_suppress_padding(
 def test_llama_cpp_is_silent(
     convert: Callable[..., Path], capfd: pytest.CaptureFixture[str]
 ) -> None:
-    LlamaCpp.open(convert(), threads=1).close()
+    LlamaCppRuntime.open(convert(), threads=1).close()
     assert capfd.readouterr() == ("", "")
 
 
 def test_closing_twice_is_harmless(convert: Callable[..., Path]) -> None:
-    runtime = LlamaCpp.open(convert(), threads=1)
+    runtime = LlamaCppRuntime.open(convert(), threads=1)
     runtime.close()
     runtime.close()
 
 
 def test_the_context_is_the_files_or_a_smaller_one(
-    convert: Callable[..., Path], run: Callable[..., LlamaCpp]
+    convert: Callable[..., Path], run: Callable[..., LlamaCppRuntime]
 ) -> None:
     assert run(convert()).n_positions == 256
     short = run(convert(), n_ctx=32)
@@ -210,7 +216,7 @@ def test_the_context_is_the_files_or_a_smaller_one(
 
 
 def test_other_caches_are_nearly_as_good(
-    convert: Callable[..., Path], run: Callable[..., LlamaCpp]
+    convert: Callable[..., Path], run: Callable[..., LlamaCppRuntime]
 ) -> None:
     expected = reference(64, prompt())
     for options in ({"cache": "F16"}, {"flash": True}, {"cache": "F16", "flash": True}):
@@ -221,14 +227,14 @@ def test_other_caches_are_nearly_as_good(
 def test_an_absent_device_is_an_error(convert: Callable[..., Path]) -> None:
     """Either this build runs on CUDA, or it says that it does not: never the CPU instead."""
     if llamacpp._library().llama_supports_gpu_offload():
-        runtime = LlamaCpp.open(convert(), "cuda")
+        runtime = LlamaCppRuntime.open(convert(), "cuda")
         assert runtime.device == "cuda"
         runtime.close()
     else:
         with pytest.raises(UsageError, match="cuda"):
-            LlamaCpp.open(convert(), "cuda")
+            LlamaCppRuntime.open(convert(), "cuda")
     with pytest.raises(UsageError, match="tpu"):
-        LlamaCpp.open(convert(), "tpu")
+        LlamaCppRuntime.open(convert(), "tpu")
 
 
 def test_a_missing_tensor_is_named(tmp_path: Path, convert: Callable[..., Path]) -> None:
@@ -236,7 +242,7 @@ def test_a_missing_tensor_is_named(tmp_path: Path, convert: Callable[..., Path])
     broken = tmp_path / "broken.gguf"
     broken.write_bytes(convert().read_bytes().replace(b"output_norm.bias", b"output_norm.bios"))
     with pytest.raises(InputError, match=r"output_norm\.bias is missing"):
-        LlamaCpp.open(broken)
+        LlamaCppRuntime.open(broken)
 
 
 @pytest.mark.parametrize(
@@ -261,4 +267,4 @@ def test_metadata_that_breaks_llama_cpp_is_refused(
     broken = tmp_path / "broken.gguf"
     broken.write_bytes(data[:place] + struct.pack("<I", value) + data[place + 4 :])
     with pytest.raises(InputError, match=r"broken\.gguf: [^\n]+$"):
-        LlamaCpp.open(broken)
+        LlamaCppRuntime.open(broken)

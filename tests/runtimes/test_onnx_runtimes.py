@@ -12,7 +12,7 @@ import pytest
 import torch
 
 from cgconvert.errors import InputError, MissingRuntimeError, UsageError
-from cgconvert.runtimes.genai import Genai
+from cgconvert.runtimes.genai import GenaiRuntime
 from cgconvert.runtimes.generate import generate
 from cgconvert.runtimes.onnxruntime import OnnxRuntime
 from cgconvert.runtimes.runtime import Runtime
@@ -25,7 +25,7 @@ ROUNDING = 1e-4
 
 def test_the_context_can_be_filled(small: Model) -> None:
     ids = np.random.default_rng(1).integers(0, 4000, size=128).tolist()
-    for kind in (OnnxRuntime, Genai):
+    for kind in (OnnxRuntime, GenaiRuntime):
         runtime = kind.open(small.artefact("model"), "cpu", THREADS)
         assert runtime.n_positions == 128
         runtime.feed(ids[:-1])
@@ -37,7 +37,7 @@ def test_the_context_can_be_filled(small: Model) -> None:
 
 def test_genai_gives_all_logits_and_the_same_tokens(small: Model) -> None:
     folder = small.artefact("model")
-    genai, plain = (k.open(folder, "cpu", THREADS) for k in (Genai, OnnxRuntime))
+    genai, plain = (k.open(folder, "cpu", THREADS) for k in (GenaiRuntime, OnnxRuntime))
     for ids in small.prompts():
         genai.reset()
         logits = np.concatenate([genai.feed(ids[:2]), genai.feed(ids[2:])])
@@ -50,7 +50,7 @@ def test_genai_gives_all_logits_and_the_same_tokens(small: Model) -> None:
 
 
 def greedy(runtime: Runtime, ids: list[int]) -> list[int]:
-    return list(generate(runtime, ids, 32, allowed=4000, end_of_text=None))
+    return list(generate(runtime, ids, 32, tokenizer_size=4000, end_of_text_id=None))
 
 
 def test_genais_own_loop_with_a_shared_cache_is_transformers(small: Model) -> None:
@@ -79,17 +79,17 @@ def test_genais_own_loop_with_a_shared_cache_is_transformers(small: Model) -> No
         assert_same_tokens(tokens[len(ids) :], expected[len(ids) :], logits, ROUNDING)
 
 
-@pytest.mark.parametrize("kind", [OnnxRuntime, Genai])
+@pytest.mark.parametrize("kind", [OnnxRuntime, GenaiRuntime])
 def test_the_runtime_uses_the_artefacts_own_tokenizer(small: Model, kind: type[Runtime]) -> None:
     runtime = kind.open(small.artefact("model"), "cpu", THREADS)
     tokenizer = small.checkpoint.tokenizer
     text = "def hello(x):\n        return x + 1\n\t\tfoo<|endoftext|>é"
     assert runtime.tokenize(text) == tokenizer.encode(text)
     assert runtime.detokenize(tokenizer.encode(text)) == text
-    assert runtime.end_of_text == tokenizer.end_of_text
+    assert runtime.end_of_text_id == tokenizer.end_of_text
 
 
-@pytest.mark.parametrize("kind", [OnnxRuntime, Genai])
+@pytest.mark.parametrize("kind", [OnnxRuntime, GenaiRuntime])
 def test_a_folder_of_links_as_in_the_hubs_cache_runs(
     small: Model, kind: type[Runtime], tmp_path: Path
 ) -> None:
@@ -104,7 +104,7 @@ def test_a_folder_of_links_as_in_the_hubs_cache_runs(
     assert relative_error(logits, small.logits(ids)) <= 1e-5
 
 
-@pytest.mark.parametrize("kind", [OnnxRuntime, Genai])
+@pytest.mark.parametrize("kind", [OnnxRuntime, GenaiRuntime])
 def test_a_damaged_graph_is_reported_in_one_line(
     small: Model, kind: type[Runtime], tmp_path: Path
 ) -> None:
@@ -144,12 +144,12 @@ def test_genai_runs_no_graph_outside_its_folder(small: Model, name: object, tmp_
     config["model"]["decoder"]["filename"] = name
     (folder / "genai_config.json").write_text(json.dumps(config))
     with pytest.raises(InputError, match="names the graph"):
-        Genai.open(folder)
+        GenaiRuntime.open(folder)
 
 
 @pytest.mark.parametrize(("module", "kind", "extra"), [
     ("onnxruntime", OnnxRuntime, "onnxruntime"),
-    ("onnxruntime_genai", Genai, "genai"),
+    ("onnxruntime_genai", GenaiRuntime, "genai"),
 ])  # fmt: skip
 def test_an_absent_runtime_is_named(
     module: str, kind: type[Runtime], extra: str, monkeypatch: pytest.MonkeyPatch

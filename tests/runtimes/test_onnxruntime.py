@@ -10,7 +10,7 @@ import numpy as np
 import onnxruntime
 import pytest
 
-from cgconvert.runtimes.genai import Genai
+from cgconvert.runtimes.genai import GenaiRuntime
 from cgconvert.runtimes.onnxruntime import DTYPES, PAST, OnnxRuntime, SharedCache
 from tests.support.onnx_models import THREADS, Model, relative_error
 
@@ -76,7 +76,7 @@ def test_a_step_allocates_nothing(small: Model) -> None:
 
 
 @pytest.mark.parametrize("kind", ["model", "model_js", "model_int8"])
-@pytest.mark.parametrize("runtime_class", [OnnxRuntime, Genai])
+@pytest.mark.parametrize("runtime_class", [OnnxRuntime, GenaiRuntime])
 def test_feed_last_equals_the_last_row_of_feed(small: Model, runtime_class: Any, kind: str) -> None:
     runtime, runtime_of_all = (
         runtime_class.open(small.artefact(kind), "cpu", THREADS) for _ in range(2)

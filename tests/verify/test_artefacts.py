@@ -124,7 +124,10 @@ def test_progress_ends_at_its_total_and_a_wrong_format_is_refused(
         verify(plan.output, "onnx", "float32", source, "cpu")
     with pytest.raises(InputError, match="no thresholds for gguf Q9"):
         verify(plan.output, "gguf", "Q9", source, "cpu")
-    with pytest.raises(UsageError, match="nothing here runs"):
+    with pytest.raises(
+        UsageError,
+        match="no runtime runs 'coreml' artefacts; there are runtimes for huggingface, onnx",
+    ):
         open_runtime("coreml", plan.output)
     with pytest.raises(UsageError, match="does not run gguf"):
         open_runtime("gguf", plan.output, name="onnxruntime")

@@ -16,12 +16,12 @@ from cgconvert.model.checkpoint import Checkpoint
 from cgconvert.model.tensor import InMemory
 from cgconvert.runtimes import Runtime
 from cgconvert.verify import reference as reference_module
-from cgconvert.verify.checks import Losses, run_checks
+from cgconvert.verify.checks import LogitComparisons, run_checks
 from cgconvert.verify.evidence import Evidence, gather_evidence
 from cgconvert.verify.observe import observe
 from cgconvert.verify.reference import Reference
 from cgconvert.verify.thresholds import thresholds_for
-from cgconvert.verify.verdict import Check, Verdict, at_least, at_most, overall
+from cgconvert.verify.verdict import Check, Verdict, at_least, at_most, worst_verdict
 from tests.mutations import WRONG
 from tests.support.tampering import checkpoint
 
@@ -42,7 +42,7 @@ class StandIn(Runtime):
     takes_batches = True
     n_positions = property(lambda self: self.model.geometry.n_positions)
     tokenizer_size = property(lambda self: self.model.tokenizer.size)
-    end_of_text = property(lambda self: self.model.tokenizer.end_of_text)
+    end_of_text_id = property(lambda self: self.model.tokenizer.end_of_text)
 
     def __init__(self, model: Checkpoint) -> None:
         self.model = model
@@ -72,13 +72,13 @@ class StandIn(Runtime):
 
 def evidence(runtime: Runtime, source: Checkpoint, stored: Checkpoint | None = None) -> Evidence:
     """What the runtime does, and `stored` if the artefact's weights are not the source's."""
-    observed = observe(runtime, source, new_tokens=12)
+    observation = observe(runtime, source, new_tokens=12)
     own = (lambda: Reference(stored.decoder)) if stored else None
-    return gather_evidence(observed, source, Reference(source.decoder), own)
+    return gather_evidence(observation, source, Reference(source.decoder), own)
 
 
 def judged(evidence: Evidence, row: tuple[str, str] = STRICT) -> dict[str, Check]:
-    checks = run_checks(evidence, Losses.of(evidence), thresholds_for(*row))
+    checks = run_checks(evidence, LogitComparisons.of(evidence), thresholds_for(*row))
     return {check.name: check for check in checks}
 
 
@@ -88,7 +88,7 @@ def failed(evidence: Evidence, row: tuple[str, str] = STRICT) -> set[str]:
 
 def test_the_right_model_passes(right: Evidence) -> None:
     checks = judged(right)
-    assert overall(checks.values()) == Verdict.PASS
+    assert worst_verdict(checks.values()) == Verdict.PASS
     assert (
         checks["generation"].detail
         == "24 of 24 tokens as the stored weights give, 24 as the source"
@@ -110,8 +110,8 @@ OUT_OF_SIGHT = {
 def test_a_planted_mistake_shows_in_the_logits(
     name: str, source: Checkpoint, right: Evidence
 ) -> None:
-    wrong = Reference(WRONG[name](source).decoder).logits(right.observed.sequences)
-    mistaken = replace(right, observed=replace(right.observed, logits=np.concatenate(wrong)))
+    wrong = Reference(WRONG[name](source).decoder).logits(right.observation.sequences)
+    mistaken = replace(right, observation=replace(right.observation, logits=np.concatenate(wrong)))
     assert {"logits.nmse", "runtime.nmse"} <= failed(mistaken, LOOSEST_FLOAT)
 
 
@@ -139,7 +139,7 @@ def test_weights_that_make_no_model_leave_nothing_to_compare_the_runtime_with(
     def no_model() -> Reference:
         raise InputError("h.0.ln_1.weight is missing")
 
-    modelless = gather_evidence(right.observed, source, Reference(source.decoder), no_model)
+    modelless = gather_evidence(right.observation, source, Reference(source.decoder), no_model)
     check = judged(modelless)["runtime.nmse"]
     assert (check.value, check.verdict) == (None, Verdict.INFO)
     assert check.detail == "its weights make no model: h.0.ln_1.weight is missing"
@@ -149,8 +149,8 @@ def test_exact_gelu_shows_where_the_runtime_is_exact(
     source: Checkpoint, right: Evidence, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(reference_module, "gelu", gelu)
-    wrong = Reference(source.decoder).logits(right.observed.sequences)
-    mistaken = replace(right, observed=replace(right.observed, logits=np.concatenate(wrong)))
+    wrong = Reference(source.decoder).logits(right.observation.sequences)
+    mistaken = replace(right, observation=replace(right.observation, logits=np.concatenate(wrong)))
     assert {"runtime.relative_error", "logits.nmse"} <= failed(mistaken)
 
 
@@ -200,19 +200,23 @@ def test_generation_reports_the_first_different_token(source: Checkpoint) -> Non
 
 
 def test_a_near_tie_is_excused(source: Checkpoint, right: Evidence) -> None:
-    expected = right.source.generated[0]
+    expected = right.source_outputs.generated[0]
     for gap, wrong in ((0.019, 0), (0.021, 1)):
         logits = expected.logits.copy()
         logits[0, 1] = logits[0, 0] - gap
-        ids = (int(expected.ids[0, 1]), *right.observed.generated[0][1:])
+        ids = (int(expected.ids[0, 1]), *right.observation.generated[0][1:])
         near = replace(expected, logits=logits)
-        noisy = right.observed.logits.copy()
-        noisy[0, right.source.logits.ids[0, 0]] += 0.01  # two logits may lie 0.02 nearer
-        outputs = replace(right.source, generated=(near, *right.source.generated[1:]))
-        observed = replace(
-            right.observed, logits=noisy, generated=(ids, *right.observed.generated[1:])
+        noisy = right.observation.logits.copy()
+        noisy[0, right.source_outputs.logits.ids[0, 0]] += 0.01  # two logits may lie 0.02 nearer
+        outputs = replace(
+            right.source_outputs, generated=(near, *right.source_outputs.generated[1:])
         )
-        tied = replace(right, observed=observed, source=outputs, stored=outputs)
+        observation = replace(
+            right.observation, logits=noisy, generated=(ids, *right.observation.generated[1:])
+        )
+        tied = replace(
+            right, observation=observation, source_outputs=outputs, stored_outputs=outputs
+        )
         assert judged(tied)["generation"].value == wrong
 
 
@@ -236,7 +240,7 @@ class Unmasked(StandIn):
     """Its padding is seen."""
 
     def batch(self, sequences: Sequence[Sequence[int]], steps: int = 0) -> list[np.ndarray]:
-        padded = [[self.end_of_text, *sequence] for sequence in sequences]
+        padded = [[self.end_of_text_id, *sequence] for sequence in sequences]
         return [logits[1:] for logits in self.reference.logits(padded)]
 
 
@@ -294,7 +298,7 @@ def test_padded_rows_that_win_in_the_source_are_a_warning(source: Checkpoint) ->
 
 def test_another_end_of_text_context_or_vocabulary_fails(source: Checkpoint) -> None:
     class Old(StandIn):
-        end_of_text = 2
+        end_of_text_id = 2
         n_positions = 64
 
         def feed(self, ids: Sequence[int]) -> np.ndarray:
@@ -348,9 +352,9 @@ def test_a_check_passes_at_its_bound_and_nan_fails() -> None:
     assert at_most("x", None, 1.0).verdict == at_most("x", 1.0, None).verdict == Verdict.INFO
     good, bad = at_most("x", 0.0, 1.0), at_most("x", 2.0, 1.0)
     warned = replace(good, verdict=Verdict.WARNING)
-    assert overall([good, warned]) == Verdict.WARNING
-    assert overall([good, bad, warned]) == Verdict.FAIL
-    assert overall([good, at_most("x", 2.0, None)]) == Verdict.PASS
+    assert worst_verdict([good, warned]) == Verdict.WARNING
+    assert worst_verdict([good, bad, warned]) == Verdict.FAIL
+    assert worst_verdict([good, at_most("x", 2.0, None)]) == Verdict.PASS
 
 
 def test_json_has_no_nan() -> None:

@@ -101,7 +101,9 @@ def test_source_weights_are_rounded_to_float16_or_left_alone() -> None:
     inputs = [[1, 2, 3]]
     rounded = Reference(decoder(wide, g)).logits(inputs)[0]
     assert np.array_equal(rounded, Reference(decoder(half, g)).logits(inputs)[0])
-    assert not np.array_equal(rounded, Reference(decoder(wide, g), weights=None).logits(inputs)[0])
+    assert not np.array_equal(
+        rounded, Reference(decoder(wide, g), weight_dtype=None).logits(inputs)[0]
+    )
 
 
 def test_the_layer_norm_epsilon_is_the_geometrys() -> None:

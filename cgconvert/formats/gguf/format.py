@@ -4,7 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
+
+import torch
 
 from cgconvert.formats.base import Format, Headers, TensorLine, most_stored
 from cgconvert.formats.gguf.types import DEFAULT_TYPE, TYPES
@@ -104,6 +106,11 @@ class Gguf(Format):
     help = HELP
     options = OPTIONS
     thresholds = THRESHOLDS
+    unquantized_types: ClassVar[Mapping[str, torch.dtype]] = {
+        "F32": torch.float32,
+        "F16": torch.float16,
+        "BF16": torch.bfloat16,
+    }
 
     def recognises(self, path: Path) -> bool:
         if path.is_file():

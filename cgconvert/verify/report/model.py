@@ -43,7 +43,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
-from cgconvert.verify.verdict import Check, Verdict, overall
+from cgconvert.verify.verdict import Check, Verdict, worst_verdict
 from cgconvert.verify.weights import TensorError
 from cgconvert.version import __version__
 
@@ -83,7 +83,7 @@ class Report:
     @property
     def verdict(self) -> Verdict:
         """The worst verdict of all checks; INFO counts as PASS."""
-        return overall(self.checks)
+        return worst_verdict(self.checks)
 
     @property
     def passed(self) -> bool:
@@ -96,7 +96,7 @@ class Report:
             **{k: v for k, v in asdict(self).items() if k not in ("checks", "series", "tensors")},
             "checks": [check.as_dict() for check in self.checks],
             "series": {name: list(values) for name, values in self.series.items()},
-            "tensors": [_finite(asdict(tensor)) for tensor in self.tensors],
+            "tensors": [_tensor_entry(tensor) for tensor in self.tensors],
             "verdict": self.verdict,
         }
 
@@ -106,7 +106,7 @@ def as_json_object(reports: Sequence[Report]) -> dict[str, Any]:
     return {
         "schema": SCHEMA,
         "tool": {"name": "cgconvert", "version": __version__},
-        "verdict": overall(check for report in reports for check in report.checks),
+        "verdict": worst_verdict(check for report in reports for check in report.checks),
         "artefacts": [report.as_dict() for report in reports],
     }
 
@@ -150,9 +150,11 @@ def rounded(values: Iterable[float]) -> list[float | None]:
     return [float(f"{v:.3g}") if math.isfinite(v) else None for v in map(float, values)]
 
 
-def _finite(values: Mapping[str, Any]) -> dict[str, Any]:
-    """None for NaN and infinity, which JSON does not have."""
+def _tensor_entry(error: TensorError) -> dict[str, Any]:
+    """An entry of `tensors`; None for NaN and infinity, which JSON does not have."""
+    entry = asdict(error)
+    entry["worst"] = entry.pop("error_over_bound")
     return {
         key: None if isinstance(value, float) and not math.isfinite(value) else value
-        for key, value in values.items()
+        for key, value in entry.items()
     }

@@ -21,7 +21,7 @@ from cgconvert.formats.gguf.header import read_header
 from cgconvert.formats.gguf.writer import plan
 from cgconvert.formats.read import read as read_source
 from cgconvert.model.tensor_names import GGUF
-from cgconvert.runtimes.llamacpp import LlamaCpp
+from cgconvert.runtimes.llamacpp import LlamaCppRuntime
 from cgconvert.write.execute import execute
 from tests.support.gguf_bytes import file_start, metadata_entry, string, tensor_entry
 from tests.support.gguf_models import converted, random_checkpoint
@@ -182,7 +182,7 @@ def test_hostile_headers_are_refused_in_time(kind: str, tmp_path: Path) -> None:
     with pytest.raises(InputError, match=r"hostile\.gguf: not a valid GGUF file: [^\n]+$"):
         read_header(path)
     with pytest.raises(InputError):
-        LlamaCpp.open(path)
+        LlamaCppRuntime.open(path)
     assert time.process_time() - before < 5
 
 

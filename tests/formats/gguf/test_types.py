@@ -24,7 +24,7 @@ from cgconvert.model.checkpoint import Checkpoint
 from cgconvert.model.decoder import Geometry
 from cgconvert.model.tensor import InMemory
 from cgconvert.model.tensor_names import CODEGEN
-from cgconvert.runtimes.llamacpp import LlamaCpp
+from cgconvert.runtimes.llamacpp import LlamaCppRuntime
 from cgconvert.testing import synthetic
 from cgconvert.texts import corpus
 from cgconvert.write.execute import execute
@@ -59,7 +59,7 @@ def llama_quantize(source: Path, type: str) -> Path:  # noqa: A002
 
 
 def divergence(path: Path, expected: np.ndarray, ids: tuple[int, ...]) -> float:
-    runtime = LlamaCpp.open(path, "cpu", 1)
+    runtime = LlamaCppRuntime.open(path, "cpu", 1)
     try:
         logits = runtime.feed(ids)[:, : expected.shape[1]]
     finally:
@@ -144,7 +144,7 @@ def test_files_of_llama_quantize_are_read(deep: tuple[Checkpoint, Path]) -> None
 
 
 def test_tokens_are_the_same(deep: tuple[Checkpoint, Path], tmp_path: Path) -> None:
-    runtime = LlamaCpp.open(write(deep[0], tmp_path, "Q4_K_M"), "cpu", 1)
+    runtime = LlamaCppRuntime.open(write(deep[0], tmp_path, "Q4_K_M"), "cpu", 1)
     try:
         assert runtime.tokenize("def f(x):\n    return x\n") == tokenizer().encode(
             "def f(x):\n    return x\n"

@@ -16,7 +16,7 @@ from cgconvert.errors import InputError, UsageError
 from cgconvert.formats.gguf.header import read_header
 from cgconvert.formats.gguf.writer import file_name, plan
 from cgconvert.model.tokenizer import END_OF_TEXT, AddedToken, Tokenizer
-from cgconvert.runtimes.llamacpp import LlamaCpp
+from cgconvert.runtimes.llamacpp import LlamaCppRuntime
 from cgconvert.write.execute import execute
 from tests.support.gguf_models import ROWS, converted, random_checkpoint, tokenizer
 
@@ -133,7 +133,7 @@ def test_a_tokenizer_without_merges_is_refused_before_writing(tmp_path: Path) ->
     merging = replace(checkpoint, tokenizer=Tokenizer.from_parts(one, [("a", "b")], added))
     output = tmp_path / "merging.gguf"
     execute(plan(merging, output))
-    runtime = LlamaCpp.open(output, "cpu", 1)
+    runtime = LlamaCppRuntime.open(output, "cpu", 1)
     assert runtime.tokenize("abc") == merging.tokenizer.encode("abc")
     runtime.close()
 

@@ -28,7 +28,7 @@ from cgconvert.model.decoder import Geometry, packed_rows, split_rows
 from cgconvert.model.tensor import InMemory
 from cgconvert.model.tensor_names import CODEGEN, PHI
 from cgconvert.model.tokenizer import END_OF_TEXT, AddedToken, Tokenizer
-from cgconvert.runtimes.transformers import Transformers
+from cgconvert.runtimes.transformers import TransformersRuntime
 from cgconvert.write.plan import Plan
 from tests.support.greedy_tokens import assert_same_tokens
 
@@ -342,10 +342,10 @@ def test_a_padded_batch_generates_what_each_text_does(folder: Path) -> None:
 def test_the_runtime_gives_the_models_tokens_and_logits(
     model: CodeGenForCausalLM, folder: Path
 ) -> None:
-    runtime = Transformers.open(folder, threads=2)
+    runtime = TransformersRuntime.open(folder, threads=2)
     assert torch.get_num_threads() == 2
     assert runtime.n_positions == 256
-    assert runtime.end_of_text == 256
+    assert runtime.end_of_text_id == 256
     text = "if x:\n        y\t\t\n" + END_OF_TEXT
     assert runtime.tokenize(text) == make_tokenizer().encode(text)
     assert runtime.detokenize(runtime.tokenize(text)) == text
@@ -367,22 +367,22 @@ def test_the_runtime_refuses_damaged_folders(
     checkpoint: Checkpoint, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     with pytest.raises(InputError, match=r"no config\.json"):
-        Transformers.open(tmp_path)
+        TransformersRuntime.open(tmp_path)
     execute(to_hf(checkpoint, tmp_path))
     weights = (tmp_path / "model.safetensors").read_bytes()
     (tmp_path / "model.safetensors").write_bytes(weights[:-100])
     with pytest.raises(InputError, match="is truncated"):
-        Transformers.open(tmp_path)
+        TransformersRuntime.open(tmp_path)
     # Other names: transformers would fill in random numbers.
     renamed = weights.replace(b"transformer.ln_f.bias", b"transformer.ln_f.bios")
     (tmp_path / "model.safetensors").write_bytes(renamed)
     with pytest.raises(InputError, match=r"transformer\.ln_f\.bias is missing"):
-        Transformers.open(tmp_path)
+        TransformersRuntime.open(tmp_path)
     with pytest.raises(UsageError, match="device tpu"):
-        Transformers.open(tmp_path, device="tpu")
+        TransformersRuntime.open(tmp_path, device="tpu")
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     with pytest.raises(UsageError, match="device cuda"):
-        Transformers.open(tmp_path, device="cuda")
+        TransformersRuntime.open(tmp_path, device="cuda")
     monkeypatch.setitem(sys.modules, "transformers", None)
     with pytest.raises(MissingRuntimeError, match=r"cgconvert\[transformers\]"):
-        Transformers.open(tmp_path)
+        TransformersRuntime.open(tmp_path)

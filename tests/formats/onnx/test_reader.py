@@ -18,7 +18,7 @@ from cgconvert.formats.onnx import reader
 from cgconvert.formats.onnx.writer import plan
 from cgconvert.formats.read import read
 from cgconvert.model.tensor import LazyTensor
-from cgconvert.runtimes.genai import Genai
+from cgconvert.runtimes.genai import GenaiRuntime
 from cgconvert.runtimes.onnxruntime import OnnxRuntime
 from cgconvert.write.execute import execute
 from tests.support.onnx_models import THREADS, Model, copy
@@ -159,7 +159,7 @@ def test_external_data_is_not_believed(small: Model, case: str, tmp_path: Path) 
         lambda: reader.decoded_tensors(graph),
         lambda: read(str(graph.parents[1])),
         lambda: OnnxRuntime.open(graph.parents[1], "cpu", THREADS),
-        lambda: Genai.open(graph.parents[1], "cpu", THREADS),
+        lambda: GenaiRuntime.open(graph.parents[1], "cpu", THREADS),
     ):
         with pytest.raises(InputError, match=message) as caught:
             attempt()

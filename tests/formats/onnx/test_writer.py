@@ -28,7 +28,7 @@ from cgconvert.model.checkpoint import Checkpoint
 from cgconvert.model.decoder import Decoder, Geometry
 from cgconvert.model.tensor import InMemory, LazyTensor
 from cgconvert.model.tensor_names import CODEGEN, ONNX
-from cgconvert.runtimes.genai import Genai
+from cgconvert.runtimes.genai import GenaiRuntime
 from cgconvert.runtimes.onnxruntime import OnnxRuntime
 from cgconvert.testing import synthetic
 from tests.support.onnx_models import (
@@ -232,7 +232,7 @@ def test_every_quantized_variant_runs_everywhere(small: Model, stem: str) -> Non
     folder = small.artefact(stem)
     ids = small.prompts()[0]
     plain = OnnxRuntime.open(folder, "cpu", THREADS).feed(ids)
-    genai = Genai.open(folder, "cpu", THREADS).feed(ids)
+    genai = GenaiRuntime.open(folder, "cpu", THREADS).feed(ids)
     assert relative_error(genai, plain) <= 1e-5
     bound = 0.1 if stem == "model_int8" else 0.6  # random weights, sharp attention
     assert relative_error(plain, small.logits(ids)) <= bound

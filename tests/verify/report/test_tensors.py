@@ -33,7 +33,7 @@ def errors_of(name: str, made: Checkpoint, source: Checkpoint, path: Path) -> li
         relative = float((actual - expected).norm()) / power if power else 0.0
         assert error.relative_rms == pytest.approx(relative, rel=1e-5, abs=1e-7)
         assert error.size == expected.numel()
-    worst = [error.worst for error in errors if error.worst is not None]
+    worst = [e.error_over_bound for e in errors if e.error_over_bound is not None]
     assert max(worst, default=None) == next(
         (check.value for check in checks if check.name == "weights.error"), None
     )
