@@ -29,7 +29,7 @@ from cgconvert.calibrate.preset import PRESETS, CalibrationPreset
 from cgconvert.formats.gguf import writer as gguf
 from cgconvert.formats.gguf.imatrix import Imatrix
 from cgconvert.formats.read import read
-from cgconvert.io.progress import Silent
+from cgconvert.io.progress import SilentProgress
 from cgconvert.model.checkpoint import Checkpoint
 from cgconvert.runtimes.llamacpp import LlamaCppRuntime
 from cgconvert.texts.text import STDLIB, read_text
@@ -72,7 +72,7 @@ def main(model: str, tokens: int, threads: int, only: tuple[str, ...], work: Pat
         effort = PRESETS["default"]
         ids = text.ids(source.tokenizer)
         windows = CalibrationSet.sample(ids, source.geometry, STDLIB, effort)
-        collected = collect(source.decoder, windows.train, STDLIB, Silent())
+        collected = collect(source.decoder, windows.train, STDLIB, SilentProgress())
         means = {n: (i.squares / i.count).numpy() for n, i in collected.inputs.items()}
         for type_ in peers:
             for label, matrix in (("", None), (" + imatrix", means)):
@@ -126,7 +126,7 @@ def _calibrated(
 ) -> None:
     """Write a calibrated file; steps that do not depend on the budget are kept in `folder`."""
     plan = CalibratedGGUF(source, path, text, effort, {}, budget=budget)
-    execute(plan.resolve(folder / "steps", Silent()), force=True)
+    execute(plan.resolve(folder / "steps", SilentProgress()), force=True)
 
 
 def _llama_quantize(

@@ -49,7 +49,7 @@ from cgconvert.formats.onnx import writer as onnx
 from cgconvert.formats.onnx.reader import find_graph
 from cgconvert.formats.onnx.variant import Variant
 from cgconvert.formats.read import read
-from cgconvert.io.progress import Silent
+from cgconvert.io.progress import SilentProgress
 from cgconvert.model.checkpoint import Checkpoint
 from cgconvert.model.decoder import Geometry
 from cgconvert.model.matrix_id import LAYER_MATRICES, MatrixId
@@ -100,8 +100,10 @@ class Bench:
         checkpoint, adjusted = make()
         plan = onnx.plan(checkpoint, path, bits=4, symmetric=symmetric, adjusted=adjusted)
         execute(plan, force=True)
-        matrices = (i for i in plan.items if isinstance(block_codec_of(i.encoding), MatMulNBits))
-        nbytes = sum(item.nbytes for item in matrices if item.name != ONNX.model["wte"])
+        matrices = (i for i in plan.tensors if isinstance(block_codec_of(i.encoding), MatMulNBits))
+        nbytes = sum(
+            tensor_plan.nbytes for tensor_plan in matrices if tensor_plan.name != ONNX.model["wte"]
+        )
         self.measure(name, find_graph(path), nbytes, time.monotonic() - began)
 
     def calibrated(self, name: str, symmetric: bool = False, nbytes: int | None = None) -> None:
@@ -118,7 +120,7 @@ class Bench:
 
             def make() -> tuple[Checkpoint, Sequence[str]]:
                 calibrated = calibrate_onnx(
-                    self.source, variant, self.windows, EFFORT, work, Silent(), nbytes
+                    self.source, variant, self.windows, EFFORT, work, SilentProgress(), nbytes
                 )
                 return calibrated.checkpoint, calibrated.adjusted
 

@@ -6,7 +6,7 @@ import sys
 import threading
 from typing import Any, Literal
 
-from cgconvert.io.progress import Progress, Silent
+from cgconvert.io.progress import Progress, SilentProgress
 
 __all__ = ["ProgressBar", "ProgressOption", "progress_for"]
 
@@ -55,11 +55,11 @@ def progress_for(progress: ProgressOption) -> Progress:
     terminal or a notebook.
     """
     if progress is None or progress is False:
-        return Silent()
+        return SilentProgress()
     if progress is True:
         return ProgressBar()
     if progress == "auto":
-        return ProgressBar() if sys.stderr.isatty() or _in_notebook() else Silent()
+        return ProgressBar() if sys.stderr.isatty() or _in_notebook() else SilentProgress()
     return progress
 
 

@@ -23,8 +23,8 @@ from cgconvert.io.progress import Progress
 from cgconvert.model.checkpoint import Checkpoint
 from cgconvert.model.device import CPU, deterministic
 from cgconvert.texts.text import Text
-from cgconvert.write.journal import sources
-from cgconvert.write.manifest import libraries
+from cgconvert.write.journal import source_identity
+from cgconvert.write.manifest import library_versions
 from cgconvert.write.plan import Plan
 
 __all__ = ["CalibratedPlan"]
@@ -128,7 +128,7 @@ class CalibratedPlan(ABC):
             "length": self.preset.length,
         }  # fmt: skip
         identity = [
-            libraries(), sources(self.source), self.calibration_set.sha256, preset,
+            library_versions(), source_identity(self.source), self.calibration_set.sha256, preset,
             self.source.geometry.as_dict(), self.format, self.device.type,
         ]  # fmt: skip
         key = hashlib.sha256(json.dumps(identity, sort_keys=True).encode()).hexdigest()

@@ -17,8 +17,8 @@ from cgconvert.cli.options import arguments, click_options
 from cgconvert.errors import UsageError
 from cgconvert.formats.artefact import OUT, Artefact, find_all
 from cgconvert.formats.registry import FORMATS, load
-from cgconvert.io.progress import human_bytes
-from cgconvert.write.execute import check
+from cgconvert.io.progress import format_bytes
+from cgconvert.write.execute import check_plan
 from cgconvert.write.plan import LazyPlan
 
 __all__ = ["carry_out", "conversion_command"]
@@ -50,10 +50,10 @@ def carry_out(plan: LazyPlan, *, dry_run: bool = False, **writing: Any) -> Path:
     if dry_run or not plan.resolved:
         click.echo(plan.describe(), err=not dry_run)
     if dry_run:
-        check(plan)
+        check_plan(plan)
         return plan.output
     result = execute(plan, progress="auto", **writing)
-    click.echo(f"{result.path}  {result.format} {result.type}, {human_bytes(result.bytes)}")
+    click.echo(f"{result.path}  {result.format} {result.type}, {format_bytes(result.bytes)}")
     for line in _types(result.types):
         click.echo(line)
     return result.path

@@ -12,7 +12,7 @@ from cgconvert.api.sources import inspect
 from cgconvert.cli.options import click_options
 from cgconvert.cli.text import printable
 from cgconvert.formats.describe import Description
-from cgconvert.io.progress import human_bytes
+from cgconvert.io.progress import format_bytes
 
 __all__ = ["command"]
 
@@ -36,7 +36,7 @@ def _run(path: str, as_json: bool, **reading: Any) -> None:
 def _lines(description: Description) -> list[str]:
     geometry, tokenizer = description.geometry, description.tokenizer
     runs = "-".join(map(str, tokenizer["white_space"])) or "none"
-    sizes = ", ".join(f"{kind} {human_bytes(size)}" for kind, size in description.types.items())
+    sizes = ", ".join(f"{kind} {format_bytes(size)}" for kind, size in description.types.items())
     lines = [
         f"{description.path}: {description.name}, layout {description.layout}",
         "geometry    " + ", ".join(f"{name} {value}" for name, value in geometry.items()),

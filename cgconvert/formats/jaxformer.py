@@ -22,7 +22,7 @@ from cgconvert.errors import InputError
 from cgconvert.formats.base import Headers, SourceFormat, tensor_lines
 from cgconvert.formats.huggingface.config import geometry, integer
 from cgconvert.formats.read_options import ReadOptions, complete, read_tokenizer
-from cgconvert.io.stored_zip import Member, members
+from cgconvert.io.stored_zip import Member, read_members
 from cgconvert.io.strict_json import read_json
 from cgconvert.model.checkpoint import Checkpoint
 from cgconvert.model.decoder import Geometry
@@ -199,7 +199,7 @@ def _layer(leaf: Stored, layer: int, name: str) -> Stored:
 def leaves(path: Path) -> list[Stored]:
     """The archive's arrays as stored, in the order of `LEAVES`."""
     names = [f"arr_{i}.npy" for i in range(len(LEAVES))]
-    arrays = members(path)
+    arrays = read_members(path)
     if arrays.keys() != set(names):
         raise InputError(
             f"{path}: holds {len(arrays)} members; a Jaxformer model is arr_0 to "

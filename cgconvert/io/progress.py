@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Protocol
 
-__all__ = ["Progress", "Silent", "human_bytes"]
+__all__ = ["Progress", "SilentProgress", "format_bytes"]
 
 
 class Progress(Protocol):
@@ -24,7 +24,7 @@ class Progress(Protocol):
         """End the last step."""
 
 
-class Silent:
+class SilentProgress:
     """Shows nothing."""
 
     def step(self, label: str, total: int) -> None: ...
@@ -34,7 +34,7 @@ class Silent:
     def finish(self) -> None: ...
 
 
-def human_bytes(count: int) -> str:
+def format_bytes(count: int) -> str:
     """Format a size in decimal units and three digits: 1.23 GB."""
     value, unit = float(count), "B"
     for unit in ("B", "kB", "MB", "GB", "TB"):

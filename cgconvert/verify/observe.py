@@ -9,7 +9,7 @@ from itertools import chain, cycle, islice
 import numpy as np
 
 from cgconvert.errors import VerificationError
-from cgconvert.io.progress import Progress, Silent
+from cgconvert.io.progress import Progress, SilentProgress
 from cgconvert.model.checkpoint import Checkpoint
 from cgconvert.model.tokenizer import Tokenizer
 from cgconvert.runtimes.generate import generate
@@ -162,7 +162,7 @@ def observe(
         new_tokens: How many tokens are generated after each opening.
         progress: Gets the steps.
     """
-    progress = progress or Silent()
+    progress = progress or SilentProgress()
     tokenizer = source.tokenizer
     # What is longer than either context is cut; openings leave half of it to generation.
     context = min(runtime.n_positions, source.geometry.n_positions)

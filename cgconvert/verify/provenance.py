@@ -11,7 +11,7 @@ from typing import Any
 
 from cgconvert.errors import InputError, in_words
 from cgconvert.verify.verdict import Check, Verdict
-from cgconvert.write.manifest import Manifest, expected, find_manifest, manifest_path
+from cgconvert.write.manifest import Manifest, expected_files, find_manifest, manifest_path
 
 __all__ = ["check_provenance"]
 
@@ -62,7 +62,7 @@ def _file_differences(artefact: Path, manifest: Manifest, hashes: Mapping[str, s
     differences = []
     if (path := manifest_path(artefact)).read_bytes() != manifest.to_json():
         differences.append(f"{path.name} is not as it was written")
-    for name, entry in expected(artefact, manifest).items():
+    for name, entry in expected_files(artefact, manifest).items():
         if name not in hashes:
             differences.append(f"{name} is missing")
         elif entry.get("sha256") != hashes[name]:

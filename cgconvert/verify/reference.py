@@ -17,7 +17,7 @@ import numpy as np
 import torch
 
 from cgconvert.errors import InputError
-from cgconvert.io.progress import Progress, Silent
+from cgconvert.io.progress import Progress, SilentProgress
 from cgconvert.model.decoder import Decoder, Layer
 from cgconvert.model.device import torch_device
 from cgconvert.model.forward import attend, gelu, norm, rotary
@@ -59,7 +59,7 @@ class Reference:
         self.decoder = decoder
         self.device = torch_device(device)
         self.weight_dtype = weight_dtype
-        self.progress = progress or Silent()
+        self.progress = progress or SilentProgress()
 
     def logits(self, sequences: Sequence[Sequence[int]]) -> list[np.ndarray]:
         """Compute the logits after every token: float32 [len(sequence), vocab_size] per sequence.

@@ -12,7 +12,7 @@ import torch
 
 from cgconvert.errors import CgconvertError, UsageError, in_words
 from cgconvert.formats.registry import load
-from cgconvert.io.progress import Progress, Silent
+from cgconvert.io.progress import Progress, SilentProgress
 from cgconvert.model.checkpoint import Checkpoint
 from cgconvert.runtimes import Runtime, open_runtime, runtime_class
 from cgconvert.sources.tarball import cache_folder
@@ -28,7 +28,7 @@ from cgconvert.verify.report.model import Report, rounded
 from cgconvert.verify.thresholds import thresholds_for
 from cgconvert.verify.verdict import Check, Verdict, no_differences, worst_verdict
 from cgconvert.verify.weights import TensorError, check_weights
-from cgconvert.write.hashing import file_sha256, source_digest
+from cgconvert.write.hashing import file_sha256, hash_checkpoint
 from cgconvert.write.manifest import manifest_path
 
 __all__ = ["verify"]
@@ -79,7 +79,7 @@ def verify(
             too short.
         UsageError: The runtime (MissingRuntimeError) or the device is not there.
     """
-    progress = progress or Silent()
+    progress = progress or SilentProgress()
     unquantized_dtype = load(format).unquantized_types.get(type)
     source_reference = Reference(
         source.decoder,
@@ -90,7 +90,7 @@ def verify(
     thresholds_for(format, type, overrides=thresholds)  # raises for a mistake before the long work
     context = source.geometry.n_positions
     text_windows = {text: windows(text, source.tokenizer, text_tokens, context) for text in texts}
-    hashes, source_sha256 = _file_hashes(artefact), source_digest(source)["sha256"]
+    hashes, source_sha256 = _file_hashes(artefact), hash_checkpoint(source)["sha256"]
     subject = _ArtefactUnderTest(
         path=artefact,
         format=format,

@@ -19,7 +19,7 @@ from cgconvert.codecs.quantized_tensor import QuantizedTensor
 from cgconvert.errors import first_few
 from cgconvert.formats.registry import load
 from cgconvert.formats.stored import StoredArtefact
-from cgconvert.io.progress import Progress, Silent
+from cgconvert.io.progress import Progress, SilentProgress
 from cgconvert.model.decoder import Decoder
 from cgconvert.model.tensor import LazyTensor
 from cgconvert.verify.quantization_error import adjustment_over_bound, searched_error_over_bound
@@ -89,7 +89,7 @@ def check_weights(
         InputError: The artefact cannot be read at all.
     """
     stored = load(format).stored(artefact, source)
-    errors = compare(stored, progress or Silent())
+    errors = compare(stored, progress or SilentProgress())
     must_be_equal = [e for e in errors if e.error_over_bound is None]
     adjusted = [e for e in errors if _is_adjusted(stored, e.name)]
     quantized = [

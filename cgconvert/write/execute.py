@@ -1,7 +1,7 @@
-"""Carry a plan out: read rows, encode them, write them, hash what was written, commit.
+"""Execute a plan: write its files, hash them and the source, and make the output appear at once.
 
-Chunks of rows are worked on by as many processes as there are cores; the source and every file
-written are hashed on threads of their own.
+Worker processes read, encode and write chunks of rows. The source and the written files are hashed
+on threads at the same time.
 """
 
 from __future__ import annotations
@@ -15,28 +15,34 @@ from typing import Any
 
 from cgconvert.errors import InputError, OutputError, UsageError
 from cgconvert.io.parallel import WorkerPool
-from cgconvert.io.progress import Progress, Silent
+from cgconvert.io.progress import Progress, SilentProgress
 from cgconvert.io.signals import uninterrupted
 from cgconvert.io.staging import Staging
 from cgconvert.model.checkpoint import Checkpoint
-from cgconvert.write.hashing import StreamingHash, source_digest
-from cgconvert.write.journal import START, Journal, key_of
-from cgconvert.write.manifest import Manifest, expected, find_manifest, libraries, manifest_path
-from cgconvert.write.plan import LazyPlan, Plan, cores, free_space
-from cgconvert.write.writer import Job, Writer
+from cgconvert.write.hashing import StreamingHash, hash_checkpoint
+from cgconvert.write.journal import START, Journal, plan_key
+from cgconvert.write.manifest import (
+    Manifest,
+    expected_files,
+    find_manifest,
+    library_versions,
+    manifest_path,
+)
+from cgconvert.write.plan import LazyPlan, Plan, free_bytes, worker_count
+from cgconvert.write.writer import ChunkWriter, PlanWriter
 
-__all__ = ["check", "execute"]
+__all__ = ["check_plan", "execute"]
 
 SMALL_BYTES = 64 << 20
-"""An artefact of fewer bytes is written in less time than processes take to begin and end."""
+"""An artefact of fewer bytes is written by a thread: starting and ending processes takes longer."""
 
 
-def check(plan: LazyPlan, *, staged: int = 0) -> None:
-    """Refuse a plan that cannot end well, before a byte is written.
+def check_plan(plan: LazyPlan, *, staged_bytes: int = 0) -> None:
+    """Refuse a plan that is bound to fail, before a byte is written.
 
     Args:
         plan: The plan.
-        staged: Bytes that an interrupted run has already written.
+        staged_bytes: Bytes of the output that an interrupted run has already written.
 
     Raises:
         UsageError: The output is the input, or one lies inside the other.
@@ -46,7 +52,7 @@ def check(plan: LazyPlan, *, staged: int = 0) -> None:
     location = checkpoint.origin.get("given")
     paths = [checkpoint.path, *checkpoint.files, *([Path(str(location))] if location else [])]
     for path in paths:
-        if not path.exists():  # a name of the family, a Hub id
+        if not path.exists():  # the location may be a model's name or a Hub id
             continue
         source = path.resolve()
         if output == source or (source.is_dir() and output.is_relative_to(source)):
@@ -57,8 +63,8 @@ def check(plan: LazyPlan, *, staged: int = 0) -> None:
             raise UsageError(
                 f"{plan.output}: the input is inside the output; choose another `output`"
             )
-    free = free_space(plan.output)
-    if plan.nbytes > free + staged:
+    free = free_bytes(plan.output)
+    if plan.nbytes > free + staged_bytes:
         raise OutputError(
             f"{plan.output}: {plan.nbytes:,} bytes are needed, {free:,} are free; "
             "free some or choose another `output`"
@@ -73,54 +79,55 @@ def execute(
     allow_nonfinite: bool = False,
     progress: Progress | None = None,
 ) -> Manifest:
-    """Write an artefact and its manifest. The target appears complete or not at all.
+    """Write an artefact and its manifest. The output appears complete or not at all.
 
     Args:
-        plan: What to write. Where it is not resolved, it is computed first, beside the target.
-        force: Replace an existing target.
-        resume: Continue what an interrupted run of the same plan has written, and keep what this
-            run has written if it is interrupted too.
-        allow_nonfinite: Store NaN, infinities and numbers that overflow the type. They are refused
-            otherwise, and always in quantized types.
-        progress: Told of bytes written and hashed.
+        plan: What to write. A plan that is not resolved is computed first.
+        force: Replace an existing output.
+        resume: Continue what an interrupted run of the same plan has written. If this run is
+            interrupted, keep what it has written for the next.
+        allow_nonfinite: Let plain types store NaN, infinities and values that overflow the type.
+            If false they are refused; quantized types always refuse them.
+        progress: Receives the number of bytes written and hashed.
 
     Returns:
         The manifest, as written.
 
     Raises:
-        InputError: A number cannot be stored, or the source is not what its manifest says.
+        InputError: A value cannot be stored, or the source differs from its own manifest.
         OutputError: Writing failed.
-        UsageError: The target exists, or is being written by another run.
+        UsageError: The output exists, or another run is writing it.
     """
-    progress = progress or Silent()
+    progress = progress or SilentProgress()
     stop = threading.Event()
     staging = Staging(plan.output, force=force, resume=resume)
-    check(plan, staged=max(0, _size(staging.content)))
+    check_plan(plan, staged_bytes=max(0, _size(staging.content)))
     try:
         with ExitStack() as stack:
             with uninterrupted():
                 stack.enter_context(staging)
-            encoded = not plan.resolved
+            was_computed = not plan.resolved
             plan = plan.resolve(staging.steps, progress)
-            job = Job(plan, staging.content, allow_nonfinite)
+            write_chunk = ChunkWriter(plan, staging.content, allow_nonfinite)
             with uninterrupted():
-                pool = stack.enter_context(_worker_pool(job, plan, encoded))
+                pool = stack.enter_context(_worker_pool(write_chunk, plan, was_computed))
             background = stack.enter_context(ThreadPoolExecutor(2))
             try:
-                journal = _journal(staging, key_of(plan, nonfinite=allow_nonfinite), plan)
-                # The source is hashed while the disk is busy anyway.
-                digest = background.submit(_digest, plan.source, journal, stop)
+                key = plan_key(plan, nonfinite=allow_nonfinite)
+                journal = _open_journal(staging, key, plan)
+                # Meanwhile, because the source has to be read from the disk now anyway.
+                source_hashes = background.submit(_hash_source, plan.source, journal, stop)
                 progress.step(f"writing {plan.output}", plan.nbytes)
-                with Writer(job, pool, journal, background, progress) as writer:
-                    for index, file in enumerate(plan.files):
-                        writer.write(index, file)
-                    manifest = _manifest(plan, writer.hashes, digest, progress)
+                with PlanWriter(write_chunk, pool, journal, background, progress) as writer:
+                    for file_index in range(len(plan.files)):
+                        writer.write(file_index)
+                    manifest = _make_manifest(plan, writer.hashes, source_hashes, progress)
             finally:
                 stop.set()
             pool.close()
-            target = staging.content if plan.folder else staging.content / plan.output.name
+            target = staging.content if plan.is_folder else staging.content / plan.output.name
             manifest_path(target).write_bytes(manifest.to_json())
-            if plan.folder:
+            if plan.is_folder:
                 staging.commit_folder()
             else:
                 staging.commit_files()
@@ -131,51 +138,60 @@ def execute(
     return manifest
 
 
-def _worker_pool(job: Job, plan: Plan, encoded: bool) -> WorkerPool:
-    """Processes, or threads where little is written or matrices are `encoded` already.
+def _worker_pool(write_chunk: ChunkWriter, plan: Plan, was_computed: bool) -> WorkerPool:
+    """Make the pool: worker processes, or threads if there is little to encode.
 
-    Copying what is encoded keeps no core busy; and computing it has started threads here.
+    After a plan `was_computed`, its matrices are encoded already and only have to be copied, for
+    which threads are enough. Besides, computing has started threads in this process, and a process
+    with threads should not fork.
     """
-    if cores() == 1 or plan.nbytes < SMALL_BYTES:
-        return WorkerPool(job, 1, forked=False)
-    return WorkerPool(job, cores(), forked=not encoded)
+    if worker_count() == 1 or plan.nbytes < SMALL_BYTES:
+        return WorkerPool(write_chunk, 1, forked=False)
+    return WorkerPool(write_chunk, worker_count(), forked=not was_computed)
 
 
-def _journal(staging: Staging, key: str, plan: Plan) -> Journal:
-    """Open the journal of the interrupted run, or begin a new one where files of it are missing."""
+def _open_journal(staging: Staging, key: str, plan: Plan) -> Journal:
+    """Open the journal of the interrupted run.
+
+    A new journal is begun, and the staged files are removed, if there is no journal with this key
+    or if files that it says are begun are missing or have another size.
+    """
     journal = Journal(staging.journal, key)
-    begun = plan.files[: journal.place[0] + (journal.place[1:] != (0, 0))]
+    file_index, *within_file = journal.position
+    begun = plan.files[: file_index + (within_file != [0, 0])]
     sizes = [_size(staging.content / file.path) for file in begun]
-    if journal.place == START or sizes != [file.size for file in begun]:
+    if journal.position == START or sizes != [file.size for file in begun]:
         staging.clear()
         staging.content.mkdir()
         journal.begin()
     return journal
 
 
-def _digest(checkpoint: Checkpoint, journal: Journal, stop: threading.Event) -> dict[str, Any]:
-    digest = source_digest(checkpoint, stop.is_set)
+def _hash_source(checkpoint: Checkpoint, journal: Journal, stop: threading.Event) -> dict[str, Any]:
+    """Hash the source and record its hash, unless `stop` was set: then the hash is incomplete."""
+    hashes = hash_checkpoint(checkpoint, stop.is_set)
     if not stop.is_set():
-        journal.hashed(str(digest["sha256"]), checkpoint.path)
-    return digest
+        journal.record_source(str(hashes["sha256"]), checkpoint.path)
+    return hashes
 
 
 def _size(path: Path) -> int:
-    """Bytes of a file, or of all files of a folder; -1 where there is neither."""
+    """Bytes of a file, or of all files in a folder; -1 if `path` does not exist."""
     if path.is_dir():
         return sum(file.stat().st_size for file in path.rglob("*") if file.is_file())
     return path.stat().st_size if path.is_file() else -1
 
 
-def _manifest(
+def _make_manifest(
     plan: Plan,
     hashes: Mapping[str, StreamingHash],
-    source: Future[dict[str, Any]],
+    source_hashes: Future[dict[str, Any]],
     progress: Progress,
 ) -> Manifest:
+    """Wait for all hashes, check the source against its own manifest, and make the output's."""
     progress.step("hashing", plan.nbytes)
-    checkpoint, digest = plan.source, source.result()
-    _check_source(checkpoint, digest)
+    checkpoint, source = plan.source, source_hashes.result()
+    _check_source(checkpoint, source)
     files = {}
     for file in plan.files:
         files[file.path] = {"bytes": file.size, "sha256": hashes[file.path].hexdigest(file.size)}
@@ -184,23 +200,23 @@ def _manifest(
         name=checkpoint.name,
         format=plan.format,
         type=plan.type,
-        source={"layout": checkpoint.layout, "origin": dict(checkpoint.origin), **digest},
+        source={"layout": checkpoint.layout, "origin": dict(checkpoint.origin), **source},
         options=dict(plan.options),
         files=files,
-        libraries=libraries(),
+        libraries=library_versions(),
     )
 
 
-def _check_source(checkpoint: Checkpoint, digest: Mapping[str, Any]) -> None:
-    """Raise InputError where the source is an artefact that differs from its own manifest."""
+def _check_source(checkpoint: Checkpoint, hashes: Mapping[str, Any]) -> None:
+    """Raise InputError if the source has a manifest and differs from it."""
     manifest = find_manifest(checkpoint.path)
     if manifest is None:
         return
     folder = checkpoint.path if checkpoint.path.is_dir() else checkpoint.path.parent
-    known = expected(checkpoint.path, manifest)
-    for path, entry in zip(checkpoint.files, digest["files"], strict=True):
+    entries = expected_files(checkpoint.path, manifest)
+    for path, file_hash in zip(checkpoint.files, hashes["files"], strict=True):
         name = path.relative_to(folder).as_posix() if path.is_relative_to(folder) else ""
-        if name in known and known[name].get("sha256") != entry["sha256"]:
+        if name in entries and entries[name].get("sha256") != file_hash["sha256"]:
             raise InputError(
                 f"{path}: is not as it was written: its SHA-256 differs from that in "
                 f"{manifest_path(checkpoint.path)}; remove that file if the change is meant"

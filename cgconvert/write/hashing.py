@@ -1,7 +1,7 @@
-"""SHA-256 of files: of the source while it is converted, of an artefact while it is written.
+"""SHA-256 of files: of the source during its conversion, and of the output while it is written.
 
-In an archive of weights the CRC-32 of every member is checked in the same pass over the source,
-which torch and numpy do not do.
+If a source file is an archive of weights, the CRC-32 of every member is checked in the same pass;
+torch and numpy do not check it.
 """
 
 from __future__ import annotations
@@ -16,194 +16,215 @@ from pathlib import Path
 from typing import Any
 
 from cgconvert.errors import InputError
-from cgconvert.io.stored_zip import Member, members
+from cgconvert.io.stored_zip import Member, read_members
 from cgconvert.model.checkpoint import Checkpoint
 from cgconvert.model.tensor import LazyTensor, Stored
 
-__all__ = ["StreamingHash", "checked_sha256", "file_sha256", "source_digest"]
+__all__ = ["StreamingHash", "checked_sha256", "file_sha256", "hash_checkpoint"]
 
 READ_BYTES = 4 << 20
-"""Bytes of a source read at once."""
+"""Bytes of a source file read at once."""
 
 HASH_BYTES = 1 << 20
-"""Bytes hashed at once: they stay in a core's cache between the page cache and the hash."""
+"""Bytes of a written file read back and hashed at once; so many stay in a core's cache between the
+two."""
 
 STEP_BYTES = 8 << 20
-"""Bytes handed to the hashing thread at once."""
+"""Bytes of a written file that are handed to the hashing thread at once."""
 
 
 def file_sha256(path: Path) -> str:
-    """SHA-256 of a file's bytes, hex."""
+    """SHA-256 of a file, in hex."""
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
-def source_digest(
-    checkpoint: Checkpoint, cancelled: Callable[[], bool] = lambda: False
+def hash_checkpoint(
+    checkpoint: Checkpoint, is_cancelled: Callable[[], bool] = lambda: False
 ) -> dict[str, Any]:
     """Hash all files of a checkpoint.
 
     Args:
         checkpoint: The checkpoint.
-        cancelled: Asked between reads; once it is true, the result is worth nothing.
+        is_cancelled: Called between reads. Once it returns true, hashing stops, and the result is
+            incomplete and must not be used.
 
     Returns:
-        {files: [{name, bytes, sha256}], sha256}: an entry for each file, and one digest over names
-        and hashes.
+        {"files": [{"name", "bytes", "sha256"} for each file], "sha256": one hash over all names
+        and hashes}.
 
     Raises:
-        InputError: A file cannot be read, or a member of an archive differs from its CRC.
+        InputError: A file cannot be read, or a member of an archive differs from its CRC-32.
     """
-    entries = [
+    files = [
         {
             "name": path.name,
             "bytes": path.stat().st_size,
-            "sha256": checked_sha256(path, _stored(checkpoint), cancelled),
+            "sha256": checked_sha256(path, _stored_tensors(checkpoint), is_cancelled),
         }
         for path in checkpoint.files
     ]
-    combined = hashlib.sha256()
-    for entry in sorted(entries, key=lambda e: str(e["name"])):
-        combined.update(f"{entry['sha256']}  {entry['name']}\n".encode())
-    return {"files": entries, "sha256": combined.hexdigest()}
+    hasher = hashlib.sha256()
+    for file in sorted(files, key=lambda file: str(file["name"])):
+        hasher.update(f"{file['sha256']}  {file['name']}\n".encode())
+    return {"files": files, "sha256": hasher.hexdigest()}
 
 
-def _stored(checkpoint: Checkpoint) -> Iterator[Stored]:
-    """Every tensor of the files that a checkpoint's decoder is made of."""
-    for part in (checkpoint.decoder, *checkpoint.decoder.layers):
-        for value in vars(part).values():
+def _stored_tensors(checkpoint: Checkpoint) -> Iterator[Stored]:
+    """Yield every stored tensor from which the checkpoint's decoder is read."""
+    for owner in (checkpoint.decoder, *checkpoint.decoder.layers):
+        for value in vars(owner).values():
             if isinstance(value, LazyTensor):
                 yield from value.leaves()
 
 
 def checked_sha256(
-    path: Path, tensors: Iterable[Stored] = (), cancelled: Callable[[], bool] = lambda: False
+    path: Path, tensors: Iterable[Stored] = (), is_cancelled: Callable[[], bool] = lambda: False
 ) -> str:
-    """Hex digest of a file, read once; "" when `cancelled`.
+    """SHA-256 of a file in hex, or "" if cancelled. The file is read once.
 
-    Raises InputError for a file that cannot be read and for an archive with a damaged member. The
-    message names the one of `tensors` that lies in it, or else the member.
+    If the file is an archive of weights, the CRC-32 of every member is checked too.
+
+    Args:
+        path: The file.
+        tensors: Stored tensors, among them those in this file. An error names the tensor that lies
+            in a damaged member, or the member itself if no tensor does.
+        is_cancelled: Called between reads.
+
+    Raises:
+        InputError: The file cannot be read, or a member is damaged.
     """
     try:
         archive = _ArchiveCheck(path, tensors) if _is_archive(path) else None
-        digest, buffer, position = hashlib.sha256(), bytearray(READ_BYTES), 0
+        hasher, buffer, offset = hashlib.sha256(), bytearray(READ_BYTES), 0
         with path.open("rb", buffering=0) as file, ThreadPoolExecutor(1) as thread:
             while count := file.readinto(buffer):
-                if cancelled():
+                if is_cancelled():
                     return ""
-                chunk = memoryview(buffer)[:count]
-                check = thread.submit(archive.update, chunk, position) if archive else None
-                digest.update(chunk)
-                if check:
-                    check.result()
-                position += count
+                data = memoryview(buffer)[:count]
+                # The two checksums of one read are computed at the same time.
+                archive_update = thread.submit(archive.update, data, offset) if archive else None
+                hasher.update(data)
+                if archive_update:
+                    archive_update.result()
+                offset += count
     except OSError as error:
         raise InputError(f"{path}: cannot be read: {error.strerror}") from error
-    if archive and archive.unread:
+    if archive and archive.incomplete:
         raise InputError(f"{path}: became shorter while it was read")
-    return digest.hexdigest()
+    return hasher.hexdigest()
 
 
 def _is_archive(path: Path) -> bool:
+    """Whether the name and the first bytes are those of torch's or numpy's zip archives."""
     with path.open("rb") as file:
         return path.suffix in (".bin", ".npz") and file.read(4) == b"PK\3\4"
 
 
 class _ArchiveCheck:
-    """Compares the CRC of every member while the file's bytes pass by in order."""
+    """Checks the CRC-32 of an archive's members, from all bytes of the file in order.
+
+    `incomplete` has the members whose data has not been read to its end, in order of their offset.
+    """
 
     def __init__(self, path: Path, tensors: Iterable[Stored]) -> None:
         self.path, self.tensors = path, tensors
-        ordered = sorted(members(path).values(), key=lambda member: member.offset)
-        self.unread = [_MemberCheck(member) for member in ordered]
+        members = sorted(read_members(path).values(), key=lambda member: member.offset)
+        self.incomplete = [_MemberCheck(member) for member in members]
 
-    def update(self, chunk: memoryview, position: int) -> None:
-        """Take the file's bytes from `position` on. Raises InputError for a damaged member."""
-        end = position + len(chunk)
-        while self.unread and self.unread[0].starts_before(end):
-            check = self.unread[0]
-            check.update(chunk, position)
+    def update(self, data: memoryview, offset: int) -> None:
+        """Take the file's next bytes, which begin at `offset`.
+
+        Raises InputError for a damaged member.
+        """
+        end = offset + len(data)
+        while self.incomplete and self.incomplete[0].begins_before(end):
+            check = self.incomplete[0]
+            check.update(data, offset)
             if not check.ends_by(end):
                 break
-            if not check.intact:
+            if not check.is_intact:
                 raise InputError(
                     f"{self.path}: {self._name(check.member)} is damaged: its CRC differs; "
                     "fetch the file again"
                 )
-            del self.unread[0]
+            del self.incomplete[0]
 
     def _name(self, member: Member) -> str:
-        """Name the tensor in a member; the member itself where it holds none or several."""
-        data = range(member.offset, member.offset + member.size)
-        names = {t.name for t in self.tensors if t.path == self.path and t.offset in data}
+        """Name the one tensor stored in a member; name the member if it stores none or several."""
+        extent = range(member.offset, member.offset + member.size)
+        names = {t.name for t in self.tensors if t.path == self.path and t.offset in extent}
         return f"tensor {names.pop()}" if len(names) == 1 else member.name
 
 
 class _MemberCheck:
-    """The CRC of one member so far."""
+    """The CRC-32 of the part of a member's data that has been read."""
 
     def __init__(self, member: Member) -> None:
-        self.member, self.crc = member, 0
+        self.member, self.crc32 = member, 0
 
-    def starts_before(self, position: int) -> bool:
-        return self.member.offset < position or not self.member.size
+    def begins_before(self, offset: int) -> bool:
+        """Whether the data begins before `offset` in the file; data of no bytes always does."""
+        return self.member.offset < offset or not self.member.size
 
-    def ends_by(self, position: int) -> bool:
-        return self.member.offset + self.member.size <= position
+    def ends_by(self, offset: int) -> bool:
+        return self.member.offset + self.member.size <= offset
 
-    def update(self, chunk: memoryview, position: int) -> None:
-        first = max(0, self.member.offset - position)
-        stop = max(0, self.member.offset + self.member.size - position)
-        self.crc = zlib.crc32(chunk[first:stop], self.crc)
+    def update(self, data: memoryview, offset: int) -> None:
+        """Add the part of `data` that belongs to the member; `data` begins at `offset`."""
+        start = max(0, self.member.offset - offset)
+        stop = max(0, self.member.offset + self.member.size - offset)
+        self.crc32 = zlib.crc32(data[start:stop], self.crc32)
 
     @property
-    def intact(self) -> bool:
-        return self.crc == self.member.crc
+    def is_intact(self) -> bool:
+        return self.crc32 == self.member.crc32
 
 
 class StreamingHash:
     """SHA-256 of a file that is still being written, computed on a thread close behind the writer.
 
-    The bytes are read back from the file, where the kernel still has them in memory. So pieces may
-    be written in any order, nothing is kept for the hash, and bytes that an interrupted run left
-    are hashed as they are.
+    The thread reads the bytes back from the file while the kernel still has them in memory. So
+    arrays may be written in any order, nothing is buffered for the hash, and the bytes that an
+    interrupted run has left are hashed in the same way.
     """
 
     def __init__(self, path: Path) -> None:
         self._descriptor = os.open(path, os.O_RDONLY)
-        self._digest, self._buffer = hashlib.sha256(), bytearray(HASH_BYTES)
+        self._hasher, self._buffer = hashlib.sha256(), bytearray(HASH_BYTES)
         self._thread = ThreadPoolExecutor(1)
         self._steps: list[Future[None]] = []
-        self._submitted = 0
-        self._stopped = False
+        self._submitted_bytes = 0
+        self._is_stopped = False
 
-    def reached(self, position: int) -> None:
-        """Allow hashing up to `position`: the bytes before it are written and stay as they are."""
-        if position - self._submitted >= STEP_BYTES:
-            self._submit(position)
+    def allow(self, end: int) -> None:
+        """Allow hashing of the first `end` bytes, which are written and will not change."""
+        if end - self._submitted_bytes >= STEP_BYTES:
+            self._submit(end)
 
     def hexdigest(self, size: int) -> str:
-        """Wait for the digest of all `size` bytes, which are written by now."""
+        """Wait until all `size` bytes, which must be written, are hashed. Returns the hash."""
         self._submit(size)
         for step in self._steps:
             step.result()
-        return self._digest.hexdigest()
+        return self._hasher.hexdigest()
 
     def close(self) -> None:
         """Stop hashing and close the file."""
-        self._stopped = True
+        self._is_stopped = True
         self._thread.shutdown(cancel_futures=True)
         os.close(self._descriptor)
 
-    def _submit(self, position: int) -> None:
-        self._steps.append(self._thread.submit(self._hash, self._submitted, position))
-        self._submitted = position
+    def _submit(self, end: int) -> None:
+        self._steps.append(self._thread.submit(self._hash, self._submitted_bytes, end))
+        self._submitted_bytes = end
 
-    def _hash(self, position: int, stop: int) -> None:
+    def _hash(self, start: int, end: int) -> None:
+        """Read and hash the bytes from `start` to `end`; runs on the thread."""
         view = memoryview(self._buffer)
-        while position < stop and not self._stopped:
-            count = os.preadv(self._descriptor, [view[: stop - position]], position)
+        while start < end and not self._is_stopped:
+            count = os.preadv(self._descriptor, [view[: end - start]], start)
             if not count:
                 raise OSError(errno.EIO, "a file ended while it was written")
-            self._digest.update(view[:count])
-            position += count
+            self._hasher.update(view[:count])
+            start += count

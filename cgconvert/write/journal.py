@@ -1,9 +1,9 @@
-"""The journal of a conversion: how far it has come, so that an interrupted one can continue.
+"""The journal of a conversion: how far it has come, so that an interrupted run can be continued.
 
-It is a file in the staging folder: a line with a key, then a line for each place up to which
-everything is written and synced. The key stands for the plan and for the source's files as they are
-on the disk. Any change to one of these, even one that restores its modification time, changes its
-inode's change time.
+The journal is a file in the staging folder. Its first line has a key, and each further line has
+either a position up to which everything is written and synced, or the SHA-256 of the source. The
+key stands for the plan and for the identity of the source's files on the disk. A run continues from
+a journal only if its own key is the same.
 """
 
 from __future__ import annotations
@@ -17,38 +17,40 @@ from typing import Any
 
 from cgconvert.errors import InputError
 from cgconvert.model.checkpoint import Checkpoint
-from cgconvert.write.manifest import libraries
+from cgconvert.write.manifest import library_versions
 from cgconvert.write.plan import Plan
 
-__all__ = ["START", "Journal", "Place", "key_of", "sources"]
+__all__ = ["START", "Journal", "Position", "plan_key", "source_identity"]
 
-Place = tuple[int, int, int]
-"""File of the plan, item of the file, row of the item: everything before it is written."""
+Position = tuple[int, int, int]
+"""Index of a file in the plan, index of a tensor in that file, and a row of that tensor. Everything
+before the row is written."""
 
-START: Place = (0, 0, 0)
+START: Position = (0, 0, 0)
 
 
-def key_of(plan: Plan, **choices: bool) -> str:
-    """Hash of everything that determines the bytes: the plan, its source, the libraries.
-
-    `choices` are further options of the run.
-    """
+def plan_key(plan: Plan, **run_options: bool) -> str:
+    """SHA-256 (hex) of all that determines the bytes: plan, source, library versions, options."""
     files = [
         [file.path, file.size, hashlib.sha256(file.header).hexdigest(),
-         [[i.name, i.encoding.name, str(i.source.dtype), [p.offset for p in i.pieces]]
-          for i in file.items]]
+         [[t.name, t.encoding.name, str(t.source.dtype), [array.offset for array in t.arrays]]
+          for t in file.tensors]]
         for file in plan.files
     ]  # fmt: skip
     identity = [
-        libraries(), plan.format, plan.type, dict(plan.options), choices, files,
-        sources(plan.source), plan.source.layout, plan.source.geometry.as_dict(),
+        library_versions(), plan.format, plan.type, dict(plan.options), run_options, files,
+        source_identity(plan.source), plan.source.layout, plan.source.geometry.as_dict(),
         dict(plan.source.origin),
     ]  # fmt: skip
     return hashlib.sha256(json.dumps(identity, sort_keys=True).encode()).hexdigest()
 
 
-def sources(checkpoint: Checkpoint) -> list[list[str | int]]:
-    """Path, size, times and inode of each of the source's files."""
+def source_identity(checkpoint: Checkpoint) -> list[list[str | int]]:
+    """Path, size in bytes, times in nanoseconds and inode number of each file of a checkpoint.
+
+    The inode's change time shows every change of a file, even if the modification time was
+    restored afterwards.
+    """
     identities: list[list[str | int]] = []
     for path in checkpoint.files:
         s = path.stat()
@@ -57,23 +59,27 @@ def sources(checkpoint: Checkpoint) -> list[list[str | int]]:
 
 
 class Journal:
-    """The journal at `path`, read where its key is `key`.
+    """The journal in the file `path`. What it has recorded counts only if its key is `key`.
 
-    `place` is where the run that holds the staging folder has to begin; `source` is the digest of
-    the source, "" where it is not known yet.
+    Attributes:
+        position: Where the run has to begin: START, or where an interrupted run has come to.
+        source_sha256: The SHA-256 of the source, or "" as long as it is not known.
     """
 
     def __init__(self, path: Path, key: str) -> None:
         self.path, self.key = path, key
-        self.place, self.source = START, ""
+        self.position, self.source_sha256 = START, ""
         for entry in self._entries() if path.is_file() else ():
-            place = entry.get("place")
-            if place is not None:
-                self.place = (int(place[0]), int(place[1]), int(place[2]))
-            self.source = entry.get("source", self.source)
+            if "position" in entry:
+                file_index, tensor_index, row = entry["position"]
+                self.position = (int(file_index), int(tensor_index), int(row))
+            self.source_sha256 = entry.get("source", self.source_sha256)
 
     def _entries(self) -> list[Mapping[str, Any]]:
-        """The entries if the key is the same. The last line may be cut short: it is left out."""
+        """Read the lines after the key; none if the key differs.
+
+        A run that was killed may have cut the last line short, so reading ends at a broken line.
+        """
         lines = self.path.read_text(encoding="utf-8", errors="replace").split("\n")[:-1]
         if not lines or lines[0] != json.dumps({"key": self.key}):
             return []
@@ -86,20 +92,23 @@ class Journal:
         return entries
 
     def begin(self) -> None:
-        """Start a new journal: nothing is written yet."""
-        self.place, self.source = START, ""
+        """Replace the journal by a new one, in which nothing is written yet."""
+        self.position, self.source_sha256 = START, ""
         self.path.write_text("")
         self._append({"key": self.key})
 
-    def reached(self, place: Place) -> None:
-        """Note that everything before `place` is written and synced."""
-        self._append({"place": place})
+    def record(self, position: Position) -> None:
+        """Record that everything before `position` is written and synced."""
+        self._append({"position": position})
 
-    def hashed(self, sha256: str, path: Path) -> None:
-        """Note the digest of the source at `path`. Raises InputError where it was another one."""
-        if self.source not in ("", sha256):
+    def record_source(self, sha256: str, path: Path) -> None:
+        """Record the SHA-256 of the source at `path`.
+
+        Raises InputError if the interrupted run has recorded another SHA-256.
+        """
+        if self.source_sha256 not in ("", sha256):
             raise InputError(f"{path}: is not what it was before; run again without `resume=True`")
-        if not self.source:
+        if not self.source_sha256:
             self._append({"source": sha256})
 
     def _append(self, entry: Mapping[str, Any]) -> None:

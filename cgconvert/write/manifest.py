@@ -15,27 +15,41 @@ from cgconvert.io.strict_json import read_json
 from cgconvert.version import __version__
 
 __all__ = [
-    "NAME",
+    "MANIFEST_NAME",
     "SCHEMA",
     "Manifest",
-    "expected",
+    "expected_files",
     "find_manifest",
-    "libraries",
+    "library_versions",
     "manifest_path",
 ]
 
-NAME = "cgconvert.json"
+MANIFEST_NAME = "cgconvert.json"
 SCHEMA = 1
+"""Version of the manifest's fields. A manifest of any other version is refused."""
+
 LIBRARIES = ("torch", "numpy", "safetensors", "onnx", "gguf", "tokenizers")
+"""The libraries that the written bytes depend on."""
 
 
 @dataclass(frozen=True)
 class Manifest:
-    """`cgconvert.json` in a folder, `<file>.cgconvert.json` beside a GGUF.
+    """The content of `cgconvert.json` in a folder, or of `<file>.cgconvert.json` beside a file.
 
-    `source` has layout, origin, files ({name, bytes, sha256} each) and sha256, one digest of them
-    all; `files` maps each written file to {bytes, sha256}. No field holds a time, so two runs give
-    the same manifest. The file ends with a SHA-256 of everything before it.
+    No field holds a time, so two runs write the same manifest. In the file, a last field `sha256`
+    has the SHA-256 of the file without that field.
+
+    Attributes:
+        name: The name of the model.
+        format: The artefact's format, for example gguf.
+        type: The type of its weights, for example Q8_0.
+        source: The checkpoint it was made from: its layout, origin, files (name, bytes and sha256
+            of each), and one sha256 for all of them.
+        options: The options of the conversion.
+        files: {"bytes": size, "sha256": hash} of each file, by its path in the artefact.
+        schema: The version of these fields.
+        cgconvert: The version of cgconvert.
+        libraries: The version of each of LIBRARIES.
     """
 
     name: str
@@ -49,50 +63,59 @@ class Manifest:
     libraries: Mapping[str, str] = field(default_factory=dict)
 
     def to_json(self) -> bytes:
-        """The file's content."""
-        table = asdict(self)
-        table["sha256"] = hashlib.sha256(_json(table)).hexdigest()
-        return _json(table)
+        """The bytes of the manifest's file."""
+        fields = asdict(self)
+        fields["sha256"] = hashlib.sha256(_json_bytes(fields)).hexdigest()
+        return _json_bytes(fields)
 
 
-def _json(table: Mapping[str, Any]) -> bytes:
-    return (json.dumps(table, indent=2, ensure_ascii=False) + "\n").encode()
+def _json_bytes(fields: Mapping[str, Any]) -> bytes:
+    return (json.dumps(fields, indent=2, ensure_ascii=False) + "\n").encode()
 
 
 def manifest_path(artefact: Path) -> Path:
     """Path of an artefact's manifest: inside a folder, beside a single file."""
     if artefact.is_dir():
-        return artefact / NAME
-    return artefact.with_name(f"{artefact.name}.{NAME}")
+        return artefact / MANIFEST_NAME
+    return artefact.with_name(f"{artefact.name}.{MANIFEST_NAME}")
 
 
 def find_manifest(artefact: Path) -> Manifest | None:
-    """The manifest of an artefact, None where there is none. Raises InputError if it is broken."""
+    """Read the manifest of an artefact; None if the artefact has no manifest.
+
+    Raises InputError if the manifest is not valid JSON, has another schema, or lacks a field.
+    """
     path = manifest_path(artefact)
     if not path.is_file():
         return None
-    raw = read_json(path)
-    if raw.get("schema", SCHEMA) != SCHEMA:
-        raise InputError(f"{path}: has schema {raw.get('schema')!r}; this version reads {SCHEMA}")
-    if not _is_sound(raw):
+    fields = read_json(path)
+    if fields.get("schema", SCHEMA) != SCHEMA:
+        raise InputError(
+            f"{path}: has schema {fields.get('schema')!r}; this version reads {SCHEMA}"
+        )
+    if not _is_valid(fields):
         raise InputError(f"{path}: is not a cgconvert manifest")
-    return Manifest(**{key: raw[key] for key in Manifest.__dataclass_fields__ if key in raw})
+    return Manifest(**{key: fields[key] for key in Manifest.__dataclass_fields__ if key in fields})
 
 
-def expected(artefact: Path, manifest: Manifest) -> dict[str, Mapping[str, Any]]:
-    """{bytes, sha256} by the present name of each file: a single file may have been renamed."""
+def expected_files(artefact: Path, manifest: Manifest) -> dict[str, Mapping[str, Any]]:
+    """The manifest's entry of each file of an artefact, {"bytes": size, "sha256": hash}, by path.
+
+    The entry of a single file is under the present name of the file, which may have been renamed
+    since it was written.
+    """
     if not artefact.is_dir() and len(manifest.files) == 1:
         return {artefact.name: next(iter(manifest.files.values()))}
     return dict(manifest.files)
 
 
-def _is_sound(raw: Mapping[str, Any]) -> bool:
-    """Whether every field has its type, and the name is safe as part of a path."""
-    texts = [raw.get(key) for key in ("name", "format", "type", "cgconvert")]
-    tables = [raw.get(key) for key in ("source", "options", "files", "libraries")]
-    if not all(isinstance(t, str) for t in texts) or not all(isinstance(t, dict) for t in tables):
+def _is_valid(fields: Mapping[str, Any]) -> bool:
+    """Whether every field has its type, and `name` is safe as a part of a path."""
+    texts = [fields.get(key) for key in ("name", "format", "type", "cgconvert")]
+    objects = [fields.get(key) for key in ("source", "options", "files", "libraries")]
+    if not all(isinstance(t, str) for t in texts) or not all(isinstance(o, dict) for o in objects):
         return False
-    name, source, files = str(raw["name"]), raw["source"], raw["files"]
+    name, source, files = str(fields["name"]), fields["source"], fields["files"]
     return (
         "/" not in name
         and name.strip(". ") != ""
@@ -104,6 +127,6 @@ def _is_sound(raw: Mapping[str, Any]) -> bool:
     )
 
 
-def libraries() -> dict[str, str]:
-    """Versions of the libraries that the bytes written depend on."""
+def library_versions() -> dict[str, str]:
+    """The installed version of each of LIBRARIES."""
     return {name: importlib.metadata.version(name) for name in LIBRARIES}

@@ -1,4 +1,7 @@
-"""Plans: everything that will be written, from headers alone, before a byte is written."""
+"""Plans: the files of an artefact and where every array lies in them.
+
+A plan is made from the headers of the source, before a byte is read or written.
+"""
 
 from __future__ import annotations
 
@@ -13,39 +16,55 @@ from typing import Any, ClassVar, Protocol
 import torch
 
 from cgconvert.codecs.encoding import Encoding
-from cgconvert.io.progress import Progress, human_bytes
+from cgconvert.io.progress import Progress, format_bytes
 from cgconvert.model.checkpoint import Checkpoint
 from cgconvert.model.tensor import LazyTensor
 
 __all__ = [
     "CHUNK_BYTES",
+    "IN_FLIGHT_BYTES",
+    "ArrayPlan",
     "FilePlan",
-    "Item",
     "LazyPlan",
-    "Piece",
     "Plan",
-    "cores",
-    "free_space",
+    "TensorPlan",
+    "free_bytes",
     "lay_out",
+    "worker_count",
 ]
 
 CHUNK_BYTES = 8 << 20
-"""float32 bytes of a chunk of rows: large enough for the disk, small enough for every core to have
-one."""
-STRIDED_BYTES = 64 << 20
-"""float32 bytes of a chunk whose rows are columns of the file: it takes a read for each row of the
-file, so a narrow chunk costs as many reads as a wide one."""
+"""Size of a chunk of rows, as float32: large enough for the disk to be quick, small enough for
+every core to have a chunk."""
+
+STRIDED_CHUNK_BYTES = 64 << 20
+"""Size of a chunk, as float32, of a tensor that is stored transposed: its rows are columns in the
+source file. A chunk then takes one read for each row of the file, however narrow the chunk is, so
+fewer and larger chunks are quicker."""
+
 IN_FLIGHT_BYTES = 256 << 20
-"""float32 bytes of all chunks that are worked on at once, on any number of cores."""
-MOST_PROCESSES = 16
-"""More do not help: the disk is the limit then."""
-PROCESS_BYTES = 16 << 20
-"""Memory of a worker process without a chunk."""
+"""Size, as float32, of all chunks that are read, encoded or written at once, on any number of
+cores."""
+
+MAX_WORKERS = 16
+"""More workers do not help: the disk is the limit then."""
+
+WORKER_BYTES = 16 << 20
+"""Memory of a worker process, without its chunk."""
 
 
 @dataclass(frozen=True)
-class Piece:
-    """One stored array: `offset` in bytes from the start of its file."""
+class ArrayPlan:
+    """One array of a file; a quantized tensor is stored as several (its codes, its scales).
+
+    Attributes:
+        name: The array's name in the file.
+        dtype: The name of its type in the file, for example F16.
+        shape: Its shape as stored.
+        offset: Where it begins, in bytes from the start of the file.
+        nbytes: Its size in bytes.
+        row_bytes: Size in bytes of what is stored for one row of the tensor.
+    """
 
     name: str
     dtype: str
@@ -56,76 +75,91 @@ class Piece:
 
 
 @dataclass(frozen=True)
-class Item:
-    """One tensor of the model, how it is encoded, and where its arrays go."""
+class TensorPlan:
+    """One tensor of the model, how it is encoded, and where its arrays are stored.
+
+    The tensor is read, encoded and written in chunks of rows.
+    """
 
     name: str
     source: LazyTensor
     encoding: Encoding
-    pieces: tuple[Piece, ...]
+    arrays: tuple[ArrayPlan, ...]
 
     @property
     def nbytes(self) -> int:
-        return sum(piece.nbytes for piece in self.pieces)
+        """Bytes of all arrays."""
+        return sum(array.nbytes for array in self.arrays)
 
     @property
     def rows(self) -> int:
+        """Number of rows; a scalar is one row."""
         return self.source.shape[0] if self.source.shape else 1
 
     @property
     def chunk_rows(self) -> int:
-        width = math.prod(self.source.shape[1:]) * 4
-        size = STRIDED_BYTES if self.source.strided else CHUNK_BYTES
-        return max(1, size // max(1, width))
+        """Number of rows in every chunk but the last."""
+        row_bytes = math.prod(self.source.shape[1:]) * 4
+        chunk_bytes = STRIDED_CHUNK_BYTES if self.source.strided else CHUNK_BYTES
+        return max(1, chunk_bytes // max(1, row_bytes))
 
     @property
     def chunk_bytes(self) -> int:
-        """float32 bytes of the item's largest chunk."""
+        """Bytes of the largest chunk as float32."""
         return min(self.chunk_rows, self.rows) * math.prod(self.source.shape[1:]) * 4
 
-    def bytes_of(self, rows: slice) -> int:
-        """Bytes that are written for these rows."""
+    def stored_bytes(self, rows: slice) -> int:
+        """Bytes that are written for these rows, in all arrays."""
         count: int = rows.stop - rows.start
-        return count * sum(piece.row_bytes for piece in self.pieces)
+        return count * sum(array.row_bytes for array in self.arrays)
 
     def chunks(self) -> Iterator[slice]:
-        """Yield ranges of rows that cover the item in order."""
+        """Yield the range of rows of each chunk, in order."""
         for start in range(0, self.rows, self.chunk_rows):
             yield slice(start, min(self.rows, start + self.chunk_rows))
 
 
 @dataclass(frozen=True)
 class FilePlan:
-    """A file: fixed bytes at the start, then tensors. Gaps between pieces are zero bytes.
+    """A file to be written: a header, then the arrays of tensors. Gaps between arrays are zeros.
 
-    `size` is the length of the whole file in bytes, by default up to the end of its last piece.
+    Attributes:
+        path: Path of the file, relative to the output folder.
+        header: The bytes at the start of the file; of a file without tensors, all its bytes.
+        tensors: The tensors.
+        size: Size of the whole file in bytes. By default the file ends with its last array.
     """
 
     path: str
     header: bytes = b""
-    items: tuple[Item, ...] = ()
+    tensors: tuple[TensorPlan, ...] = ()
     size: int = -1
 
     def __post_init__(self) -> None:
         if self.size < 0:
-            ends = [piece.offset + piece.nbytes for item in self.items for piece in item.pieces]
+            ends = [array.offset + array.nbytes for t in self.tensors for array in t.arrays]
             object.__setattr__(self, "size", max([len(self.header), *ends]))
 
 
 @dataclass(frozen=True)
 class Plan:
-    """An artefact to be written at `output`: a folder, or (`folder` false) the one file itself.
+    """An artefact to be written.
 
-    `source` is the model whose tensors are written; the manifest names its files. `format` and
-    `type` name the artefact (for example gguf, Q8_0); paths of `files` are relative to the folder,
-    or the file's own name; `options` go into the manifest.
+    Attributes:
+        source: The checkpoint whose tensors are written.
+        output: Path of the artefact.
+        is_folder: Whether the artefact is a folder; if not, it is a single file.
+        format: The artefact's format, for example gguf.
+        type: The type of its weights, for example Q8_0.
+        files: Its files. Their paths are relative to the folder; a single file's path is its name.
+        options: The options of the conversion, which the manifest records.
     """
 
     resolved: ClassVar[bool] = True
 
     source: Checkpoint
     output: Path
-    folder: bool
+    is_folder: bool
     format: str
     type: str
     files: tuple[FilePlan, ...]
@@ -133,54 +167,62 @@ class Plan:
 
     @property
     def nbytes(self) -> int:
+        """Bytes of all files, without the manifest."""
         return sum(file.size for file in self.files)
 
     @property
-    def items(self) -> Iterable[Item]:
-        return (item for file in self.files for item in file.items)
+    def tensors(self) -> Iterable[TensorPlan]:
+        """The tensors of all files, in order."""
+        return (tensor for file in self.files for tensor in file.tensors)
 
     @property
     def peak_memory(self) -> int:
-        """Upper bound of the memory of a run beyond the interpreter's, with this number of cores.
+        """Upper bound in bytes of the memory that writing takes, without the interpreter's.
 
-        For every chunk in flight: the numbers read, their float32 and an encoding's intermediate
-        results. Then each process's own memory, and the fixed bytes of all files.
+        Each chunk in flight is counted three times: as it was read, as float32, and as the
+        intermediate results of its encoding. To these come the worker processes' own memory and
+        the headers of all files.
         """
-        largest = max((item.chunk_bytes for item in self.items), default=0)
-        in_flight = max(largest, min(cores() * largest, IN_FLIGHT_BYTES))
-        fixed = cores() * PROCESS_BYTES + sum(len(file.header) for file in self.files)
-        return 3 * in_flight + fixed
+        workers = worker_count()
+        largest = max((tensor.chunk_bytes for tensor in self.tensors), default=0)
+        in_flight = max(largest, min(workers * largest, IN_FLIGHT_BYTES))
+        headers = sum(len(file.header) for file in self.files)
+        return 3 * in_flight + workers * WORKER_BYTES + headers
 
     def describe(self) -> str:
-        """A line for each file and each stored array, then size, free space and memory."""
+        """Return a line for each file and array, then one with size, free space and memory."""
         lines = []
         for file in self.files:
-            lines.append(f"{file.path}  {human_bytes(file.size)}")
-            for item in file.items:
-                stored = str(item.source.stored_dtype).removeprefix("torch.")
-                origin = f"from {stored} {_dimensions(item.source.shape)}"
+            lines.append(f"{file.path}  {format_bytes(file.size)}")
+            for tensor in file.tensors:
+                dtype = str(tensor.source.stored_dtype).removeprefix("torch.")
+                origin = f"from {dtype} {_format_shape(tensor.source.shape)}"
                 lines += [
-                    f"  {piece.name:<48} {piece.dtype:<6} {_dimensions(piece.shape):>14} "
-                    f"{piece.nbytes:>14,} B  {origin}"
-                    for piece in item.pieces
+                    f"  {array.name:<48} {array.dtype:<6} {_format_shape(array.shape):>14} "
+                    f"{array.nbytes:>14,} B  {origin}"
+                    for array in tensor.arrays
                 ]
         lines.append(
-            f"{self.output}: {human_bytes(self.nbytes)} to write "
-            f"({human_bytes(free_space(self.output))} free), "
-            f"about {human_bytes(self.peak_memory)} of memory beyond the interpreter's"
+            f"{self.output}: {format_bytes(self.nbytes)} to write "
+            f"({format_bytes(free_bytes(self.output))} free), "
+            f"about {format_bytes(self.peak_memory)} of memory beyond the interpreter's"
         )
         return "\n".join(lines)
 
     def resolve(self, folder: Path, progress: Progress) -> Plan:
-        """Return the plan itself: nothing has to be computed."""
+        """Return the plan itself, because nothing has to be computed."""
         return self
 
 
 class LazyPlan(Protocol):
-    """A plan for `output` that may have to be computed first; a Plan is one that need not be.
+    """A plan that may have to be computed before it can be written, as calibration does.
 
-    `resolved` is false where `resolve` computes for a while. `source` is the model and `format`
-    the artefact's; `nbytes` is the most disk space needed, intermediate results included.
+    Attributes:
+        resolved: Whether nothing has to be computed; a Plan is always resolved.
+        source: The checkpoint whose tensors are written.
+        output: Path of the artefact.
+        format: The artefact's format, for example gguf.
+        nbytes: The most bytes on the disk at any time, intermediate results included.
     """
 
     @property
@@ -202,47 +244,48 @@ class LazyPlan(Protocol):
         """Describe in a line or more what will be computed or written, and what that needs."""
 
     def resolve(self, folder: Path, progress: Progress) -> Plan:
-        """Compute the plan, keeping completed steps in `folder` for a later run."""
+        """Compute the plan. Completed steps are kept in `folder`, where a later run finds them."""
 
 
-def free_space(output: Path) -> int:
-    """Bytes free on the disk that will hold `output`."""
+def lay_out(
+    tensors: Iterable[tuple[str, LazyTensor, Encoding]], *, start: int = 0, align: int = 1
+) -> tuple[TensorPlan, ...]:
+    """Give every array of the tensors its offset in the file, one behind the other.
+
+    Args:
+        tensors: Name in the file, source and encoding of each tensor.
+        start: The lowest offset in bytes that the first array may have.
+        align: Alignment in bytes: every offset is a multiple of it.
+    """
+    tensor_plans, offset = [], start
+    for name, source, encoding in tensors:
+        rows = source.shape[0] if source.shape else 1
+        arrays = []
+        for array in encoding.arrays(source.shape):
+            offset = -(-offset // align) * align
+            nbytes = rows * array.row_bytes
+            arrays.append(
+                ArrayPlan(
+                    name + array.suffix, array.dtype, array.shape, offset, nbytes, array.row_bytes
+                )
+            )
+            offset += nbytes
+        tensor_plans.append(TensorPlan(name, source, encoding, tuple(arrays)))
+    return tuple(tensor_plans)
+
+
+def free_bytes(output: Path) -> int:
+    """Bytes free on the disk that will hold `output`, whose folder need not exist yet."""
     folder = Path(os.path.abspath(output)).parent
     while not folder.exists():
         folder = folder.parent
     return shutil.disk_usage(folder).free
 
 
-def _dimensions(shape: tuple[int, ...]) -> str:
+def worker_count() -> int:
+    """Number of workers, each with one chunk: torch's number of threads (OMP_NUM_THREADS)."""
+    return min(torch.get_num_threads(), MAX_WORKERS)
+
+
+def _format_shape(shape: tuple[int, ...]) -> str:
     return "x".join(map(str, shape))
-
-
-def lay_out(
-    tensors: Iterable[tuple[str, LazyTensor, Encoding]], *, start: int = 0, align: int = 1
-) -> tuple[Item, ...]:
-    """Place the arrays of all tensors one after the other.
-
-    Args:
-        tensors: Name, source and encoding of each tensor.
-        start: Byte of the file where the first array begins at the earliest.
-        align: Every array begins at a multiple of this number of bytes.
-    """
-    items, offset = [], start
-    for name, source, encoding in tensors:
-        pieces = []
-        for array in encoding.arrays(source.shape):
-            offset = -(-offset // align) * align
-            rows = source.shape[0] if source.shape else 1
-            nbytes = rows * array.row_bytes
-            pieces.append(
-                Piece(name + array.suffix, array.dtype, array.shape, offset, nbytes,
-                      array.row_bytes)
-            )  # fmt: skip
-            offset += nbytes
-        items.append(Item(name, source, encoding, tuple(pieces)))
-    return tuple(items)
-
-
-def cores() -> int:
-    """Number of chunks worked on at once: torch's number of threads (OMP_NUM_THREADS)."""
-    return min(torch.get_num_threads(), MOST_PROCESSES)

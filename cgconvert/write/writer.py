@@ -1,4 +1,4 @@
-"""Write the files of a plan: rows are read, encoded and put in their place by a pool of workers."""
+"""Write the files of a plan with a pool of workers: read rows, encode them, store them in place."""
 
 from __future__ import annotations
 
@@ -15,81 +15,97 @@ from cgconvert.errors import InputError
 from cgconvert.io.parallel import WorkerPool, ordered_results
 from cgconvert.io.progress import Progress
 from cgconvert.write.hashing import StreamingHash
-from cgconvert.write.journal import Journal, Place
-from cgconvert.write.plan import IN_FLIGHT_BYTES, FilePlan, Item, Plan
+from cgconvert.write.journal import Journal, Position
+from cgconvert.write.plan import IN_FLIGHT_BYTES, FilePlan, Plan, TensorPlan
 
-__all__ = ["Faults", "Job", "Writer"]
+__all__ = ["ChunkWriter", "PlanWriter", "UnstorableValues"]
 
 JOURNAL_BYTES = 256 << 20
-"""Bytes written between two places noted in the journal."""
+"""Bytes written between two entries of the journal."""
 
 
 @dataclass(frozen=True)
-class Faults:
-    """Numbers of a chunk that cannot be stored.
+class UnstorableValues:
+    """How many values of a chunk, or of a tensor's chunks so far, cannot be stored.
 
-    `nonfinite` are NaN or infinite in the source. `unencodable` overflow a plain type, or are rows
-    that a quantized type refuses for `reason`.
+    Attributes:
+        nonfinite: Number of values that are NaN or infinite in the source.
+        overflowing: Number of values that overflow a plain type.
+        refused_rows: Number of rows that a quantized type cannot encode.
+        reason: Why the quantized type cannot encode them.
     """
 
     nonfinite: int = 0
-    unencodable: int = 0
+    overflowing: int = 0
+    refused_rows: int = 0
     reason: str = ""
 
-    def __add__(self, other: Faults) -> Faults:
-        return Faults(
+    def __add__(self, other: UnstorableValues) -> UnstorableValues:
+        return UnstorableValues(
             self.nonfinite + other.nonfinite,
-            self.unencodable + other.unencodable,
+            self.overflowing + other.overflowing,
+            self.refused_rows + other.refused_rows,
             other.reason or self.reason,
         )
 
+    def __bool__(self) -> bool:
+        return bool(self.nonfinite or self.overflowing or self.refused_rows or self.reason)
+
 
 @dataclass(frozen=True)
-class Job:
-    """The work on one chunk, done by a worker: read rows, encode them, write them below `root`."""
+class ChunkWriter:
+    """The function that workers run: it reads, encodes and writes one chunk of a tensor's rows.
+
+    Attributes:
+        plan: The plan that the chunks belong to.
+        folder: The folder to which the paths of the plan's files are relative.
+        allow_nonfinite: Whether plain types may store NaN, infinities and values that overflow.
+    """
 
     plan: Plan
-    root: Path
+    folder: Path
     allow_nonfinite: bool
 
-    def __call__(self, file_index: int, item_index: int, rows: slice) -> Faults:
-        """Write some rows of an item into its file, which exists.
+    def __call__(self, file_index: int, tensor_index: int, rows: slice) -> UnstorableValues:
+        """Write these rows of a tensor into its file, which must exist.
 
-        Of rows with faults nothing may be written, or a part.
+        Returns how many values cannot be stored. If there are any, the rows may be written in
+        part or not at all.
         """
         file = self.plan.files[file_index]
-        item, path = file.items[item_index], self.root / file.path
-        values = item.source.read(rows)
+        tensor = file.tensors[tensor_index]
+        values = tensor.source.read(rows)
         nonfinite = _count_nonfinite(values)
-        if nonfinite and not (self.allow_nonfinite and isinstance(item.encoding, Plain)):
-            return Faults(nonfinite)
+        if nonfinite and not (self.allow_nonfinite and isinstance(tensor.encoding, Plain)):
+            return UnstorableValues(nonfinite)
         try:
-            arrays = item.encoding.encode(values)
+            arrays = tensor.encoding.encode(values)
         except InputError as error:
-            refused = sum(not _encodes(item, row) for row in values.split(1))
-            return Faults(nonfinite, refused, str(error))
-        overflows = 0
-        descriptor = os.open(path, os.O_WRONLY)
+            refused_rows = sum(not _is_encodable(tensor, row) for row in values.split(1))
+            return UnstorableValues(nonfinite, refused_rows=refused_rows, reason=str(error))
+        overflowing = 0
+        descriptor = os.open(self.folder / file.path, os.O_WRONLY)
         try:
-            for piece, array in zip(item.pieces, arrays, strict=True):
+            for array_plan, array in zip(tensor.arrays, arrays, strict=True):
                 if array is not values:
-                    overflows += max(0, _count_nonfinite(array) - nonfinite)
-                _write_at(descriptor, _bytes(array), piece.offset + rows.start * piece.row_bytes)
+                    overflowing += max(0, _count_nonfinite(array) - nonfinite)
+                offset = array_plan.offset + rows.start * array_plan.row_bytes
+                _write_at(descriptor, _as_bytes(array), offset)
         finally:
             os.close(descriptor)
-        return Faults(nonfinite, overflows)
+        return UnstorableValues(nonfinite, overflowing)
 
 
-def _write_at(descriptor: int, data: memoryview, position: int) -> None:
-    """Write all of `data`: pwrite may write less than it is given."""
+def _write_at(descriptor: int, data: memoryview, offset: int) -> None:
+    """Write all of `data`. One pwrite may write less than it is given."""
     while data:
-        count = os.pwrite(descriptor, data, position)
-        data, position = data[count:], position + count
+        count = os.pwrite(descriptor, data, offset)
+        data, offset = data[count:], offset + count
 
 
-def _encodes(item: Item, rows: torch.Tensor) -> bool:
+def _is_encodable(tensor: TensorPlan, rows: torch.Tensor) -> bool:
     try:
-        item.encoding.encode(rows)
+        tensor.encoding.encode(rows)
     except InputError:
         return False
     return True
@@ -98,60 +114,64 @@ def _encodes(item: Item, rows: torch.Tensor) -> bool:
 def _count_nonfinite(array: torch.Tensor) -> int:
     if not array.dtype.is_floating_point or not array.numel():
         return 0
-    low, high = torch.aminmax(array)  # both are NaN if any is; far quicker than testing each
+    # Both are NaN if any value is. This is far quicker than testing every value.
+    low, high = torch.aminmax(array)
     if torch.isfinite(low) and torch.isfinite(high):
         return 0
     return int(array.numel() - torch.isfinite(array).sum())
 
 
-def _bytes(array: torch.Tensor) -> memoryview:
+def _as_bytes(array: torch.Tensor) -> memoryview:
     return array.contiguous().reshape(-1).view(torch.uint8).numpy().data
 
 
-class Writer:
-    """Writes the files of a plan one after the other, from the place the journal has reached.
+class PlanWriter:
+    """Writes the files of a plan one after the other, from the journal's position on.
 
     Args:
-        job: What the workers do with a chunk.
+        write_chunk: The function that the workers run.
         pool: The workers.
-        journal: Notes what is written and synced.
-        background: Where files are synced meanwhile.
-        progress: Told of bytes written.
+        journal: Records which rows are written and synced.
+        background: Runs the syncing while the next rows are written.
+        progress: Receives the number of bytes written.
 
-    `hashes` has a StreamingHash for each file, until the writer's context is left.
+    `hashes` has a StreamingHash for each file, by its path in the plan, as long as the context is
+    open.
     """
 
     def __init__(
         self,
-        job: Job,
+        write_chunk: ChunkWriter,
         pool: WorkerPool,
         journal: Journal,
         background: Executor,
         progress: Progress,
     ) -> None:
-        self.job, self.pool = job, pool
-        self.journal, self.start = journal, journal.place
+        self.write_chunk, self.pool = write_chunk, pool
+        self.journal, self.start = journal, journal.position
         self.background, self.progress = background, progress
         self.hashes: dict[str, StreamingHash] = {}
         self.syncing: Future[None] | None = None
-        self.unsynced = 0
-        """Bytes written since the last note."""
-        self.unjournaled = False
-        """Whether a file was written that is not synced: nothing behind it can be noted."""
+        self.unrecorded_bytes = 0
+        """Bytes written since the journal's last entry."""
+        self.has_unsynced_file = False
+        """Whether a complete file was not synced. The journal then cannot record any later
+        position, because a position says that everything before it is synced."""
 
-    def __enter__(self) -> Writer:
+    def __enter__(self) -> PlanWriter:
         return self
 
     def __exit__(self, *_: object) -> None:
         for streaming_hash in self.hashes.values():
             streaming_hash.close()
 
-    def write(self, index: int, file: FilePlan) -> None:
-        """Write file number `index` of the plan, or what is missing of it."""
-        path = self.job.root / file.path
-        if (index + 1, 0, 0) <= self.start:
+    def write(self, file_index: int) -> None:
+        """Write a file of the plan, or the rows that the interrupted run has not written."""
+        file = self.write_chunk.plan.files[file_index]
+        path = self.write_chunk.folder / file.path
+        if (file_index + 1, 0, 0) <= self.start:
             self.hashes[file.path] = StreamingHash(path)
-            self.hashes[file.path].reached(file.size)
+            self.hashes[file.path].allow(file.size)
             self.progress.advance(file.size)
             return
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -159,112 +179,117 @@ class Writer:
         try:
             self.hashes[file.path] = StreamingHash(path)
             if file.size:
-                os.posix_fallocate(descriptor, 0, file.size)  # a full disk fails here
+                os.posix_fallocate(descriptor, 0, file.size)  # a full disk fails here, at once
             _write_at(descriptor, memoryview(file.header), 0)
             self.progress.advance(len(file.header))
-            self._write_items(descriptor, index, file)
-            self._complete(descriptor, index, file)
+            self._write_tensors(descriptor, file_index, file)
+            self._complete(descriptor, file_index, file)
         finally:
             if self.syncing is not None:
                 self.syncing.result()
             os.close(descriptor)
 
-    def _write_items(self, descriptor: int, index: int, file: FilePlan) -> None:
-        next_offset = _first_offsets(file)[1:]
-        faults = Faults()
+    def _write_tensors(self, descriptor: int, file_index: int, file: FilePlan) -> None:
+        """Have the workers write all chunks, and follow with hash and journal in their order."""
+        next_offsets = _first_offsets(file)[1:]
+        unstorable = UnstorableValues()
         results = ordered_results(
-            lambda chunk: self.pool.submit(index, *chunk),
-            self._remaining(index, file),
-            lambda chunk: file.items[chunk[0]].chunk_bytes,
+            lambda chunk: self.pool.submit(file_index, *chunk),
+            self._remaining_chunks(file_index, file),
+            lambda chunk: file.tensors[chunk[0]].chunk_bytes,
             IN_FLIGHT_BYTES,
         )
-        for (item_index, rows), chunk_faults in results:
-            item = file.items[item_index]
-            faults += chunk_faults
-            nbytes = item.bytes_of(rows)
+        for (tensor_index, rows), unstorable_in_chunk in results:
+            tensor = file.tensors[tensor_index]
+            unstorable += unstorable_in_chunk
+            nbytes = tensor.stored_bytes(rows)
             self.progress.advance(nbytes)
-            self.unsynced += nbytes
-            if not faults.nonfinite and not faults.unencodable:
-                self._note(descriptor, (index, item_index, rows.stop))
-            if rows.stop == item.rows:
-                self._raise_for(item, faults)
-                faults = Faults()
-            complete = _complete_bytes(item, rows.stop, next_offset[item_index])
-            self.hashes[file.path].reached(complete)
+            self.unrecorded_bytes += nbytes
+            if not unstorable:
+                self._record(descriptor, (file_index, tensor_index, rows.stop))
+            if rows.stop == tensor.rows:
+                # At a tensor's end, so that the error tells the number of all its values.
+                self._raise_if_unstorable(tensor, unstorable)
+                unstorable = UnstorableValues()
+            complete = _complete_bytes(tensor, rows.stop, next_offsets[tensor_index])
+            self.hashes[file.path].allow(complete)
 
-    def _remaining(self, index: int, file: FilePlan) -> Iterator[tuple[int, slice]]:
-        """Items and rows of a file that an earlier run has not written."""
-        for item_index, item in enumerate(file.items):
-            for rows in item.chunks():
-                if (index, item_index, rows.stop) <= self.start:
-                    self.progress.advance(item.bytes_of(rows))
+    def _remaining_chunks(self, file_index: int, file: FilePlan) -> Iterator[tuple[int, slice]]:
+        """Yield tensor index and rows of each chunk that an interrupted run has not written."""
+        for tensor_index, tensor in enumerate(file.tensors):
+            for rows in tensor.chunks():
+                if (file_index, tensor_index, rows.stop) <= self.start:
+                    self.progress.advance(tensor.stored_bytes(rows))
                 else:
-                    yield item_index, rows
+                    yield tensor_index, rows
 
-    def _complete(self, descriptor: int, index: int, file: FilePlan) -> None:
-        """Sync and note a file with weights. Smaller ones are not worth it."""
-        self.hashes[file.path].reached(file.size)
-        if not file.items or self.unjournaled:
-            self.unjournaled = True
+    def _complete(self, descriptor: int, file_index: int, file: FilePlan) -> None:
+        """Sync a complete file with tensors and record it; files without any are not worth it."""
+        self.hashes[file.path].allow(file.size)
+        if not file.tensors or self.has_unsynced_file:
+            self.has_unsynced_file = True
             return
         if self.syncing is not None:
             self.syncing.result()
-        self._sync(descriptor, (index + 1, 0, 0))
-        self.unsynced = 0
+        self._sync(descriptor, (file_index + 1, 0, 0))
+        self.unrecorded_bytes = 0
 
-    def _raise_for(self, item: Item, faults: Faults) -> None:
-        """Raise InputError for numbers that cannot be stored, naming the source's tensor."""
-        stored = list(item.source.leaves())
-        names = ", ".join(dict.fromkeys(tensor.name for tensor in stored)) or item.name
-        path = stored[0].path if stored else self.job.plan.source.path
+    def _raise_if_unstorable(self, tensor: TensorPlan, unstorable: UnstorableValues) -> None:
+        """Raise InputError for values that cannot be stored; it names the source's tensor."""
+        stored = list(tensor.source.leaves())
+        names = ", ".join(dict.fromkeys(leaf.name for leaf in stored)) or tensor.name
+        path = stored[0].path if stored else self.write_chunk.plan.source.path
         where = f"{path}: tensor {names}"
-        plain = isinstance(item.encoding, Plain)
-        if plain and self.job.allow_nonfinite:
+        is_plain = isinstance(tensor.encoding, Plain)
+        if is_plain and self.write_chunk.allow_nonfinite:
             return
-        advice = "; `allow_nonfinite=True` keeps them" if plain else ""
-        if faults.nonfinite:
+        advice = "; `allow_nonfinite=True` keeps them" if is_plain else ""
+        if unstorable.nonfinite:
             raise InputError(
-                f"{where}: {faults.nonfinite} values are NaN or infinite in the source{advice}"
+                f"{where}: {unstorable.nonfinite} values are NaN or infinite in the source{advice}"
             )
-        if faults.reason:
+        if unstorable.reason:
             raise InputError(
-                f"{where}: {faults.unencodable} rows cannot be {item.encoding.name}: "
-                f"{faults.reason}"
+                f"{where}: {unstorable.refused_rows} rows cannot be {tensor.encoding.name}: "
+                f"{unstorable.reason}"
             )
-        if faults.unencodable:
+        if unstorable.overflowing:
             raise InputError(
-                f"{where}: {faults.unencodable} values overflow {item.encoding.name}; "
+                f"{where}: {unstorable.overflowing} values overflow {tensor.encoding.name}; "
                 f"choose a wider type{advice}"
             )
 
-    def _note(self, descriptor: int, place: Place) -> None:
-        """Every JOURNAL_BYTES, sync what is written and note it, in the background."""
-        if self.unsynced < JOURNAL_BYTES or self.unjournaled:
+    def _record(self, descriptor: int, position: Position) -> None:
+        """After every JOURNAL_BYTES, sync the file and record `position`, in the background."""
+        if self.unrecorded_bytes < JOURNAL_BYTES or self.has_unsynced_file:
             return
         if self.syncing is not None:
             if not self.syncing.done():
                 return
             self.syncing.result()
-        self.unsynced = 0
-        self.syncing = self.background.submit(self._sync, descriptor, place)
+        self.unrecorded_bytes = 0
+        self.syncing = self.background.submit(self._sync, descriptor, position)
 
-    def _sync(self, descriptor: int, place: Place) -> None:
+    def _sync(self, descriptor: int, position: Position) -> None:
         os.fdatasync(descriptor)
-        self.journal.reached(place)
+        self.journal.record(position)
 
 
 def _first_offsets(file: FilePlan) -> list[int]:
-    """For each item, and for the end: the first byte of it or of any item behind it in the plan."""
+    """For each tensor, the lowest offset of its arrays and those of all later tensors.
+
+    The last entry, behind those of the tensors, is the size of the file.
+    """
     offsets = [file.size]
-    for item in reversed(file.items):
-        offsets.append(min([offsets[-1], *(piece.offset for piece in item.pieces)]))
+    for tensor in reversed(file.tensors):
+        offsets.append(min([offsets[-1], *(array.offset for array in tensor.arrays)]))
     return offsets[::-1]
 
 
-def _complete_bytes(item: Item, rows: int, next_offset: int) -> int:
-    """Bytes from the start of the file that are complete once `rows` of the item are written.
+def _complete_bytes(tensor: TensorPlan, rows: int, next_offset: int) -> int:
+    """Number of leading bytes of the file that are final once `rows` of the tensor are written.
 
-    All items before it are complete; `next_offset` is where those behind it begin.
+    All earlier tensors are written by then; arrays of later tensors begin at `next_offset`.
     """
-    open_pieces = item.pieces if rows < item.rows else ()
-    return min([next_offset, *(piece.offset + rows * piece.row_bytes for piece in open_pieces)])
+    incomplete = tensor.arrays if rows < tensor.rows else ()
+    return min([next_offset, *(array.offset + rows * array.row_bytes for array in incomplete)])

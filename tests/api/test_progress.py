@@ -6,7 +6,7 @@ import pytest
 
 import cgconvert
 from cgconvert.api.progress import ProgressBar, progress_for
-from cgconvert.io.progress import Silent
+from cgconvert.io.progress import SilentProgress
 
 
 class Recorded:
@@ -55,9 +55,9 @@ def test_an_object_gets_every_step_and_amount() -> None:
 
 
 def test_what_progress_accepts(monkeypatch: pytest.MonkeyPatch) -> None:
-    assert isinstance(progress_for(None), Silent)
-    assert isinstance(progress_for(False), Silent)
+    assert isinstance(progress_for(None), SilentProgress)
+    assert isinstance(progress_for(False), SilentProgress)
     assert isinstance(progress_for(True), ProgressBar)
-    assert isinstance(progress_for("auto"), Silent)
+    assert isinstance(progress_for("auto"), SilentProgress)
     monkeypatch.setattr("sys.stderr.isatty", lambda: True)
     assert isinstance(progress_for("auto"), ProgressBar)

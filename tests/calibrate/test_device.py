@@ -22,13 +22,13 @@ from cgconvert.codecs.ggml import ENCODINGS
 from cgconvert.codecs.matmul_nbits import MatMulNBits
 from cgconvert.errors import UsageError
 from cgconvert.formats.gguf.imatrix_file import encoded
-from cgconvert.io.progress import Silent
+from cgconvert.io.progress import SilentProgress
 from cgconvert.model.checkpoint import Checkpoint
 from cgconvert.model.device import CPU
 from cgconvert.model.forward import rotary
 from cgconvert.verify.reference import Reference
 from cgconvert.write.execute import execute
-from cgconvert.write.manifest import NAME, find_manifest
+from cgconvert.write.manifest import MANIFEST_NAME, find_manifest
 from tests.support import fake_gpu
 from tests.support.cuda_packages import cuda_is_there, no_gpu
 from tests.support.plans import quantize
@@ -75,7 +75,7 @@ def planned(
 def files(artefact: Path) -> Mapping[str, bytes]:
     """The bytes of each file by name, without the manifest, which names the device."""
     paths = [artefact] if artefact.is_file() else [p for p in artefact.rglob("*") if p.is_file()]
-    return {path.name: path.read_bytes() for path in paths if path.name != NAME}
+    return {path.name: path.read_bytes() for path in paths if path.name != MANIFEST_NAME}
 
 
 @pytest.mark.parametrize("form", ["gguf", "onnx"])
@@ -104,7 +104,7 @@ def test_a_tensor_left_on_the_cpu_is_noticed(
     monkeypatch.setattr(sensitivity, "rotary", lambda g, n, device: rotary(g, n))
     plan = replace(planned(source, tmp_path / "x.gguf", bits=4), device=fake_gpu.device())
     with pytest.raises(RuntimeError, match="tensors on fakegpu and on cpu"):
-        plan.resolve(tmp_path / "steps", Silent())
+        plan.resolve(tmp_path / "steps", SilentProgress())
 
 
 @pytest.mark.parametrize("name", CODECS)
@@ -127,7 +127,7 @@ def test_block_types_give_the_same_bytes(name: str) -> None:
 def test_imatrix_is_the_same_on_the_device(source: Checkpoint) -> None:
     ids = torch.arange(64).view(2, 32)
     collected = [
-        encoded(collect(source.decoder, ids, "a text", Silent(), device))
+        encoded(collect(source.decoder, ids, "a text", SilentProgress(), device))
         for device in (CPU, fake_gpu.device())
     ]
     assert collected[0] == collected[1]
@@ -177,6 +177,8 @@ def test_gpu_kernels_are_deterministic_and_too_little_memory_is_reported(
     monkeypatch.setattr(calibrate, "calibrate_gguf", full)
     monkeypatch.setattr(calibrated_plan, "_timed", full)
     with pytest.raises(UsageError, match='not enough memory on the GPU; use `device="cpu"`'):
-        plan.describe() if step == "describe" else plan.resolve(tmp_path / "steps", Silent())
+        plan.describe() if step == "describe" else plan.resolve(
+            tmp_path / "steps", SilentProgress()
+        )
     assert seen == [True]
     assert not torch.are_deterministic_algorithms_enabled()

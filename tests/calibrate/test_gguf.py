@@ -25,7 +25,7 @@ from cgconvert.codecs.quantized_tensor import QuantizedTensor
 from cgconvert.errors import InputError, UsageError
 from cgconvert.formats.gguf import writer as gguf
 from cgconvert.formats.gguf.types import data_size
-from cgconvert.io.progress import Silent
+from cgconvert.io.progress import SilentProgress
 from cgconvert.model.checkpoint import Checkpoint
 from cgconvert.model.decoder import Decoder
 from cgconvert.model.forward import norm
@@ -72,7 +72,7 @@ def calibrated(source: Checkpoint, budget: Budget, text: Text, folder: Path) -> 
 
     with pytest.MonkeyPatch.context() as patched:
         patched.setattr(calibrate, "calibrate_gguf", keep)
-        plan.resolve(folder / "steps", Silent())
+        plan.resolve(folder / "steps", SilentProgress())
     return results[0]
 
 
@@ -182,7 +182,7 @@ def test_resume_gives_the_same_bytes(
 
     def run(folder: str) -> Decoder:
         steps = tmp_path / folder
-        quantizer = Quantizer(source.decoder, windows, size, PRESET.sweeps, steps, Silent())
+        quantizer = Quantizer(source.decoder, windows, size, PRESET.sweeps, steps, SilentProgress())
         return quantizer.calibrate(types)
 
     whole = run("whole")
@@ -246,7 +246,7 @@ def test_sensitivities_predict_the_divergence(source: Checkpoint, tmp_path: Path
         values = weight + noise * 0.02 * weight.std()
         noisy[sample.name] = (sample.loss(values[sample.rows]), values)
 
-    gradients = sensitivities(source.decoder, ids, size, visit, tmp_path, Silent())
+    gradients = sensitivities(source.decoder, ids, size, visit, tmp_path, SilentProgress())
     assert gradients.shape == (*ids.shape, 256)
     assert not list(tmp_path.glob("entering-*"))
     for key in ("wte", "head", "1.q", "1.v", "1.o", "1.fc_in", "1.fc_out"):

@@ -22,7 +22,7 @@ from cgconvert.testing import synthetic
 from cgconvert.verify.verdict import Verdict
 from cgconvert.verify.weights import check_weights
 from cgconvert.write.execute import execute
-from cgconvert.write.journal import key_of
+from cgconvert.write.journal import plan_key
 from cgconvert.write.manifest import find_manifest
 from tests.support.gguf_models import GEOMETRIES, converted, random_checkpoint
 from tests.support.imatrices import collected, llama_collect, windows
@@ -156,7 +156,7 @@ def test_chunks_of_rows_give_the_same_bytes(
 
 def test_another_imatrix_does_not_resume_a_run(tmp_path: Path) -> None:
     def key(importance: Imatrix | None) -> str:
-        return key_of(plan(SOURCE, tmp_path / "x", type="Q4_K", importance=importance))
+        return plan_key(plan(SOURCE, tmp_path / "x", type="Q4_K", importance=importance))
 
     other_imatrix = replace(skewed(), sha256="6" * 64)
     assert len({key(None), key(skewed()), key(other_imatrix)}) == 3

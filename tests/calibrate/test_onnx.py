@@ -24,7 +24,7 @@ from cgconvert.formats.onnx.reader import decoded_tensors, find_graph
 from cgconvert.formats.onnx.variant import Variant
 from cgconvert.formats.onnx.weights import QKV
 from cgconvert.formats.registry import load
-from cgconvert.io.progress import Silent
+from cgconvert.io.progress import SilentProgress
 from cgconvert.model.checkpoint import Checkpoint
 from cgconvert.model.decoder import Decoder
 from cgconvert.model.matrix_id import MatrixId
@@ -61,7 +61,7 @@ def result(
     source: Checkpoint, windows: CalibrationSet, tmp_path_factory: pytest.TempPathFactory
 ) -> CalibrationResult:
     return calibrate_onnx(
-        source, VARIANT, windows, PRESET, tmp_path_factory.mktemp("work"), Silent()
+        source, VARIANT, windows, PRESET, tmp_path_factory.mktemp("work"), SilentProgress()
     )
 
 
@@ -83,7 +83,10 @@ def test_calibration_loses_far_less_than_rounding_at_the_same_bytes(
 ) -> None:
     plain = onnx.plan(source, tmp_path / "plain", bits=4)
     calibrated = onnx.plan(result.checkpoint, tmp_path / "x", bits=4, adjusted=result.adjusted)
-    pieces = [[p for item in plan.items for p in item.pieces] for plan in (calibrated, plain)]
+    pieces = [
+        [p for tensor_plan in plan.tensors for p in tensor_plan.arrays]
+        for plan in (calibrated, plain)
+    ]
     assert pieces[0] == pieces[1]
     execute(plain)
     rounded = divergence(source, load("onnx").decoder(plain.output))
@@ -173,7 +176,9 @@ def test_a_budget_is_kept_and_its_result_passes_verification(
 
     def fitted(nbytes: int, bits: int = 4) -> CalibrationResult:
         variant = Variant(bits=bits)
-        return calibrate_onnx(source, variant, few, PRESET, tmp_path / "work", Silent(), nbytes)
+        return calibrate_onnx(
+            source, variant, few, PRESET, tmp_path / "work", SilentProgress(), nbytes
+        )
 
     for nbytes, match in ((1000, "the budget leaves"), (1 << 30, "fit into 1073741824 bytes in 8")):
         with pytest.raises(UsageError, match=match):
@@ -197,9 +202,9 @@ def test_a_budget_is_kept_and_its_result_passes_verification(
     assert fit.expected_kl <= lost
     path = tmp_path / "x"
     plan = onnx.plan(fit.checkpoint, path, bits=4, adjusted=fit.adjusted)
-    matrices = [item for item in plan.items if item.name in fit.types]
-    assert {item.name: item.encoding.name for item in matrices} == fit.types
-    assert 0.98 * standard < sum(item.nbytes for item in matrices) <= standard
+    matrices = [tensor_plan for tensor_plan in plan.tensors if tensor_plan.name in fit.types]
+    assert {tensor_plan.name: tensor_plan.encoding.name for tensor_plan in matrices} == fit.types
+    assert 0.98 * standard < sum(tensor_plan.nbytes for tensor_plan in matrices) <= standard
     execute(plan)
     assert failed(source, path) == set()
 

@@ -430,7 +430,7 @@ def test_an_interrupted_command_exits_with_130_and_leaves_nothing(tmp_path: Path
     code = (
         "import os, signal, sys; from cgconvert.cli import main as m; "
         "from cgconvert.write import writer as w; "
-        "w.Writer._write_items = lambda *_: os.kill(os.getpid(), signal.SIGTERM); "
+        "w.PlanWriter._write_tensors = lambda *_: os.kill(os.getpid(), signal.SIGTERM); "
         f"m.main(['to-hf', '{TINY}', '-o', 'hf'])"
     )
     finished = subprocess.run(

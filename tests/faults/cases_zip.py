@@ -113,7 +113,7 @@ TORCH_ZIPS: dict[str, Case] = {
     ),
     "zip: cut by a byte": Case("torch", change_bytes(FILE, lambda d: d[:-1]), "truncated", FILE),
     "zip: bytes behind": Case(
-        "torch", change_bytes(FILE, lambda d: d + b"x"), "something behind", FILE
+        "torch", change_bytes(FILE, lambda d: d + b"x"), "something follows", FILE
     ),
     "zip: bytes before": Case(
         "torch", change_bytes(FILE, lambda d: b"PK\3\4" + bytes(96) + d), "directory", FILE
@@ -128,7 +128,7 @@ TORCH_ZIPS: dict[str, Case] = {
         "torch", lambda s: add_member(s / FILE, "other/data.pkl"), "holds 2 data.pkl", FILE
     ),
     "zip: data.pkl twice": Case(
-        "torch", lambda s: add_member(s / FILE, pickle_name(s / FILE)), "is there twice", FILE
+        "torch", lambda s: add_member(s / FILE, pickle_name(s / FILE)), "occurs twice", FILE
     ),
     "zip: DATA.PKL": Case(
         "torch", lambda s: add_member(s / FILE, "archive/DATA.PKL"), "holds 2 data.pkl", FILE
@@ -157,11 +157,14 @@ TORCH_ZIPS: dict[str, Case] = {
     "zip: a method of compression in one header only": Case(
         "torch",
         change_bytes(FILE, lambda d: pack(d, 8, "<H", 8)),
-        "not what the directory says",
+        "local header that disagrees with the central directory",
         FILE,
     ),
     "zip: another name in the other header": Case(
-        "torch", change_bytes(FILE, rename_in_local_header), "not what the directory says", FILE
+        "torch",
+        change_bytes(FILE, rename_in_local_header),
+        "local header that disagrees with the central directory",
+        FILE,
     ),
     "zip: members over one another": Case(
         "torch", change_bytes(FILE, overlap_members), "refused", FILE
@@ -169,7 +172,7 @@ TORCH_ZIPS: dict[str, Case] = {
     "zip: a member beyond the end": Case(
         "torch",
         change_bytes(FILE, lambda d: pack(d, directory_entry(d, b"data/1") + 42, "<I", 0xF0000000)),
-        "directory lies",
+        "directory points beyond its end",
         FILE,
     ),
     "zip: sizes that lie": Case(
@@ -198,6 +201,18 @@ TORCH_ZIPS: dict[str, Case] = {
         "parts|ends",
         FILE,
     ),
+    "zip: a member on another disk": Case(
+        "torch",
+        change_bytes(FILE, lambda d: pack(d, directory_entry(d, b"data/1") + 34, "<H", 1)),
+        "member 'archive/data/1' lies in another part of a split archive",
+        FILE,
+    ),
+    "zip: two sizes of one member": Case(
+        "torch",
+        change_bytes(FILE, lambda d: pack(d, directory_entry(d, b"data/1") + 20, "<I", 5)),
+        r"member 'archive/data/1' has 5 bytes but declares \d+",
+        FILE,
+    ),
     "zip: zip64 says something else": Case(
         "torch",
         change_bytes(
@@ -209,7 +224,7 @@ TORCH_ZIPS: dict[str, Case] = {
                 + d[-22:]
             ),
         ),
-        "ends do not say|directory",
+        "end records disagree|directory",
         FILE,
     ),
     "zip: a flipped bit in the pickle": Case("torch", flip_bit(b"data.pkl"), "CRC", FILE),

@@ -40,7 +40,7 @@ from cgconvert.formats.huggingface import weight_files as weights
 from cgconvert.formats.huggingface.torch_pickle import RefusedError, views
 from cgconvert.formats.onnx import reader as onnx
 from cgconvert.formats.onnx.admission import admit_genai, admit_onnx
-from cgconvert.io.progress import Silent
+from cgconvert.io.progress import SilentProgress
 from cgconvert.io.strict_json import read_json
 from cgconvert.model.decoder import Decoder
 from cgconvert.model.tensor import InMemory
@@ -104,7 +104,7 @@ def small_decoder() -> Decoder:
 
 @functools.cache
 def small_imatrix() -> Imatrix:
-    return collect(small_decoder(), torch.arange(64).view(2, 32), "a text", Silent())
+    return collect(small_decoder(), torch.arange(64).view(2, 32), "a text", SilentProgress())
 
 
 def _imatrix(path: Path) -> None:

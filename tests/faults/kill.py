@@ -104,7 +104,7 @@ class Killer:
             when = self.random.uniform(0, seconds)
             killed = self.run(work, writer, *more, kill=[signal.SIGKILL, when])
             there = file_hashes(work / "out")
-            staged = [p for p in work.glob("out/.*/journal") if '"place"' in p.read_text()]
+            staged = [p for p in work.glob("out/.*/journal") if '"position"' in p.read_text()]
             state = self._state(work, {k: v for k, v in there.items() if k[0] != "."},
                                 earlier if replaced else {}, complete)  # fmt: skip
             tally.after[state if killed.code < 0 else "finished before"] += 1

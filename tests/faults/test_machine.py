@@ -229,7 +229,7 @@ def interrupted_run(killer: Killer, work: Path, writer: str = "to-gguf Q8_0") ->
         share = (10, 8, 6, 9, 7, 5, 4, 3, 2, 1)[part % 10] / 10  # one run may be far slower
         killer.run(work, writer, kill=[signal.SIGKILL, whole.wall * share * 0.95])
         for journal in work.glob("out/.*/journal"):
-            if journal.read_text().count('"place"') >= 2:
+            if journal.read_text().count('"position"') >= 2:
                 return journal.parent
         shutil.rmtree(work / "out", ignore_errors=True)
     raise AssertionError("no kill came while rows were being written")
@@ -273,7 +273,7 @@ def test_a_changed_source_type_or_staging_is_not_resumed(
         weights.write_bytes(second_version.read_bytes())
         os.utime(weights, ns=times)
     elif changed == "journal":
-        (staging / "journal").write_bytes(b'{"key": "x"}\n\xff\n{"place": [9, 9, 9]}\n')
+        (staging / "journal").write_bytes(b'{"key": "x"}\n\xff\n{"position": [9, 9, 9]}\n')
     elif changed == "staged":
         os.truncate(staging / "content" / "m.gguf", 1000)
     outcome = killer.run(tmp_path, writer, "--resume")

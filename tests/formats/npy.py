@@ -92,8 +92,8 @@ class Npy(Format):
             entry = {"descr": "<f4", "fortran_order": False, "shape": tuple(tensor.shape)}
             np.lib.format.write_array_header_1_0(header, entry)
             start = len(header.getvalue())
-            items = lay_out([(name, tensor, F32)], start=start)
-            files.append(FilePlan(f"{name}.npy", header.getvalue(), items))
+            tensors = lay_out([(name, tensor, F32)], start=start)
+            files.append(FilePlan(f"{name}.npy", header.getvalue(), tensors))
         config = json.dumps(codegen_config(checkpoint.geometry, checkpoint.config)).encode()
         texts = {
             "config.json": config,
@@ -102,7 +102,7 @@ class Npy(Format):
         return Plan(
             source=checkpoint,
             output=output or self.default_output(checkpoint, **options),
-            folder=True,
+            is_folder=True,
             format=self.name,
             type="float32",
             files=(*files, *(FilePlan(name, text) for name, text in texts.items())),

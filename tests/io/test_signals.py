@@ -79,8 +79,8 @@ def test_an_interrupt_at_any_call_leaves_nothing_behind(
     monkeypatch: pytest.MonkeyPatch,
     capfd: pytest.CaptureFixture[str],
 ) -> None:
-    items = lay_out([("a", InMemory(torch.ones(4, 4)), F32)])
-    files = (FilePlan("x", b"", items),)
+    tensors = lay_out([("a", InMemory(torch.ones(4, 4)), F32)])
+    files = (FilePlan("x", b"", tensors),)
     plan = Plan(checkpoint, tmp_path / "new" / "out", True, "x", "F32", files)
     module = "cgconvert." + ("io.parallel" if call[0] in "tP" else "io.staging")
     monkeypatch.setattr(execution, "SMALL_BYTES", 0)

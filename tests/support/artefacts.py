@@ -49,7 +49,7 @@ def write_all(names: Iterable[str], checkpoint: Checkpoint, folder: Path) -> dic
 def copied(plan: Plan, folder: Path) -> Path:
     """Copy an artefact and its manifest into a folder, to be changed there."""
     target = folder / plan.output.name
-    if plan.folder:
+    if plan.is_folder:
         return Path(shutil.copytree(plan.output, target))
     shutil.copy(manifest_path(plan.output), manifest_path(target))
     return Path(shutil.copy(plan.output, target))

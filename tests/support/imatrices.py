@@ -14,7 +14,7 @@ import torch
 
 from cgconvert.calibrate.imatrix import collect
 from cgconvert.formats.gguf.imatrix import Imatrix
-from cgconvert.io.progress import Silent
+from cgconvert.io.progress import SilentProgress
 from tests.support.gguf_models import random_checkpoint
 
 __all__ = ["collected", "legacy", "llama_collect", "llama_quantize", "windows"]
@@ -32,7 +32,7 @@ def windows() -> torch.Tensor:
 @functools.cache
 def collected() -> Imatrix:
     """Return the importance matrix of the random model with heads of 64."""
-    return collect(random_checkpoint(64).decoder, windows(), "noise", Silent())
+    return collect(random_checkpoint(64).decoder, windows(), "noise", SilentProgress())
 
 
 def legacy(imatrix: Imatrix, *, tail: bool = True) -> bytes:

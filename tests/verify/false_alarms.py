@@ -141,7 +141,7 @@ def run(
             plan.output, plan.format, plan.type, source, "cpu",
             new_tokens=new_tokens, threads=threads,
         )  # fmt: skip
-        if plan.folder:
+        if plan.is_folder:
             shutil.rmtree(plan.output)
         else:
             plan.output.unlink()

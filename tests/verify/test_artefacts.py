@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from cgconvert.errors import InputError, OutputError, UsageError
-from cgconvert.io.progress import Silent
+from cgconvert.io.progress import SilentProgress
 from cgconvert.model.checkpoint import Checkpoint
 from cgconvert.runtimes import open_runtime
 from cgconvert.verify.report import write_reports
@@ -17,7 +17,7 @@ from cgconvert.verify.report.model import Report, as_json
 from cgconvert.verify.report.text import as_table
 from cgconvert.verify.verdict import Verdict
 from cgconvert.verify.verify import verify
-from cgconvert.write.hashing import file_sha256, source_digest
+from cgconvert.write.hashing import file_sha256, hash_checkpoint
 from cgconvert.write.plan import Plan
 from tests.support import artefacts
 
@@ -75,7 +75,7 @@ def test_the_report_names_artefact_source_reference_and_runtime(
     assert entry["artefact"]["type"] == "Q8_0"
     assert entry["artefact"]["files"] == {plan.output.name: file_sha256(plan.output)}
     assert entry["source"]["name"] == "codegen-test-mono"
-    assert entry["source"]["sha256"] == source_digest(source)["sha256"]
+    assert entry["source"]["sha256"] == hash_checkpoint(source)["sha256"]
     assert entry["reference"] == {"weights": "float16", "compute": "float32", "device": "cpu"}
     assert entry["runtime"]["name"] == "llama.cpp"
     assert entry["runtime"]["version"][0].isdigit()
@@ -106,7 +106,7 @@ def test_a_reports_format_follows_its_suffix(
 def test_progress_ends_at_its_total_and_a_wrong_format_is_refused(
     source: Checkpoint, write: Callable[[str, Checkpoint], Plan]
 ) -> None:
-    class Steps(Silent):
+    class Steps(SilentProgress):
         def __init__(self) -> None:
             self.left: dict[str, int] = {}
 

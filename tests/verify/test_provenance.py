@@ -15,7 +15,7 @@ from cgconvert.model.checkpoint import Checkpoint
 from cgconvert.verify.provenance import check_provenance
 from cgconvert.verify.verdict import Check, Verdict
 from cgconvert.write.execute import execute
-from cgconvert.write.hashing import file_sha256, source_digest
+from cgconvert.write.hashing import file_sha256, hash_checkpoint
 from cgconvert.write.manifest import manifest_path
 from cgconvert.write.plan import Plan
 from tests.support.artefacts import copied, write_all
@@ -39,7 +39,7 @@ def files_of(artefact: Path) -> list[Path]:
 def provenance(artefact: Path, source: Checkpoint) -> Check:
     root = artefact if artefact.is_dir() else artefact.parent
     hashes = {path.relative_to(root).as_posix(): file_sha256(path) for path in files_of(artefact)}
-    return check_provenance(artefact, hashes, source_digest(source)["sha256"], source.origin)
+    return check_provenance(artefact, hashes, hash_checkpoint(source)["sha256"], source.origin)
 
 
 def test_changed_and_missing_files_are_named(

@@ -29,7 +29,7 @@ from cgconvert.verify.provenance import check_provenance
 from cgconvert.verify.verdict import Check, Verdict
 from cgconvert.verify.verify import verify
 from cgconvert.verify.weights import check_weights
-from cgconvert.write.hashing import file_sha256, source_digest
+from cgconvert.write.hashing import file_sha256, hash_checkpoint
 from cgconvert.write.manifest import manifest_path
 from cgconvert.write.plan import Plan
 from tests.support.artefacts import WRITERS, copied, write_all
@@ -56,7 +56,7 @@ def checked(artefact: Path, format: str, source: Checkpoint) -> dict[str, Check]
     files = [artefact] if artefact.is_file() else [p for p in artefact.rglob("*") if p.is_file()]
     root = artefact if artefact.is_dir() else artefact.parent
     hashes = {path.relative_to(root).as_posix(): file_sha256(path) for path in files}
-    digest = source_digest(source)["sha256"]
+    digest = hash_checkpoint(source)["sha256"]
     checks = [
         check_provenance(artefact, hashes, digest, source.origin),
         *check_weights(artefact, format, source.decoder)[0],

@@ -36,9 +36,9 @@ def checkpoint(make_checkpoint: Callable[..., Path]) -> Checkpoint:
 def folder_plan(
     checkpoint: Checkpoint, output: Path, tensor: torch.Tensor = MATRIX, encoding: Encoding = F32
 ) -> Plan:
-    items = lay_out([("a", InMemory(tensor), encoding), ("b", InMemory(tensor[0]), F16)],
+    tensors = lay_out([("a", InMemory(tensor), encoding), ("b", InMemory(tensor[0]), F16)],
                     start=3, align=64)  # fmt: skip
-    files = (FilePlan("deep/data.bin", b"abc", items), FilePlan("note.txt", b"hello"))
+    files = (FilePlan("deep/data.bin", b"abc", tensors), FilePlan("note.txt", b"hello"))
     return Plan(checkpoint, output, True, "huggingface", "F32", files, {"dtype": "float32"})
 
 
@@ -49,7 +49,7 @@ def test_bytes_are_written_at_the_planned_offsets(
     plan = folder_plan(checkpoint, tmp_path / "new" / "out")
     execute(plan)
     data = (tmp_path / "new/out/deep/data.bin").read_bytes()
-    first, second = (item.pieces[0] for item in plan.files[0].items)
+    first, second = (tensor_plan.arrays[0] for tensor_plan in plan.files[0].tensors)
     assert (first.offset, second.offset) == (64, 64 + 32000)
     assert data[:64] == b"abc" + bytes(61)
     assert np.array_equal(np.frombuffer(data, "<f4", 8000, 64), MATRIX.flatten().numpy())
@@ -116,8 +116,8 @@ def test_folders_are_swapped_without_renameat2(
 
 def test_a_single_file_has_its_manifest_beside_it(tmp_path: Path, checkpoint: Checkpoint) -> None:
     output = tmp_path / "gguf" / "model.gguf"
-    items = lay_out([("a", InMemory(MATRIX), BF16)])
-    plan = Plan(checkpoint, output, False, "gguf", "BF16", (FilePlan("model.gguf", b"", items),))
+    tensors = lay_out([("a", InMemory(MATRIX), BF16)])
+    plan = Plan(checkpoint, output, False, "gguf", "BF16", (FilePlan("model.gguf", b"", tensors),))
     execute(plan)
     assert sorted(os.listdir(output.parent)) == ["model.gguf", "model.gguf.cgconvert.json"]
     assert json.loads(manifest_path(output).read_text())["type"] == "BF16"
@@ -151,8 +151,8 @@ class Full(LazyTensor):
 
 
 def test_a_failed_run_leaves_nothing_behind(tmp_path: Path, checkpoint: Checkpoint) -> None:
-    items = lay_out([("a", Full(), F32)])
-    plan = Plan(checkpoint, tmp_path / "out", True, "onnx", "F32", (FilePlan("x", b"", items),))
+    tensors = lay_out([("a", Full(), F32)])
+    plan = Plan(checkpoint, tmp_path / "out", True, "onnx", "F32", (FilePlan("x", b"", tensors),))
     with pytest.raises(OutputError, match="No space left on device"):
         execute(plan)
     assert os.listdir(tmp_path) == ["source-safetensors"]
@@ -161,7 +161,7 @@ def test_a_failed_run_leaves_nothing_behind(tmp_path: Path, checkpoint: Checkpoi
 def test_too_little_space_is_refused_before_writing(
     tmp_path: Path, checkpoint: Checkpoint, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(execution, "free_space", lambda output: 1000)
+    monkeypatch.setattr(execution, "free_bytes", lambda output: 1000)
     with pytest.raises(OutputError, match=r"bytes are needed, 1,000 are free"):
         execute(folder_plan(checkpoint, tmp_path / "out"))
     assert os.listdir(tmp_path) == ["source-safetensors"]

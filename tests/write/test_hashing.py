@@ -13,8 +13,8 @@ import pytest
 
 from cgconvert.errors import InputError
 from cgconvert.formats.read import read
-from cgconvert.io.stored_zip import members
-from cgconvert.write.hashing import STEP_BYTES, StreamingHash, checked_sha256, source_digest
+from cgconvert.io.stored_zip import read_members
+from cgconvert.write.hashing import STEP_BYTES, StreamingHash, checked_sha256, hash_checkpoint
 
 
 def test_a_file_is_hashed_while_it_is_written(tmp_path: Path) -> None:
@@ -25,7 +25,7 @@ def test_a_file_is_hashed_while_it_is_written(tmp_path: Path) -> None:
         streaming_hash = StreamingHash(path)
         for start in range(0, len(data), 1 << 20):
             os.pwrite(file.fileno(), data[start : start + (1 << 20)], start)
-            streaming_hash.reached(min(len(data), start + (1 << 20)))
+            streaming_hash.allow(min(len(data), start + (1 << 20)))
     assert streaming_hash.hexdigest(len(data)) == hashlib.sha256(data).hexdigest()
     streaming_hash.close()
 
@@ -40,7 +40,7 @@ def test_a_file_that_becomes_shorter_is_an_error(tmp_path: Path) -> None:
 
 def damaged(path: Path, member: str) -> Path:
     """Flip a bit in the middle of the first member whose name ends so."""
-    place = next(m for name, m in members(path).items() if name.endswith(member))
+    place = next(m for name, m in read_members(path).items() if name.endswith(member))
     data = bytearray(path.read_bytes())
     data[place.offset + place.size // 2] ^= 1
     path.write_bytes(data)
@@ -52,10 +52,10 @@ def test_a_damaged_tensor_is_named(make_checkpoint: Callable[..., Path]) -> None
     path = source / "pytorch_model.bin"
     checkpoint = read(str(source))
     embedding = next(checkpoint.decoder.wte.leaves())
-    name = next(n for n, m in members(path).items() if m.offset == embedding.offset)
+    name = next(n for n, m in read_members(path).items() if m.offset == embedding.offset)
     damaged(path, name)
     with pytest.raises(InputError, match=r"tensor transformer\.wte\.weight is damaged: its CRC"):
-        source_digest(checkpoint)
+        hash_checkpoint(checkpoint)
 
 
 def test_a_damaged_member_without_a_tensor_of_the_model_is_named(
@@ -66,7 +66,7 @@ def test_a_damaged_member_without_a_tensor_of_the_model_is_named(
     checkpoint = read(str(source))
     damaged(path, "data.pkl")
     with pytest.raises(InputError, match=r"/data\.pkl is damaged: its CRC differs"):
-        source_digest(checkpoint)
+        hash_checkpoint(checkpoint)
 
 
 def test_an_archive_is_checked_across_reads(
@@ -85,4 +85,4 @@ def test_an_archive_is_checked_across_reads(
 
 def test_hashing_stops_when_cancelled(tmp_path: Path) -> None:
     (tmp_path / "file").write_bytes(b"data")
-    assert checked_sha256(tmp_path / "file", cancelled=lambda: True) == ""
+    assert checked_sha256(tmp_path / "file", is_cancelled=lambda: True) == ""

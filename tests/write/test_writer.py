@@ -42,9 +42,9 @@ def checkpoint(make_checkpoint: Callable[..., Path]) -> Checkpoint:
 
 
 def plan_of(checkpoint: Checkpoint, output: Path, tensor: LazyTensor) -> Plan:
-    """Pieces of an item lie one behind the other, so its chunks are written out of order."""
-    items = lay_out([("a", tensor, MatMulNBits(4)), ("b", tensor, F16)], start=7, align=64)
-    files = (FilePlan("first.bin", b"head", items, items[-1].pieces[-1].offset + 400_000),
+    """The arrays of a tensor lie one behind the other, so its chunks are written out of order."""
+    tensors = lay_out([("a", tensor, MatMulNBits(4)), ("b", tensor, F16)], start=7, align=64)
+    files = (FilePlan("first.bin", b"head", tensors, tensors[-1].arrays[-1].offset + 400_000),
              FilePlan("second.bin", b"", lay_out([("c", tensor.T, F32)])))  # fmt: skip
     return Plan(checkpoint, output, True, "onnx", "Q4", files)
 
@@ -101,7 +101,7 @@ def test_peak_memory_is_bounded(
     for count in (1, 4, 16, 256):
         monkeypatch.setattr(torch, "get_num_threads", lambda count=count: count)
         for tensor in (InMemory(huge), InMemory(huge.T).T):
-            items = lay_out([("a", tensor, F16)])
-            files = (FilePlan("x", b"", items),)
+            tensors = lay_out([("a", tensor, F16)])
+            files = (FilePlan("x", b"", tensors),)
             plan = Plan(checkpoint, tmp_path / "x", True, "x", "F16", files)
             assert plan.peak_memory < 1.1e9

@@ -29,7 +29,7 @@ from cgconvert.model.decoder import Decoder, Geometry
 from cgconvert.model.tensor import LazyTensor
 from cgconvert.model.tensor_names import GGUF
 from cgconvert.model.tokenizer import Tokenizer
-from cgconvert.write.plan import FilePlan, Item, Plan, lay_out
+from cgconvert.write.plan import FilePlan, Plan, TensorPlan, lay_out
 
 __all__ = [
     "ADJUSTED",
@@ -102,9 +102,9 @@ def plan(
     # Offsets in the header count from the end of the header, so its length does not matter yet.
     placed = lay_out(tensors, align=ALIGNMENT)
     header = _header(checkpoint, type, placed, adjusted, importance)
-    items = lay_out(tensors, start=padded(len(header)), align=ALIGNMENT)
-    end = items[-1].pieces[-1].offset + items[-1].pieces[-1].nbytes
-    file = FilePlan(output.name, header, items, padded(end))
+    tensor_plans = lay_out(tensors, start=padded(len(header)), align=ALIGNMENT)
+    end = tensor_plans[-1].arrays[-1].offset + tensor_plans[-1].arrays[-1].nbytes
+    file = FilePlan(output.name, header, tensor_plans, padded(end))
     options: dict[str, Any] = {"type": type}
     if fixed:
         options["tensor_type"] = dict(fixed)
@@ -177,7 +177,7 @@ def _weighted(name: str, encoding: Encoding, importance: Imatrix | None) -> Enco
 def _header(
     checkpoint: Checkpoint,
     type: str,  # noqa: A002
-    items: tuple[Item, ...],
+    tensor_plans: tuple[TensorPlan, ...],
     adjusted: Sequence[str],
     importance: Imatrix | None,
 ) -> bytes:
@@ -195,11 +195,15 @@ def _header(
             writer.add_string(f"{IMATRIX}.dataset", text)
         writer.add_uint32(f"{IMATRIX}.entries_count", len(importance.inputs))
         writer.add_uint32(f"{IMATRIX}.chunks_count", importance.chunks)
-    for item in items:
-        number = gguf.GGMLQuantizationType[item.encoding.name]
+    for tensor_plan in tensor_plans:
+        number = gguf.GGMLQuantizationType[tensor_plan.encoding.name]
         # The type of the numbers is in `number`; float32 only says that shapes are logical.
         writer.add_tensor_info(
-            item.name, item.pieces[0].shape, np.dtype(np.float32), item.nbytes, number
+            tensor_plan.name,
+            tensor_plan.arrays[0].shape,
+            np.dtype(np.float32),
+            tensor_plan.nbytes,
+            number,
         )
     return writer.header()
 

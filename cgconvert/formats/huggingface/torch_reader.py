@@ -14,7 +14,7 @@ from pathlib import Path
 from cgconvert.errors import InputError
 from cgconvert.formats.huggingface import torch_pickle as pickled
 from cgconvert.formats.huggingface.torch_pickle import RefusedError, View
-from cgconvert.io.stored_zip import Member, members
+from cgconvert.io.stored_zip import Member, read_members
 from cgconvert.model.tensor import Stored
 
 __all__ = ["tensors"]
@@ -26,7 +26,7 @@ def tensors(path: Path) -> dict[str, Stored]:
     """Every tensor of a state dict, lazily. Raises InputError for anything that is not one."""
     if problem := _instead(path):
         raise InputError(f"{path}: not a torch checkpoint: {problem}")
-    archive = members(path)
+    archive = read_members(path)
     pickles = [name for name in archive if name.rpartition("/")[2].lower() == PICKLE]
     if len(pickles) != 1 or not pickles[0].endswith(f"/{PICKLE}"):
         raise InputError(f"{path}: holds {len(pickles)} data.pkl, a torch file holds one")
@@ -49,7 +49,7 @@ def _bytes(path: Path, member: Member) -> bytes:
     with path.open("rb") as file:
         file.seek(member.offset)
         data = file.read(member.size)
-    if zlib.crc32(data) != member.crc:
+    if zlib.crc32(data) != member.crc32:
         raise InputError(f"{path}: {member.name} is damaged: its CRC differs; fetch the file again")
     return data
 

@@ -20,7 +20,7 @@ from cgconvert.model.decoder import Geometry
 from cgconvert.model.tensor import LazyTensor
 from cgconvert.model.tensor_names import CODEGEN, PHI
 from cgconvert.options import shown
-from cgconvert.write.plan import FilePlan, Item, Plan, lay_out
+from cgconvert.write.plan import FilePlan, Plan, TensorPlan, lay_out
 
 __all__ = ["DTYPES", "LAYOUTS", "plan"]
 
@@ -73,7 +73,7 @@ def plan(
     return Plan(
         source=checkpoint,
         output=output,
-        folder=True,
+        is_folder=True,
         format="huggingface",
         type=dtype,
         files=(
@@ -110,8 +110,8 @@ def _safetensors(
     ]
     files = [_file(name, shard, encoding) for name, shard in zip(names, shards, strict=True)]
     yield from files
-    total = sum(item.nbytes for file in files for item in file.items)
-    places = {item.name: file.path for file in files for item in file.items}
+    total = sum(tensor_plan.nbytes for file in files for tensor_plan in file.tensors)
+    places = {tensor_plan.name: file.path for file in files for tensor_plan in file.tensors}
     yield FilePlan(
         "model.safetensors.index.json",
         _json({"metadata": {"total_size": total}, "weight_map": places}),
@@ -124,7 +124,7 @@ def _shards(
     shard: list[Named] = []
     filled = 0
     for name, tensor in tensors:
-        size = sum(item.nbytes for item in _items([(name, tensor)], encoding))
+        size = sum(tensor_plan.nbytes for tensor_plan in _tensor_plans([(name, tensor)], encoding))
         if shard and filled + size > max_shard_size:
             yield shard
             shard, filled = [], 0
@@ -140,20 +140,22 @@ def _file(path: str, tensors: Sequence[Named], encoding: Encoding) -> FilePlan:
     the header; the header is padded with spaces so that the tensors begin on a multiple of 8.
     """
     table: dict[str, Any] = {"__metadata__": {"format": "pt"}}
-    for item in _items(tensors, encoding):
-        for piece in item.pieces:
-            table[piece.name] = {
-                "dtype": piece.dtype,
-                "shape": list(piece.shape),
-                "data_offsets": [piece.offset, piece.offset + piece.nbytes],
+    for tensor_plan in _tensor_plans(tensors, encoding):
+        for array_plan in tensor_plan.arrays:
+            table[array_plan.name] = {
+                "dtype": array_plan.dtype,
+                "shape": list(array_plan.shape),
+                "data_offsets": [array_plan.offset, array_plan.offset + array_plan.nbytes],
             }
     text = json.dumps(table, separators=(",", ":")).encode()
     text += b" " * (-len(text) % 8)
     header = len(text).to_bytes(8, "little") + text
-    return FilePlan(path, header, _items(tensors, encoding, start=len(header)))
+    return FilePlan(path, header, _tensor_plans(tensors, encoding, start=len(header)))
 
 
-def _items(tensors: Iterable[Named], encoding: Encoding, start: int = 0) -> tuple[Item, ...]:
+def _tensor_plans(
+    tensors: Iterable[Named], encoding: Encoding, start: int = 0
+) -> tuple[TensorPlan, ...]:
     return lay_out(((name, tensor, encoding) for name, tensor in tensors), start=start)
 
 

@@ -9,7 +9,7 @@ import onnx
 from onnx import TensorProto, helper
 
 from cgconvert.version import __version__
-from cgconvert.write.plan import Piece
+from cgconvert.write.plan import ArrayPlan
 
 __all__ = ["IR_VERSION", "MICROSOFT", "OPERATORS", "OPSET", "GraphBuilder", "Shape"]
 
@@ -96,15 +96,15 @@ class GraphBuilder:
         self._initializers.append(helper.make_tensor(name, elem_type, shape, values))
         return name
 
-    def external(self, piece: Piece, location: str) -> None:
+    def external(self, array_plan: ArrayPlan, location: str) -> None:
         """An array in the file `location` beside the graph."""
         tensor = TensorProto(
-            name=piece.name,
-            data_type=_TYPES[piece.dtype],
-            dims=piece.shape,
+            name=array_plan.name,
+            data_type=_TYPES[array_plan.dtype],
+            dims=array_plan.shape,
             data_location=TensorProto.EXTERNAL,
         )
-        place = {"location": location, "offset": piece.offset, "length": piece.nbytes}
+        place = {"location": location, "offset": array_plan.offset, "length": array_plan.nbytes}
         for key, value in place.items():
             tensor.external_data.add(key=key, value=str(value))
         self._initializers.append(tensor)

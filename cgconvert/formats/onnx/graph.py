@@ -43,7 +43,7 @@ from cgconvert.formats.onnx.weights import (
 )
 from cgconvert.model.decoder import Geometry
 from cgconvert.model.tensor_names import ONNX
-from cgconvert.write.plan import Item
+from cgconvert.write.plan import TensorPlan
 
 __all__ = ["build"]
 
@@ -53,7 +53,7 @@ FLOAT = TensorProto.FLOAT
 def build(
     geometry: Geometry,
     variant: Variant,
-    items: Sequence[Item],
+    tensor_plans: Sequence[TensorPlan],
     data: str,
     adjusted: Sequence[str] = (),
 ) -> bytes:
@@ -61,13 +61,15 @@ def build(
 
     `adjusted` are the names of vectors that calibration has changed.
     """
-    return _Decoder(geometry, variant, items).serialize(data, adjusted)
+    return _Decoder(geometry, variant, tensor_plans).serialize(data, adjusted)
 
 
 class _Decoder:
-    def __init__(self, geometry: Geometry, variant: Variant, items: Sequence[Item]) -> None:
+    def __init__(
+        self, geometry: Geometry, variant: Variant, tensor_plans: Sequence[TensorPlan]
+    ) -> None:
         self.geometry, self.variant = geometry, variant
-        self.items = {item.name: item for item in items}
+        self.tensor_plans = {tensor_plan.name: tensor_plan for tensor_plan in tensor_plans}
         self.graph = GraphBuilder(variant.plain.name)
         self.hidden = (BATCH, LENGTH, geometry.n_embd)
 
@@ -77,9 +79,9 @@ class _Decoder:
         if self.variant.has_bias:
             attention_bias(self.graph)
         self._layers()
-        for item in self.items.values():
-            for piece in item.pieces:
-                self.graph.external(piece, data)
+        for tensor_plan in self.tensor_plans.values():
+            for array_plan in tensor_plan.arrays:
+                self.graph.external(array_plan, data)
         facts = [(ROTARY_ORDER, "half_split"), (ROTARY_BASE, repr(self.geometry.rotary_base))]
         if not self.variant.has_bias:
             facts.append((PADDING, "after"))
@@ -89,7 +91,7 @@ class _Decoder:
 
     def _layers(self) -> None:
         top = ONNX.model
-        residual = self._cast(self._embedding(self.items[top["wte"]]), FLOAT)
+        residual = self._cast(self._embedding(self.tensor_plans[top["wte"]]), FLOAT)
         first = [ONNX.layer[part].format(i=0) for part in ("ln_weight", "ln_bias")]
         normed = self.graph.node(
             "LayerNormalization", [residual, *first], "layers.0.normed", self.hidden, FLOAT,
@@ -119,11 +121,13 @@ class _Decoder:
         shape = (BATCH, kept(self.variant), self.geometry.n_embd)
         return graph.node("Slice", [normed, "first_kept", "end", "one_int64"], "last", shape)
 
-    def _embedding(self, item: Item) -> str:
-        codec = block_codec_of(item.encoding)
+    def _embedding(self, tensor_plan: TensorPlan) -> str:
+        codec = block_codec_of(tensor_plan.encoding)
         if not isinstance(codec, MatMulNBits):
-            return self.graph.node("Gather", [item.name, "input_ids"], "embedding", self.hidden)
-        codes, scales, *zeros = self._blocks(item)
+            return self.graph.node(
+                "Gather", [tensor_plan.name, "input_ids"], "embedding", self.hidden
+            )
+        codes, scales, *zeros = self._blocks(tensor_plan)
         return self.graph.node(
             "GatherBlockQuantized", [codes, "input_ids", scales, *zeros], "embedding", self.hidden,
             bits=codec.bits, block_size=codec.block_size,
@@ -172,26 +176,26 @@ class _Decoder:
         )  # fmt: skip
 
     def _linear(self, output: str, weight: str, value: str, length: str = LENGTH) -> str:
-        item = self.items[weight]
-        codec = block_codec_of(item.encoding)
+        tensor_plan = self.tensor_plans[weight]
+        codec = block_codec_of(tensor_plan.encoding)
         if not isinstance(codec, MatMulNBits):
-            shape = (BATCH, length, item.source.shape[1])
+            shape = (BATCH, length, tensor_plan.source.shape[1])
             return self.graph.node("MatMul", [value, weight], output, shape)
-        n, blocks = item.pieces[1].shape  # its scales: the source may be bytes
+        n, blocks = tensor_plan.arrays[1].shape  # its scales: the source may be bytes
         k = blocks * codec.block_size
-        codes, scales, *zeros = self._blocks(item)
+        codes, scales, *zeros = self._blocks(tensor_plan)
         return self.graph.node(
             "MatMulNBits", [value, codes, scales, *zeros], output, (BATCH, length, n),
             N=n, K=k, bits=codec.bits, block_size=codec.block_size,
             accuracy_level=self.variant.accuracy_level,
         )  # fmt: skip
 
-    def _blocks(self, item: Item) -> list[str]:
-        """Names of an item's arrays. In a float32 graph the float16 scales lie behind a Cast,
+    def _blocks(self, tensor_plan: TensorPlan) -> list[str]:
+        """Names of a tensor's arrays. In a float32 graph the float16 scales lie behind a Cast,
         which onnxruntime folds when it loads: half the bytes, and the speed is the same."""
-        codes, scales, *zeros = item.pieces
+        codes, scales, *zeros = tensor_plan.arrays
         name = scales.name
         if self.variant.dtype == "float32":
             kind = self.graph.type
             name = self.graph.node("Cast", [name], f"{name}.float32", scales.shape, to=kind)
-        return [codes.name, name, *(piece.name for piece in zeros)]
+        return [codes.name, name, *(array_plan.name for array_plan in zeros)]

@@ -15,7 +15,7 @@ from cgconvert.formats.onnx.variant import Variant
 from cgconvert.model.decoder import Decoder, Geometry, Layer
 from cgconvert.model.tensor import InMemory, LazyTensor, Stacked
 from cgconvert.model.tensor_names import ONNX
-from cgconvert.write.plan import Item, lay_out
+from cgconvert.write.plan import TensorPlan, lay_out
 
 __all__ = [
     "ADJUSTED",
@@ -86,18 +86,18 @@ def weights(decoder: Decoder, variant: Variant) -> Iterator[tuple[str, LazyTenso
     yield top["head_bias"], decoder.head_bias, plain
 
 
-def place(decoder: Decoder, variant: Variant) -> tuple[Item, ...]:
+def place(decoder: Decoder, variant: Variant) -> tuple[TensorPlan, ...]:
     """The data file: large tensors on page boundaries, so that onnxruntime can map them."""
-    items: list[Item] = []
+    tensor_plans: list[TensorPlan] = []
     end = 0
     for name, source, encoding in weights(decoder, variant):
         # By what is stored, so that the place does not depend on the type of the source.
         stored = source.shape[0] * encoding.arrays(source.shape)[0].row_bytes
         align = PAGE if stored >= LARGE else CACHE_LINE
-        items += lay_out([(name, source, encoding)], start=end, align=align)
-        last = items[-1].pieces[-1]
+        tensor_plans += lay_out([(name, source, encoding)], start=end, align=align)
+        last = tensor_plans[-1].arrays[-1]
         end = last.offset + last.nbytes
-    return tuple(items)
+    return tuple(tensor_plans)
 
 
 def _matrix(tensor: LazyTensor, encoding: Encoding) -> tuple[LazyTensor, Encoding]:

@@ -59,16 +59,16 @@ def plan(
     _check(geometry)
     variant = Variant(dtype, bits, block_size, symmetric, accuracy_level, client, target)
     graph, data = f"{variant.stem}.onnx", f"{variant.stem}.onnx_data"
-    items = place(checkpoint.decoder, variant)
+    tensor_plans = place(checkpoint.decoder, variant)
     return Plan(
         source=checkpoint,
         output=output,
-        folder=True,
+        is_folder=True,
         format="onnx",
         type=variant.type,
         files=(
-            FilePlan(f"onnx/{data}", items=items),
-            FilePlan(f"onnx/{graph}", build(geometry, variant, items, data, adjusted)),
+            FilePlan(f"onnx/{data}", tensors=tensor_plans),
+            FilePlan(f"onnx/{graph}", build(geometry, variant, tensor_plans, data, adjusted)),
             *(FilePlan(name, text) for name, text in _texts(checkpoint, variant).items()),
         ),
         options=variant.options,

@@ -90,8 +90,10 @@ def test_mix_is_llama_quantizes(type_: str, deep: tuple[Checkpoint, Path], tmp_p
 @pytest.mark.parametrize("name", [name for name in TYPES if name in ENCODINGS])
 def test_uniform_types_store_every_matrix_alike(name: str, tmp_path: Path) -> None:
     checkpoint = random_checkpoint(64)
-    for item in plan(checkpoint, tmp_path / "x.gguf", type=name).items:
-        assert item.encoding.name == (name if len(item.source.shape) == 2 else "F32"), item.name
+    for tensor_plan in plan(checkpoint, tmp_path / "x.gguf", type=name).tensors:
+        assert tensor_plan.encoding.name == (
+            name if len(tensor_plan.source.shape) == 2 else "F32"
+        ), tensor_plan.name
 
 
 def test_encodings_are_those_of_gguf() -> None:

@@ -81,12 +81,12 @@ def contents(plan: Plan) -> dict[str, bytes]:
     for file in plan.files:
         content = bytearray(file.size)
         content[: len(file.header)] = file.header
-        for item in file.items:
-            for row in range(0, item.source.shape[0], 7):
-                arrays = item.encoding.encode(item.source.read(slice(row, row + 7)))
-                for piece, array in zip(item.pieces, arrays, strict=True):
+        for tensor_plan in file.tensors:
+            for row in range(0, tensor_plan.source.shape[0], 7):
+                arrays = tensor_plan.encoding.encode(tensor_plan.source.read(slice(row, row + 7)))
+                for array_plan, array in zip(tensor_plan.arrays, arrays, strict=True):
                     data = array.contiguous().view(torch.uint8).numpy().tobytes()
-                    start = piece.offset + row * piece.row_bytes
+                    start = array_plan.offset + row * array_plan.row_bytes
                     content[start : start + len(data)] = data
         assert len(content) == file.size
         files[file.path] = bytes(content)

@@ -48,11 +48,11 @@ def test_int4_takes_at_most_4_7_bits_a_weight(size: str) -> None:
     geometry = family.SIZES[size]
     nbytes, weights, whole = 0, 0, 0
     made = plan(shapes_of(geometry), Path("nowhere"), bits=4)
-    for item in made.items:
-        whole += sum(piece.nbytes for piece in item.pieces)
-        if item.encoding.name.startswith("Q4"):
-            nbytes += sum(piece.nbytes for piece in item.pieces)
-            weights += item.source.shape[0] * item.source.shape[1]
+    for tensor_plan in made.tensors:
+        whole += sum(array_plan.nbytes for array_plan in tensor_plan.arrays)
+        if tensor_plan.encoding.name.startswith("Q4"):
+            nbytes += sum(array_plan.nbytes for array_plan in tensor_plan.arrays)
+            weights += tensor_plan.source.shape[0] * tensor_plan.source.shape[1]
     per_layer = 4 * geometry.n_embd**2 + 2 * geometry.n_embd * geometry.n_inner
     assert weights == geometry.n_layer * per_layer
     assert 8 * nbytes / weights == 4.625

@@ -304,13 +304,13 @@ def test_the_folder_is_a_whole_repository(small: Model, stem: str) -> None:
 
 
 def test_large_tensors_lie_on_pages_and_none_overlap(small: Model) -> None:
-    items = sorted(
-        (piece.offset, piece.nbytes)
-        for item in plan(small.checkpoint, Path("nowhere")).items
-        for piece in item.pieces
+    extents = sorted(
+        (array_plan.offset, array_plan.nbytes)
+        for tensor_plan in plan(small.checkpoint, Path("nowhere")).tensors
+        for array_plan in tensor_plan.arrays
     )
     end = 0
-    for offset, nbytes in items:
+    for offset, nbytes in extents:
         assert offset >= end
         assert offset % (4096 if nbytes >= 1 << 20 else 64) == 0
         end = offset + nbytes
