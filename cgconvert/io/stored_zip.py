@@ -171,7 +171,7 @@ class _Archive:
             or size != _ZIP64_END_RECORD.size - 12  # without signature and size
             or (locator_disk, locator_offset) != (0, offset)
         ):
-            raise self.archive_error("its two end records disagree")
+            raise self.archive_error("the two end records of its directory disagree")
         return zip64_fields
 
     def parse_directory(self, count: int, directory: bytes) -> list[_Entry]:

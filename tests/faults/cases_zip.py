@@ -192,25 +192,25 @@ TORCH_ZIPS: dict[str, Case] = {
     "zip: entries that are not there": Case(
         "torch",
         change_bytes(FILE, lambda d: pack(d, end_record(d) + 8, "<2H", 999, 999)),
-        "entries|ends",
+        "end records of its directory disagree",
         FILE,
     ),
     "zip: several disks": Case(
         "torch",
         change_bytes(FILE, lambda d: pack(d, end_record(d) + 4, "<H", 1)),
-        "parts|ends",
+        "end records of its directory disagree",
         FILE,
     ),
     "zip: a member on another disk": Case(
         "torch",
         change_bytes(FILE, lambda d: pack(d, directory_entry(d, b"data/1") + 34, "<H", 1)),
-        "member 'archive/data/1' lies in another part of a split archive",
+        r"member '\S+/data/1\d*' lies in another part of a split archive",
         FILE,
     ),
     "zip: two sizes of one member": Case(
         "torch",
         change_bytes(FILE, lambda d: pack(d, directory_entry(d, b"data/1") + 20, "<I", 5)),
-        r"member 'archive/data/1' has 5 bytes but declares \d+",
+        r"member '\S+/data/1\d*' has 5 bytes but declares \d+",
         FILE,
     ),
     "zip: zip64 says something else": Case(
@@ -224,7 +224,7 @@ TORCH_ZIPS: dict[str, Case] = {
                 + d[-22:]
             ),
         ),
-        "end records disagree|directory",
+        "end records of its directory disagree|directory",
         FILE,
     ),
     "zip: a flipped bit in the pickle": Case("torch", flip_bit(b"data.pkl"), "CRC", FILE),
