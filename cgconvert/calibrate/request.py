@@ -11,7 +11,7 @@ import torch
 from cgconvert.calibrate.gguf import Budget, CalibratedGGUF, standard_sizes
 from cgconvert.calibrate.onnx import CalibratedONNX
 from cgconvert.calibrate.preset import FAST, PRESETS
-from cgconvert.codecs.encoding import Plain
+from cgconvert.codecs.encoding import FloatEncoding
 from cgconvert.errors import UsageError
 from cgconvert.formats.gguf import writer as gguf
 from cgconvert.formats.gguf.imatrix_file import read_imatrix
@@ -32,7 +32,7 @@ UNCALIBRATED_TYPE = "Q8_0"
 """The file type of 8 bits, which has nothing to gain from a text."""
 
 QUANTIZED_TYPES = tuple(
-    name for name, kind in TYPES.items() if not isinstance(kind.encoding, Plain)
+    name for name, kind in TYPES.items() if not isinstance(kind.encoding, FloatEncoding)
 )
 """File types that `quantize` makes."""
 

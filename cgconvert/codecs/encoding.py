@@ -1,4 +1,4 @@
-"""Encodings: how rows of numbers become bytes in a file. Here are the unquantized ones."""
+"""Encodings: how rows of numbers become bytes in a file. This module has the unquantized ones."""
 
 from __future__ import annotations
 
@@ -9,15 +9,18 @@ from typing import Protocol
 
 import torch
 
-__all__ = ["BF16", "F16", "F32", "Array", "Encoding", "Plain"]
+__all__ = ["BF16", "F16", "F32", "Array", "Encoding", "FloatEncoding"]
 
 
 @dataclass(frozen=True)
 class Array:
-    """One array that an encoding stores for a tensor.
+    """One of the arrays that an encoding stores for a tensor.
 
-    `suffix` is added to the tensor's name, `shape` is the stored shape with the tensor's rows on
-    the first axis or flattened into it, `row_bytes` the bytes of one of the tensor's rows.
+    Attributes:
+        suffix: what is added to the tensor's name.
+        shape: the stored shape. Its first axis is the tensor's rows, or contains them.
+        dtype: the name of the stored type.
+        row_bytes: the bytes that one row of the tensor takes in this array.
     """
 
     suffix: str
@@ -27,9 +30,10 @@ class Array:
 
 
 class Encoding(Protocol):
-    """Turns rows of numbers into bytes.
+    """An encoding turns rows of numbers into bytes.
 
-    Rows are independent of one another, so the bytes are the same however rows are chunked.
+    Each row is encoded independently, so the bytes do not depend on how rows are grouped into
+    calls.
     """
 
     @property
@@ -38,17 +42,20 @@ class Encoding(Protocol):
         ...
 
     def arrays(self, shape: Sequence[int]) -> tuple[Array, ...]:
-        """The arrays for a tensor of this shape. Raises InputError where it does not fit."""
+        """List the arrays of a tensor of this shape.
+
+        Raises InputError if a tensor of this shape cannot have this encoding.
+        """
         ...
 
     def encode(self, rows: torch.Tensor) -> tuple[torch.Tensor, ...]:
-        """One contiguous tensor for each array, of rows [n, ...] of any floating type."""
+        """Encode rows [n, ...] of any floating type into one contiguous tensor for each array."""
         ...
 
 
 @dataclass(frozen=True)
-class Plain:
-    """Numbers stored one by one, rounded to nearest even where `dtype` is narrower."""
+class FloatEncoding:
+    """The encoding of unquantized numbers, rounded to the floating type `dtype` (nearest even)."""
 
     name: str
     dtype: torch.dtype
@@ -61,6 +68,6 @@ class Plain:
         return (rows.to(self.dtype).contiguous(),)
 
 
-F32 = Plain("F32", torch.float32)
-F16 = Plain("F16", torch.float16)
-BF16 = Plain("BF16", torch.bfloat16)
+F32 = FloatEncoding("F32", torch.float32)
+F16 = FloatEncoding("F16", torch.float16)
+BF16 = FloatEncoding("BF16", torch.bfloat16)

@@ -1,12 +1,13 @@
 """ONNX Runtime's block quantization: MatMulNBits for matrices, GatherBlockQuantized for tables.
 
-Format: docs/ContribOperators.md of onnxruntime. A row is cut into blocks of `block_size` weights;
-weight = scale * (code - zero_point). Codes of 4 bits lie two in a byte, the first in the low
-nibble, and so do the zero points of a row. Without zero points the operators take 2^(bits - 1).
+The format is defined in docs/ContribOperators.md of onnxruntime. A row is cut into blocks of
+`block_size` weights; weight = scale * (code - zero_point). A byte holds two codes of 4 bits, the
+first in the low nibble; the zero points of a row are stored in the same way. If there are no zero
+points, the operators use 2^(bits - 1).
 
 The operators read codes, scales and zero points as separate arrays. Between calibration and the
-writer a block is bytes in one piece instead: its float16 scale, its zero point where there is one,
-and its codes. Rows of such bytes can be cut, reordered and stacked like rows of numbers.
+writer, a block is packed instead: its float16 scale, its zero point if it has one, and its codes
+follow one another. So packed rows can be sliced, reordered and concatenated like rows of numbers.
 """
 
 from __future__ import annotations
@@ -20,38 +21,38 @@ from cgconvert.codecs.block_codec import TILE, BlockCodec
 from cgconvert.codecs.block_layout import BlockParams, blocks_first, float16_columns
 from cgconvert.codecs.encoding import Array
 from cgconvert.codecs.ggml.blocks_of_32 import SIGNED_4_BITS
+from cgconvert.codecs.search.least_squares import Search
 from cgconvert.codecs.search.rounding import (
     AbsMaxRounding,
     ExtremeRounding,
     MinMaxRounding,
     Rounding,
 )
-from cgconvert.codecs.search.strategy import Search
 from cgconvert.codecs.search.zero_point import ZeroPointSearch
 from cgconvert.errors import InputError, UsageError
 
 __all__ = ["BLOCK_SIZES", "MatMulNBits"]
 
 BLOCK_SIZES = (16, 32, 64, 128, 256)
-"""What onnxruntime has CPU kernels for (mlas/lib/qnbitgemm.cpp); it computes others slowly."""
+"""Block sizes for which onnxruntime has CPU kernels (mlas/lib/qnbitgemm.cpp); other sizes are slow.
+"""
 
 
 @dataclass(frozen=True)
 class MatMulNBits(BlockCodec):
-    """Weights [N, K] as codes, float16 scales and, where asymmetric, zero points.
+    """The codec of weights [N, K] in codes, float16 scales and, if asymmetric, zero points.
 
-    Symmetric blocks are rounded as GGUF's Q4_0 and Q8_0, so that a model gets the same numbers in
-    both formats.
+    Symmetric blocks are rounded as GGUF's Q4_0 and Q8_0 are, so that a model gets the same numbers
+    in both formats.
 
     Attributes:
         bits: 4 or 8.
-        block_size: weights that share a scale.
-        symmetric: whether there are no zero points.
-        table: whether the codes of a row stay together, [N, K * bits / 8], as GatherBlockQuantized
-            wants them; MatMulNBits has them as [N, blocks, block_size * bits / 8]. The bytes are
-            the same.
-        searched: whether 4 bits are searched rather than rounded to nearest. At 8 bits a search has
-            nothing to gain.
+        block_size: the number of weights that share a scale.
+        symmetric: blocks have no zero points.
+        table: the array of codes has the shape [N, K * bits / 8] that GatherBlockQuantized requires
+            rather than MatMulNBits' [N, blocks, block_size * bits / 8]. The bytes are the same.
+        searched: blocks of 4 bits are searched rather than rounded to nearest. Blocks of 8 bits are
+            always rounded, because a search lowers their error hardly at all.
     """
 
     bits: int
@@ -112,7 +113,7 @@ class MatMulNBits(BlockCodec):
         return replace(self, searched=True)
 
     def arrays(self, shape: Sequence[int]) -> tuple[Array, ...]:
-        """Codes, scales and zero points; suffixes as onnxruntime's own quantizer names them."""
+        """List the arrays of codes, scales and zero points, named as by onnxruntime's quantizer."""
         if len(shape) != 2 or shape[1] % self.block_size:
             raise InputError(
                 f"a tensor {list(shape)} does not divide into blocks of {self.block_size}; "
@@ -130,11 +131,12 @@ class MatMulNBits(BlockCodec):
         return arrays[:2] if self.symmetric else arrays
 
     def encode(
-        self, rows: torch.Tensor, weight: torch.Tensor | None = None
+        self, rows: torch.Tensor, importance: torch.Tensor | None = None
     ) -> tuple[torch.Tensor, ...]:
-        self.arrays(rows.shape)
-        if self.is_searched(weight is not None):
-            return self.split_rows(self.encode_rows(rows, weight))
+        self.arrays(rows.shape)  # raises InputError if rows are not whole blocks
+        if self.is_searched(importance is not None):
+            return self.split_rows(self.encode_rows(rows, importance))
+        # Rounded blocks go into the arrays at once, without packed rows between.
         tiles = rows.split(max(1, TILE // rows.shape[1]))
         packed = [
             self.pack_arrays(self.fit(tile.reshape(-1, self.block_size)), len(tile))
@@ -152,54 +154,57 @@ class MatMulNBits(BlockCodec):
         return self.pack_arrays(params, len(packed))
 
     def pack_arrays(self, params: BlockParams, rows: int) -> tuple[torch.Tensor, ...]:
-        """The arrays of `arrays`, for the blocks of so many rows, one row's after the other's."""
+        """Write the parameters of the blocks of `rows` rows into the arrays of a file."""
         scales = self.require_finite(params.d).reshape(rows, -1)
-        codes = self._join(blocks_first(params.codes).reshape(rows, -1))
+        codes = self._pack_codes(blocks_first(params.codes).reshape(rows, -1))
         if not self.table:
             codes = codes.reshape(*scales.shape, -1)
         packed = (codes.contiguous(), scales.contiguous())
         if params.minimums is None:
             return packed
-        return (*packed, self._join(params.minimums.reshape(rows, -1)))
+        return (*packed, self._pack_codes(params.minimums.reshape(rows, -1)))
 
     def unpack_arrays(self, arrays: Sequence[torch.Tensor]) -> BlockParams:
-        """The inverse of `pack_arrays`; a single array is rows of packed blocks."""
+        """Read the parameters from a file's arrays, or from a single array of packed rows."""
         if len(arrays) == 1:
             return super().unpack_arrays(arrays)
         codes, scales = arrays[:2]
         rows, blocks = scales.shape
-        codes = self._split(codes.reshape(rows, -1)).reshape(-1, self.block_size).t()
+        codes = self._unpack_codes(codes.reshape(rows, -1)).reshape(-1, self.block_size).t()
         if self.symmetric:
             return BlockParams.without_sub_blocks(codes, scales.flatten())
-        zero_points = self._split(arrays[2])[:, :blocks].flatten()
+        zero_points = self._unpack_codes(arrays[2])[:, :blocks].flatten()
         return BlockParams.with_zero_points(codes, scales.flatten(), zero_points)
 
     def pack(self, params: BlockParams) -> torch.Tensor:
         head = [self.require_finite(params.d)[:, None].view(torch.uint8)]
         if params.minimums is not None:
             head.append(params.minimums.t())
-        return torch.cat([*head, self._join(blocks_first(params.codes))], 1)
+        return torch.cat([*head, self._pack_codes(blocks_first(params.codes))], 1)
 
     def unpack(self, packed: torch.Tensor) -> BlockParams:
         (d,) = float16_columns(packed, 0, 2)
-        codes = self._split(packed[:, self._head_bytes :]).t()
+        codes = self._unpack_codes(packed[:, self._head_bytes :]).t()
         if self.symmetric:
             return BlockParams.without_sub_blocks(codes, d)
         return BlockParams.with_zero_points(codes, d, packed[:, 2])
 
     @property
     def _head_bytes(self) -> int:
-        """Bytes of a packed block before its codes: the scale and the zero point."""
+        """The bytes of a packed block before its codes: those of the scale and the zero point."""
         return 2 if self.symmetric else 3
 
-    def _join(self, codes: torch.Tensor) -> torch.Tensor:
-        """Codes [n, k] as bytes, two of 4 bits in one; a row of an odd number ends in 0."""
+    def _pack_codes(self, codes: torch.Tensor) -> torch.Tensor:
+        """Pack codes uint8 [n, k] into bytes: [n, k] at 8 bits, [n, ceil(k / 2)] at 4 bits.
+
+        If the last byte of a row holds a single code, its high nibble is 0.
+        """
         if self.bits == 8:
             return codes.contiguous()
         if codes.shape[1] % 2:
             codes = torch.nn.functional.pad(codes, (0, 1))
         return codes[:, 0::2] | codes[:, 1::2] << 4
 
-    def _split(self, joined: torch.Tensor) -> torch.Tensor:
-        """The inverse of `_join`, with the code that fills up a row."""
+    def _unpack_codes(self, joined: torch.Tensor) -> torch.Tensor:
+        """Unpack bytes into codes; a padding nibble becomes a code too."""
         return joined if self.bits == 8 else torch.stack([joined & 15, joined >> 4], -1).flatten(1)

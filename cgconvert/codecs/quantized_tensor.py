@@ -1,4 +1,4 @@
-"""Quantized matrices, and encodings that quantize one matrix or copy its blocks."""
+"""Matrices in quantized blocks, and encodings that quantize a matrix or copy blocks of one."""
 
 from __future__ import annotations
 
@@ -13,20 +13,22 @@ from cgconvert.codecs.block_layout import BlockParams
 from cgconvert.codecs.encoding import Array, Encoding
 from cgconvert.model.tensor import ALL, LazyTensor
 
-__all__ = ["PackedRows", "QuantizedTensor", "Weighted", "block_codec_of"]
+__all__ = ["ImportanceEncoding", "PackedRowsEncoding", "QuantizedTensor", "block_codec_of"]
 
 
 @dataclass(frozen=True)
 class QuantizedTensor(LazyTensor):
-    """A matrix [rows, columns] in quantized blocks, decoded to float32 as it is read.
+    """A matrix [rows, columns] in quantized blocks, which reading decodes to float32.
 
-    A row's blocks depend on no other row, so other rows in another order are quantized too.
+    The blocks of a row do not depend on other rows, so selected or reordered rows are again a
+    QuantizedTensor.
 
     Attributes:
-        arrays: the arrays of `codec`, rows on the first axis: as a file stores them, or a single
-            one of packed rows, uint8 [rows, bytes of a row].
-        shape: the matrix's, (rows, columns).
-        codec: what the bytes mean.
+        arrays: the arrays that `codec` stores in a file, rows on the first axis; or a single array
+            of packed rows, uint8 [rows, bytes of a row].
+        shape: the shape of the matrix, (rows, columns).
+        codec: the codec that decodes the arrays.
+        dtype: the type of the decoded weights.
     """
 
     arrays: tuple[LazyTensor, ...]
@@ -39,7 +41,7 @@ class QuantizedTensor(LazyTensor):
         return self.arrays
 
     def params(self, rows: slice = ALL) -> BlockParams:
-        """Codes, scales and minimums of the rows' blocks, one row's after the other's."""
+        """Read the parameters of the blocks of some rows, row after row."""
         return self.codec.unpack_arrays([array.read(rows) for array in self.arrays])
 
     def read(self, rows: slice = ALL, cols: slice = ALL) -> torch.Tensor:
@@ -53,10 +55,12 @@ class QuantizedTensor(LazyTensor):
 
 
 @dataclass(frozen=True)
-class PackedRows:
-    """The encoding of packed rows: their bytes stay as they are, in the arrays of `codec`.
+class PackedRowsEncoding:
+    """The encoding of rows that are packed blocks already: no block is quantized again.
 
-    `shape` is the shape of the matrix that the rows stand for.
+    Attributes:
+        codec: the codec of the blocks. It distributes their bytes over the arrays of a file.
+        shape: the shape of the decoded matrix, (rows, columns).
     """
 
     codec: BlockCodec
@@ -67,7 +71,7 @@ class PackedRows:
         return self.codec.name
 
     def arrays(self, shape: Sequence[int]) -> tuple[Array, ...]:
-        """The arrays of the matrix; `shape` is that of its bytes."""
+        """List the arrays of the matrix; `shape`, which is that of the packed rows, is not used."""
         return self.codec.arrays(self.shape)
 
     def encode(self, rows: torch.Tensor) -> tuple[torch.Tensor, ...]:
@@ -75,10 +79,12 @@ class PackedRows:
 
 
 @dataclass(frozen=True, eq=False)
-class Weighted:
-    """The encoding of one matrix whose columns do not count alike.
+class ImportanceEncoding:
+    """The encoding of one matrix in blocks, with an importance for each column.
 
-    `importance` float32 [columns] is how much a squared error counts in each column.
+    Attributes:
+        codec: the codec of the blocks.
+        importance: how much a squared error counts in each column, float32 [columns].
     """
 
     codec: BlockCodec
@@ -96,7 +102,7 @@ class Weighted:
 
 
 def block_codec_of(encoding: Encoding) -> BlockCodec | None:
-    """The codec of the blocks that an encoding writes; None where it writes plain numbers."""
-    if isinstance(encoding, PackedRows | Weighted):
+    """Return the codec of the blocks that an encoding writes; None if it writes no blocks."""
+    if isinstance(encoding, PackedRowsEncoding | ImportanceEncoding):
         return encoding.codec
     return encoding if isinstance(encoding, BlockCodec) else None

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import torch
 
-from cgconvert.codecs.encoding import Plain
+from cgconvert.codecs.encoding import FloatEncoding
 from cgconvert.errors import InputError
 from cgconvert.io.parallel import WorkerPool, ordered_results
 from cgconvert.io.progress import Progress
@@ -76,7 +76,7 @@ class ChunkWriter:
         tensor = file.tensors[tensor_index]
         values = tensor.source.read(rows)
         nonfinite = _count_nonfinite(values)
-        if nonfinite and not (self.allow_nonfinite and isinstance(tensor.encoding, Plain)):
+        if nonfinite and not (self.allow_nonfinite and isinstance(tensor.encoding, FloatEncoding)):
             return UnstorableValues(nonfinite)
         try:
             arrays = tensor.encoding.encode(values)
@@ -240,10 +240,10 @@ class PlanWriter:
         names = ", ".join(dict.fromkeys(leaf.name for leaf in stored)) or tensor.name
         path = stored[0].path if stored else self.write_chunk.plan.source.path
         where = f"{path}: tensor {names}"
-        is_plain = isinstance(tensor.encoding, Plain)
-        if is_plain and self.write_chunk.allow_nonfinite:
+        is_float = isinstance(tensor.encoding, FloatEncoding)
+        if is_float and self.write_chunk.allow_nonfinite:
             return
-        advice = "; `allow_nonfinite=True` keeps them" if is_plain else ""
+        advice = "; `allow_nonfinite=True` keeps them" if is_float else ""
         if unstorable.nonfinite:
             raise InputError(
                 f"{where}: {unstorable.nonfinite} values are NaN or infinite in the source{advice}"

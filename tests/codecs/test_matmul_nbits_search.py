@@ -7,7 +7,7 @@ import torch
 
 from cgconvert.calibrate.gptq import Hessian, quantize_matrix
 from cgconvert.codecs.matmul_nbits import MatMulNBits
-from cgconvert.codecs.quantized_tensor import PackedRows
+from cgconvert.codecs.quantized_tensor import PackedRowsEncoding
 from cgconvert.errors import InputError
 
 LAYOUTS = [
@@ -49,7 +49,7 @@ def test_operators_get_the_numbers_the_blocks_stand_for(
     codec = layout.with_search()
     coded = codec.encode_rows(weights)
     assert coded.shape == (40, codec.row_bytes(weights.shape))
-    repacked = PackedRows(codec, tuple(weights.shape))
+    repacked = PackedRowsEncoding(codec, tuple(weights.shape))
     arrays = repacked.encode(coded)
     assert torch.equal(
         layout.decode(arrays, weights.shape), codec.decode_rows(coded, weights.shape)

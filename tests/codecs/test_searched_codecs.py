@@ -200,14 +200,14 @@ def test_any_chunking_and_number_of_processes_gives_the_same_bytes(
     for name in ("TILE", "SEARCH_TILE"):
         monkeypatch.setattr(block_codec, name, 7 * 256)
     np.testing.assert_array_equal(encoded(codec, rows, weights), whole)
-    monkeypatch.setattr(block_codec, "SHARE", 1)
+    monkeypatch.setattr(block_codec, "PROCESS_TILE", 1)
     monkeypatch.setattr(torch, "get_num_threads", lambda: 3)
     np.testing.assert_array_equal(encoded(codec, rows, weights), whole)
 
 
 @each_searched
 def test_an_error_in_a_worker_is_raised(codec: BlockCodec, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(block_codec, "SHARE", 1)
+    monkeypatch.setattr(block_codec, "PROCESS_TILE", 1)
     monkeypatch.setattr(torch, "get_num_threads", lambda: 3)
     rows = torch.ones(64, COLUMNS)
     rows[1:, 7] = torch.nan

@@ -12,7 +12,8 @@ ENCODINGS: dict[str, Encoding] = {
     encoding.name: encoding
     for encoding in (F32, F16, BF16, Q8_0(), Q6_K(), Q5_K(), Q4_K(), Q4_1(), Q4_0(), Q3_K())
 }
-"""Every type that is written and read here, by ggml's name.
+"""The encodings that can be read and written, by ggml's name of the type.
 
-A codec that is added here can be asked for by its name, and is read, calibrated and verified.
+A codec that is added to this table can be requested by its name, and is read, calibrated and
+verified.
 """

@@ -16,18 +16,19 @@ from cgconvert.codecs.search.scale_min import ScaleMinSearch
 __all__ = ["Q4_0", "Q4_1", "Q8_0", "SIGNED_4_BITS"]
 
 SIGNED_4_BITS = ScaleSearch(
-    # Chosen as Q4_K's, from -11 to -6 and 6 to 10.
+    # Tuned as Q4_K's settings were, from -11 to -6 and 6 to 10.
     extreme_codes=(-8.3, -10.1, -7.1, -9.2, -11.0, 6.0, 9.5, -7.7),
     weighted_extreme_codes=(-8.3, -10.1, -7.1, -9.2, -11.0, 6.0, 9.5, -7.7),
 )
-"""The search of blocks that have a scale alone, for codes of 4 bits around 8."""
+"""The search for blocks of 4-bit codes with a scale and the fixed zero point 8."""
 
 
 class Q8_0(BlockCodec):  # noqa: N801 - the type's name
     """34 bytes: a float16 d and 32 int8 codes; weight = d * code.
 
-    Equal byte for byte to quantize_row_q8_0_ref of llama.cpp (ggml/src/ggml-quants.c), with an
-    importance too: a search has nothing to gain at 8 bits. BlockParams count the codes from -128.
+    The bytes equal those of quantize_row_q8_0_ref of llama.cpp (ggml/src/ggml-quants.c). There is
+    no search, even with an importance, because at 8 bits it lowers the error hardly at all. In
+    BlockParams the int8 codes are stored as uint8, increased by 128.
     """
 
     name = "Q8_0"
@@ -47,15 +48,17 @@ class Q8_0(BlockCodec):  # noqa: N801 - the type's name
 class Q4_1(BlockCodec):  # noqa: N801 - the type's name
     """20 bytes: float16 d and m, and 32 codes of 4 bits; weight = d * code + m.
 
-    Byte j of the codes holds those of weights j (low) and j + 16 (high). BlockParams' dmin is -m.
+    Byte j of the codes holds the codes of weights j (low nibble) and j + 16 (high nibble). In
+    BlockParams dmin is -m.
     """
 
     name = "Q4_1"
     block_size = sub_block_size = 32
     block_bytes = 20
     max_code = 15
-    # Of a grid from -0.6 to 1.8 by 0.3, taken one after the other: each lowers the final error most
-    # beside those before it, on Gaussian and heavy-tailed weights and a trained model's.
+    # Chosen greedily from multiples of 0.3 between -0.6 and 1.8: each entry is the one that, added
+    # to those before it, lowers the final error most, measured on Gaussian and heavy-tailed weights
+    # and on those of a trained model.
     search = ScaleMinSearch(
         end_shifts=((0.0, 0.0), (0.3, -0.6), (-0.3, 0.3), (0.3, 0.0), (0.3, 0.6)),
         weighted_end_shifts=(
@@ -78,8 +81,9 @@ class Q4_1(BlockCodec):  # noqa: N801 - the type's name
 class Q4_0(BlockCodec):  # noqa: N801 - the type's name
     """18 bytes: a float16 d and 32 codes of 4 bits; weight = d * (code - 8).
 
-    Byte j of the codes holds those of weights j (low) and j + 16 (high). Without an importance
-    equal byte for byte to quantize_row_q4_0_ref of llama.cpp (ggml/src/ggml-quants.c).
+    Byte j of the codes holds the codes of weights j (low nibble) and j + 16 (high nibble). Without
+    an importance the bytes equal those of quantize_row_q4_0_ref of llama.cpp
+    (ggml/src/ggml-quants.c).
     """
 
     name = "Q4_0"
@@ -98,12 +102,15 @@ class Q4_0(BlockCodec):  # noqa: N801 - the type's name
 
 
 def _join_halves(codes: torch.Tensor) -> torch.Tensor:
-    """Codes below 16, uint8 [1, 32, n], as bytes [n, 16]: the second half of a block is high."""
-    # Eight codes at a time: none is above 15, so the shift moves nothing into the next byte.
+    """Pack 4-bit codes uint8 [1, 32, n] into bytes [n, 16].
+
+    The first half of a block goes into the low nibbles, the second half into the high ones.
+    """
+    # An int64 holds eight codes. None is above 15, so the shift moves no bit into the next byte.
     words = blocks_first(codes).view(torch.int64)
     return (words[:, :2] | words[:, 2:] << 4).view(torch.uint8)
 
 
 def _split_halves(packed: torch.Tensor) -> torch.Tensor:
-    """Bytes [n, 16] as codes [32, n], in memory block after block."""
+    """Unpack bytes [n, 16] into codes uint8 [32, n], a transposed view of [n, 32]."""
     return torch.cat([packed & 15, packed >> 4], 1).t()

@@ -1,4 +1,4 @@
-"""ggml's K-quants: Q3_K, Q4_K, Q5_K and Q6_K, blocks of 256 weights with scales of sub-blocks.
+"""ggml's K-quants Q3_K, Q4_K, Q5_K and Q6_K: blocks of 256 weights, with scales for sub-blocks.
 
 Layouts are those of llama.cpp's ggml/src/ggml-common.h (block_q3_K to block_q6_K).
 """
@@ -16,18 +16,21 @@ __all__ = ["Q3_K", "Q4_K", "Q5_K", "Q6_K"]
 
 
 class Q3_K(BlockCodec):  # noqa: N801 - the type's name
-    """110 bytes: 16 sub-blocks of 16 with a signed scale of 6 bits.
+    """110 bytes: 16 sub-blocks of 16 weights with a signed scale of 6 bits, and codes of 3 bits.
 
-    weight = d * (scale - 32) * (code - 4). 32 bytes of third bits, bit r of byte j belonging to
-    weight j of run r of 32; 64 bytes of low two bits, four runs a byte; 12 bytes of scales;
-    float16 d.
+    weight = d * (scale - 32) * (code - 4). If the weights are seen as 8 runs of 32, the bytes are
+
+    - 32 bytes of the codes' highest bits: bit r of byte j belongs to weight j of run r;
+    - 64 bytes of their low two bits: a byte holds those of four runs;
+    - 12 bytes of scales;
+    - d, a float16.
     """
 
     name = "Q3_K"
     block_size, sub_block_size = 256, 16
     block_bytes = 110
     max_code, zero_point, scale_bits = 7, 4, 6
-    # Chosen as Q4_1's, from 2 to 6 with either sign.
+    # Chosen greedily as Q4_1's settings were, from 2 to 6 with either sign.
     search = ScaleSearch(
         extreme_codes=(-4.2, -3.2, -4.6, -3.8),
         weighted_extreme_codes=(-4.4, -6.2, -3.2, 5.0, -3.8, -5.2, 5.8, 4.2),
@@ -42,14 +45,18 @@ class Q3_K(BlockCodec):  # noqa: N801 - the type's name
         return torch.cat([blocks_first(packed), self.scale_bytes(params)], 1)
 
     def unpack(self, packed: torch.Tensor) -> BlockParams:
-        body = packed[:, :108].t().contiguous()
+        body = packed[:, :108].t().contiguous()  # all but d
         third = _split_bits(body[:32]).reshape(16, 16, -1)
         low = _split_pairs(body[32:96].reshape(2, 32, -1)).reshape(16, 16, -1)
         (d,) = float16_columns(packed, 108, 110)
         return BlockParams(low | third << 2, self._unpack_scales(body[96:]), d)
 
     def _pack_scales(self, scales: torch.Tensor) -> torch.Tensor:
-        """int8 [16, n] as [12, n]: low four bits of scales s and s + 8, then high two of four."""
+        """Pack scales int8 [16, n] into bytes [12, n].
+
+        Bytes 0 to 7 hold the low four bits of scales s and s + 8, bytes 8 to 11 the high two bits
+        of four scales.
+        """
         unsigned = (scales + 32).view(torch.uint8)
         low = unsigned & 15
         return torch.cat(
@@ -57,15 +64,17 @@ class Q3_K(BlockCodec):  # noqa: N801 - the type's name
         )
 
     def _unpack_scales(self, packed: torch.Tensor) -> torch.Tensor:
+        """Unpack bytes [12, n] into scales int8 [16, n]."""
         low = torch.cat([packed[:8] & 15, packed[:8] >> 4])
         high = _split_pairs(packed[None, 8:]).reshape(16, -1)
         return (low | high << 4).view(torch.int8) - 32
 
 
 class _ScaleMinLayout(BlockCodec):
-    """8 sub-blocks of 32 with a scale and a minimum of 6 bits; float16 d and dmin come first.
+    """The layout of Q4_K, and with one bit more of Q5_K.
 
-    weight = d * scale * code - dmin * minimum.
+    A block has 8 sub-blocks of 32 weights with a scale and a minimum of 6 bits each;
+    weight = d * scale * code - dmin * minimum. It begins with d and dmin, two float16.
     """
 
     block_size, sub_block_size = 256, 32
@@ -82,18 +91,23 @@ class _ScaleMinLayout(BlockCodec):
         return BlockParams(self._unpack_codes(body[12:]), scales, d, minimums, dmin)
 
     def _pack_codes(self, codes: torch.Tensor) -> torch.Tensor:
-        """Codes below 16, uint8 [8, 32, n], as [128, n]: of two sub-blocks the second is high."""
+        """Pack 4-bit codes uint8 [8, 32, n] into bytes [128, n].
+
+        Two neighbouring sub-blocks share bytes: the first has the low nibbles.
+        """
         return (codes[0::2] | codes[1::2] << 4).reshape(128, -1)
 
     def _unpack_codes(self, packed: torch.Tensor) -> torch.Tensor:
+        """Unpack the bytes behind the scales into codes uint8 [8, 32, n]."""
         pairs = packed.reshape(4, 32, -1)
         return torch.stack([pairs & 15, pairs >> 4], 1).reshape(8, 32, -1)
 
     def _pack_scales(self, params: BlockParams) -> torch.Tensor:
-        """Scales and minimums in 12 bytes, uint8 [12, n] (get_scale_min_k4, ggml-quants.c).
+        """Pack scales and minimums into bytes [12, n], as get_scale_min_k4 of ggml-quants.c reads.
 
-        The first four of each are whole in the low bits of bytes 0 to 7, the last four in two
-        pieces: their low four bits in bytes 8 to 11, their high two on top of the first.
+        Bytes 0 to 7 hold the first four scales and the first four minimums in their low six bits.
+        The other four of each are split: their low four bits are in bytes 8 to 11, their high two
+        bits are the high two bits of bytes 0 to 7.
         """
         assert params.minimums is not None
         scales, minimums = params.scales.view(torch.uint8), params.minimums
@@ -106,7 +120,7 @@ class _ScaleMinLayout(BlockCodec):
         )
 
     def _unpack_scales(self, packed: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-        """int8 scales and uint8 minimums, [8, n]."""
+        """Unpack bytes [12, n] into scales int8 [8, n] and minimums uint8 [8, n]."""
         first, second, last = packed[:4], packed[4:8], packed[8:]
         scales = torch.cat([first & 63, last & 15 | first >> 6 << 4])
         return scales.view(torch.int8), torch.cat([second & 63, last >> 4 | second >> 6 << 4])
@@ -118,8 +132,8 @@ class Q4_K(_ScaleMinLayout):  # noqa: N801 - the type's name
     name = "Q4_K"
     block_bytes = 144
     max_code = 15
-    # Moved by steps down to 0.1, in turn, for as long as that lowered the final error: of Gaussian,
-    # heavy-tailed, uniform and one-sided weights and a trained model's.
+    # Tuned by moving one number at a time, by steps down to 0.1, as long as that lowered the final
+    # error on Gaussian, heavy-tailed, uniform and one-sided weights and on a trained model's.
     search = ScaleMinSearch(
         end_shifts=((-0.3, 0.4), (0.0, -0.9), (0.0, 0.2), (0.4, 0.0)),
         weighted_end_shifts=(
@@ -129,16 +143,16 @@ class Q4_K(_ScaleMinLayout):  # noqa: N801 - the type's name
 
 
 class Q5_K(_ScaleMinLayout):  # noqa: N801 - the type's name
-    """176 bytes: d, dmin, scales and minimums as Q4_K's; fifth bits; low four bits as Q4_K's codes.
+    """176 bytes: d, dmin, scales and minimums as in Q4_K, then the codes of 5 bits.
 
-    Bit s of byte j of the 32 bytes of fifth bits belongs to weight j of sub-block s.
+    32 bytes hold the codes' highest bits: bit s of byte j belongs to weight j of sub-block s. Then
+    come the low four bits, packed as Q4_K's codes.
     """
 
     name = "Q5_K"
     block_bytes = 176
     max_code = 31
-    # Chosen as Q4_K's; weighted ones of a grid from -0.6 to 1.8 by 0.3, each the best beside those
-    # before it.
+    # Tuned as Q4_K's settings were; the weighted ones chosen greedily as Q4_1's.
     search = ScaleMinSearch(
         end_shifts=((-0.7, -0.1), (0.0, -0.8), (-0.1, 0.3), (0.3, 0.0)),
         weighted_end_shifts=(
@@ -155,18 +169,22 @@ class Q5_K(_ScaleMinLayout):  # noqa: N801 - the type's name
 
 
 class Q6_K(BlockCodec):  # noqa: N801 - the type's name
-    """210 bytes: 16 sub-blocks of 16 with an int8 scale; weight = d * scale * (code - 32).
+    """210 bytes: 16 sub-blocks of 16 weights with an int8 scale, and codes of 6 bits.
 
-    128 bytes of low four bits, 64 of high two, 16 scales, float16 d. Each half of 128 weights is
-    four runs of 32: the low bits of runs 0 and 2 share bytes, then those of 1 and 3; the high bits
-    of all four share bytes.
+    weight = d * scale * (code - 32). If each half of the weights is seen as four runs of 32, the
+    bytes are
+
+    - 128 bytes of the codes' low four bits: in each half, run 0 shares bytes with 2, and 1 with 3;
+    - 64 bytes of their high two bits: in each half, all four runs share bytes;
+    - 16 bytes of scales;
+    - d, a float16.
     """
 
     name = "Q6_K"
     block_size, sub_block_size = 256, 16
     block_bytes = 210
     max_code, zero_point, scale_bits = 63, 32, 8
-    # Chosen as Q4_K's, by steps down to 0.2 and, weighted, 0.4.
+    # Tuned as Q4_K's settings were, by steps down to 0.2, and to 0.4 for the weighted ones.
     search = ScaleSearch(
         extreme_codes=(-32.0, -31.0, -30.0),
         weighted_extreme_codes=(-32.4, -30.8, -29.2, -27.2),
@@ -183,7 +201,7 @@ class Q6_K(BlockCodec):  # noqa: N801 - the type's name
         return torch.cat([blocks_first(packed), self.scale_bytes(params)], 1)
 
     def unpack(self, packed: torch.Tensor) -> BlockParams:
-        body = packed[:, :208].t().contiguous()
+        body = packed[:, :208].t().contiguous()  # all but d
         low = body[:128].reshape(2, 2, 32, -1)
         low = torch.cat([low & 15, low >> 4], 1)
         high = _split_pairs(body[128:192].reshape(2, 32, -1))
@@ -193,7 +211,7 @@ class Q6_K(BlockCodec):  # noqa: N801 - the type's name
 
 
 def _join_bits(bits: torch.Tensor) -> torch.Tensor:
-    """Numbers below 2, uint8 [8, 32, n], as [32, n]: row r is bit r of each byte."""
+    """Pack bits uint8 [8, 32, n] into bytes [32, n]: bits[r] become bit r of the bytes."""
     joined = bits[0]
     for row in range(1, 8):
         joined = joined | bits[row] << row
@@ -201,13 +219,18 @@ def _join_bits(bits: torch.Tensor) -> torch.Tensor:
 
 
 def _split_bits(joined: torch.Tensor) -> torch.Tensor:
+    """Unpack bytes [32, n] into bits uint8 [8, 32, n]."""
     return torch.stack([joined >> row & 1 for row in range(8)])
 
 
 def _join_pairs(pairs: torch.Tensor) -> torch.Tensor:
-    """Numbers below 4, uint8 [m, 4, k, n], as [m, k, n]: row r is bits 2r and 2r + 1 of a byte."""
+    """Pack 2-bit numbers uint8 [m, 4, k, n] into bytes [m, k, n].
+
+    pairs[:, r] become bits 2r and 2r + 1 of the bytes.
+    """
     return pairs[:, 0] | pairs[:, 1] << 2 | pairs[:, 2] << 4 | pairs[:, 3] << 6
 
 
 def _split_pairs(joined: torch.Tensor) -> torch.Tensor:
+    """Unpack bytes [m, k, n] into 2-bit numbers uint8 [m, 4, k, n]."""
     return torch.stack([joined >> shift & 3 for shift in (0, 2, 4, 6)], 1)

@@ -1,1 +1,1 @@
-"""Ways from the weights of blocks to their quantization parameters."""
+"""How the quantization parameters of blocks are computed: by a rounding rule or by a search."""

@@ -1,7 +1,11 @@
-"""Round-to-nearest rules: scales and codes follow from a block's weights, without a search.
+"""Round-to-nearest rules: scales and codes are computed from a block's weights without a search.
 
-Each rule comes with the bound of its error, which verification holds stored blocks to: half a
-step, and more where the format clips or rounds its scale to float16 (docs/verify.md).
+Each rule also defines a bound of its error, which verification compares stored blocks with. The
+bound is half a step, and more if the rule clips weights or rounds the scale to float16
+(docs/verify.md).
+
+In this module `scales` are the distances of two neighbouring values, and `levels` are codes counted
+from the zero point: weight = scale * level.
 """
 
 from __future__ import annotations
@@ -13,17 +17,19 @@ import torch
 
 from cgconvert.codecs.block_layout import BlockLayout, BlockParams, blocks_first
 
-__all__ = ["AbsMaxRounding", "ExtremeRounding", "MinMaxRounding", "Rounding", "reciprocal"]
+__all__ = ["AbsMaxRounding", "ExtremeRounding", "MinMaxRounding", "Rounding", "ggml_reciprocal"]
 
 HALF_ULP, TINY = 2.0**-11, 2.0**-25
-"""Rounding to float16: relative for normal numbers, absolute for subnormal ones."""
+"""The largest error of rounding to float16: relative for normal numbers, absolute for subnormal
+ones."""
 
 SLACK = 1 + 2.0**-10
-"""For the float32 arithmetic of an encoder: some 2^-17 of a step at 8 bits."""
+"""Factor of a bound that allows for the float32 arithmetic of an encoder, whose error is about
+2^-17 of a step at 8 bits."""
 
 BELOW_HALF = 0.49999997
-"""trunc(x + copysign(this, x)) is C's roundf, ties away from zero: with a plain 0.5 the largest
-float below 0.5 would become 1."""
+"""The largest float32 below 0.5. trunc(x + copysign(BELOW_HALF, x)) equals C's roundf, which rounds
+ties away from zero; with 0.5 instead, BELOW_HALF itself would be rounded to 1."""
 
 
 class Rounding(ABC):
@@ -31,15 +37,17 @@ class Rounding(ABC):
 
     @abstractmethod
     def fit(self, blocks: torch.Tensor, layout: BlockLayout) -> BlockParams:
-        """The parameters of blocks float32 [n, block_size]; d may come out infinite or NaN.
+        """Quantize blocks, float32 [n, block_size].
 
-        Codes lie in memory as the blocks do, block after block.
+        A weight that is not finite makes the d of its block infinite or NaN; `BlockLayout.pack`
+        refuses it. The codes [sub_blocks, sub_block_size, n] are a transposed view: in memory the
+        codes of a block lie together.
         """
 
     def error_ratio(
         self, params: BlockParams, blocks: torch.Tensor, layout: BlockLayout
     ) -> torch.Tensor:
-        """How far stored parameters are from the source's blocks, in multiples of the bound.
+        """Compare stored parameters with the source's blocks, in multiples of the error bound.
 
         Args:
             params: the stored parameters of n blocks.
@@ -47,98 +55,115 @@ class Rounding(ABC):
             layout: the layout of the stored blocks.
 
         Returns:
-            float32 [n]: the larger of the scale's deviation from what the rule demands and of the
-            worst weight's error, each over its bound; infinite where one is NaN.
+            float32 [n]: the deviation of the scale from the rule's scale divided by its bound, or
+            the largest error of a weight divided by its bound, whichever is larger; infinite for a
+            block with a NaN.
         """
         scales = params.d.float()[:, None]
         zero_points: torch.Tensor | int = layout.zero_point
         if params.minimums is not None:
             zero_points = params.minimums[0].float()[:, None]
-        steps = blocks_first(params.codes).float() - zero_points
-        demanded = self._scales(blocks, layout).abs()
-        rounding = (demanded * HALF_ULP).clamp(min=TINY) * SLACK
-        scale_ratio = (scales.abs() - demanded).abs() / rounding
-        error = self._unclipped(blocks - steps * scales, steps, scales)
-        bound = self._bound(steps, scales.abs(), rounding, layout)
+        levels = blocks_first(params.codes).float() - zero_points
+        expected_scales = self._scales(blocks, layout).abs()
+        scale_bound = (expected_scales * HALF_ULP).clamp(min=TINY) * SLACK
+        scale_ratio = (scales.abs() - expected_scales).abs() / scale_bound
+        error = self._without_clipping(blocks - levels * scales, levels, scales)
+        bound = self._bound(levels, scales.abs(), scale_bound, layout)
         weight_ratio = (error.abs_() / bound).amax(1)
         return torch.maximum(weight_ratio, scale_ratio.squeeze(1)).nan_to_num_(nan=math.inf)
 
     @abstractmethod
     def _scales(self, blocks: torch.Tensor, layout: BlockLayout) -> torch.Tensor:
-        """The scale that the rule gives each block, before float16: float32 [n, 1]."""
+        """Compute the scale of each block before it is rounded to float16: float32 [n, 1]."""
 
-    def _unclipped(
-        self, error: torch.Tensor, steps: torch.Tensor, scales: torch.Tensor
+    def _without_clipping(
+        self, error: torch.Tensor, levels: torch.Tensor, scales: torch.Tensor
     ) -> torch.Tensor:
-        """`error` without what the rule's clipping allows."""
+        """Reduce the error of weights that the rule clips, so that `_bound` holds for them too.
+
+        By default a rule clips no weight.
+        """
         return error
 
     def _bound(
         self,
-        steps: torch.Tensor,
+        levels: torch.Tensor,
         scales: torch.Tensor,
-        rounding: torch.Tensor,
+        scale_bound: torch.Tensor,
         layout: BlockLayout,
     ) -> torch.Tensor:
-        """The error allowed each weight, for stored steps and magnitudes of scales.
+        """Compute the largest error that each weight may have, float32 [n, block_size].
 
-        Codes come from the scale before it is rounded, so a code of n steps is n roundings off.
+        By default codes are computed with the scale before it is rounded to float16. So a weight of
+        level l may be off by half a step and by l times the rounding error of the scale.
+
+        Args:
+            levels: stored codes minus the zero point, [n, block_size].
+            scales: magnitudes of the stored scales, [n, 1].
+            scale_bound: the largest rounding error of each scale, [n, 1].
+            layout: the layout of the stored blocks.
         """
-        return steps.abs() * rounding + (scales + rounding) / 2 * SLACK
+        return levels.abs() * scale_bound + (scales + scale_bound) / 2 * SLACK
 
 
 class ExtremeRounding(Rounding):
-    """4 bits: the weight of largest magnitude becomes code 0, whatever its sign; scale may be < 0.
+    """4 bits: the weight of largest magnitude gets the code 0, so its level is -8.
+
+    If this weight is positive, the scale is negative.
 
     Equal to quantize_row_q4_0_ref of llama.cpp (ggml/src/ggml-quants.c).
     """
 
     def fit(self, blocks: torch.Tensor, layout: BlockLayout) -> BlockParams:
         scales = self._scales(blocks, layout)
-        inverse, tiny = reciprocal(scales)
-        codes = (blocks * inverse).add_(8.5).to(torch.int8).clamp_(max=15)  # truncates
-        if tiny.any():
-            codes.masked_fill_(tiny, 0)
+        reciprocals, overflows = ggml_reciprocal(scales)
+        codes = (blocks * reciprocals).add_(8.5).to(torch.int8).clamp_(max=15)  # truncates
+        if overflows.any():
+            codes.masked_fill_(overflows, 0)
         d = scales.half().squeeze(1)
         return BlockParams.without_sub_blocks(codes.view(torch.uint8).t(), d)
 
     def _scales(self, blocks: torch.Tensor, layout: BlockLayout) -> torch.Tensor:
         return _extreme(blocks) / -8
 
-    def _unclipped(
-        self, error: torch.Tensor, steps: torch.Tensor, scales: torch.Tensor
+    def _without_clipping(
+        self, error: torch.Tensor, levels: torch.Tensor, scales: torch.Tensor
     ) -> torch.Tensor:
-        # 8 steps have no code: a weight beyond the last one is clipped to 7.
-        beyond = error.signbit() == scales.signbit()  # a scale may be -0
-        return torch.where((steps == 7) & beyond, error / 2, error)
+        # Levels are -8 to 7. A weight of almost 8 steps is clipped to 7, so its error is up to a
+        # full step instead of half a step.
+        is_beyond = error.signbit() == scales.signbit()  # a scale may be -0
+        return torch.where((levels == 7) & is_beyond, error / 2, error)
 
 
 class AbsMaxRounding(Rounding):
-    """8 bits: the largest magnitude becomes 127 steps, so codes are 1 to 255.
+    """8 bits: the weight of largest magnitude gets the level 127 or -127, so codes are 1 to 255.
 
     Equal to quantize_row_q8_0_ref of llama.cpp (ggml/src/ggml-quants.c).
     """
 
     def fit(self, blocks: torch.Tensor, layout: BlockLayout) -> BlockParams:
         scales = self._scales(blocks, layout)
-        codes = blocks * reciprocal(scales)[0]
+        codes = blocks * ggml_reciprocal(scales)[0]
         codes += torch.copysign(torch.full_like(codes[:1, :1], BELOW_HALF), codes)
-        offset_codes = codes.to(torch.int8).view(torch.uint8).bitwise_xor_(128)  # truncates
-        return BlockParams.without_sub_blocks(offset_codes.t(), scales.half().squeeze(1))
+        stored_codes = codes.to(torch.int8).view(torch.uint8).bitwise_xor_(128)  # truncates
+        return BlockParams.without_sub_blocks(stored_codes.t(), scales.half().squeeze(1))
 
     def _scales(self, blocks: torch.Tensor, layout: BlockLayout) -> torch.Tensor:
         return blocks.abs().amax(1, keepdim=True) / 127
 
 
 class MinMaxRounding(Rounding):
-    """The range from the least to the largest weight, widened to hold 0, in max_code steps."""
+    """Asymmetric: the range from the smallest to the largest weight is divided into max_code steps.
+
+    The range is extended to contain 0, so that the zero point is a code.
+    """
 
     def fit(self, blocks: torch.Tensor, layout: BlockLayout) -> BlockParams:
         d = self._scales(blocks, layout).half()
-        inverse, _ = reciprocal(d.float())
+        reciprocals, _ = ggml_reciprocal(d.float())
         low = blocks.amin(1, keepdim=True).clamp_(max=0)
-        zero_points = torch.round(-low * inverse).clamp_(0, layout.max_code)
-        codes = torch.round(blocks * inverse).add_(zero_points).clamp_(0, layout.max_code)
+        zero_points = torch.round(-low * reciprocals).clamp_(0, layout.max_code)
+        codes = torch.round(blocks * reciprocals).add_(zero_points).clamp_(0, layout.max_code)
         return BlockParams.with_zero_points(
             codes.byte().t(), d.squeeze(1), zero_points.squeeze(1).byte()
         )
@@ -150,32 +175,41 @@ class MinMaxRounding(Rounding):
 
     def _bound(
         self,
-        steps: torch.Tensor,
+        levels: torch.Tensor,
         scales: torch.Tensor,
-        rounding: torch.Tensor,
+        scale_bound: torch.Tensor,
         layout: BlockLayout,
     ) -> torch.Tensor:
-        # Codes come from the rounded scale, so only the range may be some roundings too short.
-        return scales / 2 * SLACK + layout.max_code * rounding
+        # Codes are computed with the scale after it is rounded to float16. If it is rounded down,
+        # max_code steps are shorter than the range, and a weight at its end is clipped.
+        return scales / 2 * SLACK + layout.max_code * scale_bound
 
 
-def reciprocal(scales: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-    """1 / scales, 0 where it is not finite, and where the scale is so small that 1 / it overflows.
+def ggml_reciprocal(scales: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """Compute 1 / scales as ggml does.
 
-    ggml gives a block of zeros the inverse 0; one of denormals the inverse infinity, whose
-    products have no int8: x86 makes all of them 0.
+    For a block of zeros ggml takes 0 as the reciprocal. For a scale so small that 1 / scale
+    overflows it takes infinity; the products are out of the range of int8, and x86 converts all of
+    them to 0.
+
+    Returns:
+        The reciprocals, with 0 in place of infinity, and a bool mask of the scales, other than 0,
+        whose reciprocal overflows.
     """
-    inverse = 1.0 / scales
-    tiny = inverse.isinf() & (scales != 0)
-    return torch.where(inverse.isinf(), 0.0, inverse), tiny
+    reciprocals = 1.0 / scales
+    overflows = reciprocals.isinf() & (scales != 0)
+    return torch.where(reciprocals.isinf(), 0.0, reciprocals), overflows
 
 
 def _extreme(blocks: torch.Tensor) -> torch.Tensor:
-    """The first weight of largest magnitude of each block, with its sign; +0 for zeros, [n, 1]."""
+    """Return the weight of largest magnitude of each block with its sign, [n, 1].
+
+    It is the first such weight if there are several, as ggml takes it, and +0 for a block of zeros.
+    """
     high, low = blocks.amax(1, keepdim=True), blocks.amin(1, keepdim=True)
     extreme = torch.where(high > -low, high, low)
     tied = (high == -low).squeeze(1).nonzero().squeeze(1)
-    if len(tied):  # argmax is five times slower, so only where +x and -x may both be there
+    if len(tied):  # argmax is five times slower, so it is used only to decide between x and -x
         tied_blocks = blocks[tied]
         extreme[tied] = tied_blocks.gather(1, tied_blocks.abs().argmax(1, keepdim=True))
     return torch.where(extreme == 0, 0.0, extreme)

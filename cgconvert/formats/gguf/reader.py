@@ -12,7 +12,7 @@ import numpy as np
 import torch
 
 from cgconvert.codecs.block_codec import BlockCodec
-from cgconvert.codecs.encoding import Plain
+from cgconvert.codecs.encoding import FloatEncoding
 from cgconvert.codecs.ggml import ENCODINGS
 from cgconvert.codecs.quantized_tensor import QuantizedTensor
 from cgconvert.errors import InputError
@@ -36,7 +36,7 @@ def read(path: Path, name: str) -> Checkpoint:
     """
     header = read_header(path)
     own = header.metadata.get("general.name")
-    plain = {kind for kind, encoding in ENCODINGS.items() if isinstance(encoding, Plain)}
+    plain = {kind for kind, encoding in ENCODINGS.items() if isinstance(encoding, FloatEncoding)}
     quantized = sorted({tensor.type for tensor in header.tensors} - plain)
     if quantized:
         raise InputError(
@@ -69,7 +69,7 @@ def tensors(path: Path, header: GgufHeader) -> dict[str, LazyTensor]:
 
 def _tensor(path: Path, tensor: TensorInfo) -> LazyTensor:
     encoding = ENCODINGS.get(tensor.type)
-    if isinstance(encoding, Plain):
+    if isinstance(encoding, FloatEncoding):
         return Stored(path, tensor.offset, tensor.shape, encoding.dtype, tensor.name)
     if isinstance(encoding, BlockCodec) and len(tensor.shape) == 2:
         coded = (tensor.shape[0], encoding.row_bytes(tensor.shape))

@@ -16,7 +16,11 @@ import numpy as np
 from cgconvert.codecs.block_codec import BlockCodec
 from cgconvert.codecs.encoding import F32, Encoding
 from cgconvert.codecs.ggml import ENCODINGS
-from cgconvert.codecs.quantized_tensor import PackedRows, QuantizedTensor, Weighted
+from cgconvert.codecs.quantized_tensor import (
+    ImportanceEncoding,
+    PackedRowsEncoding,
+    QuantizedTensor,
+)
 from cgconvert.errors import InputError, UsageError
 from cgconvert.formats.base import OUT
 from cgconvert.formats.gguf.header_writer import ALIGNMENT, HeaderWriter, padded
@@ -138,7 +142,7 @@ def _tensors(decoder: Decoder, kind: FileType) -> Iterator[Tensor]:
     layers = decoder.geometry.n_layer
     for name, part, layer, tensor in named_tensors(decoder, GGUF, bias_dtype=F32.dtype):
         if isinstance(tensor, QuantizedTensor):
-            yield name, tensor.arrays[0], PackedRows(tensor.codec, tensor.shape)
+            yield name, tensor.arrays[0], PackedRowsEncoding(tensor.codec, tensor.shape)
         elif len(tensor.shape) == 2:
             yield name, tensor, kind.encoding_of(part, layer or 0, layers)
         else:
@@ -171,7 +175,7 @@ def _weighted(name: str, encoding: Encoding, importance: Imatrix | None) -> Enco
     columns = None if importance is None else importance.importance(name)
     if columns is None or not isinstance(encoding, BlockCodec) or encoding.search is None:
         return encoding
-    return Weighted(encoding, columns)
+    return ImportanceEncoding(encoding, columns)
 
 
 def _header(

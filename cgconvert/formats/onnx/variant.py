@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
-from cgconvert.codecs.encoding import F16, F32, Encoding, Plain
+from cgconvert.codecs.encoding import F16, F32, Encoding, FloatEncoding
 from cgconvert.codecs.matmul_nbits import MatMulNBits
 from cgconvert.errors import UsageError
 
@@ -87,12 +87,12 @@ class Variant:
         return self.target != "cuda"
 
     @property
-    def norm(self) -> Plain:
+    def norm(self) -> FloatEncoding:
         """The type of what is added to the residual stream or normalizes it: always float32."""
         return F32
 
     @property
-    def plain(self) -> Plain:
+    def plain(self) -> FloatEncoding:
         """The type of whatever else is not quantized: biases, rotary tables."""
         return F16 if self.dtype == "float16" else F32
 

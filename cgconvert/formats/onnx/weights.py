@@ -10,7 +10,7 @@ import torch
 
 from cgconvert.codecs.encoding import Encoding
 from cgconvert.codecs.matmul_nbits import MatMulNBits
-from cgconvert.codecs.quantized_tensor import PackedRows, QuantizedTensor
+from cgconvert.codecs.quantized_tensor import PackedRowsEncoding, QuantizedTensor
 from cgconvert.formats.onnx.variant import Variant
 from cgconvert.model.decoder import Decoder, Geometry, Layer
 from cgconvert.model.tensor import InMemory, LazyTensor, Stacked
@@ -113,7 +113,9 @@ def _stored(tensor: LazyTensor, encoding: Encoding) -> tuple[LazyTensor, Encodin
         return tensor, encoding
     if not isinstance(tensor.codec, MatMulNBits):  # of another format: decoded and rounded again
         return tensor, encoding
-    return tensor.arrays[0], PackedRows(replace(tensor.codec, table=encoding.table), tensor.shape)
+    return tensor.arrays[0], PackedRowsEncoding(
+        replace(tensor.codec, table=encoding.table), tensor.shape
+    )
 
 
 def _qkv(layer: Layer) -> LazyTensor:
