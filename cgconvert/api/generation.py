@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from cgconvert.api.declarations import GENERATE
-from cgconvert.formats.artefact import identify
+from cgconvert.formats.registry import identify
 from cgconvert.options import accepted_values
 from cgconvert.runtimes import open_runtime
 from cgconvert.runtimes.generate import generate as generate_tokens

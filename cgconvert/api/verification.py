@@ -11,8 +11,8 @@ from cgconvert.api.progress import ProgressOption, progress_for
 from cgconvert.api.results import Result, Verification
 from cgconvert.api.sources import Source, load, read_options
 from cgconvert.errors import CgconvertError, InputError, UsageError
-from cgconvert.formats.artefact import Artefact, find_all, identify
 from cgconvert.formats.read import ReadOptions, read
+from cgconvert.formats.registry import Artefact, find_all, identify
 from cgconvert.model.checkpoint import Checkpoint
 from cgconvert.options import accepted_values
 from cgconvert.runtimes import runtime_names

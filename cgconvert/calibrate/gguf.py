@@ -28,7 +28,7 @@ from cgconvert.codecs.block_codec import BlockCodec
 from cgconvert.codecs.ggml import ENCODINGS
 from cgconvert.errors import InputError, UsageError
 from cgconvert.formats.gguf import writer
-from cgconvert.formats.gguf.imatrix_file import encoded, write_imatrix
+from cgconvert.formats.gguf.imatrix import encoded, write_imatrix
 from cgconvert.formats.gguf.types import TYPES, data_size
 from cgconvert.io.progress import Progress
 from cgconvert.model.checkpoint import Checkpoint

@@ -12,8 +12,7 @@ from dataclasses import replace
 
 import torch
 
-from cgconvert.formats.gguf.imatrix import Imatrix, Inputs
-from cgconvert.formats.gguf.imatrix_file import encoded
+from cgconvert.formats.gguf.imatrix import Imatrix, Inputs, encoded
 from cgconvert.io.progress import Progress
 from cgconvert.model.decoder import Decoder
 from cgconvert.model.device import CPU, read_float32

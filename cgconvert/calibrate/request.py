@@ -14,7 +14,7 @@ from cgconvert.calibrate.preset import FAST, PRESETS
 from cgconvert.codecs.encoding import FloatEncoding
 from cgconvert.errors import UsageError
 from cgconvert.formats.gguf import writer as gguf
-from cgconvert.formats.gguf.imatrix_file import read_imatrix
+from cgconvert.formats.gguf.imatrix import read_imatrix
 from cgconvert.formats.gguf.types import TYPES
 from cgconvert.formats.onnx import writer as onnx
 from cgconvert.model.checkpoint import Checkpoint

@@ -15,8 +15,7 @@ from cgconvert.api.conversions import Conversion, execute, plan
 from cgconvert.api.declarations import DRY_RUN, OUTPUT, READ, WRITE
 from cgconvert.cli.options import arguments, click_options
 from cgconvert.errors import UsageError
-from cgconvert.formats.artefact import OUT, Artefact, find_all
-from cgconvert.formats.registry import FORMATS, load
+from cgconvert.formats.registry import FORMATS, OUT, Artefact, find_all, load
 from cgconvert.io.progress import format_bytes
 from cgconvert.write.execute import check_plan
 from cgconvert.write.plan import LazyPlan

@@ -11,7 +11,7 @@ from cgconvert.api.declarations import READ
 from cgconvert.api.sources import inspect
 from cgconvert.cli.options import click_options
 from cgconvert.cli.text import printable
-from cgconvert.formats.describe import Description
+from cgconvert.formats.read import Description
 from cgconvert.io.progress import format_bytes
 
 __all__ = ["command"]

@@ -13,7 +13,7 @@ from cgconvert.api.sources import load, read_options
 from cgconvert.api.verification import artefacts_at, reports_of
 from cgconvert.cli.options import arguments, click_options
 from cgconvert.errors import UsageError, VerificationError
-from cgconvert.formats.artefact import OUT, find_all
+from cgconvert.formats.registry import OUT, find_all
 from cgconvert.texts.text import read_text
 from cgconvert.verify.report.model import Report
 from cgconvert.verify.report.text import as_table, summary

@@ -25,8 +25,8 @@ import math
 from collections.abc import Collection, Mapping
 
 from cgconvert.errors import InputError
+from cgconvert.formats.base import ThresholdRow
 from cgconvert.formats.registry import formats
-from cgconvert.formats.thresholds import ThresholdRow
 
 __all__ = ["MINIMUMS", "NO_BOUND", "known_bounds", "parse_bound", "thresholds_for"]
 

@@ -17,8 +17,8 @@ import torch
 from cgconvert.codecs.block_codec import BlockCodec
 from cgconvert.codecs.quantized_tensor import QuantizedTensor
 from cgconvert.errors import first_few
+from cgconvert.formats.comparison import StoredArtefact
 from cgconvert.formats.registry import load
-from cgconvert.formats.stored import StoredArtefact
 from cgconvert.io.progress import Progress, SilentProgress
 from cgconvert.model.decoder import Decoder
 from cgconvert.model.tensor import LazyTensor

@@ -21,7 +21,7 @@ from cgconvert.codecs.block_codec import BlockCodec
 from cgconvert.codecs.ggml import ENCODINGS
 from cgconvert.codecs.matmul_nbits import MatMulNBits
 from cgconvert.errors import UsageError
-from cgconvert.formats.gguf.imatrix_file import encoded
+from cgconvert.formats.gguf.imatrix import encoded
 from cgconvert.io.progress import SilentProgress
 from cgconvert.model.checkpoint import Checkpoint
 from cgconvert.model.device import CPU

@@ -8,8 +8,7 @@ from dataclasses import replace
 
 import torch
 
-from cgconvert.formats.gguf.imatrix import Imatrix, Inputs
-from cgconvert.formats.gguf.imatrix_file import encoded
+from cgconvert.formats.gguf.imatrix import Imatrix, Inputs, encoded
 from tests.support.imatrices import legacy
 
 __all__ = ["IMATRICES", "MakeFile"]

@@ -31,12 +31,10 @@ from cgconvert.errors import CgconvertError, InputError, UsageError
 from cgconvert.formats import jaxformer
 from cgconvert.formats.gguf.admission import admit_gguf
 from cgconvert.formats.gguf.header import read_header
-from cgconvert.formats.gguf.imatrix import Imatrix
-from cgconvert.formats.gguf.imatrix_file import encoded, read_imatrix
-from cgconvert.formats.huggingface import config
+from cgconvert.formats.gguf.imatrix import Imatrix, encoded, read_imatrix
+from cgconvert.formats.huggingface import config, reader
 from cgconvert.formats.huggingface import safetensors_reader as safetensors
 from cgconvert.formats.huggingface import torch_reader as torch_zip
-from cgconvert.formats.huggingface import weight_files as weights
 from cgconvert.formats.huggingface.torch_pickle import RefusedError, views
 from cgconvert.formats.onnx import reader as onnx
 from cgconvert.formats.onnx.admission import admit_genai, admit_onnx
@@ -84,7 +82,7 @@ def _pickle(path: Path) -> None:
 
 
 def _folder(path: Path) -> None:
-    weights.read(weights.find(path.parent)[1])
+    reader.read_weights(reader.find_weights(path.parent)[1])
 
 
 def _manifest(path: Path) -> None:

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from cgconvert.errors import InputError
-from cgconvert.formats.gguf.imatrix_file import encoded, read_imatrix
+from cgconvert.formats.gguf.imatrix import encoded, read_imatrix
 from tests.faults.cases_imatrix import IMATRICES
 from tests.faults.fuzz import small_decoder, small_imatrix
 from tests.support.imatrices import legacy

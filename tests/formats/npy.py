@@ -17,13 +17,12 @@ import torch
 
 from cgconvert.codecs.encoding import F32
 from cgconvert.errors import InputError, UsageError
-from cgconvert.formats.base import OUT, Format, Headers, most_stored, tensor_lines
+from cgconvert.formats.base import OUT, Format, Headers, ThresholdRow, most_stored, tensor_lines
+from cgconvert.formats.comparison import SettingsDifferences, StoredArtefact, bind, expected_tensors
 from cgconvert.formats.huggingface.checks import config_differences, tokenizer_differences
 from cgconvert.formats.huggingface.config import codegen_config, from_codegen
 from cgconvert.formats.named_tensors import named_tensors
 from cgconvert.formats.read_options import ReadOptions, read_tokenizer
-from cgconvert.formats.stored import SettingsDifferences, StoredArtefact, bind, expected_tensors
-from cgconvert.formats.thresholds import ThresholdRow
 from cgconvert.io.strict_json import read_json
 from cgconvert.model import forward
 from cgconvert.model.checkpoint import Checkpoint

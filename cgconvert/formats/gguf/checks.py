@@ -14,7 +14,15 @@ from typing import Any
 import numpy as np
 from gguf import TokenType
 
-from cgconvert.formats.differences import ABSENT, entry_differences, value_differences
+from cgconvert.formats.comparison import (
+    ABSENT,
+    SettingsDifferences,
+    StoredArtefact,
+    bind,
+    entry_differences,
+    expected_tensors,
+    value_differences,
+)
 from cgconvert.formats.gguf import reader
 from cgconvert.formats.gguf.header import read_header
 from cgconvert.formats.gguf.writer import (
@@ -24,7 +32,6 @@ from cgconvert.formats.gguf.writer import (
     PRE_TOKENIZER,
     SUPPRESSED,
 )
-from cgconvert.formats.stored import SettingsDifferences, StoredArtefact, bind, expected_tensors
 from cgconvert.model.checkpoint import Checkpoint
 from cgconvert.model.decoder import Decoder
 from cgconvert.model.tensor_names import GGUF

@@ -8,11 +8,10 @@ from typing import Any, ClassVar
 
 import torch
 
-from cgconvert.formats.base import Format, Headers, TensorLine, most_stored
+from cgconvert.formats.base import Format, Headers, TensorLine, ThresholdRow, most_stored
+from cgconvert.formats.comparison import SettingsDifferences, StoredArtefact
 from cgconvert.formats.gguf.types import DEFAULT_TYPE, TYPES
 from cgconvert.formats.read_options import ReadOptions
-from cgconvert.formats.stored import SettingsDifferences, StoredArtefact
-from cgconvert.formats.thresholds import ThresholdRow
 from cgconvert.model.checkpoint import Checkpoint
 from cgconvert.model.decoder import Decoder
 from cgconvert.model.tokenizer import Tokenizer

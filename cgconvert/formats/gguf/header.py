@@ -1,24 +1,33 @@
-"""The header of a GGUF file, read strictly: whatever llama.cpp would refuse is refused here.
+"""The header of a GGUF file: read strictly, and written by gguf's own writer.
 
-Format: docs/gguf.md of ggml-org/ggml; the rules are those of llama.cpp's ggml/src/gguf.cpp, plus
-bounds on time and memory. Nothing but the header is read.
+Format: docs/gguf.md of ggml-org/ggml. The reader refuses whatever llama.cpp would refuse (the rules
+of its ggml/src/gguf.cpp), and bounds time and memory. It reads nothing but the header.
 """
 
 from __future__ import annotations
 
+import io
 import math
 import struct
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, BinaryIO
 
 import gguf
 import numpy as np
+from gguf.gguf_writer import WriterState
 
 from cgconvert.errors import InputError
 
-__all__ = ["GgufHeader", "TensorInfo", "read_header"]
+__all__ = [
+    "ALIGNMENT",
+    "GgufHeader",
+    "HeaderWriter",
+    "TensorInfo",
+    "padded",
+    "read_header",
+]
 
 MAX_HEADER_BYTES = 32 << 20
 """The longest header: several times that of a vocabulary of 250,000 tokens."""
@@ -30,7 +39,9 @@ MAX_NAME_BYTES = 63  # GGML_MAX_NAME without the 0 at the end
 MAX_DIMENSIONS = 4  # GGML_MAX_DIMS
 MAX_ELEMENTS = 1 << 48
 
-ALIGNMENT = "general.alignment"
+ALIGNMENT = gguf.GGUF_DEFAULT_ALIGNMENT
+"""Files written here begin each tensor at a multiple of this number of bytes."""
+ALIGNMENT_KEY = "general.alignment"
 
 _UINT32, _BOOL, _STRING, _ARRAY = 4, 7, 8, 9
 _SCALARS = {
@@ -108,7 +119,7 @@ class _Parser:
             self.pair(metadata)
         alignment = self.alignment(metadata)
         tensors, end = self.tensors(n_tensors, alignment)
-        start = _padded(self.position, alignment)
+        start = padded(self.position, alignment)
         self.check_size(start, tensors, end, alignment)
         placed = tuple(
             TensorInfo(t.name, t.shape, t.type, start + t.offset, t.nbytes) for t in tensors
@@ -122,8 +133,8 @@ class _Parser:
         if key in metadata:
             raise self.fault(f"metadata key {key!r} is given twice")
         kind = self.number("<u4")
-        if key == ALIGNMENT and kind != _UINT32:  # llama.cpp aborts on any other
-            raise self.fault(f"{ALIGNMENT} has type {kind} instead of uint32")
+        if key == ALIGNMENT_KEY and kind != _UINT32:  # llama.cpp aborts on any other
+            raise self.fault(f"{ALIGNMENT_KEY} has type {kind} instead of uint32")
         metadata[key] = self.value(kind, key)
 
     def value(self, kind: int, key: str) -> Any:
@@ -160,7 +171,7 @@ class _Parser:
         return bool(value)
 
     def alignment(self, metadata: Mapping[str, Any]) -> int:
-        value: int = metadata.get(ALIGNMENT, gguf.GGUF_DEFAULT_ALIGNMENT)
+        value: int = metadata.get(ALIGNMENT_KEY, gguf.GGUF_DEFAULT_ALIGNMENT)
         if not 0 < value <= 1 << 20 or value & (value - 1):
             raise self.fault(f"general.alignment is {value!r}, not a power of two up to 2^20")
         return value
@@ -178,7 +189,7 @@ class _Parser:
                     f"tensor {tensor.name!r} is at offset {tensor.offset} instead of {expected}"
                 )
             tensors[tensor.name] = tensor
-            expected = _padded(expected + tensor.nbytes, alignment)
+            expected = padded(expected + tensor.nbytes, alignment)
         last = list(tensors.values())[-1:]
         return list(tensors.values()), sum(t.offset + t.nbytes for t in last)
 
@@ -207,13 +218,13 @@ class _Parser:
     ) -> None:
         if not tensors:
             start = self.position
-        end, padded = start + length, start + _padded(length, alignment)
+        end, padded_end = start + length, start + padded(length, alignment)
         if self.size < end:
             last = next((t for t in tensors if start + t.offset + t.nbytes > self.size), None)
             where = f" in tensor {last.name!r}" if last else ""
             raise self.fault(f"it ends{where} at byte {self.size} of {end}, so it is truncated")
-        if self.size > padded:
-            raise self.fault(f"{self.size - padded} bytes follow the last tensor")
+        if self.size > padded_end:
+            raise self.fault(f"{self.size - padded_end} bytes follow the last tensor")
 
     def take(self, count: int, what: str) -> bytes:
         if count > self.end - self.position:
@@ -252,5 +263,41 @@ _STRUCTS = {
 _SIZES = {int(kind): sizes for kind, sizes in gguf.GGML_QUANT_SIZES.items()}
 
 
-def _padded(size: int, alignment: int) -> int:
+class HeaderWriter(gguf.GGUFWriter):
+    """gguf's writer, into memory: a plan touches no disk. An imatrix has no architecture."""
+
+    def __init__(self, architecture: str | None = None) -> None:
+        self._has_architecture = architecture is not None
+        super().__init__(None, architecture or "")
+
+    def add_architecture(self) -> None:
+        """Called by the constructor of gguf's writer."""
+        if self._has_architecture:
+            super().add_architecture()
+
+    def open_output_file(self, path: Path | None = None) -> None:
+        """Called by `write_header_to_file`."""
+        self._buffer = io.BytesIO()
+        self.fout = [self._buffer]  # type: ignore[list-item]  # declared as files on a disk
+        self.state = WriterState.EMPTY
+
+    def add_values(self, key: str, values: Sequence[str] | Sequence[int]) -> None:
+        """Add an array of strings, or of numbers as int32; at least one.
+
+        gguf's own add_array looks at the type of each value, here of a whole vocabulary.
+        """
+        kinds = gguf.GGUFValueType
+        kind = kinds.STRING if isinstance(values[0], str) else kinds.INT32
+        self.add_key_value(key, values, kinds.ARRAY, kind)
+
+    def header(self) -> bytes:
+        """The bytes of all that was added, to be padded before the data begins."""
+        self.write_header_to_file()
+        self.write_kv_data_to_file()
+        self.write_ti_data_to_file()
+        return self._buffer.getvalue()
+
+
+def padded(size: int, alignment: int = ALIGNMENT) -> int:
+    """Round a number of bytes up to a multiple of `alignment`."""
     return -(-size // alignment) * alignment

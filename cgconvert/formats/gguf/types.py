@@ -14,7 +14,7 @@ from gguf import LlamaFileType
 from cgconvert.codecs.encoding import F32, Encoding
 from cgconvert.codecs.ggml import ENCODINGS
 from cgconvert.codecs.quantized_tensor import QuantizedTensor
-from cgconvert.formats.gguf.header_writer import padded
+from cgconvert.formats.gguf.header import padded
 from cgconvert.formats.named_tensors import named_tensors
 from cgconvert.model.decoder import Decoder
 from cgconvert.model.tensor_names import GGUF

@@ -23,7 +23,7 @@ from cgconvert.codecs.quantized_tensor import (
 )
 from cgconvert.errors import InputError, UsageError
 from cgconvert.formats.base import OUT
-from cgconvert.formats.gguf.header_writer import ALIGNMENT, HeaderWriter, padded
+from cgconvert.formats.gguf.header import ALIGNMENT, HeaderWriter, padded
 from cgconvert.formats.gguf.imatrix import Imatrix
 from cgconvert.formats.gguf.types import DEFAULT_TYPE, TYPES, FileType
 from cgconvert.formats.named_tensors import named_tensors

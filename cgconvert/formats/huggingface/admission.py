@@ -6,7 +6,7 @@ from pathlib import Path
 
 from cgconvert.errors import InputError
 from cgconvert.formats.huggingface import config as configs
-from cgconvert.formats.huggingface import weight_files
+from cgconvert.formats.huggingface import reader
 from cgconvert.io.strict_json import read_json
 from cgconvert.model.tensor import Zeros
 from cgconvert.model.tensor_names import CODEGEN, PHI
@@ -40,7 +40,7 @@ def admit_huggingface(folder: Path) -> None:
             raise InputError(f"{path}: refused: {code[0]} would run code that it names")
     if (folder / "adapter_config.json").exists():
         raise InputError(f"{folder}: refused: it has an adapter_config.json")
-    layout, files = weight_files.find(folder)
+    layout, files = reader.find_weights(folder)
     if layout != "safetensors":
         raise InputError(f"{folder}: has no safetensors")
 
@@ -60,6 +60,6 @@ def admit_huggingface(folder: Path) -> None:
         mp_num=1,
     )
     names = CODEGEN if kind == "codegen" else PHI
-    shapes = {name: Zeros(t.shape, t.dtype) for name, t in weight_files.read(files).items()}
+    shapes = {name: Zeros(t.shape, t.dtype) for name, t in reader.read_weights(files).items()}
     names.decoder(geometry, shapes, str(folder))
     Tokenizer.load(folder)

@@ -13,10 +13,17 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from cgconvert.formats.differences import as_mapping, entry_differences, value_differences
-from cgconvert.formats.huggingface import reader, weight_files
+from cgconvert.formats.comparison import (
+    SettingsDifferences,
+    StoredArtefact,
+    as_mapping,
+    bind,
+    entry_differences,
+    expected_tensors,
+    value_differences,
+)
+from cgconvert.formats.huggingface import reader
 from cgconvert.formats.huggingface.config import codegen_config, phi_config
-from cgconvert.formats.stored import SettingsDifferences, StoredArtefact, bind, expected_tensors
 from cgconvert.io.strict_json import read_json
 from cgconvert.model.checkpoint import Checkpoint
 from cgconvert.model.decoder import Decoder
@@ -71,14 +78,14 @@ def decoder(folder: Path) -> Decoder:
     Raises InputError where its files make none.
     """
     path = folder / "config.json"
-    files = weight_files.find(folder)[1]
+    files = reader.find_weights(folder)[1]
     return reader.decoder(folder, files, read_json(path), path, GROUPS)
 
 
 def stored(folder: Path, source: Decoder) -> StoredArtefact:
     """Put a folder's tensors beside the source's, and its config.json beside the geometry."""
     config = read_json(folder / "config.json")
-    tensors = weight_files.read(weight_files.find(folder)[1])
+    tensors = reader.read_weights(reader.find_weights(folder)[1])
     g = source.geometry
     if reader.is_phi(config):
         # transformers 5 reads rope_parameters, others the top level: each where it is there.

@@ -6,11 +6,10 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from cgconvert.formats.base import OUT, Format, Headers, most_stored, tensor_lines
-from cgconvert.formats.huggingface import weight_files
+from cgconvert.formats.base import OUT, Format, Headers, ThresholdRow, most_stored, tensor_lines
+from cgconvert.formats.comparison import SettingsDifferences, StoredArtefact
+from cgconvert.formats.huggingface import reader
 from cgconvert.formats.read_options import ReadOptions, complete
-from cgconvert.formats.stored import SettingsDifferences, StoredArtefact
-from cgconvert.formats.thresholds import ThresholdRow
 from cgconvert.model.checkpoint import Checkpoint
 from cgconvert.model.decoder import Decoder
 from cgconvert.options import ByteSize, Option, defaults
@@ -76,8 +75,8 @@ class HuggingFace(Format):
 
     def recognises(self, path: Path) -> bool:
         if path.is_file():
-            return path.suffix in weight_files.SUFFIXES
-        return path.is_dir() and bool(weight_files.find(path)[0])
+            return path.suffix in reader.SUFFIXES
+        return path.is_dir() and bool(reader.find_weights(path)[0])
 
     def identify(self, path: Path) -> bool:
         if not (path / "config.json").is_file():
@@ -85,14 +84,12 @@ class HuggingFace(Format):
         return any((*path.glob("*.safetensors"), *path.glob("*.safetensors.index.json")))
 
     def read(self, source: Source, options: ReadOptions) -> Checkpoint:
-        from cgconvert.formats.huggingface import reader
-
         return reader.read(source, options)
 
     def describe(self, location: str, source: Source, options: ReadOptions) -> Headers:
         checkpoint = complete(self.read(source, options), location, source, options)
-        files = tuple(p for p in checkpoint.files if p.suffix in weight_files.SUFFIXES)
-        tensors = weight_files.read(files).values()
+        files = tuple(p for p in checkpoint.files if p.suffix in reader.SUFFIXES)
+        tensors = reader.read_weights(files).values()
         return Headers(
             checkpoint.name,
             checkpoint.layout,
@@ -112,7 +109,7 @@ class HuggingFace(Format):
         return OUT / checkpoint.name / FOLDERS.get(options.get("layout", "codegen"), "hf")
 
     def stored_type(self, path: Path) -> str:
-        return most_stored(tensor_lines(weight_files.read(weight_files.find(path)[1]).values()))
+        return most_stored(tensor_lines(reader.read_weights(reader.find_weights(path)[1]).values()))
 
     def admit(self, path: Path) -> None:
         from cgconvert.formats.huggingface.admission import admit_huggingface

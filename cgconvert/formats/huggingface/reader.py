@@ -1,21 +1,31 @@
-"""Read a Hugging Face folder, CodeGen or Phi: as a source, or as the weights transformers sees."""
+"""Read a Hugging Face folder: its weight files, and the CodeGen or Phi model that they make."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
+from cgconvert.errors import InputError
 from cgconvert.formats.huggingface import config as configs
-from cgconvert.formats.huggingface import weight_files
+from cgconvert.formats.huggingface import safetensors_reader as safetensors
+from cgconvert.formats.huggingface import torch_reader as torch_zip
 from cgconvert.formats.read_options import ReadOptions, read_tokenizer
 from cgconvert.io.strict_json import read_json
 from cgconvert.model.checkpoint import Checkpoint
 from cgconvert.model.decoder import Decoder
+from cgconvert.model.tensor import LazyTensor, Stored
 from cgconvert.model.tensor_names import CODEGEN, PHI
 from cgconvert.sources.resolve import Source
 
-__all__ = ["decoder", "is_phi", "read"]
+__all__ = [
+    "SUFFIXES",
+    "decoder",
+    "find_weights",
+    "is_phi",
+    "read",
+    "read_weights",
+]
 
 
 def read(source: Source, options: ReadOptions) -> Checkpoint:
@@ -25,7 +35,7 @@ def read(source: Source, options: ReadOptions) -> Checkpoint:
     """
     path = source.path
     folder = path if path.is_dir() else path.parent
-    layout, files = weight_files.find(folder) if path.is_dir() else (path.suffix[1:], (path,))
+    layout, files = find_weights(folder) if path.is_dir() else (path.suffix[1:], (path,))
     config_path = options.config or folder / "config.json"
     config = read_json(config_path)
     model = decoder(path, files, config, config_path, options.mp_num)
@@ -64,4 +74,78 @@ def decoder(
         names, geometry = PHI, configs.from_phi(config, config_path)
     else:
         names, geometry = CODEGEN, configs.from_codegen(config, config_path, mp_num)
-    return names.decoder(geometry, weight_files.read(files), str(path))
+    return names.decoder(geometry, read_weights(files), str(path))
+
+
+# In order of preference, where a repository has several.
+KINDS: tuple[tuple[str, str, str, Callable[[Path], Mapping[str, Stored]]], ...] = (
+    ("safetensors", "model.safetensors", ".safetensors", safetensors.tensors),
+    ("torch", "pytorch_model.bin", ".bin", torch_zip.tensors),
+)
+
+SUFFIXES = tuple(suffix for _, _, suffix, _ in KINDS)
+
+MAX_NAME = 60
+"""The most characters of a file's name: 4 bytes each at most, and file systems take 255."""
+
+
+def find_weights(folder: Path) -> tuple[str, tuple[Path, ...]]:
+    """Which layout a folder's weights have ("" where there are none), and their files."""
+    for layout, name, _, _ in KINDS:
+        if (folder / name).is_file():
+            return layout, (folder / name,)
+        if (folder / f"{name}.index.json").is_file():
+            return layout, _shards(folder / f"{name}.index.json")
+    return "", ()
+
+
+def read_weights(files: tuple[Path, ...]) -> dict[str, LazyTensor]:
+    """All tensors of these files. Raises InputError where one stands in two of them."""
+    merged: dict[str, LazyTensor] = {}
+    placed: dict[str, Path] = {}
+    for path in files:
+        tensors = _reader(path)(path)
+        twice = sorted(merged.keys() & tensors.keys())
+        if twice:
+            raise InputError(f"{path}: tensor {twice[0]} stands in another shard too")
+        merged.update(tensors)
+        placed |= dict.fromkeys(tensors, path)
+    _check_places(files, placed)
+    return merged
+
+
+def _check_places(files: tuple[Path, ...], placed: Mapping[str, Path]) -> None:
+    """Compare an index with its shards: other readers go by the index alone."""
+    for _, whole, suffix, _ in KINDS:
+        index = files[0].with_name(f"{whole}.index.json") if files else None
+        if index is None or files[0].suffix != suffix or files[0].name == whole:
+            continue
+        table = read_json(index).get("weight_map") if index.is_file() else None
+        for name, shard in table.items() if isinstance(table, dict) else ():
+            here = any(shard == path.name for path in files)
+            if here and (name not in placed or placed[name].name != shard):
+                raise InputError(f"{index}: places tensor {name!r} in {shard}, which has none such")
+
+
+def _reader(path: Path) -> Callable[[Path], Mapping[str, Stored]]:
+    for _, _, suffix, reader in KINDS:
+        if path.suffix == suffix:
+            return reader
+    raise InputError(f"{path}: not a weight file; expected .safetensors or .bin")
+
+
+def _shards(index: Path) -> tuple[Path, ...]:
+    """The shards an index names; each a plain file name beside it."""
+    table = read_json(index).get("weight_map")
+    if not isinstance(table, dict) or not table:
+        raise InputError(f"{index}: has no weight_map")
+    if not all(isinstance(name, str) for name in table.values()):
+        raise InputError(f"{index}: names a shard that is not text")
+    names = sorted(set(table.values()))
+    for name in names:
+        plain = name.isprintable() and len(name) <= MAX_NAME and not name.startswith(".")
+        if not plain or "/" in name or "\\" in name:
+            raise InputError(f"{index}: names a shard outside its folder: {name!r}")
+        if not (index.parent / name).is_file():
+            raise InputError(f"{index}: names {name}, which is not there")
+    return tuple(index.parent / name for name in names)

@@ -13,7 +13,15 @@ from typing import Any
 
 import numpy as np
 
-from cgconvert.formats.differences import as_mapping, entry_differences, value_differences
+from cgconvert.formats.comparison import (
+    SettingsDifferences,
+    StoredArtefact,
+    as_mapping,
+    bind,
+    entry_differences,
+    expected_tensors,
+    value_differences,
+)
 from cgconvert.formats.huggingface.checks import (
     IDS,
     config_differences,
@@ -32,7 +40,6 @@ from cgconvert.formats.onnx.weights import (
     SIN,
     rotary_tables,
 )
-from cgconvert.formats.stored import SettingsDifferences, StoredArtefact, bind, expected_tensors
 from cgconvert.io.strict_json import read_json
 from cgconvert.model.checkpoint import Checkpoint
 from cgconvert.model.decoder import Decoder, Geometry

@@ -8,12 +8,11 @@ from typing import Any
 
 from cgconvert.codecs.matmul_nbits import BLOCK_SIZES
 from cgconvert.errors import UsageError
-from cgconvert.formats.base import Format, Headers, tensor_lines
+from cgconvert.formats.base import Format, Headers, ThresholdRow, tensor_lines
+from cgconvert.formats.comparison import SettingsDifferences, StoredArtefact
 from cgconvert.formats.huggingface.config import from_codegen
 from cgconvert.formats.onnx.variant import ACCURACY_LEVELS, CLIENTS, TARGETS
 from cgconvert.formats.read_options import ReadOptions
-from cgconvert.formats.stored import SettingsDifferences, StoredArtefact
-from cgconvert.formats.thresholds import ThresholdRow
 from cgconvert.io.strict_json import read_json
 from cgconvert.model.checkpoint import Checkpoint
 from cgconvert.model.decoder import Decoder

@@ -10,8 +10,7 @@ import pytest
 import torch
 
 from cgconvert.errors import OutputError, UsageError
-from cgconvert.formats.gguf.imatrix import Imatrix
-from cgconvert.formats.gguf.imatrix_file import encoded, read_imatrix, write_imatrix
+from cgconvert.formats.gguf.imatrix import Imatrix, encoded, read_imatrix, write_imatrix
 from tests.support import ggml
 from tests.support.gguf_models import converted, random_checkpoint
 from tests.support.imatrices import collected, legacy, llama_quantize

@@ -1,4 +1,4 @@
-"""An artefact's stored tensors beside those it should hold, for `verify` to compare.
+"""Compare an artefact with what it should hold: its tensors, and the entries of its other files.
 
 The expected tensors are worked out here and not by the writers, on purpose: a verifier that shared
 the writers' code would share their mistakes.
@@ -6,16 +6,28 @@ the writers' code would share their mistakes.
 
 from __future__ import annotations
 
+import reprlib
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
+import numpy as np
 import torch
 
 from cgconvert.model.decoder import Decoder, Geometry
 from cgconvert.model.tensor import LazyTensor, Zeros
 from cgconvert.model.tensor_names import TensorNames
 
-__all__ = ["SettingsDifferences", "StoredArtefact", "bind", "expected_tensors"]
+__all__ = [
+    "ABSENT",
+    "SettingsDifferences",
+    "StoredArtefact",
+    "as_mapping",
+    "bind",
+    "entry_differences",
+    "expected_tensors",
+    "value_differences",
+]
 
 
 @dataclass(frozen=True)
@@ -93,3 +105,50 @@ def bind(
         ignored=frozenset(n.format(i=i) for n in names.dropped for i in layers) - expected.keys(),
         differences=tuple(differences),
     )
+
+
+ABSENT = "absent"
+
+
+def value_differences(
+    actual: Mapping[str, Any],
+    expected: Mapping[str, Any],
+    defaults: Mapping[str, Any] | None = None,
+) -> list[str]:
+    """Compare numbers and names. A key that is absent has the value that `defaults` gives it."""
+    texts = []
+    for key, value in expected.items():
+        stored = actual.get(key, (defaults or {}).get(key, ABSENT))
+        if isinstance(stored, np.ndarray) or stored != value:  # an array: a value for each layer
+            texts.append(f"{key} is {reprlib.repr(stored)}, not {value!r}")
+    return texts
+
+
+def entry_differences(
+    file: str, actual: Mapping[str, Any], expected: Mapping[str, Any]
+) -> list[str]:
+    """Compare the entries of a file of settings; of two lists, say where they first differ.
+
+    A token may be written with its flags, as {"content": token, ...}.
+    """
+    texts = []
+    for key, value in expected.items():
+        stored = actual.get(key, ABSENT)
+        if isinstance(stored, dict) and isinstance(value, str):
+            stored = stored.get("content", stored)
+        if stored == value and isinstance(stored, bool) == isinstance(value, bool):
+            continue
+        name = f"{file}: {key}" if file else key
+        if isinstance(stored, list) and isinstance(value, list):
+            pairs = enumerate(zip(stored, value, strict=False))
+            place = next((i for i, (a, b) in pairs if a != b), min(len(stored), len(value)))
+            counts = f"{len(stored)} entries for {len(value)}"
+            texts.append(f"{name} has {counts}, entry {place} is the first that differs")
+        else:
+            texts.append(f"{name} is {reprlib.repr(stored)}, not {reprlib.repr(value)}")
+    return texts
+
+
+def as_mapping(value: Any) -> Mapping[str, Any]:
+    """A part of a JSON file that should be an object: itself, or an empty one."""
+    return value if isinstance(value, dict) else {}
