@@ -144,8 +144,9 @@ def reports_of(
 
     Report files are written after the last. See `verify` for the arguments; `thresholds` is by
     stored type ("gguf Q8_0"), then by name of check, and `options` says how a reference that a
-    manifest names is read. Raises UsageError if an artefact's format has no
-    runtime, or if `runtime` runs none of the artefacts.
+    manifest names is read.
+
+    Raises UsageError if an artefact's format has no runtime, or if `runtime` runs none of them.
     """
     for path in report:
         check_suffix(path)

@@ -23,7 +23,7 @@ __all__ = ["GenaiRuntime"]
 
 
 class GenaiRuntime(Runtime):
-    """An ONNX folder in onnxruntime-genai, whose own tokenizer and cache are used."""
+    """An ONNX folder in onnxruntime-genai, with the tokenizer and the KV cache of that library."""
 
     name = "onnxruntime-genai"
     package = "onnxruntime_genai"
@@ -33,8 +33,9 @@ class GenaiRuntime(Runtime):
 
         self.device = device
         self._genai = onnxruntime_genai
-        self._model: Any = model  # None once closed, as the two below
-        self._config = folder / "genai_config.json"
+        self._config_path = folder / "genai_config.json"
+        # These three are None once closed; the generator also before the first token is fed.
+        self._model: Any = model
         self._tokenizer: Any = onnxruntime_genai.Tokenizer(model)
         self._tokenizer.update_options(skip_special_tokens="false")
         self._generator: Any = None
@@ -72,22 +73,22 @@ class GenaiRuntime(Runtime):
 
     @property
     def n_positions(self) -> int:
-        return _model_entry(self._config, "context_length")
+        return _model_entry(self._config_path, "context_length")
 
     @property
     def tokenizer_size(self) -> int:
-        return Tokenizer.load(self._config.parent).size
+        return Tokenizer.load(self._config_path.parent).size
 
     @property
     def end_of_text_id(self) -> int:
-        return _model_entry(self._config, "eos_token_id")
+        return _model_entry(self._config_path, "eos_token_id")
 
     def reset(self) -> None:
         self._generator = None
 
     def feed(self, ids: Sequence[int]) -> np.ndarray:
         if not ids:
-            return np.empty((0, _model_entry(self._config, "vocab_size")), dtype=np.float32)
+            return np.empty((0, _model_entry(self._config_path, "vocab_size")), dtype=np.float32)
         if self._generator is None:
             parameters = self._genai.GeneratorParams(self._model)
             parameters.set_search_options(max_length=self.n_positions, do_sample=False)
@@ -96,8 +97,8 @@ class GenaiRuntime(Runtime):
         try:
             self._generator.append_tokens(np.asarray(ids, dtype=np.int32))
             logits: np.ndarray = self._generator.get_output("logits")
-        except Exception as error:  # a graph that loads may still not fit together
-            summary = f"{self._config.parent}: onnxruntime-genai cannot run it"
+        except Exception as error:  # a graph that loads may still fail when it runs
+            summary = f"{self._config_path.parent}: onnxruntime-genai cannot run it"
             raise onnxruntime_error(summary, error, self.device) from error
         sequence_logits: np.ndarray = logits[0].astype(np.float32, copy=False)
         return sequence_logits
@@ -114,7 +115,7 @@ class GenaiRuntime(Runtime):
 
 
 def _model_entry(path: Path, key: str) -> int:
-    """A number of the configuration's "model" object."""
+    """Read a number from the object "model" of a genai_config.json."""
     model = read_json(path).get("model")
     value = model.get(key) if isinstance(model, dict) else None
     if not isinstance(value, int):

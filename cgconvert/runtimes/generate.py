@@ -1,4 +1,4 @@
-"""Greedy or sampled decoding, the same in every runtime."""
+"""Greedy or sampled generation, the same in every runtime."""
 
 from __future__ import annotations
 
@@ -22,16 +22,16 @@ def generate(
     temperature: float = 0.0,
     seed: int = 0,
 ) -> Iterator[int]:
-    """Yield new ids after a prompt, one at a time, until the context is full.
+    """Yield the ids that follow a prompt, one at a time, until the context is full.
 
     Args:
         runtime: An open runtime; its cache is emptied first.
         ids: The prompt.
         max_new_tokens: Generation ends after this many tokens.
-        tokenizer_size: Only ids below this can be picked: those that the tokenizer knows.
-        end_of_text_id: The id before which generation ends (it is not yielded); None is no id.
-        temperature: 0 takes the best logit, the lowest id of equal ones; otherwise an id is drawn
-            from softmax(logits / temperature).
+        tokenizer_size: Only ids below this can be picked: those that the tokenizer has.
+        end_of_text_id: The id that ends generation and is not yielded; None if no id does.
+        temperature: 0 picks the id of the largest logit, the lowest id of equal ones; any other
+            temperature draws an id from softmax(logits / temperature).
         seed: The same seed draws the same ids.
 
     Raises:
@@ -64,6 +64,7 @@ def _decode(
     temperature: float,
     seed: int,
 ) -> Iterator[int]:
+    """Generate as `generate` does, which has checked the arguments."""
     random = np.random.default_rng(seed)
     count = min(max_new_tokens, runtime.n_positions - len(ids))
     runtime.reset()
@@ -82,12 +83,12 @@ def _decode(
 
 
 def _pick(logits: np.ndarray, temperature: float, random: np.random.Generator) -> int:
+    """Pick the next id from the logits of one position; see `generate` for the temperature."""
     if temperature == 0:
         return int(logits.argmax())
     logits = logits.astype(np.float64)
-    with np.errstate(
-        over="ignore"
-    ):  # a tiny temperature overflows to exp(-inf) = 0, which is right
+    # A tiny temperature overflows: exp(-inf) is 0, which is right.
+    with np.errstate(over="ignore"):
         weights = np.exp((logits - logits.max()) / temperature)
-    total = np.cumsum(weights)
-    return int(np.searchsorted(total, random.random() * total[-1], side="right"))
+    cumulative = np.cumsum(weights)
+    return int(np.searchsorted(cumulative, random.random() * cumulative[-1], side="right"))

@@ -19,32 +19,34 @@ from cgconvert.runtimes.runtime import Runtime
 
 __all__ = ["LlamaCppRuntime"]
 
-BATCH = 256
+BATCH_TOKENS = 256
 """Tokens computed at once; their logits take 52 MB at CodeGen's vocabulary."""
 
+CACHE_TYPES = {"F32": 0, "F16": 1}  # GGML_TYPE_F32, GGML_TYPE_F16
 LOG_ERROR = 4  # GGML_LOG_LEVEL_ERROR
 
 
 class LlamaCppRuntime(Runtime):
-    """A model of llama.cpp with one context of one sequence.
+    """A model of llama.cpp with one context for one sequence.
 
-    The KV cache is float32 and flash attention is off, so that the file is measured and not the
-    float16 cache that llama.cpp takes by default; `open` has options for others. Weights are not
-    repacked: that takes a second copy of them, and on a CPU with AMX a llama.cpp compiled by GCC 12
-    ends with an illegal instruction (its _tile_loadconfig names eight bytes as read, so the rows of
-    the tiles are never stored).
+    The KV cache is float32 and flash attention is off by default, so that errors are those of the
+    file and not of llama.cpp's default float16 cache. Weights are not repacked: that takes a second
+    copy of them, and on a CPU with AMX a llama.cpp compiled by GCC 12 ends with an illegal
+    instruction (its _tile_loadconfig declares that it reads eight bytes, so the compiler drops the
+    stores of the other bytes, which hold the numbers of rows).
     """
 
     name = "llama.cpp"
     package = "llama_cpp"
 
     def __init__(self, library: Any, model: Any, context: Any, device: str, n_ctx: int) -> None:
+        """Hold llama.cpp's pointers to a model and to its context of `n_ctx` tokens."""
         self.device = device
-        self._lib, self._model, self._context = library, model, context
+        self._library, self._model, self._context = library, model, context
         self._vocab = library.llama_model_get_vocab(model)
-        self._width = library.llama_vocab_n_tokens(self._vocab)
-        self._n_ctx, self._past = n_ctx, 0
-        self._batch = library.llama_batch_init(BATCH, 0, 1)
+        self._vocab_size = library.llama_vocab_n_tokens(self._vocab)
+        self._n_ctx, self._n_past = n_ctx, 0
+        self._batch = library.llama_batch_init(BATCH_TOKENS, 0, 1)
 
     @classmethod
     def open(
@@ -54,21 +56,22 @@ class LlamaCppRuntime(Runtime):
         threads: int | None = None,
         *,
         n_ctx: int | None = None,
-        cache: str = "F32",
-        flash: bool = False,
-        repack: bool = False,
+        cache_type: str = "F32",
+        flash_attention: bool = False,
+        repack_weights: bool = False,
     ) -> LlamaCppRuntime:
         """Load a file (see Runtime.open).
 
         Args:
             path: The GGUF file.
             device: "cpu" or "cuda".
-            threads: CPU threads; PyTorch's number of threads where None.
-            n_ctx: The longest context, which bounds the memory of the cache.
-            cache: The type of the KV cache, F32 or F16.
-            flash: Whether to use flash attention.
-            repack: Whether llama.cpp may store quantized matrices in the order that its fastest
-                kernels for this CPU use.
+            threads: CPU threads; None for PyTorch's number of threads.
+            n_ctx: The longest context, which bounds the memory of the KV cache; the model's own
+                context length if it is None or larger.
+            cache_type: The type of the KV cache, "F32" or "F16".
+            flash_attention: Whether to use flash attention.
+            repack_weights: Whether llama.cpp may copy quantized matrices into the order that its
+                fastest kernels for this CPU use.
         """
         library = _library()
         if device not in ("cpu", "cuda"):
@@ -80,24 +83,24 @@ class LlamaCppRuntime(Runtime):
         offload = device == "cuda"
         model_params = library.llama_model_default_params()
         model_params.n_gpu_layers = -1 if offload else 0
-        model_params.use_extra_bufts = repack
-        _errors.clear()
+        model_params.use_extra_bufts = repack_weights
+        _error_lines.clear()
         model = library.llama_model_load_from_file(os.fsencode(path), model_params)
         if not model:
-            raise _logged_error(f"{path}: llama.cpp cannot load it", device)
+            raise _error_from_log(f"{path}: llama.cpp cannot load it", device)
         length = library.llama_model_n_ctx_train(model)
         params = library.llama_context_default_params()
         params.n_ctx = n_ctx = min(length, n_ctx or length)
-        params.n_batch = params.n_ubatch = BATCH
-        params.n_outputs_max_per_seq = BATCH  # logits after every token
+        params.n_batch = params.n_ubatch = BATCH_TOKENS
+        params.n_outputs_max_per_seq = BATCH_TOKENS  # logits after every token
         params.n_threads = params.n_threads_batch = threads or torch.get_num_threads()
-        params.type_k = params.type_v = {"F32": 0, "F16": 1}[cache]
-        params.flash_attn_type = int(flash)
+        params.type_k = params.type_v = CACHE_TYPES[cache_type]
+        params.flash_attn_type = int(flash_attention)
         params.offload_kqv = params.op_offload = offload
         context = library.llama_init_from_model(model, params)
         if not context:
             library.llama_model_free(model)
-            raise _logged_error(f"{path}: llama.cpp cannot run it", device)
+            raise _error_from_log(f"{path}: llama.cpp cannot run it", device)
         return cls(library, model, context, device, n_ctx)
 
     @property
@@ -105,52 +108,53 @@ class LlamaCppRuntime(Runtime):
         return self._n_ctx
 
     def reset(self) -> None:
-        self._lib.llama_memory_clear(self._lib.llama_get_memory(self._context), True)
-        self._past = 0
+        self._library.llama_memory_clear(self._library.llama_get_memory(self._context), True)
+        self._n_past = 0
 
     def feed(self, ids: Sequence[int]) -> np.ndarray:
         self._check(ids)
-        logits = np.empty((len(ids), self._width), dtype=np.float32)
-        for first in range(0, len(ids), BATCH):
-            part = ids[first : first + BATCH]
+        logits = np.empty((len(ids), self._vocab_size), dtype=np.float32)
+        for first in range(0, len(ids), BATCH_TOKENS):
+            part = ids[first : first + BATCH_TOKENS]
             logits[first : first + len(part)] = self._decode(part, len(part))
         return logits
 
     def feed_last(self, ids: Sequence[int]) -> np.ndarray:
         self._check(ids)
-        for first in range(0, len(ids), BATCH):
-            logits = self._decode(ids[first : first + BATCH], 1)
+        for first in range(0, len(ids), BATCH_TOKENS):
+            logits = self._decode(ids[first : first + BATCH_TOKENS], 1)
         last: np.ndarray = logits[0].copy()
         return last
 
     def _check(self, ids: Sequence[int]) -> None:
-        self.check_length(self._past + len(ids))
-        unknown = next((token for token in ids if not 0 <= token < self._width), None)
+        """Raise UsageError for tokens that do not fit into the context, or have no row."""
+        self.check_length(self._n_past + len(ids))
+        unknown = next((token for token in ids if not 0 <= token < self._vocab_size), None)
         if unknown is not None:
-            raise UsageError(f"token {unknown} is not one of the model's {self._width}")
+            raise UsageError(f"token {unknown} is not one of the model's {self._vocab_size}")
 
     def _decode(self, ids: Sequence[int], keep: int) -> np.ndarray:
-        """Logits after the last `keep` of at most BATCH tokens, float32 [keep, vocabulary].
+        """Append up to BATCH_TOKENS tokens; logits after the last `keep`, [keep, vocab_size].
 
-        They lie in llama.cpp's own memory and are valid until the next call.
+        The logits lie in llama.cpp's own memory and are valid until the next call.
         """
         batch = self._batch
         batch.n_tokens = len(ids)
         for i, token in enumerate(ids):
-            batch.token[i], batch.pos[i] = token, self._past + i
+            batch.token[i], batch.pos[i] = token, self._n_past + i
             batch.logits[i] = i >= len(ids) - keep
             batch.n_seq_id[i], batch.seq_id[i][0] = 1, 0
-        status = self._lib.llama_decode(self._context, batch)
+        status = self._library.llama_decode(self._context, batch)
         if status != 0:
             raise CgconvertError(f"llama.cpp: llama_decode returned {status}")
-        self._past += len(ids)
-        pointer = self._lib.llama_get_logits(self._context)
-        return np.ctypeslib.as_array(pointer, shape=(keep, self._width))
+        self._n_past += len(ids)
+        pointer = self._library.llama_get_logits(self._context)
+        return np.ctypeslib.as_array(pointer, shape=(keep, self._vocab_size))
 
     def tokenize(self, text: str) -> list[int]:
         data = text.encode()
         tokens = (ctypes.c_int32 * (len(data) + 1))()  # never more tokens than bytes
-        count = self._lib.llama_tokenize(
+        count = self._library.llama_tokenize(
             self._vocab, data, len(data), tokens, len(tokens), False, True
         )
         if count < 0:
@@ -162,37 +166,38 @@ class LlamaCppRuntime(Runtime):
         return b"".join(map(self._piece, ids)).decode(errors="replace")
 
     def _piece(self, token: int) -> bytes:
+        """The UTF-8 bytes of one token; a token may end within a character."""
         size = 64
         while True:
             buffer = ctypes.create_string_buffer(size)
-            length = self._lib.llama_token_to_piece(self._vocab, token, buffer, size, 0, True)
+            length = self._library.llama_token_to_piece(self._vocab, token, buffer, size, 0, True)
             if length >= 0:
                 return buffer.raw[:length]
             size = -length
 
     @property
     def tokenizer_size(self) -> int:
-        unused = self._lib.LLAMA_TOKEN_ATTR_UNUSED
-        last: int = self._width
-        while last and self._lib.llama_vocab_get_attr(self._vocab, last - 1) & unused:
+        unused = self._library.LLAMA_TOKEN_ATTR_UNUSED
+        last: int = self._vocab_size
+        while last and self._library.llama_vocab_get_attr(self._vocab, last - 1) & unused:
             last -= 1
         return last
 
     @property
     def end_of_text_id(self) -> int:
-        return int(self._lib.llama_vocab_eos(self._vocab))
+        return int(self._library.llama_vocab_eos(self._vocab))
 
     def close(self) -> None:
         if self._model is not None:
-            self._lib.llama_batch_free(self._batch)
-            self._lib.llama_free(self._context)
-            self._lib.llama_model_free(self._model)
+            self._library.llama_batch_free(self._batch)
+            self._library.llama_free(self._context)
+            self._library.llama_model_free(self._model)
             self._model = self._context = self._vocab = None
 
 
 @cache
 def _library() -> Any:
-    """The ctypes functions of llama.cpp, with its log kept off stderr."""
+    """Load the ctypes functions of llama.cpp; its log goes to `_error_lines`, not to stderr."""
     try:
         from llama_cpp import llama_cpp as library
     except ImportError as error:
@@ -204,28 +209,37 @@ def _library() -> Any:
     return library
 
 
-_errors: list[str] = []
-"""Errors that llama.cpp logged since the last load began; the process has one log."""
+_error_lines: list[str] = []
+"""The lines of level error that llama.cpp has logged since the last load began.
+
+llama.cpp has one log for the whole process."""
 
 
-@cache  # llama.cpp keeps the pointer, so the callback must not be freed
+@cache  # llama.cpp keeps a pointer to the callback, so Python must not free it
 def _log_callback(library: Any) -> Any:
-    def keep_errors(level: int, text: bytes, _: object) -> None:
+    """Make the C function that llama.cpp calls for every line of its log."""
+
+    def keep_error_line(level: int, text: bytes, _: object) -> None:
         if level == LOG_ERROR:
-            _errors.append(text.decode(errors="replace"))
+            _error_lines.append(text.decode(errors="replace"))
 
-    return library.llama_log_callback(keep_errors)
+    return library.llama_log_callback(keep_error_line)
 
 
-def _logged_error(summary: str, device: str) -> CgconvertError:
-    """An error with the first line that llama.cpp logged: the cause; later lines follow from it."""
-    reason = " ".join(_errors[0].split()) if _errors else "it gives no reason"
-    if device == "cuda" and re.search("CUDA|cudaMalloc", reason):  # not enough memory, mostly
+def _error_from_log(summary: str, device: str) -> CgconvertError:
+    """Make an error from a summary and the first error line that llama.cpp logged.
+
+    Later lines are consequences of the first. On CUDA an error of CUDA is a UsageError: mostly the
+    GPU has not enough memory, and the file is not at fault.
+    """
+    reason = " ".join(_error_lines[0].split()) if _error_lines else "llama.cpp gives no reason"
+    if device == "cuda" and re.search("CUDA|cudaMalloc", reason):
         return UsageError(f'{summary} on cuda, use `device="cpu"`: {reason}')
     return InputError(f"{summary}: {reason}")
 
 
 def _require_cuda(library: Any) -> None:
+    """Raise UsageError if llama.cpp was built without CUDA or finds no GPU."""
     system = library.llama_print_system_info().decode(errors="replace")
     if "CUDA" not in system:
         raise UsageError(

@@ -1,4 +1,4 @@
-"""onnxruntime: runs an ONNX folder, its KV cache in one buffer or carried from run to run."""
+"""onnxruntime: runs an ONNX folder, with a KV cache in one buffer or one that grows."""
 
 from __future__ import annotations
 
@@ -26,30 +26,37 @@ __all__ = [
 ]  # fmt: skip
 
 PAST, PRESENT = "past_key_values.", "present."
+"""Prefixes of the names of the KV cache's inputs and outputs."""
+
 INPUTS = ("input_ids", "attention_mask", "position_ids")
-KEEP = "num_logits_to_keep"
+LOGITS_TO_KEEP = "num_logits_to_keep"
+"""An input that some graphs have: after how many of the last tokens logits are computed; 0: all."""
+
 DTYPES = {"tensor(float)": np.float32, "tensor(float16)": np.float16}
 
 PROVIDERS = {"cpu": "CPUExecutionProvider", "cuda": "CUDAExecutionProvider"}
 CUDA_OPTIONS = {"use_tf32": "0"}
-"""Without this the provider multiplies float32 as TF32, rounded to 10 bits."""
+"""Without this option the CUDA provider rounds factors of float32 products to 10 bits (TF32)."""
 
-CUDA_FAULT = re.compile(r"(CUDA|CUDNN|CUBLAS) failure|CUDA_PATH is set|Failed to allocate memory")
+CUDA_FAILURE = re.compile(r"(CUDA|CUDNN|CUBLAS) failure|CUDA_PATH is set|Failed to allocate memory")
+"""Begins the part of onnxruntime's message that says what is wrong with the GPU."""
+
 DATA_FOLDER = "session.model_external_initializers_file_folder_path"
-"""Names the folder of the weights for a graph that is loaded from memory."""
+"""The session option that names the folder of the weights of a graph that is loaded from memory."""
 
-QUANTIZED = "MatMulNBits"
-FLOAT32 = 1
-"""The accuracy level at which MatMulNBits computes in float32."""
+MATMUL_NBITS = "MatMulNBits"
+FLOAT32_LEVEL = 1
+"""The accuracy level at which MatMulNBits computes with float32 activations."""
 
-Shape = tuple[int, int, int, int]
+CacheShape = tuple[int, int, int, int]
+"""[1, heads, positions, head size]"""
 
 
 class OnnxRuntime(Runtime):
-    """An ONNX decoder whose cache stays on the device; only logits come back.
+    """An ONNX decoder whose KV cache stays on the device; only logits come back.
 
-    `feed` decodes as onnxruntime-genai does, in a cache as long as the context; `batch` as optimum
-    and transformers.js do, with a cache that grows.
+    `feed` decodes as onnxruntime-genai does, with a cache as long as the context; `batch` decodes
+    as optimum and transformers.js do, with a cache that grows.
     """
 
     name = package = "onnxruntime"
@@ -59,41 +66,46 @@ class OnnxRuntime(Runtime):
         self._session: Any = session  # None once closed
         self._folder = folder
         self._outputs = [output.name for output in session.get_outputs()]
-        self._empty = {
+        # The shape (with names for the axes of variable length) and the type of each cache input.
+        self._past_inputs = {
             value.name: (value.shape, DTYPES[value.type])
             for value in session.get_inputs()
             if value.name.startswith(PAST)
         }
-        self._vocabulary = int(session.get_outputs()[0].shape[2])
+        self._vocab_size = int(session.get_outputs()[0].shape[2])
         self._n_positions = _integer(folder / "config.json", "n_positions")
         self._tokenizer = Tokenizer.load(folder)
         metadata = session.get_modelmeta().custom_metadata_map
         self.takes_batches = metadata.get(PADDING) != "after"
-        if any(dtype == np.float16 for _, dtype in self._empty.values()):
+        if any(dtype == np.float16 for _, dtype in self._past_inputs.values()):
             self.activations = "float16"
-        self._keeps = any(value.name == KEEP for value in session.get_inputs())
-        self._shared: SharedCache | None = None
+        self._has_logits_to_keep = _has_logits_to_keep(session)
+        self._kv_cache: SharedCache | None = None  # made when the first token is fed
 
     @classmethod
     def open(cls, path: Path, device: str = "cpu", threads: int | None = None) -> OnnxRuntime:
         """Load the only graph of a folder, or the graph at `path` itself (see Runtime.open)."""
-        return cls._open(path, device, threads, exact=False)
+        return cls._open(path, device, threads, float_activations=False)
 
     @classmethod
     def open_with_float_activations(
         cls, path: Path, device: str = "cpu", threads: int | None = None
     ) -> OnnxRuntime | None:
-        """Load a graph with every MatMulNBits computed in float32 (see Runtime.open_exact).
+        """Load the graph so that every MatMulNBits computes in float32.
 
-        On CUDA activations are not quantized at any level.
+        Returns None on CUDA, where activations are never quantized (see
+        Runtime.open_with_float_activations).
         """
         nodes = parse(find_graph(path)).graph.node
-        if device != "cpu" or all(node.op_type != QUANTIZED for node in nodes):
+        if device != "cpu" or all(node.op_type != MATMUL_NBITS for node in nodes):
             return None
-        return cls._open(path, device, threads, exact=True)
+        return cls._open(path, device, threads, float_activations=True)
 
     @classmethod
-    def _open(cls, path: Path, device: str, threads: int | None, *, exact: bool) -> OnnxRuntime:
+    def _open(
+        cls, path: Path, device: str, threads: int | None, *, float_activations: bool
+    ) -> OnnxRuntime:
+        """Load a graph; `float_activations` makes every MatMulNBits compute in float32."""
         try:
             import onnxruntime
         except ImportError as error:
@@ -112,11 +124,11 @@ class OnnxRuntime(Runtime):
         options.log_severity_level = 4  # failures come as exceptions, once
         if threads is not None:
             options.intra_op_num_threads = threads
-        if exact:
+        if float_activations:
             options.add_session_config_entry(DATA_FOLDER, str(graph.parent))
         try:
             session = onnxruntime.InferenceSession(
-                _with_float32_matrices(graph) if exact else str(graph),
+                _with_float32_matrices(graph) if float_activations else str(graph),
                 options,
                 providers=[(provider, CUDA_OPTIONS if device == "cuda" else {})],
                 enable_fallback=0,
@@ -147,12 +159,12 @@ class OnnxRuntime(Runtime):
         return _integer(self._folder / "generation_config.json", "eos_token_id")
 
     def reset(self) -> None:
-        if self._shared is not None:
-            self._shared.length = 0
+        if self._kv_cache is not None:
+            self._kv_cache.length = 0
 
     def feed(self, ids: Sequence[int]) -> np.ndarray:
         if not ids:
-            return np.empty((0, self._vocabulary), dtype=np.float32)
+            return np.empty((0, self._vocab_size), dtype=np.float32)
         cache = self._cache_with_room(len(ids))
         with self._input_errors():
             return cache.feed(ids)
@@ -180,39 +192,45 @@ class OnnxRuntime(Runtime):
         return self._tokenizer.decode(ids)
 
     def close(self) -> None:
-        self._shared = None
+        self._kv_cache = None
         self._session = None
 
-    def _cache_with_room(self, new: int) -> SharedCache:
-        """The cache of `feed`; raises UsageError where `new` more tokens do not fit into it."""
-        self.check_length((self._shared.length if self._shared else 0) + new)
-        if self._shared is None:
+    def _cache_with_room(self, new_tokens: int) -> SharedCache:
+        """The cache of `feed`, made if there is none yet.
+
+        Raises UsageError if `new_tokens` more tokens do not fit into it.
+        """
+        self.check_length((self._kv_cache.length if self._kv_cache else 0) + new_tokens)
+        if self._kv_cache is None:
             caches = {
                 name: ((1, shape[1], self.n_positions, shape[3]), dtype)
-                for name, (shape, dtype) in self._empty.items()
+                for name, (shape, dtype) in self._past_inputs.items()
             }
             with self._input_errors():
-                self._shared = SharedCache(self._session, caches, self.device)
-        return self._shared
+                self._kv_cache = SharedCache(self._session, caches, self.device)
+        return self._kv_cache
 
     @contextmanager
     def _input_errors(self) -> Iterator[None]:
-        """Turn onnxruntime's exceptions into errors about the folder or the GPU."""
+        """Turn onnxruntime's exceptions into errors about the folder or the GPU.
+
+        A graph that loads may still fail when it runs.
+        """
         try:
             yield
-        except Exception as error:  # a graph that loads may still not fit together
+        except Exception as error:  # onnxruntime's errors have no common base
             summary = f"{self._folder}: onnxruntime cannot run it"
             raise onnxruntime_error(summary, error, self.device) from error
 
     def _run(
         self, tokens: np.ndarray, mask: np.ndarray, positions: np.ndarray, cache: Mapping[str, Any]
     ) -> tuple[np.ndarray, Mapping[str, Any]]:
-        """Logits float32 [batch, length, vocabulary], and the cache grown by `tokens`."""
+        """Run the graph once, see runtime.Run; `cache` maps input names to OrtValues."""
         binding = self._session.io_binding()
         for name, array in zip(INPUTS, (tokens, mask, positions), strict=True):
             binding.bind_cpu_input(name, np.ascontiguousarray(array))
-        if self._keeps:
-            binding.bind_cpu_input(KEEP, np.array(0))
+        if self._has_logits_to_keep:
+            binding.bind_cpu_input(LOGITS_TO_KEEP, np.array(0))
         for name, value in (cache or self._empty_cache(len(tokens))).items():
             binding.bind_ortvalue_input(name, value)
         for name in self._outputs:
@@ -224,36 +242,44 @@ class OnnxRuntime(Runtime):
         return logits, {name.replace(PRESENT, PAST): value for name, value in values.items()}
 
     def _empty_cache(self, batch: int) -> dict[str, Any]:
+        """A cache without positions for `batch` sequences: OrtValues by name of input."""
         from onnxruntime import OrtValue
 
         return {
             name: OrtValue.ortvalue_from_numpy(
                 np.empty((batch, shape[1], 0, shape[3]), dtype), self.device
             )
-            for name, (shape, dtype) in self._empty.items()
+            for name, (shape, dtype) in self._past_inputs.items()
         }
 
 
 class SharedCache:
-    """One sequence with past and present in one buffer, so that a step copies nothing.
+    """The KV cache of one sequence with past and present in one buffer: a step copies nothing.
 
-    GroupQueryAttention writes in place where it gets the same memory as past and as present
+    GroupQueryAttention writes in place if it gets the same memory as past and as present
     (group_query_attention.cc: past_present_share_buffer). The buffer is as long as the context; the
     attention mask says how much of it is filled. All that a step needs is allocated and bound once.
-    `caches` has shape [1, heads, positions, head size] and type of each past_key_values.N.*.
+
+    Args:
+        session: The graph.
+        caches: Shape and NumPy type of each input past_key_values.N.*.
+        device: "cpu" or "cuda".
+
+    Attributes:
+        length: The number of tokens in the cache. Setting it to 0 empties the cache.
     """
 
     def __init__(
         self,
         session: onnxruntime.InferenceSession,
-        caches: Mapping[str, tuple[Shape, Any]],
+        caches: Mapping[str, tuple[CacheShape, Any]],
         device: str,
     ) -> None:
         from onnxruntime import OrtValue
 
         self.length = 0
         self._session = session
-        self._keeps = any(value.name == KEEP for value in session.get_inputs())
+        self._has_logits_to_keep = _has_logits_to_keep(session)
         logits = session.get_outputs()[0]
         buffers = {
             name: OrtValue.ortvalue_from_shape_and_type(shape, dtype, device)
@@ -270,9 +296,10 @@ class SharedCache:
         self._row = OrtValue.ortvalue_from_numpy(row)
 
     def feed(self, ids: Sequence[int], keep: int = 0) -> np.ndarray:
-        """Logits after each of the tokens, float32 [len(ids), vocabulary].
+        """Append tokens; logits after each of them, float32 [len(ids), vocab_size].
 
-        Where `keep` is not 0 and the graph has an input for it: only after the last `keep` tokens.
+        If `keep` is not 0 and the graph has the input num_logits_to_keep, there are logits after
+        the last `keep` tokens only.
         """
         total = self.length + len(ids)
         if len(ids) == 1:
@@ -286,31 +313,36 @@ class SharedCache:
         arrays = (tokens, self._mask[:, :total], positions)
         for name, array in zip(INPUTS, arrays, strict=True):
             self._binding.bind_cpu_input(name, array)
-        if self._keeps:
-            self._binding.bind_cpu_input(KEEP, np.array(keep))
+        if self._has_logits_to_keep:
+            self._binding.bind_cpu_input(LOGITS_TO_KEEP, np.array(keep))
         self._session.run_with_iobinding(self._binding)
         self.length = total
         logits: np.ndarray = self._binding.get_outputs()[-1].numpy()[0]
-        # The next step overwrites a single row.
+        # The logits of a single token lie in `_row`, which the next step overwrites.
         return logits.astype(np.float32, copy=len(ids) == 1)
 
 
+def _has_logits_to_keep(session: onnxruntime.InferenceSession) -> bool:
+    """Whether the graph has an input that limits the logits to the last tokens."""
+    return any(value.name == LOGITS_TO_KEEP for value in session.get_inputs())
+
+
 def _with_float32_matrices(graph: Path) -> bytes:
-    """The serialized graph with every MatMulNBits at accuracy level 1, float32."""
+    """Serialize the graph with every MatMulNBits set to compute with float32 activations."""
     model = parse(graph)
     for node in model.graph.node:
         for attribute in node.attribute:
             if attribute.name == "accuracy_level":
-                attribute.i = FLOAT32
+                attribute.i = FLOAT32_LEVEL
     serialized: bytes = model.SerializeToString()
     return serialized
 
 
 def _is_decoder(session: onnxruntime.InferenceSession) -> bool:
-    """Whether the graph has the inputs and outputs that `OnnxRuntime` feeds and fetches."""
+    """Whether the graph has the inputs and outputs that `OnnxRuntime` binds, in its order."""
     inputs = {value.name: value for value in session.get_inputs()}
     first = session.get_outputs()[0]
-    past = [value for name, value in inputs.items() if name not in (*INPUTS, KEEP)]
+    past = [value for name, value in inputs.items() if name not in (*INPUTS, LOGITS_TO_KEEP)]
     return (
         all(name in inputs for name in INPUTS)
         and first.name == "logits"
@@ -328,6 +360,7 @@ def _is_decoder(session: onnxruntime.InferenceSession) -> bool:
 
 
 def _integer(path: Path, key: str) -> int:
+    """Read a whole number from a JSON object. Raises InputError if it is none."""
     value = read_json(path).get(key)
     if not isinstance(value, int):
         raise InputError(f"{path}: {key} is {value!r}, not one number")
@@ -335,14 +368,14 @@ def _integer(path: Path, key: str) -> int:
 
 
 def onnxruntime_error(summary: str, error: Exception, device: str) -> CgconvertError:
-    """onnxruntime's exception on one line, after a summary that names the file and what failed.
+    """Make an error from a summary (the file and what failed) and an exception of onnxruntime.
 
-    A GPU that is absent, too small or too old is a UsageError, all else an InputError about the
-    file. What onnxruntime says about a GPU stands behind a C++ signature, which is left out.
+    A GPU that is absent, too small or too old is a UsageError, everything else an InputError about
+    the file. What onnxruntime says about a GPU comes after a C++ signature, which is left out.
     """
     message = " ".join(str(error).split())
-    fault = CUDA_FAULT.search(message) if device == "cuda" else None
-    if fault:
-        reason = message[fault.start() :][:200]
+    failure = CUDA_FAILURE.search(message) if device == "cuda" else None
+    if failure:
+        reason = message[failure.start() :][:200]
         return UsageError(f'{summary} on cuda, use `device="cpu"`: {reason}')
     return InputError(f"{summary}: {message[:300]}")

@@ -17,19 +17,23 @@ __all__ = ["Runtime", "run_left_padded"]
 Cache = TypeVar("Cache")
 
 Run = Callable[[np.ndarray, np.ndarray, np.ndarray, Cache], tuple[np.ndarray, Cache]]
-"""(input_ids [batch, length], attention_mask [batch, past + length], position_ids like input_ids,
-cache) -> (logits float32 [batch, length, vocabulary], the grown cache). The arrays are int64."""
+"""One pass of a model over a batch, as a function
+
+    (input_ids [batch, length], attention_mask [batch, past + length], position_ids [batch, length],
+    cache) -> (logits float32 [batch, length, vocab_size], cache grown by `length`)
+
+in which `past` is the length of the cache before. The three arrays are int64."""
 
 
 class Runtime(ABC):
     """An artefact loaded in a real runtime, with one growing KV cache for one sequence.
 
     Attributes:
-        name: What the command line and reports call the runtime.
-        package: The module that does the work; its `__version__` is the runtime's.
+        name: The runtime's name on the command line and in reports.
+        package: The Python module that does the work; its `__version__` is the runtime's.
         device: "cpu" or "cuda".
-        takes_batches: Whether `batch` works.
-        activations: The type of all that is not a quantized matrix, "float32" or "float16".
+        takes_batches: Whether the runtime can run padded batches; if not, `batch` raises.
+        activations: The type in which activations pass between nodes, "float32" or "float16".
     """
 
     name: str
@@ -53,10 +57,10 @@ class Runtime(ABC):
     def open_with_float_activations(
         cls, path: Path, device: str = "cpu", threads: int | None = None
     ) -> Runtime | None:
-        """Load the artefact with its quantized matrices computed without quantized activations.
+        """Load the artefact so that it multiplies quantized matrices by unquantized activations.
 
-        Returns None where the runtime has no such mode on this device, or the artefact no matrices
-        that it would change. Raises as `open`.
+        The weights stay quantized. Returns None if the runtime has no such mode on this device, or
+        if the artefact has no matrices that the mode would affect. Raises what `open` raises.
         """
         return None
 
@@ -68,7 +72,7 @@ class Runtime(ABC):
     @property
     @abstractmethod
     def n_positions(self) -> int:
-        """The longest sequence that the artefact says it takes, in tokens."""
+        """The context length that the artefact says it has, in tokens."""
 
     @abstractmethod
     def reset(self) -> None:
@@ -76,40 +80,48 @@ class Runtime(ABC):
 
     @abstractmethod
     def feed(self, ids: Sequence[int]) -> np.ndarray:
-        """Append tokens to the cache; logits after each of them, float32 [len(ids), vocabulary].
+        """Append tokens to the cache; logits after each of them, float32 [len(ids), vocab_size].
 
-        Raises UsageError for more tokens than the context has room for, or an unknown id.
+        Raises UsageError for more tokens than the context has room for, and for an id that the
+        model has no row for.
         """
 
     def feed_last(self, ids: Sequence[int]) -> np.ndarray:
-        """Append one token or more; logits after the last one alone, float32 [vocabulary]."""
+        """Append one or more tokens; logits after the last one alone, float32 [vocab_size]."""
         logits: np.ndarray = self.feed(ids)[-1]
         return logits
 
     def batch(self, sequences: Sequence[Sequence[int]], steps: int = 0) -> list[np.ndarray]:
         """Run sequences of different lengths as one left-padded batch.
 
-        All but the last `steps` tokens of each are prefilled, then those are decoded one by one,
-        with the attention mask and the position ids that clients use. The cache of `feed` stays as
-        it is. Returns each sequence's logits, float32 [its length, vocabulary].
+        All but the last `steps` tokens of each sequence are prefilled at once, then the last ones
+        are decoded one by one (see `run_left_padded`). The cache of `feed` is not touched.
 
-        Raises UsageError where the runtime takes one sequence at a time (`takes_batches` is False),
-        and for a sequence longer than the context or not longer than `steps`.
+        Args:
+            sequences: The ids of each sequence.
+            steps: How many tokens of each are decoded one by one.
+
+        Returns:
+            The logits of each sequence, float32 [its length, vocab_size].
+
+        Raises:
+            UsageError: The runtime takes one sequence at a time (`takes_batches` is False), or a
+                sequence is longer than the context or has no more than `steps` tokens.
         """
         raise UsageError(f"{self.name} takes one sequence at a time here, no padded batch")
 
     @abstractmethod
     def tokenize(self, text: str) -> list[int]:
-        """Ids of a text by the artefact's own tokenizer, nothing added at either end."""
+        """Encode a text with the artefact's own tokenizer, without special tokens at its ends."""
 
     @abstractmethod
     def detokenize(self, ids: Sequence[int]) -> str:
-        """The text of ids, special tokens included."""
+        """Decode ids with the artefact's own tokenizer, special tokens included."""
 
     @property
     @abstractmethod
     def tokenizer_size(self) -> int:
-        """The number of ids in the artefact's own tokenizer; rows of logits past it are padding."""
+        """The number of ids in the artefact's own tokenizer; logits past it are padding."""
 
     @property
     @abstractmethod
@@ -117,27 +129,36 @@ class Runtime(ABC):
         """The id at which the artefact itself says that generation ends."""
 
     def check_length(self, total: int) -> None:
-        """Raise UsageError where `total` tokens are more than the context."""
+        """Raise UsageError if `total` tokens are more than the context length."""
         if total > self.n_positions:
             raise UsageError(
                 f"{total} tokens are more than the model's context of {self.n_positions}"
             )
 
     def close(self) -> None:
-        """Free what the runtime holds."""
+        """Free the memory that the runtime holds; it cannot be used afterwards."""
         return
 
 
 def run_left_padded(
     run: Run[Cache], cache: Cache, sequences: Sequence[Sequence[int]], steps: int
 ) -> list[np.ndarray]:
-    """Prefill all but the last `steps` tokens of each sequence, then decode those one by one.
+    """Run sequences as one left-padded batch: prefill, then decode the last tokens one by one.
 
-    The mask is 1 for tokens and 0 for padding; positions are its running sum less 1, and 0 for
-    padding: as clients have them (transformers, generation/utils.py). `cache` is an empty one.
-    Returns each sequence's logits, float32 [its length, vocabulary].
+    The attention mask is 1 for tokens and 0 for padding. A token's position is the number of tokens
+    before it, and that of padding is 0 (as in transformers, generation/utils.py).
 
-    Raises UsageError where a sequence has no token left to prefill.
+    Args:
+        run: One pass of the model over a batch.
+        cache: An empty cache for `run`.
+        sequences: The ids of each sequence.
+        steps: How many tokens of each are decoded one by one.
+
+    Returns:
+        The logits of each sequence, float32 [its length, vocab_size].
+
+    Raises:
+        UsageError: A sequence has no more than `steps` tokens, so that none is left to prefill.
     """
     if steps < 0:
         raise UsageError(f"the number of decode steps is {steps}; give 0 or more")
@@ -149,7 +170,7 @@ def run_left_padded(
             f"a sequence of {min(lengths)} tokens cannot be prefilled before {steps} decode steps"
         )
     width = max(lengths)
-    # Padding is masked, so any id does; the artefact's own padding id may be outside the model.
+    # Padding is masked, so any id will do: 0, since the artefact's own padding id may have no row.
     tokens = np.zeros((len(sequences), width), dtype=np.int64)
     mask = np.zeros_like(tokens)
     for row, sequence in enumerate(sequences):
@@ -158,8 +179,8 @@ def run_left_padded(
     positions = np.where(mask, mask.cumsum(axis=1) - 1, 0)
     parts, start = [], 0
     for end in range(width - steps, width + 1):
-        piece = slice(start, end)
-        logits, cache = run(tokens[:, piece], mask[:, :end], positions[:, piece], cache)
+        columns = slice(start, end)
+        logits, cache = run(tokens[:, columns], mask[:, :end], positions[:, columns], cache)
         parts.append(logits)
         start = end
     padded_logits = np.concatenate(parts, axis=1)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -29,12 +29,17 @@ class TransformersRuntime(Runtime):
     takes_batches = True
 
     def __init__(
-        self, model: Any, tokenizer: Any, device: str, previous_threads: int | None
+        self, model: Any, tokenizer: Any, device: str, threads_to_restore: int | None
     ) -> None:
+        """Hold a loaded model and tokenizer.
+
+        `threads_to_restore` is the number that torch.set_num_threads gets on `close`; None if it
+        was not changed.
+        """
         self.device = device
         self._model = model
         self._tokenizer = tokenizer
-        self._previous_threads = previous_threads
+        self._threads_to_restore = threads_to_restore
         self.reset()
 
     @classmethod
@@ -43,8 +48,8 @@ class TransformersRuntime(Runtime):
     ) -> TransformersRuntime:
         """Load a folder (see Runtime.open). Code that comes with the folder is never run.
 
-        `threads` is PyTorch's own setting, for the whole process; `close` puts it back. A folder
-        whose tensors are not exactly the model's is an InputError too.
+        `threads` sets PyTorch's number of threads for the whole process; `close` restores it. A
+        folder whose tensors are not exactly those of the model is an InputError too.
         """
         try:
             from transformers import AutoModelForCausalLM, AutoTokenizer
@@ -65,7 +70,7 @@ class TransformersRuntime(Runtime):
             )
             # Any: with output_loading_info it returns a pair, which its signature leaves out.
             factory: Any = AutoModelForCausalLM
-            model, report = factory.from_pretrained(
+            model, loading_info = factory.from_pretrained(
                 path,
                 local_files_only=True,
                 trust_remote_code=False,
@@ -73,7 +78,7 @@ class TransformersRuntime(Runtime):
                 dtype=torch.float32 if device == "cpu" else torch.float16,
                 output_loading_info=True,
             )
-        _check_complete(path, report)
+        _check_complete(path, loading_info)
         try:
             model.eval().to(device)
         except RuntimeError as error:  # PyTorch raises it where a GPU has not enough memory
@@ -81,10 +86,10 @@ class TransformersRuntime(Runtime):
             raise UsageError(
                 f'{path}: cannot be moved to {device}, use `device="cpu"`: {reason}'
             ) from error
-        previous_threads = torch.get_num_threads() if threads else None
+        threads_to_restore = torch.get_num_threads() if threads else None
         if threads:
             torch.set_num_threads(threads)
-        return cls(model, tokenizer, device, previous_threads)
+        return cls(model, tokenizer, device, threads_to_restore)
 
     @property
     def n_positions(self) -> int:
@@ -93,10 +98,10 @@ class TransformersRuntime(Runtime):
     def reset(self) -> None:
         from transformers import DynamicCache
 
-        self._cache = DynamicCache()
+        self._kv_cache = DynamicCache()
 
     def feed(self, ids: Sequence[int]) -> np.ndarray:
-        past = self._cache.get_seq_length()
+        past = self._kv_cache.get_seq_length()
         total = past + len(ids)
         self.check_length(total)
         if not ids:
@@ -106,7 +111,7 @@ class TransformersRuntime(Runtime):
             raise UsageError(f"token {max(ids)} is not one of the model's {rows}")
         tokens = np.asarray(ids, dtype=np.int64)[None]
         mask = np.ones((1, total), dtype=np.int64)
-        logits, _ = self._run(tokens, mask, np.arange(past, total)[None], self._cache)
+        logits, _ = self._run(tokens, mask, np.arange(past, total)[None], self._kv_cache)
         sequence_logits: np.ndarray = logits[0]
         return sequence_logits
 
@@ -119,7 +124,7 @@ class TransformersRuntime(Runtime):
     def _run(
         self, tokens: np.ndarray, mask: np.ndarray, positions: np.ndarray, cache: Any
     ) -> tuple[np.ndarray, Any]:
-        """Logits float32 [batch, length, vocabulary], and `cache`, which has grown by `tokens`."""
+        """Run the model once, see runtime.Run; `cache` is a DynamicCache, which grows in place."""
         arrays = {"input_ids": tokens, "attention_mask": mask, "position_ids": positions}
         inputs = {name: torch.tensor(array, device=self.device) for name, array in arrays.items()}
         with torch.inference_mode(), _input_errors(self._model.name_or_path, "run"):
@@ -131,7 +136,7 @@ class TransformersRuntime(Runtime):
         return logits.float().cpu().numpy(), cache
 
     def tokenize(self, text: str) -> list[int]:
-        # verbose=False: text longer than the context is no mistake here.
+        # verbose=False: no warning that the text is longer than the context.
         return list(self._tokenizer(text, add_special_tokens=False, verbose=False)["input_ids"])
 
     def detokenize(self, ids: Sequence[int]) -> str:
@@ -149,27 +154,32 @@ class TransformersRuntime(Runtime):
         return eos
 
     def close(self) -> None:
-        del self._model, self._tokenizer, self._cache
-        if self._previous_threads is not None:
-            torch.set_num_threads(self._previous_threads)
+        del self._model, self._tokenizer, self._kv_cache
+        if self._threads_to_restore is not None:
+            torch.set_num_threads(self._threads_to_restore)
         if self.device == "cuda":
             torch.cuda.empty_cache()
 
 
-def _check_complete(path: Path, report: dict[str, Any]) -> None:
-    """Raise InputError for missing tensors: transformers makes up random ones and only warns."""
-    faults = {kind: sorted(map(str, names)) for kind, names in report.items() if names}
-    if faults:
-        text = "; ".join(f"{kind}: {', '.join(names[:3])}" for kind, names in faults.items())
+def _check_complete(path: Path, loading_info: Mapping[str, Any]) -> None:
+    """Raise InputError if tensors are missing, unexpected or of another shape.
+
+    transformers only warns of these, and initialises missing tensors randomly. `loading_info` is
+    what from_pretrained returns with output_loading_info: names of tensors by what is wrong.
+    """
+    differences = {kind: sorted(map(str, names)) for kind, names in loading_info.items() if names}
+    if differences:
+        text = "; ".join(f"{kind}: {', '.join(names[:3])}" for kind, names in differences.items())
         raise InputError(f"{path}: its tensors are not the model's: {text}")
 
 
 @contextmanager
 def _input_errors(path: Path | str, action: str = "load") -> Iterator[None]:
-    """Turn any exception into an InputError about the folder: the library has none of its own.
+    """Turn any exception into an InputError about the folder at `path`.
 
-    A model that loads may still not fit together when it runs. A full device is not the folder's
-    fault: torch.OutOfMemoryError passes.
+    transformers has no exception class of its own; a model that loads may still fail when it runs.
+    torch.OutOfMemoryError passes unchanged, because the folder does not cause it. `action`, "load"
+    or "run", is what the message says that transformers could not do.
     """
     try:
         yield
@@ -182,7 +192,7 @@ def _input_errors(path: Path | str, action: str = "load") -> Iterator[None]:
 
 @contextmanager
 def _quiet() -> Iterator[None]:
-    """Keep transformers' progress bars and reports off stderr, which belongs to the command."""
+    """Turn transformers' progress bars and warnings off: stderr belongs to the command."""
     from transformers import utils
 
     logging: Any = utils.logging  # its functions carry no types

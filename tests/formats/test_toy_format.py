@@ -70,6 +70,14 @@ def test_a_format_of_one_module_is_verified_in_its_own_runtime() -> None:
     assert checks["generation"].value == 0
 
 
+def test_a_format_without_a_runtime_cannot_be_verified(monkeypatch: pytest.MonkeyPatch) -> None:
+    result = cgconvert.convert(embedded.NAME, "to-npy")
+    monkeypatch.delitem(RUNTIMES, "npy")
+    for runtime in (None, "transformers"):
+        with pytest.raises(UsageError, match="no runtime runs 'npy' artefacts; there are"):
+            cgconvert.verify(result, runtime=runtime)
+
+
 def test_a_changed_weight_of_a_registered_format_is_found() -> None:
     result = cgconvert.convert(embedded.NAME, "to-npy")
     path = result.path / "transformer.h.2.mlp.fc_in.bias.npy"

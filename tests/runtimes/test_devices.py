@@ -146,7 +146,9 @@ def test_a_model_larger_than_the_gpu_is_not_the_files_fault(
         raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 14.00 GiB")
 
     def no_room(*_: Any) -> None:
-        llamacpp._errors.append("allocating 14000 MiB on device 0: cudaMalloc failed: no memory\n")
+        llamacpp._error_lines.append(
+            "allocating 14000 MiB on device 0: cudaMalloc failed: no memory\n"
+        )
 
     cuda_is_there(monkeypatch)
     monkeypatch.setattr(torch.nn.Module, "to", full)

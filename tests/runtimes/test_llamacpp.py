@@ -125,7 +125,7 @@ def test_long_input_is_computed_in_batches(
 ) -> None:
     ids = prompt()
     whole = run(convert("F32")).feed(ids)
-    monkeypatch.setattr(llamacpp, "BATCH", 16)
+    monkeypatch.setattr(llamacpp, "BATCH_TOKENS", 16)
     assert max_difference(whole, run(convert("F32")).feed(ids)) <= 5e-4 * np.abs(whole).max()
 
 
@@ -181,7 +181,7 @@ def test_samplers_suppress_padding(
 ) -> None:
     runtime = run(convert())
     count = ctypes.c_int32()
-    function = runtime._lib.llama_vocab_get_suppress_tokens
+    function = runtime._library.llama_vocab_get_suppress_tokens
     ids = function(runtime._vocab, ctypes.byref(count))
     assert ids[: count.value] == list(range(tokenizer().size, ROWS))
 
@@ -219,7 +219,11 @@ def test_other_caches_are_nearly_as_good(
     convert: Callable[..., Path], run: Callable[..., LlamaCppRuntime]
 ) -> None:
     expected = reference(64, prompt())
-    for options in ({"cache": "F16"}, {"flash": True}, {"cache": "F16", "flash": True}):
+    for options in (
+        {"cache_type": "F16"},
+        {"flash_attention": True},
+        {"cache_type": "F16", "flash_attention": True},
+    ):
         logits = run(convert("F32"), **options).feed(prompt())[:, : tokenizer().size]
         assert 0 < kl_divergence(expected, logits).mean() <= 1e-5
 

@@ -19,7 +19,7 @@ import torch
 
 from cgconvert.codecs.matmul_nbits import MatMulNBits
 from cgconvert.errors import InputError, MissingRuntimeError
-from cgconvert.formats.gguf import checks
+from cgconvert.formats.gguf import checks, writer
 from cgconvert.formats.gguf.header import read_header
 from cgconvert.formats.registry import load
 from cgconvert.model.checkpoint import Checkpoint
@@ -29,6 +29,7 @@ from cgconvert.verify.provenance import check_provenance
 from cgconvert.verify.verdict import Check, Verdict
 from cgconvert.verify.verify import verify
 from cgconvert.verify.weights import check_weights
+from cgconvert.write.execute import execute
 from cgconvert.write.hashing import file_sha256, hash_checkpoint
 from cgconvert.write.manifest import manifest_path
 from cgconvert.write.plan import Plan
@@ -261,6 +262,11 @@ def test_a_rotary_table_may_differ_in_the_last_place_and_no_more(
     assert failed(checked(artefact, "onnx", source)) == {"provenance", "weights.equal"}
 
 
+def checks_of(artefact: Path, source: Checkpoint) -> dict[str, Check]:
+    """The checks of a GGUF file's weights, by name."""
+    return {check.name: check for check in check_weights(artefact, "gguf", source.decoder)[0]}
+
+
 # The whole of verify.
 
 
@@ -309,6 +315,42 @@ def test_a_missing_runtime_is_an_error_however_broken_the_artefact(
     monkeypatch.setattr(verify_module, "open_runtime", absent)
     with pytest.raises(MissingRuntimeError, match=r"pip install 'cgconvert\[llamacpp\]'"):
         verify(artefact, "gguf", "F16", source, "cpu", new_tokens=2, threads=1)
+
+
+def test_the_error_of_a_runtime_is_told_in_words(
+    source: Checkpoint, right: dict[str, Plan], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Who reads a report may have typed neither a flag nor an argument."""
+    artefact = copied(right["gguf-F16"], tmp_path)
+    raw = artefact.read_bytes()
+    artefact.write_bytes(raw.replace(b"blk.2.ffn_up.weight", b"blk.2.ffn_uq.weight"))
+
+    def full(*_: object, **__: object) -> None:
+        raise InputError('no memory on cuda, use `device="cpu"`')
+
+    monkeypatch.setattr(verify_module, "open_runtime", full)
+    report = verify(artefact, "gguf", "F16", source, "cpu", new_tokens=2, threads=1)
+    (check,) = (check for check in report.checks if check.name == "runtime")
+    assert check.detail == "no memory on cuda, use device cpu"
+
+
+@pytest.mark.parametrize("type_", ["F16", "Q8_0"])
+def test_a_matrix_that_is_called_adjusted_is_judged_like_any_matrix(
+    type_: str, source: Checkpoint, tmp_path: Path
+) -> None:
+    """Calibration adjusts vectors alone, whatever the header of a file says."""
+    names = ("blk.0.attn_q.weight", "blk.0.attn_norm.bias")
+    plan = writer.plan(source, tmp_path / "model.gguf", type=type_, adjusted=names)
+    execute(plan)
+    by_name = checks_of(plan.output, source)
+    assert by_name["weights.adjusted"].detail == "blk.0.attn_norm.bias 0"
+    assert failed(by_name) == set()
+    tensor = load("gguf").stored(plan.output, source.decoder).tensors[names[0]]
+    rescale_block(tensor, 3, 4.0)
+    by_name = checks_of(plan.output, source)
+    name = "weights.equal" if type_ == "F16" else "weights.error"
+    assert failed(by_name) == {name}
+    assert names[0] in by_name[name].detail
 
 
 def test_an_unreadable_file_is_an_error_and_no_failed_check(

@@ -20,17 +20,17 @@ WRITERS: Mapping[str, Callable[[Sequence[Report]], str]] = {
     ".html": lambda reports: as_html(as_json_object(reports)),
     ".txt": as_text,
 }
-"""Functions that write reports, by the suffix of the file they are written to."""
+"""Functions that turn reports into the text of a file, by the suffix of the file."""
 
 
 def write_reports(reports: Sequence[Report], path: Path) -> None:
     """Write reports in the format of the path's suffix, the whole file or nothing.
 
-    Raises UsageError for a suffix without a format, OutputError where writing fails.
+    Raises UsageError for a suffix without a format, OutputError if writing fails.
     """
     check_suffix(path)
     try:
-        # A file's name may hold bytes that are not UTF-8: escaped as JSON has them.
+        # Names of files may hold bytes that are not UTF-8; these are escaped, as in JSON.
         text = WRITERS[path.suffix](reports)
         write_atomic(path, text.encode(errors="backslashreplace"))
     except OSError as error:
@@ -38,6 +38,6 @@ def write_reports(reports: Sequence[Report], path: Path) -> None:
 
 
 def check_suffix(path: Path) -> None:
-    """Raise UsageError where no report format has the path's suffix; call it before long work."""
+    """Raise UsageError if no report format has the path's suffix; call this before long work."""
     if path.suffix not in WRITERS:
         raise UsageError(f"{path}: a report ends in {', '.join(WRITERS)}")

@@ -1,8 +1,9 @@
 """A verification as one HTML page that needs nothing else: no script, no font, no request.
 
-template.html.j2 is the page and report.css its look; here is what the template needs beside the
-JSON object. Jinja2 escapes all that is put in, so a name out of a file cannot become markup, and a
-Content-Security-Policy forbids what is not in the file.
+template.html.j2 is the page and report.css its style; this module has the filters and drawings
+that the template needs beside the JSON object. Jinja2 escapes everything that is inserted, so a
+name from a file cannot become markup, and a Content-Security-Policy forbids the page to load
+anything.
 """
 
 from __future__ import annotations
@@ -33,7 +34,7 @@ __all__ = ["as_html", "stylesheet"]
 PAST_TENSE = {"pass": "passed", "info": "info", "warning": "warning", "fail": "failed"}
 
 WORST_SHOWN = 10
-"""Tensors in the table of the worst."""
+"""How many tensors the table of the worst tensors has."""
 
 
 @dataclass(frozen=True)
@@ -45,7 +46,7 @@ class Figure:
 
 
 def as_html(report: Mapping[str, Any]) -> str:
-    """Render the page from the JSON object of schema 1 (see model.py)."""
+    """Render the page from the JSON object (see model.py)."""
     return _template().render(report=report)
 
 
@@ -57,6 +58,7 @@ def stylesheet() -> str:
 
 @cache
 def _template() -> Template:
+    """Load the template, with what it calls."""
     environment = Environment(
         autoescape=True,
         undefined=StrictUndefined,
@@ -89,12 +91,12 @@ def _template() -> Template:
 
 
 def _finalize(value: object) -> object:
-    """Jinja2 calls this on every value before escaping it: no control character gets through."""
+    """Escape control characters; Jinja2 calls this on every value before it escapes markup."""
     return value if isinstance(value, Markup) else printable(str(value))
 
 
 def _opening(report: Mapping[str, Any]) -> str:
-    """The sentence below the title: how many artefacts passed, and which failed."""
+    """Write the sentence below the title: how many artefacts passed, and which failed."""
     artefacts = report["artefacts"]
     failed = [a["artefact"]["path"] for a in artefacts if a["verdict"] == "fail"]
     sentence = f"{len(artefacts) - len(failed)} of {len(artefacts)} artefacts passed"
@@ -107,19 +109,19 @@ def _opening(report: Mapping[str, Any]) -> str:
 
 
 def _value_of(checks: Sequence[Mapping[str, Any]], name: str) -> float | None:
-    """The value of the check called `name`, None where it was not made."""
+    """The value of the check called `name`; None if there is no such check."""
     return next((check["value"] for check in checks if check["name"] == name), None)
 
 
 def _divergence_figure(artefact: Mapping[str, Any]) -> Figure | None:
-    """The KL divergence at every position, None where logits were not compared."""
+    """Draw the KL divergence at every position; None if logits were not compared."""
     values = artefact.get("series", {}).get("logits.kl")
     if not values:
         return None
     thresholds = {check["name"]: check["threshold"] for check in artefact["checks"]}
     mean, p99 = thresholds.get("logits.kl_mean"), thresholds.get("logits.kl_p99")
-    named = {"p99 <=": p99, "mean <=": mean}
-    bounds = {name: value for name, value in named.items() if value is not None}
+    labels = {"p99 <=": p99, "mean <=": mean}
+    bounds = {label: value for label, value in labels.items() if value is not None}
     caption = "KL(reference || artefact) in nats at every position"
     per_column = positions_per_column(len(values))
     if per_column > 1:
@@ -135,7 +137,7 @@ def _divergence_figure(artefact: Mapping[str, Any]) -> Figure | None:
 
 
 def _sequences(prompts: Mapping[str, Any]) -> list[tuple[str, int]]:
-    """Name and tokens of each prompt, then of each text as a whole."""
+    """List (name, number of tokens) of each prompt, then of each of the user's texts as a whole."""
     texts = prompts.get("texts", ())
     count = prompts["sequences"] - sum(text["sequences"] for text in texts)
     named = [(f"prompt {i}", n) for i, n in enumerate(prompts["lengths"][:count], 1)]
@@ -143,7 +145,7 @@ def _sequences(prompts: Mapping[str, Any]) -> list[tuple[str, int]]:
 
 
 def _tensor_figure(tensors: Sequence[Mapping[str, Any]]) -> Figure | None:
-    """The errors of all tensors, None where every tensor has exactly the source's numbers."""
+    """Draw the errors of all tensors; None if every tensor has exactly the source's numbers."""
     unchanged = len(tensors) - len(changed_tensors(tensors))
     if unchanged == len(tensors):
         return None
@@ -154,12 +156,15 @@ def _tensor_figure(tensors: Sequence[Mapping[str, Any]]) -> Figure | None:
 
 
 def _svg(drawing: Element) -> Markup:
-    """A drawing as markup; ElementTree escapes its texts."""
+    """Turn a drawing into markup; ElementTree escapes its texts."""
     return Markup(tostring(drawing, encoding="unicode", method="html"))
 
 
 def _provenance(artefact: Mapping[str, Any]) -> dict[str, str]:
-    """All keys of the JSON object, one below the other: new ones need no change here."""
+    """List the hashes and everything else that the JSON object says of the run, by name.
+
+    All keys of these groups are shown, so a new key needs no change here.
+    """
     rows = {f"sha256 of {name}": sha for name, sha in artefact["artefact"]["files"].items()}
     for group in ("source", "reference", "runtime", "prompts", "texts"):
         for key, value in artefact[group].items():
@@ -168,7 +173,7 @@ def _provenance(artefact: Mapping[str, Any]) -> dict[str, str]:
 
 
 def _flat(value: Any) -> str:
-    """A value of the JSON object on one line."""
+    """Write a value of the JSON object on one line."""
     if isinstance(value, Mapping):
         return ", ".join(f"{key} {_flat(inner)}" for key, inner in value.items())
     if isinstance(value, list | tuple):

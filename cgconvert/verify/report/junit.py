@@ -1,9 +1,10 @@
 """A verification as JUnit XML, which every CI shows: a suite for each artefact, a case for a check.
 
-Elements and their order are those of the schema Jenkins keeps (xunit-plugin, junit-10.xsd). JUnit
-knows passed, failed and skipped: a check that failed is a failure; a warning is skipped with the
-warning as its message, because a CI shows that unasked; all others passed, reported values among
-them. There are no times: the same reports give the same bytes.
+Elements and their order are those of Jenkins's schema (xunit-plugin, junit-10.xsd). JUnit has three
+outcomes: passed, failed and skipped. A check that failed is a failure. A warning is a skipped case
+with the warning as its message, because a CI shows skipped cases without being asked. All others
+have passed, values that are only reported among them. No times are written, so the same reports
+give the same bytes.
 """
 
 from __future__ import annotations
@@ -17,10 +18,11 @@ from cgconvert.verify.report.model import bound, number, printable, run_descript
 __all__ = ["as_junit"]
 
 COUNTS = ("tests", "failures", "errors", "skipped")
+"""The attributes that count the cases of a suite; `errors`, tests that broke off, are always 0."""
 
 
 def as_junit(report: Mapping[str, Any]) -> str:
-    """Write the XML from the JSON object of schema 1 (see model.py)."""
+    """Write the XML from the JSON object (see model.py)."""
     suites = [_suite(artefact, report["tool"]) for artefact in report["artefacts"]]
     totals = {key: str(sum(int(suite.attrib[key]) for suite in suites)) for key in COUNTS}
     root = Element("testsuites", {"name": "cgconvert verify", **totals})
@@ -32,33 +34,40 @@ def as_junit(report: Mapping[str, Any]) -> str:
     return f'<?xml version="1.0" encoding="UTF-8"?>\n{tostring(root, encoding="unicode")}\n'
 
 
-def _suite(artefact: Mapping[str, Any], tool: Mapping[str, str]) -> Element:
-    path, checks = artefact["artefact"]["path"], artefact["checks"]
+def _suite(report: Mapping[str, Any], tool: Mapping[str, str]) -> Element:
+    """Build the suite of one artefact, `report` being its entry of `artefacts`.
+
+    `tool` is the name and version of the program.
+    """
+    path, checks = report["artefact"]["path"], report["checks"]
     verdicts = [check["verdict"] for check in checks]
-    suite = Element("testsuite", name=f"{path}: {run_description(artefact)}")
+    suite = Element("testsuite", name=f"{path}: {run_description(report)}")
     counts = (len(checks), verdicts.count("fail"), 0, verdicts.count("warning"))
     suite.attrib |= dict(zip(COUNTS, map(str, counts), strict=True))
     properties = SubElement(suite, "properties")
-    for name, value in _properties(artefact, tool).items():
+    for name, value in _properties(report, tool).items():
         SubElement(properties, "property", name=name, value=value)
     suite.extend(_case(check, path) for check in checks)
     return suite
 
 
-def _properties(artefact: Mapping[str, Any], tool: Mapping[str, str]) -> dict[str, str]:
-    """What was compared with what; names are the JSON object's, joined by dots."""
-    groups = {"tool": tool} | {name: artefact[name] for name in ("source", "reference", "runtime")}
+def _properties(report: Mapping[str, Any], tool: Mapping[str, str]) -> dict[str, str]:
+    """Say what was compared with what; the names are keys of the JSON object, joined by dots."""
+    groups = {"tool": tool} | {name: report[name] for name in ("source", "reference", "runtime")}
     values = {
         f"{name}.{key}": str(value)
         for name, group in groups.items()
         for key, value in group.items()
     }
-    hashes = artefact["artefact"]["files"].items()
+    hashes = report["artefact"]["files"].items()
     return values | {f"artefact.sha256.{name}": sha256 for name, sha256 in hashes}
 
 
 def _case(check: Mapping[str, Any], path: str) -> Element:
-    """A check as a test case; values have all digits in its text and four in its message."""
+    """Build the test case of a check of the artefact at `path`.
+
+    Numbers have all digits in its text, and four in its message.
+    """
     lines = [f"{check['verdict']}: {check['name']}", f"value {_all_digits(check['value'])}"]
     if check["threshold"] is not None:
         lines.append(f"bound {check['comparison']} {_all_digits(check['threshold'])}")
@@ -78,4 +87,5 @@ def _case(check: Mapping[str, Any], path: str) -> Element:
 
 
 def _all_digits(value: float | None) -> str:
+    """Write a number so that it can be read back exactly; "-" for None."""
     return "-" if value is None else repr(value)

@@ -25,12 +25,12 @@ come):
       series      {name: [value or null]} of three significant digits: "logits.kl" is KL(reference
                   || artefact) in nats at every position, prompts one after the other; null where
                   it is not finite; no such key where the logits could not be compared
-      tensors     [{name, type, size, nonfinite, differing, relative_rms, worst}] in the layout's
+      tensors     [{name, type, size, nonfinite, differing, relative_rms, worst}] in the artefact's
                   order, those that are there in their shape: type as stored; nonfinite and
                   differing count values (see weights.finite, weights.equal); relative_rms is
-                  ||stored - source|| / ||source||; worst is a quantized tensor's largest error in
-                  bounds of its type (see weights.error), null for other tensors; what is not
-                  finite is null
+                  ||stored - source|| / ||source||; worst is the largest error of a quantized or
+                  adjusted tensor as a multiple of its bound (see weights.error,
+                  weights.adjusted), null for other tensors; a number that is not finite is null
       verdict     pass, warning or fail
 """
 
@@ -60,9 +60,9 @@ SUMMARY: Mapping[str, str] = {
     "logits.top1": "top-1",
     "generation": "other tokens",
 }
-"""The checks that stand for an artefact in one line, and the heads of their columns."""
+"""The checks whose values stand for an artefact in a summary, and the heads of their columns."""
 
-# All but what XML 1.0 allows (section 2.2, Char): a file's name may hold any of these.
+# All characters that XML 1.0 forbids (section 2.2, Char): the name of a file may hold any.
 _NOT_XML = re.compile("[^\t\n\r\x20-\ud7ff\ue000-\ufffd\U00010000-\U0010ffff]")
 
 
@@ -102,7 +102,7 @@ class Report:
 
 
 def as_json_object(reports: Sequence[Report]) -> dict[str, Any]:
-    """The object of schema 1, which JSON, JUnit and HTML are written from."""
+    """The reports as one JSON object (see above), from which JSON, JUnit and HTML are written."""
     return {
         "schema": SCHEMA,
         "tool": {"name": "cgconvert", "version": __version__},
@@ -112,26 +112,26 @@ def as_json_object(reports: Sequence[Report]) -> dict[str, Any]:
 
 
 def as_json(reports: Sequence[Report]) -> str:
-    """Schema 1 as text, with a newline at the end. The same reports give the same bytes."""
+    """The JSON object as text. The same reports give the same text."""
     return json.dumps(as_json_object(reports), indent=2, ensure_ascii=False, allow_nan=False) + "\n"
 
 
 def number(value: float | None) -> str:
-    """Four significant digits; whole numbers as they are, "-" for None."""
+    """Write a number with four significant digits, a whole number with six; "-" for None."""
     if value is None:
         return "-"
     return f"{value:g}" if float(value).is_integer() else f"{value:.4g}"
 
 
 def bound(comparison: str, threshold: float | None) -> str:
-    """For example "<= 0.003"; empty where nothing is demanded."""
+    """Write a bound, for example "<= 0.003"; empty if the value is only reported."""
     return "" if threshold is None else f"{comparison} {number(threshold)}"
 
 
 def run_description(artefact: Mapping[str, Any]) -> str:
-    """What ran in which runtime, from a report's JSON object.
+    """Say what ran in which runtime, for example "gguf Q8_0 in llama.cpp 0.3.36 on cpu".
 
-    For example "gguf Q8_0 in llama.cpp 0.3.36 on cpu".
+    `artefact` is an entry of `artefacts` in the JSON object.
     """
     files, runtime = artefact["artefact"], artefact["runtime"]
     return (
@@ -141,12 +141,12 @@ def run_description(artefact: Mapping[str, Any]) -> str:
 
 
 def printable(text: str) -> str:
-    """The text with Python's escapes for the characters that no XML document may hold."""
+    """Replace the characters that no XML document may hold by Python's escapes."""
     return _NOT_XML.sub(lambda match: ascii(match[0])[1:-1], text)
 
 
 def rounded(values: Iterable[float]) -> list[float | None]:
-    """A series for the report: three significant digits, None for what is not finite."""
+    """Round a series for the report to three significant digits; NaN and infinity become None."""
     return [float(f"{v:.3g}") if math.isfinite(v) else None for v in map(float, values)]
 
 

@@ -22,16 +22,16 @@ __all__ = [
 ]  # fmt: skip
 
 WIDTH, LEFT, RIGHT = 960, 56, 124
-"""Width of a drawing and of its margins; the right margin holds the names of what is drawn."""
+"""Widths of a drawing and of its left and right margins; the right one holds names and legends."""
 
 LINE_HEIGHT = 13
-"""Least distance of two lines of text."""
+"""The least distance of the baselines of two lines of text."""
 
 SMALLEST = 1e-16
-"""float64 cannot tell less than this from equal: all that is less, or negative, is drawn here."""
+"""What is less than this, or negative, is drawn here: in float64 it is rounding error."""
 
 KL_TOP, KL_BOTTOM, KL_HEIGHT = 22, 240, 280
-"""Edges of the panel of the divergence plot, and the height of the drawing."""
+"""The y coordinates of the edges of the divergence plot's panel, and the height of the drawing."""
 
 MOST_SINGLE_POINTS = 1600
 """Most positions that are drawn as single points; more of them share columns, because two points
@@ -44,16 +44,16 @@ COLOURS = 8
 """Colours in report.css; the kinds of tensors beyond them share the last."""
 
 TENSOR_TOP, TENSOR_GAP, TENSOR_FOOT = 22, 44, 40
-"""Heights above the first panel of the tensor plot, between two panels, and below the last."""
+"""Heights of the space above the first panel of the tensor plot, between panels, and below."""
 
 TensorEntry = Mapping[str, Any]
 """An entry of `tensors` in the JSON object; see model.py."""
 
 
 def element(tag: str, *children: str | Element | None, **attributes: object) -> Element:
-    """An element with its text and children in order; a child or attribute of None is left out.
+    """Make an element with its texts and children in order; what is None is left out.
 
-    Underscores in an attribute's name become hyphens, one at its end is dropped (`class_`).
+    In names of attributes an underscore becomes a hyphen, and one at the end is dropped (`class_`).
     """
     node = Element(
         tag,
@@ -75,15 +75,19 @@ def element(tag: str, *children: str | Element | None, **attributes: object) -> 
     return node
 
 
-# Panels: a logarithmic scale, its grid, points and lines.
+# What both drawings have: a panel with a logarithmic scale, its grid, points and bounds.
 
 
 @dataclass(frozen=True)
 class Scale:
-    """Maps (position, value) to coordinates in a panel.
+    """Maps positions and values to coordinates in a panel with a logarithmic scale.
 
-    `count` positions lie side by side; `low` and `high` are the powers of ten at the panel's lower
-    and upper edge, `bottom` and `top` the y coordinates of these edges.
+    Attributes:
+        count: How many positions lie side by side.
+        low: The power of ten at the lower edge.
+        high: The power of ten at the upper edge.
+        top: The y coordinate of the upper edge.
+        bottom: The y coordinate of the lower edge.
     """
 
     count: int
@@ -105,7 +109,10 @@ class Scale:
 def scale_over(
     count: int, values: Iterable[float | None], top: float, bottom: float, decades: int = 2
 ) -> Scale:
-    """A scale of whole decades around the values, at least `decades`; None is not finite."""
+    """Make a scale of whole decades, at least `decades`, that covers the values.
+
+    A value of None was not finite and does not count.
+    """
     shown = [max(v, SMALLEST) for v in values if v is not None]
     low = math.floor(math.log10(min(shown, default=SMALLEST)))
     high = math.ceil(math.log10(max(shown, default=1)))
@@ -113,8 +120,10 @@ def scale_over(
 
 
 def grid(scale: Scale) -> list[Element]:
-    """A line and a label for each decade, for fewer where there are many; in a single decade at 2
-    and 5 too."""
+    """Draw a line and a label for each decade.
+
+    Of more than eight decades some are left out; a single decade has lines at 2 and 5 too.
+    """
     decades = scale.high - scale.low
     step = math.ceil(decades / 8)
     drawn = []
@@ -128,14 +137,20 @@ def grid(scale: Scale) -> list[Element]:
 
 
 def points(class_: str, places: Sequence[tuple[float, float]]) -> Element | None:
-    """All points of one class as one path: strokes of no length with round ends."""
+    """Draw all points of one class of report.css as one path: strokes of no length with round ends.
+
+    `places` are (x, y) coordinates; None is returned if there are none.
+    """
     if not places:
         return None
     return element("path", d="".join(f"M{x} {y}h0" for x, y in places), class_=class_)
 
 
 def _bound_lines(scale: Scale, bounds: Mapping[str, float]) -> list[Element]:
-    """Dashed lines named at the right; names that would touch are moved apart downwards."""
+    """Draw a dashed line at each bound, with its name at the right.
+
+    Names that would touch are moved apart downwards.
+    """
     drawn, free_y = [], 0.0
     for name, value in sorted(bounds.items(), key=lambda item: -item[1]):
         y = scale.y(value)
@@ -150,7 +165,7 @@ def _bound_lines(scale: Scale, bounds: Mapping[str, float]) -> list[Element]:
 
 
 def positions_per_column(count: int) -> int:
-    """How many of `count` positions share a column of the drawing: 1 unless there are thousands."""
+    """How many positions share a column of the drawing: 1, or more if there are thousands."""
     return math.ceil(count / COLUMNS) if count > MOST_SINGLE_POINTS else 1
 
 
@@ -162,14 +177,15 @@ def kl_plot(
 ) -> Element:
     """Draw the KL divergence at every position.
 
-    Each position is a point; of thousands, each column shows the mean as a point and the range as
-    a stroke. Values above `limit` are marked one by one, and so are those that were not finite.
+    Each position is a point. If there are thousands, several positions share a column, which shows
+    their mean as a point and their range as a stroke. Values above `limit` are marked one by one,
+    and so are those that were not finite.
 
     Args:
-        values: nats at each position; None where the value was not finite.
-        bounds: horizontal lines by the name written beside them.
-        sequences: name and number of positions of each sequence, in order.
-        limit: values above it are marked; None marks none.
+        values: The divergence at each position in nats; None if it was not finite.
+        bounds: Horizontal lines, by the name written beside them.
+        sequences: The name and the number of positions of each sequence, in order.
+        limit: Values above it are marked; None marks none.
     """
     bounds = {name: value for name, value in bounds.items() if value > 0}
     scale = scale_over(len(values), [*values, *bounds.values()], KL_TOP, KL_BOTTOM)
@@ -202,13 +218,17 @@ def kl_plot(
 def _single_points(
     scale: Scale, class_: str, values: Sequence[tuple[int, float]]
 ) -> Element | None:
+    """Draw a point for each (position, value)."""
     return points(class_, [(scale.x(i + 0.5), scale.y(v)) for i, v in values])
 
 
 def _columns(
     scale: Scale, values: Sequence[tuple[int, float]], per_column: int
 ) -> list[Element | None]:
-    """Each column's least to largest value as a stroke, its mean as a point."""
+    """Draw the range of each column as a stroke and its mean as a point.
+
+    `values` are (position, value); `per_column` positions share a column.
+    """
     columns: dict[int, list[float]] = {}
     for i, v in values:
         columns.setdefault(i // per_column, []).append(v)
@@ -222,6 +242,7 @@ def _columns(
 
 
 def _position_axis(scale: Scale) -> list[Element]:
+    """Write the first and the last position, and what the axis shows."""
     middle = (LEFT + WIDTH - RIGHT) / 2
     label = "position, sequences one after the other"
     y, end = KL_BOTTOM + 15, scale.x(scale.count)
@@ -233,7 +254,10 @@ def _position_axis(scale: Scale) -> list[Element]:
 
 
 def _sequence_marks(scale: Scale, sequences: Sequence[tuple[str, int]]) -> list[Element]:
-    """A line where each sequence begins, and its name where there is room for it."""
+    """Draw a line at the start of each sequence, and its name if there is room for it.
+
+    `sequences` are (name, number of positions).
+    """
     drawn = []
     starts = accumulate((length for _, length in sequences), initial=0)
     for start, (name, length) in zip(starts, sequences, strict=False):
@@ -248,7 +272,7 @@ def _sequence_marks(scale: Scale, sequences: Sequence[tuple[str, int]]) -> list[
     return drawn
 
 
-# Error by tensor: in the layout's order, one colour for each kind of tensor.
+# Error by tensor: in the artefact's order, one colour for each kind of tensor.
 
 
 def changed_tensors(tensors: Sequence[TensorEntry]) -> list[TensorEntry]:
@@ -257,9 +281,15 @@ def changed_tensors(tensors: Sequence[TensorEntry]) -> list[TensorEntry]:
 
 
 def is_wrong(tensor: TensorEntry) -> bool:
-    """Whether this tensor makes weights.finite, weights.equal or weights.error fail."""
-    beyond = _is_quantized(tensor) and (tensor["worst"] is None or tensor["worst"] > 1)
-    return bool(beyond or tensor["nonfinite"] or tensor["differing"])
+    """Whether this tensor makes a check of weights fail: finite, equal, error or adjusted.
+
+    `worst` is the error as a multiple of the tensor's bound. A quantized tensor always has one, so
+    there None stands for an infinite error, which JSON cannot hold. Of an unquantized tensor it is
+    None if the tensor has to be equal, and a number if calibration has adjusted it.
+    """
+    worst = tensor["worst"]
+    is_over_bound = _is_quantized(tensor) if worst is None else worst > 1
+    return bool(is_over_bound or tensor["nonfinite"] or tensor["differing"])
 
 
 def worst_first(tensors: Sequence[TensorEntry]) -> list[TensorEntry]:
@@ -273,21 +303,25 @@ def worst_first(tensors: Sequence[TensorEntry]) -> list[TensorEntry]:
 
 
 def tensor_plot(tensors: Sequence[TensorEntry]) -> Element:
-    """Draw the errors of all tensors.
+    """Draw the errors of all tensors, in the artefact's order.
 
-    The first panel has relative errors; where there are any, one below it has errors in bounds of
-    the type, and one the share of differing values. Every point shows its tensor's name when
-    pointed at; a tensor without an error keeps its place.
+    The first panel has relative RMS errors. Below it, if any tensor is quantized, is a panel of the
+    largest errors as multiples of the bound of the tensor's type; and, if values of any unquantized
+    tensor differ, a panel of the share of values that do. Each point shows the name of its tensor
+    on hover. A tensor that has no error in a panel leaves its position on the x axis empty.
     """
+    # For each panel its title, its height, the lines of bounds, and the values by tensor's index.
     panels: list[tuple[str, int, dict[str, float], dict[int, float | None]]] = []
     errors = {i: t["relative_rms"] for i, t in enumerate(tensors) if _is_changed(t)}
     panels.append(("relative RMS error", 200, {}, errors))
-    in_bounds = {i: t["worst"] for i, t in enumerate(tensors) if _is_quantized(t)}
-    if in_bounds:
-        panels.append(("largest error, in bounds of its type", 90, {"bound": 1.0}, in_bounds))
+    over_bound = {i: t["worst"] for i, t in enumerate(tensors) if _is_quantized(t)}
+    if over_bound:
+        title = "largest error, as a multiple of the bound of its type"
+        panels.append((title, 90, {"bound": 1.0}, over_bound))
+    # Only values of unquantized tensors are counted as differing.
     shares = {i: t["differing"] / t["size"] for i, t in enumerate(tensors) if t["differing"]}
     if shares:
-        panels.append(("share of values that differ, of unquantized tensors", 90, {}, dict(shares)))
+        panels.append(("share of values that differ, in unquantized tensors", 90, {}, dict(shares)))
     colours = _colours(changed_tensors(tensors))
     drawn: list[Element | None] = []
     top = float(TENSOR_TOP)
@@ -307,10 +341,12 @@ def tensor_plot(tensors: Sequence[TensorEntry]) -> Element:
 
 
 def _is_quantized(tensor: TensorEntry) -> bool:
+    """Whether a tensor is quantized: only names of unquantized types contain "float"."""
     return "float" not in tensor["type"]
 
 
 def _is_changed(tensor: TensorEntry) -> bool:
+    """Whether a tensor does not have exactly the source's numbers."""
     return bool(_is_quantized(tensor) or tensor["relative_rms"] != 0 or tensor["differing"])
 
 
@@ -323,7 +359,17 @@ def _panel(
     bounds: Mapping[str, float],
     values: Mapping[int, float | None],
 ) -> list[Element | None]:
-    """One panel; `values` are by index of the tensor, None is not finite, 0 has no point."""
+    """Draw one panel between the y coordinates `top` and `bottom`.
+
+    Args:
+        tensors: All tensors, those without a value too.
+        colours: The colour of each kind of tensor, a number of a class of report.css.
+        title: What stands above the panel.
+        top: The y coordinate of the upper edge.
+        bottom: The y coordinate of the lower edge.
+        bounds: Horizontal lines, by the name written beside them.
+        values: By index of the tensor. None was not finite and is drawn at the top; 0 has no point.
+    """
     shown = {i: v for i, v in values.items() if v is None or v > 0}
     in_range = [*shown.values(), *bounds.values()]
     scale = scale_over(len(tensors), in_range, top, bottom, 2 if bounds else 1)
@@ -339,9 +385,10 @@ def _panel(
     by_colour: dict[int, list[tuple[float, float]]] = {}
     for i, place in places.items():
         by_colour.setdefault(colours[_kind(tensors[i])], []).append(place)
-    for colour, joined in sorted(by_colour.items()):
-        if len(joined) > 1 and (colour < COLOURS - 1 or len(colours) <= COLOURS):
-            path = "M" + "L".join(f"{x} {y}" for x, y in joined)
+    # A line joins the tensors of one kind, so not those of the colour that several kinds share.
+    for colour, places_joined in sorted(by_colour.items()):
+        if len(places_joined) > 1 and (colour < COLOURS - 1 or len(colours) <= COLOURS):
+            path = "M" + "L".join(f"{x} {y}" for x, y in places_joined)
             drawn.append(element("path", d=path, class_=f"join kind{colour}"))
     for i, (x, y) in places.items():
         tensor, value = tensors[i], shown[i]
@@ -353,28 +400,32 @@ def _panel(
 
 
 def _kind(tensor: TensorEntry) -> str:
-    """The part of a name that all layers share: "blk.3.ffn_up.weight" is "ffn_up"."""
+    """The part of a tensor's name that all layers share: "ffn_up" of "blk.3.ffn_up.weight"."""
     return re.sub(r"^(.*\.\d+|model|transformer)\.", "", tensor["name"]).removesuffix(".weight")
 
 
 def _layer(tensor: TensorEntry) -> str | None:
+    """The number of a tensor's layer, by its name; None if it belongs to no layer."""
     match = re.search(r"\.(\d+)\.", tensor["name"])
     return match[1] if match else None
 
 
 def _colours(tensors: Sequence[TensorEntry]) -> dict[str, int]:
-    """A colour for each kind, in the layout's order; the smallest of too many share the last."""
+    """Choose a colour for each kind of tensor, in the order of the tensors.
+
+    If there are more kinds than colours, those with the fewest values share the last colour.
+    """
     sizes: dict[str, int] = {}
     for tensor in tensors:
         sizes[_kind(tensor)] = sizes.get(_kind(tensor), 0) + tensor["size"]
-    own = COLOURS if len(sizes) <= COLOURS else COLOURS - 1
-    largest = sorted(sizes, key=lambda kind: -sizes[kind])[:own]
-    coloured = [kind for kind in sizes if kind in largest]
-    return {kind: coloured.index(kind) if kind in coloured else COLOURS - 1 for kind in sizes}
+    unshared = COLOURS if len(sizes) <= COLOURS else COLOURS - 1
+    largest = sorted(sizes, key=lambda kind: -sizes[kind])[:unshared]
+    kinds = [kind for kind in sizes if kind in largest]
+    return {kind: kinds.index(kind) if kind in kinds else COLOURS - 1 for kind in sizes}
 
 
 def _layer_marks(tensors: Sequence[TensorEntry], bottom: float) -> list[Element]:
-    """A line where each layer begins, and as many of their numbers as there is room for."""
+    """Draw a line at the start of each layer, and as many layer numbers as there is room for."""
     step = (WIDTH - LEFT - RIGHT) / len(tensors)
     runs, start = [], 0
     for layer, members in groupby(tensors, key=_layer):
@@ -390,13 +441,14 @@ def _layer_marks(tensors: Sequence[TensorEntry], bottom: float) -> list[Element]
             free_x = middle + 4 * len(layer) + 4
             y = bottom + 15
             drawn.append(element("text", layer, x=f"{middle:.1f}", y=y, text_anchor="middle"))
-    label, middle = "layer; tensors in the layout's order", (LEFT + WIDTH - RIGHT) / 2
+    label, middle = "layer; tensors in the artefact's order", (LEFT + WIDTH - RIGHT) / 2
     y = bottom + TENSOR_FOOT - 6
     drawn.append(element("text", label, x=middle, y=y, text_anchor="middle"))
     return drawn
 
 
 def _legend(colours: Mapping[str, int]) -> list[Element | None]:
+    """Write the kind of tensor, shortened if it is long, beside a point of its colour."""
     drawn: list[Element | None] = []
     texts = {colour: kind for kind, colour in colours.items()}
     if len(colours) > COLOURS:

@@ -11,13 +11,13 @@ __all__ = ["as_table", "as_text", "summary"]
 
 
 def as_text(reports: Sequence[Report]) -> str:
-    """A table for each artefact and, where there are several, the summary of them all."""
+    """Write a table for each artefact and, if there are several, a summary of them all."""
     tables = [as_table(report) for report in reports]
     return "\n".join([*tables, summary(reports)] if len(reports) > 1 else tables)
 
 
 def summary(reports: Sequence[Report]) -> str:
-    """One line an artefact: verdict, type, runtime, divergence, agreement and generation."""
+    """Write a line for each artefact: verdict, path, type, runtime and the checks of SUMMARY."""
     rows: list[tuple[str, ...]] = [("", "artefact", "type", "runtime", *SUMMARY.values())]
     for report in reports:
         values = {check.name: check.value for check in report.checks}
@@ -34,7 +34,7 @@ def summary(reports: Sequence[Report]) -> str:
 
 
 def as_table(report: Report) -> str:
-    """What was compared, a line for each check, and the verdict in the last line."""
+    """Write what was compared, a line for each check, and the verdict in the last line."""
     reference = report.reference
     rows = [
         (
@@ -64,7 +64,7 @@ def _word(verdict: Verdict) -> str:
 
 
 def _aligned(rows: Sequence[tuple[str, ...]]) -> list[str]:
-    """Lines of cells padded to the width of their column."""
+    """Join the cells of each row to a line, padded to the width of their column."""
     widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
     return [
         "  ".join(f"{cell:<{width}}" for cell, width in zip(row, widths, strict=True)).rstrip()
@@ -73,10 +73,11 @@ def _aligned(rows: Sequence[tuple[str, ...]]) -> list[str]:
 
 
 def _ending(report: Report) -> str:
+    """Write the verdict: the checks that failed, or how many passed and which are warnings."""
     failed = [check.name for check in report.checks if check.verdict == Verdict.FAIL]
     if failed:
         return f"FAILED: {', '.join(failed)}"
     judged = [check for check in report.checks if check.verdict != Verdict.INFO]
     ending = f"passed: {len(judged)} checks"
-    warned = [check.name for check in judged if check.verdict == Verdict.WARNING]
-    return f"{ending}, warnings: {', '.join(warned)}" if warned else ending
+    warnings = [check.name for check in judged if check.verdict == Verdict.WARNING]
+    return f"{ending}, warnings: {', '.join(warnings)}" if warnings else ending

@@ -107,6 +107,15 @@ def test_wrong_tensors_come_first_then_the_largest_errors() -> None:
     assert len(ranking) == 34 * 6 + 1  # those with the source's numbers are not ranked
 
 
+def test_an_adjusted_vector_beyond_its_bound_is_wrong() -> None:
+    adjusted = [
+        TensorError(f"blk.{i}.norm.bias", "float32", 64, 0, 0, 0.6 * error, error)
+        for i, error in enumerate((0.1, 1.0, 2.0))
+    ]
+    entries = entries_of(tuple(adjusted))
+    assert [t["name"] for t in entries if is_wrong(t)] == ["blk.2.norm.bias"]
+
+
 def test_every_changed_tensor_has_its_point_in_each_panel() -> None:
     entries = entries_of(tensors(34))
     plot = tensor_plot(entries)
@@ -135,7 +144,7 @@ def test_kinds_without_a_colour_share_the_last_and_not_finite_is_drawn() -> None
         (e[0].tail or "") for e in plot.iter("text") if len(e)
     ]
     assert "5 others" in labels
-    assert "share of values that differ, of unquantized tensors" in labels
+    assert "share of values that differ, in unquantized tensors" in labels
     assert sum("not finite" in (e.text or "") for e in plot.iter("title")) == 12
 
 
