@@ -73,7 +73,7 @@ def read_tokenizer(folder: Path, options: ReadOptions) -> tuple[Tokenizer, tuple
     if options.tokenizer is None and not any(
         (place / name).is_file() for name in ("tokenizer.json", "vocab.json")
     ):
-        place = hub.fetch_tokenizer()
+        place = hub.fetch_gpt2_tokenizer()
     directory = place if place.is_dir() else place.parent
     files = tuple(directory / name for name in TOKENIZER_FILES if (directory / name).is_file())
     return Tokenizer.load(place), files

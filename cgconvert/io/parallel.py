@@ -1,10 +1,10 @@
 """Parallel work: forked worker processes, and results in the order of their tasks.
 
-Encoding and searching are thousands of short torch operations. Threads would wait for each other
-more than they compute: for Python's lock between two operations, and at the end of each parallel
-torch operation for the slowest thread, which costs milliseconds where another program has one of
-the cores. A process waits for nobody. Every worker computes on one thread, so results do not depend
-on the number of workers.
+Encoding and searching are thousands of short torch operations. Threads would wait more than they
+compute: for Python's global lock between two operations, and for the slowest thread at the end of
+every parallel torch operation, which costs milliseconds if another program uses one of the cores.
+Processes do not wait for each other. Every worker computes on one thread, so that results do not
+depend on the number of workers.
 """
 
 from __future__ import annotations
@@ -39,42 +39,52 @@ Task = TypeVar("Task")
 Result = TypeVar("Result")
 
 _lock = threading.RLock()
-"""Held while workers are forked: a pool must not inherit the pipe of another that is being made."""
+"""Held while workers are forked, so that a pool does not inherit the pipe of another pool that is
+just being made."""
 
 
 def ordered_results(
     submit: Callable[[Task], Future[Result]],
     tasks: Iterable[Task],
     size: Callable[[Task], int],
-    limit: int,
+    max_size: int,
 ) -> Iterator[tuple[Task, Result]]:
-    """Yield every task with its result, in order, while later tasks are worked on.
+    """Yield every task with its result, in the order of the tasks, while workers do later ones.
 
-    The sizes of the tasks in flight add up to at most `limit`, unless a single task is larger.
-    Where a task fails, or the caller stops early, tasks not yet begun are cancelled and running
-    ones waited for.
+    If a task fails, or the caller stops iterating, tasks that have not begun are cancelled, and
+    those that run are waited for.
+
+    Args:
+        submit: Hands a task to the workers.
+        tasks: The tasks.
+        size: The size of a task, in any unit.
+        max_size: The sum of the sizes of all tasks in flight is at most this. Only a task that is
+            larger itself exceeds it; it is then the only one in flight.
     """
     pending: deque[tuple[Task, Future[Result]]] = deque()
-    total = 0
+    pending_size = 0
     try:
         for task in tasks:
-            while pending and total + size(task) > limit:
-                total -= size(pending[0][0])
-                yield _first(pending)
+            while pending and pending_size + size(task) > max_size:
+                pending_size -= size(pending[0][0])
+                yield _pop_result(pending)
             pending.append((task, submit(task)))
-            total += size(task)
+            pending_size += size(task)
         while pending:
-            yield _first(pending)
+            yield _pop_result(pending)
     except BrokenExecutor:
-        # The executor fails all its futures itself, and crashes on one that is cancelled.
+        # The executor ends all futures with an error itself, and crashes on a cancelled one.
         wait([future for _, future in pending])
         raise
     finally:
         wait([future for _, future in pending if not future.cancel()])
 
 
-def _first(pending: deque[tuple[Task, Future[Result]]]) -> tuple[Task, Result]:
-    """Wait for the first. It stays in `pending` until then, as an interrupt may end the wait."""
+def _pop_result(pending: deque[tuple[Task, Future[Result]]]) -> tuple[Task, Result]:
+    """Wait for the result of the first task, then remove the task from `pending`.
+
+    The task is removed last, because an interrupt may end the wait: the caller then cancels it.
+    """
     task, future = pending[0]
     result = future.result()
     pending.popleft()
@@ -82,33 +92,37 @@ def _first(pending: deque[tuple[Task, Future[Result]]]) -> tuple[Task, Result]:
 
 
 class WorkerPool:
-    """Runs `job(*task)` for many tasks at once, as long as its context is open.
+    """Workers that call one function, `function(*task)`, for many tasks at once.
+
+    The workers start when the context is entered and end when it is left.
 
     Args:
-        job: The function. Forked workers inherit it, so only tasks and results are pickled.
+        function: The function. Forked workers inherit it, so that only tasks and results are
+            pickled.
         count: Number of workers.
-        forked: Whether workers are processes, which are forked when the context is entered: the
-            caller should have started no threads by then. Otherwise, and on systems other than
-            Linux, where a fork is not safe, they are threads.
+        forked: Whether workers are processes, forked when the context is entered; the caller must
+            have started no threads by then. If false, workers are threads, and so they are on
+            systems other than Linux, where forking is not safe.
 
-    Leaving the context raises OutputError where a worker was killed.
+    Raises:
+        OutputError: A worker was killed; raised when the context is left.
     """
 
-    def __init__(self, job: Callable[..., Any], count: int, *, forked: bool = True) -> None:
-        self._job, self._count = job, count
-        self._forked = forked and sys.platform == "linux"
+    def __init__(self, function: Callable[..., Any], count: int, *, forked: bool = True) -> None:
+        self._function, self._count = function, count
+        self._is_forked = forked and sys.platform == "linux"
         self._executor: Executor | _Workers
 
     def __enter__(self) -> WorkerPool:
-        if self._forked:
-            self._executor = _Workers(self._count, self._job)
+        if self._is_forked:
+            self._executor = _Workers(self._count, self._function)
         else:
             self._executor = ThreadPoolExecutor(self._count)
         return self
 
     @uninterrupted()
     def close(self) -> None:
-        """End the workers; tasks that are not begun are cancelled."""
+        """End the workers after their current tasks; tasks that have not begun are cancelled."""
         self._executor.shutdown(cancel_futures=True)
 
     def __exit__(
@@ -125,11 +139,14 @@ class WorkerPool:
             ) from error
 
     def submit(self, *task: Any) -> Future[Any]:
-        return self._executor.submit(_run_job if self._forked else self._job, *task)
+        """Let a worker call the function with the arguments `task`."""
+        function = _call_inherited if self._is_forked else self._function
+        return self._executor.submit(function, *task)
 
 
 _kept: dict[int, _Workers] = {}
-"""Workers of `parallel_map` by the process that forked them: a fork of it cannot use them."""
+"""The workers of `parallel_map`, by the id of the process that forked them. A forked copy of that
+process inherits this table but cannot use the workers, so it has to fork its own."""
 
 
 def parallel_map(
@@ -137,10 +154,10 @@ def parallel_map(
 ) -> list[Result]:
     """Return `function(*task)` for every task, in order.
 
-    The work is done by processes that are forked at the first call and kept, as forking takes
-    longer than searching a small matrix. Function, tasks and results are pickled. Callers on
-    several threads share the workers. Where processes cannot be forked, or one was killed, this
-    process does all the work itself, with the same results.
+    The work is done by worker processes. They are forked at the first call and kept for the next,
+    because forking takes longer than searching a small matrix. Function, tasks and results are
+    pickled. Callers on several threads share the workers. If processes cannot be forked here, or
+    one was killed, this process does all the work itself, with the same results.
     """
     if processes > 1 and len(tasks) > 1 and sys.platform == "linux":
         workers = _kept_workers(processes)
@@ -159,8 +176,8 @@ def parallel_map(
 def start_workers(processes: int) -> None:
     """Fork the workers of `parallel_map` now.
 
-    Memory that this process holds at the fork stays allocated until the workers end, even where
-    this process frees it: so call this before loading much.
+    Call this before loading much: memory that this process holds when it forks stays allocated
+    until the workers end, even if this process frees it.
     """
     parallel_map(int, [(), ()], processes)
 
@@ -173,6 +190,7 @@ def stop_workers() -> None:
 
 
 def _kept_workers(count: int) -> _Workers:
+    """Return this process's workers of `parallel_map`; fork `count` of them if there are none."""
     with _lock:
         if os.getpid() not in _kept:
             _kept[os.getpid()] = _Workers(count)
@@ -180,8 +198,9 @@ def _kept_workers(count: int) -> _Workers:
 
 
 def _stop(workers: _Workers) -> None:
+    """End these workers of `parallel_map`, unless another thread has done so."""
     with _lock:
-        # Another thread may have stopped them already, and have forked the next.
+        # The other thread may already have forked new ones, which must stay.
         if _kept.get(os.getpid()) is not workers:
             return
         del _kept[os.getpid()]
@@ -189,34 +208,40 @@ def _stop(workers: _Workers) -> None:
 
 
 class _Workers:
-    """Forked processes that end with this one, however it ends.
+    """Forked processes that end when this process ends, in whatever way.
 
-    They end when the write end of a pipe closes that only this process holds. (Linux's
-    PR_SET_PDEATHSIG would end them with the thread that forked them.) SIGINT, SIGTERM and SIGHUP,
-    which a terminal sends to all processes of a group, are blocked in them: this process answers.
+    Only this process holds the write end of a pipe, and a worker ends when that end is closed.
+    (Linux's PR_SET_PDEATHSIG is no alternative: it would end them with the thread that forked
+    them.) SIGINT, SIGTERM and SIGHUP are blocked in the workers, because a terminal sends them to
+    all processes of a group, and only this process should answer.
     """
 
     @uninterrupted()
-    def __init__(self, count: int, job: Callable[..., Any] | None = None) -> None:
+    def __init__(self, count: int, function: Callable[..., Any] | None = None) -> None:
         with _lock:
             read_end, self._write_end = os.pipe()
             self._executor = ProcessPoolExecutor(
                 count,
-                _Fork(),
-                initializer=_set_up,
-                initargs=(job, read_end, self._write_end),  # inherited by the fork, not pickled
+                _WorkerContext(),
+                initializer=_set_up_worker,
+                initargs=(
+                    function,
+                    read_end,
+                    self._write_end,
+                ),  # inherited by the fork, not pickled
             )
             threads = torch.get_num_threads()
-            # Set here and inherited: a forked process cannot end threads that it does not have.
+            # The workers inherit this number. They could not lower it themselves: torch would try
+            # to end threads that a forked process does not have.
             torch.set_num_threads(1)
-            blocked = signal.pthread_sigmask(signal.SIG_BLOCK, INTERRUPTS)
+            earlier_mask = signal.pthread_sigmask(signal.SIG_BLOCK, INTERRUPTS)
             try:
-                self._executor.submit(int).result()  # forks all of them
+                self._executor.submit(int).result()  # the first task forks all workers
             except BaseException:
                 self.shutdown()
                 raise
             finally:
-                signal.pthread_sigmask(signal.SIG_SETMASK, blocked)
+                signal.pthread_sigmask(signal.SIG_SETMASK, earlier_mask)
                 torch.set_num_threads(threads)
                 os.close(read_end)
 
@@ -226,51 +251,55 @@ class _Workers:
     def map(
         self, function: Callable[..., Result], tasks: Sequence[tuple[Any, ...]]
     ) -> list[Result]:
+        """Return `function(*task)` for every task, in order; cancel the others if one fails."""
         futures = [self._executor.submit(function, *task) for task in tasks]
         try:
             return [future.result() for future in futures]
         except BrokenProcessPool:
-            raise  # the executor fails all futures itself, and crashes on one that is cancelled
+            raise  # the executor ends all futures itself, and crashes on a cancelled one
         except BaseException:
             for future in futures:
                 future.cancel()
             raise
 
     def shutdown(self, cancel_futures: bool = False) -> None:
+        """End the workers; `cancel_futures` cancels the tasks that have not begun."""
         self._executor.shutdown(cancel_futures=cancel_futures)
         if self._write_end >= 0:
             os.close(self._write_end)
         self._write_end = -1
 
 
-class _Worker(ForkProcess):
-    """A worker that the executor can end although SIGTERM is blocked in it."""
+class _WorkerProcess(ForkProcess):
+    """A worker that the executor can end although SIGTERM, its usual means, is blocked in it."""
 
     def terminate(self) -> None:
         self.kill()
 
 
-class _Fork(ForkContext):
-    Process = _Worker
+class _WorkerContext(ForkContext):
+    """Makes the executor fork processes of the class _WorkerProcess."""
+
+    Process = _WorkerProcess
 
 
-_job: Callable[..., Any] | None = None
-"""The job of the pool that this process is a worker of."""
+_inherited_function: Callable[..., Any] | None = None
+"""In a worker: the function of its WorkerPool."""
 
 
-def _set_up(job: Callable[..., Any] | None, read_end: int, write_end: int) -> None:
-    """Prepare a new worker: keep its job and watch for the end of its parent."""
-    global _job
-    _job = job
+def _set_up_worker(function: Callable[..., Any] | None, read_end: int, write_end: int) -> None:
+    """Prepare a new worker: keep its function and watch for the end of its parent process."""
+    global _inherited_function
+    _inherited_function = function
     os.close(write_end)
 
     def end_with_parent() -> None:
-        os.read(read_end, 1)
+        os.read(read_end, 1)  # returns when the parent's write end is closed
         os._exit(1)
 
     threading.Thread(target=end_with_parent, daemon=True).start()
 
 
-def _run_job(*task: Any) -> Any:
-    assert _job is not None
-    return _job(*task)
+def _call_inherited(*task: Any) -> Any:
+    assert _inherited_function is not None
+    return _inherited_function(*task)

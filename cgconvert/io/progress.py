@@ -1,4 +1,4 @@
-"""Progress of long work, reported to whoever shows it; sizes as people write them."""
+"""Progress of long work, and sizes as text."""
 
 from __future__ import annotations
 
@@ -8,24 +8,23 @@ __all__ = ["Progress", "SilentProgress", "format_bytes"]
 
 
 class Progress(Protocol):
-    """Receives reports of progress.
+    """Receives reports of progress, to show them.
 
-    Work is divided into steps, each with a label and a known amount in a unit of its own (bytes,
-    checks, tokens).
+    Work is divided into steps. A step has a label and a known number of units (bytes, tokens).
     """
 
     def step(self, label: str, total: int) -> None:
-        """Begin a step of `total` units, and end the one before it."""
+        """Begin a step of `total` units; the step before it is complete."""
 
     def advance(self, amount: int) -> None:
-        """Report `amount` more units of the step."""
+        """Report that `amount` more units of the current step are complete."""
 
     def finish(self) -> None:
         """End the last step."""
 
 
 class SilentProgress:
-    """Shows nothing."""
+    """A Progress that shows nothing."""
 
     def step(self, label: str, total: int) -> None: ...
 
@@ -35,7 +34,7 @@ class SilentProgress:
 
 
 def format_bytes(count: int) -> str:
-    """Format a size in decimal units and three digits: 1.23 GB."""
+    """Format a number of bytes in decimal units with three digits, for example 1.23 GB."""
     value, unit = float(count), "B"
     for unit in ("B", "kB", "MB", "GB", "TB"):
         if value < 1000 or unit == "TB":

@@ -1,4 +1,4 @@
-"""Signals that interrupt a run, and the sections of code that they have to wait for."""
+"""Signals that interrupt a run, and a way to delay them while something is made or removed."""
 
 from __future__ import annotations
 
@@ -11,15 +11,16 @@ from types import FrameType
 __all__ = ["INTERRUPTS", "uninterrupted"]
 
 INTERRUPTS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
+"""The signals that ask a run to end."""
 
 
 @contextmanager
 def uninterrupted() -> Iterator[None]:
-    """Delay interrupts to the end of the block: nothing in it is half made or half removed.
+    """Delay interrupts until the block ends, so that nothing in it is half made or half removed.
 
-    Python's handlers are held back, not the signals themselves: the kernel may deliver those to any
-    thread, while Python runs handlers in the main thread only. Outside that thread nothing is
-    delayed. Handlers that are no Python functions (ignored, default) stay as they are.
+    Python's handlers are delayed, not the signals, because the kernel may deliver a signal to any
+    thread, but Python runs handlers in the main thread only. In other threads nothing is delayed.
+    Signals that are ignored or have the system's default action keep it.
     """
     received: list[int] = []
 
@@ -28,7 +29,11 @@ def uninterrupted() -> Iterator[None]:
 
     handlers = {}
     if threading.current_thread() is threading.main_thread():
-        handlers = {n: h for n in INTERRUPTS if callable(h := signal.getsignal(n))}
+        handlers = {
+            number: handler
+            for number in INTERRUPTS
+            if callable(handler := signal.getsignal(number))
+        }
     try:
         for number in handlers:
             signal.signal(number, postpone)
@@ -36,5 +41,5 @@ def uninterrupted() -> Iterator[None]:
     finally:
         for number, handler in handlers.items():
             signal.signal(number, handler)
-        if received:
+        if received:  # one is enough: its handler ends the run
             signal.raise_signal(received[0])

@@ -1,7 +1,7 @@
-"""Outputs that appear complete or not at all: written beside the target, then renamed over it.
+"""Outputs that appear complete or not at all: they are written beside their path, then renamed.
 
-`Staging` is for artefacts, which take long and may be continued; `write_atomic` and `atomic_path`
-are for a single small file.
+`Staging` is for artefacts, which take long to write, so that an interrupted run can be continued.
+`write_atomic` and `atomic_path` are for a single small file.
 """
 
 from __future__ import annotations
@@ -27,13 +27,14 @@ AT_FDCWD = -100
 """Constants of renameat2 (linux/fs.h, linux/fcntl.h)."""
 
 LOCK_SECONDS = 2.0
-"""How long to wait for another run's lock: the workers of a killed one hold it until they end."""
+"""How long to wait for the lock of another run. If that run was killed, its workers hold the lock
+until they end, which takes a moment."""
 
 
 def write_atomic(path: Path, data: bytes, *, durable: bool = True) -> None:
-    """Replace a file by `data` at once, or leave it as it is and raise OSError.
+    """Replace the content of a file by `data` in one step; if OSError is raised, it is unchanged.
 
-    See `atomic_path` for `durable`.
+    `durable` has the same meaning as in `atomic_path`.
     """
     with atomic_path(path, durable=durable) as partial:
         partial.write_bytes(data)
@@ -41,15 +42,15 @@ def write_atomic(path: Path, data: bytes, *, durable: bool = True) -> None:
 
 @contextlib.contextmanager
 def atomic_path(path: Path, *, durable: bool = True) -> Iterator[Path]:
-    """Yield a path beside `path`; the file written there replaces `path` when the block ends.
+    """Yield a temporary path beside `path`; the file written there replaces `path` at the end.
 
-    Several processes may do so at once: one waits for the other. A file that a killed run has left
-    there is overwritten. Where the block fails, `path` stays as it is.
+    If the block raises an error, `path` stays as it is. Several processes may replace the same file
+    at once: one waits for the other. A temporary file that a killed run has left is overwritten.
 
     Args:
-        path: The file. A link stays one, and the file it points to is replaced.
-        durable: Whether the data is synced to the disk before the rename. A cache file that checks
-            itself when it is read needs no sync.
+        path: The file to replace. If it is a link, the file that it points to is replaced.
+        durable: Whether the data is synced to the disk before the rename. A cache file that is
+            checked whenever it is read needs no sync.
     """
     path = Path(os.path.realpath(path))
     partial = path.with_name(f".{path.name}.cgconvert-tmp")
@@ -67,7 +68,11 @@ def atomic_path(path: Path, *, durable: bool = True) -> Iterator[Path]:
 
 
 def _open_locked(path: Path) -> int:
-    """Open and lock the file at `path`, which another run may have renamed after it was opened."""
+    """Create or open a file and lock it; return its descriptor.
+
+    If another run renamed the file while this run waited for the lock, the file at `path` is a
+    new one, so it is opened again.
+    """
     while True:
         descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW, 0o666)
         try:
@@ -83,15 +88,22 @@ def _open_locked(path: Path) -> int:
 
 
 class Staging:
-    """A hidden folder beside the target, which one run at a time holds.
+    """A hidden staging folder beside the output, which one run at a time may use.
 
-    `content` is what will become the target, `journal` tells how far it is, `steps` holds
-    intermediate results that are computed before anything is written.
+    The output itself is changed by the final rename only. Leaving the context without a commit
+    removes the staging folder, and the parent folders that were made for it.
 
-    Leaving the context without a commit removes the folder, and parent folders made for it. What an
-    interrupted run left is removed by the next, unless `resume`: then it is taken over, and kept
-    again on an interruption or a failing disk. The target itself is changed by the final rename
-    only.
+    Args:
+        output: Path of the artefact, a folder or a file.
+        force: Whether an existing output may be replaced.
+        resume: Whether to continue with the staging folder that an interrupted run has left. If
+            this run is interrupted too, or the disk fails, the folder is kept again. If false, what
+            an interrupted run has left is removed.
+
+    Attributes:
+        content: The folder that will become the output, or that holds the files that will.
+        journal: The file that records how much of the content is written.
+        steps: The folder for intermediate results, computed before anything is written.
     """
 
     def __init__(self, output: Path, *, force: bool, resume: bool = False) -> None:
@@ -101,14 +113,14 @@ class Staging:
         self.content = self.folder / "content"
         self.journal = self.folder / "journal"
         self.steps = self.folder / "steps"
-        self._made: list[Path] = []
-        self._lock = -1
+        self._made_folders: list[Path] = []
+        self._lock = -1  # descriptor of the lock file, -1 while it is not open
 
     def __enter__(self) -> Staging:
         try:
             with uninterrupted():
                 self._acquire()
-            self._put_back()
+            self._restore_replaced()
             if os.path.lexists(self.output) and not self.force:
                 raise UsageError(f"{self.output} exists; give `force=True` to replace it")
             if not self.resume:
@@ -121,7 +133,7 @@ class Staging:
             else:
                 with contextlib.suppress(OSError):
                     self.folder.rmdir()
-                self._remove_made()
+                self._remove_made_folders()
             if isinstance(error, OSError):
                 raise OutputError(f"{self.output}: cannot be written: {error.strerror}") from error
             raise
@@ -138,56 +150,67 @@ class Staging:
         )
 
     def clear(self) -> None:
-        """Remove what an interrupted run has written."""
+        """Remove the content and the journal that an interrupted run has left."""
         self.journal.unlink(missing_ok=True)
         shutil.rmtree(self.content, ignore_errors=True)
 
     def commit_folder(self) -> None:
-        """Make the staged folder the target in one step; an old target is removed after it."""
-        self._settle()
+        """Make the content the output, in one step.
+
+        An earlier output comes into the staging folder by that step, and is removed with it.
+        """
+        self._sync_content()
         if os.path.lexists(self.output):
-            _exchange(self.content, self.output, self._aside)
+            _exchange(self.content, self.output, self._replaced)
         else:
             self.content.rename(self.output)
-        self._committed()
+        self._sync_parents()
 
     def commit_files(self) -> None:
-        """Move the staged files to their places, the target itself last.
+        """Move the output, which is a file, and the files beside it (its manifest) to their places.
 
-        Where the target exists, the files beside the old one are removed first: at no time does a
-        file lie beside the manifest of another.
+        The output itself comes last. If there is an earlier output, the files beside it are removed
+        first and the new ones come last: at no time does a file lie beside another's manifest.
         """
-        self._settle()
-        target = self.content / self.output.name
-        beside = [file for file in sorted(self.content.iterdir()) if file != target]
-        order = [*beside, target]
+        self._sync_content()
+        output = self.content / self.output.name
+        beside = [file for file in sorted(self.content.iterdir()) if file != output]
+        ordered = [*beside, output]
         if os.path.lexists(self.output):
-            order.reverse()
+            ordered.reverse()
             for file in beside:
                 self.output.with_name(file.name).unlink(missing_ok=True)
-        for file in order:
+        for file in ordered:
             file.replace(self.output.with_name(file.name))
-        self._committed()
+        self._sync_parents()
 
-    def _settle(self) -> None:
-        """Sync what is staged, and remove the journal, which does not fit an old target."""
+    def _sync_content(self) -> None:
+        """Sync the content, then remove the journal.
+
+        An earlier output may take the place of the content, and the journal does not describe it.
+        """
         _sync_tree(self.content)
         self.journal.unlink(missing_ok=True)
         _sync(self.folder)
 
     @property
-    def _aside(self) -> Path:
+    def _replaced(self) -> Path:
+        """Where the earlier output is moved if it cannot be exchanged with the new one."""
         return self.folder / "replaced"
 
     def _acquire(self) -> None:
-        """Make the folder and lock it, though another run may be removing it at this moment.
+        """Make the staging folder and lock it; try again if another run removes it meanwhile.
 
-        Forked workers share the lock: it is held as long as one of them can write.
+        Forked workers share the lock, so it is held as long as one of them can write.
+
+        Raises UsageError if another run holds the lock for longer than LOCK_SECONDS.
         """
         deadline = time.monotonic() + LOCK_SECONDS
         while True:
             missing = [p for p in (self.folder, *self.folder.parents) if not p.exists()]
-            self._made += [folder for folder in missing[1:] if folder not in self._made]
+            self._made_folders += [
+                folder for folder in missing[1:] if folder not in self._made_folders
+            ]
             self.folder.mkdir(parents=True, exist_ok=True)
             if self.folder.is_symlink():
                 raise OSError(errno.ELOOP, f"{self.folder.name} is a link")
@@ -208,35 +231,41 @@ class Staging:
                 os.close(self._lock)
                 self._lock = -1
 
-    def _put_back(self) -> None:
-        """Restore the old target that a run left aside when killed between the two renames."""
-        if self._aside.exists():
+    def _restore_replaced(self) -> None:
+        """Move the earlier output back if a run was killed between the two renames of _exchange."""
+        if self._replaced.exists():
             if os.path.lexists(self.output):
-                shutil.rmtree(self._aside)
+                shutil.rmtree(self._replaced)
             else:
-                self._aside.rename(self.output)
+                self._replaced.rename(self.output)
 
     @uninterrupted()
     def _release(self, *, keep: bool) -> None:
+        """Unlock the staging folder, and remove it unless `keep`."""
         if not keep:
             shutil.rmtree(self.folder, ignore_errors=True)
-            self._remove_made()
-        fcntl.flock(self._lock, fcntl.LOCK_UN)  # workers that are kept share it
+            self._remove_made_folders()
+        # Closing alone would not unlock it: the workers of parallel_map share the lock and go on.
+        fcntl.flock(self._lock, fcntl.LOCK_UN)
         os.close(self._lock)
 
-    def _remove_made(self) -> None:
-        """Remove empty folders that were made for an output that was not written."""
-        for folder in sorted(self._made, key=lambda f: -len(f.parts)):
+    def _remove_made_folders(self) -> None:
+        """Remove the parent folders that were made, as far as they are empty, the deepest first."""
+        for folder in sorted(self._made_folders, key=lambda f: -len(f.parts)):
             with contextlib.suppress(OSError):
                 folder.rmdir()
 
-    def _committed(self) -> None:
-        for folder in {self.output.parent, *(made.parent for made in self._made)}:
+    def _sync_parents(self) -> None:
+        """Sync the folders in which names have changed, so that the renames survive a crash."""
+        for folder in {self.output.parent, *(made.parent for made in self._made_folders)}:
             _sync(folder)
 
 
-def _exchange(new: Path, old: Path, aside: Path) -> None:
-    """Swap two folders in one step; where the system cannot, move `old` to `aside` first."""
+def _exchange(new: Path, old: Path, replaced: Path) -> None:
+    """Exchange the names of two folders in one step.
+
+    If the system cannot do that, move `old` to `replaced`, then `new` to the place of `old`.
+    """
     libc = ctypes.CDLL(None, use_errno=True)
     if hasattr(libc, "renameat2"):
         status = libc.renameat2(
@@ -246,17 +275,19 @@ def _exchange(new: Path, old: Path, aside: Path) -> None:
             return
         if ctypes.get_errno() not in (errno.EINVAL, errno.ENOSYS, errno.ENOTSUP):
             raise OSError(ctypes.get_errno(), os.strerror(ctypes.get_errno()), str(old))
-    old.rename(aside)
+    old.rename(replaced)
     new.rename(old)
 
 
 def _sync_tree(folder: Path) -> None:
+    """Sync everything in a folder, and the folder."""
     for path in folder.rglob("*"):
         _sync(path)
     _sync(folder)
 
 
 def _sync(path: Path) -> None:
+    """Have a file's data, or a folder's names, written to the disk."""
     descriptor = os.open(path, os.O_RDONLY)
     try:
         os.fsync(descriptor)

@@ -1,6 +1,6 @@
-"""Read JSON files from untrusted sources: bounded in size, and with one meaning only.
+"""Read text and JSON files from untrusted sources, with a bound on their size.
 
-Parsers disagree on a key that stands twice and on NaN, so both are refused.
+Duplicate keys and NaN are refused, because JSON parsers disagree on what they mean.
 """
 
 from __future__ import annotations
@@ -16,20 +16,21 @@ from cgconvert.errors import InputError
 __all__ = ["MAX_BYTES", "parse_json", "read_json", "read_text"]
 
 MAX_BYTES = 16 << 20
-"""Four times CodeGen's tokenizer.json. The worst file of that size takes 800 MB as objects."""
+"""Four times the size of CodeGen's tokenizer.json. As Python objects, the worst JSON file of this
+size takes 800 MB."""
 
 
 def read_json(path: Path) -> dict[str, Any]:
     """Read a JSON object from a regular file of at most MAX_BYTES.
 
-    Raises InputError where the file is missing or too large, or its JSON is no object, has a key
-    twice, or has NaN or an infinity.
+    Raises InputError if the file is missing or too large, or if its JSON is not an object or
+    contains a duplicate key, NaN or an infinity.
     """
     return parse_json(read_text(path), path)
 
 
 def read_text(path: Path) -> str:
-    """Read the UTF-8 text of a regular file of at most MAX_BYTES. Raises InputError for others."""
+    """Read a regular file of at most MAX_BYTES as UTF-8. Raises InputError for any other file."""
     try:
         status = path.stat()
         if not stat.S_ISREG(status.st_mode):  # opening a FIFO would wait for a writer
@@ -47,20 +48,26 @@ def read_text(path: Path) -> str:
 
 
 def parse_json(text: str, where: object) -> dict[str, Any]:
-    """Parse a JSON object as `read_json` does; errors begin with `where`."""
+    """Parse a JSON object.
 
-    def unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-        table = dict(pairs)
-        if len(table) != len(pairs):
-            repeated = Counter(key for key, _ in pairs).most_common(1)[0][0]
-            raise InputError(f"{where}: {repeated[:200]!r} stands twice in one JSON object")
-        return table
+    Raises InputError, which begins with `where`, if the text is not an object or contains a
+    duplicate key, NaN or an infinity.
+    """
 
-    def refuse(constant: str) -> NoReturn:
-        raise InputError(f"{where}: is not valid JSON: it holds {constant}")
+    def refuse_duplicates(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+        unique = dict(pairs)
+        if len(unique) != len(pairs):
+            duplicate = Counter(key for key, _ in pairs).most_common(1)[0][0]
+            raise InputError(f"{where}: duplicate key {duplicate[:200]!r} in a JSON object")
+        return unique
+
+    def refuse_constant(constant: str) -> NoReturn:
+        raise InputError(f"{where}: is not valid JSON: it contains {constant}")
 
     try:
-        value = json.loads(text, object_pairs_hook=unique, parse_constant=refuse)
+        value = json.loads(
+            text, object_pairs_hook=refuse_duplicates, parse_constant=refuse_constant
+        )
     except (ValueError, RecursionError) as error:
         reason = " ".join(str(error).split())[:200]
         raise InputError(f"{where}: is not valid JSON: {reason}") from error

@@ -1,4 +1,4 @@
-"""Resolve a model's name or path to a file or folder on the disk."""
+"""Find the file or folder on the disk that a model's name, path or Hub id stands for."""
 
 from __future__ import annotations
 
@@ -17,10 +17,13 @@ __all__ = ["Source", "resolve"]
 
 @dataclass(frozen=True)
 class Source:
-    """A folder or file with a checkpoint.
+    """Where a checkpoint lies on the disk.
 
-    `name` is the model's; `origin` tells the manifest where it came from: a Hub repository and
-    commit, an archive and its hash, or nothing for a path.
+    Attributes:
+        path: The folder or file with the checkpoint.
+        name: The name of the model.
+        origin: Where the checkpoint came from, for the manifest: a Hub repository and commit, an
+            archive and its SHA-256, or the embedded model. Empty if the user gave its path.
     """
 
     path: Path
@@ -29,16 +32,17 @@ class Source:
 
 
 def resolve(location: str, revision: str | None = None) -> Source:
-    """Resolve the embedded model's name, a family name, a path or a Hub id, in this order.
+    """Find a checkpoint, and download or unpack it if need be.
 
     Args:
-        location: The name, path or id. A family name (codegen-350M-mono) is looked for at
-            ./checkpoints/<name>, ./checkpoints/<name>.tar.gz and ./<name>, then in the Hub cache,
-            then downloaded. A tarball is unpacked into the cache.
+        location: One of these, tried in this order: the name of the embedded model; the name of a
+            published checkpoint (codegen-350M-mono); a path; a Hub id. A published checkpoint is
+            looked for at ./checkpoints/<name>, ./checkpoints/<name>.tar.gz and ./<name>, then in
+            the Hub's cache, then downloaded. A tarball is unpacked into cgconvert's cache.
         revision: Branch, tag or commit on the Hub.
 
     Raises:
-        InputError: There is no such model, or it cannot be downloaded or unpacked.
+        InputError: There is no such checkpoint, or it cannot be downloaded or unpacked.
     """
     path = Path(location)
     if location == embedded.NAME and not path.exists():
@@ -50,10 +54,10 @@ def resolve(location: str, revision: str | None = None) -> Source:
             path,
         ):
             if candidate.exists():
-                return _local(candidate)
+                return _from_path(candidate)
         return _from_hub(family.hub_id(location), location, revision)
     if path.exists():
-        return _local(path)
+        return _from_path(path)
     if _is_hub_id(location):
         return _from_hub(location, location.split("/")[1], revision)
     raise InputError(
@@ -62,10 +66,14 @@ def resolve(location: str, revision: str | None = None) -> Source:
     )
 
 
-def _local(path: Path) -> Source:
+def _from_path(path: Path) -> Source:
+    """Make the source for an existing path, which is unpacked if it is a tarball.
+
+    The model is named after its folder; a GGUF file or a tarball after the file.
+    """
     if path.is_file() and tarball.is_tarball(path):
         folder, origin = tarball.unpack(path)
-        return Source(folder, tarball.stem(path), origin)
+        return Source(folder, tarball.checkpoint_name(path), origin)
     resolved = path.resolve()
     if path.is_dir():
         return Source(path, resolved.name)
@@ -73,10 +81,12 @@ def _local(path: Path) -> Source:
 
 
 def _from_hub(repository: str, name: str, revision: str | None) -> Source:
+    """Make the source for a Hub repository, which is downloaded if it is not in the Hub's cache."""
     folder, commit = hub.fetch_checkpoint(repository, revision)
     return Source(folder, name, {"hub": repository, "revision": commit})
 
 
 def _is_hub_id(location: str) -> bool:
+    """Whether this has the form of a Hub id, organisation/name."""
     parts = location.split("/")
     return len(parts) == 2 and all(parts) and not location.startswith((".", "~"))

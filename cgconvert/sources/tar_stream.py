@@ -1,15 +1,16 @@
 """Read the regular files of a tar archive, one after the other, from a stream.
 
-Only names and sizes are taken from the archive: no link is followed and every header is bounded.
-Python's tarfile in stream mode ("r|", measured with 3.11.7, which cgconvert supports) gives less:
+Only names and sizes are taken from the archive: no link is followed, and the size of every header
+is bounded. Python's tarfile in stream mode ("r|", measured with 3.11.7, which cgconvert supports)
+is not safe enough for archives from untrusted sources:
 
-- It reads an extended header or a long name whole: one of 1 GB, which gzip packs into 1 MB, takes
-  2 GB of memory and a minute (backtracking while it is parsed is CVE-2024-6232).
-- It skips a member by its declared size even behind the end of the stream: a size of 2**88 bytes
-  loops forever, as negative sizes do in files that can be seeked (CVE-2025-8194).
-- An archive that ends without its end mark, or has a damaged header behind the first member, ends
+- It reads an extended header or a long name whole. One of 1 GB, which gzip compresses to 1 MB,
+  takes 2 GB of memory and a minute (backtracking while it is parsed is CVE-2024-6232).
+- It skips a member by its declared size, even beyond the end of the stream: with a size of 2**88
+  bytes it never ends. Nor does it with negative sizes in seekable files (CVE-2025-8194).
+- If an archive ends without its end mark, or a header after the first member is damaged, it stops
   there without an error.
-- A size or path in a global header applies to every member, and maps of sparse files are read.
+- It applies a size or path in a global header to every member, and it reads maps of sparse files.
 
 Format: POSIX pax (ustar and its extended headers) and GNU's long names.
 """
@@ -20,31 +21,43 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Protocol
 
-__all__ = ["Reads", "TarError", "TarFile", "TarStream"]
+__all__ = ["ByteReader", "TarError", "TarMember", "TarStream"]
 
-BLOCK = 512
+BLOCK_BYTES = 512
+"""Headers are one block; data is padded with zeros to whole blocks."""
+
 MAX_HEADER_BYTES = 16 << 10
-"""Bytes of a long name or an extended header at most; paths are far shorter."""
-MAX_MEMBERS = 2000
-SKIP_BYTES = 1 << 20
+"""Most bytes of a long name or an extended header; real paths are far shorter."""
 
-REGULAR = (b"0", b"\0", b"7")
+MAX_MEMBERS = 2000
+"""Most headers that are read."""
+
+SKIP_BYTES = 1 << 20
+"""Bytes read at once while data is skipped."""
+
+END_MARK = bytes(BLOCK_BYTES)
+
+# Values of a header's type flag.
+REGULAR_FILES = (b"0", b"\0", b"7")
 WITHOUT_DATA = (b"1", b"2", b"3", b"4", b"5", b"6")  # links, devices, folders, pipes
-LONG_NAME, LONG_LINK, EXTENDED, GLOBAL = b"L", b"K", b"x", b"g"
-HEADERS = (LONG_NAME, LONG_LINK, EXTENDED, GLOBAL)
+SPARSE_FILE = b"S"
+LONG_NAME, LONG_LINK, EXTENDED_HEADER, GLOBAL_HEADER = b"L", b"K", b"x", b"g"
+HEADERS_OF_NEXT_MEMBER = (LONG_NAME, LONG_LINK, EXTENDED_HEADER, GLOBAL_HEADER)
 
 
 class TarError(ValueError):
-    """The stream is no tar archive, is damaged, or uses a feature that no checkpoint needs."""
+    """The stream is not a tar archive, is damaged, or uses a feature that no checkpoint needs."""
 
 
-class Reads(Protocol):
+class ByteReader(Protocol):
+    """Anything to read bytes from, such as a file."""
+
     def read(self, size: int, /) -> bytes: ...
 
 
 @dataclass(frozen=True)
-class TarFile:
-    """A regular file: its path in the archive and its size in bytes."""
+class TarMember:
+    """A member of an archive: its path in the archive and the size of its data in bytes."""
 
     name: str
     size: int
@@ -53,71 +66,88 @@ class TarFile:
 class TarStream:
     """Iterates over the regular files of an archive.
 
-    `read` gives the data of the file that was yielded last; what is not read of it is skipped.
+    `read` returns the data of the file that was yielded last. Data that is not read is skipped.
 
     Args:
         file: The archive, decompressed.
-        budget: Bytes of data that all members may have together.
+        max_bytes: Most bytes of data that all members together may have.
 
-    Both raise TarError.
+    Raises:
+        TarError: While iterating or reading.
     """
 
-    def __init__(self, file: Reads, budget: int) -> None:
-        self.file, self.budget = file, budget
-        self.left = self.padding = 0
+    def __init__(self, file: ByteReader, max_bytes: int) -> None:
+        self.file, self.allowed_bytes = file, max_bytes
+        self.unread_bytes = self.padding_bytes = 0
+        """Bytes of the current member's data that are not read yet, and of the zeros behind it."""
 
-    def __iter__(self) -> Iterator[TarFile]:
-        name: str | None = None
-        size: int | None = None
+    def __iter__(self) -> Iterator[TarMember]:
+        # Headers of their own may give the next member another name and size.
+        next_name: str | None = None
+        next_size: int | None = None
         for _ in range(MAX_MEMBERS):
-            self._skip(self.left + self.padding)
-            self.left = self.padding = 0
-            header = self._exactly(BLOCK)
-            if header == bytes(BLOCK):
+            self._skip(self.unread_bytes + self.padding_bytes)
+            self.unread_bytes = self.padding_bytes = 0
+            header = self._read_exactly(BLOCK_BYTES)
+            if header == END_MARK:
                 return
-            kind, own_name, own_size = _parse(header)
-            if kind in HEADERS:
-                if own_size > MAX_HEADER_BYTES:
-                    raise TarError(f"a header of {own_size} bytes")
-                data = self._exactly(own_size + -own_size % BLOCK)[:own_size]
-                if kind == LONG_NAME:
-                    name = data.split(b"\0")[0].decode(errors="surrogateescape")
-                elif kind != LONG_LINK:
-                    records = _pax_records(data)
-                    if kind == GLOBAL and records.keys() & {"path", "size"}:
+            type_flag, name, size = _parse_header(header)
+            if type_flag in HEADERS_OF_NEXT_MEMBER:
+                data = self._read_header_data(size)
+                if type_flag == LONG_NAME:
+                    next_name = data.split(b"\0")[0].decode(errors="surrogateescape")
+                elif type_flag != LONG_LINK:
+                    records = _parse_pax_records(data)
+                    if type_flag == GLOBAL_HEADER and records.keys() & {"path", "size"}:
                         raise TarError("one name or size for all its members")
-                    name, size = records.get("path", name), _size(records.get("size"), size)
+                    next_name = records.get("path", next_name)
+                    if "size" in records:
+                        next_size = _parse_pax_size(records["size"])
                 continue
-            member = TarFile(own_name if name is None else name, own_size if size is None else size)
-            name = size = None
-            self._begin(member, kind)
-            if kind in REGULAR and not member.name.endswith("/"):
+            member = TarMember(
+                name if next_name is None else next_name, size if next_size is None else next_size
+            )
+            next_name = next_size = None
+            self._begin_member(member, type_flag)
+            # Archives older than POSIX mark a folder by a slash at the end of its name only.
+            if type_flag in REGULAR_FILES and not member.name.endswith("/"):
                 yield member
         raise TarError(f"more than {MAX_MEMBERS} members")
 
     def read(self, size: int) -> bytes:
-        """Return at most `size` bytes of the current file, b"" at its end."""
-        data = self._exactly(min(size, self.left))
-        self.left -= len(data)
+        """Return at most `size` bytes of the current file's data, b"" at its end."""
+        data = self._read_exactly(min(size, self.unread_bytes))
+        self.unread_bytes -= len(data)
         return data
 
-    def _begin(self, member: TarFile, kind: bytes) -> None:
-        if kind == b"S":
+    def _begin_member(self, member: TarMember, type_flag: bytes) -> None:
+        """Check a member whose header was read, and set how many bytes follow the header."""
+        if type_flag == SPARSE_FILE:
             raise TarError(f"{member.name!r} is sparse")
-        if kind in WITHOUT_DATA:
+        if type_flag in WITHOUT_DATA:
             if member.size:
-                raise TarError(f"{member.name!r} is no file and has data")
+                raise TarError(f"{member.name!r} is not a regular file but has data")
             return
-        self.budget -= member.size
-        if self.budget < 0:
-            raise TarError(f"{member.name!r} has {member.size} bytes, far more than the archive")
-        self.left, self.padding = member.size, -member.size % BLOCK
+        if member.size > self.allowed_bytes:
+            raise TarError(
+                f"{member.name!r} has {member.size} bytes: the members have far more data than "
+                "an archive of this size can hold"
+            )
+        self.allowed_bytes -= member.size
+        self.unread_bytes, self.padding_bytes = member.size, _padding(member.size)
+
+    def _read_header_data(self, size: int) -> bytes:
+        """Read the data of a header that describes the next member."""
+        if size > MAX_HEADER_BYTES:
+            raise TarError(f"a header of {size} bytes")
+        return self._read_exactly(size + _padding(size))[:size]
 
     def _skip(self, count: int) -> None:
         while count:
-            count -= len(self._exactly(min(count, SKIP_BYTES)))
+            count -= len(self._read_exactly(min(count, SKIP_BYTES)))
 
-    def _exactly(self, count: int) -> bytes:
+    def _read_exactly(self, count: int) -> bytes:
+        """Read `count` bytes, which may take several reads."""
         data = self.file.read(count)
         while len(data) < count:
             more = self.file.read(count - len(data))
@@ -127,28 +157,36 @@ class TarStream:
         return data
 
 
-def _parse(header: bytes) -> tuple[bytes, str, int]:
-    """Type, name and size of a member."""
-    checksum = _number(header[148:156])
+def _padding(size: int) -> int:
+    """Bytes that fill the last block of `size` bytes of data."""
+    return -size % BLOCK_BYTES
+
+
+def _parse_header(header: bytes) -> tuple[bytes, str, int]:
+    """Return the type flag, name and size in bytes of a member from its header block."""
+    checksum = _parse_number(header[148:156])
+    # The sum of all bytes, with the checksum's own eight counted as spaces.
     if checksum != sum(header[:148]) + sum(header[156:]) + 8 * ord(" "):
         raise TarError("a header whose checksum is wrong")
     name = header[:100].split(b"\0")[0]
     if header[257:263] == b"ustar\0" and header[345] != 0:
         name = header[345:500].split(b"\0")[0] + b"/" + name
-    return header[156:157], name.decode(errors="surrogateescape"), _number(header[124:136])
+    size = _parse_number(header[124:136])
+    return header[156:157], name.decode(errors="surrogateescape"), size
 
 
-def _number(field: bytes) -> int:
-    if field[0] == 0x80:  # GNU: a binary number, where octal digits are too few
+def _parse_number(field: bytes) -> int:
+    """Parse a numeric field of a header: octal digits, or GNU's binary form of large numbers."""
+    if field[0] == 0x80:
         return int.from_bytes(field[1:])
     digits = field.strip(b" \0")
     if not set(digits) <= set(b"01234567"):
-        raise TarError("a header with a number that is none")
+        raise TarError("a header with an invalid number")
     return int(digits or b"0", 8)
 
 
-def _pax_records(data: bytes) -> dict[str, str]:
-    """Parse the records `length key=value\\n` of an extended header."""
+def _parse_pax_records(data: bytes) -> dict[str, str]:
+    """Parse the records of an extended header, each `length key=value\\n`."""
     records: dict[str, str] = {}
     while data:
         digits, space, _ = data[:8].partition(b" ")
@@ -164,9 +202,7 @@ def _pax_records(data: bytes) -> dict[str, str]:
     return records
 
 
-def _size(text: str | None, otherwise: int | None) -> int | None:
-    if text is None:
-        return otherwise
+def _parse_pax_size(text: str) -> int:
     if not (text.isascii() and text.isdigit() and len(text) < 19):
         raise TarError(f"a size of {text[:40]!r} bytes")
     return int(text)

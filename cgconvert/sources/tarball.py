@@ -1,4 +1,4 @@
-"""Release tarballs: the files of a checkpoint are unpacked into the cache, once."""
+"""Unpack the checkpoint in a release tarball into the cache, unless it was unpacked before."""
 
 from __future__ import annotations
 
@@ -15,11 +15,12 @@ from cgconvert.errors import InputError, OutputError
 from cgconvert.io.staging import Staging
 from cgconvert.io.strict_json import read_json
 from cgconvert.model.tokenizer_files import TOKENIZER_FILES
-from cgconvert.sources.tar_stream import TarError, TarFile, TarStream
+from cgconvert.sources.tar_stream import TarError, TarMember, TarStream
 
-__all__ = ["cache_folder", "is_tarball", "unpack"]
+__all__ = ["cache_folder", "checkpoint_name", "is_tarball", "unpack"]
 
 SUFFIXES = (".tar.gz", ".tgz")
+
 CHECKPOINT_FILES = frozenset(
     (
         "config.json",
@@ -29,22 +30,31 @@ CHECKPOINT_FILES = frozenset(
         *TOKENIZER_FILES,
     )
 )
-RECORD = ".cgconvert-archive.json"
+"""The files that are unpacked; all others are skipped."""
+
+ORIGIN_FILE = ".cgconvert-archive.json"
+"""Written into a complete folder last: name and SHA-256 of its archive."""
+
 READ_BYTES = 4 << 20
-LARGEST_RATIO = 20
+"""Bytes read at once."""
+
+MAX_RATIO = 20
 """An archive may unpack to this many times its size: float16 weights give 1.1, a bomb 1000."""
+
 SMALL_BYTES = 64 << 20
-"""Further bytes that any archive may unpack to, as small texts compress better."""
-MAX_PADDING = 1 << 20
-"""Zero bytes that may follow the archive's end in the gzip stream: tar fills up its last block."""
+"""Bytes that any archive may unpack to in addition, because small texts compress better."""
+
+MAX_PADDING_BYTES = 1 << 20
+"""Most zero bytes after the archive's end mark; tar writes some to fill its last record."""
 
 
 def is_tarball(path: Path) -> bool:
+    """Whether the name of this file is that of a compressed tar archive."""
     return path.name.endswith(SUFFIXES)
 
 
-def stem(path: Path) -> str:
-    """Name of the checkpoint: the file's name without .tar.gz."""
+def checkpoint_name(path: Path) -> str:
+    """The name of the checkpoint in a tarball: the file's name without .tar.gz or .tgz."""
     for suffix in SUFFIXES:
         if path.name.endswith(suffix):
             return path.name.removesuffix(suffix)
@@ -52,7 +62,7 @@ def stem(path: Path) -> str:
 
 
 def cache_folder() -> Path:
-    """Folder of unpacked tarballs: $CGCONVERT_CACHE, else the user's cache folder."""
+    """cgconvert's cache: the folder $CGCONVERT_CACHE, or cgconvert in the user's cache folder."""
     if folder := os.environ.get("CGCONVERT_CACHE"):
         return Path(folder)
     base = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
@@ -60,59 +70,66 @@ def cache_folder() -> Path:
 
 
 def unpack(path: Path) -> tuple[Path, dict[str, Any]]:
-    """Unpack a tarball's checkpoint, unless one of this path, size and time was unpacked before.
+    """Unpack the checkpoint in a tarball.
+
+    A tarball of the same path, size and modification time is not unpacked again.
 
     Returns:
-        The folder with the checkpoint, and {"archive": name, "archive_sha256": hash}.
+        The folder with the checkpoint, and its origin for the manifest:
+        {"archive": name, "archive_sha256": hash}.
 
     Raises:
         InputError: The archive is damaged or holds no checkpoint.
-        OutputError: The disk has too little space, or cannot be written.
+        OutputError: The disk has too little space, or writing failed.
     """
     try:
         status = path.stat()
         identity = f"{path.resolve()}\0{status.st_size}\0{status.st_mtime_ns}"
         key = hashlib.sha256(identity.encode(errors="surrogateescape")).hexdigest()[:16]
-        final = cache_folder() / "unpacked" / f"{stem(path)}-{key}"
-        if not (final / RECORD).is_file():
-            with Staging(final, force=True) as staging:  # also over an incomplete folder
+        folder = cache_folder() / "unpacked" / f"{checkpoint_name(path)}-{key}"
+        if not (folder / ORIGIN_FILE).is_file():
+            with Staging(folder, force=True) as staging:  # replaces an incomplete folder
                 _unpack_into(path, staging.content)
                 staging.commit_folder()
     except OSError as error:
         raise OutputError(f"{path}: cannot be unpacked: {error.strerror or error}") from error
-    return final, read_json(final / RECORD)
+    return folder, read_json(folder / ORIGIN_FILE)
 
 
 def _unpack_into(path: Path, folder: Path) -> None:
-    with path.open("rb") as raw:
-        file = _HashingReader(raw)
-        _extract(path, file, folder)
-        while file.read(READ_BYTES):  # to the end, for the hash
+    """Extract the checkpoint's files into `folder`, hash the archive, and write ORIGIN_FILE."""
+    with path.open("rb") as file:
+        archive = _HashingReader(file)
+        _extract(path, archive, folder)
+        while archive.read(READ_BYTES):  # so that the hash covers the whole file
             pass
-    record = {"archive": path.name, "archive_sha256": file.digest.hexdigest()}
-    (folder / RECORD).write_text(json.dumps(record))
+    origin = {"archive": path.name, "archive_sha256": archive.hasher.hexdigest()}
+    (folder / ORIGIN_FILE).write_text(json.dumps(origin))
 
 
-def _extract(path: Path, raw: _HashingReader, folder: Path) -> None:
-    budget = LARGEST_RATIO * path.stat().st_size + SMALL_BYTES
+def _extract(path: Path, archive: _HashingReader, folder: Path) -> None:
+    """Extract the checkpoint's files; `archive` reads the file at `path`."""
+    max_bytes = MAX_RATIO * path.stat().st_size + SMALL_BYTES
     try:
-        with gzip.GzipFile(fileobj=raw, mode="rb") as plain:  # type: ignore[call-overload]
-            archive = TarStream(plain, budget)
-            for member in archive:
-                _extract_member(path, archive, member, folder)
-            if plain.read(MAX_PADDING).strip(b"\0") or plain.read(1):  # gzip checks its CRC here
+        with gzip.GzipFile(fileobj=archive, mode="rb") as tar_file:  # type: ignore[call-overload]
+            tar_stream = TarStream(tar_file, max_bytes)
+            for member in tar_stream:
+                _extract_member(path, tar_stream, member, folder)
+            # Reading to the end makes gzip check its CRC.
+            if tar_file.read(MAX_PADDING_BYTES).strip(b"\0") or tar_file.read(1):
                 raise TarError("data follows its end")
     except (TarError, EOFError, zlib.error) as error:
         raise InputError(f"{path}: not a readable .tar.gz: {error}") from error
     except OSError as error:
-        if error.errno is None:  # raised by gzip itself
+        if error.errno is None:  # gzip's own errors have no errno, the system's have one
             raise InputError(f"{path}: not a readable .tar.gz: {error}") from error
         raise
     if not (folder / "config.json").is_file():
         raise InputError(f"{path}: holds no config.json")
 
 
-def _extract_member(path: Path, archive: TarStream, member: TarFile, folder: Path) -> None:
+def _extract_member(path: Path, tar_stream: TarStream, member: TarMember, folder: Path) -> None:
+    """Write a member's data into `folder` if it is one of CHECKPOINT_FILES, in whatever folder."""
     parts = Path(member.name).parts
     name = parts[-1] if parts else ""
     if name not in CHECKPOINT_FILES:
@@ -129,17 +146,17 @@ def _extract_member(path: Path, archive: TarStream, member: TarFile, folder: Pat
             "set CGCONVERT_CACHE to another disk"
         )
     with target.open("wb") as file:
-        while data := archive.read(READ_BYTES):
+        while data := tar_stream.read(READ_BYTES):
             file.write(data)
 
 
 class _HashingReader:
-    """A file that hashes what is read from it."""
+    """Reads from a file and hashes all that it reads."""
 
     def __init__(self, file: IO[bytes]) -> None:
-        self.file, self.digest = file, hashlib.sha256()
+        self.file, self.hasher = file, hashlib.sha256()
 
     def read(self, size: int = -1) -> bytes:
         data = self.file.read(size)
-        self.digest.update(data)
+        self.hasher.update(data)
         return data

@@ -118,7 +118,7 @@ HEADERS: dict[str, Case] = {
         "its header would have",
     ),
     "a header of 4 MB of nothing": header_case(
-        replace_header(b"{" + b'"a":{},' * 550_000 + b'"b":1}'), "twice"
+        replace_header(b"{" + b'"a":{},' * 550_000 + b'"b":1}'), "duplicate key"
     ),
     "a header of 300,000 names": header_case(
         replace_header(b"{" + b",".join(b'"%x":{}' % i for i in range(300_000)) + b"}"), "no sense"
@@ -149,7 +149,7 @@ HEADERS: dict[str, Case] = {
         rewrite_file(lambda t, d: with_header(t, b"x" * 8 + d)), "trailing bytes"
     ),
     "a name twice": header_case(
-        replace_in_header(b"transformer.ln_f.bias", NAME.encode()), "stands twice"
+        replace_in_header(b"transformer.ln_f.bias", NAME.encode()), "duplicate key"
     ),
     "a shape that overflows": header_case(
         change_entry(lambda e: e.update(shape=[1 << 32, 1 << 32])), NAME
@@ -222,10 +222,10 @@ JSON: Mapping[str, tuple[bytes, str]] = {
     "half": (b'{"n_layer": 1,', "not valid JSON"),
     "a list": (b"[1]", "not a JSON object"),
     "null": (b"null", "not a JSON object"),
-    "a key twice": (b'{"n_layer": 1, "n_layer": 2}', "stands twice"),
-    "a key twice, inside": (b'{"a": {"b": 1, "b": 2}}', "stands twice"),
-    "NaN": (b'{"layer_norm_epsilon": NaN}', "it holds NaN"),
-    "Infinity": (b'{"layer_norm_epsilon": -Infinity}', "it holds -Infinity"),
+    "a key twice": (b'{"n_layer": 1, "n_layer": 2}', "duplicate key 'n_layer'"),
+    "a key twice, inside": (b'{"a": {"b": 1, "b": 2}}', "duplicate key 'b'"),
+    "NaN": (b'{"layer_norm_epsilon": NaN}', "it contains NaN"),
+    "Infinity": (b'{"layer_norm_epsilon": -Infinity}', "it contains -Infinity"),
     "brackets in brackets": (b'{"a":' * 200_000, "not valid JSON"),
     "a number of a million digits": (b'{"n_layer": ' + b"9" * 1_000_000 + b"}", "not valid JSON"),
     "UTF-16": ('{"n_layer": 1}'.encode("utf-16"), "not UTF-8"),
