@@ -284,7 +284,7 @@ class _WorkerContext(ForkContext):
 
 
 _inherited_function: Callable[..., Any] | None = None
-"""In a worker: the function of its WorkerPool."""
+"""The function of the WorkerPool that this process is a worker of."""
 
 
 def _set_up_worker(function: Callable[..., Any] | None, read_end: int, write_end: int) -> None:

@@ -195,7 +195,7 @@ class Staging:
 
     @property
     def _replaced(self) -> Path:
-        """Where the earlier output is moved if it cannot be exchanged with the new one."""
+        """The place of the earlier output if the system cannot exchange two folders."""
         return self.folder / "replaced"
 
     def _acquire(self) -> None:

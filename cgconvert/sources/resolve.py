@@ -17,7 +17,7 @@ __all__ = ["Source", "resolve"]
 
 @dataclass(frozen=True)
 class Source:
-    """Where a checkpoint lies on the disk.
+    """A checkpoint on the disk, and where it came from.
 
     Attributes:
         path: The folder or file with the checkpoint.
