@@ -29,19 +29,13 @@ from cgconvert.errors import (
 from cgconvert.version import __version__
 
 if TYPE_CHECKING:
-    from cgconvert.api.conversions import (
-        convert,
-        execute,
-        plan,
-        quantize,
-        to_gguf,
-        to_hf,
-        to_onnx,
-    )
+    from cgconvert.api.conversions import convert, plan, to_gguf, to_hf, to_onnx
+    from cgconvert.api.execution import execute
     from cgconvert.api.generation import generate, stream_generate
-    from cgconvert.api.results import Result, Verification
+    from cgconvert.api.quantization import quantize
+    from cgconvert.api.results import Result
     from cgconvert.api.sources import inspect, load
-    from cgconvert.api.verification import verify
+    from cgconvert.api.verification import Verification, verify
 
 __all__ = [
     "CgconvertError",
@@ -68,11 +62,13 @@ __all__ = [
 ]
 
 _MODULES = {
-    "conversions": ("convert", "execute", "plan", "quantize", "to_gguf", "to_hf", "to_onnx"),
+    "conversions": ("convert", "plan", "to_gguf", "to_hf", "to_onnx"),
+    "execution": ("execute",),
     "generation": ("generate", "stream_generate"),
-    "results": ("Result", "Verification"),
+    "quantization": ("quantize",),
+    "results": ("Result",),
     "sources": ("inspect", "load"),
-    "verification": ("verify",),
+    "verification": ("Verification", "verify"),
 }
 """Modules of `cgconvert.api` and the names that are public here."""
 

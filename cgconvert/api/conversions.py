@@ -1,46 +1,28 @@
-"""Writing artefacts: `to_hf`, `to_onnx`, `to_gguf`, `quantize`, and every registered format.
+"""Conversions by name, and those of the built-in formats: `to_hf`, `to_onnx`, `to_gguf`.
 
-A conversion makes a plan from headers, then writes it. Commands and recipe steps go the same way.
-Functions that are one conversion spell out its options as parameters, for signatures and types,
-and hand all of them on to `convert`: on their only line, `locals()` holds the parameters alone.
+A conversion makes a plan from headers, then the plan is carried out. Functions of the API, commands
+and steps of a recipe all go this way; so does every format that is registered.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from cgconvert.api.declarations import QUANTIZE, QUANTIZE_HELP, READ, WRITE
-from cgconvert.api.progress import ProgressOption, progress_for
+from cgconvert.api.execution import execute
+from cgconvert.api.progress import ProgressOption
+from cgconvert.api.quantization import BUDGETS, plan_quantized
 from cgconvert.api.results import Result
 from cgconvert.api.sources import Source, load
 from cgconvert.errors import UsageError
-from cgconvert.formats.onnx.format import MATRIX_BLOCKS
 from cgconvert.formats.registry import formats
-from cgconvert.model.checkpoint import Checkpoint
 from cgconvert.options import Option, accepted_values
-from cgconvert.write.execute import execute as write_plan
 from cgconvert.write.plan import LazyPlan
 
-__all__ = [
-    "BUDGETS",
-    "Conversion",
-    "conversions",
-    "convert",
-    "execute",
-    "plan",
-    "quantize",
-    "to_gguf",
-    "to_hf",
-    "to_onnx",
-]
-
-BLOCK_OPTIONS = tuple(option.name for option in MATRIX_BLOCKS)
-
-BUDGETS = ("bits", "type", "max_size", "bpw", "max_kl")
-"""Options of `quantize` that say how small; exactly one is given."""
+__all__ = ["Conversion", "conversions", "convert", "plan", "to_gguf", "to_hf", "to_onnx"]
 
 
 @dataclass(frozen=True)
@@ -69,7 +51,7 @@ def conversions() -> dict[str, Conversion]:
         for format_ in formats()
     ]
     table.sort(key=lambda conversion: conversion.name)
-    table.append(Conversion("quantize", QUANTIZE, QUANTIZE_HELP, _plan_quantized, BUDGETS))
+    table.append(Conversion("quantize", QUANTIZE, QUANTIZE_HELP, plan_quantized, BUDGETS))
     return {conversion.name: conversion for conversion in table}
 
 
@@ -105,47 +87,6 @@ def plan(
     own = accepted_values(known[conversion].options, options)
     checkpoint = load(source, **reading)
     return known[conversion].plan(checkpoint, None if output is None else Path(output), **own)
-
-
-def execute(
-    plan: LazyPlan,
-    *,
-    force: bool = False,
-    resume: bool = False,
-    allow_nonfinite: bool = False,
-    progress: ProgressOption = None,
-) -> Result:
-    """Carry out a plan. The artefact appears at its path complete, or not at all.
-
-    Args:
-        plan: What `plan` returned.
-        force: Replace an existing output, once the new one is complete.
-        resume: Continue what an interrupted run has written, and keep it if this one is too.
-        allow_nonfinite: Keep NaN, infinities and what overflows to them; never in quantized types.
-        progress: "auto" or True for a bar, an object with `step`, `advance` and `finish` (see
-            `cgconvert.io.progress.Progress`), None for silence.
-
-    Returns:
-        The artefact's path and manifest.
-
-    Raises:
-        UsageError: The output exists and `force` is not given, or it is the input.
-        InputError: Numbers of the source cannot be stored, or it is not what its manifest says.
-        OutputError: Writing failed, or there is not enough space.
-
-    Example:
-        >>> plan = cgconvert.plan("codegen-tiny-mono", "to-gguf", "model.gguf", type="Q8_0")
-        >>> cgconvert.execute(plan).bytes == plan.nbytes
-        True
-    """
-    manifest = write_plan(
-        plan,
-        force=force,
-        resume=resume,
-        allow_nonfinite=allow_nonfinite,
-        progress=progress_for(progress),
-    )
-    return Result(plan.output, manifest)
 
 
 def convert(
@@ -224,7 +165,23 @@ def to_hf(
         >>> result.type, sorted(path.name for path in result.path.glob("*.safetensors"))[0]
         ('float16', 'model-00001-of-00004.safetensors')
     """
-    return convert(conversion="to-hf", **locals())
+    return convert(
+        source,
+        "to-hf",
+        output,
+        dtype=dtype,
+        layout=layout,
+        max_shard_size=max_shard_size,
+        force=force,
+        resume=resume,
+        allow_nonfinite=allow_nonfinite,
+        tokenizer=tokenizer,
+        config=config,
+        mp_num=mp_num,
+        step=step,
+        revision=revision,
+        progress=progress,
+    )
 
 
 def to_onnx(
@@ -287,7 +244,27 @@ def to_onnx(
         >>> result.type, (result.path / "onnx" / "model_q4.onnx").is_file()
         ('int4', True)
     """
-    return convert(conversion="to-onnx", **locals())
+    return convert(
+        source,
+        "to-onnx",
+        output,
+        dtype=dtype,
+        bits=bits,
+        block_size=block_size,
+        symmetric=symmetric,
+        accuracy_level=accuracy_level,
+        client=client,
+        target=target,
+        force=force,
+        resume=resume,
+        allow_nonfinite=allow_nonfinite,
+        tokenizer=tokenizer,
+        config=config,
+        mp_num=mp_num,
+        step=step,
+        revision=revision,
+        progress=progress,
+    )
 
 
 def to_gguf(
@@ -336,143 +313,18 @@ def to_gguf(
         >>> result.type, result.bytes == result.path.stat().st_size
         ('Q8_0', True)
     """
-    return convert(conversion="to-gguf", **locals())
-
-
-def quantize(
-    source: Source,
-    output: str | Path | None = None,
-    *,
-    bits: int | None = None,
-    type: str | None = None,  # noqa: A002 - the option's name
-    max_size: int | str | None = None,
-    bpw: float | None = None,
-    max_kl: float | None = None,
-    tensor_type: Mapping[str, str] | None = None,
-    effort: str = "default",
-    calibration: str | None = None,
-    imatrix: str | Path | None = None,
-    save_imatrix: str | Path | None = None,
-    device: str = "auto",
-    format: str = "gguf",  # noqa: A002 - the option's name
-    block_size: int | None = None,
-    symmetric: bool | None = None,
-    accuracy_level: int | None = None,
-    force: bool = False,
-    resume: bool = False,
-    allow_nonfinite: bool = False,
-    tokenizer: str | Path | None = None,
-    config: str | Path | None = None,
-    mp_num: int | None = None,
-    step: int | None = None,
-    revision: str | None = None,
-    progress: ProgressOption = None,
-) -> Result:
-    """Write a model in fewer bits, fitted to a text: GGUF, or ONNX with MatMulNBits.
-
-    Exactly one of `bits`, `type`, `max_size`, `bpw` and `max_kl` says how small.
-
-    Args:
-        source: See `load`.
-        output: Where to write; under `./out/<name>` unless given.
-        bits: Bits a weight, 4 or 8. For GGUF, 4 means at most the bytes of Q4_K_M, with types
-            chosen for each matrix.
-        type: A GGUF type or standard mix of types, such as Q4_0 or Q4_K_M.
-        max_size: The largest file: bytes, or text such as 4.2GB.
-        bpw: Bits a weight, all bytes of the file counted: 1 to 16.
-        max_kl: The largest loss, as KL divergence in nats a token; the smallest file within it is
-            written.
-        tensor_type: Types by pattern of a GGUF matrix's name, the first match first:
-            `{"blk.*.attn_v.weight": "Q6_K"}`.
-        effort: fast for the weights alone, default for a text, max for more text and longer.
-        calibration: File with the text; "stdlib", the default, is a part of Python's standard
-            library; "none" takes no text.
-        imatrix: llama.cpp's imatrix file, in place of a text.
-        save_imatrix: File to write the text's imatrix to, for llama.cpp.
-        device: Where the model is fitted to the text: cpu, cuda or auto.
-        format: gguf or onnx.
-        block_size: ONNX only, see `to_onnx`.
-        symmetric: ONNX only, see `to_onnx`.
-        accuracy_level: ONNX only, see `to_onnx`.
-        force: See `execute`.
-        resume: See `execute`; finished layers of the fit are kept too.
-        allow_nonfinite: See `execute`; it holds for the vectors alone.
-        tokenizer: See `load`.
-        config: See `load`.
-        mp_num: See `load`.
-        step: See `load`.
-        revision: See `load`.
-        progress: See `execute`.
-
-    Returns:
-        The artefact's path and manifest; `types` has the type chosen for each matrix.
-
-    Raises:
-        InputError: The source, text or imatrix is missing or broken.
-        UsageError: Options do not go together, nothing is that small, or the output exists.
-        OutputError: Writing failed.
-
-    Example:
-        >>> result = cgconvert.quantize("codegen-tiny-mono", max_size="4MB", effort="fast")
-        >>> result.type, result.bytes <= 4_000_000
-        ('Q3_K', True)
-    """
-    return convert(conversion="quantize", **locals())
-
-
-def _plan_quantized(
-    checkpoint: Checkpoint,
-    output: Path | None,
-    *,
-    format: str = "gguf",  # noqa: A002
-    effort: str = "default",
-    calibration: str | None = None,
-    device: str = "auto",
-    imatrix: Path | None = None,
-    save_imatrix: Path | None = None,
-    tensor_type: Mapping[str, str] | None = None,
-    **options: Any,
-) -> LazyPlan:
-    from cgconvert.calibrate.gguf import Budget
-    from cgconvert.calibrate.request import default_4bit_type, quantize_gguf, quantize_onnx
-
-    budget = {name: options[name] for name in BUDGETS if name in options}
-    blocks = {name: options[name] for name in BLOCK_OPTIONS if name in options}
-    if len(budget) != 1:
-        *first, last = (f"`{name}`" for name in BUDGETS)
-        raise UsageError(f"say how small: one of {', '.join(first)} or {last}")
-    if format == "onnx":
-        gguf_only = {
-            "tensor_type": tensor_type, "imatrix": imatrix, "save_imatrix": save_imatrix,
-        }  # fmt: skip
-        refused = [name for name in budget if name != "bits"]
-        refused += [name for name, value in gguf_only.items() if value]
-        if refused:
-            raise UsageError(f'`{refused[0]}` is an option of `format="gguf"`; give `bits`')
-        return quantize_onnx(
-            checkpoint, output, budget["bits"], effort, calibration, blocks, device
-        )
-    if blocks:
-        raise UsageError(
-            f'`{next(iter(blocks))}` is an option of `format="onnx"`; GGUF\'s types have none'
-        )
-    bits = budget.get("bits")
-    fixed = tuple((pattern, type_.upper()) for pattern, type_ in (tensor_type or {}).items())
-    return quantize_gguf(
-        checkpoint,
+    return convert(
+        source,
+        "to-gguf",
         output,
-        Budget(
-            mix="Q8_0" if bits == 8 else budget.get("type"),
-            like=default_4bit_type(checkpoint.geometry) if bits == 4 else None,
-            nbytes=budget.get("max_size"),
-            bpw=budget.get("bpw"),
-            kl=budget.get("max_kl"),
-            fixed=fixed,
-        ),
-        effort,
-        calibration,
-        budget,
-        device,
-        imatrix,
-        save_imatrix,
+        type=type,
+        force=force,
+        resume=resume,
+        allow_nonfinite=allow_nonfinite,
+        tokenizer=tokenizer,
+        config=config,
+        mp_num=mp_num,
+        step=step,
+        revision=revision,
+        progress=progress,
     )

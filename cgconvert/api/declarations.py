@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from pathlib import Path
 
 from cgconvert.calibrate.preset import FAST, PRESETS
-from cgconvert.calibrate.request import QUANTIZED_TYPES
+from cgconvert.formats.gguf.types import QUANTIZED_TYPES
 from cgconvert.formats.onnx.format import MATRIX_BLOCKS
 from cgconvert.formats.registry import formats
 from cgconvert.model.device import DEVICES

@@ -1,14 +1,15 @@
-"""Comparing artefacts with their source: `verify`."""
+"""Comparing artefacts with their source: `verify`, which returns a `Verification`."""
 
 from __future__ import annotations
 
+import html
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from cgconvert.api.declarations import VERIFY
 from cgconvert.api.progress import ProgressOption, progress_for
-from cgconvert.api.results import Result, Verification
+from cgconvert.api.results import Result
 from cgconvert.api.sources import Source, load, read_options
 from cgconvert.errors import CgconvertError, InputError, UsageError
 from cgconvert.formats.read import ReadOptions, read
@@ -18,15 +19,81 @@ from cgconvert.options import accepted_values
 from cgconvert.runtimes import runtime_names
 from cgconvert.texts.text import Text, read_text
 from cgconvert.verify.prompts import TEXT_TOKENS
-from cgconvert.verify.report import check_suffix
+from cgconvert.verify.report import WRITERS, check_suffix, write_reports
 from cgconvert.verify.report.model import Report
 from cgconvert.verify.thresholds import known_bounds, parse_bound
+from cgconvert.verify.verdict import Check, Verdict, worst_verdict
 from cgconvert.verify.verify import verify as verify_artefact
 
-__all__ = ["artefacts_at", "reports_of", "verify"]
+__all__ = ["Verification", "artefacts_at", "reports_of", "verify"]
 
 Bounds = Mapping[str, float | None]
 """A bound by name of check; None only reports the value."""
+
+
+@dataclass(frozen=True)
+class Verification:
+    """The outcome of verifying one artefact or several.
+
+    Attributes:
+        reports: One for each artefact, in order of their paths.
+    """
+
+    reports: tuple[Report, ...]
+
+    @property
+    def checks(self) -> tuple[Check, ...]:
+        """The checks of all artefacts: name, value, bound and verdict each."""
+        return tuple(check for report in self.reports for check in report.checks)
+
+    @property
+    def verdict(self) -> Verdict:
+        """The worst of all: fail, warning or pass."""
+        return worst_verdict(self.checks)
+
+    @property
+    def passed(self) -> bool:
+        """Whether no check failed; a warning is not a failure."""
+        return self.verdict != Verdict.FAIL
+
+    @property
+    def failed(self) -> tuple[str, ...]:
+        """Paths of the artefacts of which a check failed."""
+        return tuple(str(report.artefact["path"]) for report in self.reports if not report.passed)
+
+    def to_json(self) -> str:
+        """The report as JSON, schema 1 (docs/verify.md), with a newline at the end."""
+        return WRITERS[".json"](self.reports)
+
+    def to_html(self) -> str:
+        """The report as one HTML page that needs no network."""
+        return WRITERS[".html"](self.reports)
+
+    def to_junit(self) -> str:
+        """The report as JUnit XML, for continuous integration."""
+        return WRITERS[".xml"](self.reports)
+
+    def to_text(self) -> str:
+        """A table for each artefact and, where there are several, one of all."""
+        return WRITERS[".txt"](self.reports)
+
+    def save(self, *paths: str | Path) -> None:
+        """Write the report to files, each in the format of its suffix: .json, .xml, .html, .txt.
+
+        Raises:
+            UsageError: A suffix has no format.
+            OutputError: Writing failed.
+        """
+        for path in paths:
+            write_reports(self.reports, Path(path))
+
+    def __str__(self) -> str:
+        return self.to_text()
+
+    def _repr_html_(self) -> str:
+        """The HTML page in a frame of its own, so that its style stays out of a notebook's."""
+        page = html.escape(self.to_html(), quote=True)
+        return f'<iframe srcdoc="{page}" style="width: 100%; height: 40rem; border: 0"></iframe>'
 
 
 def verify(

@@ -11,11 +11,10 @@ import torch
 from cgconvert.calibrate.gguf import Budget, CalibratedGGUF, standard_sizes
 from cgconvert.calibrate.onnx import CalibratedONNX
 from cgconvert.calibrate.preset import FAST, PRESETS
-from cgconvert.codecs.encoding import FloatEncoding
 from cgconvert.errors import UsageError
 from cgconvert.formats.gguf import writer as gguf
 from cgconvert.formats.gguf.imatrix import read_imatrix
-from cgconvert.formats.gguf.types import TYPES
+from cgconvert.formats.gguf.types import QUANTIZED_TYPES
 from cgconvert.formats.onnx import writer as onnx
 from cgconvert.model.checkpoint import Checkpoint
 from cgconvert.model.decoder import Geometry
@@ -23,18 +22,13 @@ from cgconvert.model.device import torch_device
 from cgconvert.texts.text import STDLIB, Text, read_text
 from cgconvert.write.plan import LazyPlan
 
-__all__ = ["NO_TEXT", "QUANTIZED_TYPES", "default_4bit_type", "quantize_gguf", "quantize_onnx"]
+__all__ = ["NO_TEXT", "default_4bit_type", "quantize_gguf", "quantize_onnx"]
 
 NO_TEXT = "none"
 """The word in place of a calibration text that means: quantize by the weights alone."""
 
 UNCALIBRATED_TYPE = "Q8_0"
 """The file type of 8 bits, which has nothing to gain from a text."""
-
-QUANTIZED_TYPES = tuple(
-    name for name, kind in TYPES.items() if not isinstance(kind.encoding, FloatEncoding)
-)
-"""File types that `quantize` makes."""
 
 
 def quantize_gguf(

@@ -11,8 +11,9 @@ from typing import Any
 
 import click
 
-from cgconvert.api.conversions import Conversion, execute, plan
+from cgconvert.api.conversions import Conversion, plan
 from cgconvert.api.declarations import DRY_RUN, OUTPUT, READ, WRITE
+from cgconvert.api.execution import execute
 from cgconvert.cli.options import arguments, click_options
 from cgconvert.errors import UsageError
 from cgconvert.formats.registry import FORMATS, OUT, Artefact, find_all, load

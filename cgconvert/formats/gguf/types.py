@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 
 from gguf import LlamaFileType
 
-from cgconvert.codecs.encoding import F32, Encoding
+from cgconvert.codecs.encoding import F32, Encoding, FloatEncoding
 from cgconvert.codecs.ggml import ENCODINGS
 from cgconvert.codecs.quantized_tensor import QuantizedTensor
 from cgconvert.formats.gguf.header import padded
@@ -19,7 +19,7 @@ from cgconvert.formats.named_tensors import named_tensors
 from cgconvert.model.decoder import Decoder
 from cgconvert.model.tensor_names import GGUF
 
-__all__ = ["DEFAULT_TYPE", "TYPES", "FileType", "data_size"]
+__all__ = ["DEFAULT_TYPE", "QUANTIZED_TYPES", "TYPES", "FileType", "data_size"]
 
 DEFAULT_TYPE = "F16"
 
@@ -95,6 +95,11 @@ TYPES: Mapping[str, FileType] = {
     "Q3_K": _uniform(LlamaFileType.MOSTLY_Q3_K_S, "Q3_K"),
 }
 """File types by name: uniform ones store every matrix alike, the embedding and head included."""
+
+QUANTIZED_TYPES = tuple(
+    name for name, file_type in TYPES.items() if not isinstance(file_type.encoding, FloatEncoding)
+)
+"""Names of the types that store matrices in blocks of quantized weights."""
 
 
 def data_size(decoder: Decoder, type: str) -> int:  # noqa: A002 - the option's name
