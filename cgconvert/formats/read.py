@@ -106,7 +106,7 @@ def _tokenizer(tokenizer: Tokenizer, geometry: Geometry) -> dict[str, Any]:
     return {
         "entries": tokenizer.size,
         "merges": len(tokenizer.merges),
-        "end_of_text": tokenizer.end_of_text,
+        "end_of_text": tokenizer.end_of_text_id,
         "white_space": [min(runs), max(runs)] if runs else [],
         "padding_rows": geometry.vocab_size - tokenizer.size,
     }

@@ -1,4 +1,4 @@
-"""A checkpoint: the model that every reader returns."""
+"""A checkpoint, as every reader returns it."""
 
 from __future__ import annotations
 
@@ -15,16 +15,16 @@ __all__ = ["Checkpoint"]
 
 @dataclass(frozen=True)
 class Checkpoint:
-    """A model on the disk, of which only headers have been read.
+    """A model on the disk. Only headers, configuration and tokenizer have been read.
 
     Attributes:
-        name: What outputs are named after.
+        name: The name of the model, after which outputs are named.
         path: The folder or file.
-        layout: How it is stored: torch, safetensors, jaxformer, phi, gguf or onnx.
-        config: The raw configuration.
+        layout: The layout of the files: torch, safetensors, jaxformer, phi, gguf or onnx.
+        config: The contents of the configuration, as read.
         decoder: The model's tensors.
         tokenizer: The model's tokenizer.
-        files: All files that its SHA-256 covers, weights first.
+        files: All files whose SHA-256 the manifest records, weights first.
         origin: Where it came from (Hub revision, archive, training step).
     """
 

@@ -1,7 +1,7 @@
 """A CodeGen model as every reader returns it and every writer takes it.
 
-Rows of q and k are kept in CodeGen's own rotary order (interleaved pairs); `half_split` gives them
-in the order that Phi, llama.cpp's phi2 and most engines want.
+The rows of q and k are in CodeGen's own rotary order, interleaved pairs. `Decoder.half_split` gives
+the model with them in half-split order, which Phi, llama.cpp's phi2 and most engines use.
 """
 
 from __future__ import annotations
@@ -19,15 +19,15 @@ __all__ = [
     "Decoder",
     "Geometry",
     "Layer",
-    "half_split_rows",
-    "interleaved_rows",
-    "packed_rows",
-    "split_rows",
+    "half_split_row_indices",
+    "interleaved_row_indices",
+    "packed_qkv_row_indices",
+    "qkv_row_indices",
 ]
 
 
-# At least ten times what CodeGen has. A file may name any size, and tables are made from these.
-_LARGEST = {
+# At least ten times CodeGen's sizes. A file may declare any size, and memory is allocated by these.
+_MAX_SIZES = {
     "n_layer": 1 << 10, "n_embd": 1 << 16, "n_head": 1 << 10, "n_inner": 1 << 18,
     "rotary_dim": 1 << 10, "n_positions": 1 << 16, "vocab_size": 1 << 22,
 }  # fmt: skip
@@ -35,9 +35,19 @@ _LARGEST = {
 
 @dataclass(frozen=True)
 class Geometry:
-    """Sizes of a model (all in elements) and the constants of its mathematics.
+    """The sizes of a model, in elements, and the constants of its computation.
 
-    `mp_num` is the number of groups in a packed qkv_proj, 0 where q, k and v are stored apart.
+    Attributes:
+        n_layer: Number of layers.
+        n_embd: Size of the hidden state.
+        n_head: Number of attention heads.
+        rotary_dim: Elements of each head that rotary position embedding turns.
+        n_positions: Size of the context in tokens.
+        vocab_size: Rows of the embedding, padding rows included.
+        mp_num: Number of groups in a packed qkv_proj; 0 if q, k and v are stored apart.
+        n_inner: Size of the MLP's hidden layer, by default 4 * n_embd.
+        layer_norm_epsilon: What layer normalization adds to the variance.
+        rotary_base: The base of the rotary angles' frequencies.
     """
 
     n_layer: int
@@ -54,10 +64,10 @@ class Geometry:
     def __post_init__(self) -> None:
         if not self.n_inner:
             object.__setattr__(self, "n_inner", 4 * self.n_embd)
-        for name, most in _LARGEST.items():
+        for name, maximum in _MAX_SIZES.items():
             value = getattr(self, name)
-            if not 1 <= value <= most:
-                raise InputError(f"config: {name} is {value}; it must be from 1 to {most}")
+            if not 1 <= value <= maximum:
+                raise InputError(f"config: {name} is {value}; it must be from 1 to {maximum}")
         if self.mp_num < 0:
             raise InputError(f"config: {self.mp_num} groups in qkv_proj; give 1 or more")
         if self.n_positions * self.rotary_dim > 1 << 24:
@@ -82,57 +92,70 @@ class Geometry:
 
     @property
     def head_dim(self) -> int:
-        """Elements of one head of q, k or v."""
+        """Elements of one attention head."""
         return self.n_embd // self.n_head
 
     @property
     def parameters(self) -> int:
-        """Number of weights of CodeGen's own, without the zero biases of other formats."""
+        """Number of weights, without the zero biases that other formats add."""
         layer = self.n_embd * (4 * self.n_embd + 2 * self.n_inner + 3) + self.n_inner
         ends = self.vocab_size * (2 * self.n_embd + 1) + 2 * self.n_embd
         return self.n_layer * layer + ends
 
     def as_dict(self) -> dict[str, Any]:
-        """All sizes by name, for JSON."""
+        """All attributes and `head_dim` by name, for JSON."""
         return asdict(self) | {"head_dim": self.head_dim}
 
 
-# Orders of rows. Each function returns an index array: row r of the result is row index[r] of the
-# source.
+# Orders of rows. Each function returns an array of row indices: row r of the result is row
+# indices[r] of the source.
 
 
-def split_rows(n_embd: int, mp_num: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """The rows of q, k and v (n_embd each) in a packed qkv_proj.
+def qkv_row_indices(n_embd: int, mp_num: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """The indices of the rows of q, of k and of v in a packed qkv_proj, n_embd each.
 
-    The packed matrix is `mp_num` groups of q, v, k in that order, n_embd / mp_num rows each
-    (transformers, modeling_codegen.py: CodeGenAttention.forward).
+    The packed matrix has `mp_num` groups of 3 * n_embd / mp_num rows. Each group has rows of q,
+    then of v, then of k, in equal number (transformers, modeling_codegen.py:
+    CodeGenAttention.forward).
     """
-    index = np.arange(3 * n_embd).reshape(mp_num, 3, n_embd // mp_num)
-    query, value, key = (index[:, part].reshape(-1) for part in range(3))
+    indices = np.arange(3 * n_embd).reshape(mp_num, 3, n_embd // mp_num)
+    query, value, key = (indices[:, part].reshape(-1) for part in range(3))
     return query, key, value
 
 
-def packed_rows(n_embd: int, mp_num: int) -> np.ndarray:
-    """The inverse of `split_rows`: the rows of a packed qkv_proj in q, k and v stacked."""
-    return np.argsort(np.concatenate(split_rows(n_embd, mp_num)))
+def packed_qkv_row_indices(n_embd: int, mp_num: int) -> np.ndarray:
+    """For each row of a packed qkv_proj, its index in the stacked matrix [q; k; v].
+
+    This is the inverse permutation of `qkv_row_indices`.
+    """
+    return np.argsort(np.concatenate(qkv_row_indices(n_embd, mp_num)))
 
 
-def half_split_rows(n_head: int, head_dim: int, rotary_dim: int) -> np.ndarray:
-    """The order that turns interleaved rotary pairs (2i, 2i+1) of each head into halves
-    (i, i + rotary_dim/2)."""
+def half_split_row_indices(n_head: int, head_dim: int, rotary_dim: int) -> np.ndarray:
+    """For each row of q or k in half-split rotary order, its index in interleaved order.
+
+    In each head, the interleaved pairs of rows (2i, 2i + 1) become the pairs (i, i + rotary_dim/2).
+    Rows from `rotary_dim` on, which are not rotated, keep their places.
+    """
     head = np.arange(head_dim)
     head[:rotary_dim] = np.concatenate([np.arange(0, rotary_dim, 2), np.arange(1, rotary_dim, 2)])
     return (np.arange(n_head)[:, None] * head_dim + head).reshape(-1)
 
 
-def interleaved_rows(n_head: int, head_dim: int, rotary_dim: int) -> np.ndarray:
-    """The inverse of `half_split_rows`."""
-    return np.argsort(half_split_rows(n_head, head_dim, rotary_dim))
+def interleaved_row_indices(n_head: int, head_dim: int, rotary_dim: int) -> np.ndarray:
+    """For each row of q or k in interleaved rotary order, its index in half-split order.
+
+    This is the inverse permutation of `half_split_row_indices`.
+    """
+    return np.argsort(half_split_row_indices(n_head, head_dim, rotary_dim))
 
 
 @dataclass(frozen=True)
 class Layer:
-    """One layer: x + attn(ln(x)) + mlp(ln(x)). Matrices are [out, in], vectors [out]."""
+    """The weights of one layer, x + attention(norm(x)) + mlp(norm(x)).
+
+    Matrices are [out, in]. Vectors have n_embd elements, `fc_in_bias` n_inner.
+    """
 
     ln_weight: LazyTensor
     ln_bias: LazyTensor
@@ -147,17 +170,21 @@ class Layer:
 
     @property
     def qkv(self) -> LazyTensor:
-        """q, k and v stacked, [3 n_embd, n_embd]."""
-        return _stack_same(self.q, self.k, self.v)
+        """The matrix [q; k; v], [3 * n_embd, n_embd]."""
+        return _stack(self.q, self.k, self.v)
 
     def packed(self, mp_num: int) -> LazyTensor:
-        """qkv_proj as CodeGen stores it, in `mp_num` groups."""
-        return self.qkv.rows(packed_rows(self.q.shape[0], mp_num))
+        """CodeGen's qkv_proj, [3 * n_embd, n_embd], packed in `mp_num` groups."""
+        return self.qkv.rows(packed_qkv_row_indices(self.q.shape[0], mp_num))
 
 
 @dataclass(frozen=True)
 class Decoder:
-    """A whole model of lazy tensors. Matrices are [out, in], vectors [out]."""
+    """The weights of a whole model, as lazy tensors.
+
+    `wte` (the embedding) and `head` are [vocab_size, n_embd], `head_bias` has vocab_size elements,
+    and the last layer norm's vectors n_embd.
+    """
 
     geometry: Geometry
     wte: LazyTensor
@@ -168,31 +195,30 @@ class Decoder:
     head_bias: LazyTensor
 
     def half_split(self) -> Decoder:
-        """The same model with q and k in half-split rotary order."""
+        """The model with the rows of q and k in half-split rotary order."""
         g = self.geometry
-        index = half_split_rows(g.n_head, g.head_dim, g.rotary_dim)
+        indices = half_split_row_indices(g.n_head, g.head_dim, g.rotary_dim)
         return replace(
             self,
             layers=tuple(
-                replace(layer, q=layer.q.rows(index), k=layer.k.rows(index))
+                replace(layer, q=layer.q.rows(indices), k=layer.k.rows(indices))
                 for layer in self.layers
             ),
         )
 
     @property
     def dtype(self) -> torch.dtype:
-        """The type most of the source's numbers are stored in."""
+        """The type in which the source stores most numbers: that of the head."""
         return self.head.stored_dtype
 
 
-def _stack_same(*tensors: LazyTensor) -> LazyTensor:
-    """The tensors one below the other. Rows of one tensor stay rows of it, so that it is read once,
-    in runs."""
-    if all(isinstance(t, Rows) for t in tensors):
-        sources = {id(t.source) for t in tensors if isinstance(t, Rows)}
-        if len(sources) == 1:
-            first = tensors[0]
-            assert isinstance(first, Rows)
-            index = np.concatenate([t.index for t in tensors if isinstance(t, Rows)])
-            return first.source.rows(index)
+def _stack(*tensors: LazyTensor) -> LazyTensor:
+    """Stack tensors along their rows.
+
+    If all are rows of one tensor, so is the result. Then it is read from that tensor in long runs
+    of adjacent rows: packing q, k and v again for the same number of groups is one read.
+    """
+    selections = [tensor for tensor in tensors if isinstance(tensor, Rows)]
+    if len(selections) == len(tensors) and len({id(rows.source) for rows in selections}) == 1:
+        return selections[0].source.rows(np.concatenate([rows.indices for rows in selections]))
     return Stacked(tensors)

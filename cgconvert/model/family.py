@@ -1,4 +1,4 @@
-"""The published models: sizes, names and how many groups their qkv_proj is packed in.
+"""The published checkpoints: their names, their sizes, and the number of groups in qkv_proj.
 
 Source: the CodeGen paper (arXiv 2203.13474) and the configurations on the Hub.
 """
@@ -15,21 +15,24 @@ __all__ = [
     "VARIANTS",
     "geometry",
     "hub_id",
-    "is_member",
+    "is_published_checkpoint",
 ]
 
 ORGANISATION = "Salesforce"
+"""The checkpoints' organisation on the Hub."""
+
 VARIANTS = ("nl", "multi", "mono")
+"""Names of the training data: natural language, several programming languages, Python."""
 
 MP_NUM = {"codegen": 4}
-"""Groups in qkv_proj by Hugging Face model_type: one for each logical TPU-v4
-core the family was trained on.
+"""Number of groups in a packed qkv_proj, by Hugging Face model_type.
 
-The weights do not show the number, so a model type that is not listed needs `mp_num`.
+There is one group for each logical TPU-v4 core that the family was trained on. The weights do not
+show the number, so for any other model type the user has to give `mp_num`.
 """
 
 TPU_CORES = {3: 8, 4: 4}
-"""Groups in qkv_proj by `tpu_version` of a Jaxformer training configuration
+"""Number of groups in a packed qkv_proj, by `tpu_version` of a Jaxformer training configuration
 (jaxformer/run/trainer.py)."""
 
 _COMMON = {"n_positions": 2048, "vocab_size": 51200, "mp_num": MP_NUM["codegen"]}
@@ -42,18 +45,19 @@ SIZES: dict[str, Geometry] = {
 }
 
 NAMES = tuple(f"codegen-{size}-{variant}" for size in SIZES for variant in VARIANTS)
+"""The names of the twelve published checkpoints."""
 
 
-def is_member(name: str) -> bool:
-    """Whether this is one of the twelve published names."""
+def is_published_checkpoint(name: str) -> bool:
+    """Whether this is the name of one of the twelve published CodeGen checkpoints."""
     return name in NAMES
 
 
 def geometry(name: str) -> Geometry:
-    """The published geometry of a member; a checkpoint's own is read from its configuration."""
+    """The geometry of a published checkpoint, by its name (a name with one of SIZES in it)."""
     return SIZES[name.split("-")[1]]
 
 
 def hub_id(name: str) -> str:
-    """The repository of a member on the Hub."""
+    """The Hub id, organisation/name, of a published checkpoint."""
     return f"{ORGANISATION}/{name}"

@@ -1,9 +1,9 @@
-"""The mathematics of a CodeGen layer on whole sequences, in CodeGen's own rotary form.
+"""The computation of a CodeGen layer on whole sequences, with interleaved rotary pairs.
 
-A layer is x + attention(norm(x)) + mlp(norm(x)), as in transformers' modeling_codegen.py. `layer`
-is what calibration computes: statistics of inputs, sensitivities and quantized layers come from the
-same operations. The verifier's reference (verify/reference.py) keeps a layer of its own on purpose:
-it judges what was made with this one.
+A layer is x + attention(norm(x)) + mlp(norm(x)), as in transformers' modeling_codegen.py.
+Calibration uses `layer` for everything: statistics of inputs, sensitivities and quantized layers
+come from the same operations. The verifier's reference (verify/reference.py) has its own code for a
+layer on purpose, because it judges what was made with this code.
 """
 
 from __future__ import annotations
@@ -32,30 +32,31 @@ __all__ = [
 ]
 
 Weights = Mapping[str, torch.Tensor]
-"""A layer's tensors by the names of Layer's fields, float32 on one device."""
+"""The tensors of a layer, by the names of Layer's fields, in float32 on one device."""
 
 RotaryTables = tuple[torch.Tensor, torch.Tensor]
 """sin and cos of T positions, float32 [T, rotary_dim] each."""
 
 Observer = Callable[[str, torch.Tensor, torch.Tensor], None]
-"""Called for each matrix of a layer with its part, its inputs [batch, T, columns] and its outputs
-[batch, T, rows]."""
+"""A function called for each matrix product of a layer, with the matrix's name (a field of Layer),
+the inputs [batch, T, columns of the matrix] and the outputs [batch, T, rows of the matrix]."""
 
 
 def rotary(geometry: Geometry, length: int, device: torch.device | None = None) -> RotaryTables:
-    """sin and cos of the angles at positions 0 to `length`, [length, rotary_dim], each angle twice.
+    """Return sin and cos of the rotary angles at the first `length` positions.
 
-    The angles are float32 products, as transformers' create_sinusoidal_positions has them.
+    Both are float32 [length, rotary_dim]; the two elements of an interleaved pair have the same
+    angle. The angles are float32 products, as in transformers' create_sinusoidal_positions.
     """
     warm_up_mkl()
-    pair = torch.arange(0, geometry.rotary_dim, 2) / geometry.rotary_dim
-    inverse = 1.0 / (geometry.rotary_base**pair)
-    angles = torch.outer(torch.arange(length).float(), inverse).repeat_interleave(2, dim=1)
+    exponents = torch.arange(0, geometry.rotary_dim, 2) / geometry.rotary_dim
+    frequencies = 1.0 / (geometry.rotary_base**exponents)
+    angles = torch.outer(torch.arange(length).float(), frequencies).repeat_interleave(2, dim=1)
     return angles.sin().to(device), angles.cos().to(device)
 
 
 def layer_weights(decoder: Decoder, number: int, device: torch.device) -> dict[str, torch.Tensor]:
-    """All tensors of one layer in float32 on `device`, by the names of Layer's fields."""
+    """Read all tensors of layer `number` as float32 on `device`, by the names of Layer's fields."""
     fields = vars(decoder.layers[number])
     return {part: read_float32(tensor, device) for part, tensor in fields.items()}
 
@@ -67,18 +68,19 @@ def layer(
     tables: RotaryTables,
     observe: Observer | None = None,
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """Compute what one layer adds to its input; `observe` sees each matrix product.
+    """Compute what one layer adds to the hidden states.
 
     Args:
-        geometry: The model's.
+        geometry: The sizes of the model.
         weights: The layer's tensors.
         x: Hidden states before the layer, [batch, T, n_embd].
-        tables: `rotary` of T positions.
-        observe: Called for q, k, v, fc_in, o and fc_out, in this order.
+        tables: sin and cos of T positions, from `rotary`.
+        observe: Called for the matrix products q, k, v, fc_in, o and fc_out, in this order.
 
     Returns:
-        The outputs of attention and of the MLP without `fc_out_bias`, [batch, T, n_embd] each.
-        The caller adds them: the order of three sums decides the last digit.
+        The output of attention and the output of the MLP without `fc_out_bias`, [batch, T, n_embd]
+        each. The caller adds them and the bias to `x`, because the order of the three sums decides
+        the last digit.
     """
     normed = norm_layer_input(geometry, weights, x)
     context = attention_context(geometry, weights, normed, tables, observe)
@@ -88,7 +90,7 @@ def layer(
 
 
 def norm_layer_input(geometry: Geometry, weights: Weights, x: torch.Tensor) -> torch.Tensor:
-    """The normed hidden states, [batch, T, n_embd]: the input of q, k, v and fc_in."""
+    """Normalize the hidden states for the input of q, k, v and fc_in; [batch, T, n_embd] both."""
     return norm(x, weights["ln_weight"], weights["ln_bias"], geometry.layer_norm_epsilon)
 
 
@@ -99,7 +101,7 @@ def attention_context(
     tables: RotaryTables,
     observe: Observer | None = None,
 ) -> torch.Tensor:
-    """Attention up to the input of o: [batch, T, n_embd] in and out."""
+    """Compute attention from the normalized hidden states to the input of o, [batch, T, n_embd]."""
     q, k, v = (
         _multiply(part, weights, normed, observe).unflatten(-1, (geometry.n_head, -1))
         for part in "qkv"
@@ -110,16 +112,17 @@ def attention_context(
 def mlp_activations(
     weights: Weights, normed: torch.Tensor, observe: Observer | None = None
 ) -> torch.Tensor:
-    """The MLP up to the input of fc_out: [batch, T, n_embd] to [batch, T, n_inner]."""
+    """Compute the MLP from the normalized hidden states to fc_out's input, [batch, T, n_inner]."""
     return gelu(_multiply("fc_in", weights, normed, observe) + weights["fc_in_bias"])
 
 
 def attend(
     q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, sin: torch.Tensor, cos: torch.Tensor
 ) -> torch.Tensor:
-    """Causal attention of whole sequences: [batch, T, heads, head_dim] in and out.
+    """Compute causal attention of whole sequences, [batch, T, n_head, head_dim].
 
-    q and k have interleaved rotary pairs; `sin` and `cos` are those of T positions.
+    q, k and v have the same shape; q and k have interleaved rotary pairs. `sin` and `cos` are the
+    tables of T positions from `rotary`.
     """
     q, k = _rotate(q, sin, cos), _rotate(k, sin, cos)
     heads_first = [x.transpose(1, 2) for x in (q, k, v)]
@@ -130,18 +133,19 @@ def attend(
 
 
 def norm(x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor, epsilon: float) -> torch.Tensor:
-    """Layer normalization over the last dimension."""
+    """Compute layer normalization over the last dimension."""
     return F.layer_norm(x, x.shape[-1:], weight, bias, epsilon)
 
 
 def gelu(x: torch.Tensor) -> torch.Tensor:
-    """GELU in its tanh form, which configurations call gelu_new."""
+    """Compute the tanh approximation of GELU, which configurations call gelu_new."""
     return F.gelu(x, approximate="tanh")
 
 
 def _multiply(
     part: str, weights: Weights, inputs: torch.Tensor, observe: Observer | None
 ) -> torch.Tensor:
+    """Multiply inputs [batch, T, columns] by the matrix `part` of the layer, and call `observe`."""
     outputs = inputs @ weights[part].t()
     if observe is not None:
         observe(part, inputs, outputs)
@@ -149,8 +153,13 @@ def _multiply(
 
 
 def _rotate(x: torch.Tensor, sin: torch.Tensor, cos: torch.Tensor) -> torch.Tensor:
-    """GPT-J's rotary position on interleaved pairs: x * cos + rotate_every_two(x) * sin."""
-    width = sin.shape[-1]
-    turned, rest = x[..., :width], x[..., width:]
-    rotated = torch.stack((-turned[..., 1::2], turned[..., ::2]), dim=-1).flatten(-2)
-    return torch.cat((turned * cos[:, None] + rotated * sin[:, None], rest), dim=-1)
+    """Apply rotary position embedding to x [batch, T, n_head, head_dim], with interleaved pairs.
+
+    As in GPT-J, the first rotary_dim elements become x * cos + rotate_every_two(x) * sin; the
+    elements behind them stay.
+    """
+    rotary_dim = sin.shape[-1]
+    rotary_part, unrotated = x[..., :rotary_dim], x[..., rotary_dim:]
+    every_two = torch.stack((-rotary_part[..., 1::2], rotary_part[..., ::2]), dim=-1).flatten(-2)
+    rotated = rotary_part * cos[:, None] + every_two * sin[:, None]
+    return torch.cat((rotated, unrotated), dim=-1)

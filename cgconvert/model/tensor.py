@@ -1,9 +1,9 @@
-"""Lazy tensors: where a tensor's numbers lie, and how some of its rows and columns are read.
+"""Lazy tensors: they know where their numbers are stored, and read some rows and columns of them.
 
-Nothing is read before `read` is called, and only the rows and columns that it names, so memory
-follows the size of a chunk, never that of the model. Files are read with pread and not mapped:
-mapped pages count as resident memory, and a file cut short while it is mapped ends the process with
-SIGBUS.
+Nothing is read before `read` is called, and then only the rows and columns that are asked for, so
+that memory depends on the size of a chunk and not on that of the model. Files are read with pread
+and not mapped: mapped pages count as resident memory, and if a mapped file is cut short, the
+process ends with SIGBUS.
 """
 
 from __future__ import annotations
@@ -24,14 +24,15 @@ from cgconvert.errors import InputError
 __all__ = ["Cast", "InMemory", "LazyTensor", "RowBias", "Rows", "Stacked", "Stored", "Zeros"]
 
 ALL = slice(None)
+"""All rows, or all columns."""
 
 
 class LazyTensor(ABC):
-    """A tensor of one or two dimensions, read by rows and columns.
+    """A tensor of at most two dimensions, read by rows and columns.
 
     Attributes:
-        shape: The logical shape.
-        dtype: The type that `read` returns.
+        shape: The shape of the tensor that `read` returns if everything is read.
+        dtype: The type of the numbers that `read` returns.
     """
 
     shape: tuple[int, ...]
@@ -39,19 +40,19 @@ class LazyTensor(ABC):
 
     @abstractmethod
     def read(self, rows: slice = ALL, cols: slice = ALL) -> torch.Tensor:
-        """Read the part [rows, cols] (only rows of one dimension) into a new tensor.
+        """Read the elements [rows, cols] into a new tensor; `cols` applies to two dimensions only.
 
-        Raises InputError where the file ends too early.
+        Raises InputError if the file cannot be read or ends too early.
         """
 
     @property
     @abstractmethod
     def parents(self) -> tuple[LazyTensor, ...]:
-        """The lazy tensors that this one is read from."""
+        """The lazy tensors that this one reads from; none if it reads a file or memory."""
 
     @property
     def stored_dtype(self) -> torch.dtype:
-        """The type of the numbers in the file, before any cast."""
+        """The type of the numbers in the file; it differs from `dtype` if the tensor casts them."""
         return self.dtype
 
     @property
@@ -65,29 +66,35 @@ class LazyTensor(ABC):
         return Transposed(self)
 
     def leaves(self) -> Iterator[Stored]:
-        """The tensors of files that it is read from in the end."""
+        """Yield the stored tensors from which this one is read, directly or through others."""
         for parent in self.parents:
             yield from parent.leaves()
 
     @property
-    def strided(self) -> bool:
-        """Whether a row's numbers lie far from each other in the file."""
-        return any(parent.strided for parent in self.parents)
+    def is_strided(self) -> bool:
+        """Whether a row's numbers are not adjacent in the file, so that reading rows is slow."""
+        return any(parent.is_strided for parent in self.parents)
 
     def to(self, dtype: torch.dtype) -> LazyTensor:
-        """The same numbers, rounded to another type where it is narrower."""
+        """The tensor in another type; numbers are rounded if that type is narrower."""
         return self if dtype == self.dtype else Cast(self, dtype)
 
-    def rows(self, index: np.ndarray) -> LazyTensor:
-        """The tensor made of these rows, in this order."""
-        if np.array_equal(index, np.arange(self.shape[0])):
+    def rows(self, indices: np.ndarray) -> LazyTensor:
+        """The tensor made of the rows with these indices, in this order."""
+        if np.array_equal(indices, np.arange(self.shape[0])):
             return self
-        return Rows(self, index)
+        return Rows(self, indices)
 
 
 @dataclass(frozen=True)
 class Stored(LazyTensor):
-    """A row-major tensor at a byte offset of a file."""
+    """A row-major tensor in a file.
+
+    Attributes:
+        path: The file.
+        offset: Where the first element begins, in bytes from the start of the file.
+        name: The tensor's name in the file, for error messages.
+    """
 
     path: Path
     offset: int
@@ -104,39 +111,39 @@ class Stored(LazyTensor):
 
     def read(self, rows: slice = ALL, cols: slice = ALL) -> torch.Tensor:
         if len(self.shape) == 0:
-            return self._at(0, 1).reshape(())
+            return self._read_elements(0, 1).reshape(())
         start, stop, _ = rows.indices(self.shape[0])
         width = math.prod(self.shape[1:])
         left, right, _ = cols.indices(width) if len(self.shape) == 2 else (0, width, 1)
         if (left, right) != (0, width):
-            return self._columns(start, stop, left, right)
-        flat = self._at(start * width, max(0, stop - start) * width)
-        return flat.reshape(-1, *self.shape[1:])
+            return self._read_columns(start, stop, left, right)
+        elements = self._read_elements(start * width, max(0, stop - start) * width)
+        return elements.reshape(-1, *self.shape[1:])
 
-    def _at(self, first: int, count: int) -> torch.Tensor:
-        """`count` elements from element `first`."""
-        numbers = torch.empty(count, dtype=self.dtype)
+    def _read_elements(self, start: int, count: int) -> torch.Tensor:
+        """Read `count` elements, starting at element number `start`, into a flat tensor."""
+        elements = torch.empty(count, dtype=self.dtype)
         with open(self.path, "rb", buffering=0) as file:
-            self._fill(file.fileno(), _bytes(numbers), first)
-        return numbers
+            self._fill(file.fileno(), _memory(elements), start)
+        return elements
 
-    def _columns(self, start: int, stop: int, left: int, right: int) -> torch.Tensor:
-        """Some columns of some rows, with a read for each row."""
+    def _read_columns(self, start: int, stop: int, left: int, right: int) -> torch.Tensor:
+        """Read columns `left` to `right` of rows `start` to `stop`, with one read for each row."""
         width = self.shape[1]
-        numbers = torch.empty((max(0, stop - start), max(0, right - left)), dtype=self.dtype)
-        view, line = _bytes(numbers), numbers.shape[1] * self.dtype.itemsize
+        part = torch.empty((max(0, stop - start), max(0, right - left)), dtype=self.dtype)
+        memory, row_bytes = _memory(part), part.shape[1] * self.dtype.itemsize
         with open(self.path, "rb", buffering=0) as file:
-            for row in range(numbers.shape[0]):
-                part = view[row * line : (row + 1) * line]
-                self._fill(file.fileno(), part, (start + row) * width + left)
-        return numbers
+            for row in range(part.shape[0]):
+                row_memory = memory[row * row_bytes : (row + 1) * row_bytes]
+                self._fill(file.fileno(), row_memory, (start + row) * width + left)
+        return part
 
-    def _fill(self, descriptor: int, view: memoryview, first: int) -> None:
-        """Fill memory with the file's bytes from element `first` on."""
-        position = self.offset + first * self.dtype.itemsize
-        while view:
+    def _fill(self, descriptor: int, memory: memoryview, start: int) -> None:
+        """Fill all of `memory` from the file, starting at element number `start`."""
+        offset = self.offset + start * self.dtype.itemsize
+        while memory:
             try:
-                count = os.preadv(descriptor, [view], position)
+                count = os.preadv(descriptor, [memory], offset)
             except OSError as error:
                 raise InputError(f"{self.path}: cannot be read: {error.strerror}") from error
             if count == 0:
@@ -144,12 +151,12 @@ class Stored(LazyTensor):
                     f"{self.path}: the file ends inside tensor {self.name or '?'}; "
                     "it is truncated, fetch it again"
                 )
-            view, position = view[count:], position + count
+            memory, offset = memory[count:], offset + count
 
 
 @dataclass(frozen=True)
 class InMemory(LazyTensor):
-    """A tensor in memory."""
+    """A tensor that is in memory already."""
 
     tensor: torch.Tensor
 
@@ -173,7 +180,7 @@ class InMemory(LazyTensor):
 
 @dataclass(frozen=True)
 class Zeros(LazyTensor):
-    """Zeros, for a bias that CodeGen does not have and a target format demands."""
+    """Zeros, for a bias that a target format requires and CodeGen does not have."""
 
     shape: tuple[int, ...]
     dtype: torch.dtype
@@ -190,7 +197,7 @@ class Zeros(LazyTensor):
 
 @dataclass(frozen=True)
 class Transposed(LazyTensor):
-    """A matrix [a, b] as [b, a]."""
+    """The transpose of another tensor."""
 
     source: LazyTensor
 
@@ -215,8 +222,8 @@ class Transposed(LazyTensor):
         return self.source
 
     @property
-    def strided(self) -> bool:
-        return not self.source.strided
+    def is_strided(self) -> bool:
+        return not self.source.is_strided
 
     def read(self, rows: slice = ALL, cols: slice = ALL) -> torch.Tensor:
         return self.source.read(cols, rows).T.contiguous()
@@ -224,7 +231,7 @@ class Transposed(LazyTensor):
 
 @dataclass(frozen=True)
 class Cast(LazyTensor):
-    """The same numbers in another type, rounded to nearest even."""
+    """Another tensor, cast to `dtype`; numbers are rounded to nearest even."""
 
     source: LazyTensor
     dtype: torch.dtype
@@ -247,9 +254,10 @@ class Cast(LazyTensor):
 
 @dataclass(frozen=True)
 class RowBias(LazyTensor):
-    """weight [rows, columns] + bias [columns] in every row, added in float32.
+    """A matrix [rows, columns] with a bias [columns] added to every row, in float32.
 
-    Jaxformer's embedding is a Linear on one-hot rows, so its table is w + b.
+    Jaxformer's embedding is a linear layer on one-hot rows, so that the embedding table is the
+    layer's weight with its bias added to every row.
     """
 
     weight: LazyTensor
@@ -276,14 +284,14 @@ class RowBias(LazyTensor):
 
 
 class Rows(LazyTensor):
-    """Some rows of a tensor in another order."""
+    """Rows of another tensor, chosen and ordered by their indices."""
 
-    def __init__(self, source: LazyTensor, index: np.ndarray) -> None:
+    def __init__(self, source: LazyTensor, indices: np.ndarray) -> None:
         self.source: LazyTensor = source
-        self.index: np.ndarray = index
+        self.indices: np.ndarray = indices
         if isinstance(source, Rows):
-            self.source, self.index = source.source, source.index[index]
-        self.shape = (len(index), *source.shape[1:])
+            self.source, self.indices = source.source, source.indices[indices]
+        self.shape = (len(indices), *source.shape[1:])
         self.dtype = source.dtype
 
     @property
@@ -294,27 +302,28 @@ class Rows(LazyTensor):
     def stored_dtype(self) -> torch.dtype:
         return self.source.stored_dtype
 
-    def rows(self, index: np.ndarray) -> LazyTensor:
-        return self.source.rows(self.index[index])
+    def rows(self, indices: np.ndarray) -> LazyTensor:
+        return self.source.rows(self.indices[indices])
 
     def read(self, rows: slice = ALL, cols: slice = ALL) -> torch.Tensor:
-        numbers = self.index[rows]
-        order = np.argsort(numbers, kind="stable")
-        ascending = numbers[order]
+        """Read the rows in ascending order, adjacent ones at once, then put them in order."""
+        indices = self.indices[rows]
+        order = np.argsort(indices, kind="stable")
+        ascending = indices[order]
         runs = np.split(ascending, np.flatnonzero(np.diff(ascending) != 1) + 1)
-        pieces = [
+        parts = [
             self.source.read(slice(int(run[0]), int(run[-1]) + 1), cols) for run in runs if len(run)
         ]
-        if not pieces:
+        if not parts:
             return self.source.read(slice(0, 0), cols)
-        sorted_rows = torch.cat(pieces) if len(pieces) > 1 else pieces[0]
+        sorted_rows = torch.cat(parts) if len(parts) > 1 else parts[0]
         if np.array_equal(order, np.arange(len(order))):
             return sorted_rows
         return sorted_rows[torch.from_numpy(np.argsort(order))]
 
 
 class Stacked(LazyTensor):
-    """Tensors one below the other."""
+    """Several tensors stacked along their rows, in order."""
 
     def __init__(self, sources: Sequence[LazyTensor]) -> None:
         if len({(s.shape[1:], s.dtype) for s in sources}) != 1:
@@ -332,19 +341,22 @@ class Stacked(LazyTensor):
         return self.sources[0].stored_dtype
 
     @cached_property
-    def _starts(self) -> list[int]:
-        return [0, *np.cumsum([s.shape[0] for s in self.sources]).tolist()]
+    def _first_rows(self) -> list[int]:
+        """The row of this tensor at which each source begins."""
+        ends: list[int] = np.cumsum([source.shape[0] for source in self.sources]).tolist()
+        return [0, *ends[:-1]]
 
     def read(self, rows: slice = ALL, cols: slice = ALL) -> torch.Tensor:
+        """Read only from those sources that have some of the rows."""
         start, stop, _ = rows.indices(self.shape[0])
-        pieces = []
-        for source, first in zip(self.sources, self._starts, strict=False):
-            low, high = max(start - first, 0), min(stop - first, source.shape[0])
+        parts = []
+        for source, first_row in zip(self.sources, self._first_rows, strict=True):
+            low, high = max(start - first_row, 0), min(stop - first_row, source.shape[0])
             if low < high:
-                pieces.append(source.read(slice(low, high), cols))
-        return torch.cat(pieces) if pieces else self.sources[0].read(slice(0, 0), cols)
+                parts.append(source.read(slice(low, high), cols))
+        return torch.cat(parts) if parts else self.sources[0].read(slice(0, 0), cols)
 
 
-def _bytes(numbers: torch.Tensor) -> memoryview:
-    """The memory of a contiguous tensor, through which it can be filled."""
-    return numbers.reshape(-1).view(torch.uint8).numpy().data
+def _memory(tensor: torch.Tensor) -> memoryview:
+    """The memory of a contiguous tensor as bytes; what is written there changes the tensor."""
+    return tensor.reshape(-1).view(torch.uint8).numpy().data

@@ -1,4 +1,4 @@
-"""The names of tensors in each layout, and the decoder that is made of tensors with these names."""
+"""The names of tensors in each layout, and how tensors with these names make a decoder."""
 
 from __future__ import annotations
 
@@ -7,7 +7,13 @@ from dataclasses import dataclass, field
 from typing import cast
 
 from cgconvert.errors import InputError, first_few
-from cgconvert.model.decoder import Decoder, Geometry, Layer, interleaved_rows, split_rows
+from cgconvert.model.decoder import (
+    Decoder,
+    Geometry,
+    Layer,
+    interleaved_row_indices,
+    qkv_row_indices,
+)
 from cgconvert.model.tensor import LazyTensor
 
 __all__ = ["CODEGEN", "GGUF", "ONNX", "PHI", "TensorNames"]
@@ -15,14 +21,16 @@ __all__ = ["CODEGEN", "GGUF", "ONNX", "PHI", "TensorNames"]
 
 @dataclass(frozen=True)
 class TensorNames:
-    """The names of tensors in one layout; `{i}` stands for the number of the layer.
+    """The names of tensors in one layout. In the names, `{i}` stands for the index of the layer.
 
     Attributes:
-        model: A name for each tensor of Decoder, by its field.
-        layer: A name for each tensor of Layer, by its field, or "qkv" for a packed matrix.
-        half_split: Whether rows of q and k are in half-split rotary order.
-        zero_biases: Biases that the layout has and CodeGen has not: they must be zero.
-        dropped: Buffers of old files, which are ignored.
+        model: The name of each of Decoder's own tensors, by its field.
+        layer: The name of each of Layer's tensors, by its field. A packed qkv_proj has the key
+            "qkv" in place of "q", "k" and "v".
+        half_split: Whether the rows of q and k are in half-split rotary order.
+        zero_biases: Names of biases that the layout allows and CodeGen does not have; if present,
+            they must be zero.
+        dropped: Names of buffers in some files, which are ignored.
     """
 
     model: Mapping[str, str]
@@ -32,7 +40,7 @@ class TensorNames:
     dropped: tuple[str, ...] = ()
 
     def name(self, part: str, layer: int | None = None) -> str:
-        """The name of a tensor: of a field of the Decoder, or of layer number `layer`."""
+        """The name of the tensor in a field of layer number `layer`, or of the Decoder if None."""
         return self.model[part] if layer is None else self.layer[part].format(i=layer)
 
     def decoder(
@@ -41,18 +49,21 @@ class TensorNames:
         tensors: Mapping[str, LazyTensor],
         where: str,
     ) -> Decoder:
-        """Make a decoder of a layout's tensors: each is used exactly once, or dropped by name.
+        """Make a decoder from tensors by their names in this layout.
 
-        Raises InputError listing every tensor that is missing, unknown or of another shape.
+        Raises InputError, which begins with `where`, if a tensor is missing, unknown, of another
+        shape or not of a floating type, or if a bias that must be zero is not. The error names
+        several faults at once.
         """
         return _TensorBinder(self, geometry, tensors, where).decoder()
 
 
-NAMED = 5
-"""Faults that an error names; of more it says only how many."""
+MAX_NAMED = 5
+"""Number of faults that an error names; of the others it tells only their number."""
 
-MISSING = 1000
-"""Tensors that may be missing one by one; where more are, the number of layers is wrong."""
+MAX_MISSING = 1000
+"""Number of tensors that may be missing and are reported one by one. If more are missing, the
+number of layers is wrong; a file may declare any number, so no layer is looked for then."""
 
 CODEGEN = TensorNames(
     model={
@@ -137,8 +148,8 @@ GGUF = TensorNames(
         "fc_out_bias": "blk.{i}.ffn_down.bias",
     },
     half_split=True,
-    # Every llama.cpp demands the last; those before 2026 the others too, where q, k and v are
-    # stored apart.
+    # Every version of llama.cpp requires the last. Versions before 2026 require the others too if
+    # q, k and v are stored apart.
     zero_biases=(
         "blk.{i}.attn_q.bias",
         "blk.{i}.attn_k.bias",
@@ -160,15 +171,16 @@ ONNX = TensorNames(
     half_split=True,
     dropped=("rotary.cos", "rotary.sin"),
 )
-"""Initializers of a float graph. q, k and v lie packed in one, which its reader cuts.
+"""Names of the initializers of an unquantized graph.
 
-Matrices are stored [in, out] there, as MatMul wants them; the embedding as it is.
+The graph itself has one initializer with q, k and v side by side, which the reader cuts. Matrices
+are stored [in, out], as MatMul requires; the embedding is stored [vocab_size, n_embd].
 """
 
 
 @dataclass
 class _TensorBinder:
-    """Takes tensors by name and collects every fault, so that one error lists them all."""
+    """Makes a decoder from tensors by their names, and collects all faults for one error."""
 
     names: TensorNames
     geometry: Geometry
@@ -178,12 +190,15 @@ class _TensorBinder:
     faults: list[str] = field(default_factory=list)
 
     def decoder(self) -> Decoder:
+        """Take all tensors by name and make the decoder; raise InputError if there are faults."""
         g, shape = self.geometry, self._shapes()
-        if g.n_layer * len(self.names.layer) > len(self.tensors) + MISSING:
+        if g.n_layer * len(self.names.layer) > len(self.tensors) + MAX_MISSING:
             raise InputError(
-                f"{self.where}: {g.n_layer} layers do not fit its {len(self.tensors)} tensors"
+                f"{self.where}: {g.n_layer} layers need more than its {len(self.tensors)} tensors"
             )
-        top = {part: self._take(name, shape[part]) for part, name in self.names.model.items()}
+        model_tensors = {
+            part: self._take(name, shape[part]) for part, name in self.names.model.items()
+        }
         layers = [
             {
                 part: self._take(name.format(i=i), shape[part])
@@ -191,17 +206,19 @@ class _TensorBinder:
             }
             for i in range(g.n_layer)
         ]
-        self._check_biases()
-        self._check_rest()
+        self._check_zero_biases()
+        self._check_unknown()
         if self.faults:
-            raise InputError(f"{self.where}: {first_few(self.faults, NAMED)}")
+            raise InputError(f"{self.where}: {first_few(self.faults, MAX_NAMED)}")
+        # Without faults no tensor is None.
         return Decoder(
             geometry=g,
-            layers=tuple(self._layer(parts) for parts in layers),
-            **cast(dict[str, LazyTensor], top),  # a gap would have been a fault
+            layers=tuple(self._layer(cast(dict[str, LazyTensor], parts)) for parts in layers),
+            **cast(dict[str, LazyTensor], model_tensors),
         )
 
     def _shapes(self) -> dict[str, tuple[int, ...]]:
+        """The shape that each tensor must have, by its field of Decoder or Layer, or "qkv"."""
         g = self.geometry
         square, vector = (g.n_embd, g.n_embd), (g.n_embd,)
         return {
@@ -213,6 +230,7 @@ class _TensorBinder:
         }  # fmt: skip
 
     def _take(self, name: str, shape: tuple[int, ...]) -> LazyTensor | None:
+        """Return the tensor with this name; add a fault if it is missing or not as it must be."""
         self.used.add(name)
         tensor = self.tensors.get(name)
         if tensor is None:
@@ -223,7 +241,8 @@ class _TensorBinder:
             self.faults.append(f"{name} is {tensor.dtype}, not a floating type")
         return tensor
 
-    def _check_biases(self) -> None:
+    def _check_zero_biases(self) -> None:
+        """Add a fault for each bias that must be zero and is not, or has another shape."""
         for pattern in self.names.zero_biases:
             for i in range(self.geometry.n_layer):
                 name = pattern.format(i=i)
@@ -236,7 +255,8 @@ class _TensorBinder:
                 elif bool(tensor.read().count_nonzero()):
                     self.faults.append(f"{name} is not zero, and CodeGen has no such bias")
 
-    def _check_rest(self) -> None:
+    def _check_unknown(self) -> None:
+        """Add a fault for each tensor that was not used and is not to be dropped."""
         dropped = {
             name.format(i=i) for name in self.names.dropped for i in range(self.geometry.n_layer)
         }
@@ -245,14 +265,16 @@ class _TensorBinder:
             for name in sorted(set(self.tensors) - self.used - dropped)
         ]
 
-    def _layer(self, tensors: Mapping[str, LazyTensor | None]) -> Layer:
-        """A layer of tensors by field: a packed qkv is split, half-split rows are interleaved."""
-        g, parts = self.geometry, cast(dict[str, LazyTensor], dict(tensors))
+    def _layer(self, tensors: Mapping[str, LazyTensor]) -> Layer:
+        """Make a layer: cut a packed qkv_proj, and bring half-split rows in interleaved order."""
+        g, parts = self.geometry, dict(tensors)
         packed = parts.pop("qkv", None)
         if packed is not None:
-            index = split_rows(g.n_embd, g.mp_num)
-            parts |= {name: packed.rows(rows) for name, rows in zip("qkv", index, strict=True)}
+            row_indices = qkv_row_indices(g.n_embd, g.mp_num)
+            parts |= {
+                part: packed.rows(indices) for part, indices in zip("qkv", row_indices, strict=True)
+            }
         if self.names.half_split:
-            index_back = interleaved_rows(g.n_head, g.head_dim, g.rotary_dim)
-            parts |= {name: parts[name].rows(index_back) for name in "qk"}
+            interleaved = interleaved_row_indices(g.n_head, g.head_dim, g.rotary_dim)
+            parts |= {part: parts[part].rows(interleaved) for part in "qk"}
         return Layer(**parts)

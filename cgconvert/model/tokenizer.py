@@ -1,8 +1,9 @@
 """The tokenizer as data: GPT-2's byte-level BPE with CodeGen's runs of white space.
 
-Whatever files it is read from, a tokenizer comes down to four parts: vocabulary, merges, added
-tokens, end-of-text. They are checked once, and everything else is made from them. So the files
-written for a tokenizer are always the same, whichever library version wrote those it was read from.
+Whatever files it is read from, a tokenizer is made of four parts: vocabulary, merges, added tokens
+and the end-of-text token. They are checked once, and everything else is made from them. So the
+files that are written for a tokenizer do not depend on the library that wrote the files it was read
+from.
 """
 
 from __future__ import annotations
@@ -22,17 +23,26 @@ from cgconvert.model.tokenizer_files import read_parts
 __all__ = ["END_OF_TEXT", "WHITESPACE_RUNS", "AddedToken", "Tokenizer"]
 
 END_OF_TEXT = "<|endoftext|>"
+"""GPT-2's end-of-text token."""
 
 WHITESPACE_RUNS = tuple([" " * n for n in range(31, 1, -1)] + ["\t" * n for n in range(9, 1, -1)])
-"""Runs of spaces and tabs that are tokens, in the order of their ids, which follow GPT-2's
-(salesforce/CodeGen, jaxformer/hf/sample.py)."""
+"""The runs of spaces and of tabs that CodeGen adds to GPT-2's tokens, because code is full of them.
+They are in the order of their ids, which follow GPT-2's (salesforce/CodeGen,
+jaxformer/hf/sample.py)."""
 
 _ALPHABET = frozenset(tokenizers.pre_tokenizers.ByteLevel.alphabet())
+"""The 256 characters that stand for the bytes in byte-level spelling."""
 
 
 @dataclass(frozen=True)
 class AddedToken:
-    """A token that is cut out of the text before BPE; `content` is its plain text."""
+    """A token that is searched in the text before BPE.
+
+    Attributes:
+        id: Its id.
+        content: Its text, spelled as in plain text.
+        special: Whether decoders may leave it out, as a mark that is not text.
+    """
 
     id: int
     content: str
@@ -43,22 +53,29 @@ class AddedToken:
 class Tokenizer:
     """A byte-level BPE tokenizer. Make one with `load` or `from_parts`, which check it.
 
-    `vocabulary` maps base tokens in byte-level spelling (a space is Ġ) to ids, without the added
-    tokens; `merges` are in order of rank; `added` is in order of id and holds the end-of-text
-    token, whose id is `end_of_text`. Together the ids are 0 … size - 1 without a gap.
+    The ids of all tokens together are 0 to size - 1, without a gap.
+
+    Attributes:
+        vocabulary: The id of each token except the added ones, by its byte-level spelling (in
+            which a space is Ġ).
+        merges: The pairs of tokens that BPE merges, in order of rank.
+        added: The added tokens in order of id, the end-of-text token among them.
+        end_of_text_id: The id of the end-of-text token.
     """
 
     vocabulary: Mapping[str, int] = field(repr=False)
     merges: Sequence[tuple[str, str]] = field(repr=False)
     added: tuple[AddedToken, ...] = field(repr=False)
-    end_of_text: int
+    end_of_text_id: int
 
     @classmethod
     def load(cls, path: Path) -> Tokenizer:
         """Read a folder (tokenizer.json, or vocab.json and merges.txt) or a tokenizer.json.
 
-        White-space runs it lacks are added. Raises InputError where it is missing, broken or of
-        another kind than GPT-2's.
+        The runs of white space that it lacks are added.
+
+        Raises InputError if the files are missing or broken, or if the tokenizer is of another kind
+        than GPT-2's.
         """
         parts = read_parts(path)
         added = [
@@ -66,13 +83,13 @@ class Tokenizer:
             for content, index in parts.added.items()
         ]
         known = parts.vocabulary.keys() | parts.added.keys()
-        name = END_OF_TEXT if END_OF_TEXT in known else parts.end_of_text
-        if name is None or name not in known:
+        token = END_OF_TEXT if END_OF_TEXT in known else parts.end_of_text_token
+        if token is None or token not in known:
             raise InputError(
                 f"{path}: no end-of-text token: it has no {END_OF_TEXT} and its configuration "
                 "names no eos_token of its vocabulary"
             )
-        base = cls.from_parts(parts.vocabulary, parts.merges, added, name, where=str(path))
+        base = cls.from_parts(parts.vocabulary, parts.merges, added, token, where=str(path))
         return base.with_whitespace_runs()
 
     @classmethod
@@ -81,50 +98,61 @@ class Tokenizer:
         vocabulary: Mapping[str, int],
         merges: Iterable[tuple[str, str]],
         added: Iterable[AddedToken] = (),
-        end_of_text: str = END_OF_TEXT,
+        end_of_text_token: str = END_OF_TEXT,
         *,
         where: str = "tokenizer",
     ) -> Tokenizer:
-        """Make a tokenizer of its parts as they are; added tokens may be in `vocabulary` too.
+        """Make a tokenizer from its parts, to which nothing is added.
 
-        Raises InputError, which names `where` the parts are from, if they do not fit together.
+        Tokens in `added` may be in `vocabulary` too.
+
+        Raises InputError, which begins with `where`, if the parts do not fit together.
         """
         base = dict(vocabulary)
         by_content = {token.content: token for token in added}
-        if end_of_text in base:
-            by_content.setdefault(end_of_text, AddedToken(base[end_of_text], end_of_text, True))
-        if end_of_text not in by_content:
-            raise InputError(f"{where}: the end-of-text token {end_of_text!r} is not in it")
+        if end_of_text_token in base:
+            by_content.setdefault(
+                end_of_text_token, AddedToken(base[end_of_text_token], end_of_text_token, True)
+            )
+        if end_of_text_token not in by_content:
+            raise InputError(f"{where}: the end-of-text token {end_of_text_token!r} is not in it")
         for content, token in by_content.items():
             if base.pop(content, token.id) != token.id:
                 raise InputError(f"{where}: token {content!r} has two ids, one of them {token.id}")
-            # White space is text in CodeGen: as a special token it would vanish when decoding.
-            special = content == end_of_text or (token.special and bool(content.strip(" \t")))
+            # White space is text; a decoder would leave it out if its token were special.
+            special = content == end_of_text_token or (token.special and bool(content.strip(" \t")))
             by_content[content] = AddedToken(token.id, content, special)
         tokenizer = cls(
             vocabulary=base,
             merges=tuple(merges),
             added=tuple(sorted(by_content.values(), key=lambda token: token.id)),
-            end_of_text=by_content[end_of_text].id,
+            end_of_text_id=by_content[end_of_text_token].id,
         )
         tokenizer._check(where)
         return tokenizer
 
     def with_whitespace_runs(self) -> Tokenizer:
-        """The same tokenizer; white-space runs that it lacks get the ids after its last one."""
+        """Return the tokenizer with all of CodeGen's WHITESPACE_RUNS as added tokens.
+
+        Those that are missing get the ids after the last one.
+        """
         present = {token.content for token in self.added}
         missing = [run for run in WHITESPACE_RUNS if run not in present]
-        runs = tuple(AddedToken(self.size + n, run, False) for n, run in enumerate(missing))
-        return Tokenizer(self.vocabulary, self.merges, self.added + runs, self.end_of_text)
+        runs = tuple(
+            AddedToken(index, run, special=False) for index, run in enumerate(missing, self.size)
+        )
+        return Tokenizer(self.vocabulary, self.merges, self.added + runs, self.end_of_text_id)
 
     def _check(self, where: str) -> None:
-        """Raises InputError where ids have gaps, bytes have no token, or merges make no token."""
+        """Raise InputError if ids have gaps, a byte has no token, or a merge makes no token."""
         ids = sorted([*self.vocabulary.values(), *(token.id for token in self.added)])
-        wrong = next((n for n, index in enumerate(ids) if n != index), None)
-        if wrong is not None:
-            fault = "given twice" if ids[wrong] < wrong else "missing"
-            index = ids[wrong] if ids[wrong] < wrong else wrong
-            raise InputError(f"{where}: id {index} is {fault}; ids must be 0, 1, 2, … each once")
+        for expected_id, actual_id in enumerate(ids):
+            if actual_id != expected_id:
+                fault = "given twice" if actual_id < expected_id else "missing"
+                raise InputError(
+                    f"{where}: id {min(actual_id, expected_id)} is {fault}; "
+                    "ids must be 0, 1, 2, … each once"
+                )
         for token in self.vocabulary:
             if not token or not _ALPHABET.issuperset(token):
                 raise InputError(f"{where}: token {token!r} is not in GPT-2's byte-level spelling")
@@ -146,24 +174,26 @@ class Tokenizer:
 
     @property
     def size(self) -> int:
-        """The number of ids: the highest one + 1. Padding rows of a model are not counted."""
+        """Number of tokens, which is the highest id + 1; a model may have more rows, as padding."""
         return len(self.vocabulary) + len(self.added)
 
     @property
     def whitespace_ids(self) -> tuple[int, ...]:
-        """The ids of the white-space runs."""
+        """The ids of the runs of white space."""
         runs = frozenset(WHITESPACE_RUNS)
         return tuple(token.id for token in self.added if token.content in runs)
 
     @property
     def end_of_text_token(self) -> str:
-        """The spelling of the end-of-text token."""
-        return next(token.content for token in self.added if token.id == self.end_of_text)
+        """The text of the end-of-text token."""
+        return next(token.content for token in self.added if token.id == self.end_of_text_id)
 
     def encode(self, text: str) -> list[int]:
-        """The ids of a text. Nothing is added at its ends; the spelled end-of-text becomes its id.
+        """Return the ids of a text; no token is added at its start or end.
 
-        Raises InputError where the text cannot be UTF-8 (a lone surrogate).
+        Where the text spells an added token, such as <|endoftext|>, it becomes that token.
+
+        Raises InputError if the text is not valid Unicode (it has a lone surrogate).
         """
         try:
             text.encode()
@@ -172,7 +202,7 @@ class Tokenizer:
         return self._backend.encode(text, add_special_tokens=False).ids
 
     def decode(self, ids: Sequence[int]) -> str:
-        """The text of ids, special tokens included; unknown ids are left out."""
+        """Return the text of ids, special tokens included; unknown ids are left out."""
         return self._backend.decode(list(ids), skip_special_tokens=False)
 
     @cached_property
@@ -181,17 +211,19 @@ class Tokenizer:
 
     @cached_property
     def _model_vocabulary(self) -> dict[str, int]:
-        """The contents of vocab.json: as in GPT-2's, at least the ids up to end-of-text.
+        """The vocabulary of vocab.json and tokenizer.json, by id.
 
-        The tokenizers library numbers added tokens after the vocabulary, so one with a lower id
-        than a base token has to be in it as well.
+        It has all ids up to that of end-of-text, as GPT-2's has. The tokenizers library numbers
+        added tokens after the vocabulary, so an added token with a lower id than some token of the
+        vocabulary has to be in it as well.
         """
-        last = max(self.end_of_text, *self.vocabulary.values())
-        low = {token.content: token.id for token in self.added if token.id <= last}
-        return dict(sorted((dict(self.vocabulary) | low).items(), key=lambda item: item[1]))
+        last_id = max(self.end_of_text_id, *self.vocabulary.values())
+        inner = {token.content: token.id for token in self.added if token.id <= last_id}
+        return dict(sorted((dict(self.vocabulary) | inner).items(), key=lambda entry: entry[1]))
 
     @cached_property
     def _json(self) -> dict[str, Any]:
+        """The contents of tokenizer.json."""
         byte_level = {"type": "ByteLevel", "add_prefix_space": False, "use_regex": True}
         return {
             "version": "1.0",
@@ -214,28 +246,28 @@ class Tokenizer:
                 "byte_fallback": False,
                 "ignore_merges": False,
                 "vocab": self._model_vocabulary,
-                # One string a merge is what every version of every reader understands.
+                # A merge as one string is understood by every version of every reader.
                 "merges": [f"{left} {right}" for left, right in self.merges],
             },
         }
 
     def files(self, n_positions: int) -> dict[str, bytes]:
-        """The Hugging Face tokenizer files of a model with this context (tokens), by name."""
-        name = self.end_of_text_token
-        roles = {f"{role}_token": name for role in ("bos", "eos", "pad", "unk")}
+        """Return the contents of TOKENIZER_FILES; the model's context is `n_positions` tokens."""
+        token_text = self.end_of_text_token
+        roles = {f"{role}_token": token_text for role in ("bos", "eos", "pad", "unk")}
         config = {
             "add_prefix_space": False,
             "added_tokens_decoder": {
                 str(token.id): {"content": token.content, **_flags(token)} for token in self.added
             },
             **roles,
-            # True, the old default, eats spaces before punctuation (transformers issue 21119).
+            # True, once the default, removes spaces before punctuation (transformers issue 21119).
             "clean_up_tokenization_spaces": False,
             "model_max_length": n_positions,
             "padding_side": "left",
             "tokenizer_class": "CodeGenTokenizer",
         }
-        high = {
+        outside_vocabulary = {
             token.content: token.id
             for token in self.added
             if token.content not in self._model_vocabulary
@@ -247,11 +279,12 @@ class Tokenizer:
             "special_tokens_map.json": _dump(roles),
             "vocab.json": _dump(self._model_vocabulary, indent=None),
             "merges.txt": f"#version: 0.2\n{merges}".encode(),
-            "added_tokens.json": _dump(high),
+            "added_tokens.json": _dump(outside_vocabulary),
         }
 
 
 def _flags(token: AddedToken) -> dict[str, bool]:
+    """The flags of an added token in Hugging Face's files."""
     flags = dict.fromkeys(("single_word", "lstrip", "rstrip", "normalized"), False)
     return {**flags, "special": token.special}
 

@@ -1,4 +1,4 @@
-"""Read a tokenizer's files into parts; every kind but GPT-2's byte-level BPE is refused."""
+"""Read a tokenizer's files; every kind of tokenizer but GPT-2's byte-level BPE is refused."""
 
 from __future__ import annotations
 
@@ -20,37 +20,48 @@ TOKENIZER_FILES = (
     "vocab.json",
     "merges.txt",
 )
-"""Names of a tokenizer's files beside a checkpoint, of which some or all are there."""
+"""The names of a tokenizer's files. A checkpoint may have some of them or all."""
 
 _ROLES = ("eos_token", "bos_token", "unk_token", "pad_token")
+"""Keys under which a configuration names special tokens."""
 
 
 @dataclass
 class TokenizerParts:
-    """The contents of a tokenizer's files, not yet checked as a whole.
+    """The contents of a tokenizer's files. That the parts fit together is not checked yet.
 
     Attributes:
-        vocabulary: Ids by token.
-        merges: Pairs of tokens, by rank.
-        added: Ids of added tokens, by their text.
+        vocabulary: The id of each token.
+        merges: Pairs of tokens, in order of rank.
+        added: The id of each added token.
         special: The added tokens that are special.
-        end_of_text: The text of the eos token, where a configuration names one.
+        end_of_text_token: The eos token, or None if no configuration names one.
     """
 
     vocabulary: dict[str, int]
     merges: list[tuple[str, str]]
     added: dict[str, int] = field(default_factory=dict)
     special: set[str] = field(default_factory=set)
-    end_of_text: str | None = None
+    end_of_text_token: str | None = None
 
     def add(self, where: Path, content: object, index: object, entry: Mapping[str, Any]) -> None:
-        """Add an added token with the flags in `entry`. Raises InputError."""
+        """Record an added token.
+
+        Args:
+            where: The file that has the token, for errors.
+            content: The text of the token, as read.
+            index: The id of the token, as read.
+            entry: The flags of the token (lstrip, special and the like), as read.
+
+        Raises:
+            InputError: Text, id or flags are not valid, or the token has another id already.
+        """
         if not isinstance(content, str) or not content or not _is_id(index):
             raise InputError(f"{where}: an added token is {content!r} with id {index!r}")
         for flag in ("lstrip", "rstrip", "single_word"):
             if entry.get(flag):
                 raise InputError(f"{where}: added token {content!r} has {flag}, which GPT-2 lacks")
-        if not _is_text(content):
+        if not _is_unicode(content):
             raise InputError(f"{where}: added token {content!r} is not valid Unicode")
         if self.added.setdefault(content, index) != index:  # type: ignore[arg-type]
             raise InputError(
@@ -61,21 +72,24 @@ class TokenizerParts:
 
 
 def read_parts(path: Path) -> TokenizerParts:
-    """Read a tokenizer from a folder or a tokenizer.json. Raises InputError."""
-    whole = path if path.is_file() else path / "tokenizer.json"
+    """Read the parts of a tokenizer from a folder or a tokenizer.json.
+
+    Raises InputError if files are missing, are not valid, or describe another kind of tokenizer.
+    """
+    tokenizer_json = path if path.is_file() else path / "tokenizer.json"
     vocab, merges = path / "vocab.json", path / "merges.txt"
-    if whole.is_file():
-        parts = _read_tokenizer_json(whole)
+    if tokenizer_json.is_file():
+        parts = _read_tokenizer_json(tokenizer_json)
     elif vocab.is_file() and merges.is_file():
-        parts = TokenizerParts(_vocabulary(vocab, read_json(vocab)), _merges_text(merges))
+        parts = TokenizerParts(_check_vocabulary(vocab, read_json(vocab)), _read_merges_txt(merges))
     elif not path.exists():
         raise InputError(f"{path}: no such file or folder; give a tokenizer's folder")
     else:
         raise InputError(
             f"{path}: no tokenizer: it needs tokenizer.json, or vocab.json and merges.txt"
         )
-    if whole.name == "tokenizer.json":
-        _configuration(whole.parent, parts)
+    if tokenizer_json.name == "tokenizer.json":
+        _read_configurations(tokenizer_json.parent, parts)
     return parts
 
 
@@ -84,11 +98,11 @@ def _read_tokenizer_json(path: Path) -> TokenizerParts:
     model = data.get("model")
     if not isinstance(model, dict):
         raise InputError(f"{path}: no model in it; it is not a tokenizer.json")
-    _check_kind(path, data, model)
+    _check_byte_level_bpe(path, data, model)
     merges = model.get("merges")
     if not isinstance(merges, list):
         raise InputError(f"{path}: merges is not a list")
-    parts = TokenizerParts(_vocabulary(path, model.get("vocab")), _merges(path, merges))
+    parts = TokenizerParts(_check_vocabulary(path, model.get("vocab")), _parse_merges(path, merges))
     added = data.get("added_tokens") or []
     if not isinstance(added, list) or not all(isinstance(entry, dict) for entry in added):
         raise InputError(f"{path}: added_tokens is not a list of objects")
@@ -97,22 +111,23 @@ def _read_tokenizer_json(path: Path) -> TokenizerParts:
     return parts
 
 
-def _check_kind(path: Path, data: Mapping[str, Any], model: Mapping[str, Any]) -> None:
-    """Refuse what would give other ids than GPT-2's tokenizer does.
+def _check_byte_level_bpe(path: Path, data: Mapping[str, Any], model: Mapping[str, Any]) -> None:
+    """Raise InputError for every setting with which ids would differ from those of GPT-2's kind.
 
-    The fields are those of the tokenizers library's tokenizer.json.
+    `data` has the contents of the tokenizers library's tokenizer.json, `model` its field `model`.
     """
-    before, after, back = (data.get(k) for k in ("pre_tokenizer", "post_processor", "decoder"))
-    options = before if isinstance(before, dict) else {}
+    pre_tokenizer = data.get("pre_tokenizer")
+    post_processor, decoder = (_type_name(data.get(k)) for k in ("post_processor", "decoder"))
+    options = pre_tokenizer if isinstance(pre_tokenizer, dict) else {}
     byte_level = options.get("type") == "ByteLevel"
     wrong = {
         f"model {model.get('type')!r}": model.get("type", "BPE") != "BPE",
         "a normalizer": data.get("normalizer") is not None,
-        f"pre-tokenizer {_kind(before)!r}": not byte_level,
+        f"pre-tokenizer {_type_name(pre_tokenizer)!r}": not byte_level,
         "add_prefix_space": byte_level and options.get("add_prefix_space", True),
         "use_regex false": byte_level and not options.get("use_regex", True),
-        f"post-processor {_kind(after)!r}": _kind(after) not in (None, "ByteLevel"),
-        f"decoder {_kind(back)!r}": _kind(back) != "ByteLevel",
+        f"post-processor {post_processor!r}": post_processor not in (None, "ByteLevel"),
+        f"decoder {decoder!r}": decoder != "ByteLevel",
     } | {
         name: bool(model.get(name))
         for name in ("dropout", "continuing_subword_prefix", "end_of_word_suffix",
@@ -125,7 +140,7 @@ def _check_kind(path: Path, data: Mapping[str, Any], model: Mapping[str, Any]) -
         )
 
 
-def _configuration(folder: Path, parts: TokenizerParts) -> None:
+def _read_configurations(folder: Path, parts: TokenizerParts) -> None:
     """Add the tokens of added_tokens.json, tokenizer_config.json and special_tokens_map.json."""
     added = folder / "added_tokens.json"
     if added.is_file():
@@ -142,32 +157,34 @@ def _configuration(folder: Path, parts: TokenizerParts) -> None:
         if not isinstance(decoder, dict):
             raise InputError(f"{path}: added_tokens_decoder is not an object")
         for index, entry in decoder.items():
-            plain = index.isascii() and index.isdigit() and len(index) < 10
-            number = int(index) if plain else index
+            is_number = index.isascii() and index.isdigit() and len(index) < 10
+            number = int(index) if is_number else index  # `add` refuses what is not a number
             fields = entry if isinstance(entry, dict) else {}
             parts.add(path, fields.get("content"), number, fields)
-        named = {role: _content(data.get(role)) for role in _ROLES}
-        parts.end_of_text = parts.end_of_text or named["eos_token"]
-        for token in filter(None, named.values()):
-            # A token that is in no vocabulary has no id in the model.
+        token_of_role = {role: _token_text(data.get(role)) for role in _ROLES}
+        parts.end_of_text_token = parts.end_of_text_token or token_of_role["eos_token"]
+        for token in filter(None, token_of_role.values()):
+            # A configuration may name a token that the tokenizer does not have: it has no id.
             index = parts.added.get(token, parts.vocabulary.get(token))
             if index is not None:
                 parts.add(path, token, index, {"special": True})
 
 
-def _vocabulary(path: Path, data: object) -> dict[str, int]:
+def _check_vocabulary(path: Path, data: object) -> dict[str, int]:
+    """Return the vocabulary if it maps tokens to ids; raise InputError if not."""
     if not isinstance(data, dict) or not all(_is_id(index) for index in data.values()):
         raise InputError(f"{path}: the vocabulary is not an object of tokens and ids")
     return data
 
 
-def _merges_text(path: Path) -> list[tuple[str, str]]:
-    lines = read_text(path).split("\n")
-    return _merges(path, (line for line in map(str.rstrip, lines) if line.strip()
-                          and not line.startswith("#version")))  # fmt: skip
+def _read_merges_txt(path: Path) -> list[tuple[str, str]]:
+    """Read the merges from a merges.txt: one on each line, after a line with "#version"."""
+    lines = map(str.rstrip, read_text(path).split("\n"))
+    return _parse_merges(path, (ln for ln in lines if ln and not ln.startswith("#version")))
 
 
-def _merges(path: Path, entries: Iterable[object]) -> list[tuple[str, str]]:
+def _parse_merges(path: Path, entries: Iterable[object]) -> list[tuple[str, str]]:
+    """Return the pairs of tokens; an entry is a list of two, or both in a string with a space."""
     merges = []
     for number, entry in enumerate(entries, 1):
         pair = entry.split(" ") if isinstance(entry, str) else entry
@@ -177,13 +194,14 @@ def _merges(path: Path, entries: Iterable[object]) -> list[tuple[str, str]]:
     return merges
 
 
-def _content(value: object) -> str | None:
-    """The text of a token, which is a string or an object with a `content`."""
+def _token_text(value: object) -> str | None:
+    """The text of a token, which is a string or an object with the text as `content`."""
     text = value.get("content") if isinstance(value, dict) else value
     return text if isinstance(text, str) else None
 
 
-def _kind(value: object) -> object:
+def _type_name(value: object) -> object:
+    """The `type` of a part of tokenizer.json, which is an object, or the part itself if not."""
     return value.get("type") if isinstance(value, dict) else value
 
 
@@ -195,7 +213,8 @@ def _is_token(value: object) -> bool:
     return isinstance(value, str) and value != ""
 
 
-def _is_text(value: str) -> bool:
+def _is_unicode(value: str) -> bool:
+    """Whether a text has no lone surrogates, which JSON can have and UTF-8 cannot."""
     try:
         value.encode()
     except UnicodeEncodeError:

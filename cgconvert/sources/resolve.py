@@ -47,7 +47,7 @@ def resolve(location: str, revision: str | None = None) -> Source:
     path = Path(location)
     if location == embedded.NAME and not path.exists():
         return Source(embedded.path(), embedded.NAME, {"embedded": embedded.NAME})
-    if family.is_member(location):
+    if family.is_published_checkpoint(location):
         for candidate in (
             Path("checkpoints") / location,
             Path("checkpoints") / f"{location}.tar.gz",

@@ -28,7 +28,7 @@ from cgconvert import embedded
 from cgconvert.errors import UsageError
 from cgconvert.formats.jaxformer import LEAVES
 from cgconvert.model import family
-from cgconvert.model.decoder import Geometry, packed_rows, split_rows
+from cgconvert.model.decoder import Geometry, packed_qkv_row_indices, qkv_row_indices
 from cgconvert.model.tensor_names import CODEGEN
 from cgconvert.model.tokenizer_files import TOKENIZER_FILES
 
@@ -61,7 +61,7 @@ class RandomState(Mapping[str, torch.Tensor]):
         if "ln_" in name:
             values = values * 5 + (1.0 if name.endswith("weight") else 0.0)
         if "qkv_proj" in name and self.sharpness != 1.0:
-            query, key, _ = split_rows(self.geometry.n_embd, self.geometry.mp_num)
+            query, key, _ = qkv_row_indices(self.geometry.n_embd, self.geometry.mp_num)
             values[np.concatenate([query, key])] *= self.sharpness
         if "ln_" not in name:
             values = values.clamp(-0.45, 0.45)
@@ -264,7 +264,9 @@ LAYOUTS: dict[str, Callable[[State, Geometry, Path, Path | None], Path]] = {
 
 def regroup(state: State, g: Geometry, mp_num: int) -> tuple[dict[str, torch.Tensor], Geometry]:
     """The same model with its qkv_proj packed in another number of groups."""
-    index = np.concatenate(split_rows(g.n_embd, g.mp_num))[packed_rows(g.n_embd, mp_num)]
+    index = np.concatenate(qkv_row_indices(g.n_embd, g.mp_num))[
+        packed_qkv_row_indices(g.n_embd, mp_num)
+    ]
     regrouped = {name: t[index] if "qkv_proj" in name else t for name, t in state.items()}
     return regrouped, replace(g, mp_num=mp_num)
 
@@ -324,7 +326,7 @@ def main(
     sharpness: float,
 ) -> None:
     """Write a random checkpoint of the family's NAME, such as codegen-350M-mono."""
-    if not family.is_member(name):
+    if not family.is_published_checkpoint(name):
         raise click.UsageError(f"{name} is not a name of the family")
     cuts = {"n_layer": layers, "vocab_size": vocab_size}
     geometry = replace(family.geometry(name), **{k: v for k, v in cuts.items() if v})

@@ -1,8 +1,8 @@
 """Python's own standard library as a text corpus, in three parts that never mix.
 
-The part of a module follows from the hash of its group's name alone. So it is the same in another
-Python version, and in one without the `test` package: a text that the embedded model was trained on
-is an evaluation text on no machine.
+The part of a module depends on the hash of its group's name alone. So it is the same in every
+version of Python, with or without the `test` package, and no machine evaluates a model on a text
+that the embedded model was trained on.
 """
 
 from __future__ import annotations
@@ -19,22 +19,23 @@ __all__ = ["PARTS", "digest", "files", "group_of", "part_of", "text"]
 
 PARTS = ("training", "calibration", "evaluation")
 
-# Packages that are not written by hand: encodings is generated charmaps but for a few modules,
-# pydoc_data is the reference manual as one dict, data and tokenizedata are broken input of tests.
+# Packages that nobody wrote by hand: most of encodings is generated character maps, pydoc_data is
+# the reference manual as one dict, data and tokenizedata are broken inputs of tests.
 _SKIPPED = frozenset({"encodings", "pydoc_data", "data", "tokenizedata"})
-# The start of a module's name that is written when Python is built: it holds a machine's paths.
-_BUILT = "_sysconfigdata"
-_HELPER = re.compile(r"_?(tester|tests)$")
+# The start of the name of a module that is generated when Python is built, with a machine's paths.
+_GENERATED = "_sysconfigdata"
+_TEST_HELPER = re.compile(r"_?(tester|tests)$")
 
 
 def group_of(module_name: str) -> str:
-    """Return the name of the group that `module_name` (dotted) shares its part with.
+    """Return the group of a module (by its dotted name): a group belongs to one part as a whole.
 
-    The group is the top-level module or package without outer underscores or a `_py` prefix
-    (`_pydecimal` is `decimal`). A test belongs to the module it tests: `test.test_json.tool`
-    and `json.tests` to `json`, `test.test_xml_etree` to `xml`, `test.pickletester` to `pickle`.
+    The group is the top-level module or package, without underscores around its name and without
+    the prefix `_py` (`_pydecimal` belongs to `decimal`). A test belongs to the group of the module
+    that it tests: `test.test_json.tool` and `json.tests` to `json`, `test.test_xml_etree` to `xml`,
+    `test.pickletester` to `pickle`.
 
-    Raises ValueError where the name is empty or has an empty component.
+    Raises ValueError if the name is empty or has an empty component.
     """
     names = module_name.split(".")
     if not all(names):
@@ -42,16 +43,23 @@ def group_of(module_name: str) -> str:
     top = names[0]
     if top == "test" and len(names) > 1:
         top = names[1].lstrip("_")
-        top = top[5:] if top.startswith("test_") else _HELPER.sub("", top)
-        # test_multiprocessing_fork tests multiprocessing; public modules have no underscore.
+        is_test_module = top.startswith("test_")
+        top = top.removeprefix("test_") if is_test_module else _TEST_HELPER.sub("", top)
+        # test_multiprocessing_fork tests multiprocessing: names of public modules have no
+        # underscore.
         top = top.strip("_").split("_")[0]
     elif top.startswith("_py"):
-        top = top[3:]
+        top = top.removeprefix("_py")
     return top.strip("_") or names[0]
 
 
 def part_of(module_name: str) -> str:
-    """Return the part, one of PARTS, of the dotted `module_name`; raises ValueError as group_of."""
+    """Return the part, one of PARTS, that a module belongs to, by its dotted name.
+
+    A tenth of all groups is for evaluation and a tenth for calibration.
+
+    Raises ValueError if the name is empty or has an empty component.
+    """
     value = hashlib.sha256(group_of(module_name).encode()).digest()[:8]
     fraction = int.from_bytes(value, "big") / 2**64
     if fraction < 0.1:
@@ -60,7 +68,7 @@ def part_of(module_name: str) -> str:
 
 
 def _read(path: Path) -> str | None:
-    """Return the source with `\\n` line ends, or None where it is empty or not UTF-8."""
+    """Return a module's source with `\\n` line ends, or None if it is empty or not UTF-8."""
     data = path.read_bytes()
     try:
         encoding, _ = tokenize.detect_encoding(io.BytesIO(data).readline)
@@ -72,76 +80,85 @@ def _read(path: Path) -> str | None:
     return source.replace("\r\n", "\n").replace("\r", "\n") if source.strip() else None
 
 
-def _module(relative: str) -> str:
-    """The dotted name of the module at a path relative to the library."""
+def _module_name(relative: str) -> str:
+    """Return the dotted name of the module at a path relative to the library's folder."""
     return relative.removesuffix(".py").removesuffix("/__init__").replace("/", ".")
 
 
-def _documents(part: str, root: Path | None) -> list[tuple[str, str]]:
-    """Return (path relative to the root with slashes, source) of a part's modules, sorted."""
+def _modules(part: str, root: Path | None) -> list[tuple[str, str]]:
+    """Return path (relative to the library, with slashes) and source of each module of a part."""
     if part not in PARTS:
         raise ValueError(f"no such part: {part!r}; there are {', '.join(PARTS)}")
-    top = _top(root)
-    documents = []
-    for folder, folders, names in os.walk(top):
-        # site-packages, lib-dynload and config-3.x-… are no identifiers, so they are left out too.
+    library = _library_folder(root)
+    modules = []
+    for folder, folders, names in os.walk(library):
+        # This leaves out site-packages, lib-dynload and config-3.x-…, which are no identifiers.
         folders[:] = [name for name in folders if name.isidentifier() and name not in _SKIPPED]
         for name in names:
             path = Path(folder, name)
-            if path.suffix != ".py" or not path.stem.isidentifier() or name.startswith(_BUILT):
+            if path.suffix != ".py" or not path.stem.isidentifier() or name.startswith(_GENERATED):
                 continue
-            relative = path.relative_to(top).as_posix()
-            if part_of(_module(relative)) != part:
+            relative = path.relative_to(library).as_posix()
+            if part_of(_module_name(relative)) != part:
                 continue
             source = _read(path)
             if source is not None:
-                documents.append((relative, source))
-    return sorted(documents)
+                modules.append((relative, source))
+    return sorted(modules)
 
 
-def _top(root: Path | None) -> Path:
-    """The folder of the library: `root`, or the running Python's."""
+def _library_folder(root: Path | None) -> Path:
+    """The folder of the standard library: `root`, or the running Python's if None."""
     return Path(sysconfig.get_path("stdlib")) if root is None else root
 
 
 def files(part: str, root: Path | None = None) -> list[Path]:
-    """Return the paths of a part's modules, sorted; `root` stands in for the running Python's.
+    """Return the paths of a part's modules, sorted.
 
-    Raises ValueError where `part` is none of PARTS.
+    The library is the folder `root`, by default the running Python's.
+
+    Raises ValueError if `part` is not one of PARTS.
     """
-    return [_top(root) / relative for relative, _ in _documents(part, root)]
+    return [_library_folder(root) / relative for relative, _ in _modules(part, root)]
 
 
 def text(part: str, limit_bytes: int | None = None, root: Path | None = None) -> list[str]:
-    """Return a part's documents, one a module, in the order of a hash of their names.
+    """Return the sources of a part's modules, in the order of a hash of the modules' names.
 
-    That order is fixed and mixes modules, so that the start of the list is a fair sample. With
-    `limit_bytes` the documents have at most that many bytes of UTF-8 together; the last one is cut
-    after a full line. Raises ValueError where `part` is none of PARTS.
+    This order is always the same and mixes modules, so that the start of the list is a fair sample.
+
+    Args:
+        part: The part, one of PARTS.
+        limit_bytes: Most bytes that the sources have together, as UTF-8. The last one is cut after
+            a full line.
+        root: The folder of the library; by default the running Python's.
+
+    Raises:
+        ValueError: `part` is not one of PARTS.
     """
-    documents = _documents(part, root)
-    documents.sort(key=lambda document: hashlib.sha256(_module(document[0]).encode()).digest())
+    modules = _modules(part, root)
+    modules.sort(key=lambda module: hashlib.sha256(_module_name(module[0]).encode()).digest())
     if limit_bytes is None:
-        return [source for _, source in documents]
-    chosen: list[str] = []
-    left = limit_bytes
-    for _, source in documents:
+        return [source for _, source in modules]
+    sources: list[str] = []
+    bytes_left = limit_bytes
+    for _, source in modules:
         data = source.encode()
-        if len(data) > left:
-            data = data[: data.rfind(b"\n", 0, max(left, 0)) + 1]
-            return [*chosen, data.decode()] if data else chosen
-        chosen.append(source)
-        left -= len(data)
-    return chosen
+        if len(data) > bytes_left:
+            data = data[: data.rfind(b"\n", 0, max(bytes_left, 0)) + 1]
+            return [*sources, data.decode()] if data else sources
+        sources.append(source)
+        bytes_left -= len(data)
+    return sources
 
 
 def digest(part: str, root: Path | None = None) -> str:
-    """Return the sha256 (64 hex digits) over the names, relative to the root, and the contents.
+    """Return one SHA-256 (hex) of the relative paths and the sources of all modules of a part.
 
-    Raises ValueError where `part` is none of PARTS.
+    Raises ValueError if `part` is not one of PARTS.
     """
-    total = hashlib.sha256()
-    for relative, source in _documents(part, root):
+    hasher = hashlib.sha256()
+    for relative, source in _modules(part, root):
         content = hashlib.sha256(source.encode()).hexdigest()
-        total.update(f"{relative}\0{content}\n".encode())
-    return total.hexdigest()
+        hasher.update(f"{relative}\0{content}\n".encode())
+    return hasher.hexdigest()

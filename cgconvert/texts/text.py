@@ -14,7 +14,8 @@ from cgconvert.texts import corpus
 __all__ = ["STDLIB", "Text", "read_text"]
 
 STDLIB = "stdlib"
-"""Given in place of a path: a part of the running Python's standard library (corpus.py)."""
+"""Used in place of a path: it stands for a part of the running Python's standard library
+(corpus.py)."""
 
 
 @dataclass(frozen=True)
@@ -22,9 +23,9 @@ class Text:
     """A text in one or more documents.
 
     Attributes:
-        name: The path that was given, or STDLIB.
-        documents: The contents.
-        sha256: Of the file's bytes; for STDLIB of the names and contents of its files
+        name: The path of the file, or STDLIB.
+        documents: The contents. A file is one document; each module of STDLIB is one.
+        sha256: SHA-256 (hex) of the file; for STDLIB, of the names and contents of its modules
             (corpus.digest).
     """
 
@@ -33,16 +34,19 @@ class Text:
     sha256: str
 
     def ids(self, tokenizer: Tokenizer, tokens: int | None = None) -> list[int]:
-        """The token ids of all documents, with end-of-text between two; the first `tokens` of them.
+        """Return the token ids of all documents, with an end-of-text token between two documents.
 
-        Raises InputError where a document is not valid Unicode.
+        With `tokens`, return only so many ids, the first.
+
+        Raises InputError if a document is not valid Unicode.
         """
         ids: list[int] = []
-        longest = max(len(token) for token in _spellings(tokenizer))
+        longest_token = max(len(spelling) for spelling in _spellings(tokenizer))
         for document in self.documents:
-            if tokens is not None:  # no token is longer: the rest lies beyond the last id
-                document = document[: (tokens - len(ids)) * longest]
-            ids += [*([tokenizer.end_of_text] if ids else []), *tokenizer.encode(document)]
+            if tokens is not None:
+                # Text behind this point cannot be reached: no token is longer.
+                document = document[: (tokens - len(ids)) * longest_token]
+            ids += [*([tokenizer.end_of_text_id] if ids else []), *tokenizer.encode(document)]
             if tokens is not None and len(ids) >= tokens:
                 return ids[:tokens]
         return ids
@@ -53,10 +57,10 @@ def read_text(path: str, part: str = "evaluation") -> Text:
 
     Args:
         path: A file, or STDLIB.
-        part: The part of the library, one of corpus.PARTS; files are taken whole.
+        part: The part of the standard library, one of corpus.PARTS; of no effect for a file.
 
     Raises:
-        InputError: The file cannot be read, is not UTF-8, or is empty.
+        InputError: The file cannot be read, is not UTF-8, or has only white space.
     """
     if path == STDLIB:
         return Text(STDLIB, tuple(corpus.text(part)), corpus.digest(part))
@@ -73,5 +77,5 @@ def read_text(path: str, part: str = "evaluation") -> Text:
 
 
 def _spellings(tokenizer: Tokenizer) -> Sequence[str]:
-    """All tokens as they are spelled, which is never shorter than the text they stand for."""
+    """The spelling of each token; it has at least as many characters as the text it stands for."""
     return [*tokenizer.vocabulary, *(token.content for token in tokenizer.added)]

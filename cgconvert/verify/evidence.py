@@ -117,7 +117,7 @@ def gather_evidence(
         stored_error=stored_error,
         tokenizer_size=tokenizer_size,
         n_positions=source.geometry.n_positions,
-        end_of_text_id=source.tokenizer.end_of_text,
+        end_of_text_id=source.tokenizer.end_of_text_id,
     )
     if stored_outputs is None or not evidence.has_all_logits:
         return evidence

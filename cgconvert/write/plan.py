@@ -100,7 +100,7 @@ class TensorPlan:
     def chunk_rows(self) -> int:
         """Number of rows in every chunk but the last."""
         row_bytes = math.prod(self.source.shape[1:]) * 4
-        chunk_bytes = STRIDED_CHUNK_BYTES if self.source.strided else CHUNK_BYTES
+        chunk_bytes = STRIDED_CHUNK_BYTES if self.source.is_strided else CHUNK_BYTES
         return max(1, chunk_bytes // max(1, row_bytes))
 
     @property

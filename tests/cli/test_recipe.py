@@ -19,7 +19,7 @@ SHIPPED = sorted((Path(__file__).parents[2] / "recipes").glob("*.yaml"))
 @pytest.mark.parametrize("path", SHIPPED, ids=lambda p: p.stem)
 def test_shipped_recipes_load(path: Path) -> None:
     loaded = recipe.load(path, known_bounds())
-    assert family.is_member(loaded.source) or loaded.source == embedded.NAME
+    assert family.is_published_checkpoint(loaded.source) or loaded.source == embedded.NAME
     assert loaded.steps[-1].command == "verify"
 
 

@@ -179,7 +179,7 @@ class TorchRuntime(Runtime):
 
     @property
     def end_of_text_id(self) -> int:
-        return self.tokenizer.end_of_text
+        return self.tokenizer.end_of_text_id
 
     def reset(self) -> None:
         self.sequence: list[int] = []

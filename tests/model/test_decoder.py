@@ -11,10 +11,10 @@ import torch
 from cgconvert.errors import InputError
 from cgconvert.model.decoder import (
     Geometry,
-    half_split_rows,
-    interleaved_rows,
-    packed_rows,
-    split_rows,
+    half_split_row_indices,
+    interleaved_row_indices,
+    packed_qkv_row_indices,
+    qkv_row_indices,
 )
 from cgconvert.model.tensor import InMemory, LazyTensor
 from cgconvert.model.tensor_names import CODEGEN, PHI
@@ -29,7 +29,7 @@ def tensors(state: synthetic.State) -> dict[str, LazyTensor]:
 
 def test_split_of_numbered_rows() -> None:
     """n_embd 8 in 4 groups: each group has 2 rows of q, 2 of v, 2 of k, in that order."""
-    query, key, value = split_rows(8, 4)
+    query, key, value = qkv_row_indices(8, 4)
     assert query.tolist() == [0, 1, 6, 7, 12, 13, 18, 19]
     assert value.tolist() == [2, 3, 8, 9, 14, 15, 20, 21]
     assert key.tolist() == [4, 5, 10, 11, 16, 17, 22, 23]
@@ -37,19 +37,21 @@ def test_split_of_numbered_rows() -> None:
 
 @pytest.mark.parametrize("mp_num", [1, 2, 4, 8])
 def test_packing_undoes_splitting(mp_num: int) -> None:
-    stacked = np.concatenate(split_rows(64, mp_num))
-    assert np.array_equal(stacked[packed_rows(64, mp_num)], np.arange(192))
+    stacked = np.concatenate(qkv_row_indices(64, mp_num))
+    assert np.array_equal(stacked[packed_qkv_row_indices(64, mp_num)], np.arange(192))
 
 
 def test_half_split_of_numbered_rows() -> None:
     """2 heads of 6, the first 4 of each rotary: even rows, odd rows, then the rest as they are."""
-    assert half_split_rows(2, 6, 4).tolist() == [0, 2, 1, 3, 4, 5, 6, 8, 7, 9, 10, 11]
+    assert half_split_row_indices(2, 6, 4).tolist() == [0, 2, 1, 3, 4, 5, 6, 8, 7, 9, 10, 11]
 
 
 @pytest.mark.parametrize(("heads", "size", "rotary"), [(2, 6, 4), (4, 64, 32), (3, 80, 64)])
 def test_interleaving_undoes_half_splitting(heads: int, size: int, rotary: int) -> None:
-    index = half_split_rows(heads, size, rotary)
-    assert np.array_equal(index[interleaved_rows(heads, size, rotary)], np.arange(heads * size))
+    index = half_split_row_indices(heads, size, rotary)
+    assert np.array_equal(
+        index[interleaved_row_indices(heads, size, rotary)], np.arange(heads * size)
+    )
 
 
 def test_split_is_what_transformers_computes() -> None:
@@ -57,7 +59,7 @@ def test_split_is_what_transformers_computes() -> None:
     packed = torch.arange(3 * 32)
     groups = packed.reshape(4, -1)
     query, value, key = torch.split(groups, 32 // 4, dim=-1)
-    for index, theirs in zip(split_rows(32, 4), (query, key, value), strict=True):
+    for index, theirs in zip(qkv_row_indices(32, 4), (query, key, value), strict=True):
         assert index.tolist() == theirs.reshape(-1).tolist()
 
 

@@ -14,7 +14,7 @@ import numpy as np
 import torch
 
 from cgconvert.model.checkpoint import Checkpoint
-from cgconvert.model.decoder import Decoder, Layer, half_split_rows, split_rows
+from cgconvert.model.decoder import Decoder, Layer, half_split_row_indices, qkv_row_indices
 from cgconvert.model.tensor import InMemory, LazyTensor, Zeros
 from cgconvert.model.tokenizer import WHITESPACE_RUNS, Tokenizer
 from tests.mutations.mutation import GEOMETRY, MATRICES, VALUES, Model, in_model
@@ -92,7 +92,7 @@ def regroup(groups: int) -> Model:
 
     def apply(d: Decoder, b: Layer) -> Layer:
         packed = b.packed(4)
-        q, k, v = (packed.rows(rows) for rows in split_rows(d.geometry.n_embd, groups))
+        q, k, v = (packed.rows(rows) for rows in qkv_row_indices(d.geometry.n_embd, groups))
         return replace(b, q=q, k=k, v=v)
 
     return in_every_layer(apply)
@@ -105,7 +105,7 @@ def exchange_keys_and_values(d: Decoder, b: Layer) -> Layer:
 
 def half_split_keys(d: Decoder, b: Layer) -> Layer:
     g = d.geometry
-    return replace(b, k=b.k.rows(half_split_rows(g.n_head, g.head_dim, g.rotary_dim)))
+    return replace(b, k=b.k.rows(half_split_row_indices(g.n_head, g.head_dim, g.rotary_dim)))
 
 
 def reverse_heads(d: Decoder, b: Layer) -> Layer:

@@ -86,7 +86,7 @@ def test_the_runtime_uses_the_artefacts_own_tokenizer(small: Model, kind: type[R
     text = "def hello(x):\n        return x + 1\n\t\tfoo<|endoftext|>é"
     assert runtime.tokenize(text) == tokenizer.encode(text)
     assert runtime.detokenize(tokenizer.encode(text)) == text
-    assert runtime.end_of_text_id == tokenizer.end_of_text
+    assert runtime.end_of_text_id == tokenizer.end_of_text_id
 
 
 @pytest.mark.parametrize("kind", [OnnxRuntime, GenaiRuntime])

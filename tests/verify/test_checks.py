@@ -42,7 +42,7 @@ class StandIn(Runtime):
     takes_batches = True
     n_positions = property(lambda self: self.model.geometry.n_positions)
     tokenizer_size = property(lambda self: self.model.tokenizer.size)
-    end_of_text_id = property(lambda self: self.model.tokenizer.end_of_text)
+    end_of_text_id = property(lambda self: self.model.tokenizer.end_of_text_id)
 
     def __init__(self, model: Checkpoint) -> None:
         self.model = model

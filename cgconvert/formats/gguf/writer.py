@@ -223,7 +223,7 @@ def _describe(writer: HeaderWriter, checkpoint: Checkpoint) -> None:
     writer.add_size_label(size or gguf.size_label(parameters, parameters, 0, 0))
     writer.add_tags(["text-generation", "code", "codegen"])
     writer.add_license("bsd-3-clause")
-    if family.is_member(name):  # of a fine-tune nothing of this is known
+    if family.is_published_checkpoint(name):  # of a fine-tune nothing of this is known
         writer.add_organization(family.ORGANISATION)
         writer.add_languages(["en"])
 
@@ -256,7 +256,7 @@ def _add_tokenizer(writer: HeaderWriter, tokenizer: Tokenizer, rows: int) -> Non
     writer.add_values(gguf.Keys.Tokenizer.TOKEN_TYPE, types)
     merges = [f"{left} {right}" for left, right in tokenizer.merges]
     writer.add_values(gguf.Keys.Tokenizer.MERGES, merges)
-    end = tokenizer.end_of_text
+    end = tokenizer.end_of_text_id
     writer.add_bos_token_id(end)
     writer.add_eos_token_id(end)
     writer.add_eot_token_id(end)

@@ -132,7 +132,7 @@ def generation_differences(folder: Path, tokenizer: Tokenizer) -> list[str]:
 
     config.json need not have any ids, generation_config.json has to say where to stop.
     """
-    end = tokenizer.end_of_text
+    end = tokenizer.end_of_text_id
     config = read_json(folder / "config.json")
     texts = entry_differences("config.json", config, {key: end for key in IDS if key in config})
     path = folder / "generation_config.json"

@@ -52,7 +52,7 @@ def model_card(
     name: str, geometry: Geometry, tokenizer: Tokenizer, *, dtype: str, layout: str
 ) -> str:
     """Markdown with YAML front matter (Hugging Face Hub's model card metadata)."""
-    member = family.is_member(name)
+    member = family.is_published_checkpoint(name)
     front = {
         "license": "bsd-3-clause",
         "library_name": "transformers",
@@ -72,7 +72,7 @@ def model_card(
         "context (tokens)": geometry.n_positions,
         "rows of the embedding": geometry.vocab_size,
         "tokens of the tokenizer": tokenizer.size,
-        "end of text": f"`{tokenizer.end_of_text_token}`, id {tokenizer.end_of_text}",
+        "end of text": f"`{tokenizer.end_of_text_token}`, id {tokenizer.end_of_text_id}",
     }
     table = "".join(f"| {key} | {value} |\n" for key, value in rows.items())
     return "\n".join(

@@ -52,7 +52,7 @@ def plan(
     if max_shard_size < 1:
         raise UsageError(f"`max_shard_size={max_shard_size}`: give at least one byte")
     g, tokenizer = checkpoint.geometry, checkpoint.tokenizer
-    ids = {"bos_token_id": tokenizer.end_of_text, "eos_token_id": tokenizer.end_of_text}
+    ids = {"bos_token_id": tokenizer.end_of_text_id, "eos_token_id": tokenizer.end_of_text_id}
     if layout == "codegen":
         _check_codegen(g, checkpoint.name)
         named = named_tensors(checkpoint.decoder, CODEGEN, mp_num=_GROUPS)
@@ -66,7 +66,7 @@ def plan(
     card = model_card(checkpoint.name, g, tokenizer, dtype=dtype, layout=layout)
     texts = {
         "config.json": _json(config),
-        "generation_config.json": _json(ids | {"pad_token_id": tokenizer.end_of_text}),
+        "generation_config.json": _json(ids | {"pad_token_id": tokenizer.end_of_text_id}),
         "README.md": card.encode(),
         **tokenizer.files(g.n_positions),
     }

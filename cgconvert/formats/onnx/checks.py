@@ -162,7 +162,7 @@ def settings(path: Path, source: Checkpoint) -> SettingsDifferences:
 
 def _genai_settings(path: Path, graph: Path, source: Checkpoint) -> list[str]:
     """Compare what genai feeds, fetches and searches with what cgconvert writes."""
-    end = source.tokenizer.end_of_text
+    end = source.tokenizer.end_of_text_id
     expected = genai_config(source.geometry, end, graph.relative_to(path.parent).as_posix())
     config = read_json(path)
     model, search = as_mapping(config.get("model")), as_mapping(config.get("search"))

@@ -87,7 +87,7 @@ def _check(geometry: Geometry) -> None:
 
 def _texts(checkpoint: Checkpoint, variant: Variant) -> dict[str, bytes]:
     """The files at the root."""
-    geometry, end = checkpoint.geometry, checkpoint.tokenizer.end_of_text
+    geometry, end = checkpoint.geometry, checkpoint.tokenizer.end_of_text_id
     ids = {"bos_token_id": end, "eos_token_id": end}
     types = {"dtype": variant.dtype, "torch_dtype": variant.dtype}
     config = codegen_config(geometry, checkpoint.config)

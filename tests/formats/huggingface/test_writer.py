@@ -24,7 +24,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer, CodeGenConfig, Cod
 from cgconvert.errors import InputError, MissingRuntimeError, UsageError
 from cgconvert.formats.huggingface import writer as huggingface
 from cgconvert.model.checkpoint import Checkpoint
-from cgconvert.model.decoder import Geometry, packed_rows, split_rows
+from cgconvert.model.decoder import Geometry, packed_qkv_row_indices, qkv_row_indices
 from cgconvert.model.tensor import InMemory
 from cgconvert.model.tensor_names import CODEGEN, PHI
 from cgconvert.model.tokenizer import END_OF_TEXT, AddedToken, Tokenizer
@@ -189,7 +189,7 @@ def test_the_output_does_not_depend_on_the_source_layout(
 ) -> None:
     """8 groups, and Phi's layout read back, give the bytes that 4 groups give."""
     eight = dict(model.state_dict())
-    repack = np.concatenate(split_rows(64, 4))[packed_rows(64, 8)]
+    repack = np.concatenate(qkv_row_indices(64, 4))[packed_qkv_row_indices(64, 8)]
     for i in range(2):
         name = f"transformer.h.{i}.attn.qkv_proj.weight"
         eight[name] = eight[name][repack]
