@@ -12,7 +12,7 @@ from dataclasses import replace
 
 import torch
 
-from cgconvert.formats.gguf.imatrix import Imatrix, Inputs, encoded
+from cgconvert.formats.gguf.imatrix import Imatrix, InputStatistics, encoded
 from cgconvert.io.progress import Progress
 from cgconvert.model.decoder import Decoder
 from cgconvert.model.device import CPU, read_float32
@@ -64,7 +64,9 @@ def collect(
             sums.add(GGUF.name("head"), _squares(norm(x, scale, shift, g.layer_norm_epsilon)))
         progress.advance(1)
     count = windows.numel()
-    inputs = {name: Inputs(total.float().cpu(), count) for name, total in sums.totals.items()}
+    inputs = {
+        name: InputStatistics(total.float().cpu(), count) for name, total in sums.totals.items()
+    }
     imatrix = Imatrix(inputs, (text,), len(windows), windows.shape[1])
     return replace(imatrix, sha256=hashlib.sha256(encoded(imatrix)).hexdigest())
 

@@ -39,12 +39,12 @@ __all__ = [
 ]
 
 OUT = Path("out")
-"""The folder of artefacts for which the user names no output."""
+"""The parent folder of artefacts if the user gives no output path."""
 
 
 @dataclass(frozen=True)
 class TensorLine:
-    """A tensor as stored: `shape` in elements, `nbytes` in the file."""
+    """A tensor as a file stores it: its logical `shape`, and `nbytes` in the file."""
 
     name: str
     type: str
@@ -54,9 +54,10 @@ class TensorLine:
 
 @dataclass(frozen=True)
 class Headers:
-    """A checkpoint or an artefact as its headers describe it, for `inspect`.
+    """What the headers of a checkpoint or an artefact contain, for `inspect`.
 
-    `layout` is how it is stored, `origin` where it came from (Hub revision, archive, step).
+    `layout` names how it is stored, such as "torch" or "gguf"; `origin` is where it came from (Hub
+    revision, archive, step).
     """
 
     name: str
@@ -73,18 +74,22 @@ ARITHMETIC = (
 STEPS = ("cache", "batch")
 
 REPORTED = ("logits.top1", "logits.top5")
-"""Not judged unless a bound is given: on flat logits, as random weights have, agreement falls with
-any change at all (Q4_0: 0.6 on a model it costs a KL of 0.006)."""
+"""Checks that are reported without a bound, unless the user gives one. Random weights have flat
+logits, and then any change lowers the agreement: to 0.6 with Q4_0, whose KL there is only 0.006."""
 
 
 @dataclass(frozen=True)
 class ThresholdRow:
-    """Bounds of one type; None is reported and not judged.
+    """The bounds of one stored type; a check whose bound is None is reported and cannot fail.
 
-    `arithmetic` is the runtime's own: relative error, NMSE and mean KL against a reference made of
-    the stored weights, and the NMSE there at the context's end. `steps` are relative errors of the
-    artefact against itself: in pieces through its cache, in a padded batch. The other bounds are
-    what the type itself costs, against the source. `seen` records the measurements they rest on.
+    Attributes:
+        arithmetic: bounds on the runtime's own error, against a reference that is computed from
+            the stored weights: relative error, NMSE, mean KL, and NMSE at the end of the context.
+        steps: bounds on the relative error of the artefact against itself: if the text is fed in
+            pieces through the KV cache, and if it is part of a padded batch.
+        nmse, kl_mean, kl_p99, top1_sure, perplexity_ratio: bounds on what the type itself loses,
+            against the source.
+        seen: the measurements that the bounds are based on.
     """
 
     arithmetic: tuple[float, float, float, float]
@@ -97,7 +102,7 @@ class ThresholdRow:
     seen: str
 
     def bounds(self) -> dict[str, float | None]:
-        """The bounds by name of check."""
+        """Return the bounds by the name of the check."""
         return {
             **dict(zip(ARITHMETIC, self.arithmetic, strict=True)),
             **dict(zip(STEPS, self.steps, strict=True)),
@@ -112,36 +117,41 @@ class ThresholdRow:
 
 
 class SourceFormat(ABC):
-    """How checkpoints of one kind are recognised and read."""
+    """A kind of checkpoint that can be read, such as the files that one training program writes."""
 
     name: ClassVar[str]
     has_steps: ClassVar[bool] = False
-    """Whether a source holds several steps of one training run, to choose from."""
+    """Whether a source can contain several steps of one training run; the user chooses one."""
 
     @abstractmethod
     def recognises(self, path: Path) -> bool:
-        """Whether a file or folder is a source of this format, by names of files alone."""
+        """Return whether a path can be read as this format; only file names are looked at.
+
+        A source may have forms that `identify` does not accept, such as weights that cgconvert
+        reads and does not write, or a folder that contains the artefact.
+        """
 
     @abstractmethod
     def read(self, source: Source, options: ReadOptions) -> Checkpoint:
-        """Read the headers of a source.
+        """Read a source; only headers are read, the weights are lazy.
 
-        Raises InputError where it is broken, quantized or not a CodeGen.
+        Raises InputError if it is broken, quantized or not a CodeGen.
         """
 
     @abstractmethod
     def describe(self, location: str, source: Source, options: ReadOptions) -> Headers:
-        """Read what `inspect` shows of a source or an artefact, a quantized one too.
+        """Read what `inspect` shows of a source or of an artefact, which may be quantized.
 
-        `location` is how the user named it. Raises InputError where its headers are broken.
+        `location` is the path or name that the user gave. Raises InputError if its headers are
+        broken.
         """
 
 
 class Format(SourceFormat):
-    """A kind of artefact: what is written, verified and run, and can be read as a source."""
+    """A kind of artefact: it is written, verified and run, and can be read as a source."""
 
     command: ClassVar[str]
-    """Name of the command and of the recipe step that write it, such as to-gguf."""
+    """Name of the command and of the recipe step that write the format, such as to-gguf."""
 
     help: ClassVar[str]
     """The text of the command's `--help`: a sentence, and an example after `\\b`."""
@@ -162,68 +172,69 @@ class Format(SourceFormat):
 
     @abstractmethod
     def identify(self, path: Path) -> bool:
-        """Whether a file or folder is an artefact of this format, by names of files alone."""
+        """Return whether a path is an artefact of this format; only file names are looked at."""
 
     @abstractmethod
     def plan(self, checkpoint: Checkpoint, output: Path | None = None, **options: Any) -> Plan:
-        """Plan an artefact at `output`, else at `default_output`; nothing is written.
+        """Plan an artefact at `output`, or at `default_output` if it is None; nothing is written.
 
-        Raises UsageError for options that do not exist or do not go together, InputError where
-        the model does not fit the format.
+        Raises UsageError for options that do not exist or cannot be combined, InputError if the
+        model does not fit the format.
         """
 
     @abstractmethod
     def default_output(self, checkpoint: Checkpoint, **options: Any) -> Path:
-        """The output of a plan with these options where the user names none."""
+        """Return the path that `plan` uses for these options if the user gives none."""
 
     @abstractmethod
     def stored_type(self, path: Path) -> str:
-        """The type that most bytes of an artefact are stored as, by its headers, not its manifest.
+        """Return the type in which most bytes are stored, such as "Q8_0" or "float16".
 
-        Raises InputError where they are broken.
+        It is read from the headers, not from the manifest. Raises InputError if they are broken.
         """
 
     @abstractmethod
     def admit(self, path: Path) -> None:
-        """Check that an artefact is of the kind that cgconvert writes.
+        """Check that an artefact contains only what cgconvert writes, before a runtime opens it.
 
-        Runtimes believe files: llama.cpp aborts the process on a key of the wrong type,
-        onnxruntime follows paths, onnxruntime-genai loads libraries that a configuration names,
-        transformers code. So none gets an artefact that was not admitted. Whether its numbers are
-        right is not judged here: `verify` runs wrong models to say how wrong they are.
+        Runtimes trust files: llama.cpp aborts the process on a key of the wrong type, onnxruntime
+        follows paths, and a configuration can make onnxruntime-genai load libraries and
+        transformers run code. So a runtime opens only artefacts that passed this check. It does
+        not judge whether the numbers are right: `verify` runs wrong models to measure their error.
 
-        Raises InputError where it is not of that kind.
+        Raises InputError if the artefact contains anything else.
         """
 
     @abstractmethod
-    def stored(self, artefact: Path, source: Decoder) -> StoredArtefact:
-        """Put the tensors of an artefact beside those it should hold; only headers are read.
+    def stored_artefact(self, artefact: Path, source: Decoder) -> StoredArtefact:
+        """Pair the tensors of an artefact with those that it should contain; only headers are read.
 
-        Raises InputError where it cannot be read at all.
+        Raises InputError if it cannot be read at all.
         """
 
     @abstractmethod
     def decoder(self, artefact: Path) -> Decoder:
-        """The model that an artefact's own headers and weights make, quantized ones decoded.
+        """Read the model in an artefact from its own headers and weights.
 
-        Raises InputError where they make none.
+        Quantized weights are decoded when they are read. Raises InputError if the artefact is not
+        a complete CodeGen.
         """
 
     @abstractmethod
     def settings(self, artefact: Path, source: Checkpoint) -> SettingsDifferences:
         """Compare token ids, generation settings and tokenizer files with the source's.
 
-        No logits show these. A wrong id stops a text too late, a penalty changes what is
-        generated, a white-space token marked special is lost in decoding; and each library reads
-        other files, so what one runtime makes of a text says nothing of the next one's. A file
-        that is absent is no mistake where another holds the same.
+        Comparing logits does not detect such faults: a wrong id stops a text too late, a penalty
+        changes what is generated, a white-space token that is marked special is lost in decoding.
+        Each library reads different files, so one runtime does not detect the faults of another
+        one's files. A file may be absent if another file contains the same.
 
-        Raises InputError where a file cannot be read at all.
+        Raises InputError if a file cannot be read at all.
         """
 
 
 def tensor_lines(tensors: Iterable[LazyTensor]) -> tuple[TensorLine, ...]:
-    """Describe tensors that lie in a file as plain numbers."""
+    """Describe the tensors that a file stores; lazy tensors of other kinds are left out."""
     return tuple(
         TensorLine(tensor.name, str(tensor.dtype).removeprefix("torch."), tensor.shape,
                    tensor.nbytes)
@@ -233,12 +244,12 @@ def tensor_lines(tensors: Iterable[LazyTensor]) -> tuple[TensorLine, ...]:
 
 
 def most_stored(tensors: Iterable[TensorLine]) -> str:
-    """The type that most bytes of these tensors are stored as; "empty" where there are none."""
+    """Return the type in which most bytes are stored, "empty" if there are no tensors."""
     return next(iter(bytes_by_type(tensors)), "empty")
 
 
 def bytes_by_type(tensors: Iterable[TensorLine]) -> dict[str, int]:
-    """Stored bytes by type, the most first."""
+    """Count the stored bytes of each type, the most frequent type first."""
     sizes: Counter[str] = Counter()
     for tensor in tensors:
         sizes[tensor.type] += tensor.nbytes

@@ -23,9 +23,9 @@ __all__ = [
     "SettingsDifferences",
     "StoredArtefact",
     "as_mapping",
-    "bind",
     "entry_differences",
     "expected_tensors",
+    "pair_tensors",
     "value_differences",
 ]
 
@@ -34,20 +34,20 @@ __all__ = [
 class StoredArtefact:
     """The tensors of an artefact as they are stored, and what each of them should hold.
 
-    Nothing that can be read is refused: a tensor that is missing, or a header that says something
-    else than the source, is for `verify` to report.
+    Everything that can be read is accepted: `verify` reports a missing tensor, or a header that
+    disagrees with the source.
 
     Attributes:
-        tensors: what is stored, by the artefact's own names, decoded as it is read.
-        expected: what each name should hold, rows in the order they should have there.
+        tensors: the stored tensors by their own names; quantized ones are decoded when read.
+        expected: the tensor that each name should have, its rows in the order of the artefact.
         optional: names that may be absent.
-        ignored: names that may be there and that no runtime uses.
-        differences: a phrase for each place where the headers' geometry is not the source's.
-        adjusted: vectors that the artefact itself says calibration has changed. Where there are
-            any, its matrices were rounded with error feedback.
-        weighted: whether the artefact says that it was made with an imatrix.
-        computed: names of tensors that are a function of the geometry and not the source's: on
-            another machine they may differ in the last place.
+        ignored: names that may be present and that no runtime uses.
+        differences: a phrase for each entry of the headers that disagrees with the geometry.
+        adjusted: vectors that calibration changed, as the artefact itself records. If there
+            are any, its matrices were rounded with error feedback.
+        weighted: whether the artefact records that it was made with an imatrix.
+        computed: names of tensors that are computed from the geometry, not taken from the
+            source; on another machine they may differ in the last digit.
     """
 
     tensors: Mapping[str, LazyTensor]
@@ -62,10 +62,10 @@ class StoredArtefact:
 
 @dataclass(frozen=True)
 class SettingsDifferences:
-    """Differences of an artefact's other files from what the source's tokenizer demands.
+    """What differs between an artefact's other files and what the source's tokenizer requires.
 
-    `settings` is about token ids and generation settings, `tokenizer` about the tokenizer's files;
-    a phrase for each difference.
+    `settings` has a phrase for each difference in token ids and generation settings, `tokenizer`
+    one for each difference in the tokenizer's files.
     """
 
     settings: Sequence[str]
@@ -75,9 +75,10 @@ class SettingsDifferences:
 def expected_tensors(
     source: Decoder, names: TensorNames, mp_num: int = 0
 ) -> Iterator[tuple[str, LazyTensor]]:
-    """Every tensor that a layout stores, as the source has it, rows in the layout's order.
+    """Yield each tensor that a layout stores, by name, with the source's values.
 
-    `mp_num` is the number of groups where the layout packs q, k and v into one matrix.
+    Rows are in the layout's order. `mp_num` is the number of groups if the layout packs q, k and v
+    into one matrix, 0 otherwise.
     """
     decoder = source.half_split() if names.half_split else source
     for part, name in names.model.items():
@@ -89,25 +90,31 @@ def expected_tensors(
             yield name.format(i=i), Zeros((decoder.geometry.n_embd,), torch.float32)
 
 
-def bind(
+def pair_tensors(
     tensors: Mapping[str, LazyTensor],
     expected: Mapping[str, LazyTensor],
     names: TensorNames,
     geometry: Geometry,
     differences: Sequence[str],
 ) -> StoredArtefact:
-    """Put an artefact's tensors beside the expected ones; the layout says which may be absent."""
+    """Pair an artefact's tensors with the expected ones.
+
+    `names` is the layout. Its zero biases may be absent. Its dropped tensors (such as the causal
+    masks of old checkpoints) may be present and are ignored, unless they are expected.
+    """
     layers = range(geometry.n_layer)
     return StoredArtefact(
         tensors=tensors,
         expected=expected,
         optional=frozenset(name.format(i=i) for name in names.zero_biases for i in layers),
-        ignored=frozenset(n.format(i=i) for n in names.dropped for i in layers) - expected.keys(),
+        ignored=frozenset(name.format(i=i) for name in names.dropped for i in layers)
+        - expected.keys(),
         differences=tuple(differences),
     )
 
 
 ABSENT = "absent"
+"""What a difference shows in place of the value of an entry that is missing."""
 
 
 def value_differences(
@@ -115,23 +122,28 @@ def value_differences(
     expected: Mapping[str, Any],
     defaults: Mapping[str, Any] | None = None,
 ) -> list[str]:
-    """Compare numbers and names. A key that is absent has the value that `defaults` gives it."""
-    texts = []
+    """Compare entries that are numbers or names; returns a phrase for each difference.
+
+    If a key is absent from `actual`, its value in `defaults` is compared. Keys that are not in
+    `expected` are not compared.
+    """
+    differences = []
     for key, value in expected.items():
         stored = actual.get(key, (defaults or {}).get(key, ABSENT))
-        if isinstance(stored, np.ndarray) or stored != value:  # an array: a value for each layer
-            texts.append(f"{key} is {reprlib.repr(stored)}, not {value!r}")
-    return texts
+        if isinstance(stored, np.ndarray) or stored != value:  # an array has a value for each layer
+            differences.append(f"{key} is {reprlib.repr(stored)}, not {value!r}")
+    return differences
 
 
 def entry_differences(
     file: str, actual: Mapping[str, Any], expected: Mapping[str, Any]
 ) -> list[str]:
-    """Compare the entries of a file of settings; of two lists, say where they first differ.
+    """Compare the entries of a settings file; returns a phrase for each difference.
 
-    A token may be written with its flags, as {"content": token, ...}.
+    For two lists the phrase tells the first entry that differs. `file` is named in each phrase, if
+    it is not empty. A token may be an object with flags, {"content": token, ...}.
     """
-    texts = []
+    differences = []
     for key, value in expected.items():
         stored = actual.get(key, ABSENT)
         if isinstance(stored, dict) and isinstance(value, str):
@@ -141,14 +153,14 @@ def entry_differences(
         name = f"{file}: {key}" if file else key
         if isinstance(stored, list) and isinstance(value, list):
             pairs = enumerate(zip(stored, value, strict=False))
-            place = next((i for i, (a, b) in pairs if a != b), min(len(stored), len(value)))
+            first = next((i for i, (a, b) in pairs if a != b), min(len(stored), len(value)))
             counts = f"{len(stored)} entries for {len(value)}"
-            texts.append(f"{name} has {counts}, entry {place} is the first that differs")
+            differences.append(f"{name} has {counts}, entry {first} is the first that differs")
         else:
-            texts.append(f"{name} is {reprlib.repr(stored)}, not {reprlib.repr(value)}")
-    return texts
+            differences.append(f"{name} is {reprlib.repr(stored)}, not {reprlib.repr(value)}")
+    return differences
 
 
 def as_mapping(value: Any) -> Mapping[str, Any]:
-    """A part of a JSON file that should be an object: itself, or an empty one."""
+    """Return a value of a JSON file if it is an object, otherwise an empty mapping."""
     return value if isinstance(value, dict) else {}

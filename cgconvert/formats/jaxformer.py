@@ -2,8 +2,8 @@
 
 The archive holds the leaves of the parameter tree in the order jax.tree_flatten gives them
 (salesforce/jaxformer, models/decoder/inter/checkpoint.py), layers stacked on axis 0, linear
-weights as [in, out]. What comes out has the names and shapes of a Hugging Face state dict, as
-jaxformer/hf/convert.py makes it.
+weights as [in, out]. They are read as a state dict with Hugging Face's names and shapes, which
+jaxformer/hf/convert.py creates too.
 """
 
 from __future__ import annotations
@@ -40,21 +40,21 @@ LEAVES = (
     "fc_in_bias", "fc_in", "fc_out_bias", "fc_out",
     "ln_bias", "ln_weight",
 )  # fmt: skip
-"""arr_0 ... arr_13: {embed, proj, transformer} with the keys of every level sorted."""
+"""The leaves arr_0 to arr_13: the tree {embed, proj, transformer}, keys of each level sorted."""
 
 DTYPES = {
     "<f4": torch.float32,
     "<f2": torch.float16,
-    "|V2": torch.bfloat16,  # what numpy makes of a type it does not know
+    "|V2": torch.bfloat16,  # numpy stores a type that it does not know as raw bytes
     "<V2": torch.bfloat16,
 }
-MAX_NPY_HEADER = 4096
+MAX_NPY_HEADER = 4096  # bytes; numpy writes 128
 
 ARCHIVE = Path("model/0.npz")
 
 
 class Jaxformer(SourceFormat):
-    """A folder of steps, or one step of it."""
+    """A folder of training steps, or one step of it."""
 
     name = "jaxformer"
     has_steps = True
@@ -94,11 +94,11 @@ class Jaxformer(SourceFormat):
 
 
 def _training_config(folder: Path, step: Path) -> Path:
-    """The training configuration: a JSON file with model_layers, in the folder or the step's."""
+    """Find the training configuration: a JSON file with model_layers in the source or its step."""
     configs = [
         path
-        for place in dict.fromkeys((folder, step, step.parent))
-        for path in sorted(place.glob("*.json"))
+        for parent in dict.fromkeys((folder, step, step.parent))
+        for path in sorted(parent.glob("*.json"))
         if "model_layers" in read_json(path)
     ]
     if not configs:
@@ -110,7 +110,11 @@ def _training_config(folder: Path, step: Path) -> Path:
 
 
 def geometry_of(config: Mapping[str, Any], config_path: Path, mp_num: int | None) -> Geometry:
-    """The geometry in a training configuration (config/*.json of salesforce/jaxformer)."""
+    """Read the geometry in a training configuration (config/*.json of salesforce/jaxformer).
+
+    `mp_num` is the number of groups in qkv_proj; if it is None, it is the number of cores of the
+    TPU that the configuration names. Raises InputError if a size is missing or wrong.
+    """
     if mp_num is None:
         version = config.get("tpu_version")
         if not isinstance(version, int) or version not in TPU_CORES:
@@ -132,14 +136,14 @@ def geometry_of(config: Mapping[str, Any], config_path: Path, mp_num: int | None
 
 
 def _is_step(folder: Path) -> bool:
-    """Whether this folder is one step of a training run."""
+    """Return whether this folder is one step of a training run."""
     return (folder / ARCHIVE).is_file()
 
 
 def choose_step(folder: Path, step: int | None) -> Path:
-    """The folder of a step: the one asked for, else the last.
+    """Return the folder of step `step`, or of the last step if `step` is None.
 
-    Raises InputError where there is none, or not that one.
+    Raises InputError if there is no such step.
     """
     if _is_step(folder) and step in (None, _step_number(folder)):
         return folder
@@ -147,15 +151,15 @@ def choose_step(folder: Path, step: int | None) -> Path:
     steps.pop(None, None)
     if not steps:
         raise InputError(f"{folder}: no step with model/0.npz in it")
-    chosen = max(s for s in steps if s is not None) if step is None else step
+    chosen = max(number for number in steps if number is not None) if step is None else step
     if chosen not in steps:
-        known = ", ".join(str(s) for s in sorted(s for s in steps if s is not None))
+        known = ", ".join(str(n) for n in sorted(n for n in steps if n is not None))
         raise InputError(f"{folder}: has no step {chosen}; it has {known}")
     return steps[chosen]
 
 
 def tensors(step: Path, g: Geometry) -> dict[str, LazyTensor]:
-    """The state dict of one step, lazily. Raises InputError for an archive that does not fit."""
+    """Read the state dict of one step, lazily. Raises InputError if a shape does not fit."""
     path = step / ARCHIVE
     stored = dict(zip(LEAVES, leaves(path), strict=True))
     shapes = _shapes(g)
@@ -179,6 +183,7 @@ def tensors(step: Path, g: Geometry) -> dict[str, LazyTensor]:
 
 
 def _shapes(g: Geometry) -> dict[str, tuple[int, ...]]:
+    """Return the shape that each leaf must have."""
     n, d, f, v = g.n_layer, g.n_embd, g.n_inner, g.vocab_size
     return {
         "embed.b": (d,), "embed.w": (v, d),
@@ -190,14 +195,14 @@ def _shapes(g: Geometry) -> dict[str, tuple[int, ...]]:
 
 
 def _layer(leaf: Stored, layer: int, name: str) -> Stored:
-    """One layer of a leaf, which has all layers stacked on axis 0."""
+    """Return one layer of a leaf, in which all layers are stacked on axis 0."""
     shape = leaf.shape[1:]
     offset = leaf.offset + layer * math.prod(shape) * leaf.dtype.itemsize
     return replace(leaf, offset=offset, shape=shape, name=name)
 
 
 def leaves(path: Path) -> list[Stored]:
-    """The archive's arrays as stored, in the order of `LEAVES`."""
+    """Return the archive's arrays, lazily, in the order of `LEAVES`. Raises InputError."""
     names = [f"arr_{i}.npy" for i in range(len(LEAVES))]
     arrays = read_members(path)
     if arrays.keys() != set(names):
@@ -209,16 +214,17 @@ def leaves(path: Path) -> list[Stored]:
 
 
 def _array(member: Member, path: Path) -> Stored:
+    """Read the .npy header of an archive member. Raises InputError if it is not such an array."""
     with path.open("rb") as file:
         file.seek(member.offset)
-        head = io.BytesIO(file.read(min(MAX_NPY_HEADER, member.size)))
+        header = io.BytesIO(file.read(min(MAX_NPY_HEADER, member.size)))
     try:
         read: Callable[..., tuple[tuple[int, ...], bool, np.dtype]] = (
             np.lib.format.read_array_header_1_0
-            if np.lib.format.read_magic(head) == (1, 0)
+            if np.lib.format.read_magic(header) == (1, 0)
             else np.lib.format.read_array_header_2_0
         )
-        shape, fortran, dtype = read(head)
+        shape, fortran, dtype = read(header)
     except Exception as error:  # numpy parses it as Python source, which fails in many ways
         raise InputError(f"{path}: {member.name} is not an array: {error}") from error
     if dtype.str not in DTYPES or dtype.names or dtype.subdtype or fortran:
@@ -229,12 +235,12 @@ def _array(member: Member, path: Path) -> Stored:
     torch_dtype = DTYPES[dtype.str]
     if len(shape) > 3 or not all(type(n) is int and 0 < n < 1 << 48 for n in shape):
         raise InputError(f"{path}: {member.name} has an impossible shape {list(shape)}")
-    if head.tell() + math.prod(shape) * torch_dtype.itemsize != member.size:
+    if header.tell() + math.prod(shape) * torch_dtype.itemsize != member.size:
         raise InputError(f"{path}: {member.name} is shorter or longer than its header says")
-    return Stored(path, member.offset + head.tell(), tuple(shape), torch_dtype, member.name)
+    return Stored(path, member.offset + header.tell(), tuple(shape), torch_dtype, member.name)
 
 
 def _step_number(folder: Path) -> int | None:
-    """The step a folder stands for: its name's digits, as in `1000` or `step_1000`."""
+    """Return the digits of a folder's name as a number, as in `1000` or `step_1000`."""
     digits = "".join(c for c in folder.name if c in "0123456789")
     return int(digits) if digits else None

@@ -13,14 +13,14 @@ from cgconvert.model.tensor_names import TensorNames
 
 __all__ = ["NamedTensor", "named_tensors"]
 
-ENDS = ("ln_f_weight", "ln_f_bias", "head", "head_bias")
+PARTS_AFTER_LAYERS = ("ln_f_weight", "ln_f_bias", "head", "head_bias")
 
 
 class NamedTensor(NamedTuple):
-    """A tensor by its name in a layout.
+    """A tensor with its name in a layout.
 
-    `part` is the field of Decoder or Layer that it is, "zero_bias" for a bias that the layout has
-    and CodeGen has not; `layer` is None outside of layers.
+    `part` is the field of Decoder or Layer that contains the tensor, or "zero_bias" for a bias that
+    the layout has and CodeGen does not. `layer` is None outside of the layers.
     """
 
     name: str
@@ -36,10 +36,10 @@ def named_tensors(
     mp_num: int = 0,
     bias_dtype: torch.dtype | None = None,
 ) -> Iterator[NamedTensor]:
-    """All tensors of a layout, in the order the model uses them, rows in the layout's order.
+    """Yield all tensors of a layout in the order in which the model uses them.
 
-    `mp_num` is the number of groups where the layout packs q, k and v into one matrix, `bias_dtype`
-    the type of zero biases, q's unless given.
+    Rows are in the layout's order. `mp_num` is the number of groups if the layout packs q, k and v
+    into one matrix, 0 otherwise. `bias_dtype` is the type of zero biases; the default is q's type.
     """
     if names.half_split:
         decoder = decoder.half_split()
@@ -51,5 +51,5 @@ def named_tensors(
         for name in names.zero_biases:
             bias = Zeros((decoder.geometry.n_embd,), bias_dtype or layer.q.dtype)
             yield NamedTensor(name.format(i=i), "zero_bias", i, bias)
-    for part in ENDS:
+    for part in PARTS_AFTER_LAYERS:
         yield NamedTensor(names.model[part], part, None, getattr(decoder, part))

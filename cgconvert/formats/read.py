@@ -26,14 +26,15 @@ __all__ = [
 ]
 
 SCHEMA = 1
+"""Version of the JSON that `Description.as_dict` returns."""
 
 
 def read(location: str, options: ReadOptions | None = None) -> Checkpoint:
-    """Read a checkpoint; only its headers are read, its weights are lazy.
+    """Read a checkpoint: only its headers are read, the weights are lazy.
 
     Args:
-        location: a path, the embedded model's name, a name of the family or a Hub id.
-        options: what the source itself may not say.
+        location: a path, the name of the embedded model or of a model of the family, or a Hub id.
+        options: facts that the source itself may not contain, such as its tokenizer.
 
     Raises:
         InputError: the source is missing, broken or not a CodeGen.
@@ -45,9 +46,10 @@ def read(location: str, options: ReadOptions | None = None) -> Checkpoint:
 
 
 def find_source(location: str, options: ReadOptions) -> tuple[SourceFormat, Source]:
-    """Find what `location` names, and its format.
+    """Find the source that `location` names, and its format.
 
-    Raises InputError where there is nothing known, UsageError for a step where there are none.
+    Raises InputError if no format recognises it, UsageError if `options` choose a step and the
+    format has none.
     """
     source = resolve(location, options.revision)
     format_ = source_format(source.path)
@@ -58,10 +60,10 @@ def find_source(location: str, options: ReadOptions) -> tuple[SourceFormat, Sour
 
 @dataclass(frozen=True)
 class Description:
-    """A checkpoint or an artefact as its headers describe it.
+    """What the headers of a checkpoint or an artefact contain.
 
-    `types` counts stored bytes by type; `provenance` is the manifest's account of where an
-    artefact came from, or how a checkpoint was found.
+    `types` has the number of stored bytes of each type. `provenance` is the manifest of an
+    artefact, or the location and revision of a checkpoint.
     """
 
     path: str
@@ -75,14 +77,14 @@ class Description:
     provenance: Mapping[str, Any]
 
     def as_dict(self) -> dict[str, Any]:
-        """The description as JSON has it, with the number of its schema."""
+        """Return the description as JSON values, with the version of the schema."""
         return {"schema": SCHEMA, **asdict(self)}
 
 
 def describe(location: str, options: ReadOptions | None = None) -> Description:
-    """Describe whatever `location` names: a source, or an artefact, quantized ones too.
+    """Describe a source or an artefact, which may be quantized, from its headers alone.
 
-    Raises InputError where it is nothing known or its headers are broken.
+    Raises InputError if no format recognises `location` or its headers are broken.
     """
     options = options or ReadOptions()
     format_, source = find_source(location, options)
@@ -94,19 +96,20 @@ def describe(location: str, options: ReadOptions | None = None) -> Description:
         layout=headers.layout,
         geometry=headers.geometry.as_dict(),
         parameters=headers.geometry.parameters,
-        tokenizer=_tokenizer(headers.tokenizer, headers.geometry),
+        tokenizer=_describe_tokenizer(headers.tokenizer, headers.geometry),
         types=bytes_by_type(headers.tensors),
         tensors=headers.tensors,
         provenance=asdict(manifest) if manifest else dict(headers.origin),
     )
 
 
-def _tokenizer(tokenizer: Tokenizer, geometry: Geometry) -> dict[str, Any]:
-    runs = tokenizer.whitespace_ids
+def _describe_tokenizer(tokenizer: Tokenizer, geometry: Geometry) -> dict[str, Any]:
+    """Return counts and ids; `white_space` is the first and last id of tokens of white space."""
+    whitespace_ids = tokenizer.whitespace_ids
     return {
         "entries": tokenizer.size,
         "merges": len(tokenizer.merges),
         "end_of_text": tokenizer.end_of_text_id,
-        "white_space": [min(runs), max(runs)] if runs else [],
+        "white_space": [min(whitespace_ids), max(whitespace_ids)] if whitespace_ids else [],
         "padding_rows": geometry.vocab_size - tokenizer.size,
     }

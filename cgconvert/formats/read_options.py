@@ -1,4 +1,4 @@
-"""Options of reading a source, and what follows from them for the checkpoint."""
+"""The options of reading a source, and how they change the checkpoint."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ __all__ = ["ReadOptions", "complete", "read_tokenizer"]
 
 @dataclass(frozen=True)
 class ReadOptions:
-    """Facts about a source that the source itself may not state.
+    """Facts about a source that the source itself may not contain.
 
     `tokenizer` and `config` replace the source's own, `mp_num` is the number of groups in qkv_proj,
     `step` chooses one of a Jaxformer run's steps, `revision` is a branch, tag or commit on the Hub.
@@ -33,7 +33,7 @@ class ReadOptions:
     revision: str | None = None
 
     def manifest_entry(self) -> dict[str, str | int]:
-        """The options that a manifest records: what is needed to read the same source again."""
+        """Return the options that a manifest records, to read the same source again."""
         values = {key: getattr(self, key) for key in ("tokenizer", "config", "mp_num")}
         return {
             key: str(value) if isinstance(value, Path) else value
@@ -42,7 +42,7 @@ class ReadOptions:
         }
 
     def with_tokenizer(self, checkpoint: Checkpoint) -> Checkpoint:
-        """The checkpoint with the user's tokenizer instead of its own, if there is one."""
+        """Replace a checkpoint's tokenizer by the user's, if there is one."""
         if self.tokenizer is None:
             return checkpoint
         return replace(checkpoint, tokenizer=Tokenizer.load(self.tokenizer))
@@ -66,26 +66,26 @@ class ReadOptions:
 def read_tokenizer(folder: Path, options: ReadOptions) -> tuple[Tokenizer, tuple[Path, ...]]:
     """Load the tokenizer of a source in `folder`, and list the files it was read from.
 
-    The user's own comes first, then the source's, then GPT-2's from the Hub, which every CodeGen
-    has. Raises InputError where it is broken.
+    The user's tokenizer has precedence over the source's. If there is neither, GPT-2's is fetched
+    from the Hub, because every CodeGen uses it. Raises InputError if it is broken.
     """
-    place = options.tokenizer or folder
+    path = options.tokenizer or folder
     if options.tokenizer is None and not any(
-        (place / name).is_file() for name in ("tokenizer.json", "vocab.json")
+        (path / name).is_file() for name in ("tokenizer.json", "vocab.json")
     ):
-        place = hub.fetch_gpt2_tokenizer()
-    directory = place if place.is_dir() else place.parent
+        path = hub.fetch_gpt2_tokenizer()
+    directory = path if path.is_dir() else path.parent
     files = tuple(directory / name for name in TOKENIZER_FILES if (directory / name).is_file())
-    return Tokenizer.load(place), files
+    return Tokenizer.load(path), files
 
 
 def complete(
     checkpoint: Checkpoint, location: str, source: Source, options: ReadOptions
 ) -> Checkpoint:
-    """Record in a checkpoint how it was found: `location`, as the user gave it, and options.
+    """Record in a checkpoint the `location` that the user gave, and the options.
 
-    Its name becomes its manifest's, if it is an artefact of cgconvert with one. Raises InputError
-    where the tokenizer has more entries than the embedding has rows.
+    An artefact with a manifest gets the name in its manifest. Raises InputError if the tokenizer
+    has more entries than the embedding has rows.
     """
     manifest = find_manifest(checkpoint.path)
     if checkpoint.tokenizer.size > checkpoint.geometry.vocab_size:

@@ -34,30 +34,33 @@ FORMATS: dict[str, str] = {
     "jaxformer": "cgconvert.formats.jaxformer:Jaxformer",
     "gguf": "cgconvert.formats.gguf.format:Gguf",
 }
-"""Module and class of each format by its name."""
+"""Module and class of each format, by the format's name."""
 
 
 def load(name: str) -> Format:
-    """The format of this name. Raises UsageError where there is none that is written."""
+    """Return the format of this name.
+
+    Raises UsageError if there is none, or if it is only read, as jaxformer is.
+    """
     format_ = _make(FORMATS[name]) if name in FORMATS else None
     if not isinstance(format_, Format):
-        known = ", ".join(known.name for known in formats())
+        known = ", ".join(written.name for written in formats())
         raise UsageError(f"nothing here reads {name!r}; there are {known}")
     return format_
 
 
 def formats() -> list[Format]:
-    """Every format that artefacts are written in."""
+    """Return every format that cgconvert writes."""
     return [format_ for format_ in map(_make, FORMATS.values()) if isinstance(format_, Format)]
 
 
 def artefact_format(path: Path) -> Format | None:
-    """The format of the artefact at `path`, None where it is none."""
+    """Return the format of the artefact at `path`, None if it is not an artefact."""
     return next((format_ for format_ in formats() if format_.identify(path)), None)
 
 
 def source_format(path: Path) -> SourceFormat:
-    """The format of the source at `path`. Raises InputError where nothing known is there."""
+    """Return the format of the source at `path`. Raises InputError if no format recognises it."""
     for format_ in map(_make, FORMATS.values()):
         if format_.recognises(path):
             return format_
@@ -68,14 +71,14 @@ def source_format(path: Path) -> SourceFormat:
 
 
 def _make(class_name: str) -> SourceFormat:
-    """The one object of a format's class; it has no state."""
+    """Create a format from "module:class"; formats have no state."""
     format_: SourceFormat = resolve_name(class_name)()
     return format_
 
 
 @dataclass(frozen=True)
 class Artefact:
-    """The folder or file of an artefact, its format's name, and its manifest if it has one."""
+    """A recognised artefact: its path, its format's name, and its manifest if it has one."""
 
     path: Path
     format: str
@@ -83,17 +86,17 @@ class Artefact:
 
     @property
     def type(self) -> str:
-        """The type of most of its bytes. Raises InputError where its headers are broken."""
+        """The type in which most bytes are stored. Raises InputError if the headers are broken."""
         return load(self.format).stored_type(self.path)
 
     @property
     def name(self) -> str:
-        """The name of the model in it."""
+        """The name of the model."""
         return self.manifest.name if self.manifest else self.path.stem
 
 
 def identify(path: Path) -> Artefact:
-    """Tell an artefact's format from its files. Raises InputError where it is none."""
+    """Recognise the artefact at `path` by its file names. Raises InputError if it is not one."""
     if not path.exists():
         raise InputError(f"{path}: no such file or folder")
     format_ = artefact_format(path)
@@ -105,14 +108,17 @@ def identify(path: Path) -> Artefact:
 
 
 def find_all(folder: Path) -> list[Artefact]:
-    """Every artefact below a folder (or the folder itself), in order of its path."""
+    """Find every artefact below a folder, or the folder itself, sorted by path.
+
+    Hidden files and folders are left out, and links to folders are not followed.
+    """
     artefacts: list[Artefact] = []
-    for place, folders, files in os.walk(folder):  # which follows no links to folders
-        if artefact_format(Path(place)) is not None:
-            artefacts.append(identify(Path(place)))
+    for parent, folders, files in os.walk(folder):
+        if artefact_format(Path(parent)) is not None:
+            artefacts.append(identify(Path(parent)))
             folders.clear()
             continue
         folders[:] = [name for name in folders if not name.startswith(".")]
-        paths = [Path(place, name) for name in files if not name.startswith(".")]
+        paths = [Path(parent, name) for name in files if not name.startswith(".")]
         artefacts += [identify(path) for path in paths if artefact_format(path) is not None]
     return sorted(artefacts, key=lambda artefact: artefact.path)

@@ -88,7 +88,7 @@ def check_weights(
     Raises:
         InputError: The artefact cannot be read at all.
     """
-    stored = load(format).stored(artefact, source)
+    stored = load(format).stored_artefact(artefact, source)
     errors = compare(stored, progress or SilentProgress())
     must_be_equal = [e for e in errors if e.error_over_bound is None]
     adjusted = [e for e in errors if _is_adjusted(stored, e.name)]

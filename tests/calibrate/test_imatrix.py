@@ -13,7 +13,7 @@ import torch
 
 from cgconvert.codecs.block_codec import BlockCodec
 from cgconvert.codecs.ggml import ENCODINGS
-from cgconvert.formats.gguf.imatrix import DAMPING, Imatrix, Inputs
+from cgconvert.formats.gguf.imatrix import DAMPING, Imatrix, InputStatistics
 from cgconvert.formats.gguf.writer import plan
 from cgconvert.model.decoder import Decoder
 from cgconvert.model.tensor import InMemory, Rows
@@ -34,7 +34,7 @@ def skewed() -> Imatrix:
     """An imatrix with far larger differences between columns than a trained model's."""
     generator = torch.Generator().manual_seed(5)
     inputs = {
-        name: Inputs(torch.randn(len(entry.squares), generator=generator).mul(3).exp(), 7)
+        name: InputStatistics(torch.randn(len(entry.squares), generator=generator).mul(3).exp(), 7)
         for name, entry in collected().inputs.items()
     }
     return replace(collected(), inputs=inputs, file="skewed.gguf", sha256="5" * 64)
@@ -105,7 +105,9 @@ def test_collected_squares_are_those_of_llama_imatrix(tmp_path: Path) -> None:
 
 def test_importance_has_mean_one_and_is_never_zero() -> None:
     squares = torch.tensor([0.0, 3.0, 9.0])
-    imatrix = replace(collected(), inputs={"a": Inputs(squares, 5), "b": Inputs(squares * 0, 5)})
+    imatrix = replace(
+        collected(), inputs={"a": InputStatistics(squares, 5), "b": InputStatistics(squares * 0, 5)}
+    )
     importance = imatrix.importance("a")
     assert importance is not None
     assert float(importance.mean()) == pytest.approx(1)

@@ -8,7 +8,7 @@ from dataclasses import replace
 
 import torch
 
-from cgconvert.formats.gguf.imatrix import Imatrix, Inputs, encoded
+from cgconvert.formats.gguf.imatrix import Imatrix, InputStatistics, encoded
 from tests.support.imatrices import legacy
 
 __all__ = ["IMATRICES", "MakeFile"]
@@ -19,7 +19,9 @@ MakeFile = Callable[[Imatrix], bytes]
 Q, DOWN, HEAD = "blk.0.attn_q.weight", "blk.0.ffn_down.weight", "output.weight"
 
 
-def change_inputs(name: str, change: Callable[[Inputs], Inputs]) -> Callable[[Imatrix], Imatrix]:
+def change_inputs(
+    name: str, change: Callable[[InputStatistics], InputStatistics]
+) -> Callable[[Imatrix], Imatrix]:
     """Replace the entry of a matrix."""
     return lambda imatrix: replace(
         imatrix, inputs={**imatrix.inputs, name: change(imatrix.inputs[name])}
@@ -27,7 +29,7 @@ def change_inputs(name: str, change: Callable[[Inputs], Inputs]) -> Callable[[Im
 
 
 def change_value(name: str, number: float) -> Callable[[Imatrix], Imatrix]:
-    def change(old_inputs: Inputs) -> Inputs:
+    def change(old_inputs: InputStatistics) -> InputStatistics:
         squares = old_inputs.squares.clone()
         squares[5] = number
         return replace(old_inputs, squares=squares)
@@ -41,7 +43,8 @@ def change_count(name: str, number: int) -> Callable[[Imatrix], Imatrix]:
 
 def double_width(name: str) -> Callable[[Imatrix], Imatrix]:
     return change_inputs(
-        name, lambda old_inputs: Inputs(torch.cat([old_inputs.squares] * 2), old_inputs.count)
+        name,
+        lambda old_inputs: InputStatistics(torch.cat([old_inputs.squares] * 2), old_inputs.count),
     )
 
 

@@ -18,7 +18,12 @@ import torch
 from cgconvert.codecs.encoding import F32
 from cgconvert.errors import InputError, UsageError
 from cgconvert.formats.base import OUT, Format, Headers, ThresholdRow, most_stored, tensor_lines
-from cgconvert.formats.comparison import SettingsDifferences, StoredArtefact, bind, expected_tensors
+from cgconvert.formats.comparison import (
+    SettingsDifferences,
+    StoredArtefact,
+    expected_tensors,
+    pair_tensors,
+)
 from cgconvert.formats.huggingface.checks import config_differences, tokenizer_differences
 from cgconvert.formats.huggingface.config import codegen_config, from_codegen
 from cgconvert.formats.named_tensors import named_tensors
@@ -122,11 +127,11 @@ class Npy(Format):
         geometry = from_codegen(read_json(path), path, GROUPS)
         return CODEGEN.decoder(geometry, _arrays(artefact), str(artefact))
 
-    def stored(self, artefact: Path, source: Decoder) -> StoredArtefact:
+    def stored_artefact(self, artefact: Path, source: Decoder) -> StoredArtefact:
         config = read_json(artefact / "config.json")
         differences = config_differences(config, codegen_config(source.geometry, {}))
         expected = dict(expected_tensors(source, CODEGEN, GROUPS))
-        return bind(_arrays(artefact), expected, CODEGEN, source.geometry, differences)
+        return pair_tensors(_arrays(artefact), expected, CODEGEN, source.geometry, differences)
 
     def settings(self, artefact: Path, source: Checkpoint) -> SettingsDifferences:
         return SettingsDifferences([], list(tokenizer_differences(artefact, source)))

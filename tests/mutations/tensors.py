@@ -28,7 +28,7 @@ def change_tensor(change: Callable[[LazyTensor], None], part: str) -> Files:
 
     def change_files(artefact: Path, source: Checkpoint) -> None:
         kind = _format(artefact)
-        tensors = load(kind).stored(artefact, source.decoder).tensors
+        tensors = load(kind).stored_artefact(artefact, source.decoder).tensors
         change(next(t for name, t in tensors.items() if any(word in name for word in words)))
 
     return change_files

@@ -109,7 +109,7 @@ def test_a_mistake_in_a_file_is_caught(
 ) -> None:
     artefact, kind = copied(right[name], tmp_path), right[name].format
     change, check = IN_FILES[mistake]
-    change(dict(load(kind).stored(artefact, source.decoder).tensors))
+    change(dict(load(kind).stored_artefact(artefact, source.decoder).tensors))
     values = "error" if name in QUANTIZED else "equal"
     caught = failed(checked(artefact, kind, source))
     assert caught == {"provenance", f"weights.{values}"} | (
@@ -243,7 +243,7 @@ def test_a_rotary_table_may_differ_in_the_last_place_and_no_more(
     name: str, source: Checkpoint, right: dict[str, Plan], tmp_path: Path
 ) -> None:
     artefact = copied(right[name], tmp_path)
-    table = load("onnx").stored(artefact, source.decoder).tensors["rotary.cos"]
+    table = load("onnx").stored_artefact(artefact, source.decoder).tensors["rotary.cos"]
     assert isinstance(table, Stored)
     size = torch.finfo(table.dtype).eps
 
@@ -275,7 +275,7 @@ def test_nan_where_no_prompt_looks_fails_by_its_weights_alone(
     name: str, source: Checkpoint, right: dict[str, Plan], tmp_path: Path
 ) -> None:
     plan, artefact = right[name], copied(right[name], tmp_path)
-    tensors = load(plan.format).stored(artefact, source.decoder).tensors
+    tensors = load(plan.format).stored_artefact(artefact, source.decoder).tensors
     rescale_block(wte(dict(tensors)), UNUSED[0], float("nan"))
     manifest_path(artefact).unlink()
     report = verify(artefact, plan.format, plan.type, source, "cpu", new_tokens=2, threads=1)
@@ -345,7 +345,7 @@ def test_a_matrix_that_is_called_adjusted_is_judged_like_any_matrix(
     by_name = checks_of(plan.output, source)
     assert by_name["weights.adjusted"].detail == "blk.0.attn_norm.bias 0"
     assert failed(by_name) == set()
-    tensor = load("gguf").stored(plan.output, source.decoder).tensors[names[0]]
+    tensor = load("gguf").stored_artefact(plan.output, source.decoder).tensors[names[0]]
     rescale_block(tensor, 3, 4.0)
     by_name = checks_of(plan.output, source)
     name = "weights.equal" if type_ == "F16" else "weights.error"

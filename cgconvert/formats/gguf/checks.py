@@ -18,9 +18,9 @@ from cgconvert.formats.comparison import (
     ABSENT,
     SettingsDifferences,
     StoredArtefact,
-    bind,
     entry_differences,
     expected_tensors,
+    pair_tensors,
     value_differences,
 )
 from cgconvert.formats.gguf import reader
@@ -37,14 +37,14 @@ from cgconvert.model.decoder import Decoder
 from cgconvert.model.tensor_names import GGUF
 from cgconvert.model.tokenizer import Tokenizer
 
-__all__ = ["settings", "stored"]
+__all__ = ["settings", "stored_artefact"]
 
 TOKENIZER = "tokenizer.ggml."
 ID_ROLES = ("bos", "eos", "eot", "unknown", "padding")
 ADDING = ("add_bos_token", "add_eos_token")
 
 
-def stored(path: Path, source: Decoder) -> StoredArtefact:
+def stored_artefact(path: Path, source: Decoder) -> StoredArtefact:
     """Put a file's tensors beside the source's, and its metadata beside the geometry."""
     header, g = read_header(path), source.geometry
     sizes: dict[str, Any] = {
@@ -71,7 +71,7 @@ def stored(path: Path, source: Decoder) -> StoredArtefact:
     tensors = reader.tensors(path, header)
     adjusted = header.metadata.get(ADJUSTED)
     return replace(
-        bind(tensors, dict(expected_tensors(source, GGUF)), GGUF, g, differences),
+        pair_tensors(tensors, dict(expected_tensors(source, GGUF)), GGUF, g, differences),
         adjusted=frozenset(adjusted if isinstance(adjusted, list) else ()),
         weighted=f"{IMATRIX}.file" in header.metadata,
     )

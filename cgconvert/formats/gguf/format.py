@@ -162,10 +162,10 @@ class Gguf(Format):
 
         admit_gguf(path)
 
-    def stored(self, artefact: Path, source: Decoder) -> StoredArtefact:
+    def stored_artefact(self, artefact: Path, source: Decoder) -> StoredArtefact:
         from cgconvert.formats.gguf import checks
 
-        return checks.stored(artefact, source)
+        return checks.stored_artefact(artefact, source)
 
     def decoder(self, artefact: Path) -> Decoder:
         from cgconvert.formats.gguf import reader

@@ -39,7 +39,7 @@ from cgconvert.model.tensor_names import GGUF
 __all__ = [
     "MATRICES",
     "Imatrix",
-    "Inputs",
+    "InputStatistics",
     "encoded",
     "read_imatrix",
     "write_imatrix",
@@ -57,7 +57,7 @@ NAMED = 3
 
 
 @dataclass(frozen=True)
-class Inputs:
+class InputStatistics:
     """The inputs of one matrix: `squares`, float32 [columns], are sums over `count` positions.
 
     Old files count batches instead of positions; the ratio of two columns is the same.
@@ -75,7 +75,7 @@ class Imatrix:
     of its bytes; of one that was just collected, of the bytes that writing it gives.
     """
 
-    inputs: Mapping[str, Inputs]
+    inputs: Mapping[str, InputStatistics]
     datasets: tuple[str, ...]
     chunks: int
     chunk_size: int
@@ -260,7 +260,7 @@ def _shown(value: object) -> str:
     return "missing" if value is None else f"a {type(value).__name__}"
 
 
-def _inputs(path: Path, name: str, values: np.ndarray, count: float) -> Inputs:
+def _inputs(path: Path, name: str, values: np.ndarray, count: float) -> InputStatistics:
     """Raises InputError for a number that no sum of squares, or no count, can be."""
     for broken, what in (
         (~np.isfinite(values), "NaN or infinite"),
@@ -276,7 +276,7 @@ def _inputs(path: Path, name: str, values: np.ndarray, count: float) -> Inputs:
             f"{path}: {name} has a count of {count:g}, so nothing was collected for it; collect "
             "the imatrix again from more text"
         )
-    return Inputs(torch.from_numpy(values.astype(np.float32)), round(count))
+    return InputStatistics(torch.from_numpy(values.astype(np.float32)), round(count))
 
 
 class _Legacy:
@@ -292,7 +292,7 @@ class _Legacy:
         entries = self.number("the number of entries")
         if not 1 <= entries <= MOST_ENTRIES:
             raise self.fault(f"it would have {entries} entries")
-        inputs: dict[str, Inputs] = {}
+        inputs: dict[str, InputStatistics] = {}
         for name, entry in self.entries(entries):
             if name in inputs:
                 raise self.fault(f"{name} is there twice")
@@ -300,7 +300,7 @@ class _Legacy:
         chunks, datasets = self.rest()
         return Imatrix(inputs, datasets, chunks, 0)
 
-    def entries(self, count: int) -> Iterator[tuple[str, Inputs]]:
+    def entries(self, count: int) -> Iterator[tuple[str, InputStatistics]]:
         for index in range(count):
             name = self.string(MOST_NAME_BYTES, f"the name of entry {index}")
             if not name:

@@ -1,4 +1,4 @@
-"""Check a Hugging Face folder before transformers gets it: one whole model, and no code."""
+"""Check a Hugging Face folder before transformers opens it: a complete model, and no code."""
 
 from __future__ import annotations
 
@@ -23,21 +23,21 @@ RUNS_CODE = (
 
 
 def admit_huggingface(folder: Path) -> None:
-    """Check a folder for transformers: safetensors of the shapes its config.json says, no code.
+    """Check that a folder has safetensors of the shapes in its config.json and would run no code.
 
-    Raises InputError.
+    Raises InputError if it does not.
     """
     config_path = folder / "config.json"
     config = read_json(config_path)
-    kind = config.get("model_type")
-    if kind not in ("codegen", "phi"):
-        raise InputError(f"{config_path}: model_type is {kind!r}, not codegen or phi")
-    tokenizer = folder / "tokenizer_config.json"
-    for path in (config_path, tokenizer, folder / "generation_config.json"):
+    model_type = config.get("model_type")
+    if model_type not in ("codegen", "phi"):
+        raise InputError(f"{config_path}: model_type is {model_type!r}, not codegen or phi")
+    tokenizer_path = folder / "tokenizer_config.json"
+    for path in (config_path, tokenizer_path, folder / "generation_config.json"):
         entries = read_json(path) if path.is_file() else {}
-        code = [key for key in RUNS_CODE if entries.get(key)]
-        if code:
-            raise InputError(f"{path}: refused: {code[0]} would run code that it names")
+        code_entries = [key for key in RUNS_CODE if entries.get(key)]
+        if code_entries:
+            raise InputError(f"{path}: refused: {code_entries[0]} would run code that it names")
     if (folder / "adapter_config.json").exists():
         raise InputError(f"{folder}: refused: it has an adapter_config.json")
     layout, files = reader.find_weights(folder)
@@ -45,6 +45,7 @@ def admit_huggingface(folder: Path) -> None:
         raise InputError(f"{folder}: has no safetensors")
 
     def integer(*keys: str, default: int | None = None) -> int:
+        """Read a positive integer of this config.json."""
         return configs.integer(config, config_path, *keys, default=default)
 
     width = integer("n_embd", "hidden_size")
@@ -53,13 +54,13 @@ def admit_huggingface(folder: Path) -> None:
         n_layer=integer("n_layer", "num_hidden_layers"),
         n_embd=width,
         n_head=integer("n_head", "num_attention_heads"),
-        rotary_dim=2,
+        rotary_dim=2,  # any value: only shapes are checked, and none depends on it
         n_positions=integer("n_positions", "n_ctx", "max_position_embeddings"),
         vocab_size=integer("vocab_size"),
         n_inner=integer("n_inner", "intermediate_size", default=4 * width),
         mp_num=1,
     )
-    names = CODEGEN if kind == "codegen" else PHI
+    names = CODEGEN if model_type == "codegen" else PHI
     shapes = {name: Zeros(t.shape, t.dtype) for name, t in reader.read_weights(files).items()}
     names.decoder(geometry, shapes, str(folder))
     Tokenizer.load(folder)

@@ -1,8 +1,8 @@
-"""Compare what a Hugging Face folder says with the source: configuration, ids, tokenizer.
+"""Compare a Hugging Face folder with the source: tensors, configuration, ids, tokenizer.
 
-The groups and the rotary base are transformers' own and are stated here a second time, and
-`expected_tensors` walks the names by itself, on purpose: a check that shared the writer's code
-would share its mistakes.
+On purpose this module repeats the constants of transformers (groups, rotary base), and
+`expected_tensors` goes through the names itself: a check that shared the writer's code would share
+its mistakes.
 """
 
 from __future__ import annotations
@@ -17,9 +17,9 @@ from cgconvert.formats.comparison import (
     SettingsDifferences,
     StoredArtefact,
     as_mapping,
-    bind,
     entry_differences,
     expected_tensors,
+    pair_tensors,
     value_differences,
 )
 from cgconvert.formats.huggingface import reader
@@ -36,7 +36,7 @@ __all__ = [
     "decoder",
     "generation_differences",
     "settings",
-    "stored",
+    "stored_artefact",
     "tokenizer_differences",
 ]
 
@@ -46,11 +46,11 @@ GROUPS = 4
 ROTARY_BASE = 10000.0
 """transformers' rotary base for CodeGen (create_sinusoidal_positions), and Phi's default."""
 
-NOT_MATHEMATICS = frozenset(
+NO_EFFECT_ON_LOGITS = frozenset(
     ("architectures", "use_cache", "resid_pdrop", "embd_pdrop", "attn_pdrop", "attention_dropout",
      "initializer_range")
 )  # fmt: skip
-"""Entries of a config.json that change no logits."""
+"""Entries of a config.json that do not change the logits."""
 
 DEFAULTS: Mapping[str, Any] = {
     "activation_function": "gelu_new",
@@ -62,50 +62,58 @@ DEFAULTS: Mapping[str, Any] = {
     "rope_type": "default",
     "rope_scaling": None,
 }
-"""Values that transformers takes where a config.json has none."""
+"""Values that transformers uses for entries that a config.json does not have."""
 
 IDS = ("bos_token_id", "eos_token_id", "pad_token_id")
+"""Entries that must be the end of text, where they are present."""
 
 HARMLESS = frozenset((*IDS, "_from_model_config", "transformers_version", "use_cache"))
-"""Entries of a generation_config.json that do not change what greedy decoding gives."""
+"""Entries of a generation_config.json that do not change the result of greedy decoding."""
 
-ADDING = ("add_bos_token", "add_eos_token")
+TOKEN_ADDING = ("add_bos_token", "add_eos_token")
 
 
 def decoder(folder: Path) -> Decoder:
-    """The model in a folder as transformers computes it, whatever its config.json is called after.
+    """Read the model in a folder as transformers does: a CodeGen always has `GROUPS` groups.
 
-    Raises InputError where its files make none.
+    So a model_type that cgconvert does not know is no hindrance. Raises InputError if the folder is
+    not a complete model.
     """
     path = folder / "config.json"
     files = reader.find_weights(folder)[1]
     return reader.decoder(folder, files, read_json(path), path, GROUPS)
 
 
-def stored(folder: Path, source: Decoder) -> StoredArtefact:
-    """Put a folder's tensors beside the source's, and its config.json beside the geometry."""
+def stored_artefact(folder: Path, source: Decoder) -> StoredArtefact:
+    """Pair a folder's tensors with the source's, and compare its config.json with the geometry."""
     config = read_json(folder / "config.json")
     tensors = reader.read_weights(reader.find_weights(folder)[1])
     g = source.geometry
     if reader.is_phi(config):
-        # transformers 5 reads rope_parameters, others the top level: each where it is there.
+        # transformers 5 prefers rope_parameters and others read the top level, so both are
+        # compared; an entry that only one of the two places has counts for both.
         rope = as_mapping(config.get("rope_parameters"))
         expected = phi_config(g, {}) | {"rope_scaling": None}
         expected_rope = expected.pop("rope_parameters")
         differences = config_differences({**rope, **config}, expected)
         differences += [
-            f"rope_parameters: {text}"
-            for text in config_differences({**config, **rope}, expected_rope)
+            f"rope_parameters: {difference}"
+            for difference in config_differences({**config, **rope}, expected_rope)
         ]
-        return bind(tensors, dict(expected_tensors(source, PHI)), PHI, g, differences)
+        return pair_tensors(tensors, dict(expected_tensors(source, PHI)), PHI, g, differences)
     differences = config_differences(config, codegen_config(g, {}))
     if g.rotary_base != ROTARY_BASE:
         differences.append(f"rotary base is {ROTARY_BASE:g}, not {g.rotary_base:g}")
-    return bind(tensors, dict(expected_tensors(source, CODEGEN, GROUPS)), CODEGEN, g, differences)
+    return pair_tensors(
+        tensors, dict(expected_tensors(source, CODEGEN, GROUPS)), CODEGEN, g, differences
+    )
 
 
 def config_differences(config: Mapping[str, Any], expected: Mapping[str, Any]) -> list[str]:
-    """Compare a configuration's mathematics, absent entries as transformers fills them in."""
+    """Compare the entries of a config.json that change the logits.
+
+    Absent entries, and None for some, have the values that transformers gives them.
+    """
     actual = dict(config)
     if "n_inner" in actual and actual["n_inner"] is None and "n_inner" in expected:
         actual["n_inner"] = 4 * expected["n_embd"]
@@ -114,7 +122,7 @@ def config_differences(config: Mapping[str, Any], expected: Mapping[str, Any]) -
     compared = {
         key: value
         for key, value in expected.items()
-        if key not in NOT_MATHEMATICS and (key != "n_ctx" or key in actual)
+        if key not in NO_EFFECT_ON_LOGITS and (key != "n_ctx" or key in actual)
     }
     return value_differences(actual, compared, DEFAULTS)
 
@@ -128,20 +136,22 @@ def settings(folder: Path, source: Checkpoint) -> SettingsDifferences:
 
 
 def generation_differences(folder: Path, tokenizer: Tokenizer) -> list[str]:
-    """Compare ids with the tokenizer's, and look for settings that greedy decoding has not.
+    """Compare token ids with the tokenizer's, and report settings that change greedy decoding.
 
-    config.json need not have any ids, generation_config.json has to say where to stop.
+    config.json need not contain ids, generation_config.json must contain eos_token_id.
     """
     end = tokenizer.end_of_text_id
     config = read_json(folder / "config.json")
-    texts = entry_differences("config.json", config, {key: end for key in IDS if key in config})
+    differences = entry_differences(
+        "config.json", config, {key: end for key in IDS if key in config}
+    )
     path = folder / "generation_config.json"
     if not path.is_file():
-        return [*texts, f"{path.name} is missing"]
+        return [*differences, f"{path.name} is missing"]
     generation = read_json(path)
     expected = {"eos_token_id": end} | {key: end for key in IDS if key in generation}
-    texts += entry_differences(path.name, generation, expected)
-    return texts + [
+    differences += entry_differences(path.name, generation, expected)
+    return differences + [
         f"{path.name}: {key} is {reprlib.repr(value)}, and greedy decoding has none"
         for key, value in generation.items()
         if key not in HARMLESS
@@ -151,8 +161,8 @@ def generation_differences(folder: Path, tokenizer: Tokenizer) -> list[str]:
 def tokenizer_differences(folder: Path, source: Checkpoint) -> Iterator[str]:
     """Compare the tokenizer's files with those that cgconvert writes for the source's tokenizer.
 
-    Libraries that save a tokenizer write the same in another way, so it is what the files mean
-    that is compared.
+    Libraries write the same tokenizer in different ways, so the meaning of the files is compared,
+    not their bytes. Yields a phrase for each difference.
     """
     expected_files = source.tokenizer.files(source.geometry.n_positions)
     present = {name for name in expected_files if (folder / name).is_file()}
@@ -161,12 +171,12 @@ def tokenizer_differences(folder: Path, source: Checkpoint) -> Iterator[str]:
     for name in sorted(present - {"merges.txt"}):
         actual, expected = read_json(folder / name), json.loads(expected_files[name])
         if name == "tokenizer.json":
-            actual, expected = _flat(actual), _flat(expected)
+            actual, expected = _flatten(actual), _flatten(expected)
         elif name == "tokenizer_config.json":  # a library adds keys of its own when it saves one
             expected.pop("tokenizer_class", None)
             expected.pop("padding_side", None)
-            actual = {**dict.fromkeys(ADDING, False), **actual}
-            expected |= dict.fromkeys(ADDING, False)
+            actual = {**dict.fromkeys(TOKEN_ADDING, False), **actual}
+            expected |= dict.fromkeys(TOKEN_ADDING, False)
         yield from entry_differences(name, actual, expected)
         if name in ("vocab.json", "added_tokens.json"):
             extra = len(actual.keys() - expected.keys())
@@ -177,15 +187,18 @@ def tokenizer_differences(folder: Path, source: Checkpoint) -> Iterator[str]:
             yield "merges.txt has other merges, or in another order"
 
 
-def _flat(tokenizer: Mapping[str, Any]) -> dict[str, Any]:
-    """tokenizer.json with its model's entries beside the others; a merge is one string."""
+def _flatten(tokenizer: Mapping[str, Any]) -> dict[str, Any]:
+    """Move the entries under "model" of a tokenizer.json to the top level; join merges to text."""
     model = as_mapping(tokenizer.get("model"))
     merges = model.get("merges")
     if isinstance(merges, list):
         merges = [" ".join(map(str, m)) if isinstance(m, list) else m for m in merges]
-    rest = {key: value for key, value in tokenizer.items() if key not in ("model", "version")}
-    return {**rest, **model, "merges": merges}
+    other_entries = {
+        key: value for key, value in tokenizer.items() if key not in ("model", "version")
+    }
+    return {**other_entries, **model, "merges": merges}
 
 
 def _merges(text: str) -> list[str]:
+    """Return the lines of a merges.txt without its version line."""
     return [line for line in text.split("\n") if line and not line.startswith("#version")]

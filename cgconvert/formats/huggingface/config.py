@@ -1,4 +1,4 @@
-"""config.json for transformers, as CodeGen or as Phi: written from a Geometry, read into one."""
+"""config.json for transformers, as CodeGen or as Phi: created from a Geometry or read into one."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from cgconvert.model.family import MP_NUM
 
 __all__ = ["codegen_config", "from_codegen", "from_phi", "geometry", "integer", "phi_config"]
 
-# Training settings a source may carry, by CodeGen's name and Phi's, with CodeGen's own values.
+# Training settings that a source may contain: CodeGen's name, Phi's name, default value.
 _TRAINING = (
     ("resid_pdrop", "resid_pdrop", 0.0),
     ("embd_pdrop", "embd_pdrop", 0.0),
@@ -23,9 +23,9 @@ _TRAINING = (
 
 
 def codegen_config(g: Geometry, source: Mapping[str, Any]) -> dict[str, Any]:
-    """Every field of transformers' CodeGenConfig that the model depends on.
+    """Create the fields of transformers' CodeGenConfig on which the model depends.
 
-    `source` is the configuration it came with; of that only training settings are kept.
+    `source` is the source's configuration, from which only training settings are kept.
     """
     return {
         "architectures": ["CodeGenForCausalLM"],
@@ -46,10 +46,11 @@ def codegen_config(g: Geometry, source: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def phi_config(g: Geometry, source: Mapping[str, Any]) -> dict[str, Any]:
-    """Every field of transformers' PhiConfig that the model depends on.
+    """Create the fields of transformers' PhiConfig on which the model depends.
 
-    Rotary settings stand twice: transformers 5 reads rope_parameters, transformers 4 and mlx-lm
-    the top level, and mlx-lm takes 0.4 of the head in silence where the fraction is not there.
+    The rotary settings are written twice, because transformers 5 reads rope_parameters, and
+    transformers 4 and mlx-lm the top level. Without the fraction mlx-lm silently rotates 0.4 of
+    each head. `source` is as in `codegen_config`.
     """
     fraction = _rotary_fraction(g)
     return {
@@ -78,7 +79,7 @@ def phi_config(g: Geometry, source: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _rotary_fraction(g: Geometry) -> float:
-    """rotary_dim / head_dim, such that readers' int(head_dim * fraction) gives rotary_dim."""
+    """Return rotary_dim / head_dim, raised until int(head_dim * fraction) gives rotary_dim."""
     fraction = g.rotary_dim / g.head_dim
     while int(g.head_dim * fraction) < g.rotary_dim:
         fraction = math.nextafter(fraction, 2.0)
@@ -86,106 +87,121 @@ def _rotary_fraction(g: Geometry) -> float:
 
 
 def _training(config: Mapping[str, Any]) -> tuple[float, ...]:
-    """The source's training settings, in the order of `_TRAINING`, whichever name they have."""
-    values = (config.get(ours, config.get(phi)) for ours, phi, _ in _TRAINING)
+    """Return the training settings in the order of `_TRAINING`; the source may use either name."""
+    values = (config.get(codegen, config.get(phi)) for codegen, phi, _ in _TRAINING)
     return tuple(
         value if isinstance(value, float) and 0 <= value < 1 else default
         for value, (_, _, default) in zip(values, _TRAINING, strict=True)
     )
 
 
-def from_codegen(config: Mapping[str, Any], where: Path, mp_num: int | None) -> Geometry:
-    """Geometry of a CodeGenForCausalLM configuration.
+def from_codegen(config: Mapping[str, Any], config_path: Path, mp_num: int | None) -> Geometry:
+    """Read the geometry in a CodeGenForCausalLM configuration.
 
-    `mp_num` overrides the table; without it a model_type that the table does not know, and
-    configurations that bring code of their own (CodeGen2's), are refused: the number of groups
-    cannot be told from the weights.
+    `mp_num` is the number of groups in qkv_proj, which cannot be seen in the weights. If it is
+    None, the table of model types gives it. Raises InputError if the model type is not in the
+    table, if the configuration has its own modelling code (as CodeGen2's), or if a value is wrong.
     """
-    kind = config.get("model_type")
-    remote = "auto_map" in config
+    model_type = config.get("model_type")
+    has_own_code = "auto_map" in config
     if mp_num is None:
-        if remote or not isinstance(kind, str) or kind not in MP_NUM:
-            reason = "brings its own modelling code" if remote else f"has model_type {kind!r}"
+        if has_own_code or not isinstance(model_type, str) or model_type not in MP_NUM:
+            reason = (
+                "brings its own modelling code"
+                if has_own_code
+                else f"has model_type {model_type!r}"
+            )
             raise InputError(
-                f"{where}: {reason}, so the number of groups in qkv_proj is not known; "
+                f"{config_path}: {reason}, so the number of groups in qkv_proj is not known; "
                 "give it with `mp_num` (CodeGen 4, CodeGen2 1B and 3.7B 8)"
             )
-        mp_num = MP_NUM[kind]
-    _expect(config, where, "activation_function", "gelu_new")
-    _expect(config, where, "tie_word_embeddings", False)
+        mp_num = MP_NUM[model_type]
+    _expect(config, config_path, "activation_function", "gelu_new")
+    _expect(config, config_path, "tie_word_embeddings", False)
     return geometry(
-        where,
-        n_layer=integer(config, where, "n_layer", "num_hidden_layers"),
-        n_embd=integer(config, where, "n_embd", "hidden_size"),
-        n_head=integer(config, where, "n_head", "num_attention_heads"),
-        rotary_dim=integer(config, where, "rotary_dim"),
-        n_positions=integer(config, where, "n_positions", "n_ctx", "max_position_embeddings"),
-        vocab_size=integer(config, where, "vocab_size"),
-        n_inner=integer(config, where, "n_inner", default=0),
-        layer_norm_epsilon=_number(config, where, "layer_norm_epsilon", default=1e-5),
+        config_path,
+        n_layer=integer(config, config_path, "n_layer", "num_hidden_layers"),
+        n_embd=integer(config, config_path, "n_embd", "hidden_size"),
+        n_head=integer(config, config_path, "n_head", "num_attention_heads"),
+        rotary_dim=integer(config, config_path, "rotary_dim"),
+        n_positions=integer(config, config_path, "n_positions", "n_ctx", "max_position_embeddings"),
+        vocab_size=integer(config, config_path, "vocab_size"),
+        n_inner=integer(config, config_path, "n_inner", default=0),
+        layer_norm_epsilon=_positive_number(
+            config, config_path, "layer_norm_epsilon", default=1e-5
+        ),
         mp_num=mp_num,
     )
 
 
-def from_phi(config: Mapping[str, Any], where: Path) -> Geometry:
-    """Geometry of a PhiForCausalLM configuration that `to-hf --layout phi` wrote."""
-    _expect(config, where, "hidden_act", "gelu_new")
-    _expect(config, where, "tie_word_embeddings", False)
-    _expect(config, where, "qk_layernorm", False)
-    heads = integer(config, where, "num_attention_heads")
-    if integer(config, where, "num_key_value_heads", default=heads) != heads:
-        raise InputError(f"{where}: num_key_value_heads differs; CodeGen has one for each head")
-    width = integer(config, where, "hidden_size")
-    rope = config.get("rope_parameters")
-    rope = {**config, **(rope if isinstance(rope, dict) else {})}
-    fraction = _number(rope, where, "partial_rotary_factor")
+def from_phi(config: Mapping[str, Any], config_path: Path) -> Geometry:
+    """Read the geometry in a PhiForCausalLM configuration that `to-hf --layout phi` wrote."""
+    _expect(config, config_path, "hidden_act", "gelu_new")
+    _expect(config, config_path, "tie_word_embeddings", False)
+    _expect(config, config_path, "qk_layernorm", False)
+    heads = integer(config, config_path, "num_attention_heads")
+    if integer(config, config_path, "num_key_value_heads", default=heads) != heads:
+        raise InputError(
+            f"{config_path}: num_key_value_heads differs; CodeGen has one for each head"
+        )
+    width = integer(config, config_path, "hidden_size")
+    rope_parameters = config.get("rope_parameters")
+    rope = {**config, **(rope_parameters if isinstance(rope_parameters, dict) else {})}
+    fraction = _positive_number(rope, config_path, "partial_rotary_factor")
     return geometry(
-        where,
-        n_layer=integer(config, where, "num_hidden_layers"),
+        config_path,
+        n_layer=integer(config, config_path, "num_hidden_layers"),
         n_embd=width,
         n_head=heads,
         rotary_dim=round(fraction * (width // max(heads, 1))),
-        n_positions=integer(config, where, "max_position_embeddings"),
-        vocab_size=integer(config, where, "vocab_size"),
-        n_inner=integer(config, where, "intermediate_size"),
-        layer_norm_epsilon=_number(config, where, "layer_norm_eps"),
-        rotary_base=_number(rope, where, "rope_theta", default=10000.0),
+        n_positions=integer(config, config_path, "max_position_embeddings"),
+        vocab_size=integer(config, config_path, "vocab_size"),
+        n_inner=integer(config, config_path, "intermediate_size"),
+        layer_norm_epsilon=_positive_number(config, config_path, "layer_norm_eps"),
+        rotary_base=_positive_number(rope, config_path, "rope_theta", default=10000.0),
         mp_num=0,
     )
 
 
-def geometry(where: Path, **sizes: Any) -> Geometry:
-    """A Geometry whose faults are those of the file `where`. Raises InputError."""
+def geometry(config_path: Path, **sizes: Any) -> Geometry:
+    """Create a Geometry. Raises InputError that names the file if the sizes do not fit together."""
     try:
         return Geometry(**sizes)
-    except InputError as error:  # it does not know the file
-        raise InputError(f"{where}: {str(error).removeprefix('config: ')}") from None
+    except InputError as error:  # a Geometry does not know the file
+        raise InputError(f"{config_path}: {str(error).removeprefix('config: ')}") from None
 
 
-def integer(config: Mapping[str, Any], where: Path, *keys: str, default: int | None = None) -> int:
-    """The positive whole number under the first of `keys` that is there. Raises InputError."""
+def integer(
+    config: Mapping[str, Any], config_path: Path, *keys: str, default: int | None = None
+) -> int:
+    """Return the positive integer under the first of `keys` that `config` has, else `default`.
+
+    Raises InputError if the value is anything else, or if there is neither a value nor a default.
+    """
     for key in keys:
         value = config.get(key)
         if value is None:
             continue
         if isinstance(value, bool) or not isinstance(value, int) or not 0 < value < 1 << 31:
-            raise InputError(f"{where}: {key} is {value!r}, not a positive whole number")
+            raise InputError(f"{config_path}: {key} is {value!r}, not a positive whole number")
         return value
     if default is None:
-        raise InputError(f"{where}: {keys[0]} is missing")
+        raise InputError(f"{config_path}: {keys[0]} is missing")
     return default
 
 
-def _number(
-    config: Mapping[str, Any], where: Path, key: str, *, default: float | None = None
+def _positive_number(
+    config: Mapping[str, Any], config_path: Path, key: str, *, default: float | None = None
 ) -> float:
+    """Return the positive number under `key`, else `default`. Raises InputError."""
     value = config.get(key, default)
     if isinstance(value, bool) or not isinstance(value, int | float) or not 0 < value < 1e9:
-        raise InputError(f"{where}: {key} is {value!r}, not a positive number")
+        raise InputError(f"{config_path}: {key} is {value!r}, not a positive number")
     return float(value)
 
 
-def _expect(config: Mapping[str, Any], where: Path, key: str, expected: Any) -> None:
+def _expect(config: Mapping[str, Any], config_path: Path, key: str, expected: Any) -> None:
+    """Raise InputError if an entry is present and differs from CodeGen's value."""
     value = config.get(key, expected)
     if value != expected:
-        raise InputError(f"{where}: {key} is {value!r}; CodeGen has {expected!r}")
+        raise InputError(f"{config_path}: {key} is {value!r}; CodeGen has {expected!r}")

@@ -1,4 +1,4 @@
-"""The format huggingface: folders of safetensors for transformers and what reads its folders."""
+"""The format huggingface: folders of safetensors for transformers and compatible engines."""
 
 from __future__ import annotations
 
@@ -43,6 +43,7 @@ Example:
 """
 
 FOLDERS = {"codegen": "hf", "phi": "hf-phi"}
+"""Name of the default output folder by layout."""
 
 
 #   runtime: relative, NMSE, KL, NMSE at the end; cache, batch; NMSE, KL, p99, sure, perplexity
@@ -61,11 +62,11 @@ THRESHOLDS: Mapping[str, ThresholdRow] = {
         "2.1e-4, perplexity 1.0009",
     ),
 }  # fmt: skip
-"""How the bounds were measured is told in cgconvert.verify.thresholds."""
+"""The docstring of cgconvert.verify.thresholds describes how the bounds were measured."""
 
 
 class HuggingFace(Format):
-    """CodeGen's own layout (torch or safetensors weights), and Phi's."""
+    """Folders in CodeGen's or Phi's layout; written as safetensors, read from torch files too."""
 
     name = "huggingface"
     command = "to-hf"
@@ -116,10 +117,10 @@ class HuggingFace(Format):
 
         admit_huggingface(path)
 
-    def stored(self, artefact: Path, source: Decoder) -> StoredArtefact:
+    def stored_artefact(self, artefact: Path, source: Decoder) -> StoredArtefact:
         from cgconvert.formats.huggingface import checks
 
-        return checks.stored(artefact, source)
+        return checks.stored_artefact(artefact, source)
 
     def decoder(self, artefact: Path) -> Decoder:
         from cgconvert.formats.huggingface import checks

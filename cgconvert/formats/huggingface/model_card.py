@@ -1,7 +1,7 @@
-"""The README.md of a Hugging Face folder: what the model is and how to run it, nothing measured.
+"""The README.md of a Hugging Face folder: what the model is and how to run it.
 
-It says only what follows from the model and the options, so it is the same wherever the weights
-came from. Figures belong to a report that measured them.
+Its text depends only on the model and the options, not on the source's format. It contains no
+measurements: these belong to the report of `verify`.
 """
 
 from __future__ import annotations
@@ -51,7 +51,7 @@ _LAYOUTS = {
 def model_card(
     name: str, geometry: Geometry, tokenizer: Tokenizer, *, dtype: str, layout: str
 ) -> str:
-    """Markdown with YAML front matter (Hugging Face Hub's model card metadata)."""
+    """Create the model card: Markdown after YAML front matter, the Hub's metadata."""
     member = family.is_published_checkpoint(name)
     front = {
         "license": "bsd-3-clause",

@@ -29,9 +29,9 @@ __all__ = [
 
 
 def read(source: Source, options: ReadOptions) -> Checkpoint:
-    """Read a folder of weights, or one file of them beside its config.json.
+    """Read a folder, or one weight file with the config.json beside it; the weights are lazy.
 
-    Raises InputError where it is broken or not a CodeGen.
+    Raises InputError if it is broken or not a CodeGen.
     """
     path = source.path
     folder = path if path.is_dir() else path.parent
@@ -53,7 +53,7 @@ def read(source: Source, options: ReadOptions) -> Checkpoint:
 
 
 def is_phi(config: Mapping[str, Any]) -> bool:
-    """Whether a config.json is PhiForCausalLM's."""
+    """Return whether a config.json is for PhiForCausalLM."""
     return config.get("model_type") == "phi"
 
 
@@ -64,11 +64,11 @@ def decoder(
     config_path: Path,
     mp_num: int | None = None,
 ) -> Decoder:
-    """The model in the weight files `files`, a CodeGen or a Phi as `config` says.
+    """Read the model in the weight files `files`: a Phi if `config` is for Phi, else a CodeGen.
 
-    `path` and `config_path` are what errors name; `mp_num` is the number of groups in qkv_proj
-    where the configuration does not tell it. Raises InputError where the files are broken or not
-    that model's.
+    `path` and `config_path` are named in errors. `mp_num` is the number of groups in qkv_proj; if
+    it is None, it follows from the model type. Raises InputError if the files are broken or do not
+    contain that model.
     """
     if is_phi(config):
         names, geometry = PHI, configs.from_phi(config, config_path)
@@ -77,21 +77,21 @@ def decoder(
     return names.decoder(geometry, read_weights(files), str(path))
 
 
-# In order of preference, where a repository has several.
-KINDS: tuple[tuple[str, str, str, Callable[[Path], Mapping[str, Stored]]], ...] = (
+# Layout, name of a single file, suffix and reader, in order of preference if a folder has both.
+WEIGHT_FILES: tuple[tuple[str, str, str, Callable[[Path], Mapping[str, Stored]]], ...] = (
     ("safetensors", "model.safetensors", ".safetensors", safetensors.tensors),
     ("torch", "pytorch_model.bin", ".bin", torch_zip.tensors),
 )
 
-SUFFIXES = tuple(suffix for _, _, suffix, _ in KINDS)
+SUFFIXES = tuple(suffix for _, _, suffix, _ in WEIGHT_FILES)
 
 MAX_NAME = 60
-"""The most characters of a file's name: 4 bytes each at most, and file systems take 255."""
+"""The most characters of a shard's name: each has at most 4 bytes, and file systems allow 255."""
 
 
 def find_weights(folder: Path) -> tuple[str, tuple[Path, ...]]:
-    """Which layout a folder's weights have ("" where there are none), and their files."""
-    for layout, name, _, _ in KINDS:
+    """Return the layout and the weight files of a folder: "torch", "safetensors", or "" if none."""
+    for layout, name, _, _ in WEIGHT_FILES:
         if (folder / name).is_file():
             return layout, (folder / name,)
         if (folder / f"{name}.index.json").is_file():
@@ -100,51 +100,61 @@ def find_weights(folder: Path) -> tuple[str, tuple[Path, ...]]:
 
 
 def read_weights(files: tuple[Path, ...]) -> dict[str, LazyTensor]:
-    """All tensors of these files. Raises InputError where one stands in two of them."""
+    """Read all tensors of these files, lazily.
+
+    Raises InputError if a tensor is in two files, or not in the shard that the index names.
+    """
     merged: dict[str, LazyTensor] = {}
-    placed: dict[str, Path] = {}
+    tensor_files: dict[str, Path] = {}
     for path in files:
         tensors = _reader(path)(path)
-        twice = sorted(merged.keys() & tensors.keys())
-        if twice:
-            raise InputError(f"{path}: tensor {twice[0]} stands in another shard too")
+        duplicates = sorted(merged.keys() & tensors.keys())
+        if duplicates:
+            raise InputError(f"{path}: tensor {duplicates[0]} stands in another shard too")
         merged.update(tensors)
-        placed |= dict.fromkeys(tensors, path)
-    _check_places(files, placed)
+        tensor_files |= dict.fromkeys(tensors, path)
+    _check_index(files, tensor_files)
     return merged
 
 
-def _check_places(files: tuple[Path, ...], placed: Mapping[str, Path]) -> None:
-    """Compare an index with its shards: other readers go by the index alone."""
-    for _, whole, suffix, _ in KINDS:
-        index = files[0].with_name(f"{whole}.index.json") if files else None
-        if index is None or files[0].suffix != suffix or files[0].name == whole:
+def _check_index(files: tuple[Path, ...], tensor_files: Mapping[str, Path]) -> None:
+    """Check that the index names the right shard of each tensor, because other readers trust it.
+
+    Shards that are not among `files` are not checked.
+    """
+    for _, single_file, suffix, _ in WEIGHT_FILES:
+        index = files[0].with_name(f"{single_file}.index.json") if files else None
+        if index is None or files[0].suffix != suffix or files[0].name == single_file:
             continue
-        table = read_json(index).get("weight_map") if index.is_file() else None
-        for name, shard in table.items() if isinstance(table, dict) else ():
-            here = any(shard == path.name for path in files)
-            if here and (name not in placed or placed[name].name != shard):
+        weight_map = read_json(index).get("weight_map") if index.is_file() else None
+        for name, shard in weight_map.items() if isinstance(weight_map, dict) else ():
+            is_read = any(shard == path.name for path in files)
+            if is_read and (name not in tensor_files or tensor_files[name].name != shard):
                 raise InputError(f"{index}: places tensor {name!r} in {shard}, which has none such")
 
 
 def _reader(path: Path) -> Callable[[Path], Mapping[str, Stored]]:
-    for _, _, suffix, reader in KINDS:
+    """Return the reader of a weight file by its suffix. Raises InputError if there is none."""
+    for _, _, suffix, reader in WEIGHT_FILES:
         if path.suffix == suffix:
             return reader
     raise InputError(f"{path}: not a weight file; expected .safetensors or .bin")
 
 
 def _shards(index: Path) -> tuple[Path, ...]:
-    """The shards an index names; each a plain file name beside it."""
-    table = read_json(index).get("weight_map")
-    if not isinstance(table, dict) or not table:
+    """Return the shards that an index names.
+
+    Raises InputError if a name is not that of a file in the same folder.
+    """
+    weight_map = read_json(index).get("weight_map")
+    if not isinstance(weight_map, dict) or not weight_map:
         raise InputError(f"{index}: has no weight_map")
-    if not all(isinstance(name, str) for name in table.values()):
+    if not all(isinstance(name, str) for name in weight_map.values()):
         raise InputError(f"{index}: names a shard that is not text")
-    names = sorted(set(table.values()))
+    names = sorted(set(weight_map.values()))
     for name in names:
-        plain = name.isprintable() and len(name) <= MAX_NAME and not name.startswith(".")
-        if not plain or "/" in name or "\\" in name:
+        is_plain = name.isprintable() and len(name) <= MAX_NAME and not name.startswith(".")
+        if not is_plain or "/" in name or "\\" in name:
             raise InputError(f"{index}: names a shard outside its folder: {name!r}")
         if not (index.parent / name).is_file():
             raise InputError(f"{index}: names {name}, which is not there")

@@ -1,8 +1,8 @@
-"""Reader of safetensors files, one or many with an index.
+"""Reader of one safetensors file.
 
 Format: https://github.com/huggingface/safetensors#format. The header is parsed here and not by the
-library because the library accepts duplicate keys, and maps the file unless it is new enough to
-be asked not to.
+library, because the library accepts duplicate keys, and its older versions always map the file into
+memory.
 """
 
 from __future__ import annotations
@@ -33,16 +33,16 @@ DTYPES = {
 }
 
 MAX_HEADER_BYTES = 4 << 20
-"""A shard of 35,000 tensors has as much; the library allows 100 MB, which take GBs to parse."""
+"""The header of a shard of 35,000 tensors. The library allows 100 MB, which take GBs to parse."""
 MAX_DIMENSIONS = 8
 MAX_BYTES = 1 << 60
 
 
 def tensors(path: Path) -> dict[str, Stored]:
-    """Every tensor of one file, lazily.
+    """Read all tensors of one file, lazily, by name.
 
-    Raises InputError where the header does not describe the file exactly: every byte of the data
-    belongs to one tensor.
+    Raises InputError if the header does not describe the file exactly, so that every byte of the
+    data belongs to exactly one tensor.
     """
     try:
         size = path.stat().st_size
@@ -58,21 +58,22 @@ def tensors(path: Path) -> dict[str, Stored]:
                 raise InputError(f"{path}: its __metadata__ is not an object")
     except OSError as error:
         raise InputError(f"{path}: cannot be read: {error.strerror}") from error
-    start, placed = 8 + length, {}
-    for name, entry in header.items():
-        placed[name] = _tensor(path, start, name, entry)
-    _check_cover(path, placed, start, size)
-    return placed
+    data_start = 8 + length
+    stored = {name: _tensor(path, data_start, name, entry) for name, entry in header.items()}
+    _check_coverage(path, stored, data_start, size)
+    return stored
 
 
 def _parse(raw: bytes, path: Path) -> dict[str, Any]:
+    """Parse the JSON of a header. Raises InputError."""
     try:
         return parse_json(raw.decode("utf-8"), f"{path}: not a safetensors file: its header")
     except UnicodeDecodeError as error:
         raise InputError(f"{path}: not a safetensors file: its header is not UTF-8") from error
 
 
-def _tensor(path: Path, start: int, name: str, entry: Any) -> Stored:
+def _tensor(path: Path, data_start: int, name: str, entry: Any) -> Stored:
+    """Read the header entry of one tensor; offsets in it count from `data_start`."""
     try:
         dtype = DTYPES[entry["dtype"]]
         shape, (begin, end) = tuple(entry["shape"]), entry["data_offsets"]
@@ -86,16 +87,17 @@ def _tensor(path: Path, start: int, name: str, entry: Any) -> Stored:
         raise InputError(
             f"{path}: tensor {name!r} has shape {list(shape)} but {end - begin} bytes of data"
         )
-    return Stored(path, start + begin, shape, dtype, name)
+    return Stored(path, data_start + begin, shape, dtype, name)
 
 
-def _check_cover(path: Path, placed: dict[str, Stored], start: int, size: int) -> None:
-    position = start
-    for tensor in sorted(placed.values(), key=lambda t: (t.offset, t.nbytes)):
+def _check_coverage(path: Path, stored: dict[str, Stored], data_start: int, size: int) -> None:
+    """Check that the tensors cover the data of a file of `size` bytes without gap or overlap."""
+    position = data_start
+    for tensor in sorted(stored.values(), key=lambda t: (t.offset, t.nbytes)):
         if tensor.offset != position:
             fault = "overlaps another" if tensor.offset < position else "leaves a hole before it"
             raise InputError(f"{path}: tensor {tensor.name!r} {fault}")
         position += tensor.nbytes
     if position != size:
-        what = "is truncated" if position > size else "has trailing bytes"
-        raise InputError(f"{path}: {what}: its header describes {position} bytes, it has {size}")
+        problem = "is truncated" if position > size else "has trailing bytes"
+        raise InputError(f"{path}: {problem}: its header describes {position} bytes, it has {size}")

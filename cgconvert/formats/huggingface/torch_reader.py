@@ -1,7 +1,7 @@
-"""Reader of `pytorch_model.bin`: torch's zip format, without running anything it says.
+"""Reader of `pytorch_model.bin`, torch's zip format, without running code that it contains.
 
-The pickle inside names tensors and where their storages lie; the numbers are read straight from
-the archive's members. Format: torch/serialization.py (_save).
+The pickle in the archive describes the tensors and names the archive members that contain their
+storages; the numbers are read directly from these members. Format: torch/serialization.py (_save).
 """
 
 from __future__ import annotations
@@ -23,27 +23,32 @@ PICKLE = "data.pkl"
 
 
 def tensors(path: Path) -> dict[str, Stored]:
-    """Every tensor of a state dict, lazily. Raises InputError for anything that is not one."""
-    if problem := _instead(path):
+    """Read all tensors of a state dict, lazily. Raises InputError for any other file."""
+    if problem := _rejection_reason(path):
         raise InputError(f"{path}: not a torch checkpoint: {problem}")
     archive = read_members(path)
     pickles = [name for name in archive if name.rpartition("/")[2].lower() == PICKLE]
     if len(pickles) != 1 or not pickles[0].endswith(f"/{PICKLE}"):
         raise InputError(f"{path}: holds {len(pickles)} data.pkl, a torch file holds one")
     root = pickles[0].removesuffix(PICKLE)
-    order = archive.get(f"{root}byteorder")
-    if order is not None and order.size < 16 and _bytes(path, order) != b"little":
+    byte_order = archive.get(f"{root}byteorder")
+    if (
+        byte_order is not None
+        and byte_order.size < 16
+        and _member_bytes(path, byte_order) != b"little"
+    ):
         raise InputError(
             f"{path}: its numbers are not little-endian; save it again on this machine"
         )
     try:
-        views = pickled.views(_bytes(path, archive[pickles[0]]))
+        views = pickled.views(_member_bytes(path, archive[pickles[0]]))
     except RefusedError as error:
         raise InputError(f"{path}: {error}") from error
     return {name: _stored(archive, root, path, name, view) for name, view in views.items()}
 
 
-def _bytes(path: Path, member: Member) -> bytes:
+def _member_bytes(path: Path, member: Member) -> bytes:
+    """Read an archive member. Raises InputError if it is too large or its CRC differs."""
     if member.size > pickled.MAX_BYTES:
         raise InputError(f"{path}: its data.pkl is too large to be a state dict")
     with path.open("rb") as file:
@@ -55,25 +60,32 @@ def _bytes(path: Path, member: Member) -> bytes:
 
 
 def _stored(archive: Mapping[str, Member], root: str, path: Path, name: str, view: View) -> Stored:
+    """Find a tensor's numbers in the archive, whose members lie in the folder `root`.
+
+    Raises InputError if its storage is missing or too short, or the tensor is not contiguous.
+    """
     member = archive.get(f"{root}data/{view.storage.key}")
     if member is None:
         raise InputError(f"{path}: the data of tensor {name} is missing")
-    item = view.storage.dtype.itemsize
-    if member.size != view.storage.count * item:
+    itemsize = view.storage.dtype.itemsize
+    if member.size != view.storage.count * itemsize:
         raise InputError(
             f"{path}: tensor {name}: its storage has {member.size} bytes, "
-            f"{view.storage.count * item} are declared"
+            f"{view.storage.count * itemsize} are declared"
         )
-    dense = tuple(math.prod(view.shape[i + 1 :]) for i in range(len(view.shape)))
-    if any(s != d for s, d, n in zip(view.stride, dense, view.shape, strict=True) if n > 1):
+    contiguous = tuple(math.prod(view.shape[i + 1 :]) for i in range(len(view.shape)))
+    strides = zip(view.stride, contiguous, view.shape, strict=True)
+    if any(actual != expected for actual, expected, length in strides if length > 1):
         raise InputError(f"{path}: tensor {name} is not contiguous; save it again contiguously")
     if view.offset + math.prod(view.shape) > view.storage.count:
         raise InputError(f"{path}: tensor {name} reaches outside its storage")
-    return Stored(path, member.offset + view.offset * item, view.shape, view.storage.dtype, name)
+    return Stored(
+        path, member.offset + view.offset * itemsize, view.shape, view.storage.dtype, name
+    )
 
 
-def _instead(path: Path) -> str:
-    """The reason why a file is no torch checkpoint, by its first bytes; "" where it may be one."""
+def _rejection_reason(path: Path) -> str:
+    """Return why a file is not a torch checkpoint by its first bytes, "" if it may be one."""
     try:
         with path.open("rb") as file:
             head = file.read(64)

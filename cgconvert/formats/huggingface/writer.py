@@ -1,6 +1,6 @@
-"""Hugging Face folders: safetensors with everything transformers and its relatives want beside.
+"""Plan a Hugging Face folder: safetensors, configuration, tokenizer and model card.
 
-Two layouts: `codegen`, the original's own, and `phi`, the same numbers for PhiForCausalLM.
+There are two layouts: `codegen` is the original's, `phi` has the same numbers for PhiForCausalLM.
 """
 
 from __future__ import annotations
@@ -27,23 +27,24 @@ __all__ = ["DTYPES", "LAYOUTS", "plan"]
 DTYPES: Mapping[str, Encoding] = {"float16": F16, "bfloat16": BF16, "float32": F32}
 LAYOUTS = ("codegen", "phi")
 
-_GROUPS = 4
+GROUPS = 4
 """The mp_num that transformers hard-codes (modeling_codegen.py: CodeGenAttention.forward)."""
 
-_ROTARY_BASE = 10000.0
+ROTARY_BASE = 10000.0
 """The rotary base that transformers hard-codes (create_sinusoidal_positions)."""
 
 Named = tuple[str, LazyTensor]
+"""A tensor with its name in the file."""
 
 
 def plan(
     checkpoint: Checkpoint, output: Path, *, dtype: str, layout: str, max_shard_size: int
 ) -> Plan:
-    """Plan a folder at `output`; every weight is stored as `dtype`, shards of at most
-    `max_shard_size` bytes of tensors (one larger than that gets its own).
+    """Plan a folder at `output`, with every weight stored as `dtype`.
 
-    The files are the same for the same weights, tokenizer and name, whatever they were read from.
-    Raises InputError where the model does not fit the layout, UsageError for unknown options.
+    A shard has at most `max_shard_size` bytes of tensors; a larger tensor gets a shard of its own.
+    The files depend only on the weights, the tokenizer and the name, not on the source's format.
+    Raises InputError if the model does not fit the layout, UsageError for unknown options.
     """
     if dtype not in DTYPES:
         raise UsageError(f"`dtype={shown(dtype)}`: give one of {', '.join(DTYPES)}")
@@ -55,13 +56,13 @@ def plan(
     ids = {"bos_token_id": tokenizer.end_of_text_id, "eos_token_id": tokenizer.end_of_text_id}
     if layout == "codegen":
         _check_codegen(g, checkpoint.name)
-        named = named_tensors(checkpoint.decoder, CODEGEN, mp_num=_GROUPS)
+        named = named_tensors(checkpoint.decoder, CODEGEN, mp_num=GROUPS)
         config = codegen_config(g, checkpoint.config)
     else:
         named = named_tensors(checkpoint.decoder, PHI)
         config = phi_config(g, checkpoint.config)
     tensors = [(entry.name, entry.tensor) for entry in named]
-    # The weights' type by its new name and its old one.
+    # transformers 5 reads dtype, older versions torch_dtype.
     config |= ids | {"dtype": dtype, "torch_dtype": dtype}
     card = model_card(checkpoint.name, g, tokenizer, dtype=dtype, layout=layout)
     texts = {
@@ -78,49 +79,53 @@ def plan(
         type=dtype,
         files=(
             *_safetensors(tensors, DTYPES[dtype], max_shard_size),
-            *(FilePlan(name, header) for name, header in texts.items()),
+            *(FilePlan(name, content) for name, content in texts.items()),
         ),
         options={"dtype": dtype, "layout": layout, "max_shard_size": max_shard_size},
     )
 
 
 def _check_codegen(g: Geometry, name: str) -> None:
-    if g.n_head % _GROUPS:
+    """Raise InputError if a model differs from the constants in transformers' CodeGen."""
+    if g.n_head % GROUPS:
         raise InputError(
-            f"{name}: {g.n_head} heads do not divide into the {_GROUPS} groups that transformers "
+            f"{name}: {g.n_head} heads do not divide into the {GROUPS} groups that transformers "
             'has for CodeGen; use `layout="phi"`'
         )
-    if g.rotary_base != _ROTARY_BASE:
+    if g.rotary_base != ROTARY_BASE:
         raise InputError(
             f"{name}: the rotary base is {g.rotary_base:g} and transformers has "
-            f'{_ROTARY_BASE:g} for CodeGen; use `layout="phi"`'
+            f'{ROTARY_BASE:g} for CodeGen; use `layout="phi"`'
         )
 
 
 def _safetensors(
     tensors: Iterable[Named], encoding: Encoding, max_shard_size: int
 ) -> Iterator[FilePlan]:
-    """One model.safetensors, or shards with their index, named as transformers names them."""
+    """Yield model.safetensors, or shards and their index; transformers expects these names."""
     shards = list(_shards(tensors, encoding, max_shard_size))
     if len(shards) == 1:
-        yield _file("model.safetensors", shards[0], encoding)
+        yield _safetensors_file("model.safetensors", shards[0], encoding)
         return
     names = [
         f"model-{number:05}-of-{len(shards):05}.safetensors" for number in range(1, len(shards) + 1)
     ]
-    files = [_file(name, shard, encoding) for name, shard in zip(names, shards, strict=True)]
+    files = [
+        _safetensors_file(name, shard, encoding) for name, shard in zip(names, shards, strict=True)
+    ]
     yield from files
     total = sum(tensor_plan.nbytes for file in files for tensor_plan in file.tensors)
-    places = {tensor_plan.name: file.path for file in files for tensor_plan in file.tensors}
+    weight_map = {tensor_plan.name: file.path for file in files for tensor_plan in file.tensors}
     yield FilePlan(
         "model.safetensors.index.json",
-        _json({"metadata": {"total_size": total}, "weight_map": places}),
+        _json({"metadata": {"total_size": total}, "weight_map": weight_map}),
     )
 
 
 def _shards(
     tensors: Iterable[Named], encoding: Encoding, max_shard_size: int
 ) -> Iterator[list[Named]]:
+    """Group tensors, in their order, into shards of at most `max_shard_size` bytes."""
     shard: list[Named] = []
     filled = 0
     for name, tensor in tensors:
@@ -133,21 +138,21 @@ def _shards(
     yield shard
 
 
-def _file(path: str, tensors: Sequence[Named], encoding: Encoding) -> FilePlan:
-    """A safetensors file: the header's length as 8 bytes little-endian, the header, the tensors.
+def _safetensors_file(path: str, tensors: Sequence[Named], encoding: Encoding) -> FilePlan:
+    """Plan a safetensors file: the header's length (8 bytes, little-endian), header and tensors.
 
-    The format (huggingface/safetensors, README) wants them without gaps, offsets from the end of
-    the header; the header is padded with spaces so that the tensors begin on a multiple of 8.
+    Format: README of huggingface/safetensors. The tensors follow without gaps, and offsets count
+    from the end of the header. Spaces pad the header, so that the tensors begin at a multiple of 8.
     """
-    table: dict[str, Any] = {"__metadata__": {"format": "pt"}}
+    entries: dict[str, Any] = {"__metadata__": {"format": "pt"}}
     for tensor_plan in _tensor_plans(tensors, encoding):
         for array_plan in tensor_plan.arrays:
-            table[array_plan.name] = {
+            entries[array_plan.name] = {
                 "dtype": array_plan.dtype,
                 "shape": list(array_plan.shape),
                 "data_offsets": [array_plan.offset, array_plan.offset + array_plan.nbytes],
             }
-    text = json.dumps(table, separators=(",", ":")).encode()
+    text = json.dumps(entries, separators=(",", ":")).encode()
     text += b" " * (-len(text) % 8)
     header = len(text).to_bytes(8, "little") + text
     return FilePlan(path, header, _tensor_plans(tensors, encoding, start=len(header)))
@@ -156,6 +161,7 @@ def _file(path: str, tensors: Sequence[Named], encoding: Encoding) -> FilePlan:
 def _tensor_plans(
     tensors: Iterable[Named], encoding: Encoding, start: int = 0
 ) -> tuple[TensorPlan, ...]:
+    """Lay tensors out one after another, the first at byte `start`."""
     return lay_out(((name, tensor, encoding) for name, tensor in tensors), start=start)
 
 

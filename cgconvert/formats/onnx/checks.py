@@ -17,9 +17,9 @@ from cgconvert.formats.comparison import (
     SettingsDifferences,
     StoredArtefact,
     as_mapping,
-    bind,
     entry_differences,
     expected_tensors,
+    pair_tensors,
     value_differences,
 )
 from cgconvert.formats.huggingface.checks import (
@@ -46,10 +46,10 @@ from cgconvert.model.decoder import Decoder, Geometry
 from cgconvert.model.tensor import InMemory, LazyTensor, Stored
 from cgconvert.model.tensor_names import ONNX
 
-__all__ = ["settings", "stored"]
+__all__ = ["settings", "stored_artefact"]
 
 
-def stored(path: Path, source: Decoder) -> StoredArtefact:
+def stored_artefact(path: Path, source: Decoder) -> StoredArtefact:
     """Put a graph's tensors beside the source's, and nodes and configurations beside the geometry.
 
     Float matrices lie [in, out] in a graph, quantized ones and the embedding [out, in].
@@ -72,7 +72,7 @@ def stored(path: Path, source: Decoder) -> StoredArtefact:
     expected |= {COS: InMemory(cos), SIN: InMemory(sin)}
     adjusted = _metadata(graph).get(ADJUSTED, "")
     return replace(
-        bind(tensors, expected, ONNX, g, differences),
+        pair_tensors(tensors, expected, ONNX, g, differences),
         adjusted=frozenset(filter(None, adjusted.split(","))),
         computed=frozenset({COS, SIN}),
     )

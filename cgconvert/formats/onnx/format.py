@@ -172,10 +172,10 @@ class Onnx(Format):
 
         admit_onnx(find_graph(path))
 
-    def stored(self, artefact: Path, source: Decoder) -> StoredArtefact:
+    def stored_artefact(self, artefact: Path, source: Decoder) -> StoredArtefact:
         from cgconvert.formats.onnx import checks
 
-        return checks.stored(artefact, source)
+        return checks.stored_artefact(artefact, source)
 
     def decoder(self, artefact: Path) -> Decoder:
         from cgconvert.formats.onnx import reader

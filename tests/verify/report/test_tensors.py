@@ -24,7 +24,7 @@ from tests.support.tampering import rescale_block
 def errors_of(name: str, made: Checkpoint, source: Checkpoint, path: Path) -> list[TensorError]:
     plan = write(name, made, path)
     checks, errors = check_weights(plan.output, plan.format, source.decoder)
-    stored = load(plan.format).stored(plan.output, source.decoder)
+    stored = load(plan.format).stored_artefact(plan.output, source.decoder)
     assert [error.name for error in errors] == [n for n in stored.expected if n in stored.tensors]
     for error in errors:  # computed again, whole and in float64
         expected = stored.expected[error.name].read().double()
@@ -67,7 +67,11 @@ def test_the_relative_error_of_nan_is_null_and_of_zeros_is_zero(
     tmp_path: Path, source: Checkpoint
 ) -> None:
     plan = write("gguf-F16", source, tmp_path)
-    damaged = load(plan.format).stored(plan.output, source.decoder).tensors["blk.1.attn_q.weight"]
+    damaged = (
+        load(plan.format)
+        .stored_artefact(plan.output, source.decoder)
+        .tensors["blk.1.attn_q.weight"]
+    )
     rescale_block(damaged, 3, float("nan"))
     errors = check_weights(plan.output, plan.format, source.decoder)[1]
     by_name = {error.name: error for error in errors}
