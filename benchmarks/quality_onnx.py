@@ -53,7 +53,7 @@ from cgconvert.io.progress import SilentProgress
 from cgconvert.model.checkpoint import Checkpoint
 from cgconvert.model.decoder import Geometry
 from cgconvert.model.matrix_id import LAYER_MATRICES, MatrixId
-from cgconvert.model.tensor import InMemory, LazyTensor
+from cgconvert.model.tensor import InMemoryTensor, LazyTensor
 from cgconvert.model.tensor_names import ONNX
 from cgconvert.texts.text import STDLIB, read_text
 from cgconvert.write.execute import execute
@@ -247,7 +247,7 @@ def _searched(source: Checkpoint, variant: Variant) -> Checkpoint:
     def quantized(name: MatrixId) -> LazyTensor:
         tensor = name.tensor(d)
         rows = types[name].encode_rows(tensor.read().float())
-        return QuantizedTensor((InMemory(rows),), tensor.shape, types[name])
+        return QuantizedTensor((InMemoryTensor(rows),), tensor.shape, types[name])
 
     layers = tuple(
         replace(layer, **{part: quantized(MatrixId(part, i)) for part in LAYER_MATRICES})

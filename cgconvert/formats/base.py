@@ -20,7 +20,7 @@ from cgconvert.formats.comparison import SettingsDifferences, StoredArtefact
 from cgconvert.formats.read_options import ReadOptions
 from cgconvert.model.checkpoint import Checkpoint
 from cgconvert.model.decoder import Decoder, Geometry
-from cgconvert.model.tensor import LazyTensor, Stored
+from cgconvert.model.tensor import LazyTensor, StoredTensor
 from cgconvert.model.tokenizer import Tokenizer
 from cgconvert.options import Option
 from cgconvert.sources.resolve import Source
@@ -239,7 +239,7 @@ def tensor_lines(tensors: Iterable[LazyTensor]) -> tuple[TensorLine, ...]:
         TensorLine(tensor.name, str(tensor.dtype).removeprefix("torch."), tensor.shape,
                    tensor.nbytes)
         for tensor in tensors
-        if isinstance(tensor, Stored)
+        if isinstance(tensor, StoredTensor)
     )  # fmt: skip
 
 

@@ -27,7 +27,7 @@ from cgconvert.io.strict_json import read_json
 from cgconvert.model.checkpoint import Checkpoint
 from cgconvert.model.decoder import Geometry
 from cgconvert.model.family import TPU_CORES
-from cgconvert.model.tensor import LazyTensor, RowBias, Stored
+from cgconvert.model.tensor import LazyTensor, RowBias, StoredTensor
 from cgconvert.model.tensor_names import CODEGEN
 from cgconvert.sources.resolve import Source
 
@@ -194,14 +194,14 @@ def _shapes(g: Geometry) -> dict[str, tuple[int, ...]]:
     }  # fmt: skip
 
 
-def _layer(leaf: Stored, layer: int, name: str) -> Stored:
+def _layer(leaf: StoredTensor, layer: int, name: str) -> StoredTensor:
     """Return one layer of a leaf, in which all layers are stacked on axis 0."""
     shape = leaf.shape[1:]
     offset = leaf.offset + layer * math.prod(shape) * leaf.dtype.itemsize
     return replace(leaf, offset=offset, shape=shape, name=name)
 
 
-def leaves(path: Path) -> list[Stored]:
+def leaves(path: Path) -> list[StoredTensor]:
     """Return the archive's arrays, lazily, in the order of `LEAVES`. Raises InputError."""
     names = [f"arr_{i}.npy" for i in range(len(LEAVES))]
     arrays = read_members(path)
@@ -213,7 +213,7 @@ def leaves(path: Path) -> list[Stored]:
     return [_array(arrays[name], path) for name in names]
 
 
-def _array(member: Member, path: Path) -> Stored:
+def _array(member: Member, path: Path) -> StoredTensor:
     """Read the .npy header of an archive member. Raises InputError if it is not such an array."""
     with path.open("rb") as file:
         file.seek(member.offset)
@@ -237,7 +237,7 @@ def _array(member: Member, path: Path) -> Stored:
         raise InputError(f"{path}: {member.name} has an impossible shape {list(shape)}")
     if header.tell() + math.prod(shape) * torch_dtype.itemsize != member.size:
         raise InputError(f"{path}: {member.name} is shorter or longer than its header says")
-    return Stored(path, member.offset + header.tell(), tuple(shape), torch_dtype, member.name)
+    return StoredTensor(path, member.offset + header.tell(), tuple(shape), torch_dtype, member.name)
 
 
 def _step_number(folder: Path) -> int | None:

@@ -13,7 +13,7 @@ import numpy as np
 import torch
 
 from cgconvert.errors import InputError
-from cgconvert.model.tensor import LazyTensor, Rows, Stacked
+from cgconvert.model.tensor import LazyTensor, SelectedRows, StackedTensor
 
 __all__ = [
     "Decoder",
@@ -218,7 +218,7 @@ def _stack(*tensors: LazyTensor) -> LazyTensor:
     If all are rows of one tensor, so is the result. Then it is read from that tensor in long runs
     of adjacent rows: packing q, k and v again for the same number of groups is one read.
     """
-    selections = [tensor for tensor in tensors if isinstance(tensor, Rows)]
+    selections = [tensor for tensor in tensors if isinstance(tensor, SelectedRows)]
     if len(selections) == len(tensors) and len({id(rows.source) for rows in selections}) == 1:
         return selections[0].source.rows(np.concatenate([rows.indices for rows in selections]))
-    return Stacked(tensors)
+    return StackedTensor(tensors)

@@ -21,7 +21,16 @@ import torch
 
 from cgconvert.errors import InputError
 
-__all__ = ["Cast", "InMemory", "LazyTensor", "RowBias", "Rows", "Stacked", "Stored", "Zeros"]
+__all__ = [
+    "CastTensor",
+    "InMemoryTensor",
+    "LazyTensor",
+    "RowBias",
+    "SelectedRows",
+    "StackedTensor",
+    "StoredTensor",
+    "Zeros",
+]
 
 ALL = slice(None)
 """All rows, or all columns."""
@@ -63,9 +72,9 @@ class LazyTensor(ABC):
     @property
     def T(self) -> LazyTensor:  # noqa: N802 - the name torch and numpy use
         """The transposed tensor."""
-        return Transposed(self)
+        return TransposedTensor(self)
 
-    def leaves(self) -> Iterator[Stored]:
+    def leaves(self) -> Iterator[StoredTensor]:
         """Yield the stored tensors from which this one is read, directly or through others."""
         for parent in self.parents:
             yield from parent.leaves()
@@ -77,17 +86,17 @@ class LazyTensor(ABC):
 
     def to(self, dtype: torch.dtype) -> LazyTensor:
         """The tensor in another type; numbers are rounded if that type is narrower."""
-        return self if dtype == self.dtype else Cast(self, dtype)
+        return self if dtype == self.dtype else CastTensor(self, dtype)
 
     def rows(self, indices: np.ndarray) -> LazyTensor:
         """The tensor made of the rows with these indices, in this order."""
         if np.array_equal(indices, np.arange(self.shape[0])):
             return self
-        return Rows(self, indices)
+        return SelectedRows(self, indices)
 
 
 @dataclass(frozen=True)
-class Stored(LazyTensor):
+class StoredTensor(LazyTensor):
     """A row-major tensor in a file.
 
     Attributes:
@@ -106,7 +115,7 @@ class Stored(LazyTensor):
     def parents(self) -> tuple[LazyTensor, ...]:
         return ()
 
-    def leaves(self) -> Iterator[Stored]:
+    def leaves(self) -> Iterator[StoredTensor]:
         yield self
 
     def read(self, rows: slice = ALL, cols: slice = ALL) -> torch.Tensor:
@@ -155,7 +164,7 @@ class Stored(LazyTensor):
 
 
 @dataclass(frozen=True)
-class InMemory(LazyTensor):
+class InMemoryTensor(LazyTensor):
     """A tensor that is in memory already."""
 
     tensor: torch.Tensor
@@ -196,7 +205,7 @@ class Zeros(LazyTensor):
 
 
 @dataclass(frozen=True)
-class Transposed(LazyTensor):
+class TransposedTensor(LazyTensor):
     """The transpose of another tensor."""
 
     source: LazyTensor
@@ -230,7 +239,7 @@ class Transposed(LazyTensor):
 
 
 @dataclass(frozen=True)
-class Cast(LazyTensor):
+class CastTensor(LazyTensor):
     """Another tensor, cast to `dtype`; numbers are rounded to nearest even."""
 
     source: LazyTensor
@@ -283,13 +292,13 @@ class RowBias(LazyTensor):
         return self.weight.read(rows, cols).float() + self.bias.read(cols).float()
 
 
-class Rows(LazyTensor):
+class SelectedRows(LazyTensor):
     """Rows of another tensor, chosen and ordered by their indices."""
 
     def __init__(self, source: LazyTensor, indices: np.ndarray) -> None:
         self.source: LazyTensor = source
         self.indices: np.ndarray = indices
-        if isinstance(source, Rows):
+        if isinstance(source, SelectedRows):
             self.source, self.indices = source.source, source.indices[indices]
         self.shape = (len(indices), *source.shape[1:])
         self.dtype = source.dtype
@@ -322,7 +331,7 @@ class Rows(LazyTensor):
         return sorted_rows[torch.from_numpy(np.argsort(order))]
 
 
-class Stacked(LazyTensor):
+class StackedTensor(LazyTensor):
     """Several tensors stacked along their rows, in order."""
 
     def __init__(self, sources: Sequence[LazyTensor]) -> None:

@@ -18,7 +18,7 @@ from typing import Any
 from cgconvert.errors import InputError
 from cgconvert.io.stored_zip import Member, read_members
 from cgconvert.model.checkpoint import Checkpoint
-from cgconvert.model.tensor import LazyTensor, Stored
+from cgconvert.model.tensor import LazyTensor, StoredTensor
 
 __all__ = ["StreamingHash", "checked_sha256", "file_sha256", "hash_checkpoint"]
 
@@ -70,7 +70,7 @@ def hash_checkpoint(
     return {"files": files, "sha256": hasher.hexdigest()}
 
 
-def _stored_tensors(checkpoint: Checkpoint) -> Iterator[Stored]:
+def _stored_tensors(checkpoint: Checkpoint) -> Iterator[StoredTensor]:
     """Yield every stored tensor from which the checkpoint's decoder is read."""
     for owner in (checkpoint.decoder, *checkpoint.decoder.layers):
         for value in vars(owner).values():
@@ -79,7 +79,9 @@ def _stored_tensors(checkpoint: Checkpoint) -> Iterator[Stored]:
 
 
 def checked_sha256(
-    path: Path, tensors: Iterable[Stored] = (), is_cancelled: Callable[[], bool] = lambda: False
+    path: Path,
+    tensors: Iterable[StoredTensor] = (),
+    is_cancelled: Callable[[], bool] = lambda: False,
 ) -> str:
     """SHA-256 of a file in hex, or "" if cancelled. The file is read once.
 
@@ -127,7 +129,7 @@ class _ArchiveCheck:
     `incomplete` has the members whose data has not been read to its end, in order of their offset.
     """
 
-    def __init__(self, path: Path, tensors: Iterable[Stored]) -> None:
+    def __init__(self, path: Path, tensors: Iterable[StoredTensor]) -> None:
         self.path, self.tensors = path, tensors
         members = sorted(read_members(path).values(), key=lambda member: member.offset)
         self.incomplete = [_MemberCheck(member) for member in members]

@@ -30,7 +30,7 @@ from cgconvert.model.checkpoint import Checkpoint
 from cgconvert.model.decoder import Decoder
 from cgconvert.model.forward import norm
 from cgconvert.model.matrix_id import MatrixId
-from cgconvert.model.tensor import InMemory, Rows
+from cgconvert.model.tensor import InMemoryTensor, SelectedRows
 from cgconvert.texts.text import Text, read_text
 from cgconvert.verify.distribution import Distribution
 from cgconvert.verify.metrics import measure
@@ -91,10 +91,10 @@ def divergence(source: Checkpoint, decoder: Decoder) -> float:
 def replaced(decoder: Decoder, name: MatrixId, values: torch.Tensor) -> Decoder:
     """The same model with other values in one matrix."""
     if name.layer is None:
-        changes: dict[str, Any] = {name.part: InMemory(values)}
+        changes: dict[str, Any] = {name.part: InMemoryTensor(values)}
         return replace(decoder, **changes)
     layers = list(decoder.layers)
-    layers[name.layer] = replace(layers[name.layer], **{name.part: InMemory(values)})
+    layers[name.layer] = replace(layers[name.layer], **{name.part: InMemoryTensor(values)})
     return replace(decoder, layers=tuple(layers))
 
 
@@ -152,8 +152,8 @@ def test_file_passes_verification_and_mistakes_in_it_fail(
     decoder = result.checkpoint.decoder
     assert failed(result.checkpoint) == set()
     first, second = decoder.layers
-    dropped = replace(first, fc_in_bias=InMemory(torch.zeros(first.fc_in_bias.shape)))
-    swapped = replace(first, k=Rows(first.v, np.arange(first.v.shape[0])))
+    dropped = replace(first, fc_in_bias=InMemoryTensor(torch.zeros(first.fc_in_bias.shape)))
+    swapped = replace(first, k=SelectedRows(first.v, np.arange(first.v.shape[0])))
     for layer, check in ((dropped, "weights.adjusted"), (swapped, "weights.error")):
         wrong = replace(decoder, layers=(layer, second))
         assert check in failed(replace(result.checkpoint, decoder=wrong))

@@ -16,7 +16,7 @@ from cgconvert.codecs.ggml import ENCODINGS
 from cgconvert.formats.gguf.imatrix import DAMPING, Imatrix, InputStatistics
 from cgconvert.formats.gguf.writer import plan
 from cgconvert.model.decoder import Decoder
-from cgconvert.model.tensor import InMemory, Rows
+from cgconvert.model.tensor import InMemoryTensor, SelectedRows
 from cgconvert.model.tensor_names import GGUF
 from cgconvert.testing import synthetic
 from cgconvert.verify.verdict import Verdict
@@ -193,7 +193,7 @@ def test_verification_passes_and_catches_mistakes(tmp_path: Path, type: str) -> 
 
     assert failed(SOURCE.decoder) == set()
     first, *rest = SOURCE.decoder.layers
-    louder = InMemory(first.fc_in.read().float() * 1.3)
-    swapped = Rows(first.v, np.arange(first.v.shape[0]))
+    louder = InMemoryTensor(first.fc_in.read().float() * 1.3)
+    swapped = SelectedRows(first.v, np.arange(first.v.shape[0]))
     for layer in (replace(first, fc_in=louder), replace(first, k=swapped)):
         assert failed(replace(SOURCE.decoder, layers=(layer, *rest))) == {"weights.error"}

@@ -28,7 +28,7 @@ from cgconvert.io.progress import SilentProgress
 from cgconvert.model.checkpoint import Checkpoint
 from cgconvert.model.decoder import Decoder
 from cgconvert.model.matrix_id import MatrixId
-from cgconvert.model.tensor import InMemory, Rows
+from cgconvert.model.tensor import InMemoryTensor, SelectedRows
 from cgconvert.model.tensor_names import ONNX
 from cgconvert.texts.text import read_text
 from cgconvert.verify.distribution import Distribution
@@ -134,9 +134,9 @@ def test_mistakes_fail_verification(
 ) -> None:
     decoder, listed = result.checkpoint.decoder, result.adjusted
     first, second = decoder.layers
-    dropped = replace(first, fc_in_bias=InMemory(torch.zeros(first.fc_in_bias.shape)))
-    swapped = replace(first, k=Rows(first.v, np.arange(first.v.shape[0])))
-    scaled = replace(first, o=InMemory(source.decoder.layers[0].o.read().float() * 1.05))
+    dropped = replace(first, fc_in_bias=InMemoryTensor(torch.zeros(first.fc_in_bias.shape)))
+    swapped = replace(first, k=SelectedRows(first.v, np.arange(first.v.shape[0])))
+    scaled = replace(first, o=InMemoryTensor(source.decoder.layers[0].o.read().float() * 1.05))
     for layer, names, check in (
         (first, listed[1:], "weights.equal"),
         (dropped, listed, "weights.adjusted"),
@@ -218,8 +218,8 @@ def test_eight_bits_may_compensate_for_rounding_to_four(source: Checkpoint) -> N
     size = (four.decode(rounded, weight.shape) - weight).square().mean().sqrt()
 
     def judged(stored: torch.Tensor, coarsest: MatMulNBits | None) -> float:
-        decoded = InMemory(eight.decode(eight.encode(stored), stored.shape))
-        return searched_error_over_bound(decoded, eight, InMemory(weight), 64, coarsest)
+        decoded = InMemoryTensor(eight.decode(eight.encode(stored), stored.shape))
+        return searched_error_over_bound(decoded, eight, InMemoryTensor(weight), 64, coarsest)
 
     corrected = weight + size * noise
     assert judged(corrected, four) < 1 < judged(corrected, eight)

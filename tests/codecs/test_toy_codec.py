@@ -26,7 +26,7 @@ from cgconvert.formats.gguf.header import read_header
 from cgconvert.formats.gguf.writer import plan
 from cgconvert.formats.read import read
 from cgconvert.model.checkpoint import Checkpoint
-from cgconvert.model.tensor import Stored
+from cgconvert.model.tensor import StoredTensor
 from cgconvert.verify.verdict import Verdict
 from cgconvert.verify.weights import check_weights
 from cgconvert.write.execute import execute
@@ -106,7 +106,7 @@ def test_verification_accepts_stored_blocks_and_sees_changed_ones(
         tensor = reader.tensors(artefact, read_header(artefact))[name]
         assert isinstance(tensor, QuantizedTensor)
         (stored,) = tensor.arrays
-        assert isinstance(stored, Stored)
+        assert isinstance(stored, StoredTensor)
         rows = stored.read()
         change(rows)
         with artefact.open("r+b") as file:

@@ -41,7 +41,7 @@ from cgconvert.formats.onnx.admission import admit_genai, admit_onnx
 from cgconvert.io.progress import SilentProgress
 from cgconvert.io.strict_json import read_json
 from cgconvert.model.decoder import Decoder
-from cgconvert.model.tensor import InMemory
+from cgconvert.model.tensor import InMemoryTensor
 from cgconvert.model.tensor_names import CODEGEN
 from cgconvert.model.tokenizer import Tokenizer
 from cgconvert.sources import tarball
@@ -96,7 +96,7 @@ def _training(path: Path) -> None:
 @functools.cache
 def small_decoder() -> Decoder:
     """The model that all valid inputs hold."""
-    tensors = {name: InMemory(tensor) for name, tensor in STATE.items()}
+    tensors = {name: InMemoryTensor(tensor) for name, tensor in STATE.items()}
     return CODEGEN.decoder(GEOMETRY, tensors, "small")
 
 

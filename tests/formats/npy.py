@@ -33,7 +33,7 @@ from cgconvert.model import forward
 from cgconvert.model.checkpoint import Checkpoint
 from cgconvert.model.decoder import Decoder
 from cgconvert.model.device import CPU, read_float32
-from cgconvert.model.tensor import LazyTensor, Stored
+from cgconvert.model.tensor import LazyTensor, StoredTensor
 from cgconvert.model.tensor_names import CODEGEN
 from cgconvert.model.tokenizer import Tokenizer
 from cgconvert.options import Option
@@ -141,14 +141,14 @@ def _arrays(folder: Path) -> dict[str, LazyTensor]:
     return {path.stem: _array(path) for path in sorted(folder.glob("*.npy"))}
 
 
-def _array(path: Path) -> Stored:
+def _array(path: Path) -> StoredTensor:
     with path.open("rb") as file:
         np.lib.format.read_magic(file)
         shape, _, dtype = np.lib.format.read_array_header_1_0(file)
         start = file.tell()
     if dtype != np.float32 or path.stat().st_size != start + 4 * math.prod(shape):
         raise InputError(f"{path}: not a whole array of float32")
-    return Stored(path, start, shape, torch.float32, path.stem)
+    return StoredTensor(path, start, shape, torch.float32, path.stem)
 
 
 class TorchRuntime(Runtime):

@@ -17,7 +17,7 @@ from cgconvert.codecs.encoding import F32
 from cgconvert.formats.read import read
 from cgconvert.io.signals import uninterrupted
 from cgconvert.model.checkpoint import Checkpoint
-from cgconvert.model.tensor import InMemory
+from cgconvert.model.tensor import InMemoryTensor
 from cgconvert.write import execute as execution
 from cgconvert.write.execute import execute
 from cgconvert.write.plan import FilePlan, Plan, lay_out
@@ -79,7 +79,7 @@ def test_an_interrupt_at_any_call_leaves_nothing_behind(
     monkeypatch: pytest.MonkeyPatch,
     capfd: pytest.CaptureFixture[str],
 ) -> None:
-    tensors = lay_out([("a", InMemory(torch.ones(4, 4)), F32)])
+    tensors = lay_out([("a", InMemoryTensor(torch.ones(4, 4)), F32)])
     files = (FilePlan("x", b"", tensors),)
     plan = Plan(checkpoint, tmp_path / "new" / "out", True, "x", "F32", files)
     module = "cgconvert." + ("io.parallel" if call[0] in "tP" else "io.staging")

@@ -16,7 +16,7 @@ from cgconvert.model.decoder import (
     packed_qkv_row_indices,
     qkv_row_indices,
 )
-from cgconvert.model.tensor import InMemory, LazyTensor
+from cgconvert.model.tensor import InMemoryTensor, LazyTensor
 from cgconvert.model.tensor_names import CODEGEN, PHI
 from cgconvert.testing import synthetic
 
@@ -24,7 +24,7 @@ G = Geometry(n_layer=2, n_embd=32, n_head=4, rotary_dim=4, n_positions=16, vocab
 
 
 def tensors(state: synthetic.State) -> dict[str, LazyTensor]:
-    return {name: InMemory(state[name]) for name in state}
+    return {name: InMemoryTensor(state[name]) for name in state}
 
 
 def test_split_of_numbered_rows() -> None:
@@ -86,7 +86,7 @@ def phi_tensors(state: synthetic.State) -> dict[str, LazyTensor]:
     named: dict[str, LazyTensor] = {n: getattr(decoder, p) for p, n in PHI.model.items()}
     for i, layer in enumerate(decoder.layers):
         named |= {n.format(i=i): getattr(layer, p) for p, n in PHI.layer.items()}
-        named |= {n.format(i=i): InMemory(torch.zeros(32)) for n in PHI.zero_biases}
+        named |= {n.format(i=i): InMemoryTensor(torch.zeros(32)) for n in PHI.zero_biases}
     return named
 
 
@@ -100,7 +100,7 @@ def test_phi_tensors_give_the_same_decoder() -> None:
 
 def test_a_phi_bias_that_codegen_has_not_is_refused() -> None:
     named = phi_tensors(synthetic.RandomState(G))
-    named[PHI.zero_biases[1].format(i=1)] = InMemory(torch.ones(32))
+    named[PHI.zero_biases[1].format(i=1)] = InMemoryTensor(torch.ones(32))
     with pytest.raises(InputError, match=r"layers\.1\.self_attn\.k_proj\.bias is not zero"):
         PHI.decoder(replace(G, mp_num=0), named, "test")
 
@@ -108,8 +108,8 @@ def test_a_phi_bias_that_codegen_has_not_is_refused() -> None:
 def test_every_fault_is_listed_at_once() -> None:
     named = tensors(synthetic.RandomState(G))
     del named["lm_head.bias"]
-    named["transformer.h.1.mlp.fc_in.bias"] = InMemory(torch.zeros(7))
-    named["transformer.h.9.mlp.fc_in.bias"] = InMemory(torch.zeros(7))
+    named["transformer.h.1.mlp.fc_in.bias"] = InMemoryTensor(torch.zeros(7))
+    named["transformer.h.9.mlp.fc_in.bias"] = InMemoryTensor(torch.zeros(7))
     with pytest.raises(InputError) as caught:
         CODEGEN.decoder(G, named, "somewhere")
     text = str(caught.value)
@@ -121,10 +121,10 @@ def test_every_fault_is_listed_at_once() -> None:
 
 def test_old_buffers_are_dropped_by_name() -> None:
     named = tensors(synthetic.RandomState(G))
-    named["transformer.h.0.attn.causal_mask"] = InMemory(torch.ones(4, dtype=torch.bool))
-    named["transformer.h.1.attn.masked_bias"] = InMemory(torch.tensor(-1e9))
+    named["transformer.h.0.attn.causal_mask"] = InMemoryTensor(torch.ones(4, dtype=torch.bool))
+    named["transformer.h.1.attn.masked_bias"] = InMemoryTensor(torch.tensor(-1e9))
     CODEGEN.decoder(G, named, "test")
-    named["transformer.h.2.attn.masked_bias"] = InMemory(torch.tensor(-1e9))
+    named["transformer.h.2.attn.masked_bias"] = InMemoryTensor(torch.tensor(-1e9))
     with pytest.raises(InputError, match=r"h\.2\.attn\.masked_bias is not a CodeGen tensor"):
         CODEGEN.decoder(G, named, "test")
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from cgconvert.model.decoder import Geometry
 from cgconvert.model.matrix_id import MatrixId
-from cgconvert.model.tensor import InMemory
+from cgconvert.model.tensor import InMemoryTensor
 from cgconvert.model.tensor_names import CODEGEN, GGUF, PHI
 from cgconvert.testing import synthetic
 
@@ -15,7 +15,7 @@ GEOMETRY = Geometry(
 
 def test_all_lists_every_matrix_once_in_the_order_of_the_model() -> None:
     state = synthetic.RandomState(GEOMETRY)
-    decoder = CODEGEN.decoder(GEOMETRY, {n: InMemory(state[n]) for n in state}, "test")
+    decoder = CODEGEN.decoder(GEOMETRY, {n: InMemoryTensor(state[n]) for n in state}, "test")
     matrices = MatrixId.all(GEOMETRY.n_layer)
     assert [matrix.key for matrix in matrices] == [
         "wte",

@@ -10,7 +10,7 @@ import torch
 from cgconvert.codecs.quantized_tensor import QuantizedTensor
 from cgconvert.formats.registry import load
 from cgconvert.model.checkpoint import Checkpoint
-from cgconvert.model.tensor import LazyTensor, Stored
+from cgconvert.model.tensor import LazyTensor, StoredTensor
 from tests.mutations.mutation import MATRICES, VALUES, Files, in_files
 from tests.support.tampering import flip_bit, rescale_block, rewrite_array, stored_arrays, swap_rows
 
@@ -75,7 +75,7 @@ def _zero_tail(tensor: LazyTensor) -> None:
 
 
 def _set_bias(tensor: LazyTensor) -> None:
-    assert isinstance(tensor, Stored)
+    assert isinstance(tensor, StoredTensor)
 
     def change(bias: torch.Tensor) -> None:
         bias[3] = 0.01

@@ -15,7 +15,7 @@ import torch
 
 from cgconvert.model.checkpoint import Checkpoint
 from cgconvert.model.decoder import Decoder, Layer, half_split_row_indices, qkv_row_indices
-from cgconvert.model.tensor import InMemory, LazyTensor, Zeros
+from cgconvert.model.tensor import InMemoryTensor, LazyTensor, Zeros
 from cgconvert.model.tokenizer import WHITESPACE_RUNS, Tokenizer
 from tests.mutations.mutation import GEOMETRY, MATRICES, VALUES, Model, in_model
 from tests.support.tampering import change_layer, exchange_rows
@@ -47,7 +47,7 @@ def in_geometry(change: Callable[[Decoder], dict[str, Any]]) -> Model:
 
 def on_float32(change: Callable[[torch.Tensor], torch.Tensor]) -> Change:
     """Apply a function to a tensor's float32 values and convert them back to its type."""
-    return lambda tensor: InMemory(change(tensor.read().float()).to(tensor.dtype))
+    return lambda tensor: InMemoryTensor(change(tensor.read().float()).to(tensor.dtype))
 
 
 def times(factor: float) -> Change:

@@ -12,7 +12,7 @@ from cgconvert import embedded
 from cgconvert.formats.gguf.writer import file_name, plan
 from cgconvert.model.checkpoint import Checkpoint
 from cgconvert.model.decoder import Geometry
-from cgconvert.model.tensor import InMemory
+from cgconvert.model.tensor import InMemoryTensor
 from cgconvert.model.tensor_names import CODEGEN
 from cgconvert.model.tokenizer import Tokenizer
 from cgconvert.testing import synthetic
@@ -47,7 +47,7 @@ def tokenizer() -> Tokenizer:
 def random_checkpoint(head: int) -> Checkpoint:
     geometry = GEOMETRIES[head]
     state = synthetic.RandomState(geometry, seed=head, sharpness=4)
-    tensors = {name: InMemory(tensor) for name, tensor in state.items()}
+    tensors = {name: InMemoryTensor(tensor) for name, tensor in state.items()}
     decoder = CODEGEN.decoder(geometry, tensors, "random")
     return Checkpoint("codegen-9M-multi", Path("random"), "torch", {}, decoder, tokenizer(), ())
 

@@ -16,7 +16,7 @@ from tokenizers import pre_tokenizers
 from cgconvert.codecs.quantized_tensor import QuantizedTensor
 from cgconvert.model.checkpoint import Checkpoint
 from cgconvert.model.decoder import Decoder, Geometry, Layer
-from cgconvert.model.tensor import InMemory, LazyTensor, Stored
+from cgconvert.model.tensor import InMemoryTensor, LazyTensor, StoredTensor
 from cgconvert.model.tensor_names import CODEGEN
 from cgconvert.model.tokenizer import END_OF_TEXT, AddedToken, Tokenizer
 from cgconvert.testing.synthetic import RandomState, codegen_config
@@ -45,7 +45,7 @@ def checkpoint(path: Path, geometry: Geometry = GEOMETRY, sharpness: float = 3.0
         path=path,
         layout="torch",
         config=codegen_config(geometry, torch.float16),
-        decoder=CODEGEN.decoder(geometry, {n: InMemory(t) for n, t in state.items()}, "test"),
+        decoder=CODEGEN.decoder(geometry, {n: InMemoryTensor(t) for n, t in state.items()}, "test"),
         tokenizer=tokenizer(),
         files=(weights,),
         origin={"given": "somewhere"},
@@ -73,7 +73,7 @@ def exchange_rows(tensor: LazyTensor, first: int, second: int) -> LazyTensor:
 # Changes of written files, as a disk or an editor may make them.
 
 
-def rewrite_array(stored: Stored, change: Callable[[torch.Tensor], None]) -> None:
+def rewrite_array(stored: StoredTensor, change: Callable[[torch.Tensor], None]) -> None:
     """Change an array of a file in place."""
     numbers = stored.read()
     change(numbers)
@@ -82,13 +82,13 @@ def rewrite_array(stored: Stored, change: Callable[[torch.Tensor], None]) -> Non
         file.write(numbers.contiguous().flatten().view(torch.uint8).numpy().tobytes())
 
 
-def stored_arrays(tensor: LazyTensor) -> tuple[Stored, ...]:
+def stored_arrays(tensor: LazyTensor) -> tuple[StoredTensor, ...]:
     """Return the arrays a tensor is stored in: itself, its coded rows, or codes and scales."""
     if isinstance(tensor, QuantizedTensor):
-        files = [array for array in tensor.arrays if isinstance(array, Stored)]
+        files = [array for array in tensor.arrays if isinstance(array, StoredTensor)]
         assert len(files) == len(tensor.arrays)
         return tuple(files)
-    assert isinstance(tensor, Stored)
+    assert isinstance(tensor, StoredTensor)
     return (tensor,)
 
 

@@ -13,7 +13,7 @@ from torch.nn.functional import gelu
 from cgconvert.errors import InputError
 from cgconvert.formats.registry import load
 from cgconvert.model.checkpoint import Checkpoint
-from cgconvert.model.tensor import InMemory
+from cgconvert.model.tensor import InMemoryTensor
 from cgconvert.runtimes import Runtime
 from cgconvert.verify import reference as reference_module
 from cgconvert.verify.checks import LogitComparisons, run_checks
@@ -128,7 +128,9 @@ def test_a_runtime_that_disobeys_its_weights_shows_though_little_was_lost(
 ) -> None:
     """Below what 4 bits may lose, far above what a runtime's arithmetic may add."""
     scaled = source.decoder.ln_f_weight.read() * 1.05
-    scaled_model = replace(source, decoder=replace(source.decoder, ln_f_weight=InMemory(scaled)))
+    scaled_model = replace(
+        source, decoder=replace(source.decoder, ln_f_weight=InMemoryTensor(scaled))
+    )
     failures = failed(evidence(StandIn(scaled_model), source), ("onnx", "int4"))
     assert failures == {"runtime.nmse", "runtime.context_end"}
 
@@ -290,7 +292,7 @@ def test_a_padded_row_must_not_win(source: Checkpoint) -> None:
 def test_padded_rows_that_win_in_the_source_are_a_warning(source: Checkpoint) -> None:
     bias = source.decoder.head_bias.read()
     bias[-1] = 9
-    same = replace(source, decoder=replace(source.decoder, head_bias=InMemory(bias)))
+    same = replace(source, decoder=replace(source.decoder, head_bias=InMemoryTensor(bias)))
     padded = evidence(StandIn(same), same)
     assert not failed(padded)
     assert judged(padded)["padding"].verdict == Verdict.WARNING

@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from cgconvert.model.tensor import InMemory
+from cgconvert.model.tensor import InMemoryTensor
 from cgconvert.model.tensor_names import CODEGEN
 from cgconvert.testing.synthetic import RandomState
 from cgconvert.verify.distribution import ARRAYS, Distribution
@@ -51,7 +51,7 @@ def equal(left: Distribution, right: Distribution, name: str) -> bool:
 
 
 def reference(seed: int = 1, **options: object) -> Reference:
-    tensors = {name: InMemory(t) for name, t in RandomState(SMALL, seed=seed).items()}
+    tensors = {name: InMemoryTensor(t) for name, t in RandomState(SMALL, seed=seed).items()}
     return Reference(CODEGEN.decoder(SMALL, tensors, "test"), **options)  # type: ignore[arg-type]
 
 

@@ -12,7 +12,7 @@ from transformers import CodeGenConfig, CodeGenForCausalLM
 
 from cgconvert.errors import InputError
 from cgconvert.model.decoder import Decoder, Geometry
-from cgconvert.model.tensor import InMemory, LazyTensor
+from cgconvert.model.tensor import InMemoryTensor, LazyTensor
 from cgconvert.model.tensor_names import CODEGEN
 from cgconvert.testing.synthetic import RandomState, codegen_config
 from cgconvert.verify import reference as module
@@ -28,7 +28,7 @@ def geometry(size: str = "350M", n_head: int = 4, n_layer: int = 2) -> Geometry:
 
 
 def decoder(state: Mapping[str, torch.Tensor], g: Geometry) -> Decoder:
-    return CODEGEN.decoder(g, {name: InMemory(t) for name, t in state.items()}, "test")
+    return CODEGEN.decoder(g, {name: InMemoryTensor(t) for name, t in state.items()}, "test")
 
 
 def transformers_logits(
@@ -87,7 +87,7 @@ class Counted(LazyTensor):
 def test_a_matrix_is_read_once_and_by_chunks(monkeypatch: pytest.MonkeyPatch) -> None:
     g = geometry()
     sizes: list[int] = []
-    tensors = {n: Counted(InMemory(t), sizes) for n, t in RandomState(g).items()}
+    tensors = {n: Counted(InMemoryTensor(t), sizes) for n, t in RandomState(g).items()}
     monkeypatch.setattr(module, "CHUNK_BYTES", 4 * g.n_embd * 16)
     Reference(CODEGEN.decoder(g, tensors, "test")).logits(sequences(g))
     assert max(sizes) <= 16 * g.n_embd

@@ -23,7 +23,7 @@ from cgconvert.formats.gguf import checks, writer
 from cgconvert.formats.gguf.header import read_header
 from cgconvert.formats.registry import load
 from cgconvert.model.checkpoint import Checkpoint
-from cgconvert.model.tensor import LazyTensor, Stored
+from cgconvert.model.tensor import LazyTensor, StoredTensor
 from cgconvert.verify import verify as verify_module
 from cgconvert.verify.provenance import check_provenance
 from cgconvert.verify.verdict import Check, Verdict
@@ -244,7 +244,7 @@ def test_a_rotary_table_may_differ_in_the_last_place_and_no_more(
 ) -> None:
     artefact = copied(right[name], tmp_path)
     table = load("onnx").stored_artefact(artefact, source.decoder).tensors["rotary.cos"]
-    assert isinstance(table, Stored)
+    assert isinstance(table, StoredTensor)
     size = torch.finfo(table.dtype).eps
 
     def off(by: float) -> None:

@@ -18,7 +18,7 @@ from cgconvert.codecs.encoding import BF16, F16, F32, Encoding
 from cgconvert.errors import InputError, OutputError, UsageError
 from cgconvert.formats.read import read
 from cgconvert.model.checkpoint import Checkpoint
-from cgconvert.model.tensor import InMemory, LazyTensor
+from cgconvert.model.tensor import InMemoryTensor, LazyTensor
 from cgconvert.write import execute as execution
 from cgconvert.write import plan as plans
 from cgconvert.write.execute import execute
@@ -36,7 +36,7 @@ def checkpoint(make_checkpoint: Callable[..., Path]) -> Checkpoint:
 def folder_plan(
     checkpoint: Checkpoint, output: Path, tensor: torch.Tensor = MATRIX, encoding: Encoding = F32
 ) -> Plan:
-    tensors = lay_out([("a", InMemory(tensor), encoding), ("b", InMemory(tensor[0]), F16)],
+    tensors = lay_out([("a", InMemoryTensor(tensor), encoding), ("b", InMemoryTensor(tensor[0]), F16)],
                     start=3, align=64)  # fmt: skip
     files = (FilePlan("deep/data.bin", b"abc", tensors), FilePlan("note.txt", b"hello"))
     return Plan(checkpoint, output, True, "huggingface", "F32", files, {"dtype": "float32"})
@@ -116,7 +116,7 @@ def test_folders_are_swapped_without_renameat2(
 
 def test_a_single_file_has_its_manifest_beside_it(tmp_path: Path, checkpoint: Checkpoint) -> None:
     output = tmp_path / "gguf" / "model.gguf"
-    tensors = lay_out([("a", InMemory(MATRIX), BF16)])
+    tensors = lay_out([("a", InMemoryTensor(MATRIX), BF16)])
     plan = Plan(checkpoint, output, False, "gguf", "BF16", (FilePlan("model.gguf", b"", tensors),))
     execute(plan)
     assert sorted(os.listdir(output.parent)) == ["model.gguf", "model.gguf.cgconvert.json"]

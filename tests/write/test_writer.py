@@ -16,7 +16,7 @@ from cgconvert.codecs.matmul_nbits import MatMulNBits
 from cgconvert.errors import InputError, OutputError
 from cgconvert.formats.read import read
 from cgconvert.model.checkpoint import Checkpoint
-from cgconvert.model.tensor import InMemory, LazyTensor
+from cgconvert.model.tensor import InMemoryTensor, LazyTensor
 from cgconvert.write import execute as execution
 from cgconvert.write import plan as plans
 from cgconvert.write.execute import execute
@@ -53,7 +53,7 @@ def plan_of(checkpoint: Checkpoint, output: Path, tensor: LazyTensor) -> Plan:
 def test_processes_write_what_one_thread_writes(tmp_path: Path, checkpoint: Checkpoint) -> None:
     manifests = []
     for name in ("processes", "thread"):
-        plan = plan_of(checkpoint, tmp_path / name / "out", InMemory(MATRIX))
+        plan = plan_of(checkpoint, tmp_path / name / "out", InMemoryTensor(MATRIX))
         manifest = execute(plan)
         manifests.append(manifest)
         for file, entry in manifest.files.items():
@@ -70,11 +70,11 @@ def test_values_of_all_chunks_are_counted_in_the_error(
     broken = MATRIX.clone()
     broken[[5, 1000, 2999], 3] = float("nan")
     with pytest.raises(InputError, match="tensor a: 3 values are NaN or infinite in the source"):
-        execute(plan_of(checkpoint, tmp_path / "out", InMemory(broken)))
+        execute(plan_of(checkpoint, tmp_path / "out", InMemoryTensor(broken)))
     assert os.listdir(tmp_path) == ["source-safetensors"]
 
 
-class Killed(InMemory):
+class Killed(InMemoryTensor):
     """Kills the process that reads it, as the kernel does when memory runs out."""
 
     def read(self, rows: slice = slice(None), cols: slice = slice(None)) -> torch.Tensor:
@@ -100,7 +100,7 @@ def test_peak_memory_is_bounded(
     huge = torch.empty(1, 1).expand(4_000_000, 6144)
     for count in (1, 4, 16, 256):
         monkeypatch.setattr(torch, "get_num_threads", lambda count=count: count)
-        for tensor in (InMemory(huge), InMemory(huge.T).T):
+        for tensor in (InMemoryTensor(huge), InMemoryTensor(huge.T).T):
             tensors = lay_out([("a", tensor, F16)])
             files = (FilePlan("x", b"", tensors),)
             plan = Plan(checkpoint, tmp_path / "x", True, "x", "F16", files)

@@ -20,7 +20,7 @@ from cgconvert.formats.gguf.header import GgufHeader, TensorInfo, read_header
 from cgconvert.formats.gguf.writer import ARCHITECTURE, PRE_TOKENIZER
 from cgconvert.model.checkpoint import Checkpoint
 from cgconvert.model.decoder import Decoder, Geometry
-from cgconvert.model.tensor import LazyTensor, Stored
+from cgconvert.model.tensor import LazyTensor, StoredTensor
 from cgconvert.model.tensor_names import GGUF
 from cgconvert.model.tokenizer import AddedToken, Tokenizer
 
@@ -70,10 +70,10 @@ def tensors(path: Path, header: GgufHeader) -> dict[str, LazyTensor]:
 def _tensor(path: Path, tensor: TensorInfo) -> LazyTensor:
     encoding = ENCODINGS.get(tensor.type)
     if isinstance(encoding, FloatEncoding):
-        return Stored(path, tensor.offset, tensor.shape, encoding.dtype, tensor.name)
+        return StoredTensor(path, tensor.offset, tensor.shape, encoding.dtype, tensor.name)
     if isinstance(encoding, BlockCodec) and len(tensor.shape) == 2:
         coded = (tensor.shape[0], encoding.row_bytes(tensor.shape))
-        stored = Stored(path, tensor.offset, coded, torch.uint8, tensor.name)
+        stored = StoredTensor(path, tensor.offset, coded, torch.uint8, tensor.name)
         return QuantizedTensor((stored,), tensor.shape, encoding)
     raise InputError(
         f"{path}: tensor {tensor.name} is {tensor.type} {list(tensor.shape)}, "

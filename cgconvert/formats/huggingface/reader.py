@@ -14,7 +14,7 @@ from cgconvert.formats.read_options import ReadOptions, read_tokenizer
 from cgconvert.io.strict_json import read_json
 from cgconvert.model.checkpoint import Checkpoint
 from cgconvert.model.decoder import Decoder
-from cgconvert.model.tensor import LazyTensor, Stored
+from cgconvert.model.tensor import LazyTensor, StoredTensor
 from cgconvert.model.tensor_names import CODEGEN, PHI
 from cgconvert.sources.resolve import Source
 
@@ -78,7 +78,7 @@ def decoder(
 
 
 # Layout, name of a single file, suffix and reader, in order of preference if a folder has both.
-WEIGHT_FILES: tuple[tuple[str, str, str, Callable[[Path], Mapping[str, Stored]]], ...] = (
+WEIGHT_FILES: tuple[tuple[str, str, str, Callable[[Path], Mapping[str, StoredTensor]]], ...] = (
     ("safetensors", "model.safetensors", ".safetensors", safetensors.tensors),
     ("torch", "pytorch_model.bin", ".bin", torch_zip.tensors),
 )
@@ -133,7 +133,7 @@ def _check_index(files: tuple[Path, ...], tensor_files: Mapping[str, Path]) -> N
                 raise InputError(f"{index}: places tensor {name!r} in {shard}, which has none such")
 
 
-def _reader(path: Path) -> Callable[[Path], Mapping[str, Stored]]:
+def _reader(path: Path) -> Callable[[Path], Mapping[str, StoredTensor]]:
     """Return the reader of a weight file by its suffix. Raises InputError if there is none."""
     for _, _, suffix, reader in WEIGHT_FILES:
         if path.suffix == suffix:

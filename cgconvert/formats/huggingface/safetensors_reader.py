@@ -15,7 +15,7 @@ import torch
 
 from cgconvert.errors import InputError
 from cgconvert.io.strict_json import parse_json
-from cgconvert.model.tensor import Stored
+from cgconvert.model.tensor import StoredTensor
 
 __all__ = ["tensors"]
 
@@ -38,7 +38,7 @@ MAX_DIMENSIONS = 8
 MAX_BYTES = 1 << 60
 
 
-def tensors(path: Path) -> dict[str, Stored]:
+def tensors(path: Path) -> dict[str, StoredTensor]:
     """Read all tensors of one file, lazily, by name.
 
     Raises InputError if the header does not describe the file exactly, so that every byte of the
@@ -72,7 +72,7 @@ def _parse(raw: bytes, path: Path) -> dict[str, Any]:
         raise InputError(f"{path}: not a safetensors file: its header is not UTF-8") from error
 
 
-def _tensor(path: Path, data_start: int, name: str, entry: Any) -> Stored:
+def _tensor(path: Path, data_start: int, name: str, entry: Any) -> StoredTensor:
     """Read the header entry of one tensor; offsets in it count from `data_start`."""
     try:
         dtype = DTYPES[entry["dtype"]]
@@ -87,10 +87,12 @@ def _tensor(path: Path, data_start: int, name: str, entry: Any) -> Stored:
         raise InputError(
             f"{path}: tensor {name!r} has shape {list(shape)} but {end - begin} bytes of data"
         )
-    return Stored(path, data_start + begin, shape, dtype, name)
+    return StoredTensor(path, data_start + begin, shape, dtype, name)
 
 
-def _check_coverage(path: Path, stored: dict[str, Stored], data_start: int, size: int) -> None:
+def _check_coverage(
+    path: Path, stored: dict[str, StoredTensor], data_start: int, size: int
+) -> None:
     """Check that the tensors cover the data of a file of `size` bytes without gap or overlap."""
     position = data_start
     for tensor in sorted(stored.values(), key=lambda t: (t.offset, t.nbytes)):

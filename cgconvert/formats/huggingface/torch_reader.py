@@ -15,14 +15,14 @@ from cgconvert.errors import InputError
 from cgconvert.formats.huggingface import torch_pickle as pickled
 from cgconvert.formats.huggingface.torch_pickle import RefusedError, View
 from cgconvert.io.stored_zip import Member, read_members
-from cgconvert.model.tensor import Stored
+from cgconvert.model.tensor import StoredTensor
 
 __all__ = ["tensors"]
 
 PICKLE = "data.pkl"
 
 
-def tensors(path: Path) -> dict[str, Stored]:
+def tensors(path: Path) -> dict[str, StoredTensor]:
     """Read all tensors of a state dict, lazily. Raises InputError for any other file."""
     if problem := _rejection_reason(path):
         raise InputError(f"{path}: not a torch checkpoint: {problem}")
@@ -59,7 +59,9 @@ def _member_bytes(path: Path, member: Member) -> bytes:
     return data
 
 
-def _stored(archive: Mapping[str, Member], root: str, path: Path, name: str, view: View) -> Stored:
+def _stored(
+    archive: Mapping[str, Member], root: str, path: Path, name: str, view: View
+) -> StoredTensor:
     """Find a tensor's numbers in the archive, whose members lie in the folder `root`.
 
     Raises InputError if its storage is missing or too short, or the tensor is not contiguous.
@@ -79,7 +81,7 @@ def _stored(archive: Mapping[str, Member], root: str, path: Path, name: str, vie
         raise InputError(f"{path}: tensor {name} is not contiguous; save it again contiguously")
     if view.offset + math.prod(view.shape) > view.storage.count:
         raise InputError(f"{path}: tensor {name} reaches outside its storage")
-    return Stored(
+    return StoredTensor(
         path, member.offset + view.offset * itemsize, view.shape, view.storage.dtype, name
     )
 

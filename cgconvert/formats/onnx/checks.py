@@ -43,7 +43,7 @@ from cgconvert.formats.onnx.weights import (
 from cgconvert.io.strict_json import read_json
 from cgconvert.model.checkpoint import Checkpoint
 from cgconvert.model.decoder import Decoder, Geometry
-from cgconvert.model.tensor import InMemory, LazyTensor, Stored
+from cgconvert.model.tensor import InMemoryTensor, LazyTensor, StoredTensor
 from cgconvert.model.tensor_names import ONNX
 
 __all__ = ["settings", "stored_artefact"]
@@ -64,12 +64,12 @@ def stored_artefact(path: Path, source: Decoder) -> StoredArtefact:
         genai = as_mapping(read_json(folder / "genai_config.json").get("model"))
         differences += [f"genai_config.json: {text}" for text in _genai_differences(genai, g)]
     expected = {
-        name: tensor.T if len(tensor.shape) == 2 and isinstance(tensors.get(name), Stored)
+        name: tensor.T if len(tensor.shape) == 2 and isinstance(tensors.get(name), StoredTensor)
         and name != ONNX.model["wte"] else tensor
         for name, tensor in _packed(expected_tensors(source, ONNX), source)
     }  # fmt: skip
     cos, sin = rotary_tables(g)
-    expected |= {COS: InMemory(cos), SIN: InMemory(sin)}
+    expected |= {COS: InMemoryTensor(cos), SIN: InMemoryTensor(sin)}
     adjusted = _metadata(graph).get(ADJUSTED, "")
     return replace(
         pair_tensors(tensors, expected, ONNX, g, differences),

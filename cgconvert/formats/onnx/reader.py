@@ -26,7 +26,7 @@ from cgconvert.formats.onnx.weights import COS, QKV, ROTARY_BASE, ROTARY_ORDER
 from cgconvert.io.strict_json import read_json
 from cgconvert.model.checkpoint import Checkpoint
 from cgconvert.model.decoder import Decoder, Geometry
-from cgconvert.model.tensor import LazyTensor, Stored
+from cgconvert.model.tensor import LazyTensor, StoredTensor
 from cgconvert.model.tensor_names import ONNX
 from cgconvert.model.tokenizer import Tokenizer
 from cgconvert.model.tokenizer_files import TOKENIZER_FILES
@@ -80,7 +80,7 @@ def folder_of(graph: Path) -> Path:
     return graph.parent.parent if graph.parent.name == "onnx" else graph.parent
 
 
-def stored_tensors(graph: Path) -> dict[str, Stored]:
+def stored_tensors(graph: Path) -> dict[str, StoredTensor]:
     """Every initializer with external data, of float and quantized graphs alike, as it is stored.
 
     Raises InputError for a file that is no ONNX graph, and for data that is not wholly inside a
@@ -227,8 +227,8 @@ def _texts(model: onnx.ModelProto) -> Iterator[object]:
             yield from (entry.key, entry.value)
 
 
-def _tensors(graph: Path, model: onnx.ModelProto) -> dict[str, Stored]:
-    stored: dict[str, Stored] = {}
+def _tensors(graph: Path, model: onnx.ModelProto) -> dict[str, StoredTensor]:
+    stored: dict[str, StoredTensor] = {}
     sizes: dict[Path, int] = {}
     for tensor in model.graph.initializer:
         if tensor.data_location != TensorProto.EXTERNAL:
@@ -239,7 +239,7 @@ def _tensors(graph: Path, model: onnx.ModelProto) -> dict[str, Stored]:
     return stored
 
 
-def _stored(graph: Path, tensor: TensorProto, sizes: dict[Path, int]) -> Stored:
+def _stored(graph: Path, tensor: TensorProto, sizes: dict[Path, int]) -> StoredTensor:
     where = f"{graph}: tensor {tensor.name!r}"
     entries = {entry.key: entry.value for entry in tensor.external_data}
     dtype, shape = _DTYPES.get(tensor.data_type), tuple(tensor.dims)
@@ -256,7 +256,7 @@ def _stored(graph: Path, tensor: TensorProto, sizes: dict[Path, int]) -> Stored:
             f"{where} ends at byte {offset + length} of {path.name}, which has {sizes[path]}; "
             "it is truncated"
         )
-    return Stored(path, offset, shape, dtype, tensor.name)
+    return StoredTensor(path, offset, shape, dtype, tensor.name)
 
 
 def _data_file(graph: Path, where: str, location: str) -> Path:
@@ -283,7 +283,7 @@ def _number(where: str, key: str, text: str) -> int:
     return int(text)
 
 
-def _float(graph: Path, stored: Mapping[str, Stored]) -> Mapping[str, Stored]:
+def _float(graph: Path, stored: Mapping[str, StoredTensor]) -> Mapping[str, StoredTensor]:
     for name, tensor in stored.items():
         if not tensor.dtype.is_floating_point:
             raise InputError(
@@ -299,7 +299,9 @@ def _oriented(tensors: Mapping[str, LazyTensor]) -> dict[str, LazyTensor]:
     packed = {QKV.format(i=i): i for i in range(len(tensors))}
     for name, tensor in tensors.items():
         # The rows of a matrix for MatMulNBits are outputs already.
-        turned = isinstance(tensor, Stored) and len(tensor.shape) == 2 and name not in straight
+        turned = (
+            isinstance(tensor, StoredTensor) and len(tensor.shape) == 2 and name not in straight
+        )
         oriented = tensor.T if turned else tensor
         if name in packed:
             parts = np.array_split(np.arange(oriented.shape[0]), 3)

@@ -13,7 +13,7 @@ from cgconvert.codecs.matmul_nbits import MatMulNBits
 from cgconvert.codecs.quantized_tensor import PackedRowsEncoding, QuantizedTensor
 from cgconvert.formats.onnx.variant import Variant
 from cgconvert.model.decoder import Decoder, Geometry, Layer
-from cgconvert.model.tensor import InMemory, LazyTensor, Stacked
+from cgconvert.model.tensor import InMemoryTensor, LazyTensor, StackedTensor
 from cgconvert.model.tensor_names import ONNX
 from cgconvert.write.plan import TensorPlan, lay_out
 
@@ -68,8 +68,8 @@ def weights(decoder: Decoder, variant: Variant) -> Iterator[tuple[str, LazyTenso
     plain, norm, top = variant.plain, variant.norm, ONNX.model
     cos, sin = rotary_tables(decoder.geometry)
     yield top["wte"], *_stored(decoder.wte, variant.embedding)
-    yield COS, InMemory(cos), plain
-    yield SIN, InMemory(sin), plain
+    yield COS, InMemoryTensor(cos), plain
+    yield SIN, InMemoryTensor(sin), plain
     for i, layer in enumerate(decoder.layers):
         name = {part: pattern.format(i=i) for part, pattern in ONNX.layer.items()}
         yield name["ln_weight"], layer.ln_weight, norm
@@ -124,5 +124,5 @@ def _qkv(layer: Layer) -> LazyTensor:
     if len(parts) < 3 or len({part.codec.name for part in parts}) > 1:
         return layer.qkv
     shape = (sum(part.shape[0] for part in parts), *parts[0].shape[1:])
-    rows = Stacked([part.arrays[0] for part in parts])
+    rows = StackedTensor([part.arrays[0] for part in parts])
     return QuantizedTensor((rows,), shape, parts[0].codec)

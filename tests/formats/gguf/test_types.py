@@ -22,7 +22,7 @@ from cgconvert.formats.gguf.writer import header_size, plan
 from cgconvert.formats.read import read as read_source
 from cgconvert.model.checkpoint import Checkpoint
 from cgconvert.model.decoder import Geometry
-from cgconvert.model.tensor import InMemory
+from cgconvert.model.tensor import InMemoryTensor
 from cgconvert.model.tensor_names import CODEGEN
 from cgconvert.runtimes.llamacpp import LlamaCppRuntime
 from cgconvert.testing import synthetic
@@ -71,7 +71,7 @@ def divergence(path: Path, expected: np.ndarray, ids: tuple[int, ...]) -> float:
 def deep(tmp_path_factory: pytest.TempPathFactory) -> tuple[Checkpoint, Path]:
     """A model of many layers, and its F16 file."""
     state = synthetic.RandomState(DEEP, seed=3)
-    decoder = CODEGEN.decoder(DEEP, {n: InMemory(t) for n, t in state.items()}, "random")
+    decoder = CODEGEN.decoder(DEEP, {n: InMemoryTensor(t) for n, t in state.items()}, "random")
     checkpoint = replace(random_checkpoint(64), decoder=decoder)
     return checkpoint, write(checkpoint, tmp_path_factory.mktemp("deep"), "F16")
 
@@ -166,6 +166,6 @@ def test_the_length_of_a_file_is_known_without_a_plan(adjusted: tuple[str, ...])
 
 def test_the_length_of_a_file_whose_rows_do_not_divide_is_refused() -> None:
     decoder = random_checkpoint(64).decoder
-    narrow = replace(decoder, wte=InMemory(torch.zeros(8, 250)))
+    narrow = replace(decoder, wte=InMemoryTensor(torch.zeros(8, 250)))
     with pytest.raises(InputError, match="250"):
         data_size(narrow, "Q4_K")

@@ -25,7 +25,7 @@ from cgconvert.errors import InputError, MissingRuntimeError, UsageError
 from cgconvert.formats.huggingface import writer as huggingface
 from cgconvert.model.checkpoint import Checkpoint
 from cgconvert.model.decoder import Geometry, packed_qkv_row_indices, qkv_row_indices
-from cgconvert.model.tensor import InMemory
+from cgconvert.model.tensor import InMemoryTensor
 from cgconvert.model.tensor_names import CODEGEN, PHI
 from cgconvert.model.tokenizer import END_OF_TEXT, AddedToken, Tokenizer
 from cgconvert.runtimes.transformers import TransformersRuntime
@@ -68,7 +68,7 @@ def make_checkpoint(
     geometry: Geometry = GEOMETRY,
     name: str = "codegen-350M-mono",
 ) -> Checkpoint:
-    tensors = {key: InMemory(value) for key, value in state.items()}
+    tensors = {key: InMemoryTensor(value) for key, value in state.items()}
     return Checkpoint(
         name=name, path=Path("nowhere"), layout="torch", config={"model_type": "codegen"},
         decoder=CODEGEN.decoder(geometry, tensors, "test"), tokenizer=make_tokenizer(), files=(),
@@ -194,7 +194,7 @@ def test_the_output_does_not_depend_on_the_source_layout(
         name = f"transformer.h.{i}.attn.qkv_proj.weight"
         eight[name] = eight[name][repack]
     phi = load_file(execute(to_hf(checkpoint, tmp_path, layout="phi")) / "model.safetensors")
-    tensors = {name: InMemory(tensor) for name, tensor in phi.items()}
+    tensors = {name: InMemoryTensor(tensor) for name, tensor in phi.items()}
     config = json.loads((tmp_path / "config.json").read_text())
     unpacked = replace(GEOMETRY, mp_num=0)
     sources = [

@@ -26,7 +26,7 @@ from cgconvert.formats.onnx.weights import QKV, weights
 from cgconvert.formats.onnx.writer import plan
 from cgconvert.model.checkpoint import Checkpoint
 from cgconvert.model.decoder import Decoder, Geometry
-from cgconvert.model.tensor import InMemory, LazyTensor
+from cgconvert.model.tensor import InMemoryTensor, LazyTensor
 from cgconvert.model.tensor_names import CODEGEN, ONNX
 from cgconvert.runtimes.genai import GenaiRuntime
 from cgconvert.runtimes.onnxruntime import OnnxRuntime
@@ -176,23 +176,23 @@ def dequantized(graph: Path, geometry: Geometry) -> Decoder:
     shapes: dict[str, LazyTensor] = {}
     for name, source, encoding in weights(make_like(geometry), variant):
         if not isinstance(encoding, MatMulNBits):
-            shapes[name] = InMemory(stored[name].read().float())
+            shapes[name] = InMemoryTensor(stored[name].read().float())
             continue
         names = [name + array.suffix for array in encoding.arrays(source.shape)]
         flat = [stored[n].read() for n in names]
         decoded = encoding.decode(flat, source.shape)
         i = next((i for i in range(geometry.n_layer) if name == QKV.format(i=i)), None)
         if i is None:
-            shapes[name] = InMemory(decoded)
+            shapes[name] = InMemoryTensor(decoded)
         else:
             parts = zip("qkv", decoded.split(geometry.n_embd), strict=True)
-            shapes |= {ONNX.layer[p].format(i=i): InMemory(rows) for p, rows in parts}
+            shapes |= {ONNX.layer[p].format(i=i): InMemoryTensor(rows) for p, rows in parts}
     return ONNX.decoder(geometry, shapes, str(graph))
 
 
 def make_like(geometry: Geometry) -> Decoder:
     state = synthetic.RandomState(geometry)
-    return CODEGEN.decoder(geometry, {n: InMemory(state[n]) for n in state}, "shapes")
+    return CODEGEN.decoder(geometry, {n: InMemoryTensor(state[n]) for n in state}, "shapes")
 
 
 @pytest.mark.parametrize("stem", ["model_int8", "model_q4"])
