@@ -36,8 +36,8 @@ def checkpoint(make_checkpoint: Callable[..., Path]) -> Checkpoint:
 def folder_plan(
     checkpoint: Checkpoint, output: Path, tensor: torch.Tensor = MATRIX, encoding: Encoding = F32
 ) -> Plan:
-    tensors = lay_out([("a", InMemoryTensor(tensor), encoding), ("b", InMemoryTensor(tensor[0]), F16)],
-                    start=3, align=64)  # fmt: skip
+    sources = [("a", InMemoryTensor(tensor), encoding), ("b", InMemoryTensor(tensor[0]), F16)]
+    tensors = lay_out(sources, start=3, align=64)
     files = (FilePlan("deep/data.bin", b"abc", tensors), FilePlan("note.txt", b"hello"))
     return Plan(checkpoint, output, True, "huggingface", "F32", files, {"dtype": "float32"})
 
