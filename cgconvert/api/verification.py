@@ -19,7 +19,7 @@ from cgconvert.options import accepted_values
 from cgconvert.runtimes import runtime_names
 from cgconvert.texts.text import Text, read_text
 from cgconvert.verify.prompts import TEXT_TOKENS
-from cgconvert.verify.report import WRITERS, check_suffix, write_reports
+from cgconvert.verify.report import WRITERS, check_report_path, write_reports
 from cgconvert.verify.report.model import Report
 from cgconvert.verify.thresholds import known_bounds, parse_bound
 from cgconvert.verify.verdict import Check, Verdict, worst_verdict
@@ -28,7 +28,7 @@ from cgconvert.verify.verify import verify as verify_artefact
 __all__ = ["Verification", "artefacts_at", "reports_of", "verify"]
 
 Bounds = Mapping[str, float | None]
-"""A bound by name of check; None only reports the value."""
+"""A bound for each check, by its name; None: the value is reported but not judged."""
 
 
 @dataclass(frozen=True)
@@ -48,7 +48,7 @@ class Verification:
 
     @property
     def verdict(self) -> Verdict:
-        """The worst of all: fail, warning or pass."""
+        """The worst verdict of all checks: fail, warning or pass."""
         return worst_verdict(self.checks)
 
     @property
@@ -58,7 +58,7 @@ class Verification:
 
     @property
     def failed(self) -> tuple[str, ...]:
-        """Paths of the artefacts of which a check failed."""
+        """Paths of the artefacts with at least one failed check."""
         return tuple(str(report.artefact["path"]) for report in self.reports if not report.passed)
 
     def to_json(self) -> str:
@@ -74,14 +74,14 @@ class Verification:
         return WRITERS[".xml"](self.reports)
 
     def to_text(self) -> str:
-        """A table for each artefact and, where there are several, one of all."""
+        """The report as text: a table for each artefact, then a summary of several."""
         return WRITERS[".txt"](self.reports)
 
     def save(self, *paths: str | Path) -> None:
         """Write the report to files, each in the format of its suffix: .json, .xml, .html, .txt.
 
         Raises:
-            UsageError: A suffix has no format.
+            UsageError: A suffix has no format, or a path is a folder.
             OutputError: Writing failed.
         """
         for path in paths:
@@ -91,7 +91,7 @@ class Verification:
         return self.to_text()
 
     def _repr_html_(self) -> str:
-        """The HTML page in a frame of its own, so that its style stays out of a notebook's."""
+        """The HTML page in an iframe, so that its style does not change the notebook's."""
         page = html.escape(self.to_html(), quote=True)
         return f'<iframe srcdoc="{page}" style="width: 100%; height: 40rem; border: 0"></iframe>'
 
@@ -154,7 +154,10 @@ def verify(
         (True, 'pass', 'provenance')
     """
     accepted_values(VERIFY, {"text_tokens": text_tokens, "runtime": runtime, "device": device})
-    bounds = _checked(threshold or {})
+    report_paths = [Path(path) for path in report]
+    for path in report_paths:
+        check_report_path(path)
+    bounds = _checked_bounds(threshold or {})
     options = read_options(
         tokenizer=tokenizer, config=config, mp_num=mp_num, step=step, revision=revision
     )
@@ -169,7 +172,7 @@ def verify(
         texts=[item if isinstance(item, Text) else read_text(str(item)) for item in text],
         text_tokens=text_tokens,
         thresholds=dict.fromkeys(known_bounds(), bounds),
-        report=[Path(path) for path in report],
+        report=report_paths,
         runtime=runtime,
         device=device,
         progress=progress,
@@ -180,17 +183,17 @@ def verify(
 def artefacts_at(
     artefact: str | Path | Result | Sequence[str | Path | Result],
 ) -> list[Artefact]:
-    """The artefacts at or below one path or several.
+    """Find the artefacts at or below one path or several.
 
-    Raises InputError where there is none.
+    Raises InputError if there is none at one of them.
     """
-    several = [artefact] if isinstance(artefact, str | Path | Result) else artefact
+    paths = [artefact] if isinstance(artefact, str | Path | Result) else artefact
     artefacts: list[Artefact] = []
-    for path in map(Path, several):
+    for path in map(Path, paths):
         below = find_all(path)
         if not below and path.is_dir() and not any(path.iterdir()):
             raise InputError(f"{path}: is empty")
-        artefacts += below or [identify(path)]  # which says what is wrong with it
+        artefacts += below or [identify(path)]  # identify raises, saying what is wrong
     return artefacts
 
 
@@ -215,8 +218,6 @@ def reports_of(
 
     Raises UsageError if an artefact's format has no runtime, or if `runtime` runs none of them.
     """
-    for path in report:
-        check_suffix(path)
     for artefact in artefacts:
         runtime_names(artefact.format)  # raises for a format without one before the long work
     if runtime is not None:
@@ -242,7 +243,7 @@ def reports_of(
     Verification(tuple(reports)).save(*report)
 
 
-def _checked(threshold: Bounds) -> dict[str, float | None]:
+def _checked_bounds(threshold: Bounds) -> dict[str, float | None]:
     known = sorted(set().union(*known_bounds().values()))
     try:
         return {check: parse_bound(check, bound, known) for check, bound in threshold.items()}

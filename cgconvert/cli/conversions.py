@@ -65,12 +65,12 @@ def _only_unquantized_model() -> str:
     names = sorted({artefact.name for artefact in artefacts})
     if not artefacts:
         raise UsageError(
-            f"nothing to quantize under ./{OUT}; type the source: cgconvert quantize SOURCE "
+            f"nothing to quantize under ./{OUT}; name the source: cgconvert quantize SOURCE "
             "--bits 4 (for example codegen-350M-mono)"
         )
     if len(names) > 1:
         raise UsageError(
-            f"several models under ./{OUT} ({', '.join(names)}); type which: "
+            f"several models under ./{OUT} ({', '.join(names)}); name one: "
             f"cgconvert quantize {artefacts[0].path} --bits 4"
         )
 

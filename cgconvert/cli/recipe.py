@@ -17,7 +17,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 import yaml
 
@@ -29,8 +29,9 @@ from cgconvert.verify.thresholds import parse_bound
 
 __all__ = ["Recipe", "Step", "find", "load", "steps"]
 
-SAID_ONCE = ("reference", "threshold")
-"""Options of `verify` that a recipe has for all its steps: source and thresholds."""
+RECIPE_WIDE = ("reference", "threshold")
+"""Options of `verify` that its step does not take: the recipe's source and thresholds hold for all
+steps."""
 
 TOP = {
     "source": Option(name="source"),
@@ -39,17 +40,18 @@ TOP = {
     "steps": None,
     "thresholds": None,
 }
-"""The keys of a recipe; None for those that are no option."""
+"""The top-level keys of a recipe, with the option that each is; None for those that are none."""
 
 TYPE_NAMES = {int: "a whole number", float: "a number", bool: "true or false"}
 
 MAX_BYTES = 1 << 16
-"""The shipped ones have some hundred; PyYAML takes seconds for a megabyte."""
+"""The largest recipe that is read. Shipped ones have a few hundred bytes; PyYAML takes seconds for
+a megabyte."""
 
 
 @dataclass(frozen=True)
 class Step:
-    """One command and its options; `line` is where it stands, from 1."""
+    """A command with its options; `line` is its line in the recipe, counted from 1."""
 
     command: str
     options: Mapping[str, Any]
@@ -58,30 +60,30 @@ class Step:
 
 @dataclass(frozen=True)
 class Recipe:
-    """A recipe, checked.
+    """A recipe that was read and checked.
 
-    `reading` are the options by which its source is read. `thresholds` are bounds by stored type,
-    then by name of check; None only reports the value.
+    `source_options` say how its source is read, as the arguments of `load` do. `thresholds` holds
+    bounds by stored type ("gguf Q4_0"), then by name of check; None: the value is not judged.
     """
 
     path: Path
     source: str
     steps: tuple[Step, ...]
-    reading: Mapping[str, Any] = field(default_factory=dict)
+    source_options: Mapping[str, Any] = field(default_factory=dict)
     thresholds: Mapping[str, Mapping[str, float | None]] = field(default_factory=dict)
 
 
 def steps() -> dict[str, dict[str, Option]]:
-    """The steps there are, and the options of each by name."""
+    """The commands that can be a step, each with its options by name."""
     table = {name: (OUTPUT, *conversion.options) for name, conversion in conversions().items()}
-    table["verify"] = tuple(option for option in VERIFY if option.name not in SAID_ONCE)
+    table["verify"] = tuple(option for option in VERIFY if option.name not in RECIPE_WIDE)
     return {name: {option.name: option for option in options} for name, options in table.items()}
 
 
 def find(name: str) -> Path:
-    """The path of a recipe, given by its path or by the name of one that cgconvert ships.
+    """Find a recipe by its path, or by the name of one that cgconvert ships.
 
-    Raises InputError where there is none.
+    Raises InputError if there is none.
     """
     path = Path(name)
     if path.is_file():
@@ -100,10 +102,14 @@ def _shipped_folder() -> Path:
 
 
 def load(path: Path, known_bounds: Mapping[str, set[str]] | None = None) -> Recipe:
-    """Read and check a recipe. Raises InputError naming the file, the line and the mistake."""
+    """Read and check a recipe.
+
+    `known_bounds` has the checks that each stored type has a bound for; without it thresholds may
+    name any type and any check. Raises InputError naming the file, the line and the mistake.
+    """
     try:
         if path.stat().st_size > MAX_BYTES:
-            raise InputError(f"{path}: too large for a recipe")
+            raise InputError(f"{path}: is too large for a recipe: more than {MAX_BYTES:,} bytes")
         root = yaml.compose(path.read_text(encoding="utf-8"), Loader=yaml.SafeLoader)
     except OSError as error:
         raise InputError(f"{path}: cannot be read: {error.strerror}") from error
@@ -118,6 +124,8 @@ def load(path: Path, known_bounds: Mapping[str, set[str]] | None = None) -> Reci
 
 
 class _Reader:
+    """Turns the YAML nodes of one file into a recipe; nodes know their lines, for messages."""
+
     def __init__(self, path: Path, known_bounds: Mapping[str, set[str]] | None) -> None:
         self.path, self.known_bounds = path, known_bounds
 
@@ -133,20 +141,28 @@ class _Reader:
         for name in ("source", "steps"):
             if name not in fields:
                 self.fail(root, f"{name} is missing")
-        return Recipe(
+        recipe = Recipe(
             path=self.path,
             source=str(fields["source"][1].value),
             steps=self.steps(fields["steps"][1]),
-            reading={o.name: self.scalar(fields[o.name][1], o) for o in READ if o.name in fields},
+            source_options={
+                o.name: self.scalar(fields[o.name][1], o) for o in READ if o.name in fields
+            },
             thresholds=self.thresholds(fields["thresholds"][1]) if "thresholds" in fields else {},
         )
+        first = recipe.steps[0]
+        if first.command == "verify":
+            problem = "verify has nothing to verify: no step before it writes an artefact"
+            raise InputError(f"{self.path}:{first.line}: {problem}")
+        return recipe
 
     def steps(self, node: yaml.Node) -> tuple[Step, ...]:
         if not isinstance(node, yaml.SequenceNode) or not node.value:
-            self.fail(node, "steps is not a list of commands")
+            self.fail(node, "steps must be a list of commands")
         return tuple(self.step(entry) for entry in node.value)
 
     def step(self, node: yaml.Node) -> Step:
+        """Read a step: the name of a command, or a mapping of that name to its options."""
         key: yaml.Node = node
         value: yaml.Node | None = None
         if isinstance(node, yaml.ScalarNode):
@@ -201,7 +217,7 @@ class _Reader:
 
     def mapping(self, node: yaml.Node, name: str) -> dict[str, tuple[yaml.Node, yaml.Node]]:
         if not isinstance(node, yaml.MappingNode):
-            self.fail(node, f"{name} is not a mapping of names to values")
+            self.fail(node, f"{name} must be a mapping of names to values")
         entries: dict[str, tuple[yaml.Node, yaml.Node]] = {}
         for key, value in node.value:
             if not isinstance(key, yaml.ScalarNode):
@@ -212,16 +228,18 @@ class _Reader:
         return entries
 
     def plain(self, node: yaml.Node, name: str) -> Any:
-        """The value of a scalar; () for a list, a mapping and other tags, as no option has it."""
-        if isinstance(node, yaml.ScalarNode) and node.tag.startswith("tag:yaml.org,2002:"):
-            try:
-                return yaml.SafeLoader("").construct_object(node)
-            except Exception:  # a tag that does not fit its text fails in many ways
-                self.fail(node, f"{name} has a value that is not plain YAML")
-        return ()
+        """The value of a scalar of YAML's own types; lists, mappings and other tags are refused."""
+        if not isinstance(node, yaml.ScalarNode):
+            self.fail(node, f"{name} must be a single value")
+        if not node.tag.startswith("tag:yaml.org,2002:"):
+            self.fail(node, f"{name} has a value that is not plain YAML")
+        try:
+            return yaml.SafeLoader("").construct_object(node)
+        except Exception:  # a tag that does not fit its text fails in many ways
+            self.fail(node, f"{name} has a value that is not plain YAML")
 
     def scalar(self, node: yaml.Node, option: Option) -> Any:
-        """The value of an option, checked; a number of bytes becomes text, as a size may be."""
+        """The checked value of an option; a size that is a number becomes text, as 5GB is."""
         value, name = self.plain(node, option.name), option.name
         if option.choices:
             if value not in option.choices or isinstance(value, bool):
@@ -239,11 +257,14 @@ class _Reader:
         expected = option.type if option.type in TYPE_NAMES else str
         if not isinstance(value, expected) or isinstance(value, bool) != (expected is bool):
             self.fail(node, f"{name} is not {TYPE_NAMES.get(expected, 'text')}")
+        if option.out_of_bounds(value):
+            self.fail(node, f"{name} {value} is not in the range {option.bounds}")
         return value
 
     @staticmethod
     def is_null(node: yaml.Node) -> bool:
         return isinstance(node, yaml.ScalarNode) and node.tag == "tag:yaml.org,2002:null"
 
-    def fail(self, node: yaml.Node, problem: str) -> Any:
+    def fail(self, node: yaml.Node, problem: str) -> NoReturn:
+        """Raise InputError with the file and the line of `node`."""
         raise InputError(f"{self.path}:{node.start_mark.line + 1}: {problem}")

@@ -18,12 +18,13 @@ from cgconvert.cli.options import click_options
 from cgconvert.cli.verify import print_and_judge
 from cgconvert.model.checkpoint import Checkpoint
 from cgconvert.texts.text import Text, read_text
+from cgconvert.verify.report import check_report_path
 from cgconvert.verify.thresholds import known_bounds
 
 __all__ = ["command"]
 
 HELP = """\
-Take the steps of a recipe, in order. RECIPE is a file, or the name of a shipped one.
+Run the steps of a recipe in order. RECIPE is a file, or the name of a shipped one.
 
 \b
 Example:
@@ -33,10 +34,12 @@ Example:
 
 def _run(recipe_file: str, dry_run: bool, **writing: bool) -> None:
     loaded = recipe.load(recipe.find(recipe_file), known_bounds())
-    texts = {  # before anything is written
-        text: read_text(text) for step in loaded.steps if (text := step.options.get("text"))
-    }
-    checkpoint = load(loaded.source, **loaded.reading)
+    # Texts are read and paths of reports checked before anything is written.
+    texts = {text: read_text(text) for step in loaded.steps if (text := step.options.get("text"))}
+    for step in loaded.steps:
+        if "report" in step.options:
+            check_report_path(Path(step.options["report"]))
+    checkpoint = load(loaded.source, **loaded.source_options)
     written: list[Path] = []
     for number, step in enumerate(loaded.steps, 1):
         click.echo(f"[{number}/{len(loaded.steps)}] {step.command}")
@@ -57,7 +60,7 @@ def _verify(
     checkpoint: Checkpoint,
     texts: Mapping[str, Text],
 ) -> None:
-    """Verify what the steps before have written."""
+    """Verify the artefacts that the steps before this one have written."""
     own = dict(options)
     text, report = own.pop("text", None), own.pop("report", None)
     print_and_judge(

@@ -15,6 +15,7 @@ from cgconvert.cli.options import arguments, click_options
 from cgconvert.errors import UsageError, VerificationError
 from cgconvert.formats.registry import OUT, find_all
 from cgconvert.texts.text import read_text
+from cgconvert.verify.report import check_report_path
 from cgconvert.verify.report.model import Report
 from cgconvert.verify.report.text import as_table, summary
 from cgconvert.verify.thresholds import known_bounds
@@ -22,9 +23,9 @@ from cgconvert.verify.thresholds import known_bounds
 __all__ = ["command", "print_and_judge"]
 
 HELP = """\
-Run ARTEFACT in its real runtime and hold it against the fp16 reference.
+Run ARTEFACT in its real runtime and compare it with the fp16 reference.
 
-Without ARTEFACT: all there are under ./out. Leaves with 4 where a check fails.
+Without ARTEFACT: all artefacts under ./out. Exits with 4 if a check fails.
 
 \b
 Example:
@@ -35,9 +36,11 @@ Example:
 def _run(artefact: Path | None, **values: Any) -> None:
     options = arguments((*VERIFY, *READ), values)
     reading = {option.name: options.pop(option.name) for option in READ}
+    for path in options["report"]:
+        check_report_path(path)
     if artefact is None and not find_all(OUT):
         raise UsageError(
-            f"nothing to verify under ./{OUT}; type the artefact: cgconvert verify PATH"
+            f"nothing to verify under ./{OUT}; name the artefact: cgconvert verify PATH"
         )
     artefacts = artefacts_at(artefact or OUT)
     texts = [read_text(path) for path in dict.fromkeys(options.pop("text"))]
@@ -57,9 +60,9 @@ def _run(artefact: Path | None, **values: Any) -> None:
 
 
 def print_and_judge(reports: Iterable[Report]) -> None:
-    """Print each report's table when it is complete, then one of all.
+    """Print the table of each report as soon as it is complete, then one that sums them up.
 
-    Raises VerificationError where a check of any failed.
+    Raises VerificationError if a check failed.
     """
     complete = []
     for report in reports:

@@ -15,7 +15,9 @@ import click
 import pytest
 
 from cgconvert import embedded
+from cgconvert.api.verification import verify
 from cgconvert.cli.main import cli, main
+from cgconvert.errors import UsageError
 from cgconvert.write.hashing import file_sha256
 
 TINY = embedded.NAME
@@ -294,7 +296,7 @@ MISTAKES: list[tuple[list[str], int, str]] = [
     (["to-hf", TINY, "--max-shard-size", "lots"], 2, "'lots' is not a size"),
     (["to-gguf", TINY, "-o", "x.bin"], 2, "a GGUF file's name ends in .gguf"),
     (["to-gguf", TINY, "-o", "/etc/passwd/x.gguf"], 5, "cannot be written"),
-    (["quantize", "--bits", "4"], 2, "nothing to quantize under ./out; type the source"),
+    (["quantize", "--bits", "4"], 2, "nothing to quantize under ./out; name the source"),
     (["quantize", TINY], 2, "say how small: one of --bits, --type, --max-size, --bpw or --max-kl"),
     (["quantize", TINY, "--bits", "4", "--bpw", "5"], 2, "say how small: one of --bits"),
     (["quantize", TINY, "--bits", "5"], 2, "'5' is not one of '4', '8'"),
@@ -333,7 +335,7 @@ MISTAKES: list[tuple[list[str], int, str]] = [
     (["to-onnx", TINY, "--bits", "4", "--accuracy-level", "9"], 2, "'9' is not one of '0', '1'"),
     (["to-onnx", TINY, "--target", "cuda"], 2, "add --dtype float16"),
     (["quantize", TINY, "--bits", "4", "--block-size", "64"], 2, "is an option of --format onnx"),
-    (["verify"], 2, "nothing to verify under ./out; type the artefact"),
+    (["verify"], 2, "nothing to verify under ./out; name the artefact"),
     (["verify", "nowhere"], 3, "nowhere: no such file or folder"),
     (["verify", "nowhere", "--runtime", "vllm"], 2, "'vllm' is not one of 'transformers'"),
     (["verify", "--threshold", "logits.kl=1"], 2, "no check 'logits.kl' has a bound to set"),
@@ -359,6 +361,21 @@ def test_mistakes_get_one_clear_line(
     assert outcome.err.startswith("cgconvert: ")
     assert message in outcome.err
     assert os.listdir(tmp_path) == []
+
+
+def test_a_report_that_is_a_folder_is_refused_before_the_long_work(
+    run: Callable[..., Outcome], tmp_path: Path
+) -> None:
+    (tmp_path / "verdict.json").mkdir()
+    recipe = tmp_path / "recipe.yaml"
+    recipe.write_text(f"source: {TINY}\nsteps: [to-gguf, verify: {{report: verdict.json}}]\n")
+    for arguments in (["verify", "nowhere", "--report", "verdict.json"], ["run", "recipe.yaml"]):
+        outcome = run(*arguments)
+        expected = "cgconvert: verdict.json: is a folder; a report is a file"
+        assert (outcome.code, outcome.out, outcome.err.strip()) == (2, "", expected)
+    with pytest.raises(UsageError, match=r"verdict\.json: is a folder"):
+        verify("nowhere", report=["verdict.json"])
+    assert not (tmp_path / "out").exists()
 
 
 def test_ambiguous_sources_are_refused(run: Callable[..., Outcome], tmp_path: Path) -> None:

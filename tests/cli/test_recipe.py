@@ -54,7 +54,7 @@ def test_a_recipe_is_read_into_steps_and_thresholds(tmp_path: Path) -> None:
     path = tmp_path / "good.yaml"
     path.write_text(GOOD)
     loaded = recipe.load(path)
-    assert loaded.reading == {"mp_num": 4}
+    assert loaded.source_options == {"mp_num": 4}
     assert loaded.steps == (
         recipe.Step("to-hf", {"max_shard_size": "5GB"}, 4),
         recipe.Step("verify", {}, 5),
@@ -81,7 +81,7 @@ MISTAKES = [
     ("bits: 4", "bits: 5", "7: bits is one of 4, 8"),
     ("bits: 4", "format: onnx", "6: quantize needs one of bits, type, max_size, bpw, max_kl"),
     ("bits: 4", "bpw: lots", "7: bpw is not a number"),
-    ("bits: 4", "tensor_type: Q6_K", "7: tensor_type is not a mapping"),
+    ("bits: 4", "tensor_type: Q6_K", "7: tensor_type must be a mapping"),
     ("bits: 4", "bots: 4", "7: quantize has no option 'bots'"),
     ("bits: 4", "bits: true", "7: bits is one of 4, 8"),
     ("symmetric: true", "symmetric: 1", "8: symmetric is not true or false"),
@@ -91,13 +91,15 @@ MISTAKES = [
     ("mp_num: 4", "colour: red", "2: 'colour' is not part of a recipe"),
     ("mp_num: 4", "source: again", "2: 'source' stands twice"),
     ("source: codegen-tiny-mono", "tokenizer: x", "1: source is missing"),
-    ("thresholds:\n", "thresholds: 3\n#", "9: thresholds is not a mapping"),
+    ("thresholds:\n", "thresholds: 3\n#", "9: thresholds must be a mapping"),
     ("kl_mean: 0.5", "kl_mean: low", "10: gguf Q4_0: logits.kl_mean: 'low' is not a number"),
     ("kl_mean: 0.5", "kl_mean: .inf", "10: gguf Q4_0: logits.kl_mean: inf is not a number"),
-    ("kl_mean: 0.5", "kl_mean: [1]", "10: gguf Q4_0: logits.kl_mean: () is not a number"),
+    ("kl_mean: 0.5", "kl_mean: [1]", "10: logits.kl_mean must be a single value"),
     ("kl_mean: 0.5", "mean: 0.5", "10: gguf Q4_0: no check 'logits.mean' has a bound to set"),
     ("- verify", "- verify: {runtime: vllm}", "5: runtime is one of transformers, onnxruntime,"),
-    ("- verify", "- verify: {text: []}", "5: text is not text"),
+    ("- verify", "- verify: {text: []}", "5: text must be a single value"),
+    ("- verify", "- verify: {text_tokens: 1}", "5: text_tokens 1 is not in the range x>=2"),
+    ("  - to-hf: {max-shard-size: 5GB}\n", "", "4: verify has nothing to verify"),
     ("Q4_0: {", "Q9: {", "10: no type 'gguf Q9'"),
     ("source: codegen-tiny-mono", "source: !!python/object:os.system x", "1: "),
     ("mp_num: 4", "mp_num: [4", "3: "),

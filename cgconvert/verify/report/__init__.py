@@ -12,7 +12,7 @@ from cgconvert.verify.report.junit import as_junit
 from cgconvert.verify.report.model import Report, as_json, as_json_object
 from cgconvert.verify.report.text import as_text
 
-__all__ = ["WRITERS", "check_suffix", "write_reports"]
+__all__ = ["WRITERS", "check_report_path", "write_reports"]
 
 WRITERS: Mapping[str, Callable[[Sequence[Report]], str]] = {
     ".json": as_json,
@@ -28,7 +28,7 @@ def write_reports(reports: Sequence[Report], path: Path) -> None:
 
     Raises UsageError for a suffix without a format, OutputError if writing fails.
     """
-    check_suffix(path)
+    check_report_path(path)
     try:
         # Names of files may hold bytes that are not UTF-8; these are escaped, as in JSON.
         text = WRITERS[path.suffix](reports)
@@ -37,7 +37,12 @@ def write_reports(reports: Sequence[Report], path: Path) -> None:
         raise OutputError(f"{path}: cannot be written: {error.strerror or error}") from error
 
 
-def check_suffix(path: Path) -> None:
-    """Raise UsageError if no report format has the path's suffix; call this before long work."""
+def check_report_path(path: Path) -> None:
+    """Raise UsageError if no report can be written to this path; call this before long work.
+
+    No report format has its suffix then, or it is an existing folder.
+    """
     if path.suffix not in WRITERS:
         raise UsageError(f"{path}: a report ends in {', '.join(WRITERS)}")
+    if path.is_dir():
+        raise UsageError(f"{path}: is a folder; a report is a file")
