@@ -1,6 +1,6 @@
-"""Compare what a GGUF file says with the source: geometry, ids, vocabulary.
+"""Compare a GGUF file with the source: tensors, geometry, ids, vocabulary.
 
-Keys and the vocabulary are worked out here a second time, on purpose: a check that shared the
+This module computes keys and the vocabulary a second time on purpose: a check that shared the
 writer's code would share its mistakes.
 """
 
@@ -39,13 +39,13 @@ from cgconvert.model.tokenizer import Tokenizer
 
 __all__ = ["settings", "stored_artefact"]
 
-TOKENIZER = "tokenizer.ggml."
+TOKENIZER_PREFIX = "tokenizer.ggml."
 ID_ROLES = ("bos", "eos", "eot", "unknown", "padding")
-ADDING = ("add_bos_token", "add_eos_token")
+TOKEN_ADDING = ("add_bos_token", "add_eos_token")
 
 
 def stored_artefact(path: Path, source: Decoder) -> StoredArtefact:
-    """Put a file's tensors beside the source's, and its metadata beside the geometry."""
+    """Pair a file's tensors with the source's, and compare its metadata with the geometry."""
     header, g = read_header(path), source.geometry
     sizes: dict[str, Any] = {
         "context_length": g.n_positions,
@@ -62,7 +62,7 @@ def stored_artefact(path: Path, source: Decoder) -> StoredArtefact:
     differences = value_differences(
         header.metadata, {"general.architecture": ARCHITECTURE} | expected
     )
-    # llama.cpp obeys keys that CodeGen has no use for, such as a scaling of the rotary.
+    # llama.cpp uses keys that no CodeGen has, such as scaling of the rotary embedding.
     differences += [
         f"{key} is there, and CodeGen has none"
         for key in header.metadata
@@ -78,7 +78,7 @@ def stored_artefact(path: Path, source: Decoder) -> StoredArtefact:
 
 
 def settings(path: Path, source: Checkpoint) -> SettingsDifferences:
-    """Compare a file's ids, samplers and vocabulary with the source's tokenizer."""
+    """Compare a file's ids, sampler settings and vocabulary with the source's tokenizer."""
     metadata = read_header(path).metadata
     return SettingsDifferences(
         _id_differences(metadata, source.tokenizer),
@@ -87,16 +87,16 @@ def settings(path: Path, source: Checkpoint) -> SettingsDifferences:
 
 
 def _id_differences(metadata: Mapping[str, Any], tokenizer: Tokenizer) -> list[str]:
-    ids = {f"{TOKENIZER}{role}_token_id": tokenizer.end_of_text_id for role in ID_ROLES}
+    ids = {f"{TOKENIZER_PREFIX}{role}_token_id": tokenizer.end_of_text_id for role in ID_ROLES}
     actual = {key: metadata[key] for key in ids if key in metadata}
-    required = f"{TOKENIZER}eos_token_id"
+    required = f"{TOKENIZER_PREFIX}eos_token_id"
     expected = {key: value for key, value in ids.items() if key in actual or key == required}
-    texts = entry_differences("", actual, expected)
-    adding = {f"{TOKENIZER}{key}": False for key in ADDING}
-    texts += entry_differences("", {**adding, **metadata}, adding)
+    differences = entry_differences("", actual, expected)
+    adding = {f"{TOKENIZER_PREFIX}{key}": False for key in TOKEN_ADDING}
+    differences += entry_differences("", {**adding, **metadata}, adding)
     real = sum(token < tokenizer.size for token in _numbers(metadata, SUPPRESSED))
-    texts += [f"{SUPPRESSED} has {real} ids that are tokens"] if real else []
-    return texts + [  # llama.cpp takes its samplers' defaults from these
+    differences += [f"{SUPPRESSED} has {real} ids that are tokens"] if real else []
+    return differences + [  # llama.cpp reads the defaults of its samplers from these
         f"{key} is there, and greedy decoding has none"
         for key in metadata
         if key.startswith("general.sampling.")
@@ -108,22 +108,23 @@ def _vocabulary_differences(
 ) -> list[str]:
     tokens, types = _tokens(tokenizer, rows)
     merges = [f"{left} {right}" for left, right in tokenizer.merges]
-    texts = entry_differences(
-        "", metadata, {f"{TOKENIZER}model": "gpt2", f"{TOKENIZER}pre": PRE_TOKENIZER}
+    differences = entry_differences(
+        "", metadata, {f"{TOKENIZER_PREFIX}model": "gpt2", f"{TOKENIZER_PREFIX}pre": PRE_TOKENIZER}
     )
-    lists = {key: metadata.get(f"{TOKENIZER}{key}", ABSENT) for key in ("tokens", "merges")}
-    texts += entry_differences("", lists, {"tokens": tokens, "merges": merges})
-    stored_types = _numbers(metadata, f"{TOKENIZER}token_type")
-    return texts + entry_differences("", {"token_type": stored_types}, {"token_type": types})
+    lists = {key: metadata.get(f"{TOKENIZER_PREFIX}{key}", ABSENT) for key in ("tokens", "merges")}
+    differences += entry_differences("", lists, {"tokens": tokens, "merges": merges})
+    stored_types = _numbers(metadata, f"{TOKENIZER_PREFIX}token_type")
+    return differences + entry_differences("", {"token_type": stored_types}, {"token_type": types})
 
 
 def _numbers(metadata: Mapping[str, Any], key: str) -> list[int]:
+    """Return an array of numbers, empty if it is absent or of another type."""
     value = metadata.get(key)
     return value.tolist() if isinstance(value, np.ndarray) else []
 
 
 def _tokens(tokenizer: Tokenizer, rows: int) -> tuple[list[str], list[int]]:
-    """The token of every row of the embedding and its type; a row without a token is unused."""
+    """Return the token and the type of each embedding row; rows without a token are unused."""
     tokens = [f"[PAD{index}]" for index in range(rows)]
     types = [int(TokenType.UNUSED)] * rows
     for token, index in tokenizer.vocabulary.items():

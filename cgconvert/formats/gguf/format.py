@@ -94,11 +94,11 @@ THRESHOLDS: Mapping[str, ThresholdRow] = {
         "published for Llama-3-8B 7.2e-2 and a perplexity ratio of 1.07)",
     ),
 }  # fmt: skip
-"""How the bounds were measured is told in cgconvert.verify.thresholds."""
+"""The docstring of cgconvert.verify.thresholds describes how the bounds were measured."""
 
 
 class Gguf(Format):
-    """llama.cpp's files, in every type that has a codec."""
+    """Files for llama.cpp; `TYPES` lists the types that are written."""
 
     name = "gguf"
     command = "to-gguf"
@@ -142,8 +142,8 @@ class Gguf(Format):
         )
 
     def plan(self, checkpoint: Checkpoint, output: Path | None = None, **options: Any) -> Plan:
-        """See Format.plan. Beside the declared options, `fixed`, `adjusted` and `importance` of
-        `writer.plan` are passed on."""
+        """See Format.plan. The arguments `fixed`, `adjusted` and `importance` of `writer.plan` are
+        accepted too."""
         from cgconvert.formats.gguf import writer
 
         path = writer.output_path(checkpoint, output, options.get("type", DEFAULT_TYPE))
@@ -179,11 +179,12 @@ class Gguf(Format):
 
 
 def _file(path: Path) -> Path:
-    """The file itself, or the only one of a folder."""
+    """Return the file itself, or the only GGUF file of a folder."""
     return path if path.is_file() else next(path.glob(f"*{SUFFIX}"))
 
 
 def _lines(path: Path) -> tuple[TensorLine, ...]:
+    """Describe the tensors of a file from its header."""
     from cgconvert.formats.gguf.header import read_header
 
     tensors = read_header(path).tensors

@@ -30,10 +30,10 @@ __all__ = [
 ]
 
 MAX_HEADER_BYTES = 32 << 20
-"""The longest header: several times that of a vocabulary of 250,000 tokens."""
+"""The longest header: several times that of a file with 250,000 tokens."""
 MAX_ENTRIES = 1 << 16
 MAX_STRINGS = 1 << 20
-"""The most strings in arrays: a vocabulary of 250,000 tokens has half as many with its merges."""
+"""The most strings in arrays: twice the tokens and merges of a vocabulary of 250,000."""
 MAX_KEY_BYTES = (1 << 16) - 1
 MAX_NAME_BYTES = 63  # GGML_MAX_NAME without the 0 at the end
 MAX_DIMENSIONS = 4  # GGML_MAX_DIMS
@@ -52,7 +52,7 @@ _SCALARS = {
 
 @dataclass(frozen=True)
 class TensorInfo:
-    """One tensor: `shape` is torch's ([rows, columns]), `type` ggml's name for how it is stored.
+    """One tensor: `shape` is in torch's order ([rows, columns]), `type` is ggml's name of its type.
 
     `offset` counts bytes from the start of the file.
     """
@@ -66,7 +66,7 @@ class TensorInfo:
 
 @dataclass(frozen=True)
 class GgufHeader:
-    """Metadata (number arrays as numpy arrays, string arrays as lists), tensors, start of the data.
+    """The parsed header. In `metadata`, arrays of numbers are numpy arrays, those of strings lists.
 
     `data_start` counts bytes from the start of the file.
     """
@@ -81,10 +81,11 @@ class GgufHeader:
 def read_header(path: Path) -> GgufHeader:
     """Parse the header of a GGUF file.
 
-    Raises InputError for anything but a whole, well-formed file of version 2 or 3, little-endian.
+    Raises InputError if the file is not a complete, well-formed GGUF of version 2 or 3 with numbers
+    in little-endian order.
     """
     try:
-        if not path.is_file():  # to open a FIFO waits for a writer
+        if not path.is_file():  # opening a FIFO would wait for a writer
             raise InputError(f"{path}: cannot be read: not a regular file")
         with path.open("rb") as file:
             return _Parser(path, file, path.stat().st_size).header()
@@ -93,15 +94,19 @@ def read_header(path: Path) -> GgufHeader:
 
 
 class _Parser:
+    """Reads a header; `position` is the next byte, `end` the first that may not be read."""
+
     def __init__(self, path: Path, file: BinaryIO, size: int) -> None:
         self.path, self.file, self.size = path, file, size
         self.position, self.end = 0, min(size, MAX_HEADER_BYTES)
         self.strings = 0
 
     def fault(self, text: str) -> InputError:
+        """Create the error that names the file."""
         return InputError(f"{self.path}: not a valid GGUF file: {text}; fetch or convert it again")
 
     def header(self) -> GgufHeader:
+        """Parse the whole header and check that the data fits the file."""
         magic = self.file.read(4)
         self.position = 4
         if magic != b"GGUF":
@@ -110,13 +115,13 @@ class _Parser:
         if version not in (2, 3):
             order = " (big-endian?)" if version & 0xFFFF == 0 else ""
             raise self.fault(f"version {version}{order}, only 2 and 3 are known")
-        n_tensors, n_pairs = self.number("<u8"), self.number("<u8")
-        for count, what in ((n_tensors, "tensors"), (n_pairs, "metadata entries")):
+        n_tensors, n_entries = self.number("<u8"), self.number("<u8")
+        for count, description in ((n_tensors, "tensors"), (n_entries, "metadata entries")):
             if count > MAX_ENTRIES:
-                raise self.fault(f"{count} {what}, more than {MAX_ENTRIES}")
+                raise self.fault(f"{count} {description}, more than {MAX_ENTRIES}")
         metadata: dict[str, Any] = {}
-        for _ in range(n_pairs):
-            self.pair(metadata)
+        for _ in range(n_entries):
+            self.add_entry(metadata)
         alignment = self.alignment(metadata)
         tensors, end = self.tensors(n_tensors, alignment)
         start = padded(self.position, alignment)
@@ -126,7 +131,8 @@ class _Parser:
         )
         return GgufHeader(version, metadata, placed, alignment, start)
 
-    def pair(self, metadata: dict[str, Any]) -> None:
+    def add_entry(self, metadata: dict[str, Any]) -> None:
+        """Parse one metadata entry into `metadata`."""
         key = self.string(MAX_KEY_BYTES, "a metadata key")
         if not key or not key.isascii():
             raise self.fault(f"metadata key {key!r} is not ASCII")
@@ -138,6 +144,7 @@ class _Parser:
         metadata[key] = self.value(kind, key)
 
     def value(self, kind: int, key: str) -> Any:
+        """Parse a metadata value of GGUF type `kind`."""
         if kind == _STRING:
             return self.string(MAX_HEADER_BYTES, key)
         if kind == _ARRAY:
@@ -145,9 +152,10 @@ class _Parser:
         if kind not in _SCALARS:
             raise self.fault(f"metadata {key!r} has unknown type {kind}")
         value = self.number(_SCALARS[kind])
-        return self.truth(value, key) if kind == _BOOL else value
+        return self.boolean(value, key) if kind == _BOOL else value
 
     def array(self, key: str) -> Any:
+        """Parse an array: a list of strings, or a numpy array of numbers or booleans."""
         kind, count = self.number("<u4"), self.number("<u8")
         if kind == _STRING:
             self.strings += count
@@ -161,30 +169,32 @@ class _Parser:
         item = np.dtype(_SCALARS[kind])
         values = np.frombuffer(self.take(count * item.itemsize, f"metadata {key!r}"), item)
         if kind == _BOOL:
-            self.truth(int(values.max(initial=0)), key)
+            self.boolean(int(values.max(initial=0)), key)
             return values.astype(bool)
         return values
 
-    def truth(self, value: int, key: str) -> bool:
+    def boolean(self, value: int, key: str) -> bool:
+        """Convert the byte of a boolean. Raises InputError if it is neither 0 nor 1."""
         if value > 1:
             raise self.fault(f"metadata {key!r} holds {value} for a truth value")
         return bool(value)
 
     def alignment(self, metadata: Mapping[str, Any]) -> int:
+        """Return the alignment of the data in bytes, a power of two."""
         value: int = metadata.get(ALIGNMENT_KEY, gguf.GGUF_DEFAULT_ALIGNMENT)
         if not 0 < value <= 1 << 20 or value & (value - 1):
             raise self.fault(f"general.alignment is {value!r}, not a power of two up to 2^20")
         return value
 
     def tensors(self, count: int, alignment: int) -> tuple[list[TensorInfo], int]:
-        """The tensors, offsets still counted from the start of the data, and where they end."""
+        """Parse all tensor entries; offsets and the returned end count from the data's start."""
         tensors: dict[str, TensorInfo] = {}
         expected = 0
         for _ in range(count):
             tensor = self.tensor()
             if tensor.name in tensors:
                 raise self.fault(f"tensor {tensor.name!r} is given twice")
-            if tensor.offset != expected:  # so none overlaps another, and none hides between two
+            if tensor.offset != expected:  # so that none overlaps another and there are no gaps
                 raise self.fault(
                     f"tensor {tensor.name!r} is at offset {tensor.offset} instead of {expected}"
                 )
@@ -194,6 +204,7 @@ class _Parser:
         return list(tensors.values()), sum(t.offset + t.nbytes for t in last)
 
     def tensor(self) -> TensorInfo:
+        """Parse one tensor entry; its offset counts from the start of the data."""
         name = self.string(MAX_NAME_BYTES, "a tensor name")
         dimensions = self.number("<u4")
         if not 1 <= dimensions <= MAX_DIMENSIONS:
@@ -216,43 +227,53 @@ class _Parser:
     def check_size(
         self, start: int, tensors: list[TensorInfo], length: int, alignment: int
     ) -> None:
+        """Check that the file ends after the last tensor, with or without its padding.
+
+        The data begins at byte `start` and is `length` bytes long.
+        """
         if not tensors:
             start = self.position
         end, padded_end = start + length, start + padded(length, alignment)
         if self.size < end:
             last = next((t for t in tensors if start + t.offset + t.nbytes > self.size), None)
-            where = f" in tensor {last.name!r}" if last else ""
-            raise self.fault(f"it ends{where} at byte {self.size} of {end}, so it is truncated")
+            position = f" in tensor {last.name!r}" if last else ""
+            raise self.fault(f"it ends{position} at byte {self.size} of {end}, so it is truncated")
         if self.size > padded_end:
             raise self.fault(f"{self.size - padded_end} bytes follow the last tensor")
 
-    def take(self, count: int, what: str) -> bytes:
+    def take(self, count: int, description: str) -> bytes:
+        """Read `count` bytes. Raises InputError, which names `description`, at the end."""
         if count > self.end - self.position:
-            raise self.too_long(what)
+            raise self.too_long(description)
         data = self.file.read(count)
-        if len(data) != count:  # cut short since its size was asked
-            raise self.fault(f"it ends inside {what}")
+        if len(data) != count:  # truncated after its size was read
+            raise self.fault(f"it ends inside {description}")
         self.position += count
         return data
 
-    def too_long(self, what: str) -> InputError:
+    def too_long(self, description: str) -> InputError:
+        """Create the error for a part that reaches beyond the file or the longest header."""
         if self.size <= MAX_HEADER_BYTES:
-            return self.fault(f"it ends inside {what}")
-        return self.fault(f"{what} goes beyond the {MAX_HEADER_BYTES >> 20} MiB a header may have")
+            return self.fault(f"it ends inside {description}")
+        return self.fault(
+            f"{description} goes beyond the {MAX_HEADER_BYTES >> 20} MiB a header may have"
+        )
 
-    def number(self, kind: str) -> Any:
-        scalar = _STRUCTS[kind]
+    def number(self, dtype: str) -> Any:
+        """Read one number of a numpy type such as "<u4"."""
+        scalar = _STRUCTS[dtype]
         return scalar.unpack(self.take(scalar.size, "the header"))[0]
 
-    def string(self, most: int, what: str) -> str:
-        count = _LENGTH.unpack(self.take(8, what))[0]
-        if most < count <= self.end - self.position:
-            raise self.fault(f"{what} is {count} bytes long")
-        data = self.take(count, what)
+    def string(self, max_bytes: int, description: str) -> str:
+        """Read a string of at most `max_bytes` bytes of UTF-8."""
+        count = _LENGTH.unpack(self.take(8, description))[0]
+        if max_bytes < count <= self.end - self.position:
+            raise self.fault(f"{description} is {count} bytes long")
+        data = self.take(count, description)
         try:
             return data.decode()
         except UnicodeDecodeError:
-            raise self.fault(f"{what} is not UTF-8: {data[:40]!r}") from None
+            raise self.fault(f"{description} is not UTF-8: {data[:40]!r}") from None
 
 
 _LENGTH = struct.Struct("<Q")
@@ -264,34 +285,37 @@ _SIZES = {int(kind): sizes for kind, sizes in gguf.GGML_QUANT_SIZES.items()}
 
 
 class HeaderWriter(gguf.GGUFWriter):
-    """gguf's writer, into memory: a plan touches no disk. An imatrix has no architecture."""
+    """gguf's writer, which here writes the header into memory, because planning writes no files.
+
+    An imatrix file has no architecture, so `architecture` may be None.
+    """
 
     def __init__(self, architecture: str | None = None) -> None:
         self._has_architecture = architecture is not None
         super().__init__(None, architecture or "")
 
     def add_architecture(self) -> None:
-        """Called by the constructor of gguf's writer."""
+        """Write general.architecture if there is one; gguf's constructor calls this."""
         if self._has_architecture:
             super().add_architecture()
 
     def open_output_file(self, path: Path | None = None) -> None:
-        """Called by `write_header_to_file`."""
+        """Open a buffer instead of a file; gguf's `write_header_to_file` calls this."""
         self._buffer = io.BytesIO()
         self.fout = [self._buffer]  # type: ignore[list-item]  # declared as files on a disk
         self.state = WriterState.EMPTY
 
     def add_values(self, key: str, values: Sequence[str] | Sequence[int]) -> None:
-        """Add an array of strings, or of numbers as int32; at least one.
+        """Add an array of strings or of int32 numbers, which must not be empty.
 
-        gguf's own add_array looks at the type of each value, here of a whole vocabulary.
+        gguf's own add_array checks the type of every value, which is slow for a vocabulary.
         """
         kinds = gguf.GGUFValueType
         kind = kinds.STRING if isinstance(values[0], str) else kinds.INT32
         self.add_key_value(key, values, kinds.ARRAY, kind)
 
     def header(self) -> bytes:
-        """The bytes of all that was added, to be padded before the data begins."""
+        """Return the bytes of the header; the caller pads them before it writes the data."""
         self.write_header_to_file()
         self.write_kv_data_to_file()
         self.write_ti_data_to_file()

@@ -1,4 +1,4 @@
-"""An importance matrix: how large the inputs of each matrix are, so what an error there costs.
+"""An importance matrix: how large the inputs of each matrix are, and so what errors cost.
 
 llama.cpp's imatrix holds, for each matrix, the sum of each input's square over the positions of a
 text (the diagonal of X^T X) and the number of positions. llama-imatrix collects all matrices of a
@@ -46,21 +46,23 @@ __all__ = [
 ]
 
 MATRICES = ("q", "k", "v", "o", "fc_in", "fc_out")
-"""The matrices of a layer. Head and embedding may be missing: llama-imatrix leaves them out."""
+"""The matrices of a layer that an imatrix must contain; head and embedding may be missing."""
 
 DAMPING = 1.0
-"""How many times the mean is added to every column, so that an error in a column that the text
-happened not to use still counts a little."""
+"""The multiple of the mean that is added to every column, so that an error in a column that the
+text does not use still counts a little."""
 
-NAMED = 3
-"""How many matrices an error names."""
+MAX_NAMED = 3
+"""An error names at most this many matrices."""
 
 
 @dataclass(frozen=True)
 class InputStatistics:
-    """The inputs of one matrix: `squares`, float32 [columns], are sums over `count` positions.
+    """How large the inputs of one matrix are.
 
-    Old files count batches instead of positions; the ratio of two columns is the same.
+    `squares`, float32 [columns], has the sum of each input's square over `count` positions. Old
+    files count batches instead of positions; this does not matter, because importance depends only
+    on the ratios of columns.
     """
 
     squares: torch.Tensor
@@ -69,10 +71,11 @@ class InputStatistics:
 
 @dataclass(frozen=True)
 class Imatrix:
-    """`inputs` by the matrix's name in GGUF, from `chunks` pieces of text of `chunk_size` tokens.
+    """Input statistics by the matrix's name in GGUF.
 
-    `datasets` name the texts. `file` is the name of the file, without its folder, and `sha256` that
-    of its bytes; of one that was just collected, of the bytes that writing it gives.
+    They were collected on `chunks` pieces of text of `chunk_size` tokens; `datasets` names the
+    texts. `file` is the name of the file without its folder. `sha256` is the hash of its bytes, or
+    of the bytes that `encoded` gives if the statistics were just collected.
     """
 
     inputs: Mapping[str, InputStatistics]
@@ -83,9 +86,9 @@ class Imatrix:
     sha256: str = ""
 
     def importance(self, name: str) -> torch.Tensor | None:
-        """How much a squared error counts in each column, float32 [columns] of mean 1.
+        """Return the weight of a squared error in each column, float32 [columns] with mean 1.
 
-        None for a matrix that the file does not have, and for one whose inputs are all zero.
+        Returns None if the imatrix does not have the matrix, or if its inputs are all zero.
         """
         if name not in self.inputs:
             return None
@@ -100,55 +103,57 @@ class Imatrix:
         """The entry of a manifest: file name and SHA-256."""
         return {"file": self.file, "sha256": self.sha256}
 
-    def check(self, decoder: Decoder, where: str) -> None:
-        """Check that it is of a model of this geometry, and whole; `where` is named in errors.
+    def check(self, decoder: Decoder, label: str) -> None:
+        """Check that the imatrix has every matrix of the decoder, with the right number of columns.
 
-        An imatrix of another model with the same widths cannot be recognised. Raises InputError.
+        An imatrix of another model with the same sizes cannot be detected. Raises InputError, which
+        begins with `label`.
         """
-        needed, optional = _columns(decoder)
-        columns = needed | optional
+        required, optional = _columns(decoder)
+        columns = required | optional
         for name, inputs in self.inputs.items():
             length = len(inputs.squares)
             if name in columns and length != columns[name]:
                 raise InputError(
-                    f"{where}: is another model's imatrix: {name} has {length} values, the model's "
+                    f"{label}: is another model's imatrix: {name} has {length} values, the model's "
                     f"has {columns[name]} columns; collect one from this model"
                 )
         unknown = sorted(self.inputs.keys() - columns.keys())
         if unknown:
             raise InputError(
-                f"{where}: is another model's imatrix: the model has no {_list(unknown)}; collect "
+                f"{label}: is another model's imatrix: the model has no {_list(unknown)}; collect "
                 "one from this model"
             )
-        missing = [name for name in needed if name not in self.inputs]
+        missing = [name for name in required if name not in self.inputs]
         if missing:
             raise InputError(
-                f"{where}: has none of {len(missing)} of the model's {len(needed)} matrices: "
+                f"{label}: has none of {len(missing)} of the model's {len(required)} matrices: "
                 f"{_list(missing)}; collect one from the whole model"
             )
 
 
 def _columns(decoder: Decoder) -> tuple[dict[str, int], dict[str, int]]:
-    """Columns of the matrices that an imatrix has, and of those that it may have."""
-    needed = {
+    """Return the number of columns of each matrix: the required ones, and the optional ones."""
+    required = {
         GGUF.layer[part].format(i=i): getattr(layer, part).shape[1]
         for i, layer in enumerate(decoder.layers)
         for part in MATRICES
     }
     optional = {GGUF.model[part]: getattr(decoder, part).shape[1] for part in ("wte", "head")}
-    return needed, optional
+    return required, optional
 
 
 def _list(names: list[str]) -> str:
-    return first_few(names, NAMED, separator=", ", conjunction=" and ")
+    """Join the first few names."""
+    return first_few(names, MAX_NAMED, separator=", ", conjunction=" and ")
 
 
-MOST_BYTES = 1 << 30
+MAX_BYTES = 1 << 30
 """The largest file that is read: CodeGen-16B's has 8 MB."""
 
-MOST_ENTRIES = 1 << 16
-MOST_NAME_BYTES = 63  # GGML_MAX_NAME without the 0 at the end
-MOST_TEXT_BYTES = 1 << 12
+MAX_ENTRIES = 1 << 16
+MAX_NAME_BYTES = 63  # GGML_MAX_NAME without the 0 at the end
+MAX_TEXT_NAME_BYTES = 1 << 12
 """The longest name of a text: llama.cpp writes a path."""
 
 TYPE = "imatrix"
@@ -159,31 +164,31 @@ SQUARES, COUNTS = ".in_sum2", ".counts"
 
 
 def read_imatrix(path: Path, decoder: Decoder) -> Imatrix:
-    """The importance matrix in a file, which has to be one of `decoder`'s geometry.
+    """Read an importance matrix, in either format, for a model of `decoder`'s geometry.
 
-    Raises InputError where the file is broken, of another model, lacks a matrix, or holds a number
-    that no sum of squares can be.
+    Raises InputError if the file is broken, belongs to another model, lacks a matrix, or has a
+    value that cannot be a sum of squares.
     """
     try:
-        if not path.is_file():  # to open a FIFO waits for a writer
+        if not path.is_file():  # opening a FIFO would wait for a writer
             raise InputError(f"{path}: cannot be read as an imatrix: not a regular file")
-        if path.stat().st_size > MOST_BYTES:
-            raise InputError(f"{path}: is no imatrix: it has more than {MOST_BYTES >> 20} MiB")
+        if path.stat().st_size > MAX_BYTES:
+            raise InputError(f"{path}: is no imatrix: it has more than {MAX_BYTES >> 20} MiB")
         raw = path.read_bytes()
     except OSError as error:
         raise InputError(f"{path}: cannot be read as an imatrix: {error.strerror}") from error
     if not raw:
         raise InputError(f"{path}: is empty; an imatrix is what llama-imatrix writes")
-    imatrix = _from_gguf(path, raw) if raw[:4] == b"GGUF" else _Legacy(path, raw).imatrix()
+    imatrix = _from_gguf(path, raw) if raw[:4] == b"GGUF" else _LegacyParser(path, raw).imatrix()
     imatrix.check(decoder, str(path))
     return replace(imatrix, file=path.name, sha256=hashlib.sha256(raw).hexdigest())
 
 
 def write_imatrix(path: Path, imatrix: Imatrix, *, force: bool = False) -> Imatrix:
-    """Write the GGUF that llama-quantize reads; returns the imatrix as that file.
+    """Write the GGUF that llama-quantize reads; returns the imatrix with the file's name and hash.
 
-    The same imatrix gives the same bytes. Raises UsageError where there is a file and not `force`,
-    OutputError where writing fails.
+    The same imatrix gives the same bytes. Raises UsageError if the file exists and `force` is
+    False, OutputError if writing fails.
     """
     data = encoded(imatrix)
     with Staging(path, force=force) as staging:
@@ -196,10 +201,10 @@ def write_imatrix(path: Path, imatrix: Imatrix, *, force: bool = False) -> Imatr
 
 
 def encoded(imatrix: Imatrix) -> bytes:
-    """The bytes of the GGUF."""
+    """Return the bytes of an imatrix as GGUF, the current format."""
     writer = HeaderWriter()
     writer.add_type(TYPE)
-    writer.add_array(DATASETS, list(imatrix.datasets) or [""])  # of no length it has no type
+    writer.add_array(DATASETS, list(imatrix.datasets) or [""])  # gguf cannot type an empty array
     writer.add_uint32(CHUNKS, imatrix.chunks)
     writer.add_uint32(CHUNK_SIZE, imatrix.chunk_size)
     arrays: list[np.ndarray] = []
@@ -213,19 +218,22 @@ def encoded(imatrix: Imatrix) -> bytes:
 
 
 def _from_gguf(path: Path, raw: bytes) -> Imatrix:
+    """Read the current format. Raises InputError."""
     header = read_header(path)
     kind = header.metadata.get("general.type")
     if kind != TYPE:
         raise InputError(f"{path}: is a GGUF of type {kind!r}, not an imatrix")
     datasets = header.metadata.get(DATASETS)
     if not isinstance(datasets, list):
-        raise InputError(f"{path}: {DATASETS} is {_shown(datasets)}, not a list of names")
-    chunks, size = _whole(path, header, CHUNKS), _whole(path, header, CHUNK_SIZE)
+        raise InputError(f"{path}: {DATASETS} is {_type_name(datasets)}, not a list of names")
+    chunks, size = _integer(path, header, CHUNKS), _integer(path, header, CHUNK_SIZE)
     tensors = {tensor.name: tensor for tensor in header.tensors}
     inputs = {}
     for name in tensors:
         stem = name.removesuffix(SQUARES).removesuffix(COUNTS)
-        if stem == name or stem in inputs:  # other statistics of some versions are not used
+        if (
+            stem == name or stem in inputs
+        ):  # some versions write other statistics, which are not used
             continue
         for needed in (stem + SQUARES, stem + COUNTS):
             if needed not in tensors:
@@ -236,40 +244,42 @@ def _from_gguf(path: Path, raw: bytes) -> Imatrix:
                 f"{path}: is another model's imatrix: {stem} has {len(counts)} experts; collect "
                 "one from this model"
             )
-        inputs[stem] = _inputs(path, stem, values, float(counts[0]))
+        inputs[stem] = _input_statistics(path, stem, values, float(counts[0]))
     if not inputs:
         raise InputError(f"{path}: is an imatrix without a matrix; collect it again")
     return Imatrix(inputs, tuple(datasets), chunks, size)
 
 
 def _values(path: Path, raw: bytes, tensor: TensorInfo) -> np.ndarray:
+    """Return the float32 values of a tensor."""
     if tensor.type != "F32":
         raise InputError(f"{path}: {tensor.name} is {tensor.type}, not F32")
     return np.frombuffer(raw, "<f4", math.prod(tensor.shape), tensor.offset)
 
 
-def _whole(path: Path, header: GgufHeader, key: str) -> int:
-    """The number under a key that llama-quantize demands."""
+def _integer(path: Path, header: GgufHeader, key: str) -> int:
+    """Return the number under a key that llama-quantize requires."""
     value = header.metadata.get(key)
     if isinstance(value, bool) or not isinstance(value, int) or not 0 <= value < 1 << 31:
-        raise InputError(f"{path}: {key} is {_shown(value)}, not a whole number from 0 up")
+        raise InputError(f"{path}: {key} is {_type_name(value)}, not a whole number from 0 up")
     return value
 
 
-def _shown(value: object) -> str:
+def _type_name(value: object) -> str:
+    """Describe the type of a metadata value in an error."""
     return "missing" if value is None else f"a {type(value).__name__}"
 
 
-def _inputs(path: Path, name: str, values: np.ndarray, count: float) -> InputStatistics:
-    """Raises InputError for a number that no sum of squares, or no count, can be."""
-    for broken, what in (
+def _input_statistics(path: Path, name: str, values: np.ndarray, count: float) -> InputStatistics:
+    """Check the values and the count of one matrix. Raises InputError if one is impossible."""
+    for is_wrong, description in (
         (~np.isfinite(values), "NaN or infinite"),
         (values < 0, "negative, which no sum of squares is"),
     ):
-        if broken.any():
+        if is_wrong.any():
             raise InputError(
-                f"{path}: {int(broken.sum())} of {name}'s {len(values)} values are {what}; collect "
-                "the imatrix again"
+                f"{path}: {int(is_wrong.sum())} of {name}'s {len(values)} values are "
+                f"{description}; collect the imatrix again"
             )
     if not 1 <= count < 1 << 62:  # nor is NaN
         raise InputError(
@@ -279,30 +289,33 @@ def _inputs(path: Path, name: str, values: np.ndarray, count: float) -> InputSta
     return InputStatistics(torch.from_numpy(values.astype(np.float32)), round(count))
 
 
-class _Legacy:
-    """The .dat format, every length checked against the bytes that are left."""
+class _LegacyParser:
+    """Reads the .dat format; every length is checked against the bytes that remain."""
 
     def __init__(self, path: Path, raw: bytes) -> None:
         self.path, self.raw, self.position = path, raw, 0
 
     def fault(self, text: str) -> InputError:
+        """Create the error that names the file."""
         return InputError(f"{self.path}: is no imatrix, neither GGUF nor .dat: {text}")
 
     def imatrix(self) -> Imatrix:
-        entries = self.number("the number of entries")
-        if not 1 <= entries <= MOST_ENTRIES:
-            raise self.fault(f"it would have {entries} entries")
+        """Parse the whole file. Raises InputError."""
+        entry_count = self.number("the number of entries")
+        if not 1 <= entry_count <= MAX_ENTRIES:
+            raise self.fault(f"it would have {entry_count} entries")
         inputs: dict[str, InputStatistics] = {}
-        for name, entry in self.entries(entries):
+        for name, entry in self.entries(entry_count):
             if name in inputs:
                 raise self.fault(f"{name} is there twice")
             inputs[name] = entry
-        chunks, datasets = self.rest()
+        chunks, datasets = self.trailer()
         return Imatrix(inputs, datasets, chunks, 0)
 
     def entries(self, count: int) -> Iterator[tuple[str, InputStatistics]]:
+        """Parse `count` entries; yields the name and statistics of each matrix."""
         for index in range(count):
-            name = self.string(MOST_NAME_BYTES, f"the name of entry {index}")
+            name = self.string(MAX_NAME_BYTES, f"the name of entry {index}")
             if not name:
                 raise self.fault(f"the name of entry {index} is empty")
             calls = self.number(f"the count of {name}")
@@ -310,38 +323,41 @@ class _Legacy:
             if length < 1:
                 raise self.fault(f"{name} would have {length} values")
             data = self.take(4 * length, f"{name}'s {length} values")
-            yield name, _inputs(self.path, name, np.frombuffer(data, "<f4"), calls)
+            yield name, _input_statistics(self.path, name, np.frombuffer(data, "<f4"), calls)
 
-    def rest(self) -> tuple[int, tuple[str, ...]]:
-        """The number of chunks and the text's name; the oldest files end before."""
+    def trailer(self) -> tuple[int, tuple[str, ...]]:
+        """Parse the number of chunks and the text's name, which the oldest files do not have."""
         if self.position == len(self.raw):
             return 0, ()
         chunks = self.number("the number of chunks")
         if chunks < 0:
             raise self.fault(f"it would have {chunks} chunks")
-        text = self.string(MOST_TEXT_BYTES, "the name of its text")
+        text = self.string(MAX_TEXT_NAME_BYTES, "the name of its text")
         if self.position != len(self.raw):
             raise self.fault(f"{len(self.raw) - self.position} bytes follow its end")
         return chunks, (text,) if text else ()
 
-    def number(self, what: str) -> int:
-        return int(struct.unpack("<i", self.take(4, what))[0])
+    def number(self, description: str) -> int:
+        """Read an int32; errors name `description`."""
+        return int(struct.unpack("<i", self.take(4, description))[0])
 
-    def string(self, most: int, what: str) -> str:
-        length = self.number(f"the length of {what}")
-        if not 0 <= length <= most:
-            raise self.fault(f"{what} would be {length} bytes long")
+    def string(self, max_bytes: int, description: str) -> str:
+        """Read a printable string of at most `max_bytes` bytes of UTF-8."""
+        length = self.number(f"the length of {description}")
+        if not 0 <= length <= max_bytes:
+            raise self.fault(f"{description} would be {length} bytes long")
         try:
-            text = self.take(length, what).decode()
+            text = self.take(length, description).decode()
         except UnicodeDecodeError:
-            raise self.fault(f"{what} is not UTF-8") from None
+            raise self.fault(f"{description} is not UTF-8") from None
         if not text.isprintable():
-            raise self.fault(f"{what} is not a name")
+            raise self.fault(f"{description} is not a name")
         return text
 
-    def take(self, count: int, what: str) -> bytes:
+    def take(self, count: int, description: str) -> bytes:
+        """Read `count` bytes. Raises InputError if fewer are left."""
         if count > len(self.raw) - self.position:
-            raise self.fault(f"it ends inside {what}")
+            raise self.fault(f"it ends inside {description}")
         data = self.raw[self.position : self.position + count]
         self.position += count
         return data

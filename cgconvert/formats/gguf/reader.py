@@ -1,4 +1,4 @@
-"""Read a GGUF file that cgconvert wrote: as a source, or as the weights that llama.cpp sees."""
+"""Read a GGUF file that cgconvert wrote: as a source, or as the model that llama.cpp computes."""
 
 from __future__ import annotations
 
@@ -26,16 +26,17 @@ from cgconvert.model.tokenizer import AddedToken, Tokenizer
 
 __all__ = ["decoder", "geometry", "read", "tensors", "tokenizer"]
 
-_TOKENIZER = "tokenizer.ggml."
+_TOKENIZER_PREFIX = "tokenizer.ggml."
 
 
 def read(path: Path, name: str) -> Checkpoint:
-    """An unquantized file as a source; its own general.name, where it has one, comes before `name`.
+    """Read an unquantized file as a source.
 
-    Raises InputError where the file is broken, quantized or not a CodeGen.
+    If the file has a general.name that can be a file name, the checkpoint gets it, else `name`.
+    Raises InputError if the file is broken, quantized or not a CodeGen.
     """
     header = read_header(path)
-    own = header.metadata.get("general.name")
+    own_name = header.metadata.get("general.name")
     plain = {kind for kind, encoding in ENCODINGS.items() if isinstance(encoding, FloatEncoding)}
     quantized = sorted({tensor.type for tensor in header.tensors} - plain)
     if quantized:
@@ -43,10 +44,12 @@ def read(path: Path, name: str) -> Checkpoint:
             f"{path}: is quantized ({', '.join(quantized)}): convert from its source instead"
         )
     return Checkpoint(
-        name=own if isinstance(own, str) and re.fullmatch(r"\w[\w.-]*", own) else name,
+        name=own_name
+        if isinstance(own_name, str) and re.fullmatch(r"\w[\w.-]*", own_name)
+        else name,
         path=path,
         layout="gguf",
-        config={k: v for k, v in header.metadata.items() if not k.startswith(_TOKENIZER)},
+        config={k: v for k, v in header.metadata.items() if not k.startswith(_TOKENIZER_PREFIX)},
         decoder=decoder(path, header),
         tokenizer=tokenizer(path, header),
         files=(path,),
@@ -54,26 +57,27 @@ def read(path: Path, name: str) -> Checkpoint:
 
 
 def decoder(path: Path, header: GgufHeader | None = None) -> Decoder:
-    """The model whose weights are those stored, quantized ones decoded to float32 as they are read.
+    """Read the model; quantized weights are decoded to float32 when they are read.
 
-    Raises InputError where the file is broken, not a CodeGen, or of a type without a codec here.
+    Raises InputError if the file is broken, not a CodeGen, or has a type without a codec.
     """
     header = header or read_header(path)
     return GGUF.decoder(geometry(path, header), tensors(path, header), str(path))
 
 
 def tensors(path: Path, header: GgufHeader) -> dict[str, LazyTensor]:
-    """Every tensor of the file by its name, decoded as it is read."""
+    """Return every tensor by name, lazily; quantized ones are decoded when they are read."""
     return {tensor.name: _tensor(path, tensor) for tensor in header.tensors}
 
 
 def _tensor(path: Path, tensor: TensorInfo) -> LazyTensor:
+    """Return one tensor, lazily. Raises InputError if its type has no codec."""
     encoding = ENCODINGS.get(tensor.type)
     if isinstance(encoding, FloatEncoding):
         return StoredTensor(path, tensor.offset, tensor.shape, encoding.dtype, tensor.name)
     if isinstance(encoding, BlockCodec) and len(tensor.shape) == 2:
-        coded = (tensor.shape[0], encoding.row_bytes(tensor.shape))
-        stored = StoredTensor(path, tensor.offset, coded, torch.uint8, tensor.name)
+        packed_shape = (tensor.shape[0], encoding.row_bytes(tensor.shape))
+        stored = StoredTensor(path, tensor.offset, packed_shape, torch.uint8, tensor.name)
         return QuantizedTensor((stored,), tensor.shape, encoding)
     raise InputError(
         f"{path}: tensor {tensor.name} is {tensor.type} {list(tensor.shape)}, "
@@ -82,23 +86,29 @@ def _tensor(path: Path, tensor: TensorInfo) -> LazyTensor:
 
 
 def geometry(path: Path, header: GgufHeader) -> Geometry:
-    """Sizes and constants from the metadata; the rows of the vocabulary from its tensor."""
+    """Read sizes and constants from the metadata, the number of rows from the embedding's tensor.
+
+    Raises InputError if one is missing or wrong.
+    """
     metadata = header.metadata
     architecture = metadata.get("general.architecture")
     if architecture != ARCHITECTURE:
         raise InputError(
             f"{path}: its architecture is {architecture!r}; CodeGen's in GGUF is {ARCHITECTURE!r}"
         )
-    table = GGUF.model["wte"]
-    rows = next((tensor.shape[0] for tensor in header.tensors if tensor.name == table), 0)
+    embedding = GGUF.model["wte"]
+    rows = next((tensor.shape[0] for tensor in header.tensors if tensor.name == embedding), 0)
     if not rows:
-        raise InputError(f"{path}: {table} is missing")
+        raise InputError(f"{path}: {embedding} is missing")
 
     def integer(key: str) -> int:
+        """Read a positive integer under a key of the architecture."""
         return _integer(path, metadata, f"{ARCHITECTURE}.{key}")
 
     layers, heads = integer("block_count"), integer("attention.head_count")
-    if layers * len(GGUF.layer) > len(header.tensors):  # before anything counts up to it
+    if layers * len(GGUF.layer) > len(
+        header.tensors
+    ):  # so that no loop runs over a false number of layers
         raise InputError(f"{path}: {layers} layers do not fit its {len(header.tensors)} tensors")
     if integer("attention.head_count_kv") != heads:
         raise InputError(f"{path}: head_count_kv differs from head_count; CodeGen's are the same")
@@ -116,47 +126,55 @@ def geometry(path: Path, header: GgufHeader) -> Geometry:
     base = _number(path, metadata, "rope.freq_base")
     try:
         return Geometry(**sizes, layer_norm_epsilon=epsilon, rotary_base=base)
-    except InputError as error:  # it does not know the file
+    except InputError as error:  # a Geometry does not know the file
         raise InputError(f"{path}: {error}") from None
 
 
 def tokenizer(path: Path, header: GgufHeader) -> Tokenizer:
-    """The tokenizer in the metadata, without the entries that pad it to the embedding's rows.
+    """Read the tokenizer in the metadata, without the padding tokens for unused embedding rows.
 
-    Raises InputError where it is incomplete or of another kind than CodeGen's.
+    Raises InputError if it is incomplete or not CodeGen's.
     """
     metadata = header.metadata
     for key, expected in (("model", "gpt2"), ("pre", PRE_TOKENIZER)):
-        actual = metadata.get(_TOKENIZER + key)
+        actual = metadata.get(_TOKENIZER_PREFIX + key)
         if actual != expected:
-            raise InputError(f"{path}: {_TOKENIZER}{key} is {actual!r}; CodeGen's is {expected!r}")
+            raise InputError(
+                f"{path}: {_TOKENIZER_PREFIX}{key} is {actual!r}; CodeGen's is {expected!r}"
+            )
     tokens, merges = _strings(path, metadata, "tokens"), _strings(path, metadata, "merges")
-    types = metadata.get(_TOKENIZER + "token_type")
+    types = metadata.get(_TOKENIZER_PREFIX + "token_type")
     if not isinstance(types, np.ndarray) or len(types) != len(tokens):
-        raise InputError(f"{path}: {_TOKENIZER}token_type does not give each token a type")
-    end = _integer(path, metadata, _TOKENIZER + "eos_token_id", least=0)
-    if end >= len(tokens):
-        raise InputError(f"{path}: {_TOKENIZER}eos_token_id is {end} of {len(tokens)} tokens")
+        raise InputError(f"{path}: {_TOKENIZER_PREFIX}token_type does not give each token a type")
+    end_of_text = _integer(path, metadata, _TOKENIZER_PREFIX + "eos_token_id", least=0)
+    if end_of_text >= len(tokens):
+        raise InputError(
+            f"{path}: {_TOKENIZER_PREFIX}eos_token_id is {end_of_text} of {len(tokens)} tokens"
+        )
     vocabulary, added = {}, []
-    for index, (token, kind) in enumerate(zip(tokens, types.tolist(), strict=True)):
-        if kind == gguf.TokenType.NORMAL:
+    for index, (token, token_type) in enumerate(zip(tokens, types.tolist(), strict=True)):
+        if token_type == gguf.TokenType.NORMAL:
             vocabulary[token] = index
-        elif kind in (gguf.TokenType.CONTROL, gguf.TokenType.USER_DEFINED):
-            added.append(AddedToken(index, token, kind == gguf.TokenType.CONTROL))
-        elif kind != gguf.TokenType.UNUSED:
-            raise InputError(f"{path}: token {index} has type {kind}, which CodeGen has none of")
+        elif token_type in (gguf.TokenType.CONTROL, gguf.TokenType.USER_DEFINED):
+            added.append(AddedToken(index, token, token_type == gguf.TokenType.CONTROL))
+        elif token_type != gguf.TokenType.UNUSED:
+            raise InputError(
+                f"{path}: token {index} has type {token_type}, which CodeGen has none of"
+            )
     pairs = [(left, right) for left, _, right in (merge.partition(" ") for merge in merges)]
-    return Tokenizer.from_parts(vocabulary, pairs, added, tokens[end], where=str(path))
+    return Tokenizer.from_parts(vocabulary, pairs, added, tokens[end_of_text], where=str(path))
 
 
 def _strings(path: Path, metadata: Mapping[str, Any], key: str) -> list[str]:
-    value = metadata.get(_TOKENIZER + key)
+    """Return a list of strings of the tokenizer. Raises InputError."""
+    value = metadata.get(_TOKENIZER_PREFIX + key)
     if not isinstance(value, list):
-        raise InputError(f"{path}: {_TOKENIZER}{key} is not a list of strings")
+        raise InputError(f"{path}: {_TOKENIZER_PREFIX}{key} is not a list of strings")
     return value
 
 
 def _integer(path: Path, metadata: Mapping[str, Any], key: str, least: int = 1) -> int:
+    """Return an integer of at least `least`. Raises InputError."""
     value = metadata.get(key)
     if isinstance(value, bool) or not isinstance(value, int) or not least <= value < 1 << 31:
         raise InputError(f"{path}: {key} is {value!r}, not a whole number from {least} up")
@@ -164,7 +182,7 @@ def _integer(path: Path, metadata: Mapping[str, Any], key: str, least: int = 1) 
 
 
 def _number(path: Path, metadata: Mapping[str, Any], key: str) -> float:
-    """A float32 as the shortest decimal that means it: 1e-05 rather than 9.999999747378752e-06."""
+    """Return a positive float32 as its shortest decimal: 1e-05, not 9.999999747378752e-06."""
     value = metadata.get(f"{ARCHITECTURE}.{key}")
     if not isinstance(value, float) or not 0 < value < 1e9:
         raise InputError(f"{path}: {ARCHITECTURE}.{key} is {value!r}, not a positive number")

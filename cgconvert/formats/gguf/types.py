@@ -1,7 +1,7 @@
-"""The types of GGUF files, and how each tensor of a file of a type is stored.
+"""The types of GGUF files, and the encoding of each matrix in a file of each type.
 
-Numbers are llama.cpp's llama_ftype; the mixes are those of its llama-quantize for a model whose q,
-k and v lie apart (src/llama-quant.cpp: llama_tensor_get_type).
+Numbers are llama.cpp's llama_ftype. Mixed types are those of its llama-quantize for a model with
+separate q, k and v (src/llama-quant.cpp: llama_tensor_get_type).
 """
 
 from __future__ import annotations
@@ -24,15 +24,15 @@ __all__ = ["DEFAULT_TYPE", "QUANTIZED_TYPES", "TYPES", "FileType", "data_size"]
 DEFAULT_TYPE = "F16"
 
 Layers = Callable[[int, int], bool]
-"""Whether layer i of n has the part's own encoding."""
+"""Whether a layer, given its index and the number of layers, has the part's own encoding."""
 
 
 @dataclass(frozen=True)
 class FileType:
-    """How each matrix of a file is stored.
+    """The encoding of each matrix in a file.
 
-    `number` is what llama.cpp calls the type. `encoding` is every matrix's but for `parts`: fields
-    of Decoder and Layer that have another encoding, in some layers.
+    `number` is llama.cpp's number of the type. `encoding` is the default. `parts` has the
+    exceptions: fields of Decoder and Layer with another encoding, and the layers that have it.
     """
 
     number: LlamaFileType
@@ -40,17 +40,17 @@ class FileType:
     parts: Mapping[str, tuple[Encoding, Layers]] = field(default_factory=dict)
 
     def encoding_of(self, part: str, layer: int = 0, layers: int = 1) -> Encoding:
-        """How a matrix is stored, in layer `layer` of `layers`; outside of layers: the default."""
-        encoding, in_layer = self.parts.get(part, (self.encoding, _all))
+        """Return the encoding of a matrix in layer `layer` of `layers`, which only layers need."""
+        encoding, in_layer = self.parts.get(part, (self.encoding, _all_layers))
         return encoding if in_layer(layer, layers) else self.encoding
 
 
-def _all(layer: int, layers: int) -> bool:
+def _all_layers(layer: int, layers: int) -> bool:
     return True
 
 
 def _more_bits(layer: int, layers: int) -> bool:
-    """The first and the last eighth, and every third between (use_more_bits)."""
+    """Choose the first and last eighth of the layers, and every third between (use_more_bits)."""
     eighth = layers // 8
     return layer < eighth or layer >= 7 * layers // 8 or (layer - eighth) % 3 == 2
 
@@ -69,7 +69,9 @@ def _uniform(number: LlamaFileType, name: str) -> FileType:
 
 def _mix(number: LlamaFileType, name: str, **parts: tuple[str, Layers]) -> FileType:
     encodings = {part: (ENCODINGS[kind], layers) for part, (kind, layers) in parts.items()}
-    return FileType(number, ENCODINGS[name], {"head": (ENCODINGS["Q6_K"], _all), **encodings})
+    return FileType(
+        number, ENCODINGS[name], {"head": (ENCODINGS["Q6_K"], _all_layers), **encodings}
+    )
 
 
 TYPES: Mapping[str, FileType] = {
@@ -94,7 +96,7 @@ TYPES: Mapping[str, FileType] = {
     "Q4_0": _uniform(LlamaFileType.MOSTLY_Q4_0, "Q4_0"),
     "Q3_K": _uniform(LlamaFileType.MOSTLY_Q3_K_S, "Q3_K"),
 }
-"""File types by name: uniform ones store every matrix alike, the embedding and head included."""
+"""File types by name. Uniform types store every matrix alike, including embedding and head."""
 
 QUANTIZED_TYPES = tuple(
     name for name, file_type in TYPES.items() if not isinstance(file_type.encoding, FloatEncoding)
@@ -103,11 +105,11 @@ QUANTIZED_TYPES = tuple(
 
 
 def data_size(decoder: Decoder, type: str) -> int:  # noqa: A002 - the option's name
-    """Bytes of all tensors of a file of a type, the padding behind each included.
+    """Return the bytes of all tensors in a file of a type, including the padding after each.
 
     Matrices that are quantized already keep their own type, as in `writer.plan`.
-    Together with `writer.header_size`, the length of the file, without a plan of it. Raises
-    InputError where a row does not divide into blocks.
+    With `writer.header_size` this is the length of the file, without planning it. Raises InputError
+    if a row does not divide into blocks.
     """
     kind, layers, total = TYPES[type], decoder.geometry.n_layer, 0
     for _, part, layer, tensor in named_tensors(decoder, GGUF, bias_dtype=F32.dtype):
