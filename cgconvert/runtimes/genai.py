@@ -29,6 +29,7 @@ class GenaiRuntime(Runtime):
     package = "onnxruntime_genai"
 
     def __init__(self, model: onnxruntime_genai.Model, folder: Path, device: str) -> None:
+        """Hold a loaded model of a folder, and open the folder's tokenizer."""
         import onnxruntime_genai
 
         self.device = device
@@ -73,20 +74,25 @@ class GenaiRuntime(Runtime):
 
     @property
     def n_positions(self) -> int:
+        """The context length in genai_config.json."""
         return _model_entry(self._config_path, "context_length")
 
     @property
     def tokenizer_size(self) -> int:
+        """The number of ids in the folder's tokenizer files."""
         return Tokenizer.load(self._config_path.parent).size
 
     @property
     def end_of_text_id(self) -> int:
+        """The end-of-text id in genai_config.json."""
         return _model_entry(self._config_path, "eos_token_id")
 
     def reset(self) -> None:
+        """Drop the generator, which holds the KV cache."""
         self._generator = None
 
     def feed(self, ids: Sequence[int]) -> np.ndarray:
+        """See Runtime.feed; the first tokens make a new generator."""
         if not ids:
             return np.empty((0, _model_entry(self._config_path, "vocab_size")), dtype=np.float32)
         if self._generator is None:
@@ -104,13 +110,16 @@ class GenaiRuntime(Runtime):
         return sequence_logits
 
     def tokenize(self, text: str) -> list[int]:
+        """See Runtime.tokenize."""
         return [int(token) for token in self._tokenizer.encode(text)]
 
     def detokenize(self, ids: Sequence[int]) -> str:
+        """See Runtime.detokenize."""
         text: str = self._tokenizer.decode(np.asarray(ids, dtype=np.int32))
         return text
 
     def close(self) -> None:
+        """See Runtime.close."""
         self._generator = self._tokenizer = self._model = None
 
 

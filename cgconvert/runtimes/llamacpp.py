@@ -105,13 +105,16 @@ class LlamaCppRuntime(Runtime):
 
     @property
     def n_positions(self) -> int:
+        """The length of the context that was opened, in tokens."""
         return self._n_ctx
 
     def reset(self) -> None:
+        """Empty llama.cpp's KV cache."""
         self._library.llama_memory_clear(self._library.llama_get_memory(self._context), True)
         self._n_past = 0
 
     def feed(self, ids: Sequence[int]) -> np.ndarray:
+        """See Runtime.feed."""
         self._check(ids)
         logits = np.empty((len(ids), self._vocab_size), dtype=np.float32)
         for first in range(0, len(ids), BATCH_TOKENS):
@@ -120,6 +123,7 @@ class LlamaCppRuntime(Runtime):
         return logits
 
     def feed_last(self, ids: Sequence[int]) -> np.ndarray:
+        """See Runtime.feed_last."""
         self._check(ids)
         for first in range(0, len(ids), BATCH_TOKENS):
             logits = self._decode(ids[first : first + BATCH_TOKENS], 1)
@@ -152,6 +156,7 @@ class LlamaCppRuntime(Runtime):
         return np.ctypeslib.as_array(pointer, shape=(keep, self._vocab_size))
 
     def tokenize(self, text: str) -> list[int]:
+        """See Runtime.tokenize."""
         data = text.encode()
         tokens = (ctypes.c_int32 * (len(data) + 1))()  # never more tokens than bytes
         count = self._library.llama_tokenize(
@@ -162,6 +167,7 @@ class LlamaCppRuntime(Runtime):
         return tokens[:count]
 
     def detokenize(self, ids: Sequence[int]) -> str:
+        """See Runtime.detokenize."""
         # Piece by piece: llama_detokenize would take out spaces before punctuation.
         return b"".join(map(self._piece, ids)).decode(errors="replace")
 
@@ -177,6 +183,7 @@ class LlamaCppRuntime(Runtime):
 
     @property
     def tokenizer_size(self) -> int:
+        """The number of ids without the unused ones at the end, which pad the vocabulary."""
         unused = self._library.LLAMA_TOKEN_ATTR_UNUSED
         last: int = self._vocab_size
         while last and self._library.llama_vocab_get_attr(self._vocab, last - 1) & unused:
@@ -185,9 +192,11 @@ class LlamaCppRuntime(Runtime):
 
     @property
     def end_of_text_id(self) -> int:
+        """The eos_token_id in the file's metadata."""
         return int(self._library.llama_vocab_eos(self._vocab))
 
     def close(self) -> None:
+        """See Runtime.close; closing twice does no harm."""
         if self._model is not None:
             self._library.llama_batch_free(self._batch)
             self._library.llama_free(self._context)
@@ -220,6 +229,7 @@ def _log_callback(library: Any) -> Any:
     """Make the C function that llama.cpp calls for every line of its log."""
 
     def keep_error_line(level: int, text: bytes, _: object) -> None:
+        """Keep a line of the log if its level is error."""
         if level == LOG_ERROR:
             _error_lines.append(text.decode(errors="replace"))
 

@@ -62,6 +62,7 @@ class OnnxRuntime(Runtime):
     name = package = "onnxruntime"
 
     def __init__(self, session: onnxruntime.InferenceSession, folder: Path, device: str) -> None:
+        """Hold a session of a decoder graph; `folder` has the tokenizer and configuration."""
         self.device = device
         self._session: Any = session  # None once closed
         self._folder = folder
@@ -148,21 +149,26 @@ class OnnxRuntime(Runtime):
 
     @property
     def n_positions(self) -> int:
+        """The n_positions of config.json."""
         return self._n_positions
 
     @property
     def tokenizer_size(self) -> int:
+        """The number of ids in the folder's tokenizer files."""
         return self._tokenizer.size
 
     @property
     def end_of_text_id(self) -> int:
+        """The eos_token_id of generation_config.json."""
         return _integer(self._folder / "generation_config.json", "eos_token_id")
 
     def reset(self) -> None:
+        """Empty the KV cache; its memory is kept."""
         if self._kv_cache is not None:
             self._kv_cache.length = 0
 
     def feed(self, ids: Sequence[int]) -> np.ndarray:
+        """See Runtime.feed."""
         if not ids:
             return np.empty((0, self._vocab_size), dtype=np.float32)
         cache = self._cache_with_room(len(ids))
@@ -170,12 +176,14 @@ class OnnxRuntime(Runtime):
             return cache.feed(ids)
 
     def feed_last(self, ids: Sequence[int]) -> np.ndarray:
+        """See Runtime.feed_last; a graph with num_logits_to_keep computes no other logits."""
         cache = self._cache_with_room(len(ids))
         with self._input_errors():
             logits: np.ndarray = cache.feed(ids, keep=1)[-1]
         return logits
 
     def batch(self, sequences: Sequence[Sequence[int]], steps: int = 0) -> list[np.ndarray]:
+        """See Runtime.batch."""
         if not self.takes_batches:
             raise UsageError(
                 f"{self._folder}: made for CUDA, so it takes no padding before a prompt; "
@@ -186,12 +194,15 @@ class OnnxRuntime(Runtime):
         return run_left_padded(self._run, cache, sequences, steps)
 
     def tokenize(self, text: str) -> list[int]:
+        """See Runtime.tokenize."""
         return self._tokenizer.encode(text)
 
     def detokenize(self, ids: Sequence[int]) -> str:
+        """See Runtime.detokenize."""
         return self._tokenizer.decode(ids)
 
     def close(self) -> None:
+        """See Runtime.close."""
         self._kv_cache = None
         self._session = None
 

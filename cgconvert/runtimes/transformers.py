@@ -81,7 +81,7 @@ class TransformersRuntime(Runtime):
         _check_complete(path, loading_info)
         try:
             model.eval().to(device)
-        except RuntimeError as error:  # PyTorch raises it where a GPU has not enough memory
+        except RuntimeError as error:  # PyTorch raises it if a GPU has not enough memory
             reason = " ".join(str(error).split())[:200]
             raise UsageError(
                 f'{path}: cannot be moved to {device}, use `device="cpu"`: {reason}'
@@ -93,14 +93,17 @@ class TransformersRuntime(Runtime):
 
     @property
     def n_positions(self) -> int:
+        """The max_position_embeddings of the configuration."""
         return int(self._model.config.max_position_embeddings)
 
     def reset(self) -> None:
+        """Replace the KV cache by an empty one."""
         from transformers import DynamicCache
 
         self._kv_cache = DynamicCache()
 
     def feed(self, ids: Sequence[int]) -> np.ndarray:
+        """See Runtime.feed."""
         past = self._kv_cache.get_seq_length()
         total = past + len(ids)
         self.check_length(total)
@@ -116,6 +119,7 @@ class TransformersRuntime(Runtime):
         return sequence_logits
 
     def batch(self, sequences: Sequence[Sequence[int]], steps: int = 0) -> list[np.ndarray]:
+        """See Runtime.batch."""
         from transformers import DynamicCache
 
         self.check_length(max(map(len, sequences), default=0))
@@ -136,24 +140,32 @@ class TransformersRuntime(Runtime):
         return logits.float().cpu().numpy(), cache
 
     def tokenize(self, text: str) -> list[int]:
+        """See Runtime.tokenize."""
         # verbose=False: no warning that the text is longer than the context.
         return list(self._tokenizer(text, add_special_tokens=False, verbose=False)["input_ids"])
 
     def detokenize(self, ids: Sequence[int]) -> str:
+        """See Runtime.detokenize."""
         return str(self._tokenizer.decode(list(ids), skip_special_tokens=False))
 
     @property
     def tokenizer_size(self) -> int:
+        """The number of ids in the tokenizer, added tokens included."""
         return len(self._tokenizer)
 
     @property
     def end_of_text_id(self) -> int:
+        """The eos_token_id of the generation configuration.
+
+        Raises InputError if it is a list or absent.
+        """
         eos = self._model.generation_config.eos_token_id
         if not isinstance(eos, int):
             raise InputError(f"{self._model.name_or_path}: eos_token_id is {eos!r}, not one id")
         return eos
 
     def close(self) -> None:
+        """See Runtime.close; restores PyTorch's number of threads if `open` changed it."""
         del self._model, self._tokenizer, self._kv_cache
         if self._threads_to_restore is not None:
             torch.set_num_threads(self._threads_to_restore)

@@ -65,23 +65,28 @@ def run_checks(
 
     A check that has nothing to compare is left out.
     """
-    checks = [_end_of_text(evidence), _context(evidence), _vocabulary(evidence), _finite(evidence)]
+    checks = [
+        _check_end_of_text(evidence),
+        _check_context(evidence),
+        _check_vocabulary(evidence),
+        _check_finite(evidence),
+    ]
     if comparisons.with_source is not None:
-        checks.append(_padding(evidence, comparisons.with_source))
-        checks += _runtime(evidence, comparisons, thresholds)
-        checks += _logits(evidence, comparisons.with_source, thresholds)
-        checks.append(_generation(evidence, comparisons, thresholds))
-    checks.append(_cache(evidence, thresholds))
+        checks.append(_check_padding(evidence, comparisons.with_source))
+        checks += _check_runtime(evidence, comparisons, thresholds)
+        checks += _check_logits(evidence, comparisons.with_source, thresholds)
+        checks.append(_check_generation(evidence, comparisons, thresholds))
+    checks.append(_check_cache(evidence, thresholds))
     if evidence.observation.batch_run is not None:
-        checks.append(_batch(evidence.observation.batch_run, thresholds))
-    checks += _tokenizer(evidence)
+        checks.append(_check_batch(evidence.observation.batch_run, thresholds))
+    checks += _check_tokenizer(evidence)
     if evidence.float_activation_run is not None and evidence.stored_outputs is not None:
-        checks.append(_graph(evidence.float_activation_run, evidence.stored_outputs))
+        checks.append(_check_graph(evidence.float_activation_run, evidence.stored_outputs))
     return checks
 
 
-def _end_of_text(evidence: Evidence) -> Check:
-    """The artefact's end-of-text id is the source's."""
+def _check_end_of_text(evidence: Evidence) -> Check:
+    """Check that the artefact's end-of-text id is the source's."""
     actual, expected = evidence.observation.end_of_text_id, evidence.end_of_text_id
     detail = f"the artefact stops at id {actual}, the source at {expected}"
     return at_most(
@@ -89,8 +94,8 @@ def _end_of_text(evidence: Evidence) -> Check:
     )
 
 
-def _context(evidence: Evidence) -> Check:
-    """The artefact's context length is the source's; the value is the difference in positions."""
+def _check_context(evidence: Evidence) -> Check:
+    """Check that the artefact's context length is the source's; the value is the difference."""
     actual, expected = evidence.observation.n_positions, evidence.n_positions
     detail = f"{actual} positions"
     if actual != expected:
@@ -98,8 +103,8 @@ def _context(evidence: Evidence) -> Check:
     return at_most("context", float(abs(actual - expected)), 0, detail)
 
 
-def _vocabulary(evidence: Evidence) -> Check:
-    """The artefact gives as many logits as the source; the value is the difference."""
+def _check_vocabulary(evidence: Evidence) -> Check:
+    """Check that the artefact gives as many logits as the source; the value is the difference."""
     actual, expected = (
         evidence.observation.logits.shape[1],
         evidence.source_outputs.logits.vocab_size,
@@ -110,19 +115,19 @@ def _vocabulary(evidence: Evidence) -> Check:
     return at_most("vocabulary", float(abs(actual - expected)), 0, detail)
 
 
-def _finite(evidence: Evidence) -> Check:
-    """No logit is NaN or infinite; the value is the number of those that are."""
+def _check_finite(evidence: Evidence) -> Check:
+    """Check that no logit is NaN or infinite; the value is the number of those that are."""
     count = int((~np.isfinite(evidence.observation.logits)).sum())
     detail = f"{count} logits are NaN or infinite" if count else ""
     return at_most("finite", float(count), 0, detail)
 
 
-def _padding(evidence: Evidence, comparison: LogitComparison) -> Check:
-    """A padded row, one that no id of the tokenizer uses, never has the largest logit.
+def _check_padding(evidence: Evidence, comparison: LogitComparison) -> Check:
+    """Check that no padded row wins: has the largest logit although the tokenizer has no such id.
 
-    The value is the number of positions at which the best padded row of the artefact leads all
-    other rows by more than the reference's does plus the error of two logits. If a padded row leads
-    in the source itself, as in a model of random weights, the check is a warning.
+    The value is the number of positions at which a padded row of the artefact wins, and by more
+    than one of the reference does plus the error of two logits. If padded rows win only as in the
+    source itself, which can happen in a model of random weights, the check is a warning.
     """
     name, size = "padding", evidence.tokenizer_size
     logits, source = evidence.observation.logits, evidence.source_outputs.logits
@@ -130,20 +135,20 @@ def _padding(evidence: Evidence, comparison: LogitComparison) -> Check:
         return at_most(name, 0.0, 0, "no padded rows")
     lead = logits[:, size:].max(-1) - logits[:, :size].max(-1)
     source_lead = source.padding_logits - source.logits[:, 0]
-    leads = lead > 0
-    count = int((leads & ~(lead <= source_lead + 2 * comparison.max_difference)).sum())
+    wins = lead > 0
+    count = int((wins & ~(lead <= source_lead + 2 * comparison.max_difference)).sum())
     if count:
         return at_most(name, float(count), 0, f"a padded row wins at {count} positions")
-    if leads.any():
-        detail = f"padded rows win at {int(leads.sum())} positions, as in the source"
+    if wins.any():
+        detail = f"padded rows win at {int(wins.sum())} positions, as in the source"
         return Check(name, 0.0, 0.0, "<=", Verdict.WARNING, detail)
     return at_most(name, 0.0, 0)
 
 
-def _runtime(
+def _check_runtime(
     evidence: Evidence, comparisons: LogitComparisons, thresholds: Thresholds
 ) -> list[Check]:
-    """The runtime computes what the artefact stores: only its arithmetic may differ."""
+    """Check that the runtime computes what the artefact stores: only its arithmetic may differ."""
     comparison, context_end = comparisons.with_stored, comparisons.context_end
     observation = evidence.observation
     if comparison is None or context_end is None:
@@ -160,12 +165,13 @@ def _runtime(
     return [at_most(name, value, thresholds.get(name), detail) for name, value, detail in values]
 
 
-def _graph(run: FloatActivationRun, stored: ReferenceOutputs) -> Check:
-    """The artefact without quantized activations computes what it stores: NMSE on the prompts.
+def _check_graph(run: FloatActivationRun, stored: ReferenceOutputs) -> Check:
+    """Check that the artefact computes what it stores if activations are not quantized.
 
-    This shows mistakes in the wiring. MatMulNBits at accuracy level 4 rounds activations to 8 bits:
-    an NMSE of 3e-5 to 4e-4, which hides a bias of the wrong layer (1.6e-5 in the embedded model).
-    The same nodes computed in float32 have as small an error as any float32 graph.
+    The value is the NMSE on the prompts. It shows mistakes in the wiring. MatMulNBits at accuracy
+    level 4 rounds activations to 8 bits: an NMSE of 3e-5 to 4e-4, which hides a bias of the wrong
+    layer (1.6e-5 in the embedded model). The same nodes computed in float32 have as small an error
+    as any float32 graph.
     """
     comparison = measure(stored.logits[: len(run.logits)], run.logits)
     difference = f"max |difference| {comparison.max_difference:.3g}"
@@ -173,8 +179,10 @@ def _graph(run: FloatActivationRun, stored: ReferenceOutputs) -> Check:
     return at_most("runtime.graph", comparison.nmse, GRAPH_BOUNDS[run.activations], detail)
 
 
-def _logits(evidence: Evidence, comparison: LogitComparison, thresholds: Thresholds) -> list[Check]:
-    """How much the artefact lost of the source."""
+def _check_logits(
+    evidence: Evidence, comparison: LogitComparison, thresholds: Thresholds
+) -> list[Check]:
+    """Check how much the artefact's logits lost of the source's."""
     ratio_error = comparison.perplexity_error
     values: list[tuple[Callable[..., Check], str, float | None, str]] = [
         (at_most, "logits.nmse", comparison.nmse, ""),
@@ -193,12 +201,15 @@ def _logits(evidence: Evidence, comparison: LogitComparison, thresholds: Thresho
     ]
 
 
-def _generation(evidence: Evidence, comparisons: LogitComparisons, thresholds: Thresholds) -> Check:
-    """Greedy tokens are those that the stored weights give after the same tokens.
+def _check_generation(
+    evidence: Evidence, comparisons: LogitComparisons, thresholds: Thresholds
+) -> Check:
+    """Check that greedy tokens are those that the stored weights give after the same tokens.
 
-    The value is the number of tokens that differ. A difference is excused if the margin between
-    the reference's best two logits is no larger than what the error seen on the prompts can add to
-    one and take from the other: then either token is right.
+    The value is the number of tokens that differ and are not excused. A difference is excused if
+    the margin between the reference's best two logits is within the noise: twice the largest error
+    of a logit on the prompts, which may raise one of the two and lower the other. Then either token
+    is right.
     """
     name, threshold = "generation", thresholds.get("generation")
     observation = evidence.observation
@@ -237,8 +248,8 @@ def _count_equal(reference: ReferenceOutputs, generated: Sequence[Sequence[int]]
     )
 
 
-def _cache(evidence: Evidence, thresholds: Thresholds) -> Check:
-    """A sequence fed in pieces through the cache gives the logits of a full pass."""
+def _check_cache(evidence: Evidence, thresholds: Thresholds) -> Check:
+    """Check that a sequence fed in pieces through the cache gives the logits of a full pass."""
     runs = evidence.observation.cache_runs
     worst = max(runs, key=lambda run: float(_nan_as_infinity(run.relative_error)))
     detail = "; ".join(
@@ -247,15 +258,15 @@ def _cache(evidence: Evidence, thresholds: Thresholds) -> Check:
     return at_most("cache", worst.relative_error, thresholds.get("cache"), detail)
 
 
-def _batch(run: BatchRun, thresholds: Thresholds) -> Check:
-    """Sequences in a padded batch give the logits that each gives alone."""
+def _check_batch(run: BatchRun, thresholds: Thresholds) -> Check:
+    """Check that sequences in a padded batch give the logits that each gives alone."""
     lengths = ", ".join(map(str, run.lengths))
     detail = f"prompts of {lengths} tokens in one left-padded batch, against each alone"
     return at_most("batch", run.relative_error, thresholds.get("batch"), detail)
 
 
-def _tokenizer(evidence: Evidence) -> list[Check]:
-    """The artefact's tokenizer gives the source's ids, and decodes them to the same text."""
+def _check_tokenizer(evidence: Evidence) -> list[Check]:
+    """Check that the artefact's tokenizer gives the source's ids, and decodes them to the text."""
     runs = evidence.observation.tokenizer_runs
     wrong_ids = [
         f"{run.text[:20]!r}: token {position + 1} is {run.ids[position : position + 3]}, "
@@ -278,7 +289,7 @@ def _tokenizer(evidence: Evidence) -> list[Check]:
 
 
 def _text_check(name: str, differences: Sequence[str], text_count: int) -> Check:
-    """A check that passes if no text differs; its detail has the first difference."""
+    """Make a check that passes if no text differs; its detail has the first difference."""
     detail = f"{text_count} texts"
     if differences:
         detail = f"{len(differences)} of {detail}; {differences[0]}"

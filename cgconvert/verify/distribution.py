@@ -46,9 +46,11 @@ class Distribution:
     vocab_size: int
 
     def __len__(self) -> int:
+        """The number of positions."""
         return len(self.ids)
 
     def __getitem__(self, positions: slice) -> Distribution:
+        """The distributions at some of the positions."""
         arrays = {name: getattr(self, name)[positions] for name in ARRAYS}
         return Distribution(
             **arrays, tokenizer_size=self.tokenizer_size, vocab_size=self.vocab_size

@@ -117,7 +117,8 @@ class Observation:
         batch_run: The padded batch; None if the runtime takes one sequence at a time, or if the
             sequences are too short.
         full_context: Ids that fill the context.
-        context_end_logits: After the last tokens of `full_context`, which were fed one by one.
+        context_end_logits: After the last tokens of `full_context`, all but the first of which
+            were fed one by one, float32 [those tokens, vocab_size].
         openings: The ids of the prompts that were continued.
         generated: The greedy tokens after each opening.
         generation_error: Why generation ended too early; empty if it did not.
@@ -285,7 +286,8 @@ def _batch_run(
 def _fill_context(runtime: Runtime, ids: Sequence[int], progress: Progress) -> np.ndarray:
     """Feed ids in chunks, and the last SINGLE_STEPS one by one.
 
-    Returns the logits after the last chunk and after each single token.
+    Returns the logits after the last chunk and after each single token, [1 + single tokens,
+    vocab_size].
     """
     progress.step("filling the context", len(ids))
     runtime.reset()

@@ -63,17 +63,17 @@ class Check:
 
 
 def at_most(name: str, value: float | None, threshold: float | None, detail: str = "") -> Check:
-    """A check that passes if value <= threshold; NaN fails, and None on either side is INFO."""
+    """Make a check that passes if value <= threshold; NaN fails, None on either side is INFO."""
     return _judge(name, value, threshold, "<=", detail)
 
 
 def at_least(name: str, value: float | None, threshold: float | None, detail: str = "") -> Check:
-    """A check that passes if value >= threshold; NaN fails, and None on either side is INFO."""
+    """Make a check that passes if value >= threshold; NaN fails, None on either side is INFO."""
     return _judge(name, value, threshold, ">=", detail)
 
 
 def no_differences(name: str, differences: Sequence[str]) -> Check:
-    """A check that passes if there are no differences; its detail names the first MAX_NAMED."""
+    """Make a check that passes if there are no differences; its detail names the first few."""
     return at_most(name, float(len(differences)), 0, first_few(differences, MAX_NAMED))
 
 

@@ -271,7 +271,7 @@ def _difference_in_kind(tensor: LazyTensor, expected: LazyTensor) -> str | None:
 
 
 def _none_counted(name: str, counts: Sequence[tuple[TensorError, int]], phrase: str) -> Check:
-    """A check that passes if all counts are 0.
+    """Make a check that passes if all counts are 0.
 
     `counts` says how many values of each tensor are wrong, and `phrase` what is wrong with them.
     The detail names the tensors with the largest share of wrong values.
@@ -283,7 +283,7 @@ def _none_counted(name: str, counts: Sequence[tuple[TensorError, int]], phrase: 
 
 
 def _within_bounds(name: str, errors: Sequence[TensorError]) -> list[Check]:
-    """The check that no error is above its bound, no check if there are no errors.
+    """Make the check that no error is above its bound; no check if there are no errors.
 
     The value is the largest error as a multiple of its bound; the detail names the worst tensors.
     """

@@ -11,7 +11,7 @@ come):
       artefact    {path, format, type, files: {relative path: sha256}}
       source      {name, layout, sha256} of the checkpoint it is compared with
       reference   {weights, compute, device}: torch's names of the types the source's numbers had
-                  (float16: after rounding, where they were wider) and were computed in
+                  (float16: after rounding, if they were wider) and were computed in
       runtime     {name, version, device}
       prompts     {sha256, sequences, tokens, lengths, texts}: sha256 of the prompts' texts; the
                   number of sequences and of tokens whose logits were compared, and each
@@ -19,12 +19,12 @@ come):
                   sha256, sequences, tokens}], sha256 of the file's bytes ("stdlib": of all its
                   files)
       texts       {sha256, count} of the texts the tokenizers were compared on
-      checks      [{name, value, threshold, comparison, verdict, detail}]: value is null where there
-                  was nothing to measure or it is not finite, threshold null where none is demanded;
+      checks      [{name, value, threshold, comparison, verdict, detail}]: value is null if there
+                  was nothing to measure or it is not finite, threshold null if none is demanded;
                   comparison is "<=" or ">="; verdict is pass, info, warning or fail
       series      {name: [value or null]} of three significant digits: "logits.kl" is KL(reference
-                  || artefact) in nats at every position, prompts one after the other; null where
-                  it is not finite; no such key where the logits could not be compared
+                  || artefact) in nats at every position, prompts one after the other; null if it
+                  is not finite; no such key if the logits could not be compared
       tensors     [{name, type, size, nonfinite, differing, relative_rms, worst}] in the artefact's
                   order, those that are there in their shape: type as stored; nonfinite and
                   differing count values (see weights.finite, weights.equal); relative_rms is

@@ -293,13 +293,16 @@ def is_wrong(tensor: TensorEntry) -> bool:
 
 
 def worst_first(tensors: Sequence[TensorEntry]) -> list[TensorEntry]:
-    """The changed tensors: wrong ones first, then by relative error; not finite is the largest."""
+    """Sort the changed tensors: wrong ones first, then by relative error.
 
-    def key(tensor: TensorEntry) -> tuple[bool, float]:
+    An error that is not finite counts as the largest.
+    """
+
+    def rank(tensor: TensorEntry) -> tuple[bool, float]:
         error = tensor["relative_rms"]
         return is_wrong(tensor), float("inf") if error is None else error
 
-    return sorted(changed_tensors(tensors), key=key, reverse=True)
+    return sorted(changed_tensors(tensors), key=rank, reverse=True)
 
 
 def tensor_plot(tensors: Sequence[TensorEntry]) -> Element:
