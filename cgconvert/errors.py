@@ -44,7 +44,8 @@ class CgconvertError(Exception):
 class Interrupted(BaseException):
     """SIGINT, SIGTERM or SIGHUP arrived.
 
-    Not a KeyboardInterrupt: click answers that with a line of its own.
+    A BaseException, so that `except Exception` does not swallow it; not a KeyboardInterrupt, for
+    which click would print a line of its own.
     """
 
 
@@ -65,14 +66,14 @@ class MissingRuntimeError(UsageError):
 
 
 class InputError(CgconvertError):
-    """A checkpoint, tokenizer, recipe or artefact is missing, broken or of another kind."""
+    """A checkpoint, tokenizer, recipe or artefact is missing, broken or of an unknown kind."""
 
     code = "input"
     exit_code = 3
 
 
 class VerificationError(CgconvertError):
-    """The artefact was read and run, and is not what it should be."""
+    """The artefact deviates from its source, or a runtime computes logits that are not finite."""
 
     code = "verification"
     exit_code = 4

@@ -41,17 +41,19 @@ class Option:
     Attributes:
         name: As Python writes it: `max_shard_size`. The flag is `--max-shard-size`.
         type: str, int, float, bool, Path, ByteSize or a Mapping of str to something.
-        default: What holds where the option is not given. None: the code decides.
+        default: The value if the option is not given. None: the code decides.
         help: A line for `--help`, with its full stop.
-        choices: The only values there are, of `type`.
-        any_case: Whether choices may be written in lower case too; they are kept in upper case.
-        minimum: The least number, itself allowed unless `above_minimum`.
+        choices: The allowed values, of `type`; empty if others are allowed too.
+        any_case: Whether the case of letters does not matter. Choices are in upper case, and so
+            is the value that the code gets.
+        minimum: The smallest number, itself allowed unless `exclusive_minimum`.
         maximum: The largest number, itself allowed.
-        above_minimum: Whether `minimum` itself is too small.
-        must_exist: Whether a path has to be there already.
+        exclusive_minimum: Whether a number must be larger than `minimum`.
+        must_exist: Whether the path must exist.
         repeatable: Whether the flag may be given several times; the API takes a sequence.
-        parse: Reads one value from the command line's text, for a Mapping a pair of name and
-            value. Raises ValueError with what is wrong. None: `type` decides.
+        parse: Reads one value from the text on the command line; for a Mapping, one entry as a
+            pair of name and value. Raises ValueError saying what is wrong. None: the text is read
+            as `type`.
         metavar: What `--help` shows for the value.
         short: A short flag beside the long one, such as `-o`.
     """
@@ -64,7 +66,7 @@ class Option:
     any_case: bool = False
     minimum: float | None = None
     maximum: float | None = None
-    above_minimum: bool = False
+    exclusive_minimum: bool = False
     must_exist: bool = False
     repeatable: bool = False
     parse: Callable[[str], Any] | None = None
@@ -120,7 +122,7 @@ class Option:
     def out_of_bounds(self, value: Any) -> bool:
         """Whether a number is smaller than the least or larger than the largest."""
         if self.minimum is not None and (
-            value <= self.minimum if self.above_minimum else not value >= self.minimum
+            value <= self.minimum if self.exclusive_minimum else not value >= self.minimum
         ):
             return True
         return self.maximum is not None and not value <= self.maximum
@@ -128,7 +130,7 @@ class Option:
     @property
     def bounds(self) -> str:
         """The range as click writes it: `x>=2`, `1<=x<=16`; empty where there is none."""
-        less = "<" if self.above_minimum else "<="
+        less = "<" if self.exclusive_minimum else "<="
         if self.minimum is None:
             return "" if self.maximum is None else f"x<={self.maximum}"
         if self.maximum is None:
@@ -159,7 +161,7 @@ def accepted_values(options: Iterable[Option], values: Mapping[str, Any]) -> dic
 
 
 def defaults(options: Sequence[Option]) -> dict[str, Any]:
-    """The values that hold where nothing is given, in the types that the code works with."""
+    """The options' default values, in the types that the code works with."""
     return accepted_values(options, {option.name: option.default for option in options})
 
 

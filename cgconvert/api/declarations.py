@@ -127,7 +127,7 @@ QUANTIZE = (
         name="max_kl",
         type=float,
         minimum=0,
-        above_minimum=True,
+        exclusive_minimum=True,
         help="The smallest file that loses no more: nats a token.",
     ),
     Option(

@@ -31,7 +31,8 @@ class ProgressBar:
         from tqdm.auto import tqdm
 
         self.finish()
-        # Neither a thread that watches bars nor a semaphore: worker processes are forked beside it.
+        # Worker processes are forked while the bar is drawn. tqdm's monitor thread and its
+        # semaphore shared by processes are switched off: a fork could copy them in a held state.
         tqdm.monitor_interval = 0
         tqdm.set_lock(threading.RLock())
         self._bar = tqdm(total=max(total, 1), desc=label, bar_format=BAR, file=sys.stderr)
@@ -42,17 +43,16 @@ class ProgressBar:
             self._bar.update(amount)
 
     def finish(self) -> None:
-        """Leave the last bar as it is."""
+        """End the last bar; it stays visible."""
         if self._bar is not None:
             self._bar.close()
             self._bar = None
 
 
 def progress_for(progress: ProgressOption) -> Progress:
-    """The object that reports progress.
+    """Return the object that reports progress.
 
-    None and False are silent, True draws a bar, "auto" draws one where a person looks at it: in a
-    terminal or a notebook.
+    None and False are silent, True draws a bar, and "auto" draws one in a terminal or a notebook.
     """
     if progress is None or progress is False:
         return SilentProgress()

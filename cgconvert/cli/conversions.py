@@ -46,7 +46,10 @@ def conversion_command(conversion: Conversion) -> click.Command:
 
 
 def carry_out(plan: LazyPlan, *, dry_run: bool = False, **writing: Any) -> Path:
-    """Write the artefact and say where it is, or only print the plan; returns its path."""
+    """Write the artefact and print where it is, or only print the plan; return its path.
+
+    A plan that has to compute first is printed to stderr before that: it says how long it takes.
+    """
     if dry_run or not plan.resolved:
         click.echo(plan.describe(), err=not dry_run)
     if dry_run:
@@ -89,7 +92,7 @@ def _only_unquantized_model() -> str:
 
 
 def _types(types: Mapping[str, str]) -> Iterator[str]:
-    """A line for each kind of matrix, with ranges of consecutive layers of one type."""
+    """Yield a line for each kind of matrix: its types, with the ranges of layers that have them."""
     kinds: dict[str, list[tuple[int, str]]] = {}
     for name, type_ in types.items():
         match = re.fullmatch(r"blk\.(\d+)\.(.*)", name)

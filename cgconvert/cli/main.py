@@ -23,21 +23,21 @@ from cgconvert.version import __version__
 __all__ = ["main"]
 
 OTHER_COMMANDS = ("verify", "inspect", "generate", "run")
-"""Commands that convert nothing: a module of this folder each."""
+"""Commands that convert nothing; each is a module of this folder."""
 
 _SIGNALS = {
     signal.SIGINT: signal.default_int_handler,
     signal.SIGTERM: signal.SIG_DFL,
     signal.SIGHUP: signal.SIG_DFL,
 }
-"""What interrupts a run, and who handles it unless somebody has said otherwise."""
+"""Signals that interrupt a run, with the handlers that Python has for them at its start."""
 
 INTERRUPTED = 130
 IO_ERROR = 5
 
 
 class Commands(click.Group):
-    """Imports what makes the commands only when one is looked up: it brings torch."""
+    """Imports the code of commands only when one is looked up, because it brings torch."""
 
     def list_commands(self, ctx: click.Context) -> list[str]:
         conversions = _imported("cgconvert.api.conversions").conversions()
@@ -71,8 +71,8 @@ def cli() -> None:
 def main(arguments: Sequence[str] | None = None) -> NoReturn:
     """Run a command and leave with its exit code.
 
-    0 done, 1 our own bug, 2 usage or a missing runtime or device, 3 bad or missing input,
-    4 verification failed, 5 I/O or no space, 130 interrupted.
+    0 success, 1 a bug of cgconvert, 2 wrong usage or a missing runtime or device, 3 bad or missing
+    input, 4 verification failed, 5 I/O or no space, 130 interrupted.
     """
     try:
         code = _run(arguments)
@@ -85,8 +85,11 @@ def main(arguments: Sequence[str] | None = None) -> NoReturn:
 
 
 def _imported(name: str) -> ModuleType:
-    """The module, which brings torch. Nothing of that is garbage before the process ends: to look
-    for some while it loads, and once more at the end, takes a fifth of the time of --help."""
+    """Import a module that brings torch, with garbage collection switched off.
+
+    Nothing of it is garbage before the process ends. Looking for garbage while it loads, and once
+    more at the end, takes a fifth of the time of --help.
+    """
     if name in sys.modules:
         return sys.modules[name]
     collecting = gc.isenabled()
@@ -101,18 +104,19 @@ def _imported(name: str) -> ModuleType:
 
 def _run(arguments: Sequence[str] | None) -> int:
     try:
-        for number, ours in _SIGNALS.items():
-            if signal.getsignal(number) == ours:  # others are ignored on purpose, as under nohup
+        for number, default_handler in _SIGNALS.items():
+            # A signal with another handler is ignored on purpose, as SIGHUP is under nohup.
+            if signal.getsignal(number) == default_handler:
                 signal.signal(number, _interrupted)
-        if isinstance(sys.stdout, io.TextIOWrapper):  # what files say need not be text
+        if isinstance(sys.stdout, io.TextIOWrapper):  # file names may not be valid Unicode
             sys.stdout.reconfigure(errors="backslashreplace")
         if not sys.warnoptions:
-            warnings.simplefilter("ignore")  # libraries' advice to programmers
+            warnings.simplefilter("ignore")  # they are meant for programmers, not for users
         cli.main(args=arguments, prog_name="cgconvert", standalone_mode=False)
     except click.exceptions.Exit as leaving:
         return leaving.exit_code
     except (Interrupted, click.Abort, KeyboardInterrupt) as error:
-        if sys.stderr.isatty():  # where ^C is echoed
+        if sys.stderr.isatty():  # the terminal has written ^C: begin a new line
             click.echo(err=True)
         return _say("interrupted", INTERRUPTED, error)
     except click.UsageError as error:
@@ -137,8 +141,8 @@ def _run(arguments: Sequence[str] | None) -> int:
 
 
 def _with_flags(message: str) -> str:
-    """A library error's text in the command line's words; most name no argument."""
-    if "`" not in message:
+    """Replace the Python arguments that an error names by flags of the command line."""
+    if "`" not in message:  # most errors name no argument
         return message
     # Not imported at the top: it brings torch, which --help does without.
     from cgconvert.api.declarations import declared_options

@@ -92,9 +92,11 @@ def _type(option: Option) -> ParamType | type:
     if option.type is Path:
         return click.Path(exists=option.must_exist, path_type=Path)
     if option.bounds and option.type is int:
-        return click.IntRange(_whole(option.minimum), _whole(option.maximum), option.above_minimum)
+        return click.IntRange(
+            _whole(option.minimum), _whole(option.maximum), option.exclusive_minimum
+        )
     if option.bounds:
-        return click.FloatRange(option.minimum, option.maximum, option.above_minimum)
+        return click.FloatRange(option.minimum, option.maximum, min_open=option.exclusive_minimum)
     plain: type = option.type
     return plain
 

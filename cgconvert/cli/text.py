@@ -1,4 +1,4 @@
-"""What files and errors say, as it may be shown on a terminal."""
+"""Text from files and errors, made safe and readable for a terminal."""
 
 from __future__ import annotations
 
@@ -34,7 +34,10 @@ def with_flags(message: str, options: Iterable[Option]) -> str:
 
 
 def printable(text: str) -> str:
-    """Show control characters, and what is no character, as escapes: they drive terminals."""
+    """Escape control characters and lone surrogates.
+
+    Text from a file may hold sequences that change colours, move the cursor or worse.
+    """
     if text.isprintable():
         return text
     return "".join(
@@ -43,7 +46,7 @@ def printable(text: str) -> str:
 
 
 def one_line(text: str) -> str:
-    """A message on one line, of bounded length: some quote what a file holds."""
+    """Put a message on one line; the middle of a long one is cut, as it may quote a file."""
     line = printable(" ".join(text.split()))
     if len(line) <= MAX_LINE:
         return line

@@ -32,13 +32,13 @@ from cgconvert.model.decoder import Geometry, packed_qkv_row_indices, qkv_row_in
 from cgconvert.model.tensor_names import CODEGEN
 from cgconvert.model.tokenizer_files import TOKENIZER_FILES
 
-__all__ = ["LAYOUTS", "RandomState", "codegen_config", "names", "write"]
+__all__ = ["LAYOUTS", "RandomState", "codegen_config", "tensor_shapes", "write"]
 
 State = Mapping[str, torch.Tensor]
 
 
 class RandomState(Mapping[str, torch.Tensor]):
-    """A state dict whose tensors are made when asked for, each from the seed and its own name.
+    """A state dict that makes each tensor when it is read, from the seed and the tensor's name.
 
     `sharpness` scales q and k: at 1 the attention is nearly uniform, at 8 it looks at few tokens,
     which makes rotary mistakes show.
@@ -52,7 +52,7 @@ class RandomState(Mapping[str, torch.Tensor]):
         sharpness: float = 1.0,
     ) -> None:
         self.geometry, self.seed, self.dtype, self.sharpness = geometry, seed, dtype, sharpness
-        self.shapes = names(geometry)
+        self.shapes = tensor_shapes(geometry)
 
     def __getitem__(self, name: str) -> torch.Tensor:
         shape = self.shapes[name]
@@ -74,7 +74,7 @@ class RandomState(Mapping[str, torch.Tensor]):
         return len(self.shapes)
 
 
-def names(g: Geometry) -> dict[str, tuple[int, ...]]:
+def tensor_shapes(g: Geometry) -> dict[str, tuple[int, ...]]:
     """Names and shapes of a CodeGen state dict, in the order torch gives them."""
     d = g.n_embd
     shapes: dict[str, tuple[int, ...]] = {CODEGEN.model["wte"]: (g.vocab_size, d)}
@@ -152,14 +152,14 @@ def _safetensors(state: State, g: Geometry, target: Path, tokenizer: Path | None
 
 
 def _sparse(state: State, g: Geometry, target: Path, tokenizer: Path | None) -> Path:
-    """All zeros and no disk: a file of a size that a benchmark of time and memory asks for."""
+    """Write only zeros, as a sparse file: for benchmarks of time and memory at any size."""
     _hub_files(state, g, target, tokenizer)
     _empty_safetensors(g, target)
     return target
 
 
 def _streamed(state: State, g: Geometry, target: Path, tokenizer: Path | None) -> Path:
-    """Write like `safetensors`, with one tensor in memory at a time, for models larger than it."""
+    """Write the layout `safetensors` with one tensor in memory at a time, for very large models."""
     _hub_files(state, g, target, tokenizer)
     offsets = _empty_safetensors(g, target)
     with (target / "model.safetensors").open("r+b") as file:
@@ -170,10 +170,10 @@ def _streamed(state: State, g: Geometry, target: Path, tokenizer: Path | None) -
 
 
 def _empty_safetensors(g: Geometry, target: Path) -> dict[str, int]:
-    """model.safetensors of float16 zeros that take no disk, and where each tensor begins."""
+    """Write a sparse model.safetensors of float16 zeros; return the byte offset of each tensor."""
     header: dict[str, dict[str, Any]] = {}
     end = 0
-    for name, shape in names(g).items():
+    for name, shape in tensor_shapes(g).items():
         begin, end = end, end + 2 * math.prod(shape)
         header[name] = {"dtype": "F16", "shape": shape, "data_offsets": [begin, end]}
     text = json.dumps(header).encode()
@@ -225,29 +225,34 @@ def _jaxformer(state: State, g: Geometry, target: Path, tokenizer: Path | None) 
 
 
 def _write_leaf(member: Any, leaf: str, state: State, g: Geometry) -> None:
-    """One leaf in float32, layers stacked, matrices [in, out], one layer in memory at a time."""
+    """Write one leaf of Jaxformer's parameter tree as a float32 .npy array.
 
-    def layer(name: str) -> np.ndarray:
+    A matrix is [in, out]; a leaf of the layers is stacked to [n_layer, ...] and written layer by
+    layer, so that only one is in memory.
+    """
+
+    def transposed(name: str) -> np.ndarray:
         value = state[name].float()
         return np.ascontiguousarray((value.T if value.ndim == 2 else value).numpy())
 
-    # A bias on a grid of 2^-10: weights below 1/2 stay exact when it is taken off and put back.
+    # Jaxformer's embedding has a bias, which the reader adds to the weights. Multiples of 2^-10
+    # make that exact: float16 weights below 1/2 come back as they were.
     bias = (torch.arange(g.n_embd) % 7 - 3).float() / 1024
     if leaf == "embed.b":
-        arrays = [bias.numpy()]
+        first = bias.numpy()
     elif leaf == "embed.w":
-        arrays = [(state[CODEGEN.model["wte"]].float() - bias).numpy()]
+        first = (state[CODEGEN.model["wte"]].float() - bias).numpy()
     elif leaf in CODEGEN.model:
-        arrays = [layer(CODEGEN.model[leaf])]
+        first = transposed(CODEGEN.model[leaf])
     else:
-        arrays = [layer(CODEGEN.layer[leaf].format(i=0))]
+        first = transposed(CODEGEN.layer[leaf].format(i=0))
     stacked = leaf in CODEGEN.layer
-    shape = (g.n_layer, *arrays[0].shape) if stacked else arrays[0].shape
+    shape = (g.n_layer, *first.shape) if stacked else first.shape
     header = {"descr": "<f4", "fortran_order": False, "shape": shape}
     np.lib.format.write_array_header_1_0(member, header)
-    member.write(arrays[0].tobytes())
+    member.write(first.tobytes())
     for number in range(1, g.n_layer if stacked else 1):
-        member.write(layer(CODEGEN.layer[leaf].format(i=number)).tobytes())
+        member.write(transposed(CODEGEN.layer[leaf].format(i=number)).tobytes())
 
 
 LAYOUTS: dict[str, Callable[[State, Geometry, Path, Path | None], Path]] = {
@@ -272,7 +277,7 @@ def regroup(state: State, g: Geometry, mp_num: int) -> tuple[dict[str, torch.Ten
 
 
 def _buffers(g: Geometry) -> dict[str, torch.Tensor]:
-    """The buffers old files carry beside the weights."""
+    """The attention buffers that checkpoint files of old transformers hold beside the weights."""
     mask = torch.tril(torch.ones((g.n_positions, g.n_positions), dtype=torch.bool))
     buffers = {}
     for layer in range(g.n_layer):
@@ -283,8 +288,9 @@ def _buffers(g: Geometry) -> dict[str, torch.Tensor]:
 
 
 def _sharded(
-    state: State, target: Path, pattern: str, whole: str, save: Callable[[Any, Path], Any]
+    state: State, target: Path, pattern: str, unsharded: str, save: Callable[[Any, Path], Any]
 ) -> None:
+    """Save two shards and their index; `pattern` and `unsharded` are names of files."""
     order = list(state)
     halves = (order[: len(order) // 2], order[len(order) // 2 :])
     weight_map: dict[str, str] = {}
@@ -293,7 +299,7 @@ def _sharded(
         save({name: state[name] for name in half}, target / file)
         weight_map |= dict.fromkeys(half, file)
     index = {"metadata": {}, "weight_map": weight_map}
-    (target / f"{whole}.index.json").write_text(json.dumps(index, indent=2))
+    (target / f"{unsharded}.index.json").write_text(json.dumps(index, indent=2))
 
 
 def _hub_files(state: State, g: Geometry, target: Path, tokenizer: Path | None) -> None:
@@ -303,9 +309,11 @@ def _hub_files(state: State, g: Geometry, target: Path, tokenizer: Path | None) 
 
 
 def _copy_tokenizer(tokenizer: Path | None, target: Path) -> None:
-    for name in TOKENIZER_FILES if tokenizer else ():
-        if (tokenizer / name).is_file():  # type: ignore[operator]
-            shutil.copy(tokenizer / name, target / name)  # type: ignore[operator]
+    if tokenizer is None:
+        return
+    for name in TOKENIZER_FILES:
+        if (tokenizer / name).is_file():
+            shutil.copy(tokenizer / name, target / name)
 
 
 @click.command()

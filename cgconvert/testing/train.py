@@ -92,11 +92,17 @@ class Settings:
 
 @dataclass(frozen=True)
 class Texts:
-    """The corpus as ids, uint16 [tokens] each, and the UTF-8 bytes of each id, int64 [ids]."""
+    """The encoded corpus.
+
+    Attributes:
+        training: Token ids to train on, uint16 [tokens].
+        evaluation: Token ids to evaluate on, uint16 [tokens].
+        bytes_per_id: UTF-8 bytes that each id stands for, int64 [vocab_size].
+    """
 
     training: np.ndarray
     evaluation: np.ndarray
-    sizes: np.ndarray
+    bytes_per_id: np.ndarray
 
 
 def prepare(settings: Settings) -> Texts:
@@ -107,7 +113,7 @@ def prepare(settings: Settings) -> Texts:
     return Texts(
         training=encode(tokenizer, documents),
         evaluation=encode(tokenizer, corpus.text("evaluation")),
-        sizes=token_bytes(tokenizer, settings.vocab_size),
+        bytes_per_id=token_bytes(tokenizer, settings.vocab_size),
     )
 
 
@@ -204,7 +210,10 @@ class Training:
         self.seconds = time.monotonic() - start
 
     def _progress(self, start: float) -> float:
-        """How much of the run is over, by steps or by time, whichever is further."""
+        """Return the finished part of the run, from 0: by steps or by time, whichever is larger.
+
+        `start` is the value of time.monotonic() when training began, in seconds.
+        """
         progress = self.step / self.settings.steps
         if self.settings.minutes is not None:
             minutes = (time.monotonic() - start) / 60
@@ -243,7 +252,7 @@ def evaluate_both(
         results[name] = evaluate(
             lambda batch: batch_loss(model, batch),
             ids,
-            texts.sizes,
+            texts.bytes_per_id,
             settings.n_positions,
             settings.batch_size,
             torch.device(settings.device_name),
@@ -291,7 +300,7 @@ def train(settings: Settings) -> None:
 
     texts = prepare(settings)
     count = len(texts.training)
-    per_token = texts.sizes[texts.training].sum() / count
+    per_token = texts.bytes_per_id[texts.training].sum() / count
     print(
         f"tokens {count} training, {len(texts.evaluation)} evaluation, "
         f"{per_token:.3f} bytes a token"

@@ -76,7 +76,7 @@ def model(
         with safe_open(embedded.path() / "model.safetensors", "pt") as file:
             state = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
         # No -0.0, which Jaxformer's embedding, a sum of two, cannot give.
-        state = {name: state[name] + 0.0 for name in synthetic.names(geometry)}
+        state = {name: state[name] + 0.0 for name in synthetic.tensor_shapes(geometry)}
         name = embedded.NAME
     else:
         geometry = cut(request.param)

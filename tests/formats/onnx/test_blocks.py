@@ -36,7 +36,9 @@ from tests.support.onnx_models import GEOMETRIES, THREADS, Model, relative_error
 
 def shapes_of(geometry: Geometry) -> Checkpoint:
     """A checkpoint of a geometry without numbers, for what only a plan is needed."""
-    shapes = {n: Zeros(shape, torch.float16) for n, shape in synthetic.names(geometry).items()}
+    shapes = {
+        n: Zeros(shape, torch.float16) for n, shape in synthetic.tensor_shapes(geometry).items()
+    }
     decoder: Decoder = CODEGEN.decoder(geometry, shapes, "shapes")
     tiny = read(embedded.NAME)
     return Checkpoint("x", Path("x"), "torch", {}, decoder, tiny.tokenizer, ())
