@@ -40,9 +40,8 @@ from onnxruntime.quantization.matmul_nbits_quantizer import (
     WeightOnlyQuantConfig,
 )
 
-from cgconvert.calibrate.calibration_set import CalibrationSet
+from cgconvert.calibrate.calibration_set import PRESETS, CalibrationSet
 from cgconvert.calibrate.onnx import calibrate_onnx, variant_types
-from cgconvert.calibrate.preset import PRESETS
 from cgconvert.codecs.matmul_nbits import MatMulNBits
 from cgconvert.codecs.quantized_tensor import QuantizedTensor, block_codec_of
 from cgconvert.formats.onnx import writer as onnx

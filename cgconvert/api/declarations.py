@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from pathlib import Path
 
-from cgconvert.calibrate.preset import FAST, PRESETS
+from cgconvert.calibrate.calibration_set import FAST, PRESETS
 from cgconvert.formats.gguf.types import QUANTIZED_TYPES
 from cgconvert.formats.onnx.format import MATRIX_BLOCKS
 from cgconvert.formats.registry import formats

@@ -1,9 +1,10 @@
-"""The choice of a type for each matrix: the least loss that fits into a number of bytes.
+"""The choice of a type for each matrix, so that the total loss is least within a number of bytes.
 
-Losses are taken to add up, so this is a choice of one (bytes, loss) for each matrix under a budget.
-Each matrix starts at its smallest type; then, again and again, the step that saves most loss for
-its bytes is taken, along the lower convex hull of each matrix's choices. That is optimal but for
-the last step, which may not fit; smaller steps that still fit are taken afterwards.
+The losses of matrices are assumed to add up, so this is a multiple-choice knapsack problem. It is
+solved greedily: each matrix starts with its smallest type. Then the upgrade that saves most loss
+per byte is taken again and again, where the upgrades of a matrix go along the lower convex hull of
+its (bytes, loss). The result is optimal apart from the last upgrades: the first one that no longer
+fits is left out, and later ones that still fit are taken.
 """
 
 from __future__ import annotations
@@ -17,12 +18,18 @@ from cgconvert.errors import UsageError
 
 __all__ = ["Choice", "allocate", "choose_types", "pareto_frontier"]
 
-Name = TypeVar("Name", bound=Hashable)
+Key = TypeVar("Key", bound=Hashable)
 
 
 @dataclass(frozen=True)
 class Choice:
-    """A type for a matrix: its bytes in the file, and the loss it costs (any unit)."""
+    """A type that a matrix can have.
+
+    Attributes:
+        type: the name of the type.
+        nbytes: the bytes of the matrix in the file.
+        loss: the loss of the model if this matrix has this type, in any unit.
+    """
 
     type: str
     nbytes: int
@@ -30,98 +37,105 @@ class Choice:
 
 
 def choose_types(
-    choices: Mapping[Name, Sequence[Choice]],
+    choices: Mapping[Key, Sequence[Choice]],
     budget: int,
-    group: Callable[[Name], Name] = lambda name: name,
-) -> tuple[dict[Name, str], float]:
+    group: Callable[[Key], Key] = lambda key: key,
+) -> tuple[dict[Key, str], float]:
     """Choose the type of every matrix so that all together take at most `budget` bytes.
 
     Args:
-        choices: The types each matrix can have.
-        budget: Bytes of all matrices.
-        group: Matrices of the same group get the same type; all of them have the same types to
-            choose from, in the same order. Without it each matrix is alone.
+        choices: The types that each matrix can have, by the key of the matrix.
+        budget: The bytes that all matrices may take together.
+        group: Gives the group of a matrix. Matrices of the same group get the same type; they must
+            have the same types to choose from, in the same order. By default each matrix is a group
+            of its own.
 
     Returns:
-        The type of each matrix by its name, and the loss that is expected of all together.
+        The type of each matrix by its key, and the expected total loss.
 
     Raises:
         UsageError: Not even the smallest types fit.
     """
-    grouped: dict[Name, list[Choice]] = {}
-    for name, own in choices.items():
-        key = group(name)
-        if key in grouped:
-            pairs = zip(grouped[key], own, strict=True)
-            grouped[key] = [Choice(a.type, a.nbytes + b.nbytes, a.loss + b.loss) for a, b in pairs]
+    grouped: dict[Key, list[Choice]] = {}
+    for key, matrix_choices in choices.items():
+        group_key = group(key)
+        if group_key in grouped:
+            pairs = zip(grouped[group_key], matrix_choices, strict=True)
+            grouped[group_key] = [
+                Choice(a.type, a.nbytes + b.nbytes, a.loss + b.loss) for a, b in pairs
+            ]
         else:
-            grouped[key] = list(own)
+            grouped[group_key] = list(matrix_choices)
     chosen = allocate(grouped, budget)
-    types = {name: chosen[group(name)].type for name in choices}
+    types = {key: chosen[group(key)].type for key in choices}
     return types, sum(choice.loss for choice in chosen.values())
 
 
-def allocate(choices: Mapping[Name, Sequence[Choice]], budget: int) -> dict[Name, Choice]:
-    """The choice for each matrix; their bytes sum to at most `budget`.
+def allocate(choices: Mapping[Key, Sequence[Choice]], budget: int) -> dict[Key, Choice]:
+    """Choose one of the choices of each matrix; their bytes sum to at most `budget`.
 
-    Raises UsageError where not even the smallest fit.
+    Raises UsageError if not even the smallest choices fit.
     """
-    chosen, steps = _smallest_and_steps(choices)
-    left = budget - sum(choice.nbytes for choice in chosen.values())
-    if left < 0:
+    chosen, upgrades = _smallest_and_upgrades(choices)
+    free_bytes = budget - sum(choice.nbytes for choice in chosen.values())
+    if free_bytes < 0:
         raise UsageError(
-            f"the matrices take {budget - left} bytes in their smallest types and the budget "
+            f"the matrices take {budget - free_bytes} bytes in their smallest types and the budget "
             f"leaves {budget}; allow more"
         )
-    waiting = [
-        (_slope(chosen[name], hull[0]), i, name)
-        for i, (name, hull) in enumerate((n, hull) for n, hull in steps.items() if hull)
+    # The number i decides between equal slopes, because keys need not be comparable.
+    queue = [
+        (_slope(chosen[key], hull[0]), i, key)
+        for i, (key, hull) in enumerate((k, hull) for k, hull in upgrades.items() if hull)
     ]
-    heapq.heapify(waiting)
-    while waiting:
-        _, i, name = heapq.heappop(waiting)
-        after = steps[name].pop(0)
-        cost = after.nbytes - chosen[name].nbytes
-        if cost > left:
-            continue  # nor do its later, larger ones
-        left -= cost
-        chosen[name] = after
-        if steps[name]:
-            heapq.heappush(waiting, (_slope(after, steps[name][0]), i, name))
+    heapq.heapify(queue)
+    while queue:
+        _, i, key = heapq.heappop(queue)
+        upgrade = upgrades[key].pop(0)
+        added_bytes = upgrade.nbytes - chosen[key].nbytes
+        if added_bytes > free_bytes:
+            continue  # the later upgrades of this matrix are larger and do not fit either
+        free_bytes -= added_bytes
+        chosen[key] = upgrade
+        if upgrades[key]:
+            heapq.heappush(queue, (_slope(upgrade, upgrades[key][0]), i, key))
     return chosen
 
 
-def pareto_frontier(choices: Mapping[Name, Sequence[Choice]]) -> list[tuple[int, float]]:
-    """The (bytes, loss) of all matrices that growing budgets pass through, smallest first.
+def pareto_frontier(choices: Mapping[Key, Sequence[Choice]]) -> list[tuple[int, float]]:
+    """List the total (bytes, loss) of all matrices that `allocate` reaches as the budget grows.
 
-    No choice of types loses less than one of these at the same bytes.
+    The list begins with the fewest bytes. No choice of types has fewer bytes and less loss than an
+    entry.
     """
-    chosen, steps = _smallest_and_steps(choices)
+    chosen, upgrades = _smallest_and_upgrades(choices)
     moves = []
-    for name, hull in steps.items():
-        here = chosen[name]
-        for there in hull:
-            moves.append((_slope(here, there), there.nbytes - here.nbytes, there.loss - here.loss))
-            here = there
+    for key, hull in upgrades.items():
+        smaller = chosen[key]
+        for larger in hull:
+            added_bytes, loss_change = larger.nbytes - smaller.nbytes, larger.loss - smaller.loss
+            moves.append((_slope(smaller, larger), added_bytes, loss_change))
+            smaller = larger
     nbytes = sum(choice.nbytes for choice in chosen.values())
     loss = sum(choice.loss for choice in chosen.values())
     frontier = [(nbytes, loss)]
-    for _, more_bytes, loss_change in sorted(moves):
-        nbytes, loss = nbytes + more_bytes, loss + loss_change
+    for _, added_bytes, loss_change in sorted(moves):
+        nbytes, loss = nbytes + added_bytes, loss + loss_change
         frontier.append((nbytes, loss))
     return frontier
 
 
-def _smallest_and_steps(
-    choices: Mapping[Name, Sequence[Choice]],
-) -> tuple[dict[Name, Choice], dict[Name, list[Choice]]]:
-    """The smallest choice of each matrix, and the larger ones on its hull."""
-    hulls = {name: _convex_hull(types) for name, types in choices.items()}
-    return {n: hull[0] for n, hull in hulls.items()}, {n: hull[1:] for n, hull in hulls.items()}
+def _smallest_and_upgrades(
+    choices: Mapping[Key, Sequence[Choice]],
+) -> tuple[dict[Key, Choice], dict[Key, list[Choice]]]:
+    """Return the smallest choice of each matrix, and the larger ones on its convex hull."""
+    hulls = {key: _convex_hull(matrix_choices) for key, matrix_choices in choices.items()}
+    smallest = {key: hull[0] for key, hull in hulls.items()}
+    return smallest, {key: hull[1:] for key, hull in hulls.items()}
 
 
 def _convex_hull(choices: Sequence[Choice]) -> list[Choice]:
-    """The lower convex hull of (bytes, loss), from the smallest on, as long as the loss falls."""
+    """Return the lower convex hull of (bytes, loss), smallest first, as long as the loss falls."""
     hull: list[Choice] = []
     for choice in sorted(choices, key=lambda c: (c.nbytes, c.loss)):
         if hull and choice.loss >= hull[-1].loss:
@@ -134,6 +148,6 @@ def _convex_hull(choices: Sequence[Choice]) -> list[Choice]:
     return hull
 
 
-def _slope(here: Choice, there: Choice) -> float:
-    """The change of the loss for a byte more, which is negative: the smallest is taken first."""
-    return (there.loss - here.loss) / (there.nbytes - here.nbytes)
+def _slope(smaller: Choice, larger: Choice) -> float:
+    """Return the change of the loss per added byte. It is negative; the lowest slope saves most."""
+    return (larger.loss - smaller.loss) / (larger.nbytes - smaller.nbytes)

@@ -1,4 +1,7 @@
-"""A plan that is calibrated on a text before anything can be written, for any format."""
+"""A plan that is calibrated on a text before it can be written, and the result of calibration.
+
+Both are the same for every format.
+"""
 
 from __future__ import annotations
 
@@ -8,56 +11,58 @@ import shutil
 import time
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any, ClassVar
 
 import torch
 
-from cgconvert.calibrate.calibration_set import CalibrationSet
-from cgconvert.calibrate.preset import CalibrationPreset
+from cgconvert.calibrate.calibration_set import CalibrationPreset, CalibrationSet
 from cgconvert.calibrate.quantizer import SENSITIVITY_WINDOWS
-from cgconvert.calibrate.result import CalibrationResult
+from cgconvert.codecs.quantized_tensor import QuantizedTensor
 from cgconvert.io.progress import Progress
 from cgconvert.model.checkpoint import Checkpoint
+from cgconvert.model.decoder import Decoder
 from cgconvert.model.device import CPU, deterministic
+from cgconvert.model.tensor_names import TensorNames
 from cgconvert.texts.text import Text
 from cgconvert.write.journal import source_identity
 from cgconvert.write.manifest import library_versions
 from cgconvert.write.plan import Plan
 
-__all__ = ["CalibratedPlan"]
+__all__ = ["CalibratedPlan", "CalibrationResult"]
 
-LAYER_COST, ENDS_COST, SENSITIVITY_COST = 16, 3, 12
-"""Floating-point operations a weight and token, as measured beside the speed of a matrix product:
-of a layer, of the embedding and head, and of sensitivities."""
+LAYER_COST, VOCABULARY_COST, SENSITIVITY_COST = 16, 3, 12
+"""Floating-point operations per weight and token that quantizing a layer, quantizing the embedding
+and head, and measuring sensitivities take. They were measured as times, relative to the time of a
+matrix product."""
 
 HESSIAN_COST = 8
-"""Floating-point operations by the cube of the columns: the factor of a Hessian's inverse."""
+"""Floating-point operations that the inverse of a Hessian takes, divided by its columns cubed."""
 
 PROBE_COLUMNS, GPU_PROBE_COLUMNS = 1536, 8192
-"""Rows and columns of the matrices whose product is timed, on the CPU and on a GPU."""
+"""The number of rows and columns of the matrices whose product is timed, on a CPU and on a GPU."""
 
-ROUNDS = 8
-"""How often a probe is timed; the quickest counts."""
+TIMING_ROUNDS = 8
+"""How often an operation is timed; the fastest round counts."""
 
 KERNELS_PER_COLUMN = 15
-"""Operations on a column in a pass of GPTQ or of coordinate descent. On a GPU starting them is what
-takes the time."""
+"""Operations that a pass of GPTQ or coordinate descent does on a column. On a GPU they take as long
+as it takes to start them."""
 
 
 @dataclass(frozen=True)
 class CalibratedPlan(ABC):
-    """A LazyPlan whose weights are fitted to a text when it is resolved.
+    """A LazyPlan that calibrates the model on a text when it is resolved into a Plan.
 
     Attributes:
         source: The model.
-        output: Where the artefact goes.
+        output: The path of the artefact.
         text: The calibration text.
-        preset: How much is done.
-        requested: Options of the request, for the manifest.
-        device: Computes the calibration.
+        preset: The amount of work.
+        requested: The options of the request, which the manifest records.
+        device: The device that calibration computes on.
     """
 
     resolved: ClassVar[bool] = False
@@ -72,56 +77,62 @@ class CalibratedPlan(ABC):
     @property
     @abstractmethod
     def format(self) -> str:
-        """The artefact's format."""
+        """The name of the artefact's format."""
 
     @property
     @abstractmethod
     def limit(self) -> int:
-        """The most bytes that will be written."""
+        """The largest size in bytes that the artefact can have."""
 
     @property
     def chooses_types(self) -> bool:
-        """Whether types are chosen by sensitivities."""
+        """Tell whether the types of the matrices are chosen by sensitivities."""
         return False
 
     @abstractmethod
     def resolve(self, folder: Path, progress: Progress) -> Plan:
-        """Calibrate, and return the plan of what is to be written; see LazyPlan."""
+        """Calibrate the model and return the plan of its artefact; see LazyPlan."""
 
     @cached_property
     def calibration_set(self) -> CalibrationSet:
-        """The windows of the text. Raises InputError where the text is too short."""
+        """The windows of the text. Raises InputError if the text is too short."""
         ids = self.text.ids(self.source.tokenizer)
         return CalibrationSet.sample(ids, self.source.geometry, self.text.name, self.preset)
 
     @property
     def nbytes(self) -> int:
-        """The most disk space needed, in bytes.
+        """The largest disk space needed, in bytes.
 
-        That is the file, the same again for kept steps, two models' hidden states before a layer,
-        and one model's before every layer, which sensitivities are measured with.
+        It is the sum of the artefact, as much again for the completed steps, the hidden states of
+        both models before a layer, and the hidden states of the source before every layer, which
+        the measurement of sensitivities stores.
         """
         g, windows = self.source.geometry, self.calibration_set
-        states = 2 * windows.tokens + g.n_layer * self._sensitivity_tokens
-        return 2 * self.limit + 4 * g.n_embd * states
+        state_tokens = 2 * windows.token_count + g.n_layer * self._sensitivity_tokens
+        return 2 * self.limit + 4 * g.n_embd * state_tokens
 
     @property
     def _sensitivity_tokens(self) -> int:
+        """The largest number of tokens that sensitivities are measured on."""
         windows = self.calibration_set
-        return min(SENSITIVITY_WINDOWS * windows.length, windows.tokens)
+        return min(SENSITIVITY_WINDOWS * windows.length, windows.token_count)
 
     def describe(self) -> str:
-        """Describe the windows in a line, and estimate how long calibration will take here."""
+        """Describe the windows in one line, with an estimate of how long calibration will take."""
         windows = self.calibration_set
         with deterministic(self.device):
-            seconds = self._seconds()
+            seconds = self._estimated_seconds()
         return (
             f"{self.text.name}: {len(windows.train)} windows of {windows.length} tokens to fit to, "
-            f"{len(windows.validation)} to judge by; about {_human(seconds)} here"
+            f"{len(windows.validation)} to judge by; about {_duration(seconds)} here"
         )
 
     def claim(self, folder: Path) -> CalibrationSet:
-        """Empty `folder` unless its steps are of this source, text and device."""
+        """Prepare `folder` for the steps of this calibration and return the calibration set.
+
+        Steps in the folder stay if they belong to the same source, text, preset, format, device
+        type and versions of libraries; otherwise the folder is emptied.
+        """
         preset = {
             "name": self.preset.name, "fitted": self.preset.train,
             "held_out": self.preset.validation, "sweeps": self.preset.sweeps,
@@ -140,7 +151,7 @@ class CalibratedPlan(ABC):
         return self.calibration_set
 
     def manifest_options(self, result: CalibrationResult) -> dict[str, Any]:
-        """The options of the manifest: what was requested, and what calibration made of it."""
+        """List the options for the manifest: those requested, and the result of calibration."""
         options = {
             **self.requested,
             "effort": self.preset.name,
@@ -157,42 +168,94 @@ class CalibratedPlan(ABC):
             options["expected_kl"] = float(f"{result.expected_kl:.3g}")
         return options
 
-    def _seconds(self) -> float:
-        """Estimate how long calibration takes, from how fast a matrix product is now."""
-        g, tokens = self.source.geometry, self.calibration_set.tokens
-        layers = g.n_layer * (4 * g.n_embd + 2 * g.n_inner) * g.n_embd
-        ends = 2 * g.vocab_size * g.n_embd
-        work = tokens * (LAYER_COST * layers + ENDS_COST * ends)
-        work += self._sensitivity_tokens * SENSITIVITY_COST * (layers + ends)
-        work += HESSIAN_COST * g.n_layer * (2 * g.n_embd**3 + g.n_inner**3)
+    def _estimated_seconds(self) -> float:
+        """Estimate how long calibration takes, from the time of a matrix product on this device."""
+        g, tokens = self.source.geometry, self.calibration_set.token_count
+        layer_weights = g.n_layer * (4 * g.n_embd + 2 * g.n_inner) * g.n_embd
+        vocabulary_weights = 2 * g.vocab_size * g.n_embd
+        flops = tokens * (LAYER_COST * layer_weights + VOCABULARY_COST * vocabulary_weights)
+        flops += self._sensitivity_tokens * SENSITIVITY_COST * (layer_weights + vocabulary_weights)
+        flops += HESSIAN_COST * g.n_layer * (2 * g.n_embd**3 + g.n_inner**3)
         n = PROBE_COLUMNS if self.device.type == "cpu" else GPU_PROBE_COLUMNS
         probe = torch.ones(n, n, device=self.device)
-        seconds = work * _timed(lambda: probe @ probe) / (2 * n**3)
+        seconds = flops * _timed(lambda: probe @ probe) / (2 * n**3)
         if self.device.type == "cpu":
             return seconds
         columns = g.n_layer * (5 * g.n_embd + g.n_inner) + 2 * g.n_embd
         passes = (1 if self.chooses_types else 0) + 1 + self.preset.sweeps
         column = torch.ones(n, device=self.device)
-        kernel = _timed(lambda: column.mul_(1), 100)
-        return seconds + columns * passes * KERNELS_PER_COLUMN * kernel
+        kernel_seconds = _timed(lambda: column.mul_(1), 100)
+        return seconds + columns * passes * KERNELS_PER_COLUMN * kernel_seconds
 
 
-def _timed(work: Callable[[], torch.Tensor], times: int = 1) -> float:
-    """Seconds of one call among so many, in the quickest of some rounds.
+@dataclass(frozen=True)
+class CalibrationResult:
+    """A calibrated model.
 
-    The first round is slower, and so is any that another process takes the cores from.
+    Attributes:
+        checkpoint: The model with quantized matrices and adjusted biases.
+        types: The type of each matrix by its name in the format, in the order of the model.
+        adjusted: The names in the format of the vectors that calibration changed.
+        expected_kl: The expected mean KL divergence from the source, in nats per token; None if no
+            types were chosen.
+    """
+
+    checkpoint: Checkpoint
+    types: Mapping[str, str]
+    adjusted: tuple[str, ...]
+    expected_kl: float | None
+
+    @classmethod
+    def from_decoder(
+        cls,
+        source: Checkpoint,
+        calibrated: Decoder,
+        types: Mapping[str, str],
+        names: TensorNames,
+        expected_kl: float | None,
+    ) -> CalibrationResult:
+        """Make the result from the calibrated decoder of `source`, for a format with `names`."""
+        return cls(
+            checkpoint=replace(source, decoder=calibrated),
+            types=types,
+            adjusted=_adjusted_vectors(source.decoder, calibrated, names),
+            expected_kl=expected_kl,
+        )
+
+
+def _adjusted_vectors(source: Decoder, calibrated: Decoder, names: TensorNames) -> tuple[str, ...]:
+    """List the names of the tensors that calibration changed without quantizing them."""
+    owners: list[tuple[int | None, object, object]] = [
+        (i, *pair) for i, pair in enumerate(zip(source.layers, calibrated.layers, strict=True))
+    ]
+    owners.append((None, source, calibrated))
+    changed = []
+    for layer, before, after in owners:
+        for part in names.model if layer is None else names.layer:
+            tensor = getattr(after, part)
+            if tensor is not getattr(before, part) and not isinstance(tensor, QuantizedTensor):
+                changed.append(names.name(part, layer))
+    return tuple(changed)
+
+
+def _timed(operation: Callable[[], torch.Tensor], calls: int = 1) -> float:
+    """Measure the seconds of one call of `operation`, as the mean of `calls` calls.
+
+    The fastest of several rounds counts, because the first one is slower, and so is a round in
+    which another process uses the cores.
     """
     seconds = []
-    for _ in range(ROUNDS):
-        began = time.perf_counter()
-        for _ in range(times):
-            last = work()
-        float(last.flatten()[0])  # waits for a GPU
-        seconds.append((time.perf_counter() - began) / times)
+    for _ in range(TIMING_ROUNDS):
+        start = time.perf_counter()
+        for _ in range(calls):
+            result = operation()
+        float(result.flatten()[0])  # waits until a GPU has finished
+        seconds.append((time.perf_counter() - start) / calls)
     return min(seconds)
 
 
-def _human(seconds: float) -> str:
+def _duration(seconds: float) -> str:
+    """Write a rounded duration in s, min or h."""
     if seconds < 90:
         return f"{max(1, round(seconds / 5) * 5)} s"
     minutes = seconds / 60

@@ -1,4 +1,4 @@
-"""The windows of text that a model is calibrated on."""
+"""The text windows that a model is calibrated on, and the presets that say how many there are."""
 
 from __future__ import annotations
 
@@ -9,24 +9,57 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 
-from cgconvert.calibrate.preset import CalibrationPreset
 from cgconvert.errors import InputError
 from cgconvert.model.decoder import Geometry
 
-__all__ = ["CalibrationSet"]
+__all__ = ["FAST", "PRESETS", "CalibrationPreset", "CalibrationSet"]
 
-LEAST_WINDOWS = 5
-"""Windows that are the least to calibrate with; one in five validates."""
+FAST = "fast"
+"""The effort that uses no calibration text, only the search for the best scales."""
 
-STATES, STATE_BYTES = 4, 4 << 29
-"""Hidden states of all windows that a layer keeps, and the memory they may take, in bytes."""
+MIN_WINDOWS = 5
+"""The smallest number of windows to calibrate with. One window in five at most is for validation.
+"""
+
+STATE_COPIES, MAX_STATE_BYTES = 4, 4 << 29
+"""Copies of the hidden states of all windows that are in memory while a layer is quantized, and the
+bytes that they may take together."""
+
+
+@dataclass(frozen=True)
+class CalibrationPreset:
+    """The amount of work that a calibration does.
+
+    Attributes:
+        name: The name by which users choose it.
+        train: The number of windows that weights are fitted to.
+        validation: The number of windows that only decide whether a fit is accepted.
+        sweeps: The number of sweeps of coordinate descent after GPTQ.
+        length: The number of tokens in a window.
+    """
+
+    name: str
+    train: int
+    validation: int
+    sweeps: int
+    length: int = 256
+
+
+PRESETS = {
+    preset.name: preset
+    for preset in (CalibrationPreset("default", 128, 32, 2), CalibrationPreset("max", 512, 64, 4))
+}
+"""The presets by their names."""
 
 
 @dataclass(frozen=True)
 class CalibrationSet:
-    """Windows of token ids, int64 [windows, T] each; the two have no window in common.
+    """The windows of token ids that a model is calibrated on.
 
-    Weights are fitted to `train`; `validation` only decides whether a fit is kept.
+    Attributes:
+        train: The windows that weights are fitted to, int64 [windows, T].
+        validation: The windows that only decide whether a fit is accepted, int64 [windows, T]. None
+            of them is in `train`.
     """
 
     train: torch.Tensor
@@ -34,44 +67,45 @@ class CalibrationSet:
 
     @classmethod
     def sample(
-        cls, ids: Sequence[int], geometry: Geometry, text: str, preset: CalibrationPreset
+        cls, ids: Sequence[int], geometry: Geometry, text_name: str, preset: CalibrationPreset
     ) -> CalibrationSet:
         """Draw windows from the token ids of a text; the same ids always give the same windows.
 
-        There are fewer than the preset asks for where the text is short, or the model so wide that
-        their hidden states would not fit into memory.
+        There are fewer windows than the preset says if the text is too short for them, or if the
+        model is so wide that their hidden states would not fit into memory.
 
-        Raises InputError where the text, named `text`, is too short.
+        Raises InputError, which names `text_name`, if the text is too short to calibrate with.
         """
         length = min(preset.length, geometry.n_positions)
-        most = STATE_BYTES // (4 * STATES * length * geometry.n_embd)
+        max_windows = MAX_STATE_BYTES // (4 * STATE_COPIES * length * geometry.n_embd)
         count = len(ids) // length
-        if count < LEAST_WINDOWS:
+        if count < MIN_WINDOWS:
             raise InputError(
-                f"{text}: {len(ids)} tokens are too few to calibrate with; "
-                f'{LEAST_WINDOWS * length} are the least, or give `calibration="none"`'
+                f"{text_name}: {len(ids)} tokens are too few to calibrate with; "
+                f'{MIN_WINDOWS * length} are the least, or give `calibration="none"`'
             )
         windows = torch.tensor(ids[: count * length]).view(count, length)
         order = torch.from_numpy(np.random.default_rng(0).permutation(count))
-        asked = preset.train + preset.validation
-        chosen = windows[order[: max(LEAST_WINDOWS, min(asked, most))]]
-        edge = len(chosen) - min(preset.validation, max(1, len(chosen) // LEAST_WINDOWS))
-        return cls(chosen[:edge], chosen[edge:])
+        preset_windows = preset.train + preset.validation
+        drawn = windows[order[: max(MIN_WINDOWS, min(preset_windows, max_windows))]]
+        validation_windows = min(preset.validation, max(1, len(drawn) // MIN_WINDOWS))
+        train_windows = len(drawn) - validation_windows
+        return cls(drawn[:train_windows], drawn[train_windows:])
 
     @property
     def length(self) -> int:
-        """Tokens in a window."""
+        """The number of tokens in a window."""
         return self.train.shape[1]
 
     @property
-    def tokens(self) -> int:
-        """Tokens of all windows."""
+    def token_count(self) -> int:
+        """The number of tokens in all windows."""
         return self.train.numel() + self.validation.numel()
 
     @property
     def sha256(self) -> str:
-        """The hash of all ids and of the split."""
-        total = hashlib.sha256(str(self.train.shape).encode())
+        """The hash of all ids and of their split into training and validation windows."""
+        digest = hashlib.sha256(str(self.train.shape).encode())
         for windows in (self.train, self.validation):
-            total.update(windows.numpy().tobytes())
-        return total.hexdigest()
+            digest.update(windows.numpy().tobytes())
+        return digest.hexdigest()

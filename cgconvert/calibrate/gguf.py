@@ -1,8 +1,8 @@
-"""Quantize a model to GGUF on a calibration text: the plan, the budget and the types.
+"""Quantize a model to GGUF with a calibration text: the budget, the choice of types and the plan.
 
-A budget is a size, a rate of bits or a loss. Which matrix gets which type follows from what each
-type would cost the model's output (sensitivity.py, allocation.py); then every matrix is fitted to
-the inputs it meets (layerwise.py).
+A budget is a file size, a number of bits per weight or a loss. The type of each matrix is chosen so
+that the loss of the model's output is least within the budget (sensitivity.py, allocation.py). Then
+every matrix is fitted to its inputs (layerwise.py).
 """
 
 from __future__ import annotations
@@ -18,12 +18,10 @@ from pathlib import Path
 import torch
 
 from cgconvert.calibrate.allocation import Choice, choose_types, pareto_frontier
-from cgconvert.calibrate.calibrated_plan import CalibratedPlan
-from cgconvert.calibrate.calibration_set import CalibrationSet
+from cgconvert.calibrate.calibrated_plan import CalibratedPlan, CalibrationResult
+from cgconvert.calibrate.calibration_set import CalibrationPreset, CalibrationSet
 from cgconvert.calibrate.imatrix import collect
-from cgconvert.calibrate.preset import CalibrationPreset
 from cgconvert.calibrate.quantizer import Quantizer
-from cgconvert.calibrate.result import CalibrationResult
 from cgconvert.codecs.block_codec import BlockCodec
 from cgconvert.codecs.ggml import ENCODINGS
 from cgconvert.errors import InputError, UsageError
@@ -41,30 +39,31 @@ from cgconvert.write.plan import Plan
 __all__ = ["Budget", "CalibratedGGUF", "calibrate_gguf", "standard_sizes"]
 
 STANDARD_TYPES = ("Q3_K", "Q4_0", "Q4_K_S", "Q4_K_M", "Q5_K_S", "Q5_K_M", "Q6_K", "Q8_0")
-"""File types that a calibrated file is named after: the smallest that is no smaller than it."""
+"""The file types that the header of a calibrated file can name; see CalibratedGGUF._nearest_type.
+"""
 
 LARGEST_TYPE = "Q8_0"
-"""The file type that no allocation is larger than."""
+"""The file type of the largest file that chosen types can give."""
 
 CANDIDATES = ("Q3_K", "Q4_K", "Q5_K", "Q6_K", "Q8_0")
-"""Types that a budget chooses from; others of the same size lose more."""
+"""The types that are chosen from under a budget; other types of the same size lose more."""
 
 SMALL_BLOCK_CANDIDATES = ("Q4_0", "Q4_1", "Q8_0")
-"""Types it chooses from too, where rows do not divide into blocks of 256."""
+"""The types that are chosen from too, if rows of a matrix are not whole blocks of 256."""
 
 
 @dataclass(frozen=True)
 class Budget:
-    """How small the file has to be: one of the first five.
+    """The limit that a GGUF file has to keep. Exactly one of the first five attributes is set.
 
     Attributes:
-        like: A file type; the file may have the bytes that it has in this type.
-        nbytes: Bytes of the whole file.
-        bpw: Bits a weight, of all matrices together.
-        kl: Mean KL divergence that may be lost, in nats a token.
-        mix: A file type that is taken as it is: nothing is chosen.
-        fixed: Types of certain matrices: a pattern of the tensor's name in GGUF and a type each,
-            first match first.
+        like: A file type. The file may have as many bytes as an uncalibrated file of this type.
+        nbytes: The largest number of bytes of the file.
+        bpw: The largest number of bits per weight, as the mean over all matrices.
+        kl: The largest mean KL divergence from the source, in nats per token.
+        mix: A file type whose types are used, so that none are chosen.
+        fixed: Pairs (pattern, type). A matrix whose name in GGUF matches a pattern gets its type;
+            the first matching pattern decides.
     """
 
     like: str | None = None
@@ -80,8 +79,10 @@ class CalibratedGGUF(CalibratedPlan):
     """The plan of a GGUF file whose matrices are fitted to a text.
 
     Attributes:
-        budget: How small the file has to be.
-        save_imatrix: Where the text's importance matrix is written too, if anywhere.
+        budget: The limit that the file has to keep.
+        save_imatrix: The path to which the importance matrix of the text is written; None if it is
+            not written.
+        format: The name of the artefact's format.
     """
 
     budget: Budget
@@ -89,7 +90,7 @@ class CalibratedGGUF(CalibratedPlan):
     format: str = "gguf"
 
     def __post_init__(self) -> None:
-        """Refuse a budget that cannot be met, before anything is measured: UsageError."""
+        """Check the budget before anything is measured; raises UsageError if it cannot be met."""
         check_budget(self.source.decoder, self._budget_in_bytes, self._overhead)
 
     @cached_property
@@ -107,9 +108,9 @@ class CalibratedGGUF(CalibratedPlan):
         return self.budget.mix is None
 
     def resolve(self, folder: Path, progress: Progress) -> Plan:
-        """Calibrate, and plan the file.
+        """Calibrate the model and plan the file.
 
-        Raises InputError where the text is too short, UsageError where nothing fits the budget.
+        Raises InputError if the text is too short, UsageError if no types fit the budget.
         """
         calibration_set = self.claim(folder)
         with deterministic(self.device):
@@ -125,12 +126,16 @@ class CalibratedGGUF(CalibratedPlan):
         return replace(plan, source=self.source, options=options)
 
     def _nearest_type(self, result: CalibrationResult) -> str:
-        """The smallest standard type in which the file would be no smaller than calibrated."""
+        """Find the smallest standard type whose file is at least as large as the calibrated one.
+
+        The header of a GGUF file has to name a file type, although types were chosen one by one.
+        """
         data = data_size(result.checkpoint.decoder, LARGEST_TYPE)
         sizes = _standard_data_sizes(self.source.decoder)
         return next((type_ for type_, size in sizes.items() if size >= data), LARGEST_TYPE)
 
     def _save_imatrix(self, path: Path, progress: Progress) -> None:
+        """Collect the importance matrix on the training windows, and write it if it is new."""
         train = self.calibration_set.train
         imatrix = collect(self.source.decoder, train, self.text.name, progress, self.device)
         if not path.is_file() or path.read_bytes() != encoded(imatrix):
@@ -138,36 +143,41 @@ class CalibratedGGUF(CalibratedPlan):
 
     @cached_property
     def _budget_in_bytes(self) -> Budget:
-        """The budget, with bytes in the place of a file type whose bytes are the limit."""
+        """The budget with `nbytes` in place of `like`."""
         if self.budget.like is None:
             return self.budget
         return replace(self.budget, like=None, nbytes=self.limit)
 
     @cached_property
     def _header_size(self) -> int:
-        """Bytes of the header with the names of all vectors that can change."""
+        """The largest size of the header, which lists the changed vectors, in bytes."""
         return writer.header_size(self.source, adjustable_vectors(self.source.decoder))
 
     @cached_property
     def _overhead(self) -> int:
-        """Bytes of the file that are not matrices'; the padding behind each counts at its most."""
+        """The largest number of bytes of the file that do not belong to matrices.
+
+        They are the header, all vectors, and the padding after each tensor. The padding after a
+        matrix depends on its type and is counted as ALIGNMENT bytes.
+        """
         decoder = self.source.decoder
         matrices = MatrixId.all(decoder.geometry.n_layer)
-        unpadded = 2 * _weights(decoder, matrices) - writer.ALIGNMENT * len(matrices)
-        return self._header_size + data_size(decoder, "F16") - unpadded
+        matrix_bytes = 2 * _weight_count(decoder, matrices)  # in F16
+        padding = writer.ALIGNMENT * len(matrices)
+        return self._header_size + data_size(decoder, "F16") - matrix_bytes + padding
 
 
 def standard_sizes(checkpoint: Checkpoint) -> dict[str, int]:
-    """Bytes of the whole file in each standard type, without calibration, the smallest first.
+    """Return the bytes of an uncalibrated file in each standard type, smallest first.
 
-    Types whose blocks the rows do not divide into are left out.
+    A type is left out if rows of a matrix are not whole blocks of it.
     """
     header = writer.header_size(checkpoint)
     return {type_: header + n for type_, n in _standard_data_sizes(checkpoint.decoder).items()}
 
 
 def _standard_data_sizes(decoder: Decoder) -> dict[str, int]:
-    """Bytes of all tensors in each standard type, the smallest first."""
+    """Return the bytes of all tensors in each standard type, smallest first."""
     sizes = {}
     for type_ in STANDARD_TYPES:
         with contextlib.suppress(InputError):
@@ -185,21 +195,21 @@ def calibrate_gguf(
     overhead: int = 0,
     device: torch.device = CPU,
 ) -> CalibrationResult:
-    """Choose the types and fit the matrices.
+    """Choose the type of each matrix and quantize the model, fitted to a text.
 
     Args:
         source: The model.
-        budget: With `nbytes`, `bpw`, `kl` or `mix`.
+        budget: A budget with `nbytes`, `bpw`, `kl` or `mix`.
         calibration_set: The windows of text.
-        preset: How much is done.
-        folder: Keeps completed steps.
+        preset: The amount of work.
+        folder: The folder that stores completed steps.
         progress: Advances with the steps.
-        overhead: Bytes of the file that are not matrices'.
-        device: Computes it.
+        overhead: The bytes of the file that do not belong to matrices.
+        device: The device of all computations.
 
     Raises:
-        UsageError: Nothing fits the budget, or a pattern fits no matrix.
-        InputError: Rows divide into no type's blocks.
+        UsageError: No choice of types fits the budget, or a pattern matches no matrix.
+        InputError: The rows of a matrix are not whole blocks of any type.
     """
     decoder, vocab_size = source.decoder, source.tokenizer.size
     quantizer = Quantizer(
@@ -209,30 +219,30 @@ def calibrate_gguf(
     if budget.mix is not None:
         types = _types_of_mix(decoder, budget.mix)
         for pattern, type_ in reversed(budget.fixed):
-            types |= dict.fromkeys(_matching(types, pattern), _codec(type_))
+            types |= dict.fromkeys(_matching_matrices(types, pattern), _codec(type_))
     else:
         codecs = {name: _codec(name) for name in _candidates(decoder, budget.fixed)}
-        choices = _with_fixed(quantizer.choices(codecs), budget.fixed)
+        choices = _apply_fixed_types(quantizer.choices(codecs), budget.fixed)
         limit = _matrix_bytes(choices, budget, decoder, overhead)
         chosen, expected_kl = choose_types(choices, limit)
         types = {name: codecs[type_] for name, type_ in chosen.items()}
     calibrated = quantizer.calibrate(types)
     in_order = [name for name in MatrixId.all(decoder.geometry.n_layer) if name in types]
     table = {name.name(GGUF): types[name].name for name in in_order}
-    return CalibrationResult.of(source, calibrated, table, GGUF, expected_kl)
+    return CalibrationResult.from_decoder(source, calibrated, table, GGUF, expected_kl)
 
 
 def check_budget(decoder: Decoder, budget: Budget, overhead: int = 0) -> None:
-    """Check what can be known of a budget before anything is measured.
+    """Check a budget before anything is measured.
 
-    Raises UsageError, saying what is the least, for a budget that cannot be met, and for a pattern
-    that fits no matrix; InputError where rows divide into no type's blocks.
+    Raises UsageError if even the smallest types exceed the budget or a pattern matches no matrix,
+    InputError if the rows of a matrix are not whole blocks of any type.
     """
     matrices = MatrixId.all(decoder.geometry.n_layer)
     candidates = [_codec(name) for name in _candidates(decoder, ())]
     fixed: dict[MatrixId, str] = {}
     for pattern, type_ in reversed(budget.fixed):
-        fixed |= dict.fromkeys(_matching(matrices, pattern), type_)
+        fixed |= dict.fromkeys(_matching_matrices(matrices, pattern), type_)
     if budget.mix is not None:
         _types_of_mix(decoder, budget.mix)
     least = 0
@@ -245,20 +255,21 @@ def check_budget(decoder: Decoder, budget: Budget, overhead: int = 0) -> None:
         raise UsageError(
             f"a file of {budget.nbytes} bytes is too small: the least is {least + overhead}"
         )
-    weights = _weights(decoder, matrices)
+    weights = _weight_count(decoder, matrices)
     if budget.bpw is not None and least > int(budget.bpw * weights / 8):
         rate = math.ceil(800 * least / weights) / 100
         raise UsageError(f"{budget.bpw:g} bits a weight are too few: the least is {rate:g}")
 
 
 def adjustable_vectors(decoder: Decoder) -> tuple[str, ...]:
-    """Names in GGUF of the vectors that calibration can change."""
+    """List the names in GGUF of the vectors that calibration can change."""
     layers = range(decoder.geometry.n_layer)
     biases = [GGUF.name(part, i) for i in layers for part in ("fc_in_bias", "fc_out_bias")]
     return (*biases, GGUF.name("head_bias"))
 
 
 def _codec(name: str) -> BlockCodec:
+    """Return the block codec of a type; raises UsageError if there is none of this name."""
     encoding = ENCODINGS.get(name)
     if not isinstance(encoding, BlockCodec):
         known = ", ".join(n for n, e in ENCODINGS.items() if isinstance(e, BlockCodec))
@@ -267,26 +278,27 @@ def _codec(name: str) -> BlockCodec:
 
 
 def _candidates(decoder: Decoder, fixed: Sequence[tuple[str, str]]) -> tuple[str, ...]:
-    """The types to measure: those a budget chooses from, and the fixed ones."""
+    """List the types to measure: those that are chosen from under a budget, and the fixed ones."""
     matrices = MatrixId.all(decoder.geometry.n_layer)
     columns = {name.tensor(decoder).shape[1] for name in matrices}
-    small = any(n % _codec(CANDIDATES[0]).block_size for n in columns)
-    extra = (type_ for _, type_ in fixed)
-    return tuple(dict.fromkeys((*CANDIDATES, *(SMALL_BLOCK_CANDIDATES if small else ()), *extra)))
+    needs_small_blocks = any(n % _codec(CANDIDATES[0]).block_size for n in columns)
+    small_types = SMALL_BLOCK_CANDIDATES if needs_small_blocks else ()
+    fixed_types = (type_ for _, type_ in fixed)
+    return tuple(dict.fromkeys((*CANDIDATES, *small_types, *fixed_types)))
 
 
 def _types_of_mix(decoder: Decoder, mix: str) -> dict[MatrixId, BlockCodec]:
-    """The type of each quantized matrix in a file type.
+    """Return the type of each quantized matrix in a file type.
 
-    Raises InputError where a matrix does not divide into its type's blocks.
+    Raises InputError if the rows of a matrix are not whole blocks of its type.
     """
     types: dict[MatrixId, BlockCodec] = {}
     file_type, n_layer = TYPES[mix], decoder.geometry.n_layer
     for name in MatrixId.all(n_layer):
-        at = () if name.layer is None else (name.layer, n_layer)
-        encoding = file_type.encoding_of(name.part, *at)
+        position = () if name.layer is None else (name.layer, n_layer)
+        encoding = file_type.encoding_of(name.part, *position)
         if isinstance(encoding, BlockCodec):
-            encoding.row_bytes(name.tensor(decoder).shape)
+            encoding.row_bytes(name.tensor(decoder).shape)  # raises the InputError
             types[name] = encoding
     return types
 
@@ -294,7 +306,7 @@ def _types_of_mix(decoder: Decoder, mix: str) -> dict[MatrixId, BlockCodec]:
 def _matrix_bytes(
     choices: Mapping[MatrixId, Sequence[Choice]], budget: Budget, decoder: Decoder, overhead: int
 ) -> int:
-    """The bytes that the matrices may take together."""
+    """Return the bytes that all matrices may take; raises UsageError if no types lose so little."""
     if budget.nbytes is not None:
         return budget.nbytes - overhead
     if budget.kl is not None:
@@ -303,31 +315,37 @@ def _matrix_bytes(
                 return nbytes
         raise UsageError(f"no choice of types loses as little as {budget.kl:g}; allow more")
     if budget.bpw is not None:
-        return int(budget.bpw * _weights(decoder, choices) / 8)
+        return int(budget.bpw * _weight_count(decoder, choices) / 8)
     raise UsageError("a budget needs bytes, bits a weight or a divergence")
 
 
-def _with_fixed(
+def _apply_fixed_types(
     choices: Mapping[MatrixId, Sequence[Choice]], fixed: Sequence[tuple[str, str]]
 ) -> dict[MatrixId, Sequence[Choice]]:
-    """The choices without those that `fixed` rules out."""
-    left = dict(choices)
-    for pattern, type_ in reversed(fixed):
-        for name in _matching(choices, pattern):
-            left[name] = [c for c in choices[name] if c.type == type_]
-            if not left[name]:
+    """Restrict the choices of each matrix that matches a pattern of `fixed` to the pattern's type.
+
+    Raises UsageError if a matrix cannot have its fixed type.
+    """
+    remaining = dict(choices)
+    for pattern, type_ in reversed(fixed):  # the first matching pattern is applied last
+        for name in _matching_matrices(choices, pattern):
+            remaining[name] = [c for c in choices[name] if c.type == type_]
+            if not remaining[name]:
                 known = ", ".join(c.type for c in choices[name])
                 raise UsageError(f"{name.name(GGUF)}: type {type_!r} is not one of {known}")
-    return left
+    return remaining
 
 
-def _matching(matrices: Iterable[MatrixId], pattern: str) -> list[MatrixId]:
-    """Those whose name in GGUF fits a pattern. Raises UsageError where there are none."""
+def _matching_matrices(matrices: Iterable[MatrixId], pattern: str) -> list[MatrixId]:
+    """List the matrices whose name in GGUF matches a pattern; raises UsageError if none does."""
     matching = [name for name in matrices if fnmatch.fnmatchcase(name.name(GGUF), pattern)]
     if not matching:
-        raise UsageError(f"no matrix is called {pattern!r}; there is {GGUF.name('wte')}, for one")
+        raise UsageError(
+            f"no matrix is called {pattern!r}; there is for example {GGUF.name('wte')}"
+        )
     return matching
 
 
-def _weights(decoder: Decoder, matrices: Iterable[MatrixId]) -> int:
+def _weight_count(decoder: Decoder, matrices: Iterable[MatrixId]) -> int:
+    """Count the weights of matrices."""
     return sum(math.prod(name.tensor(decoder).shape) for name in matrices)

@@ -1,12 +1,14 @@
-"""Rounding with error feedback: each column's error is made up for by the columns after it.
+"""GPTQ and coordinate descent for matrices in quantized blocks.
 
-GPTQ (Frantar et al., 2023, arXiv 2210.17323) for block types. The scales of a block are searched
-when its columns are reached, on weights that carry the errors of all columns before. Coordinate
-descent on the same objective follows (as in QuantEase, Behdin et al., 2023, arXiv 2309.01885): each
-code in turn takes its best value given all the others.
+GPTQ (Frantar et al., 2023, arXiv 2210.17323) rounds a matrix column by column; later columns are
+changed so that they compensate the error of each rounded column. The scales of a block are searched
+when GPTQ reaches its columns, so they are fitted to the changed weights. Then coordinate descent
+minimizes the same objective (as in QuantEase, Behdin et al., 2023, arXiv 2309.01885): each code in
+turn is set to its best value while all other codes stay.
 
-The objective of a matrix W [rows, columns] with inputs x is E|(W - Q) x|^2, the trace of
-(W - Q) H (W - Q)^T with the Hessian H = E[x x^T]. Rows are independent of each other in it.
+The objective for a matrix W [rows, columns] with inputs x and its quantized form Q is
+E|(W - Q) x|^2. This is the trace of (W - Q) H (W - Q)^T with the Hessian H = E[x x^T], so each row
+is a problem of its own.
 """
 
 from __future__ import annotations
@@ -18,34 +20,37 @@ import torch
 from cgconvert.codecs.block_codec import BlockCodec, tiles
 from cgconvert.codecs.block_layout import BlockParams
 
-__all__ = ["DAMPING", "Hessian", "inverse_factor", "moments_dtype", "quantize_matrix"]
+__all__ = ["DAMPING", "Hessian", "inverse_cholesky", "moments_dtype", "quantize_matrix"]
 
 DAMPING = 0.02
-"""Added to the Hessian's diagonal, as a share of its mean: it keeps the weights near the source's
-in directions that no input had."""
+"""The number that is added to the diagonal of the Hessian, as a fraction of the diagonal's mean. In
+directions that no input has, it keeps the weights near the source's."""
 
 ROWS = 1024
-"""Rows in one matrix product of coordinate descent: of all rows the difference would be gigabytes.
+"""The rows of one matrix product in coordinate descent. For all rows at once, the temporary W - Q
+would take gigabytes."""
+
+MAX_FLOAT64_COLUMNS = 8192
+"""The largest number of columns for which sums of x x^T are float64; for more, memory is too small.
 """
 
-LARGEST_DOUBLE = 8192
-"""Columns up to which sums are kept in float64; with more, memory is short."""
-
 FACTOR_BLOCK = 2048
-"""Columns of a block in `inverse_factor`."""
+"""The rows and columns of a block in `inverse_cholesky`."""
 
 
 def moments_dtype(columns: int) -> torch.dtype:
-    """The type in which sums of x x^T [columns, columns] are kept."""
-    return torch.float64 if columns <= LARGEST_DOUBLE else torch.float32
+    """Return the type of sums of x x^T [columns, columns]."""
+    return torch.float64 if columns <= MAX_FLOAT64_COLUMNS else torch.float32
 
 
 @dataclass(frozen=True)
 class Hessian:
-    """E[x x^T] of a matrix's inputs, damped, and the factor of its inverse that GPTQ needs.
+    """The damped Hessian of a matrix's inputs, and the Cholesky factor of its inverse.
 
-    `matrix` and `factor` are float32 [columns, columns]; `factor` is upper triangular,
-    factor^T factor = matrix^-1.
+    Attributes:
+        matrix: float32 [columns, columns], E[x x^T] divided by the mean of its diagonal, plus
+            DAMPING on the diagonal.
+        factor: float32 [columns, columns], upper triangular; factor^T factor = matrix^-1.
     """
 
     matrix: torch.Tensor
@@ -55,65 +60,76 @@ class Hessian:
     def from_moments(
         cls, moments: torch.Tensor, damping: float = DAMPING, overwrite: bool = False
     ) -> Hessian:
-        """The Hessian of sums of x x^T [columns, columns], which only count in relation to each
-        other. With `overwrite` their memory is used for the result."""
-        scale = moments.diagonal().mean().clamp(min=1e-30)
-        damped = moments.div_(scale) if overwrite else moments / scale
+        """Make the Hessian from sums of x x^T.
+
+        Args:
+            moments: The sums, [columns, columns]. Their scale does not matter.
+            damping: The fraction of the diagonal's mean that is added to the diagonal.
+            overwrite: Whether `moments` may be overwritten, which saves memory.
+        """
+        mean = moments.diagonal().mean().clamp(min=1e-30)
+        damped = moments.div_(mean) if overwrite else moments / mean
         damped.diagonal().add_(damping)
-        return cls(damped.float(), inverse_factor(damped).float())
+        return cls(damped.float(), inverse_cholesky(damped).float())
 
     def solve(self, products: torch.Tensor) -> torch.Tensor:
-        """The X [rows, columns] with X matrix = products."""
+        """Solve X matrix = products for X, [rows, columns] as `products`."""
         return products @ self.factor.t() @ self.factor
 
 
-def inverse_factor(matrix: torch.Tensor) -> torch.Tensor:
-    """The upper triangular F with F^T F = matrix^-1, of a positive definite matrix [n, n].
+def inverse_cholesky(matrix: torch.Tensor) -> torch.Tensor:
+    """Compute the upper Cholesky factor F of the inverse: F^T F = matrix^-1.
 
-    With matrix = U U^T, U upper triangular, F is the inverse of U. It needs the memory of one
-    matrix: of 24576 columns each copy is gigabytes, and torch's own functions, one after the other,
-    hold four. Only blocks go through them; the rest is matrix products.
+    If matrix = U U^T with U upper triangular, F is the inverse of U. Both are computed in one copy
+    of the matrix, block by block: torch's functions factor single blocks, and matrix products do
+    the rest. For the full matrix, torch's functions would need four copies, and with 24576 columns
+    each takes gigabytes.
 
-    Raises torch.linalg.LinAlgError where the matrix is not positive definite.
+    Args:
+        matrix: positive definite, [n, n].
+
+    Raises:
+        torch.linalg.LinAlgError: the matrix is not positive definite.
     """
-    f = matrix.clone()
-    n = len(f)
-    blocks = [slice(first, min(first + FACTOR_BLOCK, n)) for first in range(0, n, FACTOR_BLOCK)]
-    for block in reversed(blocks):  # f becomes U, from its last columns on
-        to, after = slice(0, block.stop), slice(block.stop, n)
-        f[to, block].addmm_(f[to, after], f[block, after].t(), alpha=-1)
-        corner = torch.linalg.cholesky(f[block, block].flip(0, 1)).flip(0, 1)
-        above = slice(0, block.start)
-        f[above, block] = torch.linalg.solve_triangular(
-            corner.t(), f[above, block], upper=False, left=False
+    factor = matrix.clone()
+    n = len(factor)
+    blocks = [slice(start, min(start + FACTOR_BLOCK, n)) for start in range(0, n, FACTOR_BLOCK)]
+    for block in reversed(blocks):  # the factor becomes U, from the last columns to the first
+        above, leading, trailing = slice(block.start), slice(block.stop), slice(block.stop, n)
+        factor[leading, block].addmm_(
+            factor[leading, trailing], factor[block, trailing].t(), alpha=-1
         )
-        f[block, block] = corner
-    f.triu_()
-    for block in blocks:  # f becomes the inverse of U, from its first columns on
-        corner = f[block, block]
-        corner = torch.linalg.solve_triangular(corner, torch.eye(len(corner)).to(f), upper=True)
-        above = slice(0, block.start)
-        f[above, block] = f[above, above] @ (f[above, block] @ corner).neg_()
-        f[block, block] = corner
-    return f
+        diagonal = torch.linalg.cholesky(factor[block, block].flip(0, 1)).flip(0, 1)
+        factor[above, block] = torch.linalg.solve_triangular(
+            diagonal.t(), factor[above, block], upper=False, left=False
+        )
+        factor[block, block] = diagonal
+    factor.triu_()
+    for block in blocks:  # the factor becomes the inverse of U, from the first columns to the last
+        above, diagonal = slice(block.start), factor[block, block]
+        identity = torch.eye(len(diagonal)).to(factor)
+        diagonal = torch.linalg.solve_triangular(diagonal, identity, upper=True)
+        factor[above, block] = factor[above, above] @ (factor[above, block] @ diagonal).neg_()
+        factor[block, block] = diagonal
+    return factor
 
 
 def quantize_matrix(
     weight: torch.Tensor, hessian: Hessian, codec: BlockCodec, sweeps: int = 2
 ) -> torch.Tensor:
-    """Quantize a matrix by GPTQ and `sweeps` of coordinate descent.
+    """Quantize a matrix by GPTQ and coordinate descent.
 
     Args:
         weight: float32 [rows, columns].
-        hessian: Of the matrix's inputs.
+        hessian: The Hessian of the matrix's inputs.
         codec: The block type.
-        sweeps: How often coordinate descent goes over all columns.
+        sweeps: The number of times that coordinate descent goes over all columns.
 
     Returns:
-        The encoded rows, uint8 [rows, bytes of a row].
+        The packed rows, uint8 [rows, bytes of a row].
 
     Raises:
-        InputError: A weight is not finite, or the rows do not divide into blocks.
+        InputError: A weight is not finite, or the rows are not whole blocks.
     """
     row_bytes = codec.row_bytes(weight.shape)
     rounded = gptq(weight, hessian, codec)
@@ -123,91 +139,117 @@ def quantize_matrix(
 
 
 class RoundedMatrix:
-    """A matrix while it is rounded: `values` float32 [rows, columns] are what `parts` decode to.
+    """A matrix whose codes can still change.
 
-    There are parts for each block of columns, from the first on.
+    Attributes:
+        codec: the block type.
+        values: the decoded weights, float32 [rows, columns].
+        params: the parameters of the blocks of all rows, for each block of columns from the first
+            to the last.
     """
 
     def __init__(self, weight: torch.Tensor, codec: BlockCodec) -> None:
         self.codec = codec
         self.values = torch.empty_like(weight)
-        self.parts: list[BlockParams] = []
+        self.params: list[BlockParams] = []
 
     def pack(self) -> torch.Tensor:
-        """uint8 [rows, blocks, bytes of a block]."""
-        return torch.stack([self.codec.pack(parts) for parts in self.parts], dim=1)
+        """Pack the blocks into bytes, uint8 [rows, blocks of a row, bytes of a block]."""
+        return torch.stack([self.codec.pack(params) for params in self.params], dim=1)
 
 
 @dataclass
 class _ColumnBlock:
-    """The blocks of all rows in the same columns: how a weight becomes a code and a code a value.
+    """The blocks of all rows that lie in the same columns, with their steps and offsets.
 
-    `steps` and `offsets` are those of `parts`, `slopes` the steps' reciprocals: float32
-    [sub-blocks, rows].
+    Attributes:
+        codec: the block type.
+        params: the parameters of the blocks, one for each row.
+        steps: the steps of `params`, float32 [sub-blocks, rows].
+        inverse_steps: 1 / steps, or 0 for a step of 0, float32 [sub-blocks, rows].
+        offsets: the offsets of `params`, float32 [sub-blocks, rows]; None if there are none.
     """
 
     codec: BlockCodec
-    parts: BlockParams
+    params: BlockParams
     steps: torch.Tensor
-    slopes: torch.Tensor
+    inverse_steps: torch.Tensor
     offsets: torch.Tensor | None
 
     @classmethod
-    def from_parts(cls, codec: BlockCodec, parts: BlockParams) -> _ColumnBlock:
-        steps, offsets = parts.steps(), parts.offsets()
-        slopes = torch.where(steps == 0, 0.0, steps.reciprocal())
-        return cls(codec, parts, steps, slopes, offsets)
+    def from_params(cls, codec: BlockCodec, params: BlockParams) -> _ColumnBlock:
+        steps, offsets = params.steps(), params.offsets()
+        inverse_steps = torch.where(steps == 0, 0.0, steps.reciprocal())
+        return cls(codec, params, steps, inverse_steps, offsets)
 
     def round(self, column: int, weights: torch.Tensor) -> torch.Tensor:
-        """Round `weights` [rows] of one column of the block; its codes go into `parts`."""
+        """Round the weights [rows] of a column, and write their codes into `params`.
+
+        `column` counts from the first column of the block. Returns the decoded weights, [rows].
+        """
         sub = column // self.codec.sub_block_size
         shifted = weights if self.offsets is None else weights + self.offsets[sub]
-        codes = shifted * self.slopes[sub] + self.codec.zero_point
+        codes = shifted * self.inverse_steps[sub] + self.codec.zero_point
         codes = codes.round_().clamp_(0, self.codec.max_code)
-        self.parts.codes[sub, column % self.codec.sub_block_size] = codes.byte()
+        self.params.codes[sub, column % self.codec.sub_block_size] = codes.byte()
         value = (codes - self.codec.zero_point).mul_(self.steps[sub])
         return value if self.offsets is None else value.sub_(self.offsets[sub])
 
 
 def gptq(weight: torch.Tensor, hessian: Hessian, codec: BlockCodec) -> RoundedMatrix:
-    """Round the columns from left to right; those to the right take up each column's error."""
-    remaining, factor, size = weight.clone(), hessian.factor, codec.block_size
+    """Round the columns of a matrix from left to right by GPTQ; arguments as for `quantize_matrix`.
+
+    The error of each column is compensated by changes of the columns to its right.
+    """
+    changed_weight, factor, size = weight.clone(), hessian.factor, codec.block_size
+    # The objective grows by (error / factor[j, j])^2 if column j is rounded with this error.
     importance = factor.diagonal().reciprocal().square()
     rounded = RoundedMatrix(weight, codec)
-    for first in range(0, weight.shape[1], size):
-        columns = slice(first, first + size)
-        by_column = remaining[:, columns].t().contiguous()  # a column's rows lie together
-        parts = codec.fit(remaining[:, columns].contiguous(), importance[columns])
-        codes = parts.codes.clone(memory_format=torch.contiguous_format)
-        block = _ColumnBlock.from_parts(codec, replace(parts, codes=codes))
-        errors = torch.empty_like(by_column)
-        inner = factor[columns, columns]
+    for start in range(0, weight.shape[1], size):
+        columns = slice(start, start + size)
+        transposed = changed_weight[:, columns].t().contiguous()  # [size, rows]
+        params = codec.fit(changed_weight[:, columns].contiguous(), importance[columns])
+        codes = params.codes.clone(memory_format=torch.contiguous_format)
+        block = _ColumnBlock.from_params(codec, replace(params, codes=codes))
+        errors = torch.empty_like(transposed)
+        block_factor = factor[columns, columns]
         for column in range(size):
-            value = block.round(column, by_column[column])
-            errors[column] = (by_column[column] - value) / inner[column, column]
-            by_column[column + 1 :].addr_(inner[column, column + 1 :], errors[column], alpha=-1)
-            rounded.values[:, first + column] = value
-        remaining[:, first + size :].addmm_(errors.t(), factor[columns, first + size :], alpha=-1)
-        rounded.parts.append(block.parts)
+            value = block.round(column, transposed[column])
+            errors[column] = (transposed[column] - value) / block_factor[column, column]
+            transposed[column + 1 :].addr_(
+                block_factor[column, column + 1 :], errors[column], alpha=-1
+            )
+            rounded.values[:, start + column] = value
+        changed_weight[:, start + size :].addmm_(
+            errors.t(), factor[columns, start + size :], alpha=-1
+        )
+        rounded.params.append(block.params)
     return rounded
 
 
 def coordinate_descent(weight: torch.Tensor, hessian: Hessian, rounded: RoundedMatrix) -> None:
-    """Give each code in turn its best value, once; scales stay as they are."""
+    """Set each code of `rounded` in turn to its best value, in one sweep; scales stay.
+
+    Args:
+        weight: The matrix to approximate, float32 [rows, columns].
+        hessian: The Hessian of the matrix's inputs.
+        rounded: The quantized matrix, which is changed in place.
+    """
     size, matrix = rounded.codec.block_size, hessian.matrix
+    # (W - Q) H, which is the gradient of the objective by Q except for the factor -2.
     gradient = torch.empty_like(weight)
     for rows in tiles(len(weight), ROWS):
         torch.mm(weight[rows] - rounded.values[rows], matrix, out=gradient[rows])
-    for number, parts in enumerate(rounded.parts):
-        columns = slice(number * size, (number + 1) * size)
-        block = _ColumnBlock.from_parts(rounded.codec, parts)
-        slopes = gradient[:, columns].t().contiguous()
+    for index, params in enumerate(rounded.params):
+        columns = slice(index * size, (index + 1) * size)
+        block = _ColumnBlock.from_params(rounded.codec, params)
+        block_gradient = gradient[:, columns].t().contiguous()
         values = rounded.values[:, columns].t().contiguous()
-        before, inner = values.clone(), matrix[columns, columns]
+        old_values, block_matrix = values.clone(), matrix[columns, columns]
         for column in range(size):
-            best = values[column] + slopes[column] / inner[column, column]
+            best = values[column] + block_gradient[column] / block_matrix[column, column]
             value = block.round(column, best)
-            slopes.addr_(inner[column], value - values[column], alpha=-1)
+            block_gradient.addr_(block_matrix[column], value - values[column], alpha=-1)
             values[column] = value
-        gradient.addmm_((values - before).t(), matrix[columns], alpha=-1)
+        gradient.addmm_((values - old_values).t(), matrix[columns], alpha=-1)
         rounded.values[:, columns] = values.t()

@@ -1,8 +1,8 @@
-"""Collect an importance matrix: the mean square of every input that each matrix meets on a text.
+"""Collect an importance matrix: the mean square of each input of each matrix on a text.
 
-The definition is that of llama-imatrix (tools/imatrix/imatrix.cpp, collect_imatrix), whose chunks
-are the windows here: each begins at position 0, and every position counts. The head is collected
-too, as with --process-output.
+The definition is that of llama-imatrix (tools/imatrix/imatrix.cpp, collect_imatrix). Its chunks are
+the windows of the calibration set: each begins at position 0, and every position counts. The head
+is included, as with --process-output.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from cgconvert.model.tensor_names import GGUF
 __all__ = ["collect"]
 
 WINDOWS = 16
-"""Windows of text that go through a layer at once."""
+"""The number of windows that go through a layer at once."""
 
 
 def collect(
@@ -34,17 +34,18 @@ def collect(
 ) -> Imatrix:
     """Collect the imatrix of a model on the windows of a text.
 
-    Memory holds the weights of one layer in float32 and the hidden states of all windows.
+    The memory needed is that of the weights of one layer in float32 and of the hidden states of all
+    windows.
 
     Args:
         decoder: The model.
-        windows: Token ids, int64 [windows, T].
-        text: The text's name, which the imatrix records.
+        windows: The token ids, int64 [windows, T].
+        text: The name of the text, which the imatrix records.
         progress: Advances by one for each layer and for the head.
-        device: Computes it.
+        device: The device of all computations.
 
     Returns:
-        The imatrix of all matrices but the embedding, by their names in GGUF.
+        The imatrix of all matrices except the embedding, by their names in GGUF.
     """
     g, sums = decoder.geometry, _SquareSums()
     tables = rotary(g, windows.shape[1], device)
@@ -72,17 +73,22 @@ def collect(
 
 
 class _SquareSums:
-    """Sums of squared inputs by the matrix's name in GGUF, float64 [columns] each."""
+    """Sums of squared inputs over positions.
+
+    Attributes:
+        totals: The sums, float64 [columns] each, by the name of the matrix in GGUF.
+    """
 
     def __init__(self) -> None:
         self.totals: dict[str, torch.Tensor] = {}
 
     def add(self, name: str, squares: torch.Tensor) -> None:
+        """Add sums of squares [columns] to those of a matrix."""
         self.totals[name] = self.totals.get(name, 0) + squares
 
     def observer(self, number: int) -> Observer:
-        """An observer that adds the inputs of the matrices of layer `number`."""
-        last: tuple[torch.Tensor, torch.Tensor] | None = None
+        """Make the observer that adds the squared inputs of the matrices of layer `number`."""
+        last: tuple[torch.Tensor, torch.Tensor] | None = None  # inputs and their sums of squares
 
         def observe(part: str, inputs: torch.Tensor, outputs: torch.Tensor) -> None:
             nonlocal last
@@ -94,5 +100,5 @@ class _SquareSums:
 
 
 def _squares(inputs: torch.Tensor) -> torch.Tensor:
-    """Sums of squares over all positions: [..., columns] to float64 [columns]."""
+    """Sum the squares of inputs [..., columns] over all positions: float64 [columns]."""
     return inputs.square().flatten(0, -2).sum(0, dtype=torch.float64)

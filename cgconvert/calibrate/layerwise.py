@@ -1,14 +1,15 @@
-"""Quantize a model layer by layer, each matrix for the inputs it will really meet.
+"""Quantize a model layer by layer, each matrix for the inputs that it gets in the quantized model.
 
-Two copies of the calibration set go through the layers side by side: through the source, and
-through the layers quantized so far. So a matrix is not made to stay as it is but to bring its
-outputs back to the source's: with x the source's inputs and y those the quantized matrix gets, the
-best matrix without rounding is W E[x y^T] E[y y^T]^-1. That is rounded by GPTQ under E[y y^T]
-(gptq.py). Biases take up what is left of the mean. The embedding has no inputs; its rows are
-rounded under the Fisher matrix of its output.
+The hidden states of the calibration set go through the layers twice: through those of the source,
+and through those quantized so far. Let x be the inputs of a matrix W in the source and y its inputs
+in the quantized model. Then W itself is not what should be approximated, because y differs from x:
+the matrix whose outputs for y are nearest to W x is W E[x y^T] E[y y^T]^-1. This target is rounded
+by GPTQ with the Hessian E[y y^T] (gptq.py), and biases correct the remaining error of the mean. The
+embedding has no inputs; its rows are rounded by GPTQ with the Fisher matrix of its output.
 
-Each matrix is put to a test: on the validation windows, which took part in nothing else, its output
-has to be at least as near to the source's as with plain rounding, or plain rounding is taken.
+A matrix fitted in this way is accepted only if, on the validation windows, its outputs are at least
+as near to the source's as those of the matrix that is encoded directly. Otherwise the latter is
+used.
 """
 
 from __future__ import annotations
@@ -42,46 +43,54 @@ from cgconvert.model.matrix_id import MatrixId
 __all__ = ["HiddenStates", "LayerwiseCalibration", "QuantizedPart"]
 
 BATCH = 16
-"""Windows that go through a layer at once."""
+"""The number of windows that go through a layer at once."""
 
-KEPT_BYTES = 1 << 30
-"""Memory for the MLP activations of a layer; those of a larger model are computed twice."""
+ACTIVATION_BYTES = 1 << 30
+"""The memory for a layer's MLP activations between two uses; larger ones are computed twice."""
 
 ROWS = 16384
-"""Rows that are fitted at once. Rows are independent, and the head has a row for each token."""
+"""The number of rows that are fitted at once. It bounds memory, because the head has a row for each
+token of the vocabulary; rows are independent of each other."""
 
 
 @dataclass(frozen=True)
 class QuantizedPart:
-    """What replaces a tensor of the source.
+    """A tensor of the quantized model.
 
-    `stored` is uint8 [rows, bytes of a row] of a quantized matrix, float32 of a bias and of a
-    matrix that stays as it is. `fitted` is False where plain rounding was better on the validation
-    windows.
+    Attributes:
+        stored: The packed rows uint8 [rows, bytes of a row] of a quantized matrix; the float32
+            values of a bias or of a matrix that is not quantized.
+        is_fitted: False for a matrix that is encoded directly, because the fitted one was worse on
+            the validation windows.
     """
 
     stored: torch.Tensor
-    fitted: bool = True
+    is_fitted: bool = True
 
 
 @dataclass
 class HiddenStates:
-    """The hidden states before a layer in both models, float32 [windows, T, n_embd] each."""
+    """The hidden states before a layer.
+
+    Attributes:
+        source: Those in the source, float32 [windows, T, n_embd].
+        quantized: Those in the quantized model, float32 [windows, T, n_embd].
+    """
 
     source: torch.Tensor
     quantized: torch.Tensor
 
 
 class LayerwiseCalibration:
-    """Quantizes the embedding, then the layers in order, then the head.
+    """The quantization of the embedding, then of the layers in order, then of the head.
 
     Args:
         decoder: The source.
-        types: The block type of each matrix; a matrix without one stays as it is.
-        train: Token ids that weights are fitted to, int64 [windows, T].
-        validation: Ids that only judge, int64 [windows, T].
-        sweeps: Of coordinate descent, see gptq.quantize_matrix.
-        device: Computes everything; tensors given to the methods and returned by them lie there.
+        types: The block type of each matrix; a matrix without a type is not quantized.
+        train: The token ids that weights are fitted to, int64 [windows, T].
+        validation: The token ids that decide whether a fit is accepted, int64 [windows, T].
+        sweeps: The number of sweeps of coordinate descent, see gptq.quantize_matrix.
+        device: The device of all computations, and of the tensors in arguments and results.
     """
 
     def __init__(
@@ -102,8 +111,13 @@ class LayerwiseCalibration:
     def embedding(
         self, fisher: torch.Tensor, validation_fisher: torch.Tensor
     ) -> tuple[QuantizedPart, HiddenStates]:
-        """Quantize the embedding under the Fisher matrices of its output on the training and on
-        validation windows, float64 [n_embd, n_embd] each; also the hidden states after it."""
+        """Quantize the embedding, and compute the hidden states before the first layer.
+
+        Args:
+            fisher: The Fisher matrix of the embedding's output on training windows, float64
+                [n_embd, n_embd].
+            validation_fisher: The same on validation windows.
+        """
         weight = read_float32(self.decoder.wte, self.device)
         statistics = InputStatistics(len(fisher), device=self.device)
         statistics.moments, statistics.cross = fisher, fisher.clone()
@@ -111,35 +125,44 @@ class LayerwiseCalibration:
         return part, HiddenStates(weight[self.ids], values[self.ids])
 
     def layer(self, number: int, states: HiddenStates) -> dict[str, QuantizedPart]:
-        """Quantize layer `number`: its tensors that change. `states` move on to the next layer."""
+        """Quantize a layer.
+
+        Args:
+            number: The number of the layer.
+            states: The hidden states before the layer. They are replaced by those after it.
+
+        Returns:
+            The tensors of the layer that change, by their fields in the decoder's layer.
+        """
         g = self.decoder.geometry
-        w = layer_weights(self.decoder, number, self.device)
-        q = dict(w)  # the quantized layer; what is not fitted yet is the source's
+        source = layer_weights(self.decoder, number, self.device)
+        quantized = dict(source)  # a matrix that is not quantized yet is the source's
         parts: dict[str, QuantizedPart] = {}
 
         def fit(part: str, statistics: InputStatistics, test: AcceptanceTest) -> None:
-            parts[part], q[part] = self._fit(MatrixId(part, number), w[part], statistics, test)
+            name = MatrixId(part, number)
+            parts[part], quantized[part] = self._fit(name, source[part], statistics, test)
 
         statistics, test = self._statistics(
             (
-                norm_layer_input(g, w, states.source[batch]),
-                norm_layer_input(g, q, states.quantized[batch]),
+                norm_layer_input(g, source, states.source[batch]),
+                norm_layer_input(g, quantized, states.quantized[batch]),
             )
             for batch in self._batches()
         )
         for part in ("q", "k", "v", "fc_in"):
             fit(part, statistics, test)
-        bias = w["fc_in_bias"] + statistics.bias_change(w["fc_in"], q["fc_in"])
-        parts["fc_in_bias"] = QuantizedPart(bias)
-        q["fc_in_bias"] = bias
-        del statistics, test  # of a large model each of these is gigabytes
+        bias_change = statistics.bias_change(source["fc_in"], quantized["fc_in"])
+        quantized["fc_in_bias"] = source["fc_in_bias"] + bias_change
+        parts["fc_in_bias"] = QuantizedPart(quantized["fc_in_bias"])
+        del statistics, test  # for a large model each takes gigabytes
 
         contexts = HiddenStates(torch.empty_like(states.source), torch.empty_like(states.quantized))
         for batch in self._batches():
-            contexts.source[batch] = self._context(w, states.source[batch])
-            contexts.quantized[batch] = self._context(q, states.quantized[batch])
+            contexts.source[batch] = self._context(source, states.source[batch])
+            contexts.quantized[batch] = self._context(quantized, states.quantized[batch])
         for part in "qkv":
-            del w[part], q[part]
+            del source[part], quantized[part]
         fit(
             "o",
             *self._statistics(
@@ -147,43 +170,54 @@ class LayerwiseCalibration:
             ),
         )
 
-        kept: list[torch.Tensor] = []
-        keeps = 4 * self.ids.numel() * len(w["fc_in"]) <= KEPT_BYTES
+        stored_activations: list[torch.Tensor] = []
+        can_store = 4 * self.ids.numel() * len(source["fc_in"]) <= ACTIVATION_BYTES
 
-        def outputs_and_inputs() -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
-            """fc_out's inputs are four times as wide as its outputs, so the source's are not kept;
-            its hidden states move on to the next layer here."""
+        def fc_out_pairs() -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
+            """Yield fc_out's outputs in the source and its inputs in the quantized model.
+
+            Outputs are a quarter as wide as inputs, so their statistics are smaller. The hidden
+            states of the source are replaced by those after the layer.
+            """
             for batch in self._batches():
-                output = self._activations(w, states.source[batch]) @ w["fc_out"].t()
-                attention = contexts.source[batch] @ w["o"].t()
-                states.source[batch] += attention + output + w["fc_out_bias"]
-                activations = self._activations(q, states.quantized[batch])
-                if keeps:
-                    kept.append(activations)
+                output = self._activations(source, states.source[batch]) @ source["fc_out"].t()
+                attention = contexts.source[batch] @ source["o"].t()
+                states.source[batch] += attention + output + source["fc_out_bias"]
+                activations = self._activations(quantized, states.quantized[batch])
+                if can_store:
+                    stored_activations.append(activations)
                 yield output, activations
 
-        fc_out = self._statistics(outputs_and_inputs(), rows=len(w["fc_out"]))
-        fc_in_shape = w["fc_in"].shape
+        fc_out_statistics = self._statistics(fc_out_pairs(), rows=len(source["fc_out"]))
+        fc_in_shape = source["fc_in"].shape
         contexts.source = torch.empty(0)
-        del w["fc_in"], q["fc_in"]
-        fit("fc_out", *fc_out)
-        del fc_out
-        q["fc_in"] = self._values(MatrixId("fc_in", number), parts["fc_in"], fc_in_shape)
+        del source["fc_in"], quantized["fc_in"]
+        fit("fc_out", *fc_out_statistics)
+        del fc_out_statistics
+        fc_in = self._values(MatrixId("fc_in", number), parts["fc_in"], fc_in_shape)
+        quantized["fc_in"] = fc_in
         for batch in self._batches():
-            activations = kept.pop(0) if kept else self._activations(q, states.quantized[batch])
-            output = activations @ q["fc_out"].t()
-            attention = contexts.quantized[batch] @ q["o"].t()
-            states.quantized[batch] += attention + output + w["fc_out_bias"]
+            if stored_activations:
+                activations = stored_activations.pop(0)
+            else:
+                activations = self._activations(quantized, states.quantized[batch])
+            output = activations @ quantized["fc_out"].t()
+            attention = contexts.quantized[batch] @ quantized["o"].t()
+            states.quantized[batch] += attention + output + source["fc_out_bias"]
         train = slice(self.train_count)
-        missing = (states.source[train] - states.quantized[train]).mean((0, 1))
-        parts["fc_out_bias"] = QuantizedPart(w["fc_out_bias"] + missing)
-        states.quantized += missing
+        mean_error = (states.source[train] - states.quantized[train]).mean((0, 1))
+        parts["fc_out_bias"] = QuantizedPart(source["fc_out_bias"] + mean_error)
+        states.quantized += mean_error
         return parts
 
     def head(self, states: HiddenStates) -> dict[str, QuantizedPart]:
-        """Quantize the head for the hidden states after the last layer."""
-        d, epsilon = self.decoder, self.decoder.geometry.layer_norm_epsilon
-        scale, shift = (read_float32(t, self.device) for t in (d.ln_f_weight, d.ln_f_bias))
+        """Quantize the head; `states` are the hidden states after the last layer.
+
+        Returns the head and its bias, by their fields in the decoder.
+        """
+        decoder, epsilon = self.decoder, self.decoder.geometry.layer_norm_epsilon
+        scale = read_float32(decoder.ln_f_weight, self.device)
+        shift = read_float32(decoder.ln_f_bias, self.device)
         statistics, test = self._statistics(
             (
                 norm(states.source[batch], scale, shift, epsilon),
@@ -191,9 +225,10 @@ class LayerwiseCalibration:
             )
             for batch in self._batches()
         )
-        weight = read_float32(d.head, self.device)
+        weight = read_float32(decoder.head, self.device)
         part, values = self._fit(MatrixId("head"), weight, statistics, test)
-        bias = read_float32(d.head_bias, self.device) + statistics.bias_change(weight, values)
+        bias = read_float32(decoder.head_bias, self.device)
+        bias = bias + statistics.bias_change(weight, values)
         return {"head": part, "head_bias": QuantizedPart(bias)}
 
     def _fit(
@@ -203,51 +238,65 @@ class LayerwiseCalibration:
         statistics: InputStatistics,
         test: AcceptanceTest,
     ) -> tuple[QuantizedPart, torch.Tensor]:
-        """Quantize a matrix: what is stored, and the float32 matrix that it decodes to."""
+        """Quantize a matrix: fit it to `statistics`, and accept the fit only if `test` says so.
+
+        Returns the part, and the float32 matrix that it decodes to. A matrix without a type is
+        returned as it is.
+        """
         codec = self.types.get(name)
         if codec is None:
             return QuantizedPart(weight), weight
-        plain: list[torch.Tensor] = []
-        fitted: list[torch.Tensor] = []
-        errors = [0.0, 0.0]
-        for rows in weight.split(len(weight) if statistics.sums_outputs else ROWS):
-            plain.append(codec.encode_rows(rows))
+        direct_parts: list[torch.Tensor] = []
+        fitted_parts: list[torch.Tensor] = []
+        direct_error = fitted_error = 0.0
+        for rows in weight.split(len(weight) if statistics.has_outputs else ROWS):
+            direct_parts.append(codec.encode_rows(rows))
             target = statistics.target(rows)
-            fitted.append(quantize_matrix(target, statistics.hessian, codec, self.sweeps))
-            values = [codec.decode_rows(stored, rows.shape) for stored in (plain[-1], fitted[-1])]
-            errors = [a + b for a, b in zip(errors, test.errors(rows, values), strict=True)]
-        accepted = errors[1] <= errors[0]
-        part = QuantizedPart(torch.cat(fitted if accepted else plain), accepted)
+            fitted_parts.append(quantize_matrix(target, statistics.hessian, codec, self.sweeps))
+            packed = (direct_parts[-1], fitted_parts[-1])
+            errors = test.errors(rows, [codec.decode_rows(part, rows.shape) for part in packed])
+            direct_error += errors[0]
+            fitted_error += errors[1]
+        is_fitted = fitted_error <= direct_error
+        part = QuantizedPart(torch.cat(fitted_parts if is_fitted else direct_parts), is_fitted)
         return part, self._values(name, part, weight.shape)
 
     def _values(self, name: MatrixId, part: QuantizedPart, shape: Sequence[int]) -> torch.Tensor:
+        """Decode a part to the matrix, float32 of `shape`."""
         codec = self.types.get(name)
         return part.stored if codec is None else codec.decode_rows(part.stored, shape)
 
     def _context(self, weights: Weights, x: torch.Tensor) -> torch.Tensor:
+        """Compute the inputs of a layer's matrix o from the hidden states before the layer."""
         g = self.decoder.geometry
         return attention_context(g, weights, norm_layer_input(g, weights, x), self.tables)
 
     def _activations(self, weights: Weights, x: torch.Tensor) -> torch.Tensor:
+        """Compute the inputs of a layer's matrix fc_out from the hidden states before the layer."""
         return mlp_activations(weights, norm_layer_input(self.decoder.geometry, weights, x))
 
     def _batches(self) -> Iterator[slice]:
-        for first in range(0, len(self.ids), BATCH):
-            yield slice(first, first + BATCH)
+        """Yield slices of the windows, each as large as a batch."""
+        for start in range(0, len(self.ids), BATCH):
+            yield slice(start, start + BATCH)
 
     def _statistics(
         self, pairs: Iterator[tuple[torch.Tensor, torch.Tensor]], rows: int | None = None
     ) -> tuple[InputStatistics, ValidationPositions]:
-        """Split batches of (source, quantized) into statistics of the training windows and
-        validation positions; `rows` as in InputStatistics."""
+        """Collect the statistics of the training windows and the test on the validation windows.
+
+        Args:
+            pairs: For each batch, a matrix's x (or W x) and y, [windows, T, width] each.
+            rows: The width of W x, if the pairs contain it; see InputStatistics.
+        """
         statistics, validation = None, ValidationPositions(rows is not None)
         for batch, pair in zip(self._batches(), pairs, strict=True):
-            edge = max(0, min(len(pair[0]), self.train_count - batch.start))
+            train = max(0, min(len(pair[0]), self.train_count - batch.start))
             statistics = statistics or InputStatistics(pair[1].shape[-1], rows, self.device)
-            if edge:
-                statistics.add(*(states[:edge].flatten(0, 1) for states in pair))
-            if edge < len(pair[0]):
-                source, quantized = (states[edge:].flatten(0, 1) for states in pair)
+            if train:
+                statistics.add(*(states[:train].flatten(0, 1) for states in pair))
+            if train < len(pair[0]):
+                source, quantized = (states[train:].flatten(0, 1) for states in pair)
                 validation.pairs.append((source, quantized))
         assert statistics is not None
         return statistics, validation

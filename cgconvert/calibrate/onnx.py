@@ -1,8 +1,8 @@
-"""Quantize a model on a calibration text for ONNX Runtime: MatMulNBits blocks, fitted.
+"""Quantize a model to ONNX Runtime's MatMulNBits blocks with a calibration text.
 
-The types are those of the conversion without a text, so graph, bytes and speed are the same; or
-they are chosen under a budget: blocks of other sizes and 8 bits, where they save most of the loss.
-q, k and v are one matrix of the graph and get one type; they are fitted apart.
+By default the types are those of the conversion without a text, so that graph, size and speed are
+the same. Under a budget they are chosen instead, among blocks of several sizes and 8 bits. q, k and
+v are a single matrix in the graph, so they get the same type, but each is fitted separately.
 """
 
 from __future__ import annotations
@@ -15,11 +15,9 @@ from typing import Any
 import torch
 
 from cgconvert.calibrate.allocation import choose_types
-from cgconvert.calibrate.calibrated_plan import CalibratedPlan
-from cgconvert.calibrate.calibration_set import CalibrationSet
-from cgconvert.calibrate.preset import CalibrationPreset
+from cgconvert.calibrate.calibrated_plan import CalibratedPlan, CalibrationResult
+from cgconvert.calibrate.calibration_set import CalibrationPreset, CalibrationSet
 from cgconvert.calibrate.quantizer import Quantizer
-from cgconvert.calibrate.result import CalibrationResult
 from cgconvert.codecs.matmul_nbits import MatMulNBits
 from cgconvert.errors import UsageError
 from cgconvert.formats.onnx import writer
@@ -35,31 +33,37 @@ from cgconvert.write.plan import Plan
 
 __all__ = ["CalibratedONNX", "calibrate_onnx", "variant_types"]
 
-PACKED = ("q", "k", "v")
-"""Parts that are one matrix of the graph."""
+QKV_PARTS = ("q", "k", "v")
+"""The parts that are a single matrix in the graph."""
 
 BLOCK_SIZES = (32, 64, 128)
-"""Block sizes that a budget chooses from, beside the variant's own. At the same bytes 16 gains
-nothing on these, and it is slower by a third."""
+"""The block sizes that are chosen from under a budget, besides the variant's. Blocks of 16 are not
+better at the same size, and a third slower."""
 
 
 @dataclass(frozen=True)
 class CalibratedONNX(CalibratedPlan):
     """The plan of an ONNX folder whose 4-bit matrices are fitted to a text.
 
-    `block_options` are those of formats.onnx.writer.plan, so graph, bytes and speed are those of
-    the plan without a text.
+    Attributes:
+        block_options: The block options of formats.onnx.writer.plan. Graph, size and speed are
+            those of an uncalibrated folder with these options.
+        format: The name of the artefact's format.
     """
 
     block_options: dict[str, Any] = field(default_factory=dict)
     format: str = "onnx"
 
     def __post_init__(self) -> None:
-        """Refuse unknown blocks (UsageError) and rows they do not divide (InputError)."""
+        """Check the block options, and that the rows of each matrix are whole blocks.
+
+        Raises UsageError for unknown blocks, InputError for rows that are not whole blocks.
+        """
         variant_types(self.source.geometry, self._variant)
 
     @property
     def _variant(self) -> Variant:
+        """The graph that the folder will contain."""
         return Variant(bits=4, **self.block_options)
 
     @cached_property
@@ -67,7 +71,7 @@ class CalibratedONNX(CalibratedPlan):
         return writer.plan(self.source, self.output, bits=4, **self.block_options).nbytes
 
     def resolve(self, folder: Path, progress: Progress) -> Plan:
-        """Calibrate, and plan the folder. Raises InputError where the text is too short."""
+        """Calibrate the model and plan the folder; raises InputError if the text is too short."""
         calibration_set = self.claim(folder)
         with deterministic(self.device):
             result = calibrate_onnx(
@@ -91,25 +95,26 @@ def calibrate_onnx(
     nbytes: int | None = None,
     device: torch.device = CPU,
 ) -> CalibrationResult:
-    """Fit the matrices of a variant of 4 or 8 bits.
+    """Quantize the model for a variant of 4 or 8 bits, fitted to a text.
 
-    The result goes to formats.onnx.writer.plan with the same variant's options and `adjusted`.
+    The result can be written by formats.onnx.writer.plan with the options of the same variant and
+    `adjusted`.
 
     Args:
         source: The model.
-        variant: The graph that it is for.
+        variant: The graph in which the matrices will be used.
         calibration_set: The windows of text.
-        preset: How much is done.
-        folder: Keeps completed steps.
+        preset: The amount of work.
+        folder: The folder that stores completed steps.
         progress: Advances with the steps.
-        nbytes: Bytes that all matrices may take together, the embedding among them. With it the
-            types are chosen as for GGUF, so that a graph of that size loses least; the functions
-            of the API do not offer it. Without it they are the variant's.
-        device: Computes it.
+        nbytes: The bytes that all matrices, including the embedding, may take together. If it is
+            given, types are chosen as for GGUF, so that the loss is least within this size; the
+            functions of the API do not offer it. If it is None, the types are the variant's.
+        device: The device of all computations.
 
     Raises:
-        InputError: Rows do not divide into blocks.
-        UsageError: Nothing fits the budget, or 8 bits for all matrices fit it.
+        InputError: The rows of a matrix are not whole blocks.
+        UsageError: No choice of types fits into `nbytes`, or 8 bits for all matrices fit.
     """
     decoder, vocab_size = source.decoder, source.tokenizer.size
     quantizer = Quantizer(
@@ -127,45 +132,46 @@ def calibrate_onnx(
             raise UsageError(f"all matrices fit into {nbytes} bytes in 8 bits: ask for these")
     calibrated = quantizer.calibrate(types)
     table = {_graph_name(name): codec.name for name, codec in types.items()}
-    return CalibrationResult.of(source, calibrated, table, ONNX, expected_kl)
+    return CalibrationResult.from_decoder(source, calibrated, table, ONNX, expected_kl)
 
 
 def variant_types(geometry: Geometry, variant: Variant) -> dict[MatrixId, MatMulNBits]:
-    """The type of each matrix in a variant, in the order of the graph.
+    """Return the type of each matrix in a variant, in the order of the graph.
 
-    Raises UsageError where the variant is not of 4 or 8 bits, InputError where rows do not divide
-    into blocks.
+    Raises UsageError if the variant is not of 4 or 8 bits, InputError if the rows of a matrix are
+    not whole blocks.
     """
     g = geometry
     shapes = {"wte": (g.vocab_size, g.n_embd), "head": (g.vocab_size, g.n_embd),
               "fc_in": (g.n_inner, g.n_embd), "fc_out": (g.n_embd, g.n_inner)}  # fmt: skip
-    ends = {"wte": variant.embedding, "head": variant.head(g.n_embd)}
+    vocabulary_types = {"wte": variant.embedding, "head": variant.head(g.n_embd)}
     types = {}
     for name in MatrixId.all(g.n_layer):
-        layout = ends.get(name.part, variant.matrix)
+        layout = vocabulary_types.get(name.part, variant.matrix)
         if not isinstance(layout, MatMulNBits):
             raise UsageError("calibration is for matrices of 4 or 8 bits")
-        layout.arrays(shapes.get(name.part, (g.n_embd, g.n_embd)))
+        layout.arrays(shapes.get(name.part, (g.n_embd, g.n_embd)))  # raises the InputError
         types[name] = layout.with_search()
     return types
 
 
 def _candidates(geometry: Geometry, variant: Variant) -> list[MatMulNBits]:
-    """The types that a budget chooses from."""
+    """List the types that are chosen from under a budget."""
     matrix = variant.matrix
     assert isinstance(matrix, MatMulNBits)
     columns = (geometry.n_embd, geometry.n_inner)
     sizes = sorted({matrix.block_size, *BLOCK_SIZES})
     fitting = [size for size in sizes if not any(n % size for n in columns)]
     layouts = [MatMulNBits(4, size, matrix.symmetric) for size in fitting]
-    layouts.append(MatMulNBits(8, fitting[-1], symmetric=True))  # at 8 bits the size loses nothing
+    layouts.append(MatMulNBits(8, fitting[-1], symmetric=True))  # 8 bits need no small blocks
     return [layout.with_search() for layout in layouts]
 
 
 def _graph_matrix(name: MatrixId) -> MatrixId:
-    """What stands for a matrix of the graph: q for q, k and v together."""
-    return MatrixId(PACKED[0], name.layer) if name.part in PACKED else name
+    """Return the matrix by which a matrix of the graph is identified: q for q, k and v."""
+    return MatrixId(QKV_PARTS[0], name.layer) if name.part in QKV_PARTS else name
 
 
 def _graph_name(name: MatrixId) -> str:
-    return QKV.format(i=name.layer) if name.part in PACKED else name.name(ONNX)
+    """Return the name of a matrix in the graph."""
+    return QKV.format(i=name.layer) if name.part in QKV_PARTS else name.name(ONNX)

@@ -1,8 +1,8 @@
-"""Calibrate a whole model in a folder that keeps each completed step.
+"""Calibrate a model in a folder that stores each completed step.
 
-First what each type would cost is measured, then every matrix is fitted to its inputs. A run that
-was interrupted goes on after its last complete step. The bytes follow from the source, the
-calibration set and the types alone.
+First the loss of each type is measured for each matrix, then every matrix is fitted to its inputs.
+An interrupted run continues after its last completed step. The resulting bytes depend only on the
+source, the calibration set, the types and the kind of device.
 """
 
 from __future__ import annotations
@@ -37,18 +37,26 @@ from cgconvert.model.tensor import LazyTensor
 __all__ = ["SENSITIVITY_WINDOWS", "Quantizer"]
 
 BASE_TYPE = "Q4_K"
-"""The type whose loss is measured; that of others follows from it."""
+"""The type whose loss is measured. The losses of other types are estimated from it."""
 
 SENSITIVITY_WINDOWS, SENSITIVITY_BYTES = 64, 2 << 30
-"""Windows that sensitivities are measured on, three of four for training, and the memory that their
-inputs and gradients in a layer may take, in bytes."""
+"""The largest number of windows that sensitivities are measured on, and the bytes that their inputs
+and gradients in a layer may take. Three windows in four are training windows."""
 
 
 class Quantizer:
-    """Calibrates one `decoder` on one `calibration_set`; `folder` holds steps of these alone.
+    """The calibration of a model, whose completed steps are stored in a folder.
 
-    `vocab_size` is the number of ids the tokenizer has; `sweeps` are those of coordinate descent.
-    The last digits of sums, so the bytes, depend on the kind of `device`.
+    Args:
+        decoder: The source.
+        calibration_set: The windows of text.
+        vocab_size: The number of ids that the tokenizer has.
+        sweeps: The number of sweeps of coordinate descent.
+        folder: The folder of the steps. It must not contain steps of another source or another
+            calibration set.
+        progress: Advances with the steps.
+        device: The device of all computations. The last digits of sums differ between kinds of
+            devices, and so do the resulting bytes.
     """
 
     def __init__(
@@ -65,34 +73,43 @@ class Quantizer:
         self.sweeps, self.device = sweeps, device
         self.folder, self.steps, self.progress = folder, folder, progress
         folder.mkdir(parents=True, exist_ok=True)
-        if device.type == "cpu":  # a GPU searches alone
+        if device.type == "cpu":  # on a GPU no worker processes are needed
             start_workers(torch.get_num_threads())
 
     def choices(self, types: Mapping[str, BlockCodec]) -> dict[MatrixId, list[Choice]]:
-        """Measure each matrix in each of `types`: its bytes, and the KL in nats a token it costs.
+        """Measure the bytes and the loss of each matrix in each type.
 
-        One type is measured with GPTQ, one matrix at a time; how much more or less the others lose
-        is taken from plain rounding.
+        The loss is the mean KL divergence, in nats per token, if only this matrix is quantized. It
+        is measured for BASE_TYPE after GPTQ. For the other types it is scaled by the ratio of the
+        squared output errors of direct encoding.
+
+        Args:
+            types: The types by their names. A matrix is measured in those whose blocks its rows
+                consist of.
         """
         path = self.folder / "choices.json"
         if not path.is_file():
-            costs: dict[str, list[tuple[str, int, float]]] = {}
+            measured: dict[str, list[tuple[str, int, float]]] = {}
 
             def visit(sample: MatrixSample) -> None:
                 columns = sample.shape[1]
                 fitting = {n: c for n, c in types.items() if columns % c.block_size == 0}
-                costs[sample.name.key] = _costs(sample, fitting)
+                measured[sample.name.key] = _measure_types(sample, fitting)
 
             self._measure(visit)
-            write_atomic(path, json.dumps(costs).encode(), durable=False)
-        kept = json.loads(path.read_text())
+            write_atomic(path, json.dumps(measured).encode(), durable=False)
+        stored = json.loads(path.read_text())
         return {
             MatrixId.from_key(key): [Choice(*choice) for choice in choices]
-            for key, choices in kept.items()
+            for key, choices in stored.items()
         }
 
     def calibrate(self, types: Mapping[MatrixId, BlockCodec]) -> Decoder:
-        """Fit the matrices in these types to the text; matrices without a type stay as they are."""
+        """Quantize the matrices in these types, fitted to the text.
+
+        Matrices without a type stay unchanged. Returns the quantized decoder, whose tensors are
+        read from the folder.
+        """
         d = self.decoder
         names = {name.key: codec.name for name, codec in types.items()}
         digest = hashlib.sha256(json.dumps(names, sort_keys=True).encode()).hexdigest()
@@ -102,72 +119,81 @@ class Quantizer:
         calibration = LayerwiseCalibration(d, types, train, validation, self.sweeps, self.device)
         with torch.inference_mode():
             self._run(calibration)
-        ends: dict[str, Any] = self._read("wte", types, d) | self._read("head", types, d)
+        model_tensors: dict[str, Any] = self._read("wte", types, d) | self._read("head", types, d)
         layers = [
             replace(layer, **self._read(f"layer-{i}", types, layer, i))
             for i, layer in enumerate(d.layers)
         ]
-        return replace(d, layers=tuple(layers), **ends)
+        return replace(d, layers=tuple(layers), **model_tensors)
 
     def _run(self, calibration: LayerwiseCalibration) -> None:
-        """Do the steps that are missing."""
+        """Run the steps that the folder does not have yet."""
         n_layer = self.decoder.geometry.n_layer
         self.progress.step("calibrating", n_layer + 2)
-        reached, states = self._read_states()
+        next_layer, states = self._read_states()
         if states is None:
             embedding, states = calibration.embedding(*self._fisher_matrices())
-            self._keep("wte", {"wte": embedding})
-            self._keep_states(0, states)
-            reached = 0
-        self.progress.advance(reached + 1)
-        for i in range(reached, n_layer):
-            self._keep(f"layer-{i}", calibration.layer(i, states))
-            self._keep_states(i + 1, states)
+            self._save_step("wte", {"wte": embedding})
+            self._save_states(0, states)
+            next_layer = 0
+        self.progress.advance(next_layer + 1)
+        for i in range(next_layer, n_layer):
+            self._save_step(f"layer-{i}", calibration.layer(i, states))
+            self._save_states(i + 1, states)
             self.progress.advance(1)
         if not self._path("head").is_file():
-            self._keep("head", calibration.head(states))
+            self._save_step("head", calibration.head(states))
         self.progress.advance(1)
 
     def _measure(self, visit: Callable[[MatrixSample], None]) -> None:
-        """Measure sensitivities, and keep the Fisher matrices of the embedding's output."""
+        """Measure sensitivities, and store the Fisher matrices of the embedding's output.
+
+        `visit` is called with a sample of each matrix.
+        """
         g, windows = self.decoder.geometry, self.calibration_set
         window_floats = windows.length * (7 * g.n_embd + 2 * g.n_inner)
         count = max(8, min(SENSITIVITY_WINDOWS, SENSITIVITY_BYTES // (4 * window_floats)))
-        parts = windows.train[: count - count // 4], windows.validation[: count // 4]
+        sets = windows.train[: count - count // 4], windows.validation[: count // 4]
         with torch.inference_mode(mode=False), torch.enable_grad():
             gradients = sensitivities(
-                self.decoder, torch.cat(parts), self.vocab_size, visit, self.folder, self.progress,
+                self.decoder, torch.cat(sets), self.vocab_size, visit, self.folder, self.progress,
                 self.device,
             )  # fmt: skip
-        rows = [part.flatten(0, 1) for part in gradients.split([len(part) for part in parts])]
-        train, validation = [(part.t() @ part).double() for part in rows]
+        by_set = gradients.split([len(ids) for ids in sets])
+        positions = [set_gradients.flatten(0, 1) for set_gradients in by_set]
+        train, validation = [(g.t() @ g).double() for g in positions]
         _save(self._fisher_path, {"fitted": train, "held_out": validation})
 
     def _fisher_matrices(self) -> tuple[torch.Tensor, torch.Tensor]:
-        """The Fisher matrices on training and on validation windows."""
+        """Return the Fisher matrices of the embedding's output on training and validation windows.
+
+        Each is the sum of g g^T over positions, float64 [n_embd, n_embd], where g is a gradient.
+        """
         if not self._fisher_path.is_file():
             self._measure(lambda sample: None)
-        kept = load_file(self._fisher_path)
-        return kept["fitted"].to(self.device), kept["held_out"].to(self.device)
+        stored = load_file(self._fisher_path)
+        return stored["fitted"].to(self.device), stored["held_out"].to(self.device)
 
     @property
     def _fisher_path(self) -> Path:
         return self.folder / "fisher.safetensors"
 
     def _read_states(self) -> tuple[int, HiddenStates | None]:
-        """The layer that comes next, and the hidden states before it, where there are any."""
+        """Read the number of the next layer and the hidden states before it; None if not stored."""
         path = self._path("state")
         if not path.is_file():
             return 0, None
-        kept = load_file(path)
-        source, quantized = (kept[name].to(self.device) for name in ("exact", "ours"))
-        return int(kept["layer"]), HiddenStates(source, quantized)
+        stored = load_file(path)
+        source, quantized = (stored[name].to(self.device) for name in ("exact", "ours"))
+        return int(stored["layer"]), HiddenStates(source, quantized)
 
-    def _keep_states(self, layer: int, states: HiddenStates) -> None:
+    def _save_states(self, layer: int, states: HiddenStates) -> None:
+        """Store the hidden states before layer `layer`."""
         tensors = {"exact": states.source, "ours": states.quantized, "layer": torch.tensor(layer)}
         _save(self._path("state"), tensors)
 
-    def _keep(self, name: str, parts: Mapping[str, QuantizedPart]) -> None:
+    def _save_step(self, name: str, parts: Mapping[str, QuantizedPart]) -> None:
+        """Store the tensors of a completed step by their fields."""
         _save(self._path(name), {field: part.stored for field, part in parts.items()})
 
     def _path(self, name: str) -> Path:
@@ -180,40 +206,55 @@ class Quantizer:
         source: object,
         layer: int | None = None,
     ) -> dict[str, LazyTensor]:
-        """The tensors of a step by field of `source`: quantized matrices and new biases."""
+        """Read the tensors of a step: quantized matrices and changed biases.
+
+        Args:
+            name: The name of the step.
+            types: The block type of each quantized matrix.
+            source: The decoder or the layer whose tensors the step replaces.
+            layer: The number of the layer; None for the decoder.
+
+        Returns:
+            The tensors by their fields in `source`.
+        """
         tensors: dict[str, LazyTensor] = {}
         for part, stored in safetensors_reader.tensors(self._path(name)).items():
             codec = types.get(MatrixId(part, layer))
             shape = getattr(source, part).shape
-            quantized = codec is not None and stored.dtype == torch.uint8
+            is_quantized = codec is not None and stored.dtype == torch.uint8
             tensors[part] = (
-                QuantizedTensor((stored,), shape, codec) if quantized and codec else stored
+                QuantizedTensor((stored,), shape, codec) if is_quantized and codec else stored
             )
         return tensors
 
 
-def _costs(sample: MatrixSample, types: Mapping[str, BlockCodec]) -> list[tuple[str, int, float]]:
-    """The (type, bytes, loss) of a matrix in each type."""
-    embedding = sample.is_embedding
-    x = (sample.gradients if embedding else sample.inputs).flatten(0, 1)
+def _measure_types(
+    sample: MatrixSample, types: Mapping[str, BlockCodec]
+) -> list[tuple[str, int, float]]:
+    """Measure the (type, bytes, loss) of a matrix in each type; see Quantizer.choices."""
+    # The embedding is fitted to the Fisher matrix of its outputs, other matrices to their inputs.
+    is_embedding = sample.is_embedding
+    x = (sample.gradients if is_embedding else sample.inputs).flatten(0, 1)
     hessian = Hessian.from_moments(second_moments(x), overwrite=True)
     weight = sample.weight
     ones = weight.new_ones(len(weight))
-    row_weights = ones if embedding else sample.gradients.square().sum((0, 1))
+    row_importance = ones if is_embedding else sample.gradients.square().sum((0, 1))
     errors = {}
     for name, codec in types.items():
         error = codec.decode_rows(codec.encode_rows(weight), weight.shape) - weight
-        errors[name] = float((((error @ hessian.matrix) * error).sum(1) * row_weights).sum())
+        errors[name] = float((((error @ hessian.matrix) * error).sum(1) * row_importance).sum())
     base = BASE_TYPE if BASE_TYPE in types else next(iter(types))
     codec = types[base]
     stored = quantize_matrix(weight, hessian, codec, sweeps=0)
-    loss = sample.loss(codec.decode_rows(stored, weight.shape)) / max(errors[base], 1e-300)
+    loss = sample.loss(codec.decode_rows(stored, weight.shape))
+    loss_per_error = loss / max(errors[base], 1e-300)
     return [
-        (name, codec.stored_bytes(sample.shape), loss * errors[name])
+        (name, codec.stored_bytes(sample.shape), loss_per_error * errors[name])
         for name, codec in types.items()
     ]
 
 
 def _save(path: Path, tensors: Mapping[str, torch.Tensor]) -> None:
+    """Write tensors into a safetensors file, which appears only when it is complete."""
     with atomic_path(path, durable=False) as partial:
         save_file({name: t.cpu().contiguous() for name, t in tensors.items()}, partial)

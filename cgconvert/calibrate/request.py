@@ -1,4 +1,4 @@
-"""How a model is quantized on request: by its weights alone, or fitted to a text first."""
+"""Plan a requested quantization: from the weights only, or calibrated on a text."""
 
 from __future__ import annotations
 
@@ -8,9 +8,9 @@ from typing import Any
 
 import torch
 
+from cgconvert.calibrate.calibration_set import FAST, PRESETS
 from cgconvert.calibrate.gguf import Budget, CalibratedGGUF, standard_sizes
 from cgconvert.calibrate.onnx import CalibratedONNX
-from cgconvert.calibrate.preset import FAST, PRESETS
 from cgconvert.errors import UsageError
 from cgconvert.formats.gguf import writer as gguf
 from cgconvert.formats.gguf.imatrix import read_imatrix
@@ -28,7 +28,7 @@ NO_TEXT = "none"
 """The word in place of a calibration text that means: quantize by the weights alone."""
 
 UNCALIBRATED_TYPE = "Q8_0"
-"""The file type of 8 bits, which has nothing to gain from a text."""
+"""The file type of 8 bits. It is never calibrated, because its loss is tiny without a text too."""
 
 
 def quantize_gguf(
@@ -42,10 +42,22 @@ def quantize_gguf(
     imatrix: Path | None = None,
     save_imatrix: Path | None = None,
 ) -> LazyPlan:
-    """Plan a GGUF file; the arguments are those of api.quantize.
+    """Plan a quantized GGUF file, calibrated on a text or not.
 
-    `requested` goes into the manifest of a calibrated file. Raises UsageError for arguments that
-    do not go together, InputError for a text or an imatrix that cannot be read.
+    Args:
+        checkpoint: The model.
+        output: The file or folder to write; None for the default name.
+        budget: The limit that the file has to keep.
+        effort: FAST or the name of a preset.
+        calibration: The name or path of a text, NO_TEXT, or None for the default text.
+        requested: The options of the request, which the manifest of a calibrated file records.
+        device: "cpu", "cuda" or "auto".
+        imatrix: An imatrix file whose importance is used instead of a text.
+        save_imatrix: The path to which the importance matrix of the text is written.
+
+    Raises:
+        UsageError: The arguments cannot be used together.
+        InputError: A text or an imatrix cannot be read.
     """
     if budget.mix is not None and budget.mix not in QUANTIZED_TYPES:
         raise UsageError(f"type {budget.mix!r} is not one of {', '.join(QUANTIZED_TYPES)}")
@@ -82,10 +94,24 @@ def quantize_onnx(
     block_options: dict[str, Any],
     device: str = "auto",
 ) -> LazyPlan:
-    """Plan an ONNX folder of 8 bits, which are rounded, or 4, which are fitted to a text.
+    """Plan an ONNX folder of 4 or 8 bits.
 
-    `block_options` are block_size, symmetric and accuracy_level of api.to_onnx, as far as they are
-    not left at their defaults. Raises as `quantize_gguf`.
+    8 bits are always rounded from the weights. 4 bits are calibrated on a text unless `effort` is
+    FAST or `calibration` is NO_TEXT.
+
+    Args:
+        checkpoint: The model.
+        output: The folder to write; None for the default name.
+        bits: 4 or 8.
+        effort: FAST or the name of a preset.
+        calibration: The name or path of a text, NO_TEXT, or None for the default text.
+        block_options: block_size, symmetric and accuracy_level of api.to_onnx, if they differ from
+            their defaults.
+        device: "cpu", "cuda" or "auto".
+
+    Raises:
+        UsageError: The arguments cannot be used together.
+        InputError: The text cannot be read.
     """
     text = _calibration_text(UNCALIBRATED_TYPE if bits == 8 else None, effort, calibration)
     compute_device = _calibration_device(device, text)
@@ -99,24 +125,28 @@ def quantize_onnx(
 
 
 def default_4bit_type(geometry: Geometry) -> str:
-    """The file type that most users take at 4 bits; Q4_0 where rows do not divide into its blocks
-    of 256."""
+    """Return the usual file type of 4 bits: Q4_K_M, or Q4_0 if rows are not whole blocks of 256."""
     return "Q4_K_M" if geometry.n_embd % 256 == 0 else "Q4_0"
 
 
 def _calibration_text(mix: str | None, effort: str, calibration: str | None) -> Text | None:
-    """The text to calibrate on, or None where the weights alone decide.
+    """Read the text to calibrate on; None if only the weights are used.
 
-    Raises UsageError where `effort` and `calibration` do not go together.
+    Args:
+        mix: The file type of which all matrices will be; None if types are chosen.
+        effort: FAST or the name of a preset.
+        calibration: The name or path of a text, NO_TEXT, or None for the default text.
+
+    Raises UsageError if `mix`, `effort` and `calibration` cannot be used together.
     """
-    text_is_named = calibration not in (None, NO_TEXT)
+    names_text = calibration not in (None, NO_TEXT)
     if effort != FAST and effort not in PRESETS:
         raise UsageError(f"effort {effort!r} is not one of {FAST}, {', '.join(PRESETS)}")
     if mix == UNCALIBRATED_TYPE:
-        if text_is_named:
+        if names_text:
             raise UsageError("8 bits are rounded, not calibrated: leave out `calibration`")
         return None
-    if effort == FAST and text_is_named:
+    if effort == FAST and names_text:
         raise UsageError('`effort="fast"` takes no text: leave out `calibration`, or `effort`')
     if effort == "max" and calibration == NO_TEXT:
         raise UsageError(
@@ -128,7 +158,7 @@ def _calibration_text(mix: str | None, effort: str, calibration: str | None) -> 
 
 
 def _calibration_device(name: str, text: Text | None) -> torch.device:
-    """The device that calibration runs on. Raises UsageError where cuda would have no work."""
+    """Return the device for calibration; raises UsageError for cuda if there is no text."""
     if name == "cuda" and text is None:
         raise UsageError(
             'device cuda: only what is fitted to a text runs there; use `device="auto"`'
@@ -137,14 +167,18 @@ def _calibration_device(name: str, text: Text | None) -> torch.device:
 
 
 def _uncalibrated_type(checkpoint: Checkpoint, budget: Budget) -> str:
-    """The file type that was asked for, or the largest standard one that fits the budget."""
+    """Return the requested file type, or the largest standard one that fits the budget.
+
+    Raises UsageError if no type fits, or if the budget is a loss, which only a text can measure.
+    """
     if budget.kl is not None:
         raise UsageError("`max_kl` is measured on a text: leave out `effort` and `calibration`")
     if budget.mix or budget.like:
         return budget.mix or budget.like or ""
-    parameters = checkpoint.geometry.parameters
-    of_rate = int((budget.bpw or 0) * parameters / 8)
-    limit = budget.nbytes if budget.nbytes is not None else of_rate
+    if budget.nbytes is not None:
+        limit = budget.nbytes
+    else:
+        limit = int((budget.bpw or 0) * checkpoint.geometry.parameters / 8)
     sizes = standard_sizes(checkpoint)
     fitting = [type_ for type_, nbytes in sizes.items() if nbytes <= limit]
     if not fitting:
@@ -153,7 +187,7 @@ def _uncalibrated_type(checkpoint: Checkpoint, budget: Budget) -> str:
 
 
 def _file_label(budget: Budget) -> str:
-    """What stands for the type in the name of a file with this budget."""
+    """Return the part of a file's name that describes the budget, such as Q4_K_M, 4.5bpw or 2GB."""
     if budget.nbytes is not None:
         unit, size = ("GB", 10**9) if budget.nbytes >= 10**9 else ("MB", 10**6)
         return f"{budget.nbytes / size:.4g}{unit}"

@@ -1,12 +1,14 @@
-"""How much the model's output suffers when one matrix changes, measured with gradients.
+"""Sensitivities: how much the model's output changes if one matrix changes, measured by gradients.
 
-Near the source the KL divergence is half a quadratic form in the errors d of a matrix's outputs, by
-the Fisher matrix E[g g^T], where g is the gradient of -log p(y) and y is drawn from the model's own
-distribution. Over a sequence that is E[(sum over positions of g . d)^2] / 2 (Martens, 2020, arXiv
-1412.1193). With d = (Q - W) x, one backward pass gives the loss of any change of any matrix.
+Let d be the errors of a matrix's outputs, g the gradient of -log p(y) at these outputs, and y drawn
+from the model's own distribution. For small d the KL divergence is half the quadratic form of d
+with the Fisher matrix E[g g^T]; for a sequence this is E[(sum over positions of g . d)^2] / 2
+(Martens, 2020, arXiv 1412.1193). As d = (Q - W) x, a single backward pass is enough to compute the
+loss of any change of any matrix.
 
-Layers are taken one at a time: the forward pass keeps what enters each on the disk, the backward
-pass computes the layer again, so memory follows the text and not the model.
+The passes go layer by layer: the forward pass stores the hidden states before each layer on disk,
+and the backward pass computes the layer again. So the memory depends on the text, not on the number
+of layers.
 """
 
 from __future__ import annotations
@@ -35,30 +37,31 @@ from cgconvert.model.matrix_id import MatrixId
 __all__ = ["MatrixSample", "sensitivities"]
 
 BATCH = 8
-"""Windows in one backward pass."""
+"""The number of windows that go through a layer at once."""
 
 SAMPLED_ROWS = 512
-"""Rows of a matrix that stand for all of it."""
+"""The largest number of rows that are sampled from a matrix."""
 
 
 @dataclass(frozen=True)
 class MatrixSample:
-    """Some rows of one matrix, with the inputs it met and the gradients at its outputs.
+    """A sample of the rows of one matrix, with its inputs and the gradients at its outputs.
 
-    Rows are drawn with a probability that follows the square of their gradients, and the gradients
-    of a drawn row are divided by the root of how often it is expected to be drawn. Errors of
-    different rows are independent, so the expected loss of the sample is the loss of the matrix.
+    Rows are drawn with probabilities proportional to the sum of their squared gradients. The
+    gradients of a drawn row are divided by the square root of the expected number of its draws. As
+    the errors of different rows are independent, the expected loss of the sample is the loss of the
+    matrix.
 
-    Of the embedding, which has no inputs, the rows are all those that occur in the text, and
-    `inputs` are their positions in `rows`, int64 [windows, T].
+    For the embedding, which has no inputs, the sample has all rows of the tokens that occur in the
+    text, and `inputs` are positions in `rows`.
 
     Attributes:
         name: The matrix.
-        shape: The shape of the whole matrix.
-        rows: Numbers of the sampled rows, int64 [rows].
+        shape: The shape of the full matrix.
+        rows: The numbers of the sampled rows, int64 [rows].
         weight: The sampled rows, float32 [rows, columns].
-        inputs: float32 [windows, T, columns].
-        gradients: float32 [windows, T, rows]; of the embedding [windows, T, columns].
+        inputs: float32 [windows, T, columns]; for the embedding int64 [windows, T].
+        gradients: float32 [windows, T, rows]; for the embedding [windows, T, columns].
     """
 
     name: MatrixId
@@ -77,18 +80,29 @@ class MatrixSample:
         gradients: torch.Tensor,
         generator: torch.Generator,
     ) -> MatrixSample:
-        """Sample rows of a whole matrix [rows, columns] and its gradients [windows, T, rows]."""
+        """Sample rows of a matrix.
+
+        Args:
+            name: The matrix.
+            weight: The full matrix, float32 [rows, columns].
+            inputs: float32 [windows, T, columns].
+            gradients: float32 [windows, T, rows].
+            generator: The source of random numbers.
+        """
         rows, scale = draw_rows(gradients.square().sum((0, 1)), generator)
         shape = (weight.shape[0], weight.shape[1])
         return cls(name, shape, rows, weight[rows], inputs, gradients[..., rows] * scale)
 
     @property
     def is_embedding(self) -> bool:
+        """Tell whether the matrix is the embedding, whose inputs are positions."""
         return self.inputs.dtype == torch.int64
 
     def loss(self, candidate: torch.Tensor) -> float:
-        """The mean KL divergence, in nats a token, with `candidate` [rows, columns] in place of
-        `weight` and everything else unchanged."""
+        """Estimate the mean KL divergence, in nats per token, that a change of the rows causes.
+
+        `candidate` [rows, columns] replaces `weight`, and all else in the model stays.
+        """
         error = candidate - self.weight
         if self.is_embedding:
             change = (error[self.inputs] * self.gradients).sum((1, 2))
@@ -98,24 +112,24 @@ class MatrixSample:
 
 
 def draw_rows(
-    shares: torch.Tensor, generator: torch.Generator
+    row_weights: torch.Tensor, generator: torch.Generator
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """Draw at most SAMPLED_ROWS rows, each with a probability that follows its share [rows].
+    """Draw at most SAMPLED_ROWS rows, with probabilities proportional to `row_weights` [rows].
 
-    Rows are drawn on the CPU, as all random numbers are: a seed means the same on any device.
+    All random numbers are drawn on the CPU, so that a seed gives the same ones for any device.
 
-    Returns the row numbers, int64, and what to multiply each one's gradients by, float32.
+    Returns the row numbers, int64, and the factor of each row's gradients, float32.
     """
-    device = shares.device
-    if len(shares) <= SAMPLED_ROWS:
-        return torch.arange(len(shares), device=device), torch.ones(len(shares), device=device)
-    p = shares.cpu().double()
+    device, count = row_weights.device, len(row_weights)
+    if count <= SAMPLED_ROWS:
+        return torch.arange(count, device=device), torch.ones(count, device=device)
+    p = row_weights.cpu().double()
     p = p / p.sum().clamp(min=1e-300)
-    p = (p + 1e-3 / len(p)) / (1 + 1e-3)  # every row can be drawn
+    p = (p + 1e-3 / len(p)) / (1 + 1e-3)  # above 0, so that every row can be drawn
     drawn = torch.multinomial(p, SAMPLED_ROWS, replacement=True, generator=generator)
-    rows, times = drawn.unique(return_counts=True)
-    scale = (times / (SAMPLED_ROWS * p[rows])).sqrt()
-    return rows.to(device), scale.float().to(device)
+    rows, draws = drawn.unique(return_counts=True)
+    factors = (draws / (SAMPLED_ROWS * p[rows])).sqrt()
+    return rows.to(device), factors.float().to(device)
 
 
 def sensitivities(
@@ -128,19 +142,19 @@ def sensitivities(
     device: torch.device = CPU,
     seed: int = 0,
 ) -> torch.Tensor:
-    """Run the model once forwards and once backwards; `visit` sees a sample of each matrix.
+    """Run the model forwards and backwards once, and pass a sample of each matrix to `visit`.
 
     Args:
         decoder: The model.
-        ids: Token ids, int64 [windows, T].
-        vocab_size: The number of ids the tokenizer has; ids from there on are never drawn.
-        visit: Called for the head, then for the layers' matrices from the last layer down, then
-            for the embedding.
-        folder: Holds what enters each layer, float32 [windows, T, n_embd], one file each, until
-            the backward pass has read it.
+        ids: The token ids, int64 [windows, T].
+        vocab_size: The number of ids that the tokenizer has; only these are drawn as y.
+        visit: Called for the head, then for the layers' matrices from the last layer to the first,
+            then for the embedding.
+        folder: The folder for the hidden states before each layer, float32 [windows, T, n_embd].
+            Each file is deleted when the backward pass has read it.
         progress: Advances by two for each layer.
-        device: Computes it.
-        seed: Of the drawn ids and rows.
+        device: The device of all computations.
+        seed: The seed of the drawn ids and rows.
 
     Returns:
         The gradients at the embedding's output, float32 [windows, T, n_embd].
@@ -162,17 +176,17 @@ def sensitivities(
     for number in reversed(range(g.n_layer)):
         path = folder / f"entering-{number}.safetensors"
         weights = layer_weights(decoder, number, device)
-        entering = load_file(path)["x"].to(device)
+        states = load_file(path)["x"].to(device)
         path.unlink()
-        gradient, samples = _backward(g, number, weights, entering, gradient, tables, generator)
+        gradient, samples = _backward(g, number, weights, states, gradient, tables, generator)
         for sample in samples:
             visit(sample)
         progress.advance(1)
-    occurring, positions = ids.unique(return_inverse=True)
-    rows = read_float32(decoder.wte.rows(occurring.numpy()), device)
+    rows, positions = ids.unique(return_inverse=True)
+    weight = read_float32(decoder.wte.rows(rows.numpy()), device)
     shape = (g.vocab_size, g.n_embd)
     wte = MatrixId("wte")
-    visit(MatrixSample(wte, shape, occurring.to(device), rows, positions.to(device), gradient))
+    visit(MatrixSample(wte, shape, rows.to(device), weight, positions.to(device), gradient))
     return gradient
 
 
@@ -183,7 +197,7 @@ def _forward(
     tables: RotaryTables,
     observe: Observer | None = None,
 ) -> torch.Tensor:
-    """The hidden states after a layer, [windows, T, n_embd]."""
+    """Compute the hidden states after a layer from those before it, [windows, T, n_embd]."""
     attention, mlp = layer(geometry, weights, x, tables, observe)
     return x + attention + mlp + weights["fc_out_bias"]
 
@@ -191,78 +205,101 @@ def _forward(
 def _head(
     decoder: Decoder, x: torch.Tensor, vocab_size: int, generator: torch.Generator
 ) -> tuple[torch.Tensor, MatrixSample]:
-    """The gradient of -log p(y) at the last layer's output, y drawn from the model's own p, and
-    the head's sample. At the logits that gradient is p - one_hot(y)."""
-    ends = (decoder.ln_f_weight, decoder.ln_f_bias, decoder.head, decoder.head_bias)
-    scale, shift, weight, bias = (read_float32(tensor, x.device) for tensor in ends)
+    """Draw an id y for each position from the model's own p, and sample the head.
+
+    Args:
+        decoder: The model.
+        x: The hidden states after the last layer, float32 [windows, T, n_embd].
+        vocab_size: The number of ids that can be drawn.
+        generator: The source of random numbers.
+
+    Returns:
+        The gradient of -log p(y) at `x`, and the sample of the head. At the logits, this gradient
+        is p - one_hot(y).
+    """
+    tensors = (decoder.ln_f_weight, decoder.ln_f_bias, decoder.head, decoder.head_bias)
+    scale, shift, weight, bias = (read_float32(tensor, x.device) for tensor in tensors)
     weight, bias = weight[:vocab_size], bias[:vocab_size]
     epsilon = decoder.geometry.layer_norm_epsilon
 
     def probabilities(part: torch.Tensor) -> torch.Tensor:
         return (norm(part, scale, shift, epsilon) @ weight.t() + bias).softmax(-1)
 
-    shares = torch.zeros(vocab_size, dtype=torch.float64, device=x.device)
+    row_weights = torch.zeros(vocab_size, dtype=torch.float64, device=x.device)
     for part in x.split(BATCH):
         p = probabilities(part)
-        shares += (p * (1 - p)).sum((0, 1))  # the expectation of (p - one_hot(y))^2
-    rows, factor = draw_rows(shares, generator)
-    inputs, outputs, gradients = [], [], []
+        row_weights += (p * (1 - p)).sum((0, 1))  # the expectation of (p - one_hot(y))^2
+    rows, factors = draw_rows(row_weights, generator)
+    inputs, logit_gradients, gradients = [], [], []
     for part in x.split(BATCH):
         p = probabilities(part)
-        drawn = _draw_ids(p.flatten(0, 1), generator)
-        slope = p.flatten(0, 1).scatter_add_(1, drawn, torch.full_like(drawn, -1.0, dtype=p.dtype))
-        slope = slope.view_as(p)
+        y = _draw_ids(p.flatten(0, 1), generator)
+        minus_one = torch.full_like(y, -1.0, dtype=p.dtype)
+        logit_gradient = p.flatten(0, 1).scatter_add_(1, y, minus_one).view_as(p)
         part = part.detach().requires_grad_()
         normed = norm(part, scale, shift, epsilon)
-        (gradient,) = torch.autograd.grad(normed, part, slope @ weight)
+        (gradient,) = torch.autograd.grad(normed, part, logit_gradient @ weight)
         gradients.append(gradient)
         inputs.append(normed.detach())
-        outputs.append(slope[..., rows] * factor)
+        logit_gradients.append(logit_gradient[..., rows] * factors)
     shape = (decoder.head.shape[0], decoder.head.shape[1])
     head = MatrixSample(
-        MatrixId("head"), shape, rows, weight[rows], torch.cat(inputs), torch.cat(outputs)
+        MatrixId("head"), shape, rows, weight[rows], torch.cat(inputs), torch.cat(logit_gradients)
     )
     return torch.cat(gradients), head
 
 
 def _draw_ids(p: torch.Tensor, generator: torch.Generator) -> torch.Tensor:
-    """Draw one id for each row of probabilities [n, ids]: int64 [n, 1].
+    """Draw one id for each row of probabilities p [n, ids]; returns int64 [n, 1].
 
-    torch.multinomial of so many ids takes longer than the matrix product before it.
+    It inverts the cumulative distribution, because torch.multinomial takes longer for so many ids
+    than the matrix product that computes them.
     """
-    total = p.cumsum(1)
-    at = torch.rand(len(p), 1, generator=generator).to(p.device) * total[:, -1:]
-    return torch.searchsorted(total, at, right=True).clamp_(max=p.shape[1] - 1)
+    cumulative = p.cumsum(1)
+    drawn = torch.rand(len(p), 1, generator=generator).to(p.device) * cumulative[:, -1:]
+    return torch.searchsorted(cumulative, drawn, right=True).clamp_(max=p.shape[1] - 1)
 
 
 def _backward(
     geometry: Geometry,
     number: int,
     weights: dict[str, torch.Tensor],
-    entering: torch.Tensor,
+    states: torch.Tensor,
     gradient: torch.Tensor,
     tables: RotaryTables,
     generator: torch.Generator,
 ) -> tuple[torch.Tensor, Iterator[MatrixSample]]:
-    """The gradient at what enters layer `number`, and samples of its matrices.
+    """Go backwards through layer `number`.
 
-    To make the samples takes tensors out of `weights`, so that their memory is free again.
+    Args:
+        geometry: The geometry of the model.
+        number: The number of the layer.
+        weights: The tensors of the layer. Each is removed when its sample is made, so that its
+            memory can be used again.
+        states: The hidden states before the layer, float32 [windows, T, n_embd].
+        gradient: The gradient at the hidden states after the layer, of the same shape.
+        tables: The rotary tables.
+        generator: The source of random numbers.
+
+    Returns:
+        The gradient at `states`, and the samples of the layer's matrices.
     """
     gradients = []
     matrices: dict[str, list[tuple[torch.Tensor, torch.Tensor]]] = {}
-    for x, after in zip(entering.split(BATCH), gradient.split(BATCH), strict=True):
-        below, batch = _backward_batch(geometry, weights, x, after, tables)
-        gradients.append(below)
-        for part, pair in batch.items():
+    batches = zip(states.split(BATCH), gradient.split(BATCH), strict=True)
+    for x, output_gradient in batches:
+        input_gradient, pairs = _backward_batch(geometry, weights, x, output_gradient, tables)
+        gradients.append(input_gradient)
+        for part, pair in pairs.items():
             matrices.setdefault(part, []).append(pair)
 
     def samples() -> Iterator[MatrixSample]:
-        for part in list(matrices):  # of a wide model each takes gigabytes
-            inputs, slopes = (
-                torch.cat(batches) for batches in zip(*matrices.pop(part), strict=True)
+        for part in list(matrices):  # removed one by one, as each takes gigabytes in a wide model
+            inputs, output_gradients = (
+                torch.cat(tensors) for tensors in zip(*matrices.pop(part), strict=True)
             )
             name = MatrixId(part, number)
-            yield MatrixSample.draw(name, weights.pop(part), inputs, slopes, generator)
+            yield MatrixSample.draw(name, weights.pop(part), inputs, output_gradients, generator)
 
     return torch.cat(gradients), samples()
 
@@ -271,19 +308,23 @@ def _backward_batch(
     geometry: Geometry,
     weights: Weights,
     x: torch.Tensor,
-    after: torch.Tensor,
+    output_gradient: torch.Tensor,
     tables: RotaryTables,
 ) -> tuple[torch.Tensor, dict[str, tuple[torch.Tensor, torch.Tensor]]]:
-    """The gradient at the layer's input, and each matrix's inputs and gradients at its outputs."""
+    """Go backwards through a layer with one batch; arguments as for `_backward`.
+
+    Returns the gradient at `x`, and for each matrix its inputs and the gradients at its outputs.
+    """
     x = x.detach().requires_grad_()
-    met: dict[str, tuple[torch.Tensor, torch.Tensor]] = {}
+    observed: dict[str, tuple[torch.Tensor, torch.Tensor]] = {}
 
     def observe(part: str, inputs: torch.Tensor, outputs: torch.Tensor) -> None:
-        met[part] = inputs.detach(), outputs
+        observed[part] = inputs.detach(), outputs
 
     y = _forward(geometry, weights, x, tables, observe)
-    below, *slopes = torch.autograd.grad(y, [x, *(outputs for _, outputs in met.values())], after)
-    return below, {
-        part: (inputs, slope)
-        for (part, (inputs, _)), slope in zip(met.items(), slopes, strict=True)
+    tensors = [x, *(outputs for _, outputs in observed.values())]
+    input_gradient, *gradients = torch.autograd.grad(y, tensors, output_gradient)
+    return input_gradient, {
+        part: (inputs, gradient)
+        for (part, (inputs, _)), gradient in zip(observed.items(), gradients, strict=True)
     }

@@ -1,7 +1,7 @@
-"""What a text says of a matrix: sums over positions to fit it to, and positions to judge it by.
+"""Statistics of a matrix's inputs on a text: sums to fit the matrix to, and tests to accept a fit.
 
-Two models run on the same text, the source and the one quantized so far. x are the inputs that a
-matrix W meets in the source, y those that its quantized form Q meets.
+Two models run on the same text: the source, and the model quantized so far. x are the inputs of a
+matrix W in the source, and y are the inputs of its quantized form Q in the quantized model.
 """
 
 from __future__ import annotations
@@ -23,16 +23,28 @@ __all__ = [
     "second_moments",
 ]
 
-STRIPES, NARROWEST = 8, 256
-"""A symmetric matrix of sums is computed in so many stripes, each of so many columns at least."""
+STRIPES, MIN_STRIPE_ROWS = 8, 256
+"""The number of stripes in which a symmetric matrix is summed, and the fewest rows of a stripe."""
 
 
 class InputStatistics:
-    """Sums over positions that a matrix [rows, columns] is fitted to.
+    """Sums over positions that matrices [rows, columns] with the same inputs are fitted to.
 
-    `moments` [columns, columns] is the sum of y y^T. `cross` is the sum of x y^T, which serves
-    several matrices of the same inputs; with `rows` it is the sum of W x y^T [rows, columns], for
-    one matrix whose outputs are narrower than its inputs.
+    If a matrix has far fewer rows than columns, its statistics are smaller if they are computed
+    from its outputs W x instead of its inputs x. They then belong to this matrix alone.
+
+    Args:
+        columns: The width of y.
+        rows: The width of the outputs W x; None if the statistics are computed from x.
+        device: The device of all sums.
+
+    Attributes:
+        moments: The sum of y y^T, [columns, columns].
+        cross: The sum of x y^T, [columns, columns]; or that of W x y^T, [rows, columns].
+        source_sum: The sum of x, float64 [columns]; or that of W x, float64 [rows].
+        quantized_sum: The sum of y, float64 [columns].
+        has_outputs: Whether the statistics are computed from W x.
+        count: The number of positions.
     """
 
     def __init__(self, columns: int, rows: int | None = None, device: torch.device = CPU) -> None:
@@ -41,10 +53,15 @@ class InputStatistics:
         self.cross = torch.zeros(height, columns, dtype=dtype, device=device)
         self.source_sum = torch.zeros(height, dtype=torch.float64, device=device)
         self.quantized_sum = torch.zeros(columns, dtype=torch.float64, device=device)
-        self.sums_outputs, self.count = rows is not None, 0
+        self.has_outputs, self.count = rows is not None, 0
 
     def add(self, source: torch.Tensor, quantized: torch.Tensor) -> None:
-        """Add positions: `source` [n, columns] are x, or W x [n, rows]; `quantized` are y."""
+        """Add n positions to the sums.
+
+        Args:
+            source: x, [n, columns]; or W x, [n, rows].
+            quantized: y, [n, columns].
+        """
         _add_upper(self.moments, quantized)
         _add_product(self.cross, source, quantized)
         self.source_sum += source.sum(0)
@@ -53,19 +70,20 @@ class InputStatistics:
 
     @cached_property
     def hessian(self) -> Hessian:
-        """The Hessian of y. It uses up `moments`."""
+        """The Hessian of y. It overwrites `moments` to save memory, so `add` must not follow."""
         _mirror(self.moments)
         self.scale = float(self.moments.diagonal().mean().clamp(min=1e-30))
         return Hessian.from_moments(self.moments, overwrite=True)
 
     def target(self, weight: torch.Tensor) -> torch.Tensor:
-        """The matrix [rows, columns] whose outputs on y are nearest to those of `weight` on x.
+        """Compute the matrix [rows, columns] whose outputs for y are nearest to W x.
 
-        It is W E[x y^T] E[y y^T]^-1. Where outputs are summed it can be had once: `cross` is used
-        up.
+        It is W E[x y^T] E[y y^T]^-1, where W is `weight` and both expectations are damped by the
+        same multiple of the identity. If the statistics have outputs, this can be called only once,
+        because it overwrites `cross`.
         """
         hessian = self.hessian
-        if self.sums_outputs:
+        if self.has_outputs:
             products, self.cross = self.cross, torch.empty(0)
         else:
             products = weight.to(self.cross.dtype) @ self.cross
@@ -73,29 +91,44 @@ class InputStatistics:
         return hessian.solve(products)
 
     def bias_change(self, weight: torch.Tensor, quantized: torch.Tensor) -> torch.Tensor:
-        """What to add to a bias so that the mean output stays: E[W x - Q y], float32 [rows]."""
-        source = self.source_sum if self.sums_outputs else weight.double() @ self.source_sum
+        """Compute E[W x - Q y], float32 [rows]; added to the bias, it restores the mean output.
+
+        W is `weight`, and Q is `quantized`, which is decoded.
+        """
+        source = self.source_sum if self.has_outputs else weight.double() @ self.source_sum
         return ((source - quantized.double() @ self.quantized_sum) / self.count).float()
 
 
 class AcceptanceTest(Protocol):
-    """Judges quantized forms of a matrix on windows that took part in nothing else."""
+    """A test that compares quantized forms of a matrix on the validation windows."""
 
     def errors(self, weight: torch.Tensor, candidates: Sequence[torch.Tensor]) -> list[float]:
-        """The summed squared error of each candidate Q [rows, columns]: sum |W x - Q y|^2."""
+        """Compute the squared output error of each candidate.
+
+        Args:
+            weight: W, float32 [rows, columns].
+            candidates: Decoded quantized forms Q, float32 [rows, columns] each.
+        """
 
 
 class ValidationPositions:
-    """An AcceptanceTest on pairs of x (W x where `outputs`) and y, [positions, ...] each."""
+    """An AcceptanceTest by the sum of |W x - Q y|^2 over validation positions.
 
-    def __init__(self, outputs: bool) -> None:
-        self.outputs = outputs
+    Args:
+        has_outputs: Whether the pairs contain W x instead of x.
+
+    Attributes:
+        pairs: Pairs of x [n, columns], or W x [n, rows], and y [n, columns].
+    """
+
+    def __init__(self, has_outputs: bool) -> None:
+        self.has_outputs = has_outputs
         self.pairs: list[tuple[torch.Tensor, torch.Tensor]] = []
 
     def errors(self, weight: torch.Tensor, candidates: Sequence[torch.Tensor]) -> list[float]:
         totals = [0.0] * len(candidates)
         for source, quantized in self.pairs:
-            outputs = source if self.outputs else source @ weight.t()
+            outputs = source if self.has_outputs else source @ weight.t()
             for i, candidate in enumerate(candidates):
                 difference = torch.addmm(outputs, quantized, candidate.t(), alpha=-1)
                 totals[i] += float(difference.square_().sum(dtype=torch.float64))
@@ -103,7 +136,11 @@ class ValidationPositions:
 
 
 class FisherTest:
-    """An AcceptanceTest for the embedding: `matrix` [n_embd, n_embd] weighs the errors of rows."""
+    """An AcceptanceTest for the embedding by the sum of (w - q) F (w - q)^T over all rows w.
+
+    Args:
+        matrix: The Fisher matrix F of the embedding's output, [n_embd, n_embd].
+    """
 
     def __init__(self, matrix: torch.Tensor) -> None:
         self.matrix = matrix
@@ -114,7 +151,7 @@ class FisherTest:
 
 
 def second_moments(x: torch.Tensor) -> torch.Tensor:
-    """The sum of x x^T over positions [n, columns], of the type `moments_dtype`."""
+    """Compute the sum of x x^T over n positions x [n, columns], in the type `moments_dtype`."""
     columns = x.shape[1]
     sums = torch.zeros(columns, columns, dtype=moments_dtype(columns), device=x.device)
     _add_upper(sums, x)
@@ -122,27 +159,31 @@ def second_moments(x: torch.Tensor) -> torch.Tensor:
     return sums
 
 
-def _add_product(sums: torch.Tensor, first: torch.Tensor, second: torch.Tensor) -> None:
-    """Add first^T second, of positions [n, rows] and [n, columns]."""
-    if sums.dtype == second.dtype:  # without another matrix of this size
-        sums.addmm_(first.t(), second)
+def _add_product(sums: torch.Tensor, left: torch.Tensor, right: torch.Tensor) -> None:
+    """Add left^T right to `sums`, for positions left [n, rows] and right [n, columns]."""
+    if sums.dtype == right.dtype:  # addmm_ needs no temporary matrix of the size of `sums`
+        sums.addmm_(left.t(), right)
     else:
-        sums += first.t() @ second
+        sums += left.t() @ right
 
 
 def _add_upper(sums: torch.Tensor, x: torch.Tensor) -> None:
-    """Add x^T x in stripes, and leave out most of what `_mirror` will fill in."""
+    """Add x^T x to `sums`, only the stripes' columns from the diagonal on.
+
+    This saves almost half of the work; `_mirror` fills in the rest.
+    """
     for stripe in _stripes(sums):
         _add_product(sums[stripe, stripe.start :], x[:, stripe], x[:, stripe.start :])
 
 
 def _mirror(sums: torch.Tensor) -> None:
-    """Copy what lies above the diagonal's stripes to below them."""
+    """Make `sums` symmetric by copying its upper part to the lower part that `_add_upper` omits."""
     for stripe in _stripes(sums):
         sums[stripe.stop :, stripe] = sums[stripe, stripe.stop :].t()
 
 
 def _stripes(sums: torch.Tensor) -> list[slice]:
+    """Cut the rows of `sums` into at most STRIPES slices."""
     n = len(sums)
-    step = max(NARROWEST, -(-n // STRIPES))
-    return [slice(first, min(first + step, n)) for first in range(0, n, step)]
+    size = max(MIN_STRIPE_ROWS, -(-n // STRIPES))
+    return [slice(start, min(start + size, n)) for start in range(0, n, size)]

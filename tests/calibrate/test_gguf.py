@@ -12,12 +12,11 @@ import pytest
 import torch
 
 from cgconvert.calibrate import gguf as calibrate
-from cgconvert.calibrate.calibration_set import CalibrationSet
+from cgconvert.calibrate.calibrated_plan import CalibrationResult
+from cgconvert.calibrate.calibration_set import PRESETS, CalibrationSet
 from cgconvert.calibrate.gguf import Budget, CalibratedGGUF, calibrate_gguf
 from cgconvert.calibrate.layerwise import LayerwiseCalibration
-from cgconvert.calibrate.preset import PRESETS
 from cgconvert.calibrate.quantizer import Quantizer
-from cgconvert.calibrate.result import CalibrationResult
 from cgconvert.calibrate.sensitivity import MatrixSample, sensitivities
 from cgconvert.codecs.block_codec import BlockCodec
 from cgconvert.codecs.ggml import ENCODINGS
@@ -230,7 +229,7 @@ def test_no_matrix_is_worse_than_rounding_on_validation_windows(
             for candidate in (codec.decode_rows(quantized[part].stored, weight.shape), plain)
         )
         assert fitted_error <= plain_error * (1 + 1e-6)
-        assert quantized[part].fitted == (fitted_error < plain_error * (1 - 1e-6))
+        assert quantized[part].is_fitted == (fitted_error < plain_error * (1 - 1e-6))
 
 
 def test_sensitivities_predict_the_divergence(source: Checkpoint, tmp_path: Path) -> None:

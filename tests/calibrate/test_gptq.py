@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from cgconvert.calibrate import gptq
-from cgconvert.calibrate.gptq import Hessian, inverse_factor, quantize_matrix
+from cgconvert.calibrate.gptq import Hessian, inverse_cholesky, quantize_matrix
 from cgconvert.codecs.block_codec import BlockCodec
 from cgconvert.codecs.ggml import ENCODINGS
 from cgconvert.errors import InputError
@@ -102,20 +102,20 @@ def test_weights_that_are_not_finite_are_refused() -> None:
 
 
 @pytest.mark.parametrize("n", [1, 5, 64, 100])
-def test_inverse_factor_across_blocks(n: int, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_inverse_cholesky_across_blocks(n: int, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(gptq, "FACTOR_BLOCK", 32)
     x = torch.randn(2 * n, n, dtype=torch.float64, generator=torch.Generator().manual_seed(n))
     matrix = x.t() @ x
     before = matrix.clone()
-    factor = inverse_factor(matrix)
+    factor = inverse_cholesky(matrix)
     assert torch.equal(matrix, before)
     assert torch.equal(factor, factor.triu())
     assert torch.allclose(factor.t() @ factor @ matrix, torch.eye(n).double(), atol=1e-9)
 
 
-def test_inverse_factor_of_an_indefinite_matrix_is_refused() -> None:
+def test_inverse_cholesky_of_an_indefinite_matrix_is_refused() -> None:
     with pytest.raises(torch.linalg.LinAlgError):  # type: ignore[attr-defined]  # not in its stubs
-        inverse_factor(-torch.eye(3))
+        inverse_cholesky(-torch.eye(3))
 
 
 PEAK = """
@@ -124,16 +124,16 @@ from cgconvert.calibrate import gptq
 gptq.FACTOR_BLOCK = 256
 def peak():
     return int(next(l for l in open("/proc/self/status") if l[:5] == "VmHWM").split()[1]) << 10
-gptq.inverse_factor(torch.eye(300))
+gptq.inverse_cholesky(torch.eye(300))
 matrix = torch.eye(4096)
 before = peak()
-gptq.inverse_factor(matrix)
+gptq.inverse_cholesky(matrix)
 print((peak() - before) / matrix.nbytes)
 """
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="the kernel's account of memory")
-def test_inverse_factor_needs_the_memory_of_one_matrix() -> None:
+def test_inverse_cholesky_needs_the_memory_of_one_matrix() -> None:
     process = subprocess.run(
         [sys.executable, "-c", PEAK], capture_output=True, text=True, check=True
     )
