@@ -1,4 +1,4 @@
-"""Check an ONNX folder before onnxruntime or onnxruntime-genai gets it."""
+"""Check an ONNX folder before onnxruntime or onnxruntime-genai opens it."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ _NUMBERS = (AttributeProto.INT, AttributeProto.INTS, AttributeProto.FLOAT, Attri
 
 
 def admit_onnx(graph: Path) -> None:
-    """Check a graph for onnxruntime: data inside the folder, only operators that cgconvert writes.
+    """Check that a graph has its data in its folder, and only operators that cgconvert writes.
 
     Raises InputError.
     """
@@ -41,16 +41,17 @@ def admit_onnx(graph: Path) -> None:
 
 
 def _check_constants(graph: Path, model: ModelProto) -> None:
+    """Check that tensors in the graph itself are small."""
     for tensor in model.graph.initializer:
         if tensor.data_location == TensorProto.EXTERNAL:
             continue
         try:
-            small = 0 <= min(tensor.dims, default=0) <= max(tensor.dims, default=0) <= SMALL
-            small = small and len(tensor.dims) < 3
-            small = small and onnx.numpy_helper.to_array(tensor).size <= SMALL
-        except Exception as error:  # it trusts the tensor
+            is_small = 0 <= min(tensor.dims, default=0) <= max(tensor.dims, default=0) <= SMALL
+            is_small = is_small and len(tensor.dims) < 3
+            is_small = is_small and onnx.numpy_helper.to_array(tensor).size <= SMALL
+        except Exception as error:  # onnx does not check the tensor
             raise InputError(f"{graph}: tensor {tensor.name!r} is damaged: {error}") from error
-        if not small:
+        if not is_small:
             raise InputError(f"{graph}: tensor {tensor.name!r} is too large to be in the graph")
 
 
@@ -78,36 +79,38 @@ def _check_nodes(graph: Path, model: ModelProto) -> None:
 
 
 def admit_genai(folder: Path) -> None:
-    """Check a folder for onnxruntime-genai: its graph, and its genai_config.json.
+    """Check the graph and genai_config.json of a folder for onnxruntime-genai.
 
-    The configuration may say nothing but what cgconvert writes for that graph. Raises InputError.
+    The configuration may contain only what cgconvert writes for that graph. Raises InputError.
     """
-    where = folder / "genai_config.json"
-    config = read_json(where)
+    config_path = folder / "genai_config.json"
+    config = read_json(config_path)
     model = config.get("model")
     decoder = model.get("decoder") if isinstance(model, dict) else None
     name = decoder.get("filename") if isinstance(decoder, dict) else None
     if not isinstance(name, str) or ".." in Path(name).parts or Path(name).is_absolute():
-        raise InputError(f"{where}: names the graph {name!r}, outside the folder")
+        raise InputError(f"{config_path}: names the graph {name!r}, outside the folder")
     if len(name) > 200:
-        raise InputError(f"{where}: names the graph {name!r}, too long a name")
+        raise InputError(f"{config_path}: names the graph {name!r}, too long a name")
     graph = folder / name
     if not graph.is_file():
-        raise InputError(f"{where}: names the graph {name!r}, which is not there")
+        raise InputError(f"{config_path}: names the graph {name!r}, which is not there")
     admit_onnx(graph)
     Tokenizer.load(folder)
     options = decoder.get("session_options") if isinstance(decoder, dict) else None
     cuda = isinstance(options, dict) and bool(options.get("provider_options"))
     written = genai_config(_cache_geometry(graph), 0, name, "cuda" if cuda else "cpu")
-    _check_within(config, written, where, "")
+    _check_within(config, written, config_path, "")
     decoder, sizes = config["model"]["decoder"], written["model"]["decoder"]
     for key in ("head_size", "num_attention_heads", "num_hidden_layers", "num_key_value_heads"):
         if decoder.get(key) != sizes[key]:
-            raise InputError(f"{where}: {key} is {decoder.get(key)!r}, the graph has {sizes[key]}")
+            raise InputError(
+                f"{config_path}: {key} is {decoder.get(key)!r}, the graph has {sizes[key]}"
+            )
 
 
 def _cache_geometry(graph: Path) -> Geometry:
-    """Layers and heads as the graph's cache has them; the other sizes stand for any."""
+    """Read the numbers of layers and heads from the graph's cache; other sizes are arbitrary."""
     past = [v for v in reader.parse(graph).graph.input if v.name.startswith("past_key_values.")]
     shapes = {tuple(d.dim_value for d in v.type.tensor_type.shape.dim) for v in past}
     shape = shapes.pop() if len(shapes) == 1 else ()
@@ -120,19 +123,20 @@ def _cache_geometry(graph: Path) -> Geometry:
         raise InputError(f"{graph}: {error}") from None
 
 
-def _check_within(config: Any, written: Any, where: Path, key: str) -> None:
-    """Check that a configuration has no entry that the written one lacks, each of its type.
+def _check_within(config: Any, written: Any, config_path: Path, key: str) -> None:
+    """Check that each entry of a configuration is in `written` too, with the same type.
 
-    Text and lists have to be equal, numbers possible. Raises InputError naming the entry.
+    Texts and lists must be equal, numbers only possible. `key` is the prefix of the entries' names.
+    Raises InputError that names the entry.
     """
     if isinstance(written, Mapping) and isinstance(config, Mapping):
         for name, value in config.items():
             if name not in written:
-                raise InputError(f"{where}: has {key}{name}, which cgconvert does not write")
-            _check_within(value, written[name], where, f"{key}{name}.")
+                raise InputError(f"{config_path}: has {key}{name}, which cgconvert does not write")
+            _check_within(value, written[name], config_path, f"{key}{name}.")
     elif type(config) is not type(written) or (
         isinstance(config, str | list) and config != written
     ):
-        raise InputError(f"{where}: {key[:-1]} is {config!r}, not as cgconvert writes it")
+        raise InputError(f"{config_path}: {key[:-1]} is {config!r}, not as cgconvert writes it")
     elif isinstance(config, int) and not 0 <= config <= 1 << 22:
-        raise InputError(f"{where}: {key[:-1]} is {config}, an impossible number")
+        raise InputError(f"{config_path}: {key[:-1]} is {config}, an impossible number")

@@ -1,4 +1,4 @@
-"""Nodes, shapes and initializers of an ONNX graph, put together without weights."""
+"""Build an ONNX graph from nodes, shapes and initializers; its weights are in another file."""
 
 from __future__ import annotations
 
@@ -14,10 +14,10 @@ from cgconvert.write.plan import ArrayPlan
 __all__ = ["IR_VERSION", "MICROSOFT", "OPERATORS", "OPSET", "GraphBuilder", "Shape"]
 
 OPSET = 17
-"""The first with LayerNormalization; newer ones have nothing that the decoder needs."""
+"""The first opset with LayerNormalization; the decoder needs nothing of newer ones."""
 
 IR_VERSION = 8
-"""The one that goes with opset 17."""
+"""The IR version that belongs to opset 17."""
 
 MICROSOFT = "com.microsoft"
 OPERATORS: Mapping[str, str] = {
@@ -32,7 +32,7 @@ OPERATORS: Mapping[str, str] = {
         MICROSOFT,
     ),
 }  # fmt: skip
-"""The domain of every operator that is written, and so of every one that is run."""
+"""The domain of each operator that graphs may have; `admission` refuses all others."""
 
 _TYPES = {"F32": TensorProto.FLOAT, "F16": TensorProto.FLOAT16, "U8": TensorProto.UINT8}
 
@@ -55,15 +55,17 @@ class GraphBuilder:
         self._outputs: list[onnx.ValueInfoProto] = []
 
     def input(self, name: str, shape: Shape, elem_type: int | None = None) -> str:
+        """Declare an input of the graph."""
         self._inputs.append(self._value(name, shape, elem_type))
         return name
 
     def output(self, name: str, shape: Shape) -> str:
+        """Declare an output of the graph."""
         self._outputs.append(self._value(name, shape))
         return name
 
     def declare(self, name: str, shape: Shape, elem_type: int | None = None) -> str:
-        """Say what an intermediate value is; the graph's own type unless `elem_type` is given."""
+        """Declare an intermediate value; its type is the graph's own if `elem_type` is None."""
         self._values.append(self._value(name, shape, elem_type))
         return name
 
@@ -78,10 +80,10 @@ class GraphBuilder:
         more: Sequence[str] = (),
         **attributes: Any,
     ) -> str:
-        """Append a node called as its first output, which is returned.
+        """Append a node, named like its first output; returns this name.
 
-        Without a shape that output is declared elsewhere; `more` are the outputs after it, ""
-        for one that is not needed.
+        `shape` and `elem_type` declare the first output; without a shape it must be declared
+        elsewhere. `more` names the other outputs, "" for one that is not needed.
         """
         outputs = [output, *more]
         self._nodes.append(
@@ -92,25 +94,25 @@ class GraphBuilder:
     def constant(
         self, name: str, elem_type: int, shape: Sequence[int], values: Sequence[int | float]
     ) -> str:
-        """A few numbers kept in the graph itself."""
+        """Add a small initializer whose values are in the graph itself."""
         self._initializers.append(helper.make_tensor(name, elem_type, shape, values))
         return name
 
     def external(self, array_plan: ArrayPlan, location: str) -> None:
-        """An array in the file `location` beside the graph."""
+        """Add an initializer whose values are in the file `location`, in the graph's folder."""
         tensor = TensorProto(
             name=array_plan.name,
             data_type=_TYPES[array_plan.dtype],
             dims=array_plan.shape,
             data_location=TensorProto.EXTERNAL,
         )
-        place = {"location": location, "offset": array_plan.offset, "length": array_plan.nbytes}
-        for key, value in place.items():
+        entries = {"location": location, "offset": array_plan.offset, "length": array_plan.nbytes}
+        for key, value in entries.items():
             tensor.external_data.add(key=key, value=str(value))
         self._initializers.append(tensor)
 
     def serialize(self, name: str, properties: Iterable[tuple[str, str]]) -> bytes:
-        """The model's bytes, the same for the same calls."""
+        """Return the model's bytes; the same calls give the same bytes."""
         graph = helper.make_graph(
             self._nodes, name, self._inputs, self._outputs, self._initializers,
             value_info=self._values,

@@ -1,6 +1,6 @@
-"""Compare what an ONNX folder says with the source: graph, configurations, ids, tokenizer.
+"""Compare an ONNX folder with the source: tensors, graph, configurations, ids, tokenizer.
 
-Nothing here comes from the graph's builder, on purpose: a check that shared the writer's code
+This module uses nothing of the graph's builder, on purpose: a check that shared the writer's code
 would share its mistakes.
 """
 
@@ -50,9 +50,9 @@ __all__ = ["settings", "stored_artefact"]
 
 
 def stored_artefact(path: Path, source: Decoder) -> StoredArtefact:
-    """Put a graph's tensors beside the source's, and nodes and configurations beside the geometry.
+    """Pair a graph's tensors with the source's; compare nodes and configurations with the geometry.
 
-    Float matrices lie [in, out] in a graph, quantized ones and the embedding [out, in].
+    In a graph float matrices are [in, out], quantized ones and the embedding are [out, in].
     """
     graph, g = reader.find_graph(path), source.geometry
     folder = reader.folder_of(graph)
@@ -62,11 +62,11 @@ def stored_artefact(path: Path, source: Decoder) -> StoredArtefact:
     differences += _graph_differences(graph, g)
     if (folder / "genai_config.json").is_file():
         genai = as_mapping(read_json(folder / "genai_config.json").get("model"))
-        differences += [f"genai_config.json: {text}" for text in _genai_differences(genai, g)]
+        differences += [f"genai_config.json: {text}" for text in _genai_size_differences(genai, g)]
     expected = {
         name: tensor.T if len(tensor.shape) == 2 and isinstance(tensors.get(name), StoredTensor)
         and name != ONNX.model["wte"] else tensor
-        for name, tensor in _packed(expected_tensors(source, ONNX), source)
+        for name, tensor in _stack_qkv(expected_tensors(source, ONNX), source)
     }  # fmt: skip
     cos, sin = rotary_tables(g)
     expected |= {COS: InMemoryTensor(cos), SIN: InMemoryTensor(sin)}
@@ -78,27 +78,28 @@ def stored_artefact(path: Path, source: Decoder) -> StoredArtefact:
     )
 
 
-def _packed(
+def _stack_qkv(
     named: Iterator[tuple[str, LazyTensor]], source: Decoder
 ) -> Iterator[tuple[str, LazyTensor]]:
-    """q, k and v of each layer as the one matrix that the graph has, in the place of its q."""
+    """Replace q, k and v of each layer by the one matrix that the graph has, where q was."""
     layers = source.half_split().layers
-    packed = {ONNX.layer["q"].format(i=i): i for i in range(len(layers))}
-    apart = {ONNX.layer[part].format(i=i) for part in "kv" for i in range(len(layers))}
+    qkv_layers = {ONNX.layer["q"].format(i=i): i for i in range(len(layers))}
+    k_and_v = {ONNX.layer[part].format(i=i) for part in "kv" for i in range(len(layers))}
     for name, tensor in named:
-        if name in packed:
-            yield QKV.format(i=packed[name]), layers[packed[name]].qkv
-        elif name not in apart:
+        if name in qkv_layers:
+            yield QKV.format(i=qkv_layers[name]), layers[qkv_layers[name]].qkv
+        elif name not in k_and_v:
             yield name, tensor
 
 
 def _metadata(graph: Path) -> dict[str, str]:
+    """Return the graph's metadata entries."""
     return {entry.key: entry.value for entry in reader.parse(graph).metadata_props}
 
 
-def _genai_differences(model: Mapping[str, Any], geometry: Geometry) -> list[str]:
-    """Compare the sizes in genai_config.json with the geometry."""
-    expected = genai_config(geometry, 0, "")["model"]
+def _genai_size_differences(model: Mapping[str, Any], geometry: Geometry) -> list[str]:
+    """Compare the sizes in the section "model" of genai_config.json with the geometry."""
+    expected = genai_config(geometry, end_of_text=0, graph="")["model"]  # ids are not compared
     sizes = ("head_size", "hidden_size", "num_attention_heads", "num_hidden_layers",
              "num_key_value_heads")  # fmt: skip
     return [
@@ -114,8 +115,8 @@ def _genai_differences(model: Mapping[str, Any], geometry: Geometry) -> list[str
 def _graph_differences(path: Path, g: Geometry) -> list[str]:
     """Compare the graph's own nodes with the geometry: layers, heads, rotary and epsilon.
 
-    A weight or a cache that no node reads is a difference too: under the noise of 4 bits, a small
-    bias that is left out shows nowhere else.
+    A weight or a cache that no node reads is a difference too: with matrices of 4 bits no other
+    check detects a missing small bias.
     """
     model = reader.parse(path)
     texts = value_differences(
@@ -156,12 +157,16 @@ def settings(path: Path, source: Checkpoint) -> SettingsDifferences:
     folder = reader.folder_of(graph)
     texts = generation_differences(folder, source.tokenizer)
     if (folder / "genai_config.json").is_file():
-        texts += _genai_settings(folder / "genai_config.json", graph, source)
+        texts += _genai_setting_differences(folder / "genai_config.json", graph, source)
     return SettingsDifferences(texts, list(tokenizer_differences(folder, source)))
 
 
-def _genai_settings(path: Path, graph: Path, source: Checkpoint) -> list[str]:
-    """Compare what genai feeds, fetches and searches with what cgconvert writes."""
+def _genai_setting_differences(path: Path, graph: Path, source: Checkpoint) -> list[str]:
+    """Compare ids, names of inputs and outputs, and search settings with what cgconvert writes.
+
+    An absent search setting counts as cgconvert's, a setting that cgconvert does not write is a
+    difference.
+    """
     end = source.tokenizer.end_of_text_id
     expected = genai_config(source.geometry, end, graph.relative_to(path.parent).as_posix())
     config = read_json(path)

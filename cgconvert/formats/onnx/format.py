@@ -42,7 +42,7 @@ MATRIX_BLOCKS = (
         help="ONNX: compute in int8 (4, as without it), float32 (1) or what suits (0).",
     ),
 )
-"""How ONNX's quantized matrices are laid out and computed."""
+"""Options of ONNX's quantized matrices."""
 
 OPTIONS = (
     Option(
@@ -103,7 +103,7 @@ THRESHOLDS: Mapping[str, ThresholdRow] = {
         "activations as int8; lost NMSE 4.4e-2, KL 2e-2 (embedded model 1.1e-3); KL as Q4_0",
     ),
 }  # fmt: skip
-"""How the bounds were measured is told in cgconvert.verify.thresholds."""
+"""The docstring of cgconvert.verify.thresholds describes how the bounds were measured."""
 
 
 class Onnx(Format):
@@ -145,7 +145,7 @@ class Onnx(Format):
 
     def plan(self, checkpoint: Checkpoint, output: Path | None = None, **options: Any) -> Plan:
         """See Format.plan. `block_size`, `symmetric` and `accuracy_level` are options of `bits`;
-        None is as if an option was left out."""
+        an option that is None counts as absent."""
         from cgconvert.formats.onnx import writer
 
         options = {name: value for name, value in options.items() if value is not None}
@@ -158,8 +158,10 @@ class Onnx(Format):
     def default_output(self, checkpoint: Checkpoint, **options: Any) -> Path:
         from cgconvert.formats.onnx import writer
 
-        named = ("dtype", "bits", "client", "target")
-        return writer.default_path(checkpoint, **{n: options[n] for n in named if n in options})
+        in_path = ("dtype", "bits", "client", "target")
+        return writer.default_path(
+            checkpoint, **{name: options[name] for name in in_path if name in options}
+        )
 
     def stored_type(self, path: Path) -> str:
         from cgconvert.formats.onnx import reader

@@ -15,9 +15,10 @@ __all__ = ["genai_config"]
 def genai_config(
     geometry: Geometry, end_of_text: int, graph: str, target: str = "cpu"
 ) -> dict[str, Any]:
-    """The configuration for the graph at `graph`, a path relative to the folder.
+    """Create the configuration for the graph at `graph`, a path relative to the folder.
 
-    Past and present share one buffer of `context_length` positions, so that a step copies nothing.
+    `end_of_text` is the id of that token. Past and present keys and values share one buffer of
+    `context_length` positions, so that a step copies nothing.
     """
     g = geometry
     providers: list[dict[str, Any]] = [{"cuda": {}}] if target == "cuda" else []

@@ -1,7 +1,7 @@
 """Reader of the ONNX folders that cgconvert writes.
 
-Nothing the graph says about its external data is believed before it is checked: onnx and its
-checker accept data that lies outside the folder or ends too early.
+The graph's description of its external data is checked here, because onnx and its checker accept
+data that is outside the folder or truncated.
 """
 
 from __future__ import annotations
@@ -58,9 +58,9 @@ _DTYPES: Mapping[int, torch.dtype] = {
 
 
 def find_graph(path: Path) -> Path:
-    """The one .onnx file of a folder (in onnx/, else at its root), or the file itself.
+    """Return the only .onnx file of a folder (in onnx/, else at its root), or the file itself.
 
-    Raises InputError where there is none or more than one.
+    Raises InputError if there is none or more than one.
     """
     if not path.is_dir():
         if path.is_file():
@@ -76,21 +76,21 @@ def find_graph(path: Path) -> Path:
 
 
 def folder_of(graph: Path) -> Path:
-    """The folder of a graph's configuration and tokenizer: its own, or the one above onnx/."""
+    """Return the folder of a graph's configuration and tokenizer: its own, or that above onnx/."""
     return graph.parent.parent if graph.parent.name == "onnx" else graph.parent
 
 
 def stored_tensors(graph: Path) -> dict[str, StoredTensor]:
-    """Every initializer with external data, of float and quantized graphs alike, as it is stored.
+    """Return every initializer with external data as it is stored, quantized or not, lazily.
 
-    Raises InputError for a file that is no ONNX graph, and for data that is not wholly inside a
-    regular file beside the graph.
+    Raises InputError if the file is not an ONNX graph, or if data is not completely inside a
+    regular file in the graph's folder.
     """
     return _tensors(graph, parse(graph))
 
 
 def stored_type(graph: Path) -> str:
-    """float32, float16, int8 or int4: the bits of its matrices, or the type of most of its bytes.
+    """Return int4 or int8 if matrices are quantized, else the type of most bytes, such as float32.
 
     Raises InputError as `stored_tensors`, and for a number of bits that ONNX Runtime does not have.
     """
@@ -109,23 +109,24 @@ def stored_type(graph: Path) -> str:
 
 
 def decoder(path: Path) -> Decoder:
-    """The model whose weights are those stored, quantized ones decoded as they are read.
+    """Read the model; quantized weights are decoded when they are read.
 
-    Raises InputError as `read`, but takes a quantized graph.
+    Raises InputError as `read`, but accepts a quantized graph.
     """
     graph = find_graph(path)
-    where = folder_of(graph) / "config.json"
+    config_path = folder_of(graph) / "config.json"
     model, tensors = parse(graph), decoded_tensors(graph)
-    claimed = configs.from_codegen(read_json(where), where, 1)
+    claimed = configs.from_codegen(read_json(config_path), config_path, mp_num=1)
     geometry = _geometry(graph, claimed, model, tensors)
     return ONNX.decoder(geometry, _oriented(tensors), str(graph))
 
 
 def decoded_tensors(graph: Path) -> dict[str, LazyTensor]:
-    """Every initializer with external data: plain ones as stored, quantized ones decoded.
+    """Return every initializer with external data, lazily; quantized ones are decoded when read.
 
-    Quantized ones go by the matrix's name and as the operator that uses them is told to read them.
-    Raises InputError as `stored_tensors`, and where an operator and its arrays do not agree.
+    A quantized matrix has one entry, under its own name, instead of those of its arrays; the
+    attributes of the operator that uses it tell how to decode it. Raises InputError as
+    `stored_tensors`, and if an operator and its arrays do not agree.
     """
     model = parse(graph)
     stored = _tensors(graph, model)
@@ -140,7 +141,7 @@ def decoded_tensors(graph: Path) -> dict[str, LazyTensor]:
         codes = node.input[0 if table else 1]
         attributes = {attribute.name: attribute.i for attribute in node.attribute}
         bits, name = attributes.get("bits", 4), codes.rpartition("_Q")[0]
-        # The scales of a float32 graph come through a Cast, so the arrays are told by name.
+        # The scales of a float32 graph come through a Cast, so the arrays are found by name.
         names = [codes, f"{name}_scales"]
         if len(node.input) > 3 and node.input[3]:
             names.append(node.input[3])
@@ -161,17 +162,17 @@ def decoded_tensors(graph: Path) -> dict[str, LazyTensor]:
 
 
 def read(path: Path, name: str) -> Checkpoint:
-    """A float artefact as a source, geometry from its config.json, only headers read.
+    """Read a float artefact as a source; only headers are read, the weights are lazy.
 
-    Raises InputError where it is broken, quantized, or not one that cgconvert wrote.
+    Raises InputError if it is broken, quantized, or not one that cgconvert wrote.
     """
     graph = find_graph(path)
     folder = folder_of(graph)
-    where = folder / "config.json"
-    config = read_json(where)
+    config_path = folder / "config.json"
+    config = read_json(config_path)
     model = parse(graph)
     stored = _tensors(graph, model)
-    geometry = _geometry(graph, configs.from_codegen(config, where, 1), model, stored)
+    geometry = _geometry(graph, configs.from_codegen(config, config_path, mp_num=1), model, stored)
     data = sorted({tensor.path for tensor in stored.values()})
     tokenizer_files = [folder / file for file in TOKENIZER_FILES if (folder / file).is_file()]
     return Checkpoint(
@@ -181,12 +182,12 @@ def read(path: Path, name: str) -> Checkpoint:
         config=config,
         decoder=ONNX.decoder(geometry, _oriented(_float(graph, stored)), str(graph)),
         tokenizer=Tokenizer.load(folder),
-        files=(*data, graph, where, *tokenizer_files),
+        files=(*data, graph, config_path, *tokenizer_files),
     )
 
 
 def parse(graph: Path) -> onnx.ModelProto:
-    """The graph without its external data. Raises InputError for a file that is none."""
+    """Parse a graph without its external data. Raises InputError if the file is not a graph."""
     try:
         if not graph.is_file():
             raise InputError(f"{graph}: cannot be read: not a regular file")
@@ -204,13 +205,14 @@ def parse(graph: Path) -> onnx.ModelProto:
         raise InputError(f"{graph}: more nodes and tensors than any decoder has")
     if not model.graph.node:
         raise InputError(f"{graph}: not an ONNX graph, or an empty one")
-    # protobuf lets bytes through, and names of several lines are not ours.
+    # protobuf does not check UTF-8, and cgconvert writes no names of several lines.
     if not all(isinstance(text, str) and text.isprintable() for text in _texts(model)):
         raise InputError(f"{graph}: a damaged ONNX graph: a name in it is not text")
     return model
 
 
 def _texts(model: onnx.ModelProto) -> Iterator[object]:
+    """Yield every name and text in a model."""
     for entry in model.metadata_props:
         yield from (entry.key, entry.value)
     for opset in model.opset_import:
@@ -228,6 +230,7 @@ def _texts(model: onnx.ModelProto) -> Iterator[object]:
 
 
 def _tensors(graph: Path, model: onnx.ModelProto) -> dict[str, StoredTensor]:
+    """Return the initializers with external data. Raises InputError."""
     stored: dict[str, StoredTensor] = {}
     sizes: dict[Path, int] = {}
     for tensor in model.graph.initializer:
@@ -240,46 +243,50 @@ def _tensors(graph: Path, model: onnx.ModelProto) -> dict[str, StoredTensor]:
 
 
 def _stored(graph: Path, tensor: TensorProto, sizes: dict[Path, int]) -> StoredTensor:
-    where = f"{graph}: tensor {tensor.name!r}"
+    """Check one initializer's external data; `sizes` caches the sizes of data files."""
+    label = f"{graph}: tensor {tensor.name!r}"
     entries = {entry.key: entry.value for entry in tensor.external_data}
     dtype, shape = _DTYPES.get(tensor.data_type), tuple(tensor.dims)
     if dtype is None or min(shape, default=1) < 1:
-        raise InputError(f"{where} has type {tensor.data_type} and shape {list(shape)}")
-    path = _data_file(graph, where, entries.get("location", ""))
+        raise InputError(f"{label} has type {tensor.data_type} and shape {list(shape)}")
+    path = _data_file(graph, label, entries.get("location", ""))
     if path not in sizes:
         sizes[path] = path.stat().st_size
-    offset, length = (_number(where, key, entries.get(key, "")) for key in ("offset", "length"))
+    offset, length = (_number(label, key, entries.get(key, "")) for key in ("offset", "length"))
     if length != math.prod(shape) * dtype.itemsize:
-        raise InputError(f"{where} has shape {list(shape)} but {length} bytes of data")
+        raise InputError(f"{label} has shape {list(shape)} but {length} bytes of data")
     if offset + length > sizes[path]:
         raise InputError(
-            f"{where} ends at byte {offset + length} of {path.name}, which has {sizes[path]}; "
+            f"{label} ends at byte {offset + length} of {path.name}, which has {sizes[path]}; "
             "it is truncated"
         )
     return StoredTensor(path, offset, shape, dtype, tensor.name)
 
 
-def _data_file(graph: Path, where: str, location: str) -> Path:
-    """A regular file beside the graph; a link only where the graph is one too and both lead into
-    the same folder, as in the Hub's cache."""
+def _data_file(graph: Path, label: str, location: str) -> Path:
+    """Return a data file, which must be a regular file in the graph's folder.
+
+    It may be a link only if the graph is one too and both lead into the same folder, as in the
+    Hub's cache.
+    """
     if (
         location in ("", "..")
         or Path(location).name != location
         or "\\" in location
         or len(location) > MAX_NAME
     ):
-        raise InputError(f"{where} has its data outside the folder, at {location!r}")
+        raise InputError(f"{label} has its data outside the folder, at {location!r}")
     path = graph.parent / location
     if not path.is_file():
-        raise InputError(f"{where} has its data in {location!r}, which is not there")
+        raise InputError(f"{label} has its data in {location!r}, which is not there")
     if path.resolve().parent not in (graph.parent.resolve(), graph.resolve().parent):
-        raise InputError(f"{where} has its data outside the folder: {location} is a link")
+        raise InputError(f"{label} has its data outside the folder: {location} is a link")
     return path
 
 
-def _number(where: str, key: str, text: str) -> int:
+def _number(label: str, key: str, text: str) -> int:
     if not (text.isascii() and text.isdigit() and len(text) < 19):
-        raise InputError(f"{where} has {key} {text!r} for its data, not a number")
+        raise InputError(f"{label} has {key} {text!r} for its data, not a number")
     return int(text)
 
 
@@ -293,16 +300,16 @@ def _float(graph: Path, stored: Mapping[str, StoredTensor]) -> Mapping[str, Stor
 
 
 def _oriented(tensors: Mapping[str, LazyTensor]) -> dict[str, LazyTensor]:
-    """Every matrix as [out, in], and q, k and v apart."""
+    """Return every matrix as [out, in], and q, k and v as separate tensors."""
     bound: dict[str, LazyTensor] = {}
-    straight = {ONNX.model["wte"], *ONNX.dropped}
+    untransposed = {ONNX.model["wte"], *ONNX.dropped}
     packed = {QKV.format(i=i): i for i in range(len(tensors))}
     for name, tensor in tensors.items():
         # The rows of a matrix for MatMulNBits are outputs already.
-        turned = (
-            isinstance(tensor, StoredTensor) and len(tensor.shape) == 2 and name not in straight
+        is_transposed = (
+            isinstance(tensor, StoredTensor) and len(tensor.shape) == 2 and name not in untransposed
         )
-        oriented = tensor.T if turned else tensor
+        oriented = tensor.T if is_transposed else tensor
         if name in packed:
             parts = np.array_split(np.arange(oriented.shape[0]), 3)
             for part, rows in zip("qkv", parts, strict=True):
@@ -315,9 +322,9 @@ def _oriented(tensors: Mapping[str, LazyTensor]) -> dict[str, LazyTensor]:
 def _geometry(
     graph: Path, claimed: Geometry, model: onnx.ModelProto, stored: Mapping[str, LazyTensor]
 ) -> Geometry:
-    """The geometry in config.json, with the rotary base that only the graph records.
+    """Complete the geometry in config.json by the rotary base, which only the graph records.
 
-    Raises InputError where the two do not fit each other.
+    Raises InputError if the graph does not fit the configuration.
     """
     facts = {entry.key: entry.value for entry in model.metadata_props}
     try:

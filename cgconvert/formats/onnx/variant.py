@@ -1,4 +1,4 @@
-"""The variants of the ONNX graph: type, file names and how each kind of tensor is encoded."""
+"""The variants of the ONNX graph: type, file name, and the encoding of each tensor."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ __all__ = ["ACCURACY_LEVELS", "CLIENTS", "TARGETS", "Variant"]
 ACCURACY_LEVELS = (0, 1, 2, 3, 4)
 """MatMulNBits' accuracy_level: the operator's choice, float32, float16, bfloat16, int8."""
 
-HEAD_BLOCK = 128
+HEAD_BLOCK_SIZE = 128
 
 CLIENTS = ("any", "transformers.js")
 TARGETS = ("cpu", "cuda")
@@ -31,13 +31,17 @@ _STEMS = {
 
 @dataclass(frozen=True)
 class Variant:
-    """`dtype` is the type of activations and KV cache, `bits` that of the matrices if not `dtype`.
+    """The options of a graph.
 
-    4-bit blocks have zero points unless `symmetric`, 8-bit blocks never: there 0.25 bits a weight
-    more buy almost nothing. `accuracy_level` says in what MatMulNBits may compute. For the `client`
-    transformers.js the graph has its input num_logits_to_keep, which optimum does not feed. For the
-    `target` cuda it is float16, symmetric and without attention bias, and so without padding before
-    a prompt. Raises UsageError for a combination without a name and a value that does not exist.
+    `dtype` is the type of activations and KV cache, and of the matrices if `bits` is None.
+
+    4-bit blocks have zero points unless `symmetric`. 8-bit blocks never have, because they would
+    cost 0.25 bits per weight and gain almost nothing. `accuracy_level` is the type in which MatMulNBits
+    may compute. For the `client` transformers.js the graph has the input num_logits_to_keep, which
+    optimum does not feed. For the `target` cuda it is float16, symmetric and without attention
+    bias, so it does not support padding before a prompt.
+
+    Raises UsageError for a value that does not exist and a combination that has no file name.
     """
 
     dtype: str = "float32"
@@ -65,10 +69,11 @@ class Variant:
             )
         if self.accuracy_level not in ACCURACY_LEVELS:
             raise UsageError(f"accuracy level {self.accuracy_level}: give 0, 1, 2, 3 or 4")
-        _ = self.matrix  # which knows its block sizes
+        _ = self.matrix  # raises UsageError for a wrong block size
 
     @property
     def stem(self) -> str:
+        """The name of the graph's file without its suffix."""
         return _STEMS[self.dtype, self.bits]
 
     @property
@@ -83,41 +88,48 @@ class Variant:
 
     @property
     def has_bias(self) -> bool:
-        """Whether attention gets a bias, for padding before a prompt."""
+        """Whether attention has a bias, which hides padding before a prompt."""
         return self.target != "cuda"
 
     @property
     def norm(self) -> FloatEncoding:
-        """The type of what is added to the residual stream or normalizes it: always float32."""
+        """The encoding of layer norms and of fc_out's bias, which the residual stream adds."""
         return F32
 
     @property
     def plain(self) -> FloatEncoding:
-        """The type of whatever else is not quantized: biases, rotary tables."""
+        """The encoding of other unquantized tensors: biases, rotary tables, float matrices."""
         return F16 if self.dtype == "float16" else F32
 
     @property
     def matrix(self) -> Encoding:
-        return self._blocks(self.bits) if self.bits else self.plain
+        """The encoding of the matrices in the layers."""
+        return self._block_codec(self.bits) if self.bits else self.plain
 
     def head(self, width: int) -> Encoding:
-        """8 bits always: an error here is an error of the logits, which nothing averages out.
+        """Return the encoding of the head, whose rows have `width` columns.
 
-        Beside matrices of 4 bits in blocks of 128, where rows of `width` divide into them:
-        onnxruntime adds 8 bytes to a block when it loads, so larger ones make a step 10% faster,
-        and on the embedded model KL grows from 1.16e-3 to 1.18e-3. At 8 bits it would grow by 30%.
+        A quantized head always has 8 bits, because its errors are errors of the logits, which
+        nothing averages out. If the other matrices have 4 bits, its blocks have 128 columns, if
+        128 divides `width`: onnxruntime adds 8 bytes to each block when it loads the graph, so
+        larger blocks make a step 10% faster, and on the embedded model the KL divergence grows
+        only from 1.16e-3 to 1.18e-3. With 8-bit matrices it would grow by 30%.
         """
         if not self.bits:
             return self.plain
-        larger = self.bits == 4 and width % HEAD_BLOCK == 0
-        size = max(self.block_size, HEAD_BLOCK) if larger else self.block_size
-        return MatMulNBits(8, size, symmetric=True)
+        block_size = self.block_size
+        if self.bits == 4 and width % HEAD_BLOCK_SIZE == 0:
+            block_size = max(block_size, HEAD_BLOCK_SIZE)
+        return MatMulNBits(8, block_size, symmetric=True)
 
     @property
     def embedding(self) -> Encoding:
-        """8 bits always: a step reads one row of it, so its size costs no speed, and on the
-        embedded model 4 bits here lose more (KL 4.0e-4) than in all the matrices (1.4e-4)."""
-        return self._blocks(8, table=True) if self.bits else self.plain
+        """The encoding of the embedding: 8 bits if quantized.
+
+        A step reads only one of its rows, so its size costs no speed, and on the embedded model 4
+        bits would lose more here (KL 4.0e-4) than in all other matrices (1.4e-4).
+        """
+        return self._block_codec(8, table=True) if self.bits else self.plain
 
     @property
     def options(self) -> dict[str, Any]:
@@ -133,7 +145,9 @@ class Variant:
         }
 
     def _symmetric(self, bits: int) -> bool:
+        """Return whether blocks of this number of bits have no zero points."""
         return self.symmetric or bits == 8 or self.target == "cuda"
 
-    def _blocks(self, bits: int, table: bool = False) -> MatMulNBits:
+    def _block_codec(self, bits: int, table: bool = False) -> MatMulNBits:
+        """Return the codec of a matrix, or of a table whose rows are looked up if `table`."""
         return MatMulNBits(bits, self.block_size, self._symmetric(bits), table)

@@ -1,4 +1,4 @@
-"""The tensors of the graph: their names, in the order they lie in the data file."""
+"""The tensors of the graph, in the order in which the data file stores them."""
 
 from __future__ import annotations
 
@@ -25,33 +25,34 @@ __all__ = [
     "ROTARY_BASE",
     "ROTARY_ORDER",
     "SIN",
-    "place",
+    "plan_tensors",
     "rotary_tables",
     "weights",
 ]
 
 ROTARY_BASE, ROTARY_ORDER = "cgconvert.rotary_base", "cgconvert.rotary_order"
-"""Metadata of the graph: what a reader cannot tell from the tensors or config.json."""
+"""Metadata keys of the graph, for facts that neither the tensors nor config.json contain."""
 
 PADDING = "cgconvert.padding"
-"""Metadata: "after" where the graph takes no padding before a prompt."""
+"""Metadata key: its value is "after" if the graph does not support padding before a prompt."""
 
 ADJUSTED = "cgconvert.adjusted"
-"""Metadata: names of the vectors that calibration has changed, commas between."""
+"""Metadata key: the names of the vectors that calibration has changed, separated by commas."""
 
 COS, SIN = ONNX.dropped
 QKV = "model.layers.{i}.attn.qkv_proj.weight"
 
-PAGE = 4096
-CACHE_LINE = 64
-LARGE = 1 << 20
+PAGE = 4096  # bytes
+CACHE_LINE = 64  # bytes
+LARGE = 1 << 20  # bytes from which a tensor begins at a page
 
 
 def rotary_tables(geometry: Geometry) -> tuple[torch.Tensor, torch.Tensor]:
-    """cos and sin of position / base^(2i / rotary_dim), float64 [n_positions, rotary_dim / 2].
+    """Compute cos and sin of position / base^(2i / rotary_dim).
 
-    Float64 because float32 angles are wrong by up to 1e-4 at the context's end, and numpy because
-    torch's cos differs in the last place with the number of its threads.
+    Returns two tensors, float64 [n_positions, rotary_dim / 2]. In float32 the angles would be wrong
+    by up to 1e-4 at the end of the context. numpy computes them, because the last digit of torch's
+    cos depends on the number of threads.
     """
     pair = np.arange(0, geometry.rotary_dim, 2, dtype=np.float64) / geometry.rotary_dim
     position = np.arange(geometry.n_positions, dtype=np.float64)
@@ -60,38 +61,38 @@ def rotary_tables(geometry: Geometry) -> tuple[torch.Tensor, torch.Tensor]:
 
 
 def weights(decoder: Decoder, variant: Variant) -> Iterator[tuple[str, LazyTensor, Encoding]]:
-    """Name, numbers and encoding of every initializer, q and k in half-split rotary order.
+    """Yield name, tensor and encoding of every initializer; q and k are in half-split rotary order.
 
-    Matrices that are coded for the operators already stay as they are.
+    Matrices that are already quantized for ONNX Runtime's operators keep their bytes.
     """
     decoder = decoder.half_split()
     plain, norm, top = variant.plain, variant.norm, ONNX.model
     cos, sin = rotary_tables(decoder.geometry)
-    yield top["wte"], *_stored(decoder.wte, variant.embedding)
+    yield top["wte"], *_keep_packed(decoder.wte, variant.embedding)
     yield COS, InMemoryTensor(cos), plain
     yield SIN, InMemoryTensor(sin), plain
     for i, layer in enumerate(decoder.layers):
         name = {part: pattern.format(i=i) for part, pattern in ONNX.layer.items()}
         yield name["ln_weight"], layer.ln_weight, norm
         yield name["ln_bias"], layer.ln_bias, norm
-        yield QKV.format(i=i), *_matrix(_qkv(layer), variant.matrix)
-        yield name["o"], *_matrix(layer.o, variant.matrix)
-        yield name["fc_in"], *_matrix(layer.fc_in, variant.matrix)
+        yield QKV.format(i=i), *_linear_weight(_qkv(layer), variant.matrix)
+        yield name["o"], *_linear_weight(layer.o, variant.matrix)
+        yield name["fc_in"], *_linear_weight(layer.fc_in, variant.matrix)
         yield name["fc_in_bias"], layer.fc_in_bias, plain
-        yield name["fc_out"], *_matrix(layer.fc_out, variant.matrix)
+        yield name["fc_out"], *_linear_weight(layer.fc_out, variant.matrix)
         yield name["fc_out_bias"], layer.fc_out_bias, norm
     yield top["ln_f_weight"], decoder.ln_f_weight, norm
     yield top["ln_f_bias"], decoder.ln_f_bias, norm
-    yield top["head"], *_matrix(decoder.head, variant.head(decoder.head.shape[1]))
+    yield top["head"], *_linear_weight(decoder.head, variant.head(decoder.head.shape[1]))
     yield top["head_bias"], decoder.head_bias, plain
 
 
-def place(decoder: Decoder, variant: Variant) -> tuple[TensorPlan, ...]:
-    """The data file: large tensors on page boundaries, so that onnxruntime can map them."""
+def plan_tensors(decoder: Decoder, variant: Variant) -> tuple[TensorPlan, ...]:
+    """Plan the data file; large tensors begin at pages, so that onnxruntime can map them."""
     tensor_plans: list[TensorPlan] = []
     end = 0
     for name, source, encoding in weights(decoder, variant):
-        # By what is stored, so that the place does not depend on the type of the source.
+        # The stored size decides, so that the offset does not depend on the source's type.
         stored = source.shape[0] * encoding.arrays(source.shape)[0].row_bytes
         align = PAGE if stored >= LARGE else CACHE_LINE
         tensor_plans += lay_out([(name, source, encoding)], start=end, align=align)
@@ -100,18 +101,21 @@ def place(decoder: Decoder, variant: Variant) -> tuple[TensorPlan, ...]:
     return tuple(tensor_plans)
 
 
-def _matrix(tensor: LazyTensor, encoding: Encoding) -> tuple[LazyTensor, Encoding]:
-    """MatMulNBits keeps [out, in]; a plain MatMul wants [in, out]."""
+def _linear_weight(tensor: LazyTensor, encoding: Encoding) -> tuple[LazyTensor, Encoding]:
+    """Orient a matrix: MatMulNBits stores [out, in], a plain MatMul needs [in, out]."""
     if isinstance(encoding, MatMulNBits):
-        return _stored(tensor, encoding)
+        return _keep_packed(tensor, encoding)
     return tensor.T, encoding
 
 
-def _stored(tensor: LazyTensor, encoding: Encoding) -> tuple[LazyTensor, Encoding]:
-    """The packed rows of a matrix that is quantized for MatMulNBits, in place of its numbers."""
+def _keep_packed(tensor: LazyTensor, encoding: Encoding) -> tuple[LazyTensor, Encoding]:
+    """Replace a matrix that is already quantized for MatMulNBits by its packed rows.
+
+    Other matrices, and the encoding of matrices that are not quantized, are returned unchanged.
+    """
     if not isinstance(encoding, MatMulNBits) or not isinstance(tensor, QuantizedTensor):
         return tensor, encoding
-    if not isinstance(tensor.codec, MatMulNBits):  # of another format: decoded and rounded again
+    if not isinstance(tensor.codec, MatMulNBits):  # another format: the writer quantizes it again
         return tensor, encoding
     return tensor.arrays[0], PackedRowsEncoding(
         replace(tensor.codec, table=encoding.table), tensor.shape
@@ -119,7 +123,7 @@ def _stored(tensor: LazyTensor, encoding: Encoding) -> tuple[LazyTensor, Encodin
 
 
 def _qkv(layer: Layer) -> LazyTensor:
-    """q, k and v one below the other, quantized where all of them are in one and the same way."""
+    """Stack the rows of q, k and v; the result is quantized if all three have the same codec."""
     parts = [part for part in (layer.q, layer.k, layer.v) if isinstance(part, QuantizedTensor)]
     if len(parts) < 3 or len({part.codec.name for part in parts}) > 1:
         return layer.qkv

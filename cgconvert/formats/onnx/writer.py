@@ -1,4 +1,4 @@
-"""A folder that optimum, onnxruntime-genai, transformers.js and plain onnxruntime all read."""
+"""Plan a folder that optimum, onnxruntime-genai, transformers.js and plain onnxruntime read."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from cgconvert.formats.huggingface.config import codegen_config
 from cgconvert.formats.onnx.genai import genai_config
 from cgconvert.formats.onnx.graph import build
 from cgconvert.formats.onnx.variant import Variant
-from cgconvert.formats.onnx.weights import place
+from cgconvert.formats.onnx.weights import plan_tensors
 from cgconvert.model.checkpoint import Checkpoint
 from cgconvert.model.decoder import Geometry
 from cgconvert.write.plan import FilePlan, Plan
@@ -28,7 +28,7 @@ def default_path(
     client: str = "any",
     target: str = "cpu",
 ) -> Path:
-    """The folder a graph is written to where no output was named."""
+    """Return the folder that a graph is written to if the user gives no output path."""
     folder = "onnx" + (f"-int{bits}" if bits else "") + ("-fp16" if dtype == "float16" else "")
     folder += ("" if client == "any" else "-js") + ("" if target == "cpu" else f"-{target}")
     return OUT / checkpoint.name / folder
@@ -47,19 +47,19 @@ def plan(
     target: str = "cpu",
     adjusted: Sequence[str] = (),
 ) -> Plan:
-    """The complete repository: graph and data in onnx/, everything else at the root.
+    """Plan the complete repository: graph and data in onnx/, everything else at the root.
 
-    Matrices that are quantized for the same variant stay as they are. `adjusted` are the names of
-    vectors that calibration has changed; the graph records them.
+    Matrices that are already quantized for the same variant keep their bytes. `adjusted` are
+    the names of vectors that calibration has changed; the graph records them.
 
-    Raises InputError where the geometry is not one that ONNX Runtime's attention takes or a
-    matrix does not divide into blocks, UsageError for options that do not exist or go together.
+    Raises InputError if ONNX Runtime's attention does not support the geometry or a matrix does not
+    divide into blocks, UsageError for options that do not exist or cannot be combined.
     """
     geometry = checkpoint.geometry
     _check(geometry)
     variant = Variant(dtype, bits, block_size, symmetric, accuracy_level, client, target)
     graph, data = f"{variant.stem}.onnx", f"{variant.stem}.onnx_data"
-    tensor_plans = place(checkpoint.decoder, variant)
+    tensor_plans = plan_tensors(checkpoint.decoder, variant)
     return Plan(
         source=checkpoint,
         output=output,
@@ -76,7 +76,7 @@ def plan(
 
 
 def _check(geometry: Geometry) -> None:
-    """GroupQueryAttention's own limits (group_query_attention_helper.h, CheckInputs)."""
+    """Check the limits of GroupQueryAttention (group_query_attention_helper.h, CheckInputs)."""
     for name, value in (("head size", geometry.head_dim), ("rotary_dim", geometry.rotary_dim)):
         if value % 16:
             raise InputError(
@@ -86,7 +86,7 @@ def _check(geometry: Geometry) -> None:
 
 
 def _texts(checkpoint: Checkpoint, variant: Variant) -> dict[str, bytes]:
-    """The files at the root."""
+    """Create the files at the root: configurations and tokenizer."""
     geometry, end = checkpoint.geometry, checkpoint.tokenizer.end_of_text_id
     ids = {"bos_token_id": end, "eos_token_id": end}
     types = {"dtype": variant.dtype, "torch_dtype": variant.dtype}
@@ -103,7 +103,7 @@ def _texts(checkpoint: Checkpoint, variant: Variant) -> dict[str, bytes]:
 
 
 def _transformers_js(variant: Variant) -> dict[str, Any]:
-    """The entries by which transformers.js finds the graph and its data without a dtype."""
+    """Create the entries from which transformers.js knows the graph if the user gives no dtype."""
     return {
         "transformers.js_config": {
             "dtype": variant.transformers_js,
