@@ -36,10 +36,10 @@ class Variant:
     `dtype` is the type of activations and KV cache, and of the matrices if `bits` is None.
 
     4-bit blocks have zero points unless `symmetric`. 8-bit blocks never have, because they would
-    cost 0.25 bits per weight and gain almost nothing. `accuracy_level` is the type in which MatMulNBits
-    may compute. For the `client` transformers.js the graph has the input num_logits_to_keep, which
-    optimum does not feed. For the `target` cuda it is float16, symmetric and without attention
-    bias, so it does not support padding before a prompt.
+    cost 0.25 bits per weight and gain almost nothing. `accuracy_level` is the type in which
+    MatMulNBits may compute. For the `client` transformers.js the graph has the input
+    num_logits_to_keep, which optimum does not feed. For the `target` cuda it is float16, symmetric
+    and without attention bias, so it does not support padding before a prompt.
 
     Raises UsageError for a value that does not exist and a combination that has no file name.
     """
