@@ -301,5 +301,6 @@ def _set_up_worker(function: Callable[..., Any] | None, read_end: int, write_end
 
 
 def _call_inherited(*task: Any) -> Any:
+    """Call the inherited function with the arguments `task`; runs in a worker."""
     assert _inherited_function is not None
     return _inherited_function(*task)

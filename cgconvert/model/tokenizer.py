@@ -207,6 +207,7 @@ class Tokenizer:
 
     @cached_property
     def _backend(self) -> tokenizers.Tokenizer:
+        """The tokenizers library's tokenizer, made from tokenizer.json."""
         return tokenizers.Tokenizer.from_str(json.dumps(self._json))
 
     @cached_property
@@ -290,4 +291,5 @@ def _flags(token: AddedToken) -> dict[str, bool]:
 
 
 def _dump(value: Any, indent: int | None = 2) -> bytes:
+    """JSON as Hugging Face's files have it: UTF-8, with a line end."""
     return (json.dumps(value, ensure_ascii=False, indent=indent) + "\n").encode()

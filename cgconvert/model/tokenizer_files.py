@@ -94,6 +94,7 @@ def read_parts(path: Path) -> TokenizerParts:
 
 
 def _read_tokenizer_json(path: Path) -> TokenizerParts:
+    """Read the parts from a tokenizer.json of the tokenizers library."""
     data = read_json(path)
     model = data.get("model")
     if not isinstance(model, dict):
@@ -206,10 +207,12 @@ def _type_name(value: object) -> object:
 
 
 def _is_id(value: object) -> bool:
+    """Whether the value can be an id: an integer of 0 or more, and no bool."""
     return isinstance(value, int) and not isinstance(value, bool) and value >= 0
 
 
 def _is_token(value: object) -> bool:
+    """Whether the value can be a token: a text of one character or more."""
     return isinstance(value, str) and value != ""
 
 

@@ -79,6 +79,7 @@ def _cached_snapshot(repository: str, revision: str | None) -> Path | None:
 
 
 def _has_weights(folder: Path) -> bool:
+    """Whether the folder has any file of weights."""
     return any(folder.glob("*.safetensors")) or any(folder.glob("*.bin"))
 
 

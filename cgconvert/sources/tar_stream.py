@@ -143,6 +143,7 @@ class TarStream:
         return self._read_exactly(size + _padding(size))[:size]
 
     def _skip(self, count: int) -> None:
+        """Read `count` bytes and forget them."""
         while count:
             count -= len(self._read_exactly(min(count, SKIP_BYTES)))
 
@@ -203,6 +204,7 @@ def _parse_pax_records(data: bytes) -> dict[str, str]:
 
 
 def _parse_pax_size(text: str) -> int:
+    """Parse the size in bytes from an extended header, which is a decimal number."""
     if not (text.isascii() and text.isdigit() and len(text) < 19):
         raise TarError(f"a size of {text[:40]!r} bytes")
     return int(text)

@@ -170,6 +170,7 @@ class _MemberCheck:
         return self.member.offset < offset or not self.member.size
 
     def ends_by(self, offset: int) -> bool:
+        """Whether the data ends at `offset` in the file or before."""
         return self.member.offset + self.member.size <= offset
 
     def update(self, data: memoryview, offset: int) -> None:
@@ -180,6 +181,7 @@ class _MemberCheck:
 
     @property
     def is_intact(self) -> bool:
+        """Whether the CRC-32 of all data is that of the archive's directory."""
         return self.crc32 == self.member.crc32
 
 
@@ -218,6 +220,7 @@ class StreamingHash:
         os.close(self._descriptor)
 
     def _submit(self, end: int) -> None:
+        """Hand all bytes up to `end` that are not yet submitted to the hashing thread."""
         self._steps.append(self._thread.submit(self._hash, self._submitted_bytes, end))
         self._submitted_bytes = end
 

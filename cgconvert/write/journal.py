@@ -62,7 +62,7 @@ class Journal:
     """The journal in the file `path`. What it has recorded counts only if its key is `key`.
 
     Attributes:
-        position: Where the run has to begin: START, or where an interrupted run has come to.
+        position: Where the run has to begin: at START, or where an interrupted run has stopped.
         source_sha256: The SHA-256 of the source, or "" as long as it is not known.
     """
 
@@ -112,6 +112,7 @@ class Journal:
             self._append({"source": sha256})
 
     def _append(self, entry: Mapping[str, Any]) -> None:
+        """Write an entry as one more line, and sync the file."""
         with self.path.open("a", encoding="utf-8") as file:
             file.write(json.dumps(entry) + "\n")
             file.flush()

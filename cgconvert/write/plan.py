@@ -288,4 +288,5 @@ def worker_count() -> int:
 
 
 def _format_shape(shape: tuple[int, ...]) -> str:
+    """Format a shape as, for example, 3x4."""
     return "x".join(map(str, shape))

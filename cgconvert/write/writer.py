@@ -104,6 +104,7 @@ def _write_at(descriptor: int, data: memoryview, offset: int) -> None:
 
 
 def _is_encodable(tensor: TensorPlan, rows: torch.Tensor) -> bool:
+    """Whether the tensor's encoding accepts these rows."""
     try:
         tensor.encoding.encode(rows)
     except InputError:
@@ -112,6 +113,7 @@ def _is_encodable(tensor: TensorPlan, rows: torch.Tensor) -> bool:
 
 
 def _count_nonfinite(array: torch.Tensor) -> int:
+    """Count the values that are NaN or infinite."""
     if not array.dtype.is_floating_point or not array.numel():
         return 0
     # Both are NaN if any value is. This is far quicker than testing every value.
@@ -122,6 +124,7 @@ def _count_nonfinite(array: torch.Tensor) -> int:
 
 
 def _as_bytes(array: torch.Tensor) -> memoryview:
+    """The tensor's values as bytes, in row-major order."""
     return array.contiguous().reshape(-1).view(torch.uint8).numpy().data
 
 
@@ -271,6 +274,7 @@ class PlanWriter:
         self.syncing = self.background.submit(self._sync, descriptor, position)
 
     def _sync(self, descriptor: int, position: Position) -> None:
+        """Sync the file, then record the position; runs in the background."""
         os.fdatasync(descriptor)
         self.journal.record(position)
 
