@@ -11,13 +11,12 @@ from xml.etree.ElementTree import Element, tostring
 import numpy as np
 from measuring import RESULTS, store
 
-from cgconvert.model.checkpoint import Checkpoint
+from cgconvert.model.decoder import Checkpoint
 from cgconvert.texts.text import STDLIB, read_text
-from cgconvert.verify.distribution import Distribution
-from cgconvert.verify.metrics import measure
-from cgconvert.verify.reference import Reference
-from cgconvert.verify.report.html import stylesheet
-from cgconvert.verify.report.plots import (
+from cgconvert.verification.metrics import Distribution, measure
+from cgconvert.verification.reference import Reference
+from cgconvert.verification.report.html import stylesheet
+from cgconvert.verification.report.plots import (
     LEFT,
     RIGHT,
     WIDTH,

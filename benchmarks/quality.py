@@ -29,7 +29,7 @@ from cgconvert.formats.gguf import writer as gguf
 from cgconvert.formats.gguf.imatrix import Imatrix
 from cgconvert.formats.read import read
 from cgconvert.io.progress import SilentProgress
-from cgconvert.model.checkpoint import Checkpoint
+from cgconvert.model.decoder import Checkpoint
 from cgconvert.runtimes.llamacpp import LlamaCppRuntime
 from cgconvert.texts.text import STDLIB, read_text
 from cgconvert.write.execute import execute

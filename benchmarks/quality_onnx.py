@@ -49,8 +49,7 @@ from cgconvert.formats.onnx.reader import find_graph
 from cgconvert.formats.onnx.variant import Variant
 from cgconvert.formats.read import read
 from cgconvert.io.progress import SilentProgress
-from cgconvert.model.checkpoint import Checkpoint
-from cgconvert.model.decoder import Geometry
+from cgconvert.model.decoder import Checkpoint, Geometry
 from cgconvert.model.matrix_id import LAYER_MATRICES, MatrixId
 from cgconvert.model.tensor import InMemoryTensor, LazyTensor
 from cgconvert.model.tensor_names import ONNX

@@ -67,7 +67,7 @@ def main(names: tuple[str, ...], tokens: int, work: Path | None, child: Path | N
 def _run_reference(source: Path, tokens: int) -> None:
     """Evaluate the reference once in this process."""
     from cgconvert.formats.read import read
-    from cgconvert.verify.reference import Reference
+    from cgconvert.verification.reference import Reference
 
     checkpoint = read(str(source))
     lengths = [*PROMPT_TOKENS, tokens, 2 * NEW_TOKENS]

@@ -14,8 +14,6 @@ any runtime.
 from __future__ import annotations
 
 import importlib
-import sys
-from types import ModuleType
 from typing import TYPE_CHECKING, Any
 
 from cgconvert.errors import (
@@ -30,10 +28,9 @@ from cgconvert.version import __version__
 
 if TYPE_CHECKING:
     from cgconvert.api.conversions import convert, plan, to_gguf, to_hf, to_onnx
-    from cgconvert.api.execution import execute
+    from cgconvert.api.execution import Result, execute
     from cgconvert.api.generation import generate, stream_generate
     from cgconvert.api.quantization import quantize
-    from cgconvert.api.results import Result
     from cgconvert.api.sources import inspect, load
     from cgconvert.api.verification import Verification, verify
 
@@ -63,10 +60,9 @@ __all__ = [
 
 _MODULES = {
     "conversions": ("convert", "plan", "to_gguf", "to_hf", "to_onnx"),
-    "execution": ("execute",),
+    "execution": ("Result", "execute"),
     "generation": ("generate", "stream_generate"),
     "quantization": ("quantize",),
-    "results": ("Result",),
     "sources": ("inspect", "load"),
     "verification": ("Verification", "verify"),
 }
@@ -82,21 +78,3 @@ def __getattr__(name: str) -> Any:
 
 def __dir__() -> list[str]:
     return __all__
-
-
-class _Package(ModuleType):
-    """This package, whose `verify` is the function even after the folder `verify` was imported.
-
-    Python sets an attribute of a package to each module that it imports from it.
-    """
-
-    @property
-    def verify(self) -> Any:
-        return __getattr__("verify")
-
-    @verify.setter
-    def verify(self, module: ModuleType) -> None:
-        """Ignore the module: `from cgconvert.verify.checks import …` works without."""
-
-
-sys.modules[__name__].__class__ = _Package

@@ -15,8 +15,7 @@ from cgconvert import embedded
 from cgconvert.formats.read import read
 from cgconvert.io.parallel import stop_workers
 from cgconvert.model import family
-from cgconvert.model.checkpoint import Checkpoint
-from cgconvert.model.decoder import Geometry
+from cgconvert.model.decoder import Checkpoint, Geometry
 from cgconvert.testing import synthetic
 
 # Tiny models are slower on several threads, far slower where cores are shared.

@@ -12,10 +12,8 @@ from pathlib import Path
 from typing import Any
 
 from cgconvert.api.declarations import QUANTIZE, QUANTIZE_HELP, READ, WRITE
-from cgconvert.api.execution import execute
-from cgconvert.api.progress import ProgressOption
+from cgconvert.api.execution import ProgressOption, Result, execute
 from cgconvert.api.quantization import BUDGETS, plan_quantized
-from cgconvert.api.results import Result
 from cgconvert.api.sources import Source, load
 from cgconvert.errors import UsageError
 from cgconvert.formats.registry import formats

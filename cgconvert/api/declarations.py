@@ -13,8 +13,8 @@ from cgconvert.model.device import DEVICES
 from cgconvert.options import ByteSize, Option
 from cgconvert.runtimes import RUNTIMES
 from cgconvert.texts.text import STDLIB
-from cgconvert.verify.prompts import TEXT_TOKENS
-from cgconvert.verify.thresholds import known_bounds, parse_bound
+from cgconvert.verification.prompts import TEXT_TOKENS
+from cgconvert.verification.thresholds import known_bounds, parse_bound
 
 __all__ = [
     "DRY_RUN",

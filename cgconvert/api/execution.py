@@ -1,13 +1,20 @@
-"""Carrying out a plan: `execute`."""
+"""Carry out a plan: `execute`, the progress it shows, and the `Result` it returns."""
 
 from __future__ import annotations
 
-from cgconvert.api.progress import ProgressOption, progress_for
-from cgconvert.api.results import Result
+import sys
+import threading
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+from cgconvert.io.progress import Progress, SilentProgress
 from cgconvert.write.execute import execute as write_plan
+from cgconvert.write.manifest import Manifest
 from cgconvert.write.plan import LazyPlan
 
-__all__ = ["execute"]
+__all__ = ["ProgressBar", "ProgressOption", "Result", "execute", "progress_for"]
 
 
 def execute(
@@ -49,3 +56,107 @@ def execute(
         progress=progress_for(progress),
     )
     return Result(plan.output, manifest)
+
+
+ProgressOption = Progress | Literal["auto"] | bool | None
+"""What a function of the API takes as `progress`."""
+
+BAR = "{desc}  {percentage:3.0f}%|{bar}| {elapsed}<{remaining}"
+"""Without amounts: a unit may be bytes, layers or tokens."""
+
+
+class ProgressBar:
+    """One bar a step, on stderr: stdout stays free for what was asked for.
+
+    tqdm's automatic class draws it, which uses a widget in a notebook.
+    """
+
+    def __init__(self) -> None:
+        self._bar: Any = None
+
+    def step(self, label: str, total: int) -> None:
+        """Begin a bar of `total` units; the one before is complete."""
+        from tqdm.auto import tqdm
+
+        self.finish()
+        # Worker processes are forked while the bar is drawn. tqdm's monitor thread and its
+        # semaphore shared by processes are switched off: a fork could copy them in a held state.
+        tqdm.monitor_interval = 0
+        tqdm.set_lock(threading.RLock())
+        self._bar = tqdm(total=max(total, 1), desc=label, bar_format=BAR, file=sys.stderr)
+
+    def advance(self, amount: int) -> None:
+        """Show that `amount` more units are complete."""
+        if self._bar is not None:
+            self._bar.update(amount)
+
+    def finish(self) -> None:
+        """End the last bar; it stays visible."""
+        if self._bar is not None:
+            self._bar.close()
+            self._bar = None
+
+
+def progress_for(progress: ProgressOption) -> Progress:
+    """Return the object that reports progress.
+
+    None and False are silent, True draws a bar, and "auto" draws one in a terminal or a notebook.
+    """
+    if progress is None or progress is False:
+        return SilentProgress()
+    if progress is True:
+        return ProgressBar()
+    if progress == "auto":
+        return ProgressBar() if sys.stderr.isatty() or _in_notebook() else SilentProgress()
+    return progress
+
+
+def _in_notebook() -> bool:
+    """Whether this process is the kernel of a notebook."""
+    ipython = sys.modules.get("IPython")
+    shell = ipython.get_ipython() if ipython else None
+    return type(shell).__name__ == "ZMQInteractiveShell"
+
+
+@dataclass(frozen=True)
+class Result:
+    """An artefact that was written.
+
+    Attributes:
+        path: The folder, or the one file of a GGUF.
+        manifest: What it was made from, with which options, and the SHA-256 of every file; the
+            same is written to `cgconvert.json` in the folder or beside the file.
+    """
+
+    path: Path
+    manifest: Manifest
+
+    @property
+    def format(self) -> str:
+        """Name of the format: huggingface, onnx, gguf or one that was registered."""
+        return self.manifest.format
+
+    @property
+    def type(self) -> str:
+        """Stored type of the matrices, such as float16, int4 or Q4_K_M."""
+        return self.manifest.type
+
+    @property
+    def types(self) -> Mapping[str, str]:
+        """Type chosen for each matrix, by the name of its tensor; empty where all have `type`."""
+        types: Mapping[str, str] = self.manifest.options.get("types", {})
+        return types
+
+    @property
+    def options(self) -> Mapping[str, Any]:
+        """Options of the conversion as the manifest has them."""
+        return self.manifest.options
+
+    @property
+    def bytes(self) -> int:
+        """Bytes of all files, the manifest apart."""
+        return sum(int(entry["bytes"]) for entry in self.manifest.files.values())
+
+    def __fspath__(self) -> str:
+        """Return the path: a result can be passed wherever a path can, as in `verify(result)`."""
+        return str(self.path)

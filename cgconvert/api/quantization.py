@@ -11,13 +11,11 @@ from pathlib import Path
 from typing import Any
 
 from cgconvert.api.declarations import QUANTIZE
-from cgconvert.api.execution import execute
-from cgconvert.api.progress import ProgressOption
-from cgconvert.api.results import Result
+from cgconvert.api.execution import ProgressOption, Result, execute
 from cgconvert.api.sources import Source, load
 from cgconvert.errors import UsageError
 from cgconvert.formats.onnx.format import MATRIX_BLOCKS
-from cgconvert.model.checkpoint import Checkpoint
+from cgconvert.model.decoder import Checkpoint
 from cgconvert.options import accepted_values
 from cgconvert.write.plan import LazyPlan
 

@@ -8,7 +8,7 @@ from typing import Any
 from cgconvert.api.declarations import READ
 from cgconvert.errors import UsageError
 from cgconvert.formats.read import Description, ReadOptions, describe, read
-from cgconvert.model.checkpoint import Checkpoint
+from cgconvert.model.decoder import Checkpoint
 
 __all__ = ["Source", "inspect", "load", "read_options"]
 

@@ -8,22 +8,26 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from cgconvert.api.declarations import VERIFY
-from cgconvert.api.progress import ProgressOption, progress_for
-from cgconvert.api.results import Result
+from cgconvert.api.execution import ProgressOption, Result, progress_for
 from cgconvert.api.sources import Source, load, read_options
 from cgconvert.errors import CgconvertError, InputError, UsageError
 from cgconvert.formats.read import ReadOptions, read
 from cgconvert.formats.registry import Artefact, find_all, identify
-from cgconvert.model.checkpoint import Checkpoint
+from cgconvert.model.decoder import Checkpoint
 from cgconvert.options import accepted_values
 from cgconvert.runtimes import runtime_names
 from cgconvert.texts.text import Text, read_text
-from cgconvert.verify.prompts import TEXT_TOKENS
-from cgconvert.verify.report import WRITERS, check_report_path, write_reports
-from cgconvert.verify.report.model import Report
-from cgconvert.verify.thresholds import known_bounds, parse_bound
-from cgconvert.verify.verdict import Check, Verdict, worst_verdict
-from cgconvert.verify.verify import verify as verify_artefact
+from cgconvert.verification.prompts import TEXT_TOKENS
+from cgconvert.verification.report import WRITERS, check_report_path, write_reports
+from cgconvert.verification.report.model import Report
+from cgconvert.verification.thresholds import (
+    Check,
+    Verdict,
+    known_bounds,
+    parse_bound,
+    worst_verdict,
+)
+from cgconvert.verification.verify import verify as verify_artefact
 
 __all__ = ["Verification", "artefacts_at", "reports_of", "verify"]
 

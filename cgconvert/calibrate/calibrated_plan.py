@@ -22,8 +22,7 @@ from cgconvert.calibrate.calibration_set import CalibrationPreset, CalibrationSe
 from cgconvert.calibrate.quantizer import SENSITIVITY_WINDOWS
 from cgconvert.codecs.quantized_tensor import QuantizedTensor
 from cgconvert.io.progress import Progress
-from cgconvert.model.checkpoint import Checkpoint
-from cgconvert.model.decoder import Decoder
+from cgconvert.model.decoder import Checkpoint, Decoder
 from cgconvert.model.device import CPU, deterministic
 from cgconvert.model.tensor_names import TensorNames
 from cgconvert.texts.text import Text

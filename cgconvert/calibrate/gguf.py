@@ -29,8 +29,7 @@ from cgconvert.formats.gguf import writer
 from cgconvert.formats.gguf.imatrix import encoded, write_imatrix
 from cgconvert.formats.gguf.types import TYPES, data_size
 from cgconvert.io.progress import Progress
-from cgconvert.model.checkpoint import Checkpoint
-from cgconvert.model.decoder import Decoder
+from cgconvert.model.decoder import Checkpoint, Decoder
 from cgconvert.model.device import CPU, deterministic
 from cgconvert.model.matrix_id import MatrixId
 from cgconvert.model.tensor_names import GGUF

@@ -24,8 +24,7 @@ from cgconvert.formats.onnx import writer
 from cgconvert.formats.onnx.variant import Variant
 from cgconvert.formats.onnx.weights import QKV
 from cgconvert.io.progress import Progress
-from cgconvert.model.checkpoint import Checkpoint
-from cgconvert.model.decoder import Geometry
+from cgconvert.model.decoder import Checkpoint, Geometry
 from cgconvert.model.device import CPU, deterministic
 from cgconvert.model.matrix_id import MatrixId
 from cgconvert.model.tensor_names import ONNX

@@ -16,8 +16,7 @@ from cgconvert.formats.gguf import writer as gguf
 from cgconvert.formats.gguf.imatrix import read_imatrix
 from cgconvert.formats.gguf.types import QUANTIZED_TYPES
 from cgconvert.formats.onnx import writer as onnx
-from cgconvert.model.checkpoint import Checkpoint
-from cgconvert.model.decoder import Geometry
+from cgconvert.model.decoder import Checkpoint, Geometry
 from cgconvert.model.device import torch_device
 from cgconvert.texts.text import STDLIB, Text, read_text
 from cgconvert.write.plan import LazyPlan

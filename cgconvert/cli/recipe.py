@@ -25,7 +25,7 @@ from cgconvert.api.conversions import conversions
 from cgconvert.api.declarations import OUTPUT, READ, VERIFY
 from cgconvert.errors import InputError
 from cgconvert.options import ByteSize, Option, parse_size
-from cgconvert.verify.thresholds import parse_bound
+from cgconvert.verification.thresholds import parse_bound
 
 __all__ = ["Recipe", "Step", "find", "load", "steps"]
 

@@ -16,10 +16,10 @@ from cgconvert.cli import recipe
 from cgconvert.cli.conversions import carry_out
 from cgconvert.cli.options import click_options
 from cgconvert.cli.verify import print_and_judge
-from cgconvert.model.checkpoint import Checkpoint
+from cgconvert.model.decoder import Checkpoint
 from cgconvert.texts.text import Text, read_text
-from cgconvert.verify.report import check_report_path
-from cgconvert.verify.thresholds import known_bounds
+from cgconvert.verification.report import check_report_path
+from cgconvert.verification.thresholds import known_bounds
 
 __all__ = ["command"]
 

@@ -15,10 +15,10 @@ from cgconvert.cli.options import arguments, click_options
 from cgconvert.errors import UsageError, VerificationError
 from cgconvert.formats.registry import OUT, find_all
 from cgconvert.texts.text import read_text
-from cgconvert.verify.report import check_report_path
-from cgconvert.verify.report.model import Report
-from cgconvert.verify.report.text import as_table, summary
-from cgconvert.verify.thresholds import known_bounds
+from cgconvert.verification.report import check_report_path
+from cgconvert.verification.report.model import Report
+from cgconvert.verification.report.text import as_table, summary
+from cgconvert.verification.thresholds import known_bounds
 
 __all__ = ["command", "print_and_judge"]
 

@@ -18,8 +18,7 @@ import torch
 
 from cgconvert.formats.comparison import SettingsDifferences, StoredArtefact
 from cgconvert.formats.read_options import ReadOptions
-from cgconvert.model.checkpoint import Checkpoint
-from cgconvert.model.decoder import Decoder, Geometry
+from cgconvert.model.decoder import Checkpoint, Decoder, Geometry
 from cgconvert.model.tensor import LazyTensor, StoredTensor
 from cgconvert.model.tokenizer import Tokenizer
 from cgconvert.options import Option

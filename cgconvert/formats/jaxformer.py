@@ -24,8 +24,7 @@ from cgconvert.formats.huggingface.config import geometry, integer
 from cgconvert.formats.read_options import ReadOptions, complete, read_tokenizer
 from cgconvert.io.stored_zip import Member, read_members
 from cgconvert.io.strict_json import read_json
-from cgconvert.model.checkpoint import Checkpoint
-from cgconvert.model.decoder import Geometry
+from cgconvert.model.decoder import Checkpoint, Geometry
 from cgconvert.model.family import TPU_CORES
 from cgconvert.model.tensor import LazyTensor, RowBias, StoredTensor
 from cgconvert.model.tensor_names import CODEGEN

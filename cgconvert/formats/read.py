@@ -10,8 +10,7 @@ from cgconvert.errors import UsageError
 from cgconvert.formats.base import SourceFormat, TensorLine, bytes_by_type
 from cgconvert.formats.read_options import ReadOptions, complete
 from cgconvert.formats.registry import source_format
-from cgconvert.model.checkpoint import Checkpoint
-from cgconvert.model.decoder import Geometry
+from cgconvert.model.decoder import Checkpoint, Geometry
 from cgconvert.model.tokenizer import Tokenizer
 from cgconvert.sources.resolve import Source, resolve
 from cgconvert.write.manifest import find_manifest

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from cgconvert.errors import InputError
-from cgconvert.model.checkpoint import Checkpoint
+from cgconvert.model.decoder import Checkpoint
 from cgconvert.model.tokenizer import Tokenizer
 from cgconvert.model.tokenizer_files import TOKENIZER_FILES
 from cgconvert.sources import hub

@@ -6,7 +6,9 @@ the model with them in half-split order, which Phi, llama.cpp's phi2 and most en
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass, replace
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field, replace
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -14,8 +16,10 @@ import torch
 
 from cgconvert.errors import InputError
 from cgconvert.model.tensor import LazyTensor, SelectedRows, StackedTensor
+from cgconvert.model.tokenizer import Tokenizer
 
 __all__ = [
+    "Checkpoint",
     "Decoder",
     "Geometry",
     "Layer",
@@ -24,7 +28,6 @@ __all__ = [
     "packed_qkv_row_indices",
     "qkv_row_indices",
 ]
-
 
 # At least ten times CodeGen's sizes. A file may declare any size, and memory is allocated by these.
 _MAX_SIZES = {
@@ -222,3 +225,32 @@ def _stack(*tensors: LazyTensor) -> LazyTensor:
     if len(selections) == len(tensors) and len({id(rows.source) for rows in selections}) == 1:
         return selections[0].source.rows(np.concatenate([rows.indices for rows in selections]))
     return StackedTensor(tensors)
+
+
+@dataclass(frozen=True)
+class Checkpoint:
+    """A model on the disk. Only headers, configuration and tokenizer have been read.
+
+    Attributes:
+        name: The name of the model, after which outputs are named.
+        path: The folder or file.
+        layout: The layout of the files: torch, safetensors, jaxformer, phi, gguf or onnx.
+        config: The contents of the configuration, as read.
+        decoder: The model's tensors.
+        tokenizer: The model's tokenizer.
+        files: All files whose SHA-256 the manifest records, weights first.
+        origin: Where it came from (Hub revision, archive, training step).
+    """
+
+    name: str
+    path: Path
+    layout: str
+    config: Mapping[str, Any]
+    decoder: Decoder
+    tokenizer: Tokenizer
+    files: tuple[Path, ...]
+    origin: Mapping[str, Any] = field(default_factory=dict)
+
+    @property
+    def geometry(self) -> Geometry:
+        return self.decoder.geometry

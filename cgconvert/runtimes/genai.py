@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from cgconvert.errors import InputError, MissingRuntimeError, UsageError
-from cgconvert.formats.onnx.admission import admit_genai
+from cgconvert.formats.onnx.checks import admit_genai
 from cgconvert.io.strict_json import read_json
 from cgconvert.model.tokenizer import Tokenizer
 from cgconvert.runtimes.onnxruntime import CUDA_OPTIONS, onnxruntime_error

@@ -18,7 +18,7 @@ from cgconvert.io.parallel import WorkerPool
 from cgconvert.io.progress import Progress, SilentProgress
 from cgconvert.io.signals import uninterrupted
 from cgconvert.io.staging import Staging
-from cgconvert.model.checkpoint import Checkpoint
+from cgconvert.model.decoder import Checkpoint
 from cgconvert.write.hashing import StreamingHash, hash_checkpoint
 from cgconvert.write.journal import START, Journal, plan_key
 from cgconvert.write.manifest import (

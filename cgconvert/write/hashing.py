@@ -17,7 +17,7 @@ from typing import Any
 
 from cgconvert.errors import InputError
 from cgconvert.io.stored_zip import Member, read_members
-from cgconvert.model.checkpoint import Checkpoint
+from cgconvert.model.decoder import Checkpoint
 from cgconvert.model.tensor import LazyTensor, StoredTensor
 
 __all__ = ["StreamingHash", "checked_sha256", "file_sha256", "hash_checkpoint"]

@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from cgconvert.errors import InputError
-from cgconvert.model.checkpoint import Checkpoint
+from cgconvert.model.decoder import Checkpoint
 from cgconvert.write.manifest import library_versions
 from cgconvert.write.plan import Plan
 

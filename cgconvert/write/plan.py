@@ -17,7 +17,7 @@ import torch
 
 from cgconvert.codecs.encoding import Encoding
 from cgconvert.io.progress import Progress, format_bytes
-from cgconvert.model.checkpoint import Checkpoint
+from cgconvert.model.decoder import Checkpoint
 from cgconvert.model.tensor import LazyTensor
 
 __all__ = [

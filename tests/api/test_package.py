@@ -30,7 +30,7 @@ def test_the_import_alone_brings_nothing_heavy() -> None:
 
 
 def test_verify_is_the_function_whatever_was_imported_before() -> None:
-    for before in ("", "import cgconvert.verify.checks; ", "cgconvert.quantize; "):
+    for before in ("", "import cgconvert.verification.checks; ", "cgconvert.quantize; "):
         assert run(f"import cgconvert; {before}print(cgconvert.verify.__name__)") == "verify"
     assert run("from cgconvert import verify; print(callable(verify))") == "True"
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 import cgconvert
-from cgconvert.api.progress import ProgressBar, progress_for
+from cgconvert.api.execution import ProgressBar, progress_for
 from cgconvert.io.progress import SilentProgress
 
 

@@ -23,10 +23,10 @@ from cgconvert.codecs.matmul_nbits import MatMulNBits
 from cgconvert.errors import UsageError
 from cgconvert.formats.gguf.imatrix import encoded
 from cgconvert.io.progress import SilentProgress
-from cgconvert.model.checkpoint import Checkpoint
+from cgconvert.model.decoder import Checkpoint
 from cgconvert.model.device import CPU
 from cgconvert.model.forward import rotary
-from cgconvert.verify.reference import Reference
+from cgconvert.verification.reference import Reference
 from cgconvert.write.execute import execute
 from cgconvert.write.manifest import MANIFEST_NAME, find_manifest
 from tests.support import fake_gpu

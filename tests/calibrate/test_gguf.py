@@ -25,17 +25,15 @@ from cgconvert.errors import InputError, UsageError
 from cgconvert.formats.gguf import writer as gguf
 from cgconvert.formats.gguf.types import data_size
 from cgconvert.io.progress import SilentProgress
-from cgconvert.model.checkpoint import Checkpoint
-from cgconvert.model.decoder import Decoder
+from cgconvert.model.decoder import Checkpoint, Decoder
 from cgconvert.model.forward import norm
 from cgconvert.model.matrix_id import MatrixId
 from cgconvert.model.tensor import InMemoryTensor, SelectedRows
 from cgconvert.texts.text import Text, read_text
-from cgconvert.verify.distribution import Distribution
-from cgconvert.verify.metrics import measure
-from cgconvert.verify.reference import Reference
-from cgconvert.verify.verdict import Verdict
-from cgconvert.verify.verify import verify
+from cgconvert.verification.metrics import Distribution, measure
+from cgconvert.verification.reference import Reference
+from cgconvert.verification.thresholds import Verdict
+from cgconvert.verification.verify import verify
 from cgconvert.write.execute import execute
 from tests.conftest import first_layers
 

@@ -19,8 +19,8 @@ from cgconvert.model.decoder import Decoder
 from cgconvert.model.tensor import InMemoryTensor, SelectedRows
 from cgconvert.model.tensor_names import GGUF
 from cgconvert.testing import synthetic
-from cgconvert.verify.verdict import Verdict
-from cgconvert.verify.weights import check_weights
+from cgconvert.verification.thresholds import Verdict
+from cgconvert.verification.weights import check_weights
 from cgconvert.write.execute import execute
 from cgconvert.write.journal import plan_key
 from cgconvert.write.manifest import find_manifest

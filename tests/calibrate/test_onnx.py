@@ -24,18 +24,16 @@ from cgconvert.formats.onnx.variant import Variant
 from cgconvert.formats.onnx.weights import QKV
 from cgconvert.formats.registry import load
 from cgconvert.io.progress import SilentProgress
-from cgconvert.model.checkpoint import Checkpoint
-from cgconvert.model.decoder import Decoder
+from cgconvert.model.decoder import Checkpoint, Decoder
 from cgconvert.model.matrix_id import MatrixId
 from cgconvert.model.tensor import InMemoryTensor, SelectedRows
 from cgconvert.model.tensor_names import ONNX
 from cgconvert.texts.text import read_text
-from cgconvert.verify.distribution import Distribution
-from cgconvert.verify.metrics import measure
-from cgconvert.verify.quantization_error import searched_error_over_bound
-from cgconvert.verify.reference import Reference
-from cgconvert.verify.verdict import Verdict
-from cgconvert.verify.verify import verify
+from cgconvert.verification.metrics import Distribution, measure
+from cgconvert.verification.quantization_error import searched_error_over_bound
+from cgconvert.verification.reference import Reference
+from cgconvert.verification.thresholds import Verdict
+from cgconvert.verification.verify import verify
 from cgconvert.write.execute import execute
 from tests.conftest import first_layers
 

@@ -11,7 +11,7 @@ from cgconvert import embedded
 from cgconvert.cli import recipe
 from cgconvert.errors import InputError
 from cgconvert.model import family
-from cgconvert.verify.thresholds import known_bounds
+from cgconvert.verification.thresholds import known_bounds
 
 SHIPPED = sorted((Path(__file__).parents[2] / "recipes").glob("*.yaml"))
 

@@ -25,10 +25,10 @@ from cgconvert.formats.gguf import reader
 from cgconvert.formats.gguf.header import read_header
 from cgconvert.formats.gguf.writer import plan
 from cgconvert.formats.read import read
-from cgconvert.model.checkpoint import Checkpoint
+from cgconvert.model.decoder import Checkpoint
 from cgconvert.model.tensor import StoredTensor
-from cgconvert.verify.verdict import Verdict
-from cgconvert.verify.weights import check_weights
+from cgconvert.verification.thresholds import Verdict
+from cgconvert.verification.weights import check_weights
 from cgconvert.write.execute import execute
 
 FC_IN = "blk.*.ffn_up.weight"

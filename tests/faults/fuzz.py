@@ -29,7 +29,7 @@ from cgconvert.calibrate.imatrix import collect
 from cgconvert.cli import recipe
 from cgconvert.errors import CgconvertError, InputError, UsageError
 from cgconvert.formats import jaxformer
-from cgconvert.formats.gguf.admission import admit_gguf
+from cgconvert.formats.gguf.checks import admit_gguf
 from cgconvert.formats.gguf.header import read_header
 from cgconvert.formats.gguf.imatrix import Imatrix, encoded, read_imatrix
 from cgconvert.formats.huggingface import config, reader
@@ -37,7 +37,7 @@ from cgconvert.formats.huggingface import safetensors_reader as safetensors
 from cgconvert.formats.huggingface import torch_reader as torch_zip
 from cgconvert.formats.huggingface.torch_pickle import RefusedError, views
 from cgconvert.formats.onnx import reader as onnx
-from cgconvert.formats.onnx.admission import admit_genai, admit_onnx
+from cgconvert.formats.onnx.checks import admit_genai, admit_onnx
 from cgconvert.io.progress import SilentProgress
 from cgconvert.io.strict_json import read_json
 from cgconvert.model.decoder import Decoder

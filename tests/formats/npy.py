@@ -26,15 +26,13 @@ from cgconvert.formats.comparison import (
 )
 from cgconvert.formats.huggingface.checks import config_differences, tokenizer_differences
 from cgconvert.formats.huggingface.config import codegen_config, from_codegen
-from cgconvert.formats.named_tensors import named_tensors
 from cgconvert.formats.read_options import ReadOptions, read_tokenizer
 from cgconvert.io.strict_json import read_json
 from cgconvert.model import forward
-from cgconvert.model.checkpoint import Checkpoint
-from cgconvert.model.decoder import Decoder
+from cgconvert.model.decoder import Checkpoint, Decoder
 from cgconvert.model.device import CPU, read_float32
 from cgconvert.model.tensor import LazyTensor, StoredTensor
-from cgconvert.model.tensor_names import CODEGEN
+from cgconvert.model.tensor_names import CODEGEN, named_tensors
 from cgconvert.model.tokenizer import Tokenizer
 from cgconvert.options import Option
 from cgconvert.runtimes.runtime import Runtime

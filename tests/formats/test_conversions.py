@@ -18,11 +18,10 @@ from safetensors import safe_open
 
 from cgconvert import embedded
 from cgconvert.formats.read import ReadOptions, read
-from cgconvert.model.checkpoint import Checkpoint
-from cgconvert.model.decoder import Geometry
+from cgconvert.model.decoder import Checkpoint, Geometry
 from cgconvert.runtimes import open_runtime
 from cgconvert.testing import synthetic
-from cgconvert.verify import metrics
+from cgconvert.verification import metrics
 from cgconvert.write.execute import execute
 from cgconvert.write.plan import Plan
 from tests.conftest import cut

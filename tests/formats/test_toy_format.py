@@ -16,8 +16,8 @@ from cgconvert.errors import UsageError
 from cgconvert.formats.read import read
 from cgconvert.formats.registry import FORMATS
 from cgconvert.runtimes import RUNTIMES, open_runtime
-from cgconvert.verify.verdict import Verdict
-from cgconvert.verify.weights import check_weights
+from cgconvert.verification.thresholds import Verdict
+from cgconvert.verification.weights import check_weights
 
 
 @pytest.fixture(autouse=True)

@@ -16,7 +16,7 @@ import torch
 from cgconvert.codecs.encoding import F32
 from cgconvert.formats.read import read
 from cgconvert.io.signals import uninterrupted
-from cgconvert.model.checkpoint import Checkpoint
+from cgconvert.model.decoder import Checkpoint
 from cgconvert.model.tensor import InMemoryTensor
 from cgconvert.write import execute as execution
 from cgconvert.write.execute import execute

@@ -19,7 +19,7 @@ import torch
 
 from cgconvert import embedded
 from cgconvert.formats.read import read
-from cgconvert.model.checkpoint import Checkpoint
+from cgconvert.model.decoder import Checkpoint
 from tests.mutations import MUTATIONS, survey
 from tests.mutations.mutation import MATRICES
 from tests.mutations.peers import Peers

@@ -7,7 +7,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from cgconvert.model.checkpoint import Checkpoint
+from cgconvert.model.decoder import Checkpoint
 from tests.mutations.mutation import GEOMETRY, HF, ONNX, Files, Mutation, in_files
 
 __all__ = ["CONFIGS"]

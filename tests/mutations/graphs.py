@@ -8,7 +8,7 @@ from pathlib import Path
 import onnx
 from onnx import helper
 
-from cgconvert.model.checkpoint import Checkpoint
+from cgconvert.model.decoder import Checkpoint
 from tests.mutations.mutation import GEOMETRY, ONNX, Mutation, in_files
 
 __all__ = ["GRAPHS"]

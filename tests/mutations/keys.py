@@ -11,7 +11,7 @@ from typing import Any
 from gguf import GGUFReader, GGUFValueType, GGUFWriter, ReaderField, TokenType
 from gguf.scripts.gguf_new_metadata import MetadataDetails, copy_with_new_metadata
 
-from cgconvert.model.checkpoint import Checkpoint
+from cgconvert.model.decoder import Checkpoint
 from cgconvert.model.tokenizer import WHITESPACE_RUNS
 from tests.mutations.mutation import GEOMETRY, Mutation, in_files
 

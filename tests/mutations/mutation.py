@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from cgconvert.model.checkpoint import Checkpoint
+from cgconvert.model.decoder import Checkpoint
 from cgconvert.write.hashing import file_sha256
 from cgconvert.write.manifest import find_manifest, manifest_path
 from cgconvert.write.plan import Plan

@@ -13,10 +13,10 @@ from dataclasses import dataclass
 import numpy as np
 
 from cgconvert.errors import CgconvertError
-from cgconvert.model.checkpoint import Checkpoint
+from cgconvert.model.decoder import Checkpoint
 from cgconvert.runtimes import open_runtime
-from cgconvert.verify.prompts import PROMPTS
-from cgconvert.verify.reference import Reference
+from cgconvert.verification.prompts import PROMPTS
+from cgconvert.verification.reference import Reference
 from cgconvert.write.plan import Plan
 
 __all__ = ["METHODS", "Peers"]

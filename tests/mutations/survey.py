@@ -8,10 +8,10 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from cgconvert.errors import CgconvertError
-from cgconvert.model.checkpoint import Checkpoint
-from cgconvert.verify.report.model import Report
-from cgconvert.verify.verdict import Verdict
-from cgconvert.verify.verify import verify
+from cgconvert.model.decoder import Checkpoint
+from cgconvert.verification.report.model import Report
+from cgconvert.verification.thresholds import Verdict
+from cgconvert.verification.verify import verify
 from cgconvert.write.plan import Plan
 from tests.mutations.mutation import Mutation, plant
 

@@ -9,7 +9,7 @@ import torch
 
 from cgconvert.codecs.quantized_tensor import QuantizedTensor
 from cgconvert.formats.registry import load
-from cgconvert.model.checkpoint import Checkpoint
+from cgconvert.model.decoder import Checkpoint
 from cgconvert.model.tensor import LazyTensor, StoredTensor
 from tests.mutations.mutation import MATRICES, VALUES, Files, in_files
 from tests.support.tampering import flip_bit, rescale_block, rewrite_array, stored_arrays, swap_rows

@@ -13,8 +13,13 @@ from typing import Any
 import numpy as np
 import torch
 
-from cgconvert.model.checkpoint import Checkpoint
-from cgconvert.model.decoder import Decoder, Layer, half_split_row_indices, qkv_row_indices
+from cgconvert.model.decoder import (
+    Checkpoint,
+    Decoder,
+    Layer,
+    half_split_row_indices,
+    qkv_row_indices,
+)
 from cgconvert.model.tensor import InMemoryTensor, LazyTensor, Zeros
 from cgconvert.model.tokenizer import WHITESPACE_RUNS, Tokenizer
 from tests.mutations.mutation import GEOMETRY, MATRICES, VALUES, Model, in_model

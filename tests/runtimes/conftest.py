@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from cgconvert.model.checkpoint import Checkpoint
+from cgconvert.model.decoder import Checkpoint
 from tests.support.onnx_models import GEOMETRIES, Model, make
 from tests.support.tampering import checkpoint
 

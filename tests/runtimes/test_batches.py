@@ -16,12 +16,12 @@ import torch
 from cgconvert.errors import UsageError
 from cgconvert.formats.huggingface import writer as huggingface
 from cgconvert.formats.onnx import writer as onnx_format
-from cgconvert.model.checkpoint import Checkpoint
+from cgconvert.model.decoder import Checkpoint
 from cgconvert.runtimes import RUNTIMES, Runtime, open_runtime, runtime_class
 from cgconvert.runtimes.onnxruntime import OnnxRuntime
 from cgconvert.runtimes.runtime import run_left_padded
 from cgconvert.runtimes.transformers import TransformersRuntime
-from cgconvert.verify.metrics import relative_error
+from cgconvert.verification.metrics import relative_error
 from cgconvert.write.execute import execute
 from cgconvert.write.plan import Plan
 from tests.support.tampering import GEOMETRY, checkpoint

@@ -12,14 +12,14 @@ import pytest
 import torch
 from llama_cpp import llama_cpp
 
-from cgconvert.model.checkpoint import Checkpoint
+from cgconvert.model.decoder import Checkpoint
 from cgconvert.model.device import torch_device
 from cgconvert.model.forward import rotary
 from cgconvert.runtimes import open_runtime
 from cgconvert.runtimes.genai import GenaiRuntime
 from cgconvert.runtimes.onnxruntime import OnnxRuntime
-from cgconvert.verify import reference as reference_module
-from cgconvert.verify.reference import Reference
+from cgconvert.verification import reference as reference_module
+from cgconvert.verification.reference import Reference
 from tests.support.cuda_packages import CPU, CUDA, IDS, cuda_is_there, written
 
 

@@ -13,15 +13,15 @@ from llama_cpp import llama_cpp
 
 from cgconvert import runtimes
 from cgconvert.errors import InputError, UsageError
-from cgconvert.model.checkpoint import Checkpoint
+from cgconvert.model.decoder import Checkpoint
 from cgconvert.model.device import torch_device
 from cgconvert.runtimes import RUNTIMES, Runtime, llamacpp, open_runtime, runtime_class
 from cgconvert.runtimes.genai import GenaiRuntime
 from cgconvert.runtimes.llamacpp import LlamaCppRuntime
 from cgconvert.runtimes.onnxruntime import OnnxRuntime
 from cgconvert.runtimes.transformers import TransformersRuntime
-from cgconvert.verify.reference import Reference
-from cgconvert.verify.verify import verify
+from cgconvert.verification.reference import Reference
+from cgconvert.verification.verify import verify
 from tests.support.cuda_packages import CPU, IDS, cuda_is_there, no_gpu, written
 
 NAMES = [(format_, name) for format_, table in RUNTIMES.items() for name in table]

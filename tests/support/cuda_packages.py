@@ -13,7 +13,7 @@ from llama_cpp import llama_cpp
 from cgconvert.formats.gguf import writer as gguf
 from cgconvert.formats.huggingface import writer as huggingface
 from cgconvert.formats.onnx import writer as onnx
-from cgconvert.model.checkpoint import Checkpoint
+from cgconvert.model.decoder import Checkpoint
 from cgconvert.write.execute import execute
 
 IDS = [1, 2, 3, 4, 5]

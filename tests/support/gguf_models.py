@@ -10,8 +10,7 @@ import torch
 
 from cgconvert import embedded
 from cgconvert.formats.gguf.writer import file_name, plan
-from cgconvert.model.checkpoint import Checkpoint
-from cgconvert.model.decoder import Geometry
+from cgconvert.model.decoder import Checkpoint, Geometry
 from cgconvert.model.tensor import InMemoryTensor
 from cgconvert.model.tensor_names import CODEGEN
 from cgconvert.model.tokenizer import Tokenizer

@@ -6,8 +6,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from cgconvert.verify.distribution import TOP, Distribution
-from cgconvert.verify.metrics import LogitComparison, measure
+from cgconvert.verification.metrics import TOP, Distribution, LogitComparison, measure
 
 __all__ = ["compare", "kl_divergence", "max_difference"]
 

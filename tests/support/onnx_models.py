@@ -15,8 +15,7 @@ from cgconvert import embedded
 from cgconvert.formats.onnx.reader import find_graph
 from cgconvert.formats.onnx.writer import plan
 from cgconvert.formats.read import ReadOptions, read
-from cgconvert.model.checkpoint import Checkpoint
-from cgconvert.model.decoder import Decoder, Geometry
+from cgconvert.model.decoder import Checkpoint, Decoder, Geometry
 from cgconvert.model.tensor_names import CODEGEN
 from cgconvert.testing import synthetic
 from cgconvert.write.execute import execute

@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from cgconvert.api.conversions import plan
-from cgconvert.model.checkpoint import Checkpoint
+from cgconvert.model.decoder import Checkpoint
 from cgconvert.write.plan import Plan
 
 __all__ = ["quantize", "to_gguf", "to_hf", "to_onnx"]

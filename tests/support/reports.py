@@ -5,9 +5,9 @@ from __future__ import annotations
 from html.parser import HTMLParser
 from pathlib import Path
 
-from cgconvert.verify.report import write_reports
-from cgconvert.verify.report.model import Report
-from cgconvert.verify.verdict import Check, Verdict, at_most
+from cgconvert.verification.report import write_reports
+from cgconvert.verification.report.model import Report
+from cgconvert.verification.thresholds import Check, Verdict, at_most
 
 HOSTILE = 'out/<script src="https://evil.example/x.js">&\'"]]>\x01\udc80\n<b>.gguf'
 

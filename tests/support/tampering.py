@@ -14,8 +14,7 @@ import torch
 from tokenizers import pre_tokenizers
 
 from cgconvert.codecs.quantized_tensor import QuantizedTensor
-from cgconvert.model.checkpoint import Checkpoint
-from cgconvert.model.decoder import Decoder, Geometry, Layer
+from cgconvert.model.decoder import Checkpoint, Decoder, Geometry, Layer
 from cgconvert.model.tensor import InMemoryTensor, LazyTensor, StoredTensor
 from cgconvert.model.tensor_names import CODEGEN
 from cgconvert.model.tokenizer import END_OF_TEXT, AddedToken, Tokenizer

@@ -17,7 +17,7 @@ import torch
 from cgconvert.codecs.encoding import BF16, F16, F32, Encoding
 from cgconvert.errors import InputError, OutputError, UsageError
 from cgconvert.formats.read import read
-from cgconvert.model.checkpoint import Checkpoint
+from cgconvert.model.decoder import Checkpoint
 from cgconvert.model.tensor import InMemoryTensor, LazyTensor
 from cgconvert.write import execute as execution
 from cgconvert.write import plan as plans

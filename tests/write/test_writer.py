@@ -15,7 +15,7 @@ from cgconvert.codecs.encoding import F16, F32
 from cgconvert.codecs.matmul_nbits import MatMulNBits
 from cgconvert.errors import InputError, OutputError
 from cgconvert.formats.read import read
-from cgconvert.model.checkpoint import Checkpoint
+from cgconvert.model.decoder import Checkpoint
 from cgconvert.model.tensor import InMemoryTensor, LazyTensor
 from cgconvert.write import execute as execution
 from cgconvert.write import plan as plans

@@ -12,8 +12,7 @@ from cgconvert.formats.base import Format, Headers, TensorLine, ThresholdRow, mo
 from cgconvert.formats.comparison import SettingsDifferences, StoredArtefact
 from cgconvert.formats.gguf.types import DEFAULT_TYPE, TYPES
 from cgconvert.formats.read_options import ReadOptions
-from cgconvert.model.checkpoint import Checkpoint
-from cgconvert.model.decoder import Decoder
+from cgconvert.model.decoder import Checkpoint, Decoder
 from cgconvert.model.tokenizer import Tokenizer
 from cgconvert.options import Option
 from cgconvert.sources.resolve import Source
@@ -94,7 +93,7 @@ THRESHOLDS: Mapping[str, ThresholdRow] = {
         "published for Llama-3-8B 7.2e-2 and a perplexity ratio of 1.07)",
     ),
 }  # fmt: skip
-"""The docstring of cgconvert.verify.thresholds describes how the bounds were measured."""
+"""The docstring of cgconvert.verification.thresholds describes how the bounds were measured."""
 
 
 class Gguf(Format):
@@ -158,7 +157,7 @@ class Gguf(Format):
         return most_stored(_lines(path))
 
     def admit(self, path: Path) -> None:
-        from cgconvert.formats.gguf.admission import admit_gguf
+        from cgconvert.formats.gguf.checks import admit_gguf
 
         admit_gguf(path)
 

@@ -18,8 +18,7 @@ from cgconvert.codecs.quantized_tensor import QuantizedTensor
 from cgconvert.errors import InputError
 from cgconvert.formats.gguf.header import GgufHeader, TensorInfo, read_header
 from cgconvert.formats.gguf.writer import ARCHITECTURE, PRE_TOKENIZER
-from cgconvert.model.checkpoint import Checkpoint
-from cgconvert.model.decoder import Decoder, Geometry
+from cgconvert.model.decoder import Checkpoint, Decoder, Geometry
 from cgconvert.model.tensor import LazyTensor, StoredTensor
 from cgconvert.model.tensor_names import GGUF
 from cgconvert.model.tokenizer import AddedToken, Tokenizer

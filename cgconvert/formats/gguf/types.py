@@ -15,9 +15,8 @@ from cgconvert.codecs.encoding import F32, Encoding, FloatEncoding
 from cgconvert.codecs.ggml import ENCODINGS
 from cgconvert.codecs.quantized_tensor import QuantizedTensor
 from cgconvert.formats.gguf.header import padded
-from cgconvert.formats.named_tensors import named_tensors
 from cgconvert.model.decoder import Decoder
-from cgconvert.model.tensor_names import GGUF
+from cgconvert.model.tensor_names import GGUF, named_tensors
 
 __all__ = ["DEFAULT_TYPE", "QUANTIZED_TYPES", "TYPES", "FileType", "data_size"]
 

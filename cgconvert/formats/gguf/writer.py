@@ -26,12 +26,10 @@ from cgconvert.formats.base import OUT
 from cgconvert.formats.gguf.header import ALIGNMENT, HeaderWriter, padded
 from cgconvert.formats.gguf.imatrix import Imatrix
 from cgconvert.formats.gguf.types import DEFAULT_TYPE, TYPES, FileType
-from cgconvert.formats.named_tensors import named_tensors
 from cgconvert.model import family
-from cgconvert.model.checkpoint import Checkpoint
-from cgconvert.model.decoder import Decoder, Geometry
+from cgconvert.model.decoder import Checkpoint, Decoder, Geometry
 from cgconvert.model.tensor import LazyTensor
-from cgconvert.model.tensor_names import GGUF
+from cgconvert.model.tensor_names import GGUF, named_tensors
 from cgconvert.model.tokenizer import Tokenizer
 from cgconvert.write.plan import FilePlan, Plan, TensorPlan, lay_out
 

@@ -10,8 +10,7 @@ from cgconvert.formats.base import OUT, Format, Headers, ThresholdRow, most_stor
 from cgconvert.formats.comparison import SettingsDifferences, StoredArtefact
 from cgconvert.formats.huggingface import reader
 from cgconvert.formats.read_options import ReadOptions, complete
-from cgconvert.model.checkpoint import Checkpoint
-from cgconvert.model.decoder import Decoder
+from cgconvert.model.decoder import Checkpoint, Decoder
 from cgconvert.options import ByteSize, Option, defaults
 from cgconvert.sources.resolve import Source
 from cgconvert.write.plan import Plan
@@ -62,7 +61,7 @@ THRESHOLDS: Mapping[str, ThresholdRow] = {
         "2.1e-4, perplexity 1.0009",
     ),
 }  # fmt: skip
-"""The docstring of cgconvert.verify.thresholds describes how the bounds were measured."""
+"""The docstring of cgconvert.verification.thresholds describes how the bounds were measured."""
 
 
 class HuggingFace(Format):
@@ -113,7 +112,7 @@ class HuggingFace(Format):
         return most_stored(tensor_lines(reader.read_weights(reader.find_weights(path)[1]).values()))
 
     def admit(self, path: Path) -> None:
-        from cgconvert.formats.huggingface.admission import admit_huggingface
+        from cgconvert.formats.huggingface.checks import admit_huggingface
 
         admit_huggingface(path)
 

@@ -12,8 +12,7 @@ from cgconvert.formats.huggingface import safetensors_reader as safetensors
 from cgconvert.formats.huggingface import torch_reader as torch_zip
 from cgconvert.formats.read_options import ReadOptions, read_tokenizer
 from cgconvert.io.strict_json import read_json
-from cgconvert.model.checkpoint import Checkpoint
-from cgconvert.model.decoder import Decoder
+from cgconvert.model.decoder import Checkpoint, Decoder
 from cgconvert.model.tensor import LazyTensor, StoredTensor
 from cgconvert.model.tensor_names import CODEGEN, PHI
 from cgconvert.sources.resolve import Source

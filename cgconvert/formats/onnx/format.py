@@ -14,8 +14,7 @@ from cgconvert.formats.huggingface.config import from_codegen
 from cgconvert.formats.onnx.variant import ACCURACY_LEVELS, CLIENTS, TARGETS
 from cgconvert.formats.read_options import ReadOptions
 from cgconvert.io.strict_json import read_json
-from cgconvert.model.checkpoint import Checkpoint
-from cgconvert.model.decoder import Decoder
+from cgconvert.model.decoder import Checkpoint, Decoder
 from cgconvert.model.tokenizer import Tokenizer
 from cgconvert.options import Option
 from cgconvert.sources.resolve import Source
@@ -103,7 +102,7 @@ THRESHOLDS: Mapping[str, ThresholdRow] = {
         "activations as int8; lost NMSE 4.4e-2, KL 2e-2 (embedded model 1.1e-3); KL as Q4_0",
     ),
 }  # fmt: skip
-"""The docstring of cgconvert.verify.thresholds describes how the bounds were measured."""
+"""The docstring of cgconvert.verification.thresholds describes how the bounds were measured."""
 
 
 class Onnx(Format):
@@ -169,7 +168,7 @@ class Onnx(Format):
         return reader.stored_type(reader.find_graph(path))
 
     def admit(self, path: Path) -> None:
-        from cgconvert.formats.onnx.admission import admit_onnx
+        from cgconvert.formats.onnx.checks import admit_onnx
         from cgconvert.formats.onnx.reader import find_graph
 
         admit_onnx(find_graph(path))

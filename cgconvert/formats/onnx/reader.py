@@ -24,8 +24,7 @@ from cgconvert.formats.base import most_stored, tensor_lines
 from cgconvert.formats.huggingface import config as configs
 from cgconvert.formats.onnx.weights import COS, QKV, ROTARY_BASE, ROTARY_ORDER
 from cgconvert.io.strict_json import read_json
-from cgconvert.model.checkpoint import Checkpoint
-from cgconvert.model.decoder import Decoder, Geometry
+from cgconvert.model.decoder import Checkpoint, Decoder, Geometry
 from cgconvert.model.tensor import LazyTensor, StoredTensor
 from cgconvert.model.tensor_names import ONNX
 from cgconvert.model.tokenizer import Tokenizer

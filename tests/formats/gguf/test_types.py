@@ -20,8 +20,7 @@ from cgconvert.formats.gguf.header import read_header
 from cgconvert.formats.gguf.types import TYPES, data_size
 from cgconvert.formats.gguf.writer import header_size, plan
 from cgconvert.formats.read import read as read_source
-from cgconvert.model.checkpoint import Checkpoint
-from cgconvert.model.decoder import Geometry
+from cgconvert.model.decoder import Checkpoint, Geometry
 from cgconvert.model.tensor import InMemoryTensor
 from cgconvert.model.tensor_names import CODEGEN
 from cgconvert.runtimes.llamacpp import LlamaCppRuntime

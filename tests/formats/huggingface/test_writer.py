@@ -23,8 +23,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer, CodeGenConfig, Cod
 
 from cgconvert.errors import InputError, MissingRuntimeError, UsageError
 from cgconvert.formats.huggingface import writer as huggingface
-from cgconvert.model.checkpoint import Checkpoint
-from cgconvert.model.decoder import Geometry, packed_qkv_row_indices, qkv_row_indices
+from cgconvert.model.decoder import Checkpoint, Geometry, packed_qkv_row_indices, qkv_row_indices
 from cgconvert.model.tensor import InMemoryTensor
 from cgconvert.model.tensor_names import CODEGEN, PHI
 from cgconvert.model.tokenizer import END_OF_TEXT, AddedToken, Tokenizer

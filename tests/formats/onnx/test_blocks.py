@@ -23,8 +23,7 @@ from cgconvert.formats.onnx.weights import QKV
 from cgconvert.formats.onnx.writer import plan
 from cgconvert.formats.read import read
 from cgconvert.model import family
-from cgconvert.model.checkpoint import Checkpoint
-from cgconvert.model.decoder import Decoder, Geometry
+from cgconvert.model.decoder import Checkpoint, Decoder, Geometry
 from cgconvert.model.tensor import Zeros
 from cgconvert.model.tensor_names import CODEGEN, GGUF, ONNX
 from cgconvert.runtimes.onnxruntime import OnnxRuntime

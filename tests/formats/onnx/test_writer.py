@@ -24,8 +24,7 @@ from cgconvert.formats.onnx import reader
 from cgconvert.formats.onnx.variant import Variant
 from cgconvert.formats.onnx.weights import QKV, weights
 from cgconvert.formats.onnx.writer import plan
-from cgconvert.model.checkpoint import Checkpoint
-from cgconvert.model.decoder import Decoder, Geometry
+from cgconvert.model.decoder import Checkpoint, Decoder, Geometry
 from cgconvert.model.tensor import InMemoryTensor, LazyTensor
 from cgconvert.model.tensor_names import CODEGEN, ONNX
 from cgconvert.runtimes.genai import GenaiRuntime

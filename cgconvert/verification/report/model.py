@@ -1,0 +1,160 @@
+"""The result of a verification, its JSON object, and how all reports word a number and a bound.
+
+JUnit and HTML are drawn from the JSON object alone, so that they cannot say anything else. It is,
+in schema 1 (a key is never renamed or given another meaning without a new number; new keys may
+come):
+
+    schema      1
+    tool        {name, version}
+    verdict     pass, warning or fail: the worst of all
+    artefacts   one object for each artefact:
+      artefact    {path, format, type, files: {relative path: sha256}}
+      source      {name, layout, sha256} of the checkpoint it is compared with
+      reference   {weights, compute, device}: torch's names of the types the source's numbers had
+                  (float16: after rounding, if they were wider) and were computed in
+      runtime     {name, version, device}
+      prompts     {sha256, sequences, tokens, lengths, texts}: sha256 of the prompts' texts; the
+                  number of sequences and of tokens whose logits were compared, and each
+                  sequence's length. The user's texts come after the prompts: texts is [{name,
+                  sha256, sequences, tokens}], sha256 of the file's bytes ("stdlib": of all its
+                  files)
+      texts       {sha256, count} of the texts the tokenizers were compared on
+      checks      [{name, value, threshold, comparison, verdict, detail}]: value is null if there
+                  was nothing to measure or it is not finite, threshold null if none is demanded;
+                  comparison is "<=" or ">="; verdict is pass, info, warning or fail
+      series      {name: [value or null]} of three significant digits: "logits.kl" is KL(reference
+                  || artefact) in nats at every position, prompts one after the other; null if it
+                  is not finite; no such key if the logits could not be compared
+      tensors     [{name, type, size, nonfinite, differing, relative_rms, worst}] in the artefact's
+                  order, those that are there in their shape: type as stored; nonfinite and
+                  differing count values (see weights.finite, weights.equal); relative_rms is
+                  ||stored - source|| / ||source||; worst is the largest error of a quantized or
+                  adjusted tensor as a multiple of its bound (see weights.error,
+                  weights.adjusted), null for other tensors; a number that is not finite is null
+      verdict     pass, warning or fail
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import re
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import asdict, dataclass, field
+from typing import Any
+
+from cgconvert.verification.thresholds import Check, Verdict, worst_verdict
+from cgconvert.verification.weights import TensorError
+from cgconvert.version import __version__
+
+__all__ = [
+    "SCHEMA", "SUMMARY", "Report", "as_json", "as_json_object", "bound", "number", "printable",
+    "rounded", "run_description",
+]  # fmt: skip
+
+SCHEMA = 1
+
+SUMMARY: Mapping[str, str] = {
+    "logits.kl_mean": "mean KL",
+    "runtime.relative_error": "rel. error",
+    "logits.top1": "top-1",
+    "generation": "other tokens",
+}
+"""The checks whose values stand for an artefact in a summary, and the heads of their columns."""
+
+# All characters that XML 1.0 forbids (section 2.2, Char): the name of a file may hold any.
+_NOT_XML = re.compile("[^\t\n\r\x20-\ud7ff\ue000-\ufffd\U00010000-\U0010ffff]")
+
+
+@dataclass(frozen=True)
+class Report:
+    """One artefact's verification; the module's docstring says what each mapping holds."""
+
+    artefact: Mapping[str, Any]
+    source: Mapping[str, Any]
+    reference: Mapping[str, str]
+    runtime: Mapping[str, str]
+    prompts: Mapping[str, Any]
+    texts: Mapping[str, Any]
+    checks: tuple[Check, ...]
+    series: Mapping[str, Sequence[float | None]] = field(default_factory=dict)
+    tensors: tuple[TensorError, ...] = ()
+
+    @property
+    def verdict(self) -> Verdict:
+        """The worst verdict of all checks; INFO counts as PASS."""
+        return worst_verdict(self.checks)
+
+    @property
+    def passed(self) -> bool:
+        """Whether no check failed; a warning is not a failure."""
+        return self.verdict != Verdict.FAIL
+
+    def as_dict(self) -> dict[str, Any]:
+        """This artefact's entry of `artefacts` in the JSON object."""
+        return {
+            **{k: v for k, v in asdict(self).items() if k not in ("checks", "series", "tensors")},
+            "checks": [check.as_dict() for check in self.checks],
+            "series": {name: list(values) for name, values in self.series.items()},
+            "tensors": [_tensor_entry(tensor) for tensor in self.tensors],
+            "verdict": self.verdict,
+        }
+
+
+def as_json_object(reports: Sequence[Report]) -> dict[str, Any]:
+    """The reports as one JSON object (see above), from which JSON, JUnit and HTML are written."""
+    return {
+        "schema": SCHEMA,
+        "tool": {"name": "cgconvert", "version": __version__},
+        "verdict": worst_verdict(check for report in reports for check in report.checks),
+        "artefacts": [report.as_dict() for report in reports],
+    }
+
+
+def as_json(reports: Sequence[Report]) -> str:
+    """The JSON object as text. The same reports give the same text."""
+    return json.dumps(as_json_object(reports), indent=2, ensure_ascii=False, allow_nan=False) + "\n"
+
+
+def number(value: float | None) -> str:
+    """Write a number with four significant digits, a whole number with six; "-" for None."""
+    if value is None:
+        return "-"
+    return f"{value:g}" if float(value).is_integer() else f"{value:.4g}"
+
+
+def bound(comparison: str, threshold: float | None) -> str:
+    """Write a bound, for example "<= 0.003"; empty if the value is only reported."""
+    return "" if threshold is None else f"{comparison} {number(threshold)}"
+
+
+def run_description(artefact: Mapping[str, Any]) -> str:
+    """Say what ran in which runtime, for example "gguf Q8_0 in llama.cpp 0.3.36 on cpu".
+
+    `artefact` is an entry of `artefacts` in the JSON object.
+    """
+    files, runtime = artefact["artefact"], artefact["runtime"]
+    return (
+        f"{files['format']} {files['type']} in {runtime['name']} {runtime['version']} "
+        f"on {runtime['device']}"
+    )
+
+
+def printable(text: str) -> str:
+    """Replace the characters that no XML document may hold by Python's escapes."""
+    return _NOT_XML.sub(lambda match: ascii(match[0])[1:-1], text)
+
+
+def rounded(values: Iterable[float]) -> list[float | None]:
+    """Round a series for the report to three significant digits; NaN and infinity become None."""
+    return [float(f"{v:.3g}") if math.isfinite(v) else None for v in map(float, values)]
+
+
+def _tensor_entry(error: TensorError) -> dict[str, Any]:
+    """An entry of `tensors`; None for NaN and infinity, which JSON does not have."""
+    entry = asdict(error)
+    entry["worst"] = entry.pop("error_over_bound")
+    return {
+        key: None if isinstance(value, float) and not math.isfinite(value) else value
+        for key, value in entry.items()
+    }
