@@ -85,7 +85,7 @@ class Option:
 
     @property
     def annotation(self) -> Any:
-        """The annotation of the API's parameter of this name."""
+        """The annotation that the API's parameter of this name has to have; a test compares."""
         accepted: Any = {ByteSize: int | str, Path: str | Path}.get(self.type, self.type)
         if self.repeatable and not self.is_mapping:
             return Sequence[accepted]

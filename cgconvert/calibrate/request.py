@@ -95,8 +95,8 @@ def quantize_onnx(
 ) -> LazyPlan:
     """Plan an ONNX folder of 4 or 8 bits.
 
-    8 bits are always rounded from the weights. 4 bits are calibrated on a text unless `effort` is
-    FAST or `calibration` is NO_TEXT.
+    8 bits are always rounded from the weights, without a text; `effort` then has no effect. 4 bits
+    are calibrated on a text unless `effort` is FAST or `calibration` is NO_TEXT.
 
     Args:
         checkpoint: The model.
@@ -109,7 +109,8 @@ def quantize_onnx(
         device: "cpu", "cuda" or "auto".
 
     Raises:
-        UsageError: The arguments cannot be used together.
+        UsageError: `effort` is unknown; a text is named and none would be used; `effort` is "max"
+            and `calibration` is NO_TEXT (4 bits); or `device` is "cuda" without a text.
         InputError: The text cannot be read.
     """
     text = _calibration_text(UNCALIBRATED_TYPE if bits == 8 else None, effort, calibration)

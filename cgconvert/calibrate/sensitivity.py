@@ -99,9 +99,11 @@ class MatrixSample:
         return self.inputs.dtype == torch.int64
 
     def loss(self, candidate: torch.Tensor) -> float:
-        """Estimate the mean KL divergence, in nats per token, that a change of the rows causes.
+        """Estimate the KL divergence, in nats per token, if `candidate` replaced the sampled rows.
 
-        `candidate` [rows, columns] replaces `weight`, and all else in the model stays.
+        It is half the sum over windows of (sum over positions of g . d)^2, divided by the number of
+        tokens (see the module's text). `candidate` is [rows, columns] like `weight`; all else in
+        the model stays.
         """
         error = candidate - self.weight
         if self.is_embedding:

@@ -40,16 +40,16 @@ class Commands(click.Group):
     """Imports the code of commands only when one is looked up, because it brings torch."""
 
     def list_commands(self, ctx: click.Context) -> list[str]:
-        conversions = _imported("cgconvert.api.conversions").conversions()
+        conversions = _import_without_gc("cgconvert.api.conversions").conversions()
         return [*conversions, *OTHER_COMMANDS]
 
     def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
         command: click.Command
         if cmd_name in OTHER_COMMANDS:
-            command = _imported(f"cgconvert.cli.{cmd_name}").command
+            command = _import_without_gc(f"cgconvert.cli.{cmd_name}").command
             return command
-        make = _imported("cgconvert.cli.conversions").conversion_command
-        conversion = _imported("cgconvert.api.conversions").conversions().get(cmd_name)
+        make = _import_without_gc("cgconvert.cli.conversions").conversion_command
+        conversion = _import_without_gc("cgconvert.api.conversions").conversions().get(cmd_name)
         if conversion is None:
             return None
         command = make(conversion)
@@ -84,7 +84,7 @@ def main(arguments: Sequence[str] | None = None) -> NoReturn:
     sys.exit(code)
 
 
-def _imported(name: str) -> ModuleType:
+def _import_without_gc(name: str) -> ModuleType:
     """Import a module that brings torch, with garbage collection switched off.
 
     Nothing of it is garbage before the process ends. Looking for garbage while it loads, and once

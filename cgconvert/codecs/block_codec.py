@@ -57,14 +57,14 @@ class BlockCodec(BlockLayout):
 
     @property
     def rounding(self) -> Rounding | None:
-        """The rule that is used without an importance; None if parameters are always searched."""
+        """The rule for parameters if no importance is given; None if they are always searched."""
         return None
 
     @property
     def search(self) -> Search | None:
-        """The search that is used if there is an importance or no rule.
+        """The search for parameters, if an importance is given or the codec has no rounding rule.
 
-        None if a search would be no better than the rule.
+        None if it would be no better than the rule; an importance is then ignored.
         """
         return None
 

@@ -20,7 +20,7 @@ from cgconvert.verification.thresholds import Check, Verdict, at_least, at_most
 __all__ = ["LogitComparisons", "run_checks"]
 
 Thresholds = Mapping[str, float | None]
-"""Bounds by name of check; None only reports the value."""
+"""Bounds by name of check; a check whose bound is None is reported and cannot fail."""
 
 GRAPH_BOUNDS: Mapping[str, float] = {"float32": 1e-10, "float16": 5e-6}
 """Bounds of runtime.graph by the type of the activations; float16's is that of an unquantized
@@ -303,7 +303,10 @@ def _first_difference(left: Sequence[object], right: Sequence[object]) -> int:
 
 
 def _worst_position(evidence: Evidence, comparison: LogitComparison) -> str:
-    """The largest KL divergence and its position, for a detail; NaN counts as the largest."""
+    """Describe the largest KL divergence and where it is, as "worst 0.1 at token 3 of prompt 2".
+
+    NaN counts as the largest.
+    """
     index = int(np.argmax(_nan_as_infinity(comparison.kl)))
     token = _token_name(evidence.observation.sequences, index)
     return f"worst {comparison.kl[index]:.3g} at {token}"

@@ -204,9 +204,10 @@ class Distribution:
             ids of equal logits are in ascending order.
         logits: float32 [N, k], the logits of `ids`.
         rest: float64 [N], the log-sum-exp of the tokenizer's other logits; -inf if there are none.
-        next_ids: int32 [N], the id that follows in the text, -1 if none does.
+        next_ids: int32 [N], the id that follows in the text; -1 if none does, or one that the
+            tokenizer does not have.
         next_logits: float32 [N], the logit of that id, NaN if there is none.
-        padding_logits: float32 [N], the largest logit of the padded rows, those from
+        padding_logits: float32 [N], the largest logit of the padding rows, those from
             `tokenizer_size` on; -inf if there are none.
         tokenizer_size: The number of ids that the tokenizer has.
         vocab_size: The number of logits at each position, padded rows included.

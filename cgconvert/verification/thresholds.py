@@ -48,95 +48,6 @@ __all__ = [
     "worst_verdict",
 ]
 
-MINIMUMS = ("logits.top1", "logits.top1_sure", "logits.top5")
-"""The checks whose value must reach the bound; in all others it must not exceed the bound."""
-
-NO_BOUND = "none"
-"""What a user writes instead of a bound so that the value is only reported."""
-
-CUDA = ThresholdRow(
-    (1e-2, 1e-5, 1e-5, 1e-5), (1e-2, 1e-2), 1e-5, 1e-5, 1e-4, 1.0, 1.001,
-    "float16 arithmetic, which runtimes use on CUDA, done on a CPU against float32: relative "
-    "1.5e-3, NMSE 1.1e-6, KL 2.5e-7 on sharp random models of 2 layers; wider for deeper ones; not "
-    "yet measured on a GPU",
-)  # fmt: skip
-"""The bounds on CUDA, wherever they are wider than those of the stored type."""
-
-
-def known_bounds() -> dict[str, set[str]]:
-    """The checks whose bounds can be set, by format and stored type as in "gguf Q8_0"."""
-    return {" ".join(key): set(row.bounds()) for key, row in _table().items()}
-
-
-def thresholds_for(
-    format: str,  # noqa: A002 - what a plan and a manifest call it
-    type: str,  # noqa: A002
-    device: str = "cpu",
-    overrides: Mapping[str, float | None] | None = None,
-) -> dict[str, float | None]:
-    """Look up the bounds of an artefact, by name of check; None only reports the value.
-
-    Args:
-        format: The artefact's format.
-        type: What most of its bytes are stored as.
-        device: On "cuda" no bound is tighter than the error of the float16 arithmetic there.
-        overrides: Bounds that replace those of the table.
-
-    Raises:
-        InputError: The type has no bounds, no check of a name in `overrides` has a bound, or a
-            value there is not a number.
-    """
-    table = _table()
-    row = table.get((format, type))
-    if row is None:
-        known = ", ".join(" ".join(key) for key in table)
-        raise InputError(f"no thresholds for {format} {type}; there are: {known}")
-    bounds = row.bounds()
-    if device == "cuda":
-        for name, cuda_bound in CUDA.bounds().items():
-            bound = bounds[name]
-            if bound is not None and cuda_bound is not None:
-                wider = min if name in MINIMUMS else max
-                bounds[name] = wider(bound, cuda_bound)
-    for name, value in (overrides or {}).items():
-        if name not in bounds:
-            raise InputError(f"threshold {name!r}: no such bound; there are {', '.join(bounds)}")
-        if value is not None and (isinstance(value, bool) or not isinstance(value, int | float)):
-            raise InputError(f"threshold {name}: {value!r} is not a number")
-        bounds[name] = value
-    return bounds
-
-
-def parse_bound(check: str, value: object, known: Collection[str]) -> float | None:
-    """Read the bound that a user gives for a check.
-
-    Args:
-        check: The name of the check.
-        value: A finite number, or None or NO_BOUND so that the value is only reported.
-        known: The names of the checks whose bounds can be set.
-
-    Raises:
-        ValueError: The check is not in `known`, or the value is not a number.
-    """
-    if check not in known:
-        raise ValueError(f"no check {check!r} has a bound to set; there are {', '.join(known)}")
-    if value is None or value == NO_BOUND:
-        return None
-    try:
-        if isinstance(value, str | int | float) and not isinstance(value, bool):
-            bound = float(value)
-            if math.isfinite(bound):
-                return bound
-    except (ValueError, OverflowError):
-        pass
-    raise ValueError(f"{check}: {value!r} is not a number, nor {NO_BOUND} to only report it")
-
-
-def _table() -> dict[tuple[str, str], ThresholdRow]:
-    """The rows of all formats, by (format, stored type)."""
-    return {(f.name, kind): row for f in formats() for kind, row in f.thresholds.items()}
-
-
 MAX_NAMED = 3
 """How many differences a check's detail names."""
 
@@ -213,3 +124,92 @@ def _judge(
         passes = value <= threshold if comparison == "<=" else value >= threshold
         verdict = Verdict.PASS if passes else Verdict.FAIL
     return Check(name, value, threshold, comparison, verdict, detail)
+
+
+MINIMUMS = ("logits.top1", "logits.top1_sure", "logits.top5")
+"""The checks whose value must reach the bound; in all others it must not exceed the bound."""
+
+NO_BOUND = "none"
+"""What a user writes instead of a bound so that the value is only reported."""
+
+CUDA = ThresholdRow(
+    (1e-2, 1e-5, 1e-5, 1e-5), (1e-2, 1e-2), 1e-5, 1e-5, 1e-4, 1.0, 1.001,
+    "float16 arithmetic, which runtimes use on CUDA, done on a CPU against float32: relative "
+    "1.5e-3, NMSE 1.1e-6, KL 2.5e-7 on sharp random models of 2 layers; wider for deeper ones; not "
+    "yet measured on a GPU",
+)  # fmt: skip
+"""The bounds on CUDA, wherever they are wider than those of the stored type."""
+
+
+def known_bounds() -> dict[str, set[str]]:
+    """The checks whose bounds can be set, by format and stored type as in "gguf Q8_0"."""
+    return {" ".join(key): set(row.bounds()) for key, row in _table().items()}
+
+
+def thresholds_for(
+    format: str,  # noqa: A002 - what a plan and a manifest call it
+    type: str,  # noqa: A002
+    device: str = "cpu",
+    overrides: Mapping[str, float | None] | None = None,
+) -> dict[str, float | None]:
+    """Look up the bounds of an artefact, by name of check; None: the value is only reported.
+
+    Args:
+        format: The artefact's format.
+        type: What most of its bytes are stored as.
+        device: On "cuda" no bound is tighter than the error of the float16 arithmetic there.
+        overrides: Bounds that replace those of the table.
+
+    Raises:
+        InputError: The type has no bounds, no check of a name in `overrides` has a bound, or a
+            value there is not a number.
+    """
+    table = _table()
+    row = table.get((format, type))
+    if row is None:
+        known = ", ".join(" ".join(key) for key in table)
+        raise InputError(f"no thresholds for {format} {type}; there are: {known}")
+    bounds = row.bounds()
+    if device == "cuda":
+        for name, cuda_bound in CUDA.bounds().items():
+            bound = bounds[name]
+            if bound is not None and cuda_bound is not None:
+                wider = min if name in MINIMUMS else max
+                bounds[name] = wider(bound, cuda_bound)
+    for name, value in (overrides or {}).items():
+        if name not in bounds:
+            raise InputError(f"threshold {name!r}: no such bound; there are {', '.join(bounds)}")
+        if value is not None and (isinstance(value, bool) or not isinstance(value, int | float)):
+            raise InputError(f"threshold {name}: {value!r} is not a number")
+        bounds[name] = value
+    return bounds
+
+
+def parse_bound(check: str, value: object, known: Collection[str]) -> float | None:
+    """Read the bound that a user gives for a check.
+
+    Args:
+        check: The name of the check.
+        value: A finite number, or None or NO_BOUND so that the value is only reported.
+        known: The names of the checks whose bounds can be set.
+
+    Raises:
+        ValueError: The check is not in `known`, or the value is not a number.
+    """
+    if check not in known:
+        raise ValueError(f"no check {check!r} has a bound to set; there are {', '.join(known)}")
+    if value is None or value == NO_BOUND:
+        return None
+    try:
+        if isinstance(value, str | int | float) and not isinstance(value, bool):
+            bound = float(value)
+            if math.isfinite(bound):
+                return bound
+    except (ValueError, OverflowError):
+        pass
+    raise ValueError(f"{check}: {value!r} is not a number, nor {NO_BOUND} to only report it")
+
+
+def _table() -> dict[tuple[str, str], ThresholdRow]:
+    """The rows of all formats, by (format, stored type)."""
+    return {(f.name, kind): row for f in formats() for kind, row in f.thresholds.items()}

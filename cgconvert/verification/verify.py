@@ -69,8 +69,8 @@ def verify(
         type: What most of its bytes are stored as.
         source: The checkpoint.
         device: "cpu", "cuda" or "auto", for the runtime and for the references.
-        thresholds: Bounds that replace those of the type, by name of check; None only reports the
-            value.
+        thresholds: Bounds that replace those of the type, by name of check; a check with the
+            bound None is reported and cannot fail.
         new_tokens: How many greedy tokens are generated after each opening.
         texts: Texts on which logits are compared, beside the built-in prompts.
         text_tokens: How many tokens of each text are used.
@@ -209,8 +209,9 @@ class _ArtefactUnderTest:
     ) -> _Run:
         """Open the artefact in its runtime, observe what it does, and close it.
 
-        An artefact whose files failed may not run: then an error is a failed check. All other
-        errors are raised, and so is that of a runtime or device that is not there.
+        If the checks of its files failed, the artefact may be unable to run, so an error of the
+        runtime becomes a failed check. Otherwise it is raised; the error for a runtime or device
+        that is not there always is.
         """
         runtime = {"name": self.runtime, "version": NOT_OPENED, "device": self.device}
         try:

@@ -73,7 +73,7 @@ class InputStatistics:
 class Imatrix:
     """Input statistics by the matrix's name in GGUF.
 
-    They were collected on `chunks` pieces of text of `chunk_size` tokens; `datasets` names the
+    They were collected on `chunks` pieces of text of `chunk_size` tokens (0: not recorded); `datasets` names the
     texts. `file` is the name of the file without its folder. `sha256` is the hash of its bytes, or
     of the bytes that `encoded` gives if the statistics were just collected.
     """
@@ -310,7 +310,7 @@ class _LegacyParser:
                 raise self.fault(f"{name} is there twice")
             inputs[name] = entry
         chunks, datasets = self.trailer()
-        return Imatrix(inputs, datasets, chunks, 0)
+        return Imatrix(inputs, datasets, chunks, chunk_size=0)  # the format does not record it
 
     def entries(self, count: int) -> Iterator[tuple[str, InputStatistics]]:
         """Parse `count` entries; yields the name and statistics of each matrix."""

@@ -48,7 +48,7 @@ def tensors(path: Path) -> dict[str, StoredTensor]:
 
 
 def _member_bytes(path: Path, member: Member) -> bytes:
-    """Read an archive member. Raises InputError if it is too large or its CRC differs."""
+    """Read the pickle or another small member. Raises InputError if it is too large or damaged."""
     if member.size > pickled.MAX_BYTES:
         raise InputError(f"{path}: its data.pkl is too large to be a state dict")
     with path.open("rb") as file:
