@@ -73,9 +73,9 @@ class InputStatistics:
 class Imatrix:
     """Input statistics by the matrix's name in GGUF.
 
-    They were collected on `chunks` pieces of text of `chunk_size` tokens (0: not recorded); `datasets` names the
-    texts. `file` is the name of the file without its folder. `sha256` is the hash of its bytes, or
-    of the bytes that `encoded` gives if the statistics were just collected.
+    They were collected on `chunks` pieces of text of `chunk_size` tokens (0: not recorded).
+    `datasets` names the texts. `file` is the name of the file without its folder. `sha256` is the
+    hash of its bytes, or of the bytes that `encoded` gives if the statistics were just collected.
     """
 
     inputs: Mapping[str, InputStatistics]
