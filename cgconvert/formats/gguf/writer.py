@@ -45,7 +45,8 @@ __all__ = [
     "plan",
 ]
 
-Tensor = tuple[str, LazyTensor, Encoding]
+EncodedTensor = tuple[str, LazyTensor, Encoding]
+"""The name of a tensor in the file, its numbers, and how they are stored."""
 
 ARCHITECTURE = "phi2"
 PRE_TOKENIZER = "gpt-2"
@@ -99,14 +100,14 @@ def plan(
     if type not in TYPES:
         raise UsageError(f"type {type!r} is not one of {', '.join(TYPES)}")
     _check_merges(checkpoint)
-    tensors = _fix(list(_tensors(checkpoint.decoder, TYPES[type])), fixed)
+    tensors = _apply_patterns(list(_tensors(checkpoint.decoder, TYPES[type])), fixed)
     tensors = [(name, tensor, _weighted(name, e, importance)) for name, tensor, e in tensors]
     # Offsets in the header count from the end of the header, so its length does not matter yet.
-    placed = lay_out(tensors, align=ALIGNMENT)
-    header = _header(checkpoint, type, placed, adjusted, importance)
+    tensors_from_zero = lay_out(tensors, align=ALIGNMENT)
+    header = _header(checkpoint, type, tensors_from_zero, adjusted, importance)
     tensor_plans = lay_out(tensors, start=padded(len(header)), align=ALIGNMENT)
-    end = tensor_plans[-1].arrays[-1].offset + tensor_plans[-1].arrays[-1].nbytes
-    file = FilePlan(output.name, header, tensor_plans, padded(end))
+    data_end = tensor_plans[-1].arrays[-1].offset + tensor_plans[-1].arrays[-1].nbytes
+    file = FilePlan(output.name, header, tensor_plans, padded(data_end))
     options: dict[str, Any] = {"type": type}
     if fixed:
         options["tensor_type"] = dict(fixed)
@@ -128,6 +129,7 @@ def header_size(checkpoint: Checkpoint, adjusted: Sequence[str] = ()) -> int:
 
 
 def _check_merges(checkpoint: Checkpoint) -> None:
+    """Raise InputError if the tokenizer has no merges, because llama.cpp loads no such file."""
     if not checkpoint.tokenizer.merges:
         raise InputError(
             f"{checkpoint.path}: its tokenizer has no merges, and llama.cpp loads no GGUF without; "
@@ -135,7 +137,7 @@ def _check_merges(checkpoint: Checkpoint) -> None:
         )
 
 
-def _tensors(decoder: Decoder, kind: FileType) -> Iterator[Tensor]:
+def _tensors(decoder: Decoder, kind: FileType) -> Iterator[EncodedTensor]:
     """Every tensor by name with its encoding, in the order the model uses them."""
     layers = decoder.geometry.n_layer
     for name, part, layer, tensor in named_tensors(decoder, GGUF, bias_dtype=F32.dtype):
@@ -147,7 +149,9 @@ def _tensors(decoder: Decoder, kind: FileType) -> Iterator[Tensor]:
             yield name, tensor, F32
 
 
-def _fix(tensors: list[Tensor], fixed: Sequence[tuple[str, str]]) -> list[Tensor]:
+def _apply_patterns(
+    tensors: list[EncodedTensor], fixed: Sequence[tuple[str, str]]
+) -> list[EncodedTensor]:
     """Give matrices whose names fit a pattern its type; the first pattern that fits decides."""
     changed = list(tensors)
     for pattern, type_ in reversed(fixed):
@@ -183,6 +187,7 @@ def _header(
     adjusted: Sequence[str],
     importance: Imatrix | None,
 ) -> bytes:
+    """The metadata and the list of tensors, as the bytes at the start of the file."""
     writer = HeaderWriter(ARCHITECTURE)
     _describe(writer, checkpoint)
     writer.add_file_type(TYPES[type].number)
@@ -211,6 +216,7 @@ def _header(
 
 
 def _describe(writer: HeaderWriter, checkpoint: Checkpoint) -> None:
+    """Add the general.* entries: name, size, tags, licence."""
     name, parameters = checkpoint.name, checkpoint.geometry.parameters
     _, _, base, finetune, version, size = gguf.Metadata.get_model_id_components(name, parameters)
     writer.add_type(gguf.GGUFType.MODEL)
@@ -221,12 +227,13 @@ def _describe(writer: HeaderWriter, checkpoint: Checkpoint) -> None:
     writer.add_size_label(size or gguf.size_label(parameters, parameters, 0, 0))
     writer.add_tags(["text-generation", "code", "codegen"])
     writer.add_license("bsd-3-clause")
-    if family.is_published_checkpoint(name):  # of a fine-tune nothing of this is known
+    if family.is_published_checkpoint(name):  # who made a fine-tune is not known
         writer.add_organization(family.ORGANISATION)
         writer.add_languages(["en"])
 
 
 def _add_geometry(writer: HeaderWriter, geometry: Geometry) -> None:
+    """Add the phi2.* entries, from which llama.cpp builds the model."""
     writer.add_context_length(geometry.n_positions)
     writer.add_embedding_length(geometry.n_embd)
     writer.add_feed_forward_length(geometry.n_inner)
@@ -239,7 +246,7 @@ def _add_geometry(writer: HeaderWriter, geometry: Geometry) -> None:
 
 
 def _add_tokenizer(writer: HeaderWriter, tokenizer: Tokenizer, rows: int) -> None:
-    """One entry for each row of the embedding; rows that no token has are named and unused."""
+    """Add one token for each row of the embedding; rows without a token get an unused name."""
     tokens = [f"[PAD{index}]" for index in range(rows)]
     kinds = gguf.TokenType
     types = [int(kinds.UNUSED)] * rows
@@ -254,12 +261,12 @@ def _add_tokenizer(writer: HeaderWriter, tokenizer: Tokenizer, rows: int) -> Non
     writer.add_values(gguf.Keys.Tokenizer.TOKEN_TYPE, types)
     merges = [f"{left} {right}" for left, right in tokenizer.merges]
     writer.add_values(gguf.Keys.Tokenizer.MERGES, merges)
-    end = tokenizer.end_of_text_id
-    writer.add_bos_token_id(end)
-    writer.add_eos_token_id(end)
-    writer.add_eot_token_id(end)
-    writer.add_unk_token_id(end)
-    writer.add_pad_token_id(end)
+    end_of_text = tokenizer.end_of_text_id
+    writer.add_bos_token_id(end_of_text)
+    writer.add_eos_token_id(end_of_text)
+    writer.add_eot_token_id(end_of_text)
+    writer.add_unk_token_id(end_of_text)
+    writer.add_pad_token_id(end_of_text)
     writer.add_add_bos_token(False)
     writer.add_add_space_prefix(False)
     padding = list(range(tokenizer.size, rows))
