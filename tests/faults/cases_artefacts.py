@@ -138,8 +138,8 @@ RECIPES: dict[str, Case] = {
     "groups below 0": Case(
         "recipe",
         write_text("source: source\nmp_num: -4\nsteps: [to-gguf]\n"),
-        "-4 groups",
-        "config.json",
+        "mp_num -4 is not in the range x>=1",
+        "recipe.yaml:2",
         ("run",),
     ),
     "a threshold that is no number": recipe_case(

@@ -111,7 +111,10 @@ CONFIGS: dict[str, Case] = {
     "rotary_dim beyond the head": config_case("rotary_dim 32 must be", rotary_dim=32),
     "a million layers": config_case("n_layer is 1000000", n_layer=1_000_000),
     "1000 layers": Case(
-        "safetensors", change_config(n_layer=1000), "1000 layers do not fit", "source"
+        "safetensors",
+        change_config(n_layer=1000),
+        "1000 layers need more than its 13 tensors",
+        "source",
     ),
     "two layers": Case(
         "safetensors", change_config(n_layer=2), "h.1.ln_1.weight is missing", "source"

@@ -304,6 +304,31 @@ def test_padded_rows_that_win_in_the_source_are_a_warning(source: Checkpoint) ->
     assert judged(padded)["padding"].verdict == Verdict.WARNING
 
 
+def test_padded_rows_may_differ_from_the_source_by_float32_rounding_only(
+    source: Checkpoint,
+) -> None:
+    bias = source.decoder.head_bias.read()
+    bias[-1] = 9
+    padded = replace(source, decoder=replace(source.decoder, head_bias=InMemoryTensor(bias)))
+
+    class Padded(StandIn):
+        factor = 1.0
+
+        def feed(self, ids: Sequence[int]) -> np.ndarray:
+            logits = super().feed(ids).copy()
+            logits[:, -1] *= self.factor
+            return logits
+
+    class Rounded(Padded):
+        factor = 1 + 2.0**-20
+
+    class Wrong(Padded):
+        factor = 1.001
+
+    assert not failed(evidence(Rounded(padded), padded))
+    assert "padding" in failed(evidence(Wrong(padded), padded))
+
+
 def test_another_end_of_text_context_or_vocabulary_fails(source: Checkpoint) -> None:
     class Old(StandIn):
         end_of_text_id = 2
