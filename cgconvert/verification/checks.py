@@ -130,8 +130,8 @@ def _check_padding(evidence: Evidence, comparison: LogitComparison) -> Check:
     """Check that no padded row wins: has the largest logit although the tokenizer has no such id.
 
     The value is the number of positions at which a padded row of the artefact wins, and by more
-    than one of the reference does plus the error of the two logits. If padded rows win only as in the
-    source itself, which can happen in a model of random weights, the check is a warning.
+    than one of the reference does plus the error of the two logits. If padded rows win only as in
+    the source itself, which can happen in a model of random weights, the check is a warning.
     """
     name, size = "padding", evidence.tokenizer_size
     logits, source = evidence.observation.logits, evidence.source_outputs.logits
