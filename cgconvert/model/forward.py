@@ -2,8 +2,8 @@
 
 A layer is x + attention(norm(x)) + mlp(norm(x)), as in transformers' modeling_codegen.py.
 Calibration uses `layer` for everything: statistics of inputs, sensitivities and quantized layers
-come from the same operations. The verifier's reference (verify/reference.py) has its own code for a
-layer on purpose, because it judges what was made with this code.
+come from the same operations. The verifier's reference (verification/reference.py) has its own
+code for a layer on purpose, because it judges what was made with this code.
 """
 
 from __future__ import annotations
