@@ -5,6 +5,9 @@ Source: the CodeGen paper (arXiv 2203.13474) and the configurations on the Hub.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from typing import Any
+
 from cgconvert.model.decoder import Geometry
 
 __all__ = [
@@ -14,6 +17,7 @@ __all__ = [
     "SIZES",
     "VARIANTS",
     "geometry",
+    "groups",
     "hub_id",
     "is_published_checkpoint",
 ]
@@ -24,10 +28,11 @@ ORGANISATION = "Salesforce"
 VARIANTS = ("nl", "multi", "mono")
 """Names of the training data: natural language, several programming languages, Python."""
 
-MP_NUM = {"codegen": 4}
+MP_NUM = {"codegen": 4, "moss": 4}
 """Number of groups in a packed qkv_proj, by Hugging Face model_type.
 
-There is one group for each logical TPU-v4 core that the family was trained on. The weights do not
+There is one group for each logical TPU-v4 core that the family was trained on. MOSS was initialised
+from CodeGen-16B (OpenMOSS/MOSS, models/modeling_moss.py: MossAttention.forward). The weights do not
 show the number, so for any other model type the user has to give `mp_num`.
 """
 
@@ -46,6 +51,17 @@ SIZES: dict[str, Geometry] = {
 
 NAMES = tuple(f"codegen-{size}-{variant}" for size in SIZES for variant in VARIANTS)
 """The names of the twelve published checkpoints."""
+
+
+def groups(config: Mapping[str, Any]) -> int | None:
+    """The number of groups in qkv_proj that a config.json shows, or None if it does not.
+
+    A configuration with modelling code of its own (`auto_map`) may mean any number. All of MOSS's
+    have it.
+    """
+    model_type = config.get("model_type")
+    has_own_code = "auto_map" in config and model_type != "moss"
+    return None if has_own_code or not isinstance(model_type, str) else MP_NUM.get(model_type)
 
 
 def is_published_checkpoint(name: str) -> bool:

@@ -18,7 +18,7 @@ from cgconvert.model.decoder import (
 )
 from cgconvert.model.tensor import LazyTensor, Zeros
 
-__all__ = ["CODEGEN", "GGUF", "ONNX", "PHI", "NamedTensor", "TensorNames", "named_tensors"]
+__all__ = ["CODEGEN", "GGUF", "GPTJ", "ONNX", "PHI", "NamedTensor", "TensorNames", "named_tensors"]
 
 
 @dataclass(frozen=True)
@@ -67,30 +67,54 @@ MAX_MISSING = 1000
 """Number of tensors that may be missing and are reported one by one. If more are missing, the
 number of layers is wrong; a file may declare any number, so no layer is looked for then."""
 
-CODEGEN = TensorNames(
-    model={
-        "wte": "transformer.wte.weight",
-        "ln_f_weight": "transformer.ln_f.weight",
-        "ln_f_bias": "transformer.ln_f.bias",
-        "head": "lm_head.weight",
-        "head_bias": "lm_head.bias",
-    },
-    layer={
-        "ln_weight": "transformer.h.{i}.ln_1.weight",
-        "ln_bias": "transformer.h.{i}.ln_1.bias",
-        "qkv": "transformer.h.{i}.attn.qkv_proj.weight",
-        "o": "transformer.h.{i}.attn.out_proj.weight",
-        "fc_in": "transformer.h.{i}.mlp.fc_in.weight",
-        "fc_in_bias": "transformer.h.{i}.mlp.fc_in.bias",
-        "fc_out": "transformer.h.{i}.mlp.fc_out.weight",
-        "fc_out_bias": "transformer.h.{i}.mlp.fc_out.bias",
-    },
-    dropped=(
-        "transformer.h.{i}.attn.bias",
-        "transformer.h.{i}.attn.masked_bias",
-        "transformer.h.{i}.attn.causal_mask",
-    ),
+_CODEGEN_MODEL = {
+    "wte": "transformer.wte.weight",
+    "ln_f_weight": "transformer.ln_f.weight",
+    "ln_f_bias": "transformer.ln_f.bias",
+    "head": "lm_head.weight",
+    "head_bias": "lm_head.bias",
+}
+_CODEGEN_NORM = {
+    "ln_weight": "transformer.h.{i}.ln_1.weight",
+    "ln_bias": "transformer.h.{i}.ln_1.bias",
+}
+_CODEGEN_AFTER_QKV = {
+    "o": "transformer.h.{i}.attn.out_proj.weight",
+    "fc_in": "transformer.h.{i}.mlp.fc_in.weight",
+    "fc_in_bias": "transformer.h.{i}.mlp.fc_in.bias",
+    "fc_out": "transformer.h.{i}.mlp.fc_out.weight",
+    "fc_out_bias": "transformer.h.{i}.mlp.fc_out.bias",
+}
+_CODEGEN_BUFFERS = (
+    "transformer.h.{i}.attn.bias",
+    "transformer.h.{i}.attn.masked_bias",
+    "transformer.h.{i}.attn.causal_mask",
+    "transformer.h.{i}.attn.embed_positions",
 )
+
+CODEGEN = TensorNames(
+    model=_CODEGEN_MODEL,
+    layer={
+        **_CODEGEN_NORM,
+        "qkv": "transformer.h.{i}.attn.qkv_proj.weight",
+        **_CODEGEN_AFTER_QKV,
+    },
+    dropped=_CODEGEN_BUFFERS,
+)
+"""Names of CodeGen, CodeGen2 and MOSS, which pack q, k and v."""
+
+GPTJ = TensorNames(
+    model=_CODEGEN_MODEL,
+    layer={
+        **_CODEGEN_NORM,
+        "q": "transformer.h.{i}.attn.q_proj.weight",
+        "k": "transformer.h.{i}.attn.k_proj.weight",
+        "v": "transformer.h.{i}.attn.v_proj.weight",
+        **_CODEGEN_AFTER_QKV,
+    },
+    dropped=_CODEGEN_BUFFERS,
+)
+"""Names of GPT-J: CodeGen's, with q, k and v apart, each in the order of its heads."""
 
 _PHI_MODEL = {
     "wte": "model.embed_tokens.weight",

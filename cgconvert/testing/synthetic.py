@@ -29,10 +29,23 @@ from cgconvert.errors import UsageError
 from cgconvert.formats.jaxformer import LEAVES
 from cgconvert.model import family
 from cgconvert.model.decoder import Geometry, packed_qkv_row_indices, qkv_row_indices
-from cgconvert.model.tensor_names import CODEGEN
+from cgconvert.model.tensor_names import CODEGEN, GPTJ, TensorNames
 from cgconvert.model.tokenizer_files import TOKENIZER_FILES
+from cgconvert.testing.configurations import (
+    codegen2_config,
+    codegen_config,
+    gptj_config,
+    moss_config,
+)
 
-__all__ = ["LAYOUTS", "RandomState", "codegen_config", "tensor_shapes", "write"]
+__all__ = [
+    "LAYOUTS",
+    "RandomState",
+    "regroup",
+    "tensor_shapes",
+    "unpacked",
+    "write",
+]
 
 State = Mapping[str, torch.Tensor]
 
@@ -63,6 +76,8 @@ class RandomState(Mapping[str, torch.Tensor]):
         if "qkv_proj" in name and self.sharpness != 1.0:
             query, key, _ = qkv_row_indices(self.geometry.n_embd, self.geometry.mp_num)
             values[np.concatenate([query, key])] *= self.sharpness
+        if "q_proj" in name or "k_proj" in name:
+            values *= self.sharpness
         if "ln_" not in name:
             values = values.clamp(-0.45, 0.45)
         return values.to(self.dtype) + 0.0  # no -0.0: Jaxformer's sum of two cannot give it
@@ -75,45 +90,29 @@ class RandomState(Mapping[str, torch.Tensor]):
 
 
 def tensor_shapes(g: Geometry) -> dict[str, tuple[int, ...]]:
-    """Names and shapes of a CodeGen state dict, in the order torch gives them."""
-    d = g.n_embd
-    shapes: dict[str, tuple[int, ...]] = {CODEGEN.model["wte"]: (g.vocab_size, d)}
+    """Names and shapes of a state dict, in the order torch gives them.
+
+    It is CodeGen's, or GPT-J's if the geometry has no groups.
+    """
+    d, names = g.n_embd, _names(g)
+    shapes: dict[str, tuple[int, ...]] = {names.model["wte"]: (g.vocab_size, d)}
     layer_shapes: dict[str, tuple[int, ...]] = {
-        "ln_weight": (d,), "ln_bias": (d,), "qkv": (3 * d, d), "o": (d, d),
-        "fc_in": (g.n_inner, d), "fc_in_bias": (g.n_inner,),
+        "ln_weight": (d,), "ln_bias": (d,), "qkv": (3 * d, d), "q": (d, d), "k": (d, d),
+        "v": (d, d), "o": (d, d), "fc_in": (g.n_inner, d), "fc_in_bias": (g.n_inner,),
         "fc_out": (d, g.n_inner), "fc_out_bias": (d,),
     }  # fmt: skip
     for layer in range(g.n_layer):
-        shapes |= {
-            CODEGEN.layer[part].format(i=layer): shape for part, shape in layer_shapes.items()
-        }
-    shapes |= {CODEGEN.model[part]: (d,) for part in ("ln_f_weight", "ln_f_bias")}
+        shapes |= {name.format(i=layer): layer_shapes[part] for part, name in names.layer.items()}
+    shapes |= {names.model[part]: (d,) for part in ("ln_f_weight", "ln_f_bias")}
     return shapes | {
-        CODEGEN.model["head"]: (g.vocab_size, d),
-        CODEGEN.model["head_bias"]: (g.vocab_size,),
+        names.model["head"]: (g.vocab_size, d),
+        names.model["head_bias"]: (g.vocab_size,),
     }
 
 
-def codegen_config(g: Geometry, dtype: torch.dtype) -> dict[str, Any]:
-    """config.json as the release has it, with its wrong bos 1 and eos 2."""
-    return {
-        "activation_function": "gelu_new",
-        "architectures": ["CodeGenForCausalLM"],
-        "bos_token_id": 1,
-        "eos_token_id": 2,
-        "layer_norm_epsilon": g.layer_norm_epsilon,
-        "model_type": "codegen",
-        "n_ctx": g.n_positions,
-        "n_embd": g.n_embd,
-        "n_head": g.n_head,
-        "n_inner": None if g.n_inner == 4 * g.n_embd else g.n_inner,
-        "n_layer": g.n_layer,
-        "n_positions": g.n_positions,
-        "rotary_dim": g.rotary_dim,
-        "tie_word_embeddings": False,
-        "torch_dtype": str(dtype).removeprefix("torch."),
-        "vocab_size": g.vocab_size,
-    }
+def _names(g: Geometry) -> TensorNames:
+    """Return CodeGen's names, or GPT-J's if the geometry has no groups."""
+    return CODEGEN if g.mp_num else GPTJ
 
 
 def write(
@@ -192,6 +191,21 @@ def _safetensors_sharded(state: State, g: Geometry, target: Path, tokenizer: Pat
     return target
 
 
+def _gptj(state: State, g: Geometry, target: Path, tokenizer: Path | None) -> Path:
+    """Write shards for torch with the buffers of old transformers, as GPT-J was published."""
+    if g.mp_num:
+        state, g = unpacked(state, g)
+    return _torch_sharded({**state, **_buffers(g, mask_name="bias")}, g, target, tokenizer)
+
+
+def _moss(state: State, g: Geometry, target: Path, tokenizer: Path | None) -> Path:
+    """Write shards for torch with MOSS's configuration."""
+    state, g = regroup(state, g, family.MP_NUM["moss"])
+    _torch_sharded({**state, **_buffers(g)}, g, target, tokenizer)
+    (target / "config.json").write_text(json.dumps(moss_config(g, _dtype(state)), indent=2))
+    return target
+
+
 def _tarball(state: State, g: Geometry, target: Path, tokenizer: Path | None) -> Path:
     _torch(state, g, target, None)
     archive = target.with_name(f"{target.name}.tar.gz")
@@ -264,6 +278,8 @@ LAYOUTS: dict[str, Callable[[State, Geometry, Path, Path | None], Path]] = {
     "streamed": _streamed,
     "tarball": _tarball,
     "jaxformer": _jaxformer,
+    "gptj": _gptj,
+    "moss": _moss,
 }
 
 
@@ -276,13 +292,25 @@ def regroup(state: State, g: Geometry, mp_num: int) -> tuple[dict[str, torch.Ten
     return regrouped, replace(g, mp_num=mp_num)
 
 
-def _buffers(g: Geometry) -> dict[str, torch.Tensor]:
+def unpacked(state: State, g: Geometry) -> tuple[dict[str, torch.Tensor], Geometry]:
+    """The same model as a GPT-J state dict: q, k and v apart, each in the order of its heads."""
+    rows = dict(zip("qkv", qkv_row_indices(g.n_embd, g.mp_num), strict=True))
+    apart: dict[str, torch.Tensor] = {}
+    for name, tensor in state.items():
+        if "qkv_proj" in name:
+            apart |= {name.replace("qkv_proj", f"{p}_proj"): tensor[rows[p]] for p in "qkv"}
+        else:
+            apart[name] = tensor
+    return apart, replace(g, mp_num=0)
+
+
+def _buffers(g: Geometry, mask_name: str = "causal_mask") -> dict[str, torch.Tensor]:
     """The attention buffers that checkpoint files of old transformers hold beside the weights."""
     mask = torch.tril(torch.ones((g.n_positions, g.n_positions), dtype=torch.bool))
     buffers = {}
     for layer in range(g.n_layer):
         prefix = f"transformer.h.{layer}.attn"
-        buffers[f"{prefix}.causal_mask"] = mask.view(1, 1, g.n_positions, g.n_positions)
+        buffers[f"{prefix}.{mask_name}"] = mask.view(1, 1, g.n_positions, g.n_positions)
         buffers[f"{prefix}.masked_bias"] = torch.tensor(-1e9)
     return buffers
 
@@ -303,9 +331,16 @@ def _sharded(
 
 
 def _hub_files(state: State, g: Geometry, target: Path, tokenizer: Path | None) -> None:
-    dtype = next(iter(state.values())).dtype
-    (target / "config.json").write_text(json.dumps(codegen_config(g, dtype), indent=2))
+    config = codegen_config if g.mp_num else gptj_config
+    if target.name.startswith("codegen2"):
+        config = codegen2_config
+    (target / "config.json").write_text(json.dumps(config(g, _dtype(state)), indent=2))
     _copy_tokenizer(tokenizer, target)
+
+
+def _dtype(state: State) -> torch.dtype:
+    """The type of the weights."""
+    return next(iter(state.values())).dtype
 
 
 def _copy_tokenizer(tokenizer: Path | None, target: Path) -> None:

@@ -18,7 +18,7 @@ from cgconvert.formats.gguf.writer import plan
 from cgconvert.model.decoder import Decoder
 from cgconvert.model.tensor import InMemoryTensor, SelectedRows
 from cgconvert.model.tensor_names import GGUF
-from cgconvert.testing import synthetic
+from cgconvert.testing import configurations, synthetic
 from cgconvert.verification.thresholds import Verdict
 from cgconvert.verification.weights import check_weights
 from cgconvert.write.execute import execute
@@ -67,7 +67,7 @@ def test_collected_squares_are_those_of_transformers() -> None:
 
     geometry = GEOMETRIES[64]
     model = CodeGenForCausalLM(
-        CodeGenConfig(**synthetic.codegen_config(geometry, torch.float32))
+        CodeGenConfig(**configurations.codegen_config(geometry, torch.float32))
     ).eval()
     state = synthetic.RandomState(geometry, seed=64, sharpness=4)
     model.load_state_dict({name: tensor.float() for name, tensor in state.items()})

@@ -14,7 +14,7 @@ from cgconvert.model.decoder import Checkpoint, Geometry
 from cgconvert.model.tensor import InMemoryTensor
 from cgconvert.model.tensor_names import CODEGEN
 from cgconvert.model.tokenizer import Tokenizer
-from cgconvert.testing import synthetic
+from cgconvert.testing import configurations, synthetic
 from cgconvert.write.execute import execute
 
 ROWS = 4200
@@ -58,7 +58,7 @@ def reference(head: int, ids: tuple[int, ...]) -> np.ndarray:
 
     geometry = GEOMETRIES[head]
     state = synthetic.RandomState(geometry, seed=head, sharpness=4)
-    config = CodeGenConfig(**synthetic.codegen_config(geometry, torch.float32))
+    config = CodeGenConfig(**configurations.codegen_config(geometry, torch.float32))
     model = CodeGenForCausalLM(config).eval()
     model.load_state_dict({name: tensor.float() for name, tensor in state.items()})
     with torch.inference_mode():

@@ -17,7 +17,7 @@ from cgconvert.formats.onnx.writer import plan
 from cgconvert.formats.read import ReadOptions, read
 from cgconvert.model.decoder import Checkpoint, Decoder, Geometry
 from cgconvert.model.tensor_names import CODEGEN
-from cgconvert.testing import synthetic
+from cgconvert.testing import configurations, synthetic
 from cgconvert.write.execute import execute
 
 THREADS = 2
@@ -75,7 +75,7 @@ def logits_of(model: CodeGenForCausalLM, ids: list[int]) -> np.ndarray:
 
 def transformers_model(decoder: Decoder) -> CodeGenForCausalLM:
     g = decoder.geometry
-    config = CodeGenConfig(**synthetic.codegen_config(g, torch.float32))
+    config = CodeGenConfig(**configurations.codegen_config(g, torch.float32))
     model: CodeGenForCausalLM = CodeGenForCausalLM(config).eval()
     state = {name: getattr(decoder, part) for part, name in CODEGEN.model.items()}
     for i, block in enumerate(decoder.layers):

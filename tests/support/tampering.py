@@ -18,7 +18,8 @@ from cgconvert.model.decoder import Checkpoint, Decoder, Geometry, Layer
 from cgconvert.model.tensor import InMemoryTensor, LazyTensor, StoredTensor
 from cgconvert.model.tensor_names import CODEGEN
 from cgconvert.model.tokenizer import END_OF_TEXT, AddedToken, Tokenizer
-from cgconvert.testing.synthetic import RandomState, codegen_config
+from cgconvert.testing.configurations import codegen_config
+from cgconvert.testing.synthetic import RandomState
 
 GEOMETRY = Geometry(
     n_layer=3, n_embd=256, n_head=4, rotary_dim=32, n_positions=96, vocab_size=320, mp_num=4

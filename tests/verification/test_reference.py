@@ -14,7 +14,8 @@ from cgconvert.errors import InputError
 from cgconvert.model.decoder import Decoder, Geometry
 from cgconvert.model.tensor import InMemoryTensor, LazyTensor
 from cgconvert.model.tensor_names import CODEGEN
-from cgconvert.testing.synthetic import RandomState, codegen_config
+from cgconvert.testing.configurations import codegen_config
+from cgconvert.testing.synthetic import RandomState
 from cgconvert.verification import reference as module
 from cgconvert.verification.metrics import relative_error
 from cgconvert.verification.reference import Reference

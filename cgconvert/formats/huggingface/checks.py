@@ -86,8 +86,10 @@ def decoder(folder: Path) -> Decoder:
     not a complete model.
     """
     path = folder / "config.json"
+    config = read_json(path)
     files = reader.find_weights(folder)[1]
-    return reader.decoder(folder, files, read_json(path), path, GROUPS)
+    groups = GROUPS if "qkv" in reader.model_type(config).names.layer else None
+    return reader.decoder(folder, files, config, path, groups)
 
 
 def stored_artefact(folder: Path, source: Decoder) -> StoredArtefact:
@@ -95,7 +97,7 @@ def stored_artefact(folder: Path, source: Decoder) -> StoredArtefact:
     config = read_json(folder / "config.json")
     tensors = reader.read_weights(reader.find_weights(folder)[1])
     g = source.geometry
-    if reader.is_phi(config):
+    if reader.model_type(config).names is PHI:
         # transformers 5 prefers rope_parameters and others read the top level, so both are
         # compared; an entry that only one of the two places has counts for both.
         rope = as_mapping(config.get("rope_parameters"))

@@ -1,4 +1,4 @@
-"""config.json for transformers, as CodeGen or as Phi: created from a Geometry or read into one."""
+"""config.json for transformers, by model type: created from a Geometry or read into one."""
 
 from __future__ import annotations
 
@@ -8,10 +8,18 @@ from pathlib import Path
 from typing import Any
 
 from cgconvert.errors import InputError
+from cgconvert.model import family
 from cgconvert.model.decoder import Geometry
-from cgconvert.model.family import MP_NUM
 
-__all__ = ["codegen_config", "from_codegen", "from_phi", "geometry", "integer", "phi_config"]
+__all__ = [
+    "codegen_config",
+    "from_codegen",
+    "from_gptj",
+    "from_phi",
+    "geometry",
+    "integer",
+    "phi_config",
+]
 
 # Training settings that a source may contain: CodeGen's name, Phi's name, default value.
 _TRAINING = (
@@ -96,26 +104,59 @@ def _training(config: Mapping[str, Any]) -> tuple[float, ...]:
 
 
 def from_codegen(config: Mapping[str, Any], config_path: Path, mp_num: int | None) -> Geometry:
-    """Read the geometry in a CodeGenForCausalLM configuration.
+    """Read the geometry in the configuration of a CodeGen, a CodeGen2 or a MOSS.
 
     `mp_num` is the number of groups in qkv_proj, which cannot be seen in the weights. If it is
-    None, the table of model types gives it. Raises InputError if the model type is not in the
-    table, if the configuration has its own modelling code (as CodeGen2's), or if a value is wrong.
+    None, `family.groups` tells it. Raises InputError if it is not known or a value is wrong.
     """
-    model_type = config.get("model_type")
-    has_own_code = "auto_map" in config
     if mp_num is None:
-        if has_own_code or not isinstance(model_type, str) or model_type not in MP_NUM:
-            reason = (
-                "brings its own modelling code"
-                if has_own_code
-                else f"has model_type {model_type!r}"
-            )
-            raise InputError(
-                f"{config_path}: {reason}, so the number of groups in qkv_proj is not known; "
-                "give it with `mp_num` (CodeGen 4, CodeGen2 1B and 3.7B 8)"
-            )
-        mp_num = MP_NUM[model_type]
+        mp_num = family.groups(config)
+    if mp_num is None:
+        reason = (
+            "brings its own modelling code"
+            if "auto_map" in config
+            else f"has model_type {config.get('model_type')!r}"
+        )
+        raise InputError(
+            f"{config_path}: {reason}, so the number of groups in qkv_proj is not known; "
+            "give it with `mp_num` (CodeGen 4, CodeGen2 1B and 3.7B 8)"
+        )
+    return _decoder_geometry(
+        config, config_path, mp_num, rotary_dim=integer(config, config_path, "rotary_dim")
+    )
+
+
+def from_gptj(config: Mapping[str, Any], config_path: Path, mp_num: int | None = None) -> Geometry:
+    """Read the geometry in a GPTJForCausalLM configuration, which has CodeGen's names.
+
+    A rotary_dim of null means the whole head (transformers before 4.25, modeling_gptj.py:
+    GPTJAttention.forward). Raises InputError if `mp_num` is given or a value is wrong.
+    """
+    _expect_no_groups("GPT-J", config_path, mp_num)
+    whole_head = None
+    if config.get("rotary_dim", 0) is None:
+        heads = integer(config, config_path, "n_head", "num_attention_heads")
+        whole_head = integer(config, config_path, "n_embd", "hidden_size") // heads
+    return _decoder_geometry(
+        config,
+        config_path,
+        mp_num=0,
+        rotary_dim=integer(config, config_path, "rotary_dim", default=whole_head),
+    )
+
+
+def _expect_no_groups(model: str, config_path: Path, mp_num: int | None) -> None:
+    """Raise InputError if the user gave a number of groups for a model that has none."""
+    if mp_num is not None:
+        raise InputError(
+            f"{config_path}: {model} stores q, k and v apart and has no groups; leave out `mp_num`"
+        )
+
+
+def _decoder_geometry(
+    config: Mapping[str, Any], config_path: Path, mp_num: int, *, rotary_dim: int
+) -> Geometry:
+    """Read what the configurations of GPT-J, CodeGen and MOSS say by the same names."""
     _expect(config, config_path, "activation_function", "gelu_new")
     _expect(config, config_path, "tie_word_embeddings", False)
     return geometry(
@@ -123,7 +164,7 @@ def from_codegen(config: Mapping[str, Any], config_path: Path, mp_num: int | Non
         n_layer=integer(config, config_path, "n_layer", "num_hidden_layers"),
         n_embd=integer(config, config_path, "n_embd", "hidden_size"),
         n_head=integer(config, config_path, "n_head", "num_attention_heads"),
-        rotary_dim=integer(config, config_path, "rotary_dim"),
+        rotary_dim=rotary_dim,
         n_positions=integer(config, config_path, "n_positions", "n_ctx", "max_position_embeddings"),
         vocab_size=integer(config, config_path, "vocab_size"),
         n_inner=integer(config, config_path, "n_inner", default=0),
@@ -134,8 +175,12 @@ def from_codegen(config: Mapping[str, Any], config_path: Path, mp_num: int | Non
     )
 
 
-def from_phi(config: Mapping[str, Any], config_path: Path) -> Geometry:
-    """Read the geometry in a PhiForCausalLM configuration that `to-hf --layout phi` wrote."""
+def from_phi(config: Mapping[str, Any], config_path: Path, mp_num: int | None = None) -> Geometry:
+    """Read the geometry in a PhiForCausalLM configuration that `to-hf --layout phi` wrote.
+
+    Raises InputError if `mp_num` is given or a value is wrong.
+    """
+    _expect_no_groups("Phi", config_path, mp_num)
     _expect(config, config_path, "hidden_act", "gelu_new")
     _expect(config, config_path, "tie_word_embeddings", False)
     _expect(config, config_path, "qk_layernorm", False)

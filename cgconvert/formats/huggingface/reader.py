@@ -1,8 +1,9 @@
-"""Read a Hugging Face folder: its weight files, and the CodeGen or Phi model that they make."""
+"""Read a Hugging Face folder: its weight files, and the model that they make."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -12,16 +13,18 @@ from cgconvert.formats.huggingface import safetensors_reader as safetensors
 from cgconvert.formats.huggingface import torch_reader as torch_zip
 from cgconvert.formats.read_options import ReadOptions, read_tokenizer
 from cgconvert.io.strict_json import read_json
-from cgconvert.model.decoder import Checkpoint, Decoder
+from cgconvert.model.decoder import Checkpoint, Decoder, Geometry
 from cgconvert.model.tensor import LazyTensor, StoredTensor
-from cgconvert.model.tensor_names import CODEGEN, PHI
+from cgconvert.model.tensor_names import CODEGEN, GPTJ, PHI, TensorNames
 from cgconvert.sources.resolve import Source
 
 __all__ = [
+    "MODEL_TYPES",
     "SUFFIXES",
+    "ModelType",
     "decoder",
     "find_weights",
-    "is_phi",
+    "model_type",
     "read",
     "read_weights",
 ]
@@ -42,7 +45,7 @@ def read(source: Source, options: ReadOptions) -> Checkpoint:
     return Checkpoint(
         name=source.name,
         path=path,
-        layout="phi" if is_phi(config) else {"bin": "torch"}.get(layout, layout),
+        layout=model_type(config).layout or {"bin": "torch"}.get(layout, layout),
         config=config,
         decoder=model,
         tokenizer=tokenizer,
@@ -51,9 +54,39 @@ def read(source: Source, options: ReadOptions) -> Checkpoint:
     )
 
 
-def is_phi(config: Mapping[str, Any]) -> bool:
-    """Return whether a config.json is for PhiForCausalLM."""
-    return config.get("model_type") == "phi"
+@dataclass(frozen=True)
+class ModelType:
+    """How the models of one `model_type` of transformers are stored.
+
+    Attributes:
+        names: The names of the tensors.
+        geometry: Reads the geometry in a config.json. Its arguments are the configuration, the
+            path for errors, and the number of groups in qkv_proj that the user gave, or None.
+        layout: What a checkpoint's layout is called; empty for that of its weight files.
+    """
+
+    names: TensorNames
+    geometry: Callable[[Mapping[str, Any], Path, int | None], Geometry]
+    layout: str = ""
+
+
+MODEL_TYPES: Mapping[str, ModelType] = {
+    "codegen": ModelType(CODEGEN, configs.from_codegen),
+    "moss": ModelType(CODEGEN, configs.from_codegen),
+    "gptj": ModelType(GPTJ, configs.from_gptj, "gptj"),
+    "phi": ModelType(PHI, configs.from_phi, "phi"),
+}
+"""The model types of the family: one decoder, with its tensors named and ordered differently."""
+
+
+def model_type(config: Mapping[str, Any]) -> ModelType:
+    """Return how the model of a config.json is stored.
+
+    A type that is not in `MODEL_TYPES` is read as CodeGen, the model that other types were copied
+    from. Then `mp_num` has to be given.
+    """
+    name = config.get("model_type")
+    return MODEL_TYPES.get(name if isinstance(name, str) else "", MODEL_TYPES["codegen"])
 
 
 def decoder(
@@ -63,17 +96,15 @@ def decoder(
     config_path: Path,
     mp_num: int | None = None,
 ) -> Decoder:
-    """Read the model in the weight files `files`: a Phi if `config` is for Phi, else a CodeGen.
+    """Read the model in the weight files `files`, which `config` describes.
 
     `path` and `config_path` are named in errors. `mp_num` is the number of groups in qkv_proj; if
     it is None, it follows from the model type. Raises InputError if the files are broken or do not
     contain that model.
     """
-    if is_phi(config):
-        names, geometry = PHI, configs.from_phi(config, config_path)
-    else:
-        names, geometry = CODEGEN, configs.from_codegen(config, config_path, mp_num)
-    return names.decoder(geometry, read_weights(files), str(path))
+    stored_as = model_type(config)
+    geometry = stored_as.geometry(config, config_path, mp_num)
+    return stored_as.names.decoder(geometry, read_weights(files), str(path))
 
 
 # Layout, name of a single file, suffix and reader, in order of preference if a folder has both.
