@@ -9,6 +9,7 @@ from typing import Any
 
 from cgconvert.errors import InputError
 from cgconvert.io.strict_json import read_json, read_text
+from cgconvert.model.byte_level import check_byte_level_bpe
 
 __all__ = ["TOKENIZER_FILES", "TokenizerParts", "read_parts"]
 
@@ -96,10 +97,8 @@ def read_parts(path: Path) -> TokenizerParts:
 def _read_tokenizer_json(path: Path) -> TokenizerParts:
     """Read the parts from a tokenizer.json of the tokenizers library."""
     data = read_json(path)
-    model = data.get("model")
-    if not isinstance(model, dict):
-        raise InputError(f"{path}: no model in it; it is not a tokenizer.json")
-    _check_byte_level_bpe(path, data, model)
+    check_byte_level_bpe(path, data)
+    model = data["model"]
     merges = model.get("merges")
     if not isinstance(merges, list):
         raise InputError(f"{path}: merges is not a list")
@@ -110,35 +109,6 @@ def _read_tokenizer_json(path: Path) -> TokenizerParts:
     for entry in added:
         parts.add(path, entry.get("content"), entry.get("id"), entry)
     return parts
-
-
-def _check_byte_level_bpe(path: Path, data: Mapping[str, Any], model: Mapping[str, Any]) -> None:
-    """Raise InputError for every setting with which ids would differ from those of GPT-2's kind.
-
-    `data` has the contents of the tokenizers library's tokenizer.json, `model` its field `model`.
-    """
-    pre_tokenizer = data.get("pre_tokenizer")
-    post_processor, decoder = (_type_name(data.get(k)) for k in ("post_processor", "decoder"))
-    options = pre_tokenizer if isinstance(pre_tokenizer, dict) else {}
-    byte_level = options.get("type") == "ByteLevel"
-    wrong = {
-        f"model {model.get('type')!r}": model.get("type", "BPE") != "BPE",
-        "a normalizer": data.get("normalizer") is not None,
-        f"pre-tokenizer {_type_name(pre_tokenizer)!r}": not byte_level,
-        "add_prefix_space": byte_level and options.get("add_prefix_space", True),
-        "use_regex false": byte_level and not options.get("use_regex", True),
-        f"post-processor {post_processor!r}": post_processor not in (None, "ByteLevel"),
-        f"decoder {decoder!r}": decoder != "ByteLevel",
-    } | {
-        name: bool(model.get(name))
-        for name in ("dropout", "continuing_subword_prefix", "end_of_word_suffix",
-                     "byte_fallback", "ignore_merges")
-    }  # fmt: skip
-    faults = [name for name, is_wrong in wrong.items() if is_wrong]
-    if faults:
-        raise InputError(
-            f"{path}: not GPT-2's byte-level BPE, the only kind CodeGen has: {', '.join(faults)}"
-        )
 
 
 def _read_configurations(folder: Path, parts: TokenizerParts) -> None:
@@ -199,11 +169,6 @@ def _token_text(value: object) -> str | None:
     """The text of a token, which is a string or an object with the text as `content`."""
     text = value.get("content") if isinstance(value, dict) else value
     return text if isinstance(text, str) else None
-
-
-def _type_name(value: object) -> object:
-    """The `type` of a part of tokenizer.json, which is an object, or the part itself if not."""
-    return value.get("type") if isinstance(value, dict) else value
 
 
 def _is_id(value: object) -> bool:
