@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import BinaryIO
 
 from cgconvert.errors import InputError
+from cgconvert.io.stand_ins import check_head
 
 __all__ = ["Member", "read_members"]
 
@@ -60,6 +61,7 @@ def read_members(path: Path) -> dict[str, Member]:
     """
     try:
         size = path.stat().st_size
+        check_head(path)
         with path.open("rb") as file:
             return _Archive(path, file, size).members()
     except OSError as error:

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any, NoReturn
 
 from cgconvert.errors import InputError
+from cgconvert.io.stand_ins import HEAD_BYTES, refuse_pointer, refuse_stand_in
 
 __all__ = ["MAX_BYTES", "parse_json", "read_json", "read_text"]
 
@@ -26,7 +27,11 @@ def read_json(path: Path) -> dict[str, Any]:
     Raises InputError if the file is missing or too large, or if its JSON is not an object or
     contains a duplicate key, NaN or an infinity.
     """
-    return parse_json(read_text(path), path)
+    text = read_text(path)
+    if not text:
+        raise InputError(f"{path}: is not valid JSON: the file is empty; fetch it again")
+    refuse_stand_in(path, text[:HEAD_BYTES].encode())
+    return parse_json(text, path)
 
 
 def read_text(path: Path) -> str:
@@ -40,7 +45,9 @@ def read_text(path: Path) -> str:
                 f"{path}: {status.st_size} bytes, too large for any such file of a checkpoint"
             )
         with path.open("rb") as file:
-            return file.read(MAX_BYTES + 1).decode("utf-8")
+            data = file.read(MAX_BYTES + 1)
+        refuse_pointer(path, data[:HEAD_BYTES])
+        return data.decode("utf-8")
     except UnicodeDecodeError as error:
         raise InputError(f"{path}: not UTF-8 text: {error}") from None
     except OSError as error:

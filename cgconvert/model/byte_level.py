@@ -66,9 +66,9 @@ def _pre_tokenizer_faults(parts: list[Any]) -> list[str]:
     A ByteLevel splits by GPT-2's regular expression itself, unless its use_regex is false. A text
     that is split by it twice is split as once.
     """
-    *splits, last = parts or [None]
-    if _type(last) != "ByteLevel":
-        return [f"pre-tokenizer {_label(last)}"]
+    if _type(parts[-1] if parts else None) != "ByteLevel":
+        return [f"pre-tokenizer {_label(parts[-1] if parts else None)}"]
+    *splits, last = parts
     faults = [f"pre-tokenizer {_label(part)}" for part in splits if not _is_gpt2_split(part)]
     if last.get("add_prefix_space", True):
         faults.append("add_prefix_space")
@@ -85,11 +85,10 @@ def _is_gpt2_split(part: Any) -> bool:
     """
     if _type(part) != "Split" or not isinstance(part.get("pattern"), dict):
         return False
-    behaviour = (str(part.get("behavior")).capitalize(), bool(part.get("invert")))
-    return part["pattern"].get("Regex") in GPT2_PATTERNS and behaviour in (
-        ("Isolated", False),
-        ("Isolated", True),
-        ("Removed", True),
+    if part["pattern"].get("Regex") not in GPT2_PATTERNS:
+        return False
+    return part.get("behavior") == "Isolated" or (
+        part.get("behavior") == "Removed" and part.get("invert") is True
     )
 
 
@@ -109,7 +108,7 @@ def _post_processor_faults(parts: list[Any]) -> list[str]:
 
 def _template_faults(template: Any) -> list[str]:
     """Name each token that a template adds to the text, which it has to contain once."""
-    pieces = template if isinstance(template, list) else [None]
+    pieces: list[Any] = template if isinstance(template, list) else [None]
     added = [piece["SpecialToken"] for piece in pieces if _has(piece, "SpecialToken")]
     names = [_quoted(token.get("id") if isinstance(token, dict) else token) for token in added]
     faults = [f"post-processor 'TemplateProcessing', which adds {name} to every text"

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from cgconvert.errors import InputError
+from cgconvert.io.stand_ins import HEAD_BYTES, refuse_stand_in
 from cgconvert.io.strict_json import read_json, read_text
 from cgconvert.model.byte_level import check_byte_level_bpe
 
@@ -150,7 +151,11 @@ def _check_vocabulary(path: Path, data: object) -> dict[str, int]:
 
 def _read_merges_txt(path: Path) -> list[tuple[str, str]]:
     """Read the merges from a merges.txt: one on each line, after a line with "#version"."""
-    lines = map(str.rstrip, read_text(path).split("\n"))
+    text = read_text(path)
+    refuse_stand_in(path, text[:HEAD_BYTES].encode())
+    if not text:  # without merges, each byte would be a token of its own
+        raise InputError(f"{path}: the file is empty; fetch it again")
+    lines = map(str.rstrip, text.split("\n"))
     return _parse_merges(path, (ln for ln in lines if ln and not ln.startswith("#version")))
 
 

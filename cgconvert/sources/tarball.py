@@ -13,6 +13,7 @@ from typing import IO, Any
 
 from cgconvert.errors import InputError, OutputError
 from cgconvert.io.staging import Staging
+from cgconvert.io.stand_ins import check_head
 from cgconvert.io.strict_json import read_json
 from cgconvert.model.tokenizer_files import TOKENIZER_FILES
 from cgconvert.sources.tar_stream import TarError, TarMember, TarStream
@@ -87,6 +88,7 @@ def unpack(path: Path) -> tuple[Path, dict[str, Any]]:
         identity = f"{path.resolve()}\0{status.st_size}\0{status.st_mtime_ns}"
         key = hashlib.sha256(identity.encode(errors="surrogateescape")).hexdigest()[:16]
         folder = cache_folder() / "unpacked" / f"{checkpoint_name(path)}-{key}"
+        check_head(path)
         if not (folder / ORIGIN_FILE).is_file():
             with Staging(folder, force=True) as staging:  # replaces an incomplete folder
                 _unpack_into(path, staging.content)

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from cgconvert.errors import InputError
+from cgconvert.io.stand_ins import refuse_pointer
 from cgconvert.model.tokenizer import Tokenizer
 from cgconvert.texts import corpus
 
@@ -66,6 +67,7 @@ def read_text(path: str, part: str = "evaluation") -> Text:
         return Text(STDLIB, tuple(corpus.text(part)), corpus.digest(part))
     try:
         data = Path(path).read_bytes()
+        refuse_pointer(Path(path), data)
         text = data.decode()
     except OSError as error:
         raise InputError(f"{path}: cannot be read as a text: {error.strerror}") from error

@@ -83,7 +83,9 @@ def number_case(key: bytes, number: int, message: str) -> Case:
 WTE = b"token_embd.weight"
 GGUFS: dict[str, Case] = {
     "empty": gguf_case(write_file(b"")),
-    "git-lfs pointer": gguf_case(write_file(b"version https://git-lfs.github.com/spec/v1\n")),
+    "git-lfs pointer": gguf_case(
+        write_file(b"version https://git-lfs.github.com/spec/v1\n"), "it is a git-lfs pointer"
+    ),
     "magic only": gguf_case(write_file(b"GGUF")),
     "43 bytes": gguf_case(
         write_file(file_start(0, 1) + metadata_entry(b"k", 9, struct.pack("<IQ", 9, 1 << 60))[:19])

@@ -105,7 +105,7 @@ HEADERS: dict[str, Case] = {
     "empty file": header_case(write_file(FILE, b""), "not a safetensors file"),
     "seven bytes": header_case(write_file(FILE, bytes(7)), "not a safetensors file"),
     "git-lfs pointer": header_case(
-        write_file(FILE, b"version https://git-lfs.github.com/x\n"), "truncated"
+        write_file(FILE, b"version https://git-lfs.github.com/x\n"), "it is a git-lfs pointer"
     ),
     "a header of 2^64": header_case(
         rewrite_file(lambda t, d: b"\xff" * 8 + t + d), "its header would have 18446744073709551615"

@@ -19,6 +19,7 @@ import numpy as np
 from gguf.gguf_writer import WriterState
 
 from cgconvert.errors import InputError
+from cgconvert.io.stand_ins import check_head
 
 __all__ = [
     "ALIGNMENT",
@@ -87,6 +88,7 @@ def read_header(path: Path) -> GgufHeader:
     try:
         if not path.is_file():  # opening a FIFO would wait for a writer
             raise InputError(f"{path}: cannot be read: not a regular file")
+        check_head(path)
         with path.open("rb") as file:
             return _Parser(path, file, path.stat().st_size).header()
     except OSError as error:

@@ -33,6 +33,7 @@ from cgconvert.formats.gguf.header import (
     read_header,
 )
 from cgconvert.io.staging import Staging
+from cgconvert.io.stand_ins import refuse_pointer
 from cgconvert.model.decoder import Decoder
 from cgconvert.model.tensor_names import GGUF
 
@@ -177,6 +178,7 @@ def read_imatrix(path: Path, decoder: Decoder) -> Imatrix:
         raw = path.read_bytes()
     except OSError as error:
         raise InputError(f"{path}: cannot be read as an imatrix: {error.strerror}") from error
+    refuse_pointer(path, raw)
     if not raw:
         raise InputError(f"{path}: is empty; an imatrix is what llama-imatrix writes")
     imatrix = _from_gguf(path, raw) if raw[:4] == b"GGUF" else _LegacyParser(path, raw).imatrix()

@@ -14,6 +14,7 @@ from typing import Any
 import torch
 
 from cgconvert.errors import InputError
+from cgconvert.io.stand_ins import check_head
 from cgconvert.io.strict_json import parse_json
 from cgconvert.model.tensor import StoredTensor
 
@@ -44,6 +45,7 @@ def tensors(path: Path) -> dict[str, StoredTensor]:
     Raises InputError if the header does not describe the file exactly, so that every byte of the
     data belongs to exactly one tensor.
     """
+    check_head(path)
     try:
         size = path.stat().st_size
         with path.open("rb") as file:

@@ -14,6 +14,7 @@ from pathlib import Path
 from cgconvert.errors import InputError
 from cgconvert.formats.huggingface import torch_pickle as pickled
 from cgconvert.formats.huggingface.torch_pickle import RefusedError, View
+from cgconvert.io.stand_ins import HEAD_BYTES, refuse_stand_in
 from cgconvert.io.stored_zip import Member, read_members
 from cgconvert.model.tensor import StoredTensor
 
@@ -90,15 +91,12 @@ def _rejection_reason(path: Path) -> str:
     """Return why a file is not a torch checkpoint by its first bytes, "" if it may be one."""
     try:
         with path.open("rb") as file:
-            head = file.read(64)
+            head = file.read(HEAD_BYTES)
     except OSError as error:
         raise InputError(f"{path}: cannot be read: {error.strerror}") from error
+    refuse_stand_in(path, head)
     if not head:
         return "the file is empty"
-    if head.startswith(b"version https://git-lfs"):
-        return "it is a git-lfs pointer; fetch the real file with 'git lfs pull'"
-    if head.lstrip()[:1] == b"<":
-        return "it is an HTML page; the download went wrong"
     if head.startswith((b"\x80\x02", b"\x80\x03")):
         return "torch's old format; load and save it again with torch 1.6 or newer"
     if not head.startswith(b"PK\3\4"):

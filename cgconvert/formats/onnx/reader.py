@@ -23,6 +23,7 @@ from cgconvert.errors import InputError, UsageError
 from cgconvert.formats.base import most_stored, tensor_lines
 from cgconvert.formats.huggingface import config as configs
 from cgconvert.formats.onnx.weights import COS, QKV, ROTARY_BASE, ROTARY_ORDER
+from cgconvert.io.stand_ins import check_head
 from cgconvert.io.strict_json import read_json
 from cgconvert.model.decoder import Checkpoint, Decoder, Geometry
 from cgconvert.model.tensor import LazyTensor, StoredTensor
@@ -190,6 +191,7 @@ def parse(graph: Path) -> onnx.ModelProto:
     try:
         if not graph.is_file():
             raise InputError(f"{graph}: cannot be read: not a regular file")
+        check_head(graph)
         size = graph.stat().st_size
         if size > MAX_GRAPH_BYTES:
             raise InputError(
@@ -250,6 +252,7 @@ def _stored(graph: Path, tensor: TensorProto, sizes: dict[Path, int]) -> StoredT
         raise InputError(f"{label} has type {tensor.data_type} and shape {list(shape)}")
     path = _data_file(graph, label, entries.get("location", ""))
     if path not in sizes:
+        check_head(path)
         sizes[path] = path.stat().st_size
     offset, length = (_number(label, key, entries.get(key, "")) for key in ("offset", "length"))
     if length != math.prod(shape) * dtype.itemsize:

@@ -118,8 +118,6 @@ def padded(header: bytes, data: int = 128) -> bytes:
 UINT8 = metadata_entry(b"k", 0, b"\1")
 HOSTILE = {
     "empty": b"",
-    "LFS pointer": b"version https://git-lfs.github.com/spec/v1\noid sha256:0\n",
-    "HTML page": b"<!DOCTYPE html><html></html>",
     "magic only": b"GGUF",
     "version 1": file_start(0, 0, 1),
     "version 4": file_start(0, 0, 4),
