@@ -153,6 +153,11 @@ class Result:
         return self.manifest.options
 
     @property
+    def notes(self) -> tuple[str, ...]:
+        """What to know of the source and of the artefact, such as what the format cannot hold."""
+        return tuple(self.manifest.notes)
+
+    @property
     def bytes(self) -> int:
         """Bytes of all files, the manifest apart."""
         return sum(int(entry["bytes"]) for entry in self.manifest.files.values())

@@ -121,7 +121,7 @@ def stream_generate(
             ids,
             max_new_tokens,
             tokenizer_size=opened.tokenizer_size,
-            end_of_text_id=opened.end_of_text_id,
+            eos_token_ids=opened.eos_token_ids,
             temperature=temperature,
             seed=seed,
         )

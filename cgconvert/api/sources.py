@@ -46,7 +46,7 @@ def load(
 
     Example:
         >>> model = cgconvert.load("codegen-tiny-mono")
-        >>> model.geometry.n_layer, model.geometry.n_embd, model.tokenizer.end_of_text_id
+        >>> model.geometry.n_layer, model.geometry.n_embd, model.tokenizer.eos_token_id
         (6, 256, 3967)
     """
     options = read_options(

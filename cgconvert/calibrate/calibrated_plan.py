@@ -84,6 +84,11 @@ class CalibratedPlan(ABC):
         """The largest size in bytes that the artefact can have."""
 
     @property
+    def notes(self) -> tuple[str, ...]:
+        """See LazyPlan."""
+        return ()
+
+    @property
     def chooses_types(self) -> bool:
         """Tell whether the types of the matrices are chosen by sensitivities."""
         return False

@@ -5,16 +5,17 @@ from __future__ import annotations
 import itertools
 import operator
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
 import click
 
 from cgconvert.api.conversions import Conversion, plan
-from cgconvert.api.declarations import DRY_RUN, OUTPUT, READ, WRITE
+from cgconvert.api.declarations import DRY_RUN, OUTPUT, READ, WRITE, declared_options
 from cgconvert.api.execution import execute
 from cgconvert.cli.options import arguments, click_options
+from cgconvert.cli.text import one_line, with_flags
 from cgconvert.errors import UsageError
 from cgconvert.formats.registry import FORMATS, OUT, Artefact, find_all, load
 from cgconvert.io.progress import format_bytes
@@ -45,21 +46,35 @@ def conversion_command(conversion: Conversion) -> click.Command:
     )
 
 
-def carry_out(plan: LazyPlan, *, dry_run: bool = False, **writing: Any) -> Path:
+def carry_out(
+    plan: LazyPlan, *, dry_run: bool = False, printed: set[str] | None = None, **writing: Any
+) -> Path:
     """Write the artefact and print where it is, or only print the plan; return its path.
 
     A plan that has to compute first is printed to stderr before that: it says how long it takes.
+    Notes are printed to stderr, each once; `printed` has those that were printed before.
     """
+    printed = set() if printed is None else printed
+    _print_notes((*plan.source.notes, *plan.notes), printed)
     if dry_run or not plan.resolved:
         click.echo(plan.describe(), err=not dry_run)
     if dry_run:
         check_plan(plan)
         return plan.output
     result = execute(plan, progress="auto", **writing)
+    _print_notes(result.notes, printed)
     click.echo(f"{result.path}  {result.format} {result.type}, {format_bytes(result.bytes)}")
     for line in _types(result.types):
         click.echo(line)
     return result.path
+
+
+def _print_notes(notes: Iterable[str], printed: set[str]) -> None:
+    """Print each note that is not yet in `printed` as a line on stderr, and record it there."""
+    for note in notes:
+        if note not in printed:
+            click.echo(f"note: {one_line(with_flags(note, declared_options()))}", err=True)
+            printed.add(note)
 
 
 def _only_unquantized_model() -> str:

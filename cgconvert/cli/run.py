@@ -41,11 +41,12 @@ def _run(recipe_file: str, dry_run: bool, **writing: bool) -> None:
             check_report_path(Path(step.options["report"]))
     checkpoint = load(loaded.source, **loaded.source_options)
     written: list[Path] = []
+    notes: set[str] = set()
     for number, step in enumerate(loaded.steps, 1):
         click.echo(f"[{number}/{len(loaded.steps)}] {step.command}")
         if step.command != "verify":
             planned = plan(checkpoint, step.command, **step.options)
-            written.append(carry_out(planned, dry_run=dry_run, **writing))
+            written.append(carry_out(planned, dry_run=dry_run, printed=notes, **writing))
         elif dry_run:
             for path in written:
                 click.echo(f"verify {path}")

@@ -68,7 +68,7 @@ class Jaxformer(SourceFormat):
         config = read_json(config_path)
         sizes = geometry_of(config, config_path, options.mp_num)
         state = tensors(step, sizes)
-        tokenizer, tokenizer_files = read_tokenizer(path, options)
+        tokenizer, tokenizer_files = read_tokenizer(path, options, source.name, config)
         return Checkpoint(
             name=path.resolve().parent.name if source.name.isdigit() else source.name,
             path=step,

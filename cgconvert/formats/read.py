@@ -108,7 +108,7 @@ def _describe_tokenizer(tokenizer: Tokenizer, geometry: Geometry) -> dict[str, A
     return {
         "entries": tokenizer.size,
         "merges": len(tokenizer.merges),
-        "end_of_text": tokenizer.end_of_text_id,
+        "end_of_text": tokenizer.eos_token_id,
         "white_space": [min(whitespace_ids), max(whitespace_ids)] if whitespace_ids else [],
         "padding_rows": geometry.vocab_size - tokenizer.size,
     }

@@ -8,14 +8,24 @@ from pathlib import Path
 from typing import Any
 
 from cgconvert.errors import InputError
+from cgconvert.io.strict_json import read_json
+from cgconvert.model import family
+from cgconvert.model.chat_templates import chat_template_files
 from cgconvert.model.decoder import Checkpoint
-from cgconvert.model.tokenizer import Tokenizer
+from cgconvert.model.generation_config import GENERATION_CONFIG, OLD_EOS
+from cgconvert.model.tokenizer import END_OF_TEXT, Tokenizer
 from cgconvert.model.tokenizer_files import TOKENIZER_FILES
 from cgconvert.sources import hub
 from cgconvert.sources.resolve import Source
 from cgconvert.write.manifest import find_manifest
 
 __all__ = ["ReadOptions", "complete", "read_tokenizer"]
+
+GPTJ_ROWS = 50400
+"""The rows of GPT-J's embedding: GPT-2's 50,257 tokens and padding."""
+
+RELEASED_CLASSES = (None, "CodeGenTokenizer", "CodeGenTokenizerFast")
+"""The classes of a release's tokenizer; None where no file names one."""
 
 
 @dataclass(frozen=True)
@@ -63,38 +73,102 @@ class ReadOptions:
         return cls(**values)
 
 
-def read_tokenizer(folder: Path, options: ReadOptions) -> tuple[Tokenizer, tuple[Path, ...]]:
+def read_tokenizer(
+    folder: Path, options: ReadOptions, name: str, config: Mapping[str, Any]
+) -> tuple[Tokenizer, tuple[Path, ...]]:
     """Load the tokenizer of a source in `folder`, and list the files it was read from.
 
     The user's tokenizer has precedence over the source's. If there is neither, GPT-2's is fetched
-    from the Hub, because every CodeGen uses it. Raises InputError if it is broken.
+    from the Hub, because every CodeGen uses it. A source's own tokenizer is used as it is. To
+    GPT-2's tokenizer CodeGen's runs of white space are added, where the source has none of its own
+    or is an original release.
+
+    Args:
+        folder: The folder of the source.
+        options: The options of reading.
+        name: The name of the source.
+        config: The contents of its configuration.
+
+    Raises:
+        InputError: The tokenizer is broken.
     """
-    path = options.tokenizer or folder
-    if options.tokenizer is None and not any(
-        (path / name).is_file() for name in ("tokenizer.json", "vocab.json")
-    ):
-        path = hub.fetch_gpt2_tokenizer()
+    has_own = any((folder / file).is_file() for file in ("tokenizer.json", "vocab.json"))
+    path = options.tokenizer or (folder if has_own else hub.fetch_gpt2_tokenizer())
     directory = path if path.is_dir() else path.parent
-    files = tuple(directory / name for name in TOKENIZER_FILES if (directory / name).is_file())
-    return Tokenizer.load(path), files
+    files = tuple(directory / file for file in TOKENIZER_FILES if (directory / file).is_file())
+    tokenizer = Tokenizer.load(path, _configured_eos_id(folder, config))
+    files += chat_template_files(directory)
+    lacks_runs = not has_own or _is_release(name, directory)
+    if not lacks_runs or not _is_plain_gpt2(tokenizer) or _is_gptj(config):
+        return tokenizer, files
+    tokenizer = tokenizer.with_whitespace_runs()
+    runs = tokenizer.whitespace_ids
+    note = (
+        f"{path}: is GPT-2's tokenizer; CodeGen's runs of white space were added to it, ids "
+        f"{runs[0]} to {runs[-1]}"
+    )
+    return replace(tokenizer, notes=(*tokenizer.notes, note)), files
+
+
+def _is_plain_gpt2(tokenizer: Tokenizer) -> bool:
+    """Whether a tokenizer has no other added token than GPT-2's."""
+    return [token.content for token in tokenizer.added] == [END_OF_TEXT]
+
+
+def _is_release(name: str, folder: Path) -> bool:
+    """Whether a source is an original release, and its tokenizer of no other class than its."""
+    path = folder / "tokenizer_config.json"
+    tokenizer_class = read_json(path).get("tokenizer_class") if path.is_file() else None
+    return family.is_published_checkpoint(name) and tokenizer_class in RELEASED_CLASSES
+
+
+def _is_gptj(config: Mapping[str, Any]) -> bool:
+    """Whether a configuration is that of GPT-J with its own vocabulary, which has no runs."""
+    return config.get("model_type") == "gptj" and config.get("vocab_size") == GPTJ_ROWS
+
+
+def _configured_eos_id(folder: Path, config: Mapping[str, Any]) -> int | None:
+    """Return the eos id of the configurations, for a tokenizer that names no eos token."""
+    path = folder / GENERATION_CONFIG
+    value: object = (read_json(path) if path.is_file() else config).get("eos_token_id")
+    if isinstance(value, list) and value:
+        value = value[0]
+    if isinstance(value, bool) or not isinstance(value, int) or value == OLD_EOS:
+        return None
+    return value
 
 
 def complete(
     checkpoint: Checkpoint, location: str, source: Source, options: ReadOptions
 ) -> Checkpoint:
-    """Record in a checkpoint the `location` that the user gave, and the options.
+    """Record in a checkpoint the `location` that the user gave, the options and all notes.
 
-    An artefact with a manifest gets the name in its manifest. Raises InputError if the tokenizer
+    An artefact with a manifest gets the name in its manifest. Ids at which generation stops are
+    left out, with a note, if the model has no rows for them. Raises InputError if the tokenizer
     has more entries than the embedding has rows.
     """
     manifest = find_manifest(checkpoint.path)
-    if checkpoint.tokenizer.size > checkpoint.geometry.vocab_size:
+    rows = checkpoint.geometry.vocab_size
+    if checkpoint.tokenizer.size > rows:
         raise InputError(
             f"{source.path}: the tokenizer has {checkpoint.tokenizer.size} entries, the embedding "
-            f"only {checkpoint.geometry.vocab_size} rows; give the right one with `tokenizer`"
+            f"only {rows} rows; give the right one with `tokenizer`"
+        )
+    notes = [*checkpoint.tokenizer.notes, *checkpoint.generation.notes, *checkpoint.notes]
+    eos_token_ids = checkpoint.generation.eos_token_ids
+    outside = [index for index in eos_token_ids if index >= rows]
+    if outside:
+        notes.append(
+            f"{source.path}: eos_token_id {', '.join(map(str, outside))} is left out: the model "
+            f"has {rows} rows"
+        )
+        kept = tuple(index for index in eos_token_ids if index < rows)
+        checkpoint = replace(
+            checkpoint, generation=replace(checkpoint.generation, eos_token_ids=kept)
         )
     return replace(
         checkpoint,
         name=manifest.name if manifest else checkpoint.name,
         origin={"given": location, **checkpoint.origin, **options.manifest_entry()},
+        notes=tuple(notes),
     )

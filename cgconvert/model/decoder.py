@@ -15,6 +15,7 @@ import numpy as np
 import torch
 
 from cgconvert.errors import InputError
+from cgconvert.model.generation_config import GenerationConfig
 from cgconvert.model.tensor import LazyTensor, SelectedRows, StackedTensor
 from cgconvert.model.tokenizer import Tokenizer
 
@@ -240,6 +241,8 @@ class Checkpoint:
         tokenizer: The model's tokenizer.
         files: All files whose SHA-256 the manifest records, weights first.
         origin: Where it came from (Hub revision, archive, training step).
+        generation: What it says of generation.
+        notes: What reading did that the user should know, a line each.
     """
 
     name: str
@@ -250,6 +253,14 @@ class Checkpoint:
     tokenizer: Tokenizer
     files: tuple[Path, ...]
     origin: Mapping[str, Any] = field(default_factory=dict)
+    generation: GenerationConfig = field(default_factory=GenerationConfig)
+    notes: tuple[str, ...] = ()
+
+    @property
+    def eos_token_ids(self) -> tuple[int, ...]:
+        """All ids at which generation stops, each once: the tokenizer's own eos token is first."""
+        own = self.tokenizer.eos_token_id
+        return tuple(dict.fromkeys((own, *self.generation.eos_token_ids)))
 
     @property
     def geometry(self) -> Geometry:

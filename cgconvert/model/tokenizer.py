@@ -1,24 +1,24 @@
 """The tokenizer as data: GPT-2's byte-level BPE with CodeGen's runs of white space.
 
-Whatever files it is read from, a tokenizer is made of four parts: vocabulary, merges, added tokens
-and the end-of-text token. They are checked once, and everything else is made from them. So the
-files that are written for a tokenizer do not depend on the library that wrote the files it was read
-from.
+Whatever files it is read from, a tokenizer is made of the same parts: vocabulary, merges, added
+tokens, the roles of some of them, and chat templates. They are checked once, and everything else is
+made from them. So the files that are written for a tokenizer do not depend on the library that
+wrote the files it was read from.
 """
 
 from __future__ import annotations
 
 import json
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
-from typing import Any
 
 import tokenizers
 
 from cgconvert.errors import InputError
-from cgconvert.model.tokenizer_files import read_parts
+from cgconvert.model.tokenizer_files import ROLES, read_parts
+from cgconvert.model.tokenizer_writer import AddedToken, tokenizer_files, tokenizer_json
 
 __all__ = ["END_OF_TEXT", "WHITESPACE_RUNS", "AddedToken", "Tokenizer"]
 
@@ -35,21 +35,6 @@ _ALPHABET = frozenset(tokenizers.pre_tokenizers.ByteLevel.alphabet())
 
 
 @dataclass(frozen=True)
-class AddedToken:
-    """A token that is searched in the text before BPE.
-
-    Attributes:
-        id: Its id.
-        content: Its text, spelled as in plain text.
-        special: Whether decoders may leave it out, as a mark that is not text.
-    """
-
-    id: int
-    content: str
-    special: bool
-
-
-@dataclass(frozen=True)
 class Tokenizer:
     """A byte-level BPE tokenizer. Make one with `load` or `from_parts`, which check it.
 
@@ -59,23 +44,49 @@ class Tokenizer:
         vocabulary: The id of each token except the added ones, by its byte-level spelling (in
             which a space is Ġ).
         merges: The pairs of tokens that BPE merges, in order of rank.
-        added: The added tokens in order of id, the end-of-text token among them.
-        end_of_text_id: The id of the end-of-text token.
+        added: The added tokens in order of id, those with a role among them.
+        eos_token_id: The id of the token that ends a text.
+        bos_token_id: The id of the token that begins a text.
+        unk_token_id: The id of the token for what has no token.
+        pad_token_id: The id of the token that pads a batch.
+        chat_templates: Jinja templates by name; "default" is the one for a plain chat.
+        extra_special_tokens: Special tokens that the tokenizer's configuration lists beside those
+            with a role.
+        extra_roles: Tokens of other roles by the key that names them, such as sep_token.
+        tokenizer_class: The class of transformers that reads its files.
+        has_added_runs: Whether the runs of white space were added to a tokenizer without them.
+        notes: What the user should know of the files it was read from, a line each.
     """
 
     vocabulary: Mapping[str, int] = field(repr=False)
     merges: Sequence[tuple[str, str]] = field(repr=False)
     added: tuple[AddedToken, ...] = field(repr=False)
-    end_of_text_id: int
+    eos_token_id: int
+    bos_token_id: int
+    unk_token_id: int
+    pad_token_id: int
+    chat_templates: Mapping[str, str] = field(default_factory=dict, repr=False)
+    extra_special_tokens: tuple[str, ...] = ()
+    extra_roles: Mapping[str, str] = field(default_factory=dict)
+    tokenizer_class: str = "CodeGenTokenizer"
+    has_added_runs: bool = field(default=False, compare=False)
+    notes: tuple[str, ...] = field(default=(), compare=False)
 
     @classmethod
-    def load(cls, path: Path) -> Tokenizer:
+    def load(cls, path: Path, eos_token_id: int | None = None) -> Tokenizer:
         """Read a folder (tokenizer.json, or vocab.json and merges.txt) or a tokenizer.json.
 
-        The runs of white space that it lacks are added.
+        Nothing is added to it. Tokens that its configuration names and it does not have are left
+        out, with a note.
 
-        Raises InputError if the files are missing or broken, or if the tokenizer is of another kind
-        than GPT-2's.
+        Args:
+            path: The folder or the file.
+            eos_token_id: The id of the eos token, if no file names one and there is no
+                END_OF_TEXT.
+
+        Raises:
+            InputError: Files are missing or broken, or the tokenizer is of another kind than
+                GPT-2's.
         """
         parts = read_parts(path)
         added = [
@@ -83,14 +94,34 @@ class Tokenizer:
             for content, index in parts.added.items()
         ]
         known = parts.vocabulary.keys() | parts.added.keys()
-        token = END_OF_TEXT if END_OF_TEXT in known else parts.end_of_text_token
-        if token is None or token not in known:
+        notes = [
+            f"{path}: {role} is {token!r}, which the tokenizer does not have; it is left out"
+            for role, token in parts.roles.items()
+            if token not in known and role in ROLES
+        ]
+        roles = {role: token for role, token in parts.roles.items() if token in known}
+        tokens = {index: token for token, index in (parts.vocabulary | parts.added).items()}
+        default = END_OF_TEXT
+        if eos_token_id is not None and END_OF_TEXT not in known:
+            default = tokens.get(eos_token_id, END_OF_TEXT)
+        eos_token = roles.pop("eos_token", default)
+        if eos_token not in known:
             raise InputError(
                 f"{path}: no end-of-text token: it has no {END_OF_TEXT} and its configuration "
                 "names no eos_token of its vocabulary"
             )
-        base = cls.from_parts(parts.vocabulary, parts.merges, added, token, where=str(path))
-        return base.with_whitespace_runs()
+        tokenizer = cls.from_parts(
+            parts.vocabulary,
+            parts.merges,
+            added,
+            eos_token,
+            roles,
+            chat_templates=parts.chat_templates,
+            extra_special_tokens=[token for token in parts.extra_special if token in known],
+            tokenizer_class=parts.tokenizer_class,
+            where=str(path),
+        )
+        return replace(tokenizer, notes=tuple(notes))
 
     @classmethod
     def from_parts(
@@ -98,35 +129,72 @@ class Tokenizer:
         vocabulary: Mapping[str, int],
         merges: Iterable[tuple[str, str]],
         added: Iterable[AddedToken] = (),
-        end_of_text_token: str = END_OF_TEXT,
+        eos_token: str = END_OF_TEXT,
+        roles: Mapping[str, str] | None = None,
         *,
+        chat_templates: Mapping[str, str] | None = None,
+        extra_special_tokens: Iterable[str] = (),
+        tokenizer_class: str = "CodeGenTokenizer",
         where: str = "tokenizer",
     ) -> Tokenizer:
         """Make a tokenizer from its parts, to which nothing is added.
 
-        Tokens in `added` may be in `vocabulary` too.
+        Args:
+            vocabulary: The id of each token, by its byte-level spelling.
+            merges: The pairs of tokens that BPE merges, in order of rank.
+            added: The added tokens; they may be in `vocabulary` too.
+            eos_token: The token that ends a text.
+            roles: Tokens of other roles by key, such as pad_token. Where it has no bos_token or
+                unk_token, that is END_OF_TEXT if the tokenizer has it, as in transformers' classes
+                for GPT-2 and CodeGen, else the eos token. The pad_token is else the eos token.
+            chat_templates: Jinja templates by name.
+            extra_special_tokens: Special tokens without a role.
+            tokenizer_class: The class of transformers that reads the files.
+            where: The beginning of an error's message.
 
-        Raises InputError, which begins with `where`, if the parts do not fit together.
+        Raises:
+            InputError: The parts do not fit together.
         """
         base = dict(vocabulary)
         by_content = {token.content: token for token in added}
-        if end_of_text_token in base:
-            by_content.setdefault(
-                end_of_text_token, AddedToken(base[end_of_text_token], end_of_text_token, True)
-            )
-        if end_of_text_token not in by_content:
-            raise InputError(f"{where}: the end-of-text token {end_of_text_token!r} is not in it")
+        default = END_OF_TEXT if END_OF_TEXT in base.keys() | by_content.keys() else eos_token
+        extra_roles = dict(roles or {})
+        bos_token, unk_token = (
+            extra_roles.pop(role, default) for role in ("bos_token", "unk_token")
+        )
+        pad_token = extra_roles.pop("pad_token", eos_token)
+        own_roles = {
+            "eos_token": eos_token,
+            "bos_token": bos_token,
+            "unk_token": unk_token,
+            "pad_token": pad_token,
+        }
+        for role, content in (*own_roles.items(), *extra_roles.items()):
+            if content in base:
+                by_content.setdefault(content, AddedToken(base[content], content, True))
+            if content not in by_content:
+                name = "end-of-text token" if role == "eos_token" else role
+                raise InputError(f"{where}: the {name} {content!r} is not in it")
         for content, token in by_content.items():
             if base.pop(content, token.id) != token.id:
                 raise InputError(f"{where}: token {content!r} has two ids, one of them {token.id}")
             # White space is text; a decoder would leave it out if its token were special.
-            special = content == end_of_text_token or (token.special and bool(content.strip(" \t")))
-            by_content[content] = AddedToken(token.id, content, special)
+            special = content == eos_token or (
+                (token.special or content in own_roles.values()) and bool(content.strip(" \t"))
+            )
+            by_content[content] = replace(token, special=special)
         tokenizer = cls(
             vocabulary=base,
             merges=tuple(merges),
             added=tuple(sorted(by_content.values(), key=lambda token: token.id)),
-            end_of_text_id=by_content[end_of_text_token].id,
+            eos_token_id=by_content[eos_token].id,
+            bos_token_id=by_content[bos_token].id,
+            unk_token_id=by_content[unk_token].id,
+            pad_token_id=by_content[pad_token].id,
+            chat_templates=dict(chat_templates or {}),
+            extra_special_tokens=tuple(extra_special_tokens),
+            extra_roles=extra_roles,
+            tokenizer_class=tokenizer_class,
         )
         tokenizer._check(where)
         return tokenizer
@@ -141,7 +209,7 @@ class Tokenizer:
         runs = tuple(
             AddedToken(index, run, special=False) for index, run in enumerate(missing, self.size)
         )
-        return Tokenizer(self.vocabulary, self.merges, self.added + runs, self.end_of_text_id)
+        return replace(self, added=self.added + runs, has_added_runs=bool(runs))
 
     def _check(self, where: str) -> None:
         """Raise InputError if ids have gaps, a byte has no token, or a merge makes no token."""
@@ -184,9 +252,20 @@ class Tokenizer:
         return tuple(token.id for token in self.added if token.content in runs)
 
     @property
-    def end_of_text_token(self) -> str:
-        """The text of the end-of-text token."""
-        return next(token.content for token in self.added if token.id == self.end_of_text_id)
+    def eos_token(self) -> str:
+        """The text of the token that ends a text."""
+        return self.roles["eos_token"]
+
+    @property
+    def roles(self) -> dict[str, str]:
+        """The text of the tokens with a role: bos_token, eos_token, pad_token and unk_token."""
+        texts = {token.id: token.content for token in self.added}
+        return {
+            "bos_token": texts[self.bos_token_id],
+            "eos_token": texts[self.eos_token_id],
+            "pad_token": texts[self.pad_token_id],
+            "unk_token": texts[self.unk_token_id],
+        }
 
     def encode(self, text: str) -> list[int]:
         """Return the ids of a text; no token is added at its start or end.
@@ -208,88 +287,8 @@ class Tokenizer:
     @cached_property
     def _backend(self) -> tokenizers.Tokenizer:
         """The tokenizers library's tokenizer, made from tokenizer.json."""
-        return tokenizers.Tokenizer.from_str(json.dumps(self._json))
-
-    @cached_property
-    def _model_vocabulary(self) -> dict[str, int]:
-        """The vocabulary of vocab.json and tokenizer.json, by id.
-
-        It has all ids up to that of end-of-text, as GPT-2's has. The tokenizers library numbers
-        added tokens after the vocabulary, so an added token with a lower id than some token of the
-        vocabulary has to be in it as well.
-        """
-        last_id = max(self.end_of_text_id, *self.vocabulary.values())
-        inner = {token.content: token.id for token in self.added if token.id <= last_id}
-        return dict(sorted((dict(self.vocabulary) | inner).items(), key=lambda entry: entry[1]))
-
-    @cached_property
-    def _json(self) -> dict[str, Any]:
-        """The contents of tokenizer.json."""
-        byte_level = {"type": "ByteLevel", "add_prefix_space": False, "use_regex": True}
-        return {
-            "version": "1.0",
-            "truncation": None,
-            "padding": None,
-            "added_tokens": [
-                {"id": token.id, "content": token.content, **_flags(token)} for token in self.added
-            ],
-            "normalizer": None,
-            "pre_tokenizer": byte_level | {"trim_offsets": True},
-            "post_processor": byte_level | {"trim_offsets": False},
-            "decoder": byte_level | {"trim_offsets": True},
-            "model": {
-                "type": "BPE",
-                "dropout": None,
-                "unk_token": None,
-                "continuing_subword_prefix": "",
-                "end_of_word_suffix": "",
-                "fuse_unk": False,
-                "byte_fallback": False,
-                "ignore_merges": False,
-                "vocab": self._model_vocabulary,
-                # A merge as one string is understood by every version of every reader.
-                "merges": [f"{left} {right}" for left, right in self.merges],
-            },
-        }
+        return tokenizers.Tokenizer.from_str(json.dumps(tokenizer_json(self)))
 
     def files(self, n_positions: int) -> dict[str, bytes]:
         """Return the contents of TOKENIZER_FILES; the model's context is `n_positions` tokens."""
-        token_text = self.end_of_text_token
-        roles = {f"{role}_token": token_text for role in ("bos", "eos", "pad", "unk")}
-        config = {
-            "add_prefix_space": False,
-            "added_tokens_decoder": {
-                str(token.id): {"content": token.content, **_flags(token)} for token in self.added
-            },
-            **roles,
-            # True, once the default, removes spaces before punctuation (transformers issue 21119).
-            "clean_up_tokenization_spaces": False,
-            "model_max_length": n_positions,
-            "padding_side": "left",
-            "tokenizer_class": "CodeGenTokenizer",
-        }
-        outside_vocabulary = {
-            token.content: token.id
-            for token in self.added
-            if token.content not in self._model_vocabulary
-        }
-        merges = "".join(f"{left} {right}\n" for left, right in self.merges)
-        return {
-            "tokenizer.json": _dump(self._json),
-            "tokenizer_config.json": _dump(config),
-            "special_tokens_map.json": _dump(roles),
-            "vocab.json": _dump(self._model_vocabulary, indent=None),
-            "merges.txt": f"#version: 0.2\n{merges}".encode(),
-            "added_tokens.json": _dump(outside_vocabulary),
-        }
-
-
-def _flags(token: AddedToken) -> dict[str, bool]:
-    """The flags of an added token in Hugging Face's files."""
-    flags = dict.fromkeys(("single_word", "lstrip", "rstrip", "normalized"), False)
-    return {**flags, "special": token.special}
-
-
-def _dump(value: Any, indent: int | None = 2) -> bytes:
-    """JSON as Hugging Face's files have it: UTF-8, with a line end."""
-    return (json.dumps(value, ensure_ascii=False, indent=indent) + "\n").encode()
+        return tokenizer_files(self, n_positions)

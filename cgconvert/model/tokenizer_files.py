@@ -11,8 +11,9 @@ from cgconvert.errors import InputError
 from cgconvert.io.stand_ins import HEAD_BYTES, refuse_stand_in
 from cgconvert.io.strict_json import read_json, read_text
 from cgconvert.model.byte_level import check_byte_level_bpe
+from cgconvert.model.chat_templates import read_chat_templates
 
-__all__ = ["TOKENIZER_FILES", "TokenizerParts", "read_parts"]
+__all__ = ["ROLES", "TOKENIZER_FILES", "TokenizerParts", "read_parts"]
 
 TOKENIZER_FILES = (
     "tokenizer.json",
@@ -24,8 +25,10 @@ TOKENIZER_FILES = (
 )
 """The names of a tokenizer's files. A checkpoint may have some of them or all."""
 
-_ROLES = ("eos_token", "bos_token", "unk_token", "pad_token")
-"""Keys under which a configuration names special tokens."""
+ROLES = (
+    "eos_token", "bos_token", "unk_token", "pad_token", "sep_token", "cls_token", "mask_token",
+)  # fmt: skip
+"""Keys under which a configuration names special tokens; it may have others that end alike."""
 
 
 @dataclass
@@ -37,14 +40,20 @@ class TokenizerParts:
         merges: Pairs of tokens, in order of rank.
         added: The id of each added token.
         special: The added tokens that are special.
-        end_of_text_token: The eos token, or None if no configuration names one.
+        roles: Tokens by the role that a configuration names, such as eos_token.
+        extra_special: Special tokens that a configuration lists beside those.
+        chat_templates: Jinja templates by name.
+        tokenizer_class: The class of transformers that reads the files.
     """
 
     vocabulary: dict[str, int]
     merges: list[tuple[str, str]]
     added: dict[str, int] = field(default_factory=dict)
     special: set[str] = field(default_factory=set)
-    end_of_text_token: str | None = None
+    roles: dict[str, str] = field(default_factory=dict)
+    extra_special: list[str] = field(default_factory=list)
+    chat_templates: dict[str, str] = field(default_factory=dict)
+    tokenizer_class: str = "CodeGenTokenizer"
 
     def add(self, where: Path, content: object, index: object, entry: Mapping[str, Any]) -> None:
         """Record an added token.
@@ -113,16 +122,18 @@ def _read_tokenizer_json(path: Path) -> TokenizerParts:
 
 
 def _read_configurations(folder: Path, parts: TokenizerParts) -> None:
-    """Add the tokens of added_tokens.json, tokenizer_config.json and special_tokens_map.json."""
+    """Add what added_tokens.json, tokenizer_config.json and special_tokens_map.json say.
+
+    As in transformers (tokenization_utils_base.py: _from_pretrained), special_tokens_map.json takes
+    precedence over tokenizer_config.json, unless that has added_tokens_decoder.
+    """
     added = folder / "added_tokens.json"
     if added.is_file():
         for content, index in read_json(added).items():
             parts.add(added, content, index, {})
-    for name in ("tokenizer_config.json", "special_tokens_map.json"):
-        path = folder / name
-        if not path.is_file():
-            continue
-        data = read_json(path)
+    paths = [folder / "tokenizer_config.json", folder / "special_tokens_map.json"]
+    configurations = [read_json(path) if path.is_file() else {} for path in paths]
+    for path, data in zip(paths, configurations, strict=True):
         if data.get("add_prefix_space"):
             raise InputError(f"{path}: add_prefix_space is true; CodeGen's tokenizer adds none")
         decoder = data.get("added_tokens_decoder") or {}
@@ -133,13 +144,41 @@ def _read_configurations(folder: Path, parts: TokenizerParts) -> None:
             number = int(index) if is_number else index  # `add` refuses what is not a number
             fields = entry if isinstance(entry, dict) else {}
             parts.add(path, fields.get("content"), number, fields)
-        token_of_role = {role: _token_text(data.get(role)) for role in _ROLES}
-        parts.end_of_text_token = parts.end_of_text_token or token_of_role["eos_token"]
-        for token in filter(None, token_of_role.values()):
-            # A configuration may name a token that the tokenizer does not have: it has no id.
-            index = parts.added.get(token, parts.vocabulary.get(token))
-            if index is not None:
-                parts.add(path, token, index, {"special": True})
+    if "added_tokens_decoder" in configurations[0]:
+        del paths[1], configurations[1]
+    for path, data in zip(paths, configurations, strict=True):
+        _read_roles(path, data, parts)
+    for token in (*parts.roles.values(), *parts.extra_special):
+        # A configuration may name a token that the tokenizer does not have: it has no id.
+        index = parts.added.get(token, parts.vocabulary.get(token))
+        if index is not None:
+            parts.add(folder, token, index, {"special": True})
+    if configurations[0].get("tokenizer_class") in ("GPT2Tokenizer", "GPT2TokenizerFast"):
+        parts.tokenizer_class = "GPT2Tokenizer"
+    parts.chat_templates = read_chat_templates(folder, configurations[0].get("chat_template"))
+
+
+def _read_roles(path: Path, data: Mapping[str, Any], parts: TokenizerParts) -> None:
+    """Add the special tokens that a configuration names; None takes a role away."""
+    named = {
+        key: value
+        for key, value in data.items()
+        if key in ROLES or (key.endswith("_token") and isinstance(value, str | dict))
+    }
+    extra = data.get("extra_special_tokens") or data.get("additional_special_tokens") or []
+    if isinstance(extra, dict):
+        named |= extra
+        extra = []
+    if not isinstance(extra, list):
+        raise InputError(f"{path}: the extra special tokens are no list")
+    for role, value in named.items():
+        token = _token_text(value)
+        if token:
+            parts.roles[role] = token
+        elif value is None:
+            parts.roles.pop(role, None)
+    if extra:
+        parts.extra_special = [token for token in map(_token_text, extra) if token]
 
 
 def _check_vocabulary(path: Path, data: object) -> dict[str, int]:

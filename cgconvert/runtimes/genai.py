@@ -10,8 +10,10 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from cgconvert.errors import InputError, MissingRuntimeError, UsageError
+from cgconvert.formats.comparison import as_mapping
 from cgconvert.formats.onnx.checks import admit_genai
 from cgconvert.io.strict_json import read_json
+from cgconvert.model.generation_config import ids_of
 from cgconvert.model.tokenizer import Tokenizer
 from cgconvert.runtimes.onnxruntime import CUDA_OPTIONS, onnxruntime_error
 from cgconvert.runtimes.runtime import Runtime
@@ -83,9 +85,10 @@ class GenaiRuntime(Runtime):
         return Tokenizer.load(self._config_path.parent).size
 
     @property
-    def end_of_text_id(self) -> int:
-        """The end-of-text id in genai_config.json."""
-        return _model_entry(self._config_path, "eos_token_id")
+    def eos_token_ids(self) -> tuple[int, ...]:
+        """The eos_token_id of genai_config.json, which is one id or a list."""
+        model = as_mapping(read_json(self._config_path).get("model"))
+        return ids_of(model.get("eos_token_id"), f"{self._config_path}: model.eos_token_id")
 
     def reset(self) -> None:
         """Drop the generator, which holds the KV cache."""

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 
 import numpy as np
 
@@ -18,7 +18,7 @@ def generate(
     max_new_tokens: int,
     *,
     tokenizer_size: int,
-    end_of_text_id: int | None,
+    eos_token_ids: Collection[int],
     temperature: float = 0.0,
     seed: int = 0,
 ) -> Iterator[int]:
@@ -29,7 +29,7 @@ def generate(
         ids: The prompt.
         max_new_tokens: Generation ends after this many tokens.
         tokenizer_size: Only ids below this can be picked: those that the tokenizer has.
-        end_of_text_id: The id that ends generation and is not yielded; None if no id does.
+        eos_token_ids: The ids that end generation and are not yielded; there may be none.
         temperature: 0 picks the id of the largest logit, the lowest id of equal ones; any other
             temperature draws an id from softmax(logits / temperature).
         seed: The same seed draws the same ids.
@@ -51,7 +51,7 @@ def generate(
             "shorten it"
         )
     return _decode(
-        runtime, list(ids), max_new_tokens, tokenizer_size, end_of_text_id, temperature, seed
+        runtime, list(ids), max_new_tokens, tokenizer_size, eos_token_ids, temperature, seed
     )
 
 
@@ -60,7 +60,7 @@ def _decode(
     ids: list[int],
     max_new_tokens: int,
     tokenizer_size: int,
-    end_of_text_id: int | None,
+    eos_token_ids: Collection[int],
     temperature: float,
     seed: int,
 ) -> Iterator[int]:
@@ -76,7 +76,7 @@ def _decode(
                 f"the artefact's logits after {position} tokens are not finite; verify it"
             )
         token = _pick(logits, temperature, random)
-        if token == end_of_text_id:
+        if token in eos_token_ids:
             return
         yield token
         to_feed = [token]

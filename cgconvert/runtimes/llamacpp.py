@@ -191,9 +191,9 @@ class LlamaCppRuntime(Runtime):
         return last
 
     @property
-    def end_of_text_id(self) -> int:
+    def eos_token_ids(self) -> tuple[int, ...]:
         """The eos_token_id in the file's metadata."""
-        return int(self._library.llama_vocab_eos(self._vocab))
+        return (int(self._library.llama_vocab_eos(self._vocab)),)
 
     def close(self) -> None:
         """See Runtime.close; closing twice does no harm."""

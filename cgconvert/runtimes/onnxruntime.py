@@ -15,6 +15,7 @@ from cgconvert.formats.onnx.reader import find_graph, folder_of, parse
 from cgconvert.formats.onnx.weights import PADDING
 from cgconvert.formats.registry import load
 from cgconvert.io.strict_json import read_json
+from cgconvert.model.generation_config import ids_of
 from cgconvert.model.tokenizer import Tokenizer
 from cgconvert.runtimes.runtime import Runtime, run_left_padded
 
@@ -158,9 +159,10 @@ class OnnxRuntime(Runtime):
         return self._tokenizer.size
 
     @property
-    def end_of_text_id(self) -> int:
-        """The eos_token_id of generation_config.json."""
-        return _integer(self._folder / "generation_config.json", "eos_token_id")
+    def eos_token_ids(self) -> tuple[int, ...]:
+        """The eos_token_id of generation_config.json, which is one id or a list."""
+        path = self._folder / "generation_config.json"
+        return ids_of(read_json(path).get("eos_token_id"), f"{path}: eos_token_id")
 
     def reset(self) -> None:
         """Empty the KV cache; its memory is kept."""

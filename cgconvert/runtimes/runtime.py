@@ -125,8 +125,8 @@ class Runtime(ABC):
 
     @property
     @abstractmethod
-    def end_of_text_id(self) -> int:
-        """The id at which the artefact itself says that generation ends."""
+    def eos_token_ids(self) -> tuple[int, ...]:
+        """The ids at which the artefact itself says that generation ends, the tokenizer's first."""
 
     def check_length(self, total: int) -> None:
         """Raise UsageError if `total` tokens are more than the context length."""

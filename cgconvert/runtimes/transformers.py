@@ -13,6 +13,7 @@ import torch
 from cgconvert.errors import InputError, MissingRuntimeError, UsageError
 from cgconvert.formats.registry import load
 from cgconvert.model.device import warm_up_mkl
+from cgconvert.model.generation_config import ids_of
 from cgconvert.runtimes.runtime import Runtime, run_left_padded
 
 __all__ = ["TransformersRuntime"]
@@ -154,15 +155,13 @@ class TransformersRuntime(Runtime):
         return len(self._tokenizer)
 
     @property
-    def end_of_text_id(self) -> int:
-        """The eos_token_id of the generation configuration.
+    def eos_token_ids(self) -> tuple[int, ...]:
+        """The eos_token_id of the generation configuration, which is one id or a list.
 
-        Raises InputError if it is a list or absent.
+        Raises InputError if there is none.
         """
         eos = self._model.generation_config.eos_token_id
-        if not isinstance(eos, int):
-            raise InputError(f"{self._model.name_or_path}: eos_token_id is {eos!r}, not one id")
-        return eos
+        return ids_of(eos, f"{self._model.name_or_path}: eos_token_id")
 
     def close(self) -> None:
         """See Runtime.close; restores PyTorch's number of threads if `open` changed it."""

@@ -47,7 +47,7 @@ class Text:
             if tokens is not None:
                 # Text behind this point cannot be reached: no token is longer.
                 document = document[: (tokens - len(ids)) * longest_token]
-            ids += [*([tokenizer.end_of_text_id] if ids else []), *tokenizer.encode(document)]
+            ids += [*([tokenizer.eos_token_id] if ids else []), *tokenizer.encode(document)]
             if tokens is not None and len(ids) >= tokens:
                 return ids[:tokens]
         return ids

@@ -65,7 +65,7 @@ class Evidence:
         stored_error: Why they make none; empty if they do.
         tokenizer_size: The number of ids in the source's tokenizer.
         n_positions: The source's context length.
-        end_of_text_id: The source's end-of-text id.
+        eos_token_ids: The ids at which the source stops, the tokenizer's own first.
         float_activation_run: What the artefact did without quantized activations; None if it
             was not run so.
     """
@@ -76,7 +76,7 @@ class Evidence:
     stored_error: str
     tokenizer_size: int
     n_positions: int
-    end_of_text_id: int
+    eos_token_ids: tuple[int, ...]
     float_activation_run: FloatActivationRun | None = None
 
     @property
@@ -121,7 +121,7 @@ def gather_evidence(
         stored_error=stored_error,
         tokenizer_size=tokenizer_size,
         n_positions=source.geometry.n_positions,
-        end_of_text_id=source.tokenizer.end_of_text_id,
+        eos_token_ids=source.eos_token_ids,
     )
     if stored_outputs is None or not evidence.has_all_logits:
         return evidence

@@ -124,7 +124,7 @@ class Observation:
         generation_error: Why generation ended too early; empty if it did not.
         tokenizer_runs: Texts in the artefact's own tokenizer and in the source's.
         n_positions: The context length that the artefact says it has.
-        end_of_text_id: The id at which the artefact says that generation ends.
+        eos_token_ids: The ids at which the artefact says that generation ends.
     """
 
     sequences: tuple[tuple[int, ...], ...]
@@ -138,7 +138,7 @@ class Observation:
     generation_error: str
     tokenizer_runs: tuple[TokenizerRun, ...]
     n_positions: int
-    end_of_text_id: int
+    eos_token_ids: tuple[int, ...]
 
 
 def observe(
@@ -189,7 +189,7 @@ def observe(
         generation_error=generation_error,
         tokenizer_runs=_tokenizer_runs(runtime, tokenizer, tokenizer_texts(), progress),
         n_positions=runtime.n_positions,
-        end_of_text_id=runtime.end_of_text_id,
+        eos_token_ids=runtime.eos_token_ids,
     )
 
 
@@ -318,7 +318,7 @@ def _generate(
         try:
             # Goes on after the end-of-text id: every token that is picked is one more comparison.
             for token in generate(
-                runtime, opening, max_new_tokens, tokenizer_size=tokenizer_size, end_of_text_id=None
+                runtime, opening, max_new_tokens, tokenizer_size=tokenizer_size, eos_token_ids=()
             ):
                 new_ids.append(token)
                 progress.advance(1)

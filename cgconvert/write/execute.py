@@ -204,6 +204,7 @@ def _make_manifest(
         options=dict(plan.options),
         files=files,
         libraries=library_versions(),
+        notes=[*checkpoint.notes, *plan.notes],
     )
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import importlib.metadata
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -50,6 +50,8 @@ class Manifest:
         schema: The version of these fields.
         cgconvert: The version of cgconvert.
         libraries: The version of each of LIBRARIES.
+        notes: What the user should know of the source and of the artefact, a line each. The file
+            has the field only if there are any.
     """
 
     name: str
@@ -61,10 +63,13 @@ class Manifest:
     schema: int = SCHEMA
     cgconvert: str = __version__
     libraries: Mapping[str, str] = field(default_factory=dict)
+    notes: Sequence[str] = ()
 
     def to_json(self) -> bytes:
         """The bytes of the manifest's file."""
         fields = asdict(self)
+        if not self.notes:
+            del fields["notes"]
         fields["sha256"] = hashlib.sha256(_json_bytes(fields)).hexdigest()
         return _json_bytes(fields)
 
@@ -116,6 +121,7 @@ def _is_valid(fields: Mapping[str, Any]) -> bool:
     if not all(isinstance(t, str) for t in texts) or not all(isinstance(o, dict) for o in objects):
         return False
     name, source, files = str(fields["name"]), fields["source"], fields["files"]
+    notes = fields.get("notes", [])
     return (
         "/" not in name
         and name.strip(". ") != ""
@@ -124,6 +130,8 @@ def _is_valid(fields: Mapping[str, Any]) -> bool:
         and isinstance(source.get("layout"), str)
         and isinstance(source.get("sha256"), str)
         and all(isinstance(entry, dict) for entry in files.values())
+        and isinstance(notes, list)
+        and all(isinstance(note, str) for note in notes)
     )
 
 

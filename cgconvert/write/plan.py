@@ -153,6 +153,8 @@ class Plan:
         type: The type of its weights, for example Q8_0.
         files: Its files. Their paths are relative to the folder; a single file's path is its name.
         options: The options of the conversion, which the manifest records.
+        notes: What the user should know of the artefact, such as what its format cannot hold; a
+            line each. Those of the source are its own.
     """
 
     resolved: ClassVar[bool] = True
@@ -164,6 +166,7 @@ class Plan:
     type: str
     files: tuple[FilePlan, ...]
     options: Mapping[str, Any] = field(default_factory=dict)
+    notes: tuple[str, ...] = ()
 
     @property
     def nbytes(self) -> int:
@@ -223,6 +226,7 @@ class LazyPlan(Protocol):
         output: Path of the artefact.
         format: The artefact's format, for example gguf.
         nbytes: The most bytes on the disk at any time, intermediate results included.
+        notes: What the user should know of the artefact, such as what its format cannot hold.
     """
 
     @property
@@ -239,6 +243,9 @@ class LazyPlan(Protocol):
 
     @property
     def nbytes(self) -> int: ...
+
+    @property
+    def notes(self) -> tuple[str, ...]: ...
 
     def describe(self) -> str:
         """Describe in a line or more what will be computed or written, and what that needs."""

@@ -63,13 +63,14 @@ class Npy(Format):
 
     def read(self, source: Source, options: ReadOptions) -> Checkpoint:
         folder = source.path
-        tokenizer, tokenizer_files = read_tokenizer(folder, options)
+        config = read_json(folder / "config.json")
+        tokenizer, tokenizer_files = read_tokenizer(folder, options, source.name, config)
         arrays = sorted(folder.glob("*.npy"))
         return Checkpoint(
             name=source.name,
             path=folder,
             layout=self.name,
-            config=read_json(folder / "config.json"),
+            config=config,
             decoder=self.decoder(folder),
             tokenizer=tokenizer,
             files=(*arrays, folder / "config.json", *tokenizer_files),
@@ -181,8 +182,8 @@ class TorchRuntime(Runtime):
         return self.tokenizer.size
 
     @property
-    def end_of_text_id(self) -> int:
-        return self.tokenizer.end_of_text_id
+    def eos_token_ids(self) -> tuple[int, ...]:
+        return (self.tokenizer.eos_token_id,)
 
     def reset(self) -> None:
         self.sequence: list[int] = []

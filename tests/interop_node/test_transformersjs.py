@@ -88,7 +88,7 @@ def test_transformersjs_finds_every_dtype_by_its_file_name(kind: str, tmp_path: 
                 ids,
                 NEW,
                 tokenizer_size=runtime.tokenizer_size,
-                end_of_text_id=runtime.end_of_text_id,
+                eos_token_ids=runtime.eos_token_ids,
             )
         )
         runtime.reset()

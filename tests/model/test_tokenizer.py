@@ -54,7 +54,7 @@ def trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def tokenizer(trained: Path) -> Tokenizer:
-    return Tokenizer.load(trained)
+    return Tokenizer.load(trained).with_whitespace_runs()
 
 
 def write(folder: Path, files: dict[str, bytes]) -> Path:
@@ -67,7 +67,7 @@ def write(folder: Path, files: dict[str, bytes]) -> Path:
 def test_runs_are_added_after_the_last_id(tokenizer: Tokenizer, trained: Path) -> None:
     plain = tokenizers.Tokenizer.from_file(str(trained / "tokenizer.json"))
     assert tokenizer.size == plain.get_vocab_size() + 38
-    assert tokenizer.end_of_text_id == plain.token_to_id(END_OF_TEXT)
+    assert tokenizer.eos_token_id == plain.token_to_id(END_OF_TEXT)
     assert tokenizer.whitespace_ids == tuple(range(tokenizer.size - 38, tokenizer.size))
     assert [t.content for t in tokenizer.added[1:]] == list(WHITESPACE_RUNS)
     assert [t.special for t in tokenizer.added] == [True] + [False] * 38
@@ -100,7 +100,7 @@ def test_round_trip_of_any_text(tokenizer: Tokenizer, text: str) -> None:
 def test_transformers_reads_the_files(tokenizer: Tokenizer, tmp_path: Path) -> None:
     theirs = AutoTokenizer.from_pretrained(write(tmp_path, tokenizer.files(2048)))
     assert (theirs.eos_token_id, theirs.bos_token_id, theirs.pad_token_id) == (
-        (tokenizer.end_of_text_id,) * 3
+        (tokenizer.eos_token_id,) * 3
     )
     assert theirs.model_max_length == 2048
     assert len(theirs) == tokenizer.size
@@ -110,7 +110,7 @@ def test_transformers_reads_the_files(tokenizer: Tokenizer, tmp_path: Path) -> N
         assert theirs.decode(ids) == text
         assert theirs.decode(ids, skip_special_tokens=True) == text.replace(END_OF_TEXT, "")
     batch = theirs(["a b", "    return x"], padding=True).input_ids
-    assert batch[0][: len(batch[1]) - len(theirs("a b").input_ids)][0] == tokenizer.end_of_text_id
+    assert batch[0][: len(batch[1]) - len(theirs("a b").input_ids)][0] == tokenizer.eos_token_id
 
 
 def test_every_set_of_files_gives_the_same_tokenizer(tokenizer: Tokenizer, tmp_path: Path) -> None:
@@ -122,8 +122,8 @@ def test_every_set_of_files_gives_the_same_tokenizer(tokenizer: Tokenizer, tmp_p
     resaved = tmp_path / "resaved"
     AutoTokenizer.from_pretrained(write(tmp_path / "all", files)).save_pretrained(resaved)
     parts = Tokenizer.from_parts(tokenizer.vocabulary, tokenizer.merges, tokenizer.added)
-    loaded = [Tokenizer.load(f) for f in (whole, whole / "tokenizer.json", split, plain, resaved)]
-    for variant in (*loaded, parts):
+    loaded = [Tokenizer.load(f) for f in (whole, whole / "tokenizer.json", split, resaved)]
+    for variant in (*loaded, Tokenizer.load(plain).with_whitespace_runs(), parts):
         assert variant == tokenizer
         assert variant.files(2048) == files
 
@@ -159,8 +159,8 @@ def test_end_of_text_may_have_another_name(trained: Path, tmp_path: Path) -> Non
     eos = {"eos_token": {"content": "</s>"}, "pad_token": "[not in the vocabulary]"}
     write(folder, {"special_tokens_map.json": json.dumps(eos).encode()})
     loaded = Tokenizer.load(folder)
-    assert loaded.end_of_text_token == "</s>"
-    assert loaded.size == len(data["model"]["vocab"]) + 38
+    assert loaded.eos_token == "</s>"
+    assert loaded.size == len(data["model"]["vocab"])
     map_written = json.loads(loaded.files(64)["special_tokens_map.json"])
     assert set(map_written.values()) == {"</s>"}
 
@@ -283,7 +283,7 @@ def test_the_published_vocabulary_gives_the_published_ids() -> None:
     text = "def hello(x):\n        return x + 1\n\t\tfoo"
     ids = [4299, 23748, 7, 87, 2599, 198, 50280, 7783, 2124, 1343, 352, 198, 50294, 21943]
     assert real.encode(text) == ids
-    assert (real.size, real.end_of_text_id, real.whitespace_ids[0]) == (50295, 50256, 50257)
+    assert (real.size, real.eos_token_id, real.whitespace_ids[0]) == (50295, 50256, 50257)
     # Plain GPT-2 becomes CodeGen's.
     gpt2 = Tokenizer.from_parts(real.vocabulary, real.merges, real.added[:1])
     assert gpt2.with_whitespace_runs() == real

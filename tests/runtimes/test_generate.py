@@ -20,7 +20,7 @@ class Table(Runtime):
     device = "cpu"
     n_positions = 8
     tokenizer_size = 4
-    end_of_text_id = 3
+    eos_token_ids = (3,)
 
     def __init__(self, table: np.ndarray) -> None:
         self.table = table.astype(np.float32)
@@ -52,25 +52,25 @@ def counting(size: int = 6) -> Table:
 
 def test_greedy_feeds_the_prompt_once_and_then_single_tokens() -> None:
     runtime = counting()
-    assert list(generate(runtime, [5, 0], 2, tokenizer_size=6, end_of_text_id=None)) == [1, 2]
+    assert list(generate(runtime, [5, 0], 2, tokenizer_size=6, eos_token_ids=())) == [1, 2]
     assert runtime.fed == [[5, 0], [1]]
     assert runtime.resets == 1
 
 
 def test_greedy_stops_before_end_of_text() -> None:
-    assert list(generate(counting(), [0], 6, tokenizer_size=6, end_of_text_id=3)) == [1, 2]
+    assert list(generate(counting(), [0], 6, tokenizer_size=6, eos_token_ids=(3,))) == [1, 2]
 
 
 def test_the_context_ends_generation() -> None:
     assert list(
-        generate(counting(), [0, 1, 2, 3, 4, 5], 64, tokenizer_size=6, end_of_text_id=None)
+        generate(counting(), [0, 1, 2, 3, 4, 5], 64, tokenizer_size=6, eos_token_ids=())
     ) == [0, 1]
-    assert list(generate(counting(), [0] * 8, 64, tokenizer_size=6, end_of_text_id=None)) == []
+    assert list(generate(counting(), [0] * 8, 64, tokenizer_size=6, eos_token_ids=())) == []
 
 
 def test_equal_logits_go_to_the_lowest_id() -> None:
     runtime = Table(np.array([[0.0, 2.0, 2.0, 2.0]] * 4))
-    assert list(generate(runtime, [0], 1, tokenizer_size=4, end_of_text_id=None)) == [1]
+    assert list(generate(runtime, [0], 1, tokenizer_size=4, eos_token_ids=())) == [1]
 
 
 @pytest.mark.parametrize("temperature", [0.0, 5.0])
@@ -84,7 +84,7 @@ def test_padded_rows_are_never_picked(temperature: float) -> None:
             [0],
             7,
             tokenizer_size=3,
-            end_of_text_id=None,
+            eos_token_ids=(),
             temperature=temperature,
             seed=seed,
         )
@@ -98,7 +98,7 @@ def test_a_seed_gives_the_same_ids_and_another_seed_others() -> None:
     runs = [
         list(
             generate(
-                runtime, [0], 7, tokenizer_size=50, end_of_text_id=None, temperature=1.0, seed=seed
+                runtime, [0], 7, tokenizer_size=50, eos_token_ids=(), temperature=1.0, seed=seed
             )
         )
         for seed in (1, 1, 2)
@@ -111,7 +111,7 @@ def test_samples_follow_the_softmax() -> None:
     drawn = [
         next(
             generate(
-                Table(logits), [0], 1, tokenizer_size=3, end_of_text_id=None, temperature=t, seed=s
+                Table(logits), [0], 1, tokenizer_size=3, eos_token_ids=(), temperature=t, seed=s
             )
         )
         for t in (1.0,)
@@ -122,7 +122,7 @@ def test_samples_follow_the_softmax() -> None:
 
 
 def test_a_tiny_temperature_is_greedy() -> None:
-    new = generate(counting(), [0], 5, tokenizer_size=6, end_of_text_id=None, temperature=1e-300)
+    new = generate(counting(), [0], 5, tokenizer_size=6, eos_token_ids=(), temperature=1e-300)
     assert list(new) == [1, 2, 3, 4, 5]
 
 
@@ -137,13 +137,11 @@ def test_a_tiny_temperature_is_greedy() -> None:
     ],
 )
 def test_bad_requests_are_refused(ids, options, error, words) -> None:  # type: ignore[no-untyped-def]
-    arguments = {"max_new_tokens": 1, "tokenizer_size": 6, "end_of_text_id": None} | options
+    arguments = {"max_new_tokens": 1, "tokenizer_size": 6, "eos_token_ids": ()} | options
     with pytest.raises(error, match=words):
         generate(counting(), ids, **arguments)
 
 
 def test_logits_that_are_not_finite_are_an_error() -> None:
     with pytest.raises(VerificationError, match="after 1 tokens are not finite"):
-        list(
-            generate(Table(np.full((4, 4), np.nan)), [0], 1, tokenizer_size=4, end_of_text_id=None)
-        )
+        list(generate(Table(np.full((4, 4), np.nan)), [0], 1, tokenizer_size=4, eos_token_ids=()))

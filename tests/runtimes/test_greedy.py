@@ -75,7 +75,7 @@ def test_every_runtime_generates_the_pinned_tokens(kind: str, name: str, tmp_pat
                     ids,
                     NEW,
                     tokenizer_size=runtime.tokenizer_size,
-                    end_of_text_id=runtime.end_of_text_id,
+                    eos_token_ids=runtime.eos_token_ids,
                 )
             )
             assert tokens == pinned["tokens"], pinned["text"]

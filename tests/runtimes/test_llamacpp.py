@@ -172,7 +172,7 @@ def test_every_id_has_its_own_bytes(
     for index in range(tokenizer().size):
         assert runtime.detokenize([index]) == tokenizer().decode([index])
     assert runtime.detokenize(range(tokenizer().size, ROWS)) == ""
-    assert runtime.end_of_text_id == tokenizer().end_of_text_id
+    assert runtime.eos_token_ids == (tokenizer().eos_token_id,)
     assert runtime.tokenizer_size == tokenizer().size
 
 

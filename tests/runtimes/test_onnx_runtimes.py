@@ -50,7 +50,7 @@ def test_genai_gives_all_logits_and_the_same_tokens(small: Model) -> None:
 
 
 def greedy(runtime: Runtime, ids: list[int]) -> list[int]:
-    return list(generate(runtime, ids, 32, tokenizer_size=4000, end_of_text_id=None))
+    return list(generate(runtime, ids, 32, tokenizer_size=4000, eos_token_ids=()))
 
 
 def test_genais_own_loop_with_a_shared_cache_is_transformers(small: Model) -> None:
@@ -86,7 +86,7 @@ def test_the_runtime_uses_the_artefacts_own_tokenizer(small: Model, kind: type[R
     text = "def hello(x):\n        return x + 1\n\t\tfoo<|endoftext|>é"
     assert runtime.tokenize(text) == tokenizer.encode(text)
     assert runtime.detokenize(tokenizer.encode(text)) == text
-    assert runtime.end_of_text_id == tokenizer.end_of_text_id
+    assert runtime.eos_token_ids == (tokenizer.eos_token_id,)
 
 
 @pytest.mark.parametrize("kind", [OnnxRuntime, GenaiRuntime])

@@ -48,7 +48,7 @@ class StandIn(Runtime):
     takes_batches = True
     n_positions = property(lambda self: self.model.geometry.n_positions)
     tokenizer_size = property(lambda self: self.model.tokenizer.size)
-    end_of_text_id = property(lambda self: self.model.tokenizer.end_of_text_id)
+    eos_token_ids = property(lambda self: self.model.eos_token_ids)
 
     def __init__(self, model: Checkpoint) -> None:
         self.model = model
@@ -248,7 +248,7 @@ class Unmasked(StandIn):
     """Its padding is seen."""
 
     def batch(self, sequences: Sequence[Sequence[int]], steps: int = 0) -> list[np.ndarray]:
-        padded = [[self.end_of_text_id, *sequence] for sequence in sequences]
+        padded = [[self.eos_token_ids[0], *sequence] for sequence in sequences]
         return [logits[1:] for logits in self.reference.logits(padded)]
 
 
@@ -331,7 +331,7 @@ def test_padded_rows_may_differ_from_the_source_by_float32_rounding_only(
 
 def test_another_end_of_text_context_or_vocabulary_fails(source: Checkpoint) -> None:
     class Old(StandIn):
-        end_of_text_id = 2
+        eos_token_ids = (2,)
         n_positions = 64
 
         def feed(self, ids: Sequence[int]) -> np.ndarray:

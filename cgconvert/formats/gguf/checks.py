@@ -92,7 +92,7 @@ def settings(path: Path, source: Checkpoint) -> SettingsDifferences:
 
 
 def _id_differences(metadata: Mapping[str, Any], tokenizer: Tokenizer) -> list[str]:
-    ids = {f"{TOKENIZER_PREFIX}{role}_token_id": tokenizer.end_of_text_id for role in ID_ROLES}
+    ids = {f"{TOKENIZER_PREFIX}{role}_token_id": tokenizer.eos_token_id for role in ID_ROLES}
     actual = {key: metadata[key] for key in ids if key in metadata}
     required = f"{TOKENIZER_PREFIX}eos_token_id"
     expected = {key: value for key, value in ids.items() if key in actual or key == required}

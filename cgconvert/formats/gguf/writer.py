@@ -261,7 +261,7 @@ def _add_tokenizer(writer: HeaderWriter, tokenizer: Tokenizer, rows: int) -> Non
     writer.add_values(gguf.Keys.Tokenizer.TOKEN_TYPE, types)
     merges = [f"{left} {right}" for left, right in tokenizer.merges]
     writer.add_values(gguf.Keys.Tokenizer.MERGES, merges)
-    end_of_text = tokenizer.end_of_text_id
+    end_of_text = tokenizer.eos_token_id
     writer.add_bos_token_id(end_of_text)
     writer.add_eos_token_id(end_of_text)
     writer.add_eot_token_id(end_of_text)

@@ -148,7 +148,7 @@ def generation_differences(folder: Path, tokenizer: Tokenizer) -> list[str]:
 
     config.json need not contain ids, generation_config.json must contain eos_token_id.
     """
-    end = tokenizer.end_of_text_id
+    end = tokenizer.eos_token_id
     config = read_json(folder / "config.json")
     differences = entry_differences(
         "config.json", config, {key: end for key in IDS if key in config}

@@ -14,6 +14,7 @@ from cgconvert.formats.huggingface import torch_reader as torch_zip
 from cgconvert.formats.read_options import ReadOptions, read_tokenizer
 from cgconvert.io.strict_json import read_json
 from cgconvert.model.decoder import Checkpoint, Decoder, Geometry
+from cgconvert.model.generation_config import GENERATION_CONFIG, read_generation_config
 from cgconvert.model.tensor import LazyTensor, StoredTensor
 from cgconvert.model.tensor_names import CODEGEN, GPTJ, PHI, TensorNames
 from cgconvert.sources.resolve import Source
@@ -41,7 +42,9 @@ def read(source: Source, options: ReadOptions) -> Checkpoint:
     config_path = options.config or folder / "config.json"
     config = read_json(config_path)
     model = decoder(path, files, config, config_path, options.mp_num)
-    tokenizer, tokenizer_files = read_tokenizer(folder, options)
+    tokenizer, tokenizer_files = read_tokenizer(folder, options, source.name, config)
+    generation = read_generation_config(folder, config, config_path, tokenizer)
+    generation_files = [path for path in (folder / GENERATION_CONFIG,) if path.is_file()]
     return Checkpoint(
         name=source.name,
         path=path,
@@ -49,8 +52,9 @@ def read(source: Source, options: ReadOptions) -> Checkpoint:
         config=config,
         decoder=model,
         tokenizer=tokenizer,
-        files=(*files, config_path, *tokenizer_files),
+        files=(*files, config_path, *tokenizer_files, *generation_files),
         origin=source.origin,
+        generation=generation,
     )
 
 

@@ -54,7 +54,7 @@ def plan(
     if max_shard_size < 1:
         raise UsageError(f"`max_shard_size={max_shard_size}`: give at least one byte")
     g, tokenizer = checkpoint.geometry, checkpoint.tokenizer
-    ids = {"bos_token_id": tokenizer.end_of_text_id, "eos_token_id": tokenizer.end_of_text_id}
+    ids = {"bos_token_id": tokenizer.eos_token_id, "eos_token_id": tokenizer.eos_token_id}
     if layout == "codegen":
         _check_codegen(g, checkpoint.name)
         named = named_tensors(checkpoint.decoder, CODEGEN, mp_num=GROUPS)
@@ -68,7 +68,7 @@ def plan(
     card = model_card(checkpoint.name, g, tokenizer, dtype=dtype, layout=layout)
     texts = {
         "config.json": _json(config),
-        "generation_config.json": _json(ids | {"pad_token_id": tokenizer.end_of_text_id}),
+        "generation_config.json": _json(ids | {"pad_token_id": tokenizer.eos_token_id}),
         "README.md": card.encode(),
         **tokenizer.files(g.n_positions),
     }
@@ -228,7 +228,7 @@ def model_card(
         "context (tokens)": geometry.n_positions,
         "rows of the embedding": geometry.vocab_size,
         "tokens of the tokenizer": tokenizer.size,
-        "end of text": f"`{tokenizer.end_of_text_token}`, id {tokenizer.end_of_text_id}",
+        "end of text": f"`{tokenizer.eos_token}`, id {tokenizer.eos_token_id}",
     }
     table = "".join(f"| {key} | {value} |\n" for key, value in rows.items())
     return "\n".join(

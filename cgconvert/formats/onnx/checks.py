@@ -173,7 +173,7 @@ def _genai_setting_differences(path: Path, graph: Path, source: Checkpoint) -> l
     An absent search setting counts as cgconvert's, a setting that cgconvert does not write is a
     difference.
     """
-    end = source.tokenizer.end_of_text_id
+    end = source.tokenizer.eos_token_id
     expected = genai_config(source.geometry, end, graph.relative_to(path.parent).as_posix())
     config = read_json(path)
     model, search = as_mapping(config.get("model")), as_mapping(config.get("search"))

@@ -89,7 +89,7 @@ def _check(geometry: Geometry) -> None:
 
 def _texts(checkpoint: Checkpoint, variant: Variant) -> dict[str, bytes]:
     """Create the files at the root: configurations and tokenizer."""
-    geometry, end = checkpoint.geometry, checkpoint.tokenizer.end_of_text_id
+    geometry, end = checkpoint.geometry, checkpoint.tokenizer.eos_token_id
     ids = {"bos_token_id": end, "eos_token_id": end}
     types = {"dtype": variant.dtype, "torch_dtype": variant.dtype}
     config = codegen_config(geometry, checkpoint.config)

@@ -66,7 +66,7 @@ def test_metadata_describe_the_model(convert: Callable[..., Path]) -> None:
         range(tokenizer().size, ROWS)
     )
     assert metadata.pop("tokenizer.ggml.merges")[0] == " ".join(tokenizer().merges[0])
-    end = tokenizer().end_of_text_id
+    end = tokenizer().eos_token_id
     assert metadata == {
         "general.architecture": "phi2",
         "general.type": "model",

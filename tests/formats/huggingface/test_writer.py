@@ -344,7 +344,7 @@ def test_the_runtime_gives_the_models_tokens_and_logits(
     runtime = TransformersRuntime.open(folder, threads=2)
     assert torch.get_num_threads() == 2
     assert runtime.n_positions == 256
-    assert runtime.end_of_text_id == 256
+    assert runtime.eos_token_ids == (256,)
     text = "if x:\n        y\t\t\n" + END_OF_TEXT
     assert runtime.tokenize(text) == make_tokenizer().encode(text)
     assert runtime.detokenize(runtime.tokenize(text)) == text

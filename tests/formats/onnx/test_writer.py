@@ -285,7 +285,7 @@ def test_the_folder_is_a_whole_repository(small: Model, stem: str) -> None:
         json.loads((folder / name).read_text())
         for name in ("config.json", "generation_config.json", "genai_config.json")
     )
-    end = small.checkpoint.tokenizer.end_of_text_id
+    end = small.checkpoint.tokenizer.eos_token_id
     for ids in (config, generation, genai["model"]):
         assert (ids["bos_token_id"], ids["eos_token_id"]) == (end, end)
     assert config["model_type"] == "codegen"

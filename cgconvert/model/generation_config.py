@@ -1,0 +1,227 @@
+"""The settings of generation that come with a checkpoint: where it stops, and how it samples.
+
+They are those of generation_config.json. Without that file transformers takes what config.json says
+at its top level (GenerationConfig.from_model_config), and so does this reader. Settings for one
+task, under task_specific_params, are for pipelines and not read.
+"""
+
+from __future__ import annotations
+
+import math
+import reprlib
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from cgconvert.errors import InputError
+from cgconvert.io.strict_json import read_json
+from cgconvert.model.tokenizer import Tokenizer
+
+__all__ = ["GENERATION_CONFIG", "SAMPLING", "GenerationConfig", "ids_of", "read_generation_config"]
+
+GENERATION_CONFIG = "generation_config.json"
+"""The name of the file."""
+
+OLD_BOS, OLD_EOS = 1, 2
+"""Ids in CodeGen's old configurations. They are ordinary tokens of its vocabulary."""
+
+
+@dataclass(frozen=True)
+class GenerationConfig:
+    """What a checkpoint says of generation.
+
+    Attributes:
+        eos_token_ids: The ids at which generation stops, beside that of the tokenizer's own eos
+            token, which may be among them.
+        sampling: Settings of sampling, of beams and of lengths, by the names of transformers'
+            GenerationConfig.
+        notes: What the user should know of the file, a line each.
+    """
+
+    eos_token_ids: tuple[int, ...] = ()
+    sampling: Mapping[str, Any] = field(default_factory=dict)
+    notes: tuple[str, ...] = field(default=(), compare=False)
+
+
+def _is_number(least: float, most: float = math.inf) -> Callable[[object], bool]:
+    """Return a test for finite numbers from `least` to `most`; a bool is no number."""
+
+    def test(value: object) -> bool:
+        is_number = isinstance(value, int | float) and not isinstance(value, bool)
+        return is_number and math.isfinite(value) and least <= value <= most  # type: ignore
+
+    return test
+
+
+def _is_count(least: int) -> Callable[[object], bool]:
+    """Return a test for whole numbers from `least` on that a 32-bit integer can hold."""
+
+    def test(value: object) -> bool:
+        is_integer = isinstance(value, int) and not isinstance(value, bool)
+        return is_integer and least <= value < 1 << 31  # type: ignore[operator]
+
+    return test
+
+
+def _is_list_of(test: Callable[[object], bool]) -> Callable[[object], bool]:
+    """Return a test for lists of one item or more that all pass `test`."""
+    return lambda value: isinstance(value, list) and bool(value) and all(map(test, value))
+
+
+def _is_text(value: object) -> bool:
+    """Whether the value is a text that is not empty and has no lone surrogates."""
+    if not isinstance(value, str) or not value:
+        return False
+    return not any("\ud800" <= c <= "\udfff" for c in value)
+
+
+def _is_bool(value: object) -> bool:
+    return isinstance(value, bool)
+
+
+def _is_sequence_bias(value: object) -> bool:
+    """Whether the value is a list of [ids, bias], as GenerationConfig has it in JSON."""
+    return _is_list_of(
+        lambda entry: (
+            isinstance(entry, list)
+            and len(entry) == 2
+            and _IDS(entry[0])
+            and _is_number(-math.inf)(entry[1])
+        )
+    )(value)
+
+
+def _is_decay(value: object) -> bool:
+    """Whether the value is [start index, factor]."""
+    is_pair = isinstance(value, list) and len(value) == 2
+    return is_pair and _ID(value[0]) and _is_number(0)(value[1])  # type: ignore[index]
+
+
+_FRACTION, _ID = _is_number(0, 1), _is_count(0)
+_IDS = _is_list_of(_ID)
+
+SAMPLING: Mapping[str, tuple[str, Callable[[object], bool]]] = {
+    "max_length": ("a whole number of 1 or more", _is_count(1)),
+    "max_new_tokens": ("a whole number of 1 or more", _is_count(1)),
+    "min_length": ("a whole number of 0 or more", _is_count(0)),
+    "min_new_tokens": ("a whole number of 0 or more", _is_count(0)),
+    "max_time": ("a number of 0 or more", _is_number(0)),
+    "early_stopping": ('true, false or "never"', lambda v: _is_bool(v) or v == "never"),
+    "stop_strings": (
+        "a text or a list of texts",
+        lambda v: _is_text(v) or _is_list_of(_is_text)(v),
+    ),
+    "do_sample": ("true or false", _is_bool),
+    "num_beams": ("a whole number of 1 or more", _is_count(1)),
+    "num_beam_groups": ("a whole number of 1 or more", _is_count(1)),
+    "num_return_sequences": ("a whole number of 1 or more", _is_count(1)),
+    "temperature": ("a number of 0 or more", _is_number(0)),
+    "top_k": ("a whole number of 0 or more", _is_count(0)),
+    "top_p": ("a number from 0 to 1", _FRACTION),
+    "top_h": ("a number from 0 to 1", _FRACTION),
+    "min_p": ("a number from 0 to 1", _FRACTION),
+    "typical_p": ("a number from 0 to 1", _FRACTION),
+    "epsilon_cutoff": ("a number from 0 to 1", _FRACTION),
+    "eta_cutoff": ("a number from 0 to 1", _FRACTION),
+    "penalty_alpha": ("a number from 0 to 1", _FRACTION),
+    "repetition_penalty": ("a number above 0", _is_number(math.ulp(0.0))),
+    "encoder_repetition_penalty": ("a number above 0", _is_number(math.ulp(0.0))),
+    "diversity_penalty": ("a number of 0 or more", _is_number(0)),
+    "length_penalty": ("a number", _is_number(-math.inf)),
+    "guidance_scale": ("a number of 0 or more", _is_number(0)),
+    "no_repeat_ngram_size": ("a whole number of 0 or more", _is_count(0)),
+    "encoder_no_repeat_ngram_size": ("a whole number of 0 or more", _is_count(0)),
+    "bad_words_ids": ("a list of lists of ids", _is_list_of(_IDS)),
+    "force_words_ids": (
+        "a list of lists of ids",
+        lambda v: _is_list_of(_IDS)(v) or _is_list_of(_is_list_of(_IDS))(v),
+    ),
+    "suppress_tokens": ("a list of ids", lambda v: v == [] or _IDS(v)),
+    "begin_suppress_tokens": ("a list of ids", lambda v: v == [] or _IDS(v)),
+    "forced_bos_token_id": ("an id", _ID),
+    "forced_eos_token_id": ("an id or a list of ids", lambda v: _ID(v) or _IDS(v)),
+    "sequence_bias": ("a list of pairs, ids and a number", _is_sequence_bias),
+    "exponential_decay_length_penalty": ("a pair, an index and a factor", _is_decay),
+    "renormalize_logits": ("true or false", _is_bool),
+    "remove_invalid_values": ("true or false", _is_bool),
+    "token_healing": ("true or false", _is_bool),
+}
+"""The settings that change what is generated: what each has to be, in words and as a test."""
+
+WITHOUT_EFFECT = frozenset(
+    ("bos_token_id", "eos_token_id", "pad_token_id", "decoder_start_token_id", "use_cache",
+     "transformers_version", "_from_model_config", "_commit_hash")
+)  # fmt: skip
+"""Entries of generation_config.json that are not settings of generation, or that come from the
+tokenizer."""
+
+
+def read_generation_config(
+    folder: Path, config: Mapping[str, Any], config_path: Path, tokenizer: Tokenizer
+) -> GenerationConfig:
+    """Read generation_config.json, or the same settings in config.json if there is none.
+
+    Args:
+        folder: The folder of the checkpoint.
+        config: The contents of its config.json.
+        config_path: The path of config.json, for errors.
+        tokenizer: Its tokenizer.
+
+    Raises:
+        InputError: A file is broken, or a value makes no sense.
+    """
+    path = folder / GENERATION_CONFIG
+    if path.is_file():
+        entries, notes = read_json(path), []
+        for key in sorted(entries.keys() - SAMPLING.keys() - WITHOUT_EFFECT):
+            if entries[key] is not None and not entries.get("_from_model_config"):
+                notes.append(f"{path.name}: {reprlib.repr(key)} is left out, as it is not a "
+                             "setting of sampling")  # fmt: skip
+    else:
+        path, entries, notes = config_path, dict(config), []
+    sampling = {}
+    for key, (expected, is_valid) in SAMPLING.items():
+        value = entries.get(key)
+        if value is None:
+            continue
+        if not is_valid(value):
+            raise InputError(f"{path}: {key} is {reprlib.repr(value)}, not {expected}")
+        sampling[key] = value
+    eos_token_ids, eos_notes = _stopping_ids(entries, path, tokenizer)
+    return GenerationConfig(eos_token_ids, sampling, (*notes, *eos_notes))
+
+
+def _stopping_ids(
+    entries: Mapping[str, Any], path: Path, tokenizer: Tokenizer
+) -> tuple[tuple[int, ...], list[str]]:
+    """Return the ids under eos_token_id, without CodeGen's old 2, and notes about them.
+
+    The 2 is kept if it is the tokenizer's own eos token or another special token.
+    """
+    value = entries.get("eos_token_id")
+    if value is None:
+        return (), []
+    ids = ids_of(value, f"{path}: eos_token_id", least=-1)  # some configurations say -1 for none
+    special = {token.id for token in tokenizer.added if token.special}
+    is_old = entries.get("bos_token_id") == OLD_BOS or len(ids) == 1
+    notes = []
+    if OLD_EOS in ids and OLD_EOS not in special and is_old:
+        if entries.get("bos_token_id") != OLD_BOS or len(ids) > 1:
+            notes.append(
+                f"{path.name}: eos_token_id {OLD_EOS} is left out: it is an ordinary token, and "
+                "only old configurations of CodeGen name it"
+            )
+        ids = tuple(index for index in ids if index != OLD_EOS)
+    return tuple(index for index in ids if index >= 0), notes
+
+
+def ids_of(value: object, where: str, *, least: int = 0) -> tuple[int, ...]:
+    """Return an id or a list of ids as a tuple, each once.
+
+    Raises InputError, which begins with `where`, if the value is anything else.
+    """
+    ids = value if isinstance(value, list) else [value]
+    if not ids or not all(map(_is_count(least), ids)):
+        raise InputError(f"{where} is {reprlib.repr(value)}, not an id or a list of ids")
+    return tuple(dict.fromkeys(ids))

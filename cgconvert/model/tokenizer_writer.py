@@ -1,0 +1,136 @@
+"""The files of a tokenizer as transformers and the tokenizers library read them."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+__all__ = ["AddedToken", "TokenizerData", "tokenizer_files", "tokenizer_json"]
+
+
+@dataclass(frozen=True)
+class AddedToken:
+    """A token that is searched in the text before BPE.
+
+    Attributes:
+        id: Its id.
+        content: Its text, spelled as in plain text.
+        special: Whether decoders may leave it out, as a mark that is not text.
+    """
+
+    id: int
+    content: str
+    special: bool
+
+
+class TokenizerData(Protocol):
+    """The parts of a tokenizer that its files contain; `Tokenizer` describes them."""
+
+    @property
+    def vocabulary(self) -> Mapping[str, int]: ...
+    @property
+    def merges(self) -> Sequence[tuple[str, str]]: ...
+    @property
+    def added(self) -> tuple[AddedToken, ...]: ...
+    @property
+    def eos_token_id(self) -> int: ...
+    @property
+    def roles(self) -> Mapping[str, str]: ...
+    @property
+    def extra_special_tokens(self) -> Sequence[str]: ...
+    @property
+    def extra_roles(self) -> Mapping[str, str]: ...
+    @property
+    def chat_templates(self) -> Mapping[str, str]: ...
+    @property
+    def tokenizer_class(self) -> str: ...
+
+
+def tokenizer_files(tokenizer: TokenizerData, n_positions: int) -> dict[str, bytes]:
+    """Return the contents of each file of a tokenizer, by its name.
+
+    The model's context is `n_positions` tokens.
+    """
+    vocabulary = _model_vocabulary(tokenizer)
+    roles = tokenizer.roles
+    config = {
+        "add_prefix_space": False,
+        "added_tokens_decoder": {
+            str(token.id): {"content": token.content, **_flags(token)} for token in tokenizer.added
+        },
+        **roles,
+        # True, once the default, removes spaces before punctuation (transformers issue 21119).
+        "clean_up_tokenization_spaces": False,
+        "model_max_length": n_positions,
+        "padding_side": "left",
+        "tokenizer_class": tokenizer.tokenizer_class,
+    }
+    outside_vocabulary = {
+        token.content: token.id for token in tokenizer.added if token.content not in vocabulary
+    }
+    merges = "".join(f"{left} {right}\n" for left, right in tokenizer.merges)
+    return {
+        "tokenizer.json": _dump(tokenizer_json(tokenizer)),
+        "tokenizer_config.json": _dump(config),
+        "special_tokens_map.json": _dump(roles),
+        "vocab.json": _dump(vocabulary, indent=None),
+        "merges.txt": f"#version: 0.2\n{merges}".encode(),
+        "added_tokens.json": _dump(outside_vocabulary),
+    }
+
+
+def tokenizer_json(tokenizer: TokenizerData) -> dict[str, Any]:
+    """Return the contents of tokenizer.json."""
+    byte_level = {"type": "ByteLevel", "add_prefix_space": False, "use_regex": True}
+    return {
+        "version": "1.0",
+        "truncation": None,
+        "padding": None,
+        "added_tokens": [
+            {"id": token.id, "content": token.content, **_flags(token)} for token in tokenizer.added
+        ],
+        "normalizer": None,
+        "pre_tokenizer": byte_level | {"trim_offsets": True},
+        "post_processor": byte_level | {"trim_offsets": False},
+        "decoder": byte_level | {"trim_offsets": True},
+        "model": {
+            "type": "BPE",
+            "dropout": None,
+            "unk_token": None,
+            "continuing_subword_prefix": "",
+            "end_of_word_suffix": "",
+            "fuse_unk": False,
+            "byte_fallback": False,
+            "ignore_merges": False,
+            "vocab": _model_vocabulary(tokenizer),
+            # A merge as one string is understood by every version of every reader.
+            "merges": [f"{left} {right}" for left, right in tokenizer.merges],
+        },
+    }
+
+
+def _model_vocabulary(tokenizer: TokenizerData) -> dict[str, int]:
+    """The vocabulary of vocab.json and tokenizer.json, by id.
+
+    It has all ids up to that of <|endoftext|> (or of the eos token, if there is none), as GPT-2's
+    has. The tokenizers library numbers added tokens after the vocabulary, so an added token with a
+    lower id than some token of the vocabulary has to be in it as well.
+    """
+    ids = {token.content: token.id for token in tokenizer.added}
+    end_id = ids.get("<|endoftext|>", tokenizer.eos_token_id)
+    last_id = max(end_id, *tokenizer.vocabulary.values())
+    inner = {token.content: token.id for token in tokenizer.added if token.id <= last_id}
+    return dict(sorted((dict(tokenizer.vocabulary) | inner).items(), key=lambda entry: entry[1]))
+
+
+def _flags(token: AddedToken) -> dict[str, bool]:
+    """The flags of an added token in Hugging Face's files."""
+    flags = dict.fromkeys(("single_word", "lstrip", "rstrip", "normalized"), False)
+    return {**flags, "special": token.special}
+
+
+def _dump(value: Any, indent: int | None = 2) -> bytes:
+    """JSON as Hugging Face's files have it: UTF-8, with a line end."""
+    return (json.dumps(value, ensure_ascii=False, indent=indent) + "\n").encode()
