@@ -22,6 +22,7 @@ import torch
 from cgconvert.errors import InputError
 
 __all__ = [
+    "FLOATING_TYPES",
     "CastTensor",
     "InMemoryTensor",
     "LazyTensor",
@@ -31,6 +32,9 @@ __all__ = [
     "StoredTensor",
     "Zeros",
 ]
+
+FLOATING_TYPES = (torch.float64, torch.float32, torch.float16, torch.bfloat16)
+"""Types of weights. Types of 8 bits are not among them: they need scales."""
 
 ALL = slice(None)
 """All rows, or all columns."""

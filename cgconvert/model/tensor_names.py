@@ -16,9 +16,18 @@ from cgconvert.model.decoder import (
     interleaved_row_indices,
     qkv_row_indices,
 )
-from cgconvert.model.tensor import LazyTensor, Zeros
+from cgconvert.model.tensor import FLOATING_TYPES, LazyTensor, Zeros
 
-__all__ = ["CODEGEN", "GGUF", "GPTJ", "ONNX", "PHI", "NamedTensor", "TensorNames", "named_tensors"]
+__all__ = [
+    "CODEGEN",
+    "GGUF",
+    "GPTJ",
+    "ONNX",
+    "PHI",
+    "NamedTensor",
+    "TensorNames",
+    "named_tensors",
+]
 
 
 @dataclass(frozen=True)
@@ -263,7 +272,7 @@ class _TensorBinder:
             self.faults.append(f"{name} is missing")
         elif tuple(tensor.shape) != shape:
             self.faults.append(f"{name} is {list(tensor.shape)}, the config says {list(shape)}")
-        elif not tensor.dtype.is_floating_point:
+        elif tensor.dtype not in FLOATING_TYPES:
             self.faults.append(f"{name} is {tensor.dtype}, not a floating type")
         return tensor
 

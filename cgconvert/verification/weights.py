@@ -21,7 +21,7 @@ from cgconvert.formats.comparison import StoredArtefact
 from cgconvert.formats.registry import load
 from cgconvert.io.progress import Progress, SilentProgress
 from cgconvert.model.decoder import Decoder
-from cgconvert.model.tensor import LazyTensor
+from cgconvert.model.tensor import FLOATING_TYPES, LazyTensor
 from cgconvert.verification.quantization_error import (
     adjustment_over_bound,
     searched_error_over_bound,
@@ -270,7 +270,7 @@ def _difference_in_kind(tensor: LazyTensor, expected: LazyTensor) -> str | None:
     """
     if tuple(tensor.shape) != tuple(expected.shape):
         return f"{list(tensor.shape)}, not {list(expected.shape)}"
-    return None if tensor.dtype.is_floating_point else f"{tensor.dtype}, not a floating type"
+    return None if tensor.dtype in FLOATING_TYPES else f"{tensor.dtype}, not a floating type"
 
 
 def _none_counted(name: str, counts: Sequence[tuple[TensorError, int]], phrase: str) -> Check:

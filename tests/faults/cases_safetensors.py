@@ -177,7 +177,13 @@ HEADERS: dict[str, Case] = {
     "three offsets": header_case(
         change_entry(lambda e: e.update(data_offsets=[0, 1, 2])), "no sense"
     ),
-    "an unknown type": header_case(change_entry(lambda e: e.update(dtype="F8_E4M3")), "no sense"),
+    "an unknown type": header_case(change_entry(lambda e: e.update(dtype="F8_E9M9")), "no sense"),
+    "a type of fewer bytes": header_case(
+        change_entry(lambda e: e.update(dtype="F8_E4M3")), "bytes of data"
+    ),
+    "a type of half a byte": header_case(
+        change_entry(lambda e: e.update(dtype="F4")), r"is quantized \(F4\).*not supported"
+    ),
     "a list for a type": header_case(change_entry(lambda e: e.update(dtype=["F32"])), "no sense"),
     "text for a tensor": header_case(change_header(lambda t: t.update({NAME: "F32"})), "no sense"),
     "metadata that are none": header_case(

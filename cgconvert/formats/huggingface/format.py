@@ -9,6 +9,7 @@ from typing import Any
 from cgconvert.formats.base import OUT, Format, Headers, ThresholdRow, most_stored, tensor_lines
 from cgconvert.formats.comparison import SettingsDifferences, StoredArtefact
 from cgconvert.formats.huggingface import reader
+from cgconvert.formats.huggingface.quantized import refuse_quantized
 from cgconvert.formats.read_options import ReadOptions, complete
 from cgconvert.model.decoder import Checkpoint, Decoder
 from cgconvert.options import ByteSize, Option, defaults
@@ -109,7 +110,9 @@ class HuggingFace(Format):
         return OUT / checkpoint.name / FOLDERS.get(options.get("layout", "codegen"), "hf")
 
     def stored_type(self, path: Path) -> str:
-        return most_stored(tensor_lines(reader.read_weights(reader.find_weights(path)[1]).values()))
+        tensors = reader.read_weights(reader.find_weights(path)[1])
+        refuse_quantized(path, {}, tensors)
+        return most_stored(tensor_lines(tensors.values()))
 
     def admit(self, path: Path) -> None:
         from cgconvert.formats.huggingface.checks import admit_huggingface

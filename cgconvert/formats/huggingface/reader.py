@@ -11,6 +11,7 @@ from cgconvert.errors import InputError
 from cgconvert.formats.huggingface import config as configs
 from cgconvert.formats.huggingface import safetensors_reader as safetensors
 from cgconvert.formats.huggingface import torch_reader as torch_zip
+from cgconvert.formats.huggingface.quantized import refuse_quantized
 from cgconvert.formats.read_options import ReadOptions, read_tokenizer
 from cgconvert.io.strict_json import read_json
 from cgconvert.model.decoder import Checkpoint, Decoder, Geometry
@@ -107,8 +108,10 @@ def decoder(
     contain that model.
     """
     stored_as = model_type(config)
+    tensors = read_weights(files)
+    refuse_quantized(path, config, tensors)
     geometry = stored_as.geometry(config, config_path, mp_num)
-    return stored_as.names.decoder(geometry, read_weights(files), str(path))
+    return stored_as.names.decoder(geometry, tensors, str(path))
 
 
 # Layout, name of a single file, suffix and reader, in order of preference if a folder has both.

@@ -31,7 +31,20 @@ DTYPES = {
     "I8": torch.int8,
     "U8": torch.uint8,
     "BOOL": torch.bool,
+    "F8_E4M3": torch.float8_e4m3fn,
+    "F8_E5M2": torch.float8_e5m2,
+    "F8_E4M3FNUZ": torch.float8_e4m3fnuz,
+    "F8_E5M2FNUZ": torch.float8_e5m2fnuz,
+    "F8_E8M0": torch.float8_e8m0fnu,
+    "U16": torch.uint16,
+    "U32": torch.uint32,
+    "U64": torch.uint64,
+    "C64": torch.complex64,
 }
+"""The format's types. Weights are accepted in F64, F32, F16 and BF16 only; the others occur in
+buffers, and in files that another library quantized."""
+
+SUB_BYTE_TYPES = ("F4", "F6_E2M3", "F6_E3M2")
 
 MAX_HEADER_BYTES = 4 << 20
 """The header of a shard of 35,000 tensors. The library allows 100 MB, which take GBs to parse."""
@@ -76,6 +89,12 @@ def _parse(raw: bytes, path: Path) -> dict[str, Any]:
 
 def _tensor(path: Path, data_start: int, name: str, entry: Any) -> StoredTensor:
     """Read the header entry of one tensor; offsets in it count from `data_start`."""
+    if isinstance(entry, dict) and entry.get("dtype") in SUB_BYTE_TYPES:
+        raise InputError(
+            f"{path}: is quantized ({entry['dtype']}): tensor {name!r} is stored as "
+            f"{entry['dtype']}, and type {entry['dtype']} is not supported; convert the original "
+            "weights from which these were made"
+        )
     try:
         dtype = DTYPES[entry["dtype"]]
         shape, (begin, end) = tuple(entry["shape"]), entry["data_offsets"]
