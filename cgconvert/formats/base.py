@@ -19,7 +19,7 @@ import torch
 from cgconvert.formats.comparison import SettingsDifferences, StoredArtefact
 from cgconvert.formats.read_options import ReadOptions
 from cgconvert.model.decoder import Checkpoint, Decoder, Geometry
-from cgconvert.model.tensor import LazyTensor, StoredTensor
+from cgconvert.model.tensor import FirstColumns, LazyTensor, StoredTensor, TransposedTensor
 from cgconvert.model.tokenizer import Tokenizer
 from cgconvert.options import Option
 from cgconvert.sources.resolve import Source
@@ -233,12 +233,16 @@ class Format(SourceFormat):
 
 
 def tensor_lines(tensors: Iterable[LazyTensor]) -> tuple[TensorLine, ...]:
-    """Describe the tensors that a file stores; lazy tensors of other kinds are left out."""
+    """Describe the tensors that a file stores, in whatever order of numbers.
+
+    Lazy tensors of other kinds are left out.
+    """
     return tuple(
-        TensorLine(tensor.name, str(tensor.dtype).removeprefix("torch."), tensor.shape,
+        TensorLine(stored.name, str(tensor.dtype).removeprefix("torch."), tensor.shape,
                    tensor.nbytes)
         for tensor in tensors
-        if isinstance(tensor, StoredTensor)
+        if isinstance(tensor, StoredTensor | TransposedTensor | FirstColumns)
+        for stored in tensor.leaves()
     )  # fmt: skip
 
 

@@ -14,6 +14,7 @@ from pkgutil import resolve_name
 
 from cgconvert.errors import InputError, UsageError
 from cgconvert.formats.base import OUT, Format, SourceFormat
+from cgconvert.sources.weight_files import explain_no_weights, list_names
 from cgconvert.write.manifest import Manifest, find_manifest
 
 __all__ = [
@@ -64,6 +65,9 @@ def source_format(path: Path) -> SourceFormat:
     for format_ in map(_make, FORMATS.values()):
         if format_.recognises(path):
             return format_
+    explanation = explain_no_weights(list_names(path)) if path.is_dir() else ""
+    if explanation:
+        raise InputError(f"{path}: {explanation}")
     raise InputError(
         f"{path}: no checkpoint found; expected pytorch_model.bin, model.safetensors (or their "
         "index), a Jaxformer step, a .tar.gz, or one of cgconvert's own outputs"

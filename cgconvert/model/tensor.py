@@ -24,12 +24,14 @@ from cgconvert.errors import InputError
 __all__ = [
     "FLOATING_TYPES",
     "CastTensor",
+    "FirstColumns",
     "InMemoryTensor",
     "LazyTensor",
     "RowBias",
     "SelectedRows",
     "StackedTensor",
     "StoredTensor",
+    "TransposedTensor",
     "Zeros",
 ]
 
@@ -240,6 +242,34 @@ class TransposedTensor(LazyTensor):
 
     def read(self, rows: slice = ALL, cols: slice = ALL) -> torch.Tensor:
         return self.source.read(cols, rows).T.contiguous()
+
+
+@dataclass(frozen=True)
+class FirstColumns(LazyTensor):
+    """The first columns of another matrix: a tensor whose rows have a gap between them."""
+
+    source: LazyTensor
+    count: int
+
+    @property
+    def parents(self) -> tuple[LazyTensor, ...]:
+        return (self.source,)
+
+    @property
+    def shape(self) -> tuple[int, ...]:  # type: ignore[override]
+        return (self.source.shape[0], self.count)
+
+    @property
+    def dtype(self) -> torch.dtype:  # type: ignore[override]
+        return self.source.dtype
+
+    @property
+    def stored_dtype(self) -> torch.dtype:
+        return self.source.stored_dtype
+
+    def read(self, rows: slice = ALL, cols: slice = ALL) -> torch.Tensor:
+        left, right, _ = cols.indices(self.count)
+        return self.source.read(rows, slice(left, right))
 
 
 @dataclass(frozen=True)

@@ -17,11 +17,14 @@ from cgconvert.errors import InputError, first_few
 from cgconvert.io.strict_json import read_json
 
 __all__ = [
+    "CHECKPOINT_FOLDER",
     "INDEX_SUFFIX",
+    "STANDARD_NAMES",
     "SUFFIXES",
     "WeightFiles",
     "choose_weights",
     "explain_no_weights",
+    "is_weight_file",
     "list_names",
     "shard_names",
 ]
@@ -141,6 +144,11 @@ def explain_no_weights(names: Iterable[str]) -> str:
         text = explain_no_weights(_inside(paths, folder))
         return f"{folder} {text}" if text else ""
     return ""
+
+
+def is_weight_file(path: Path) -> bool:
+    """Return whether the suffix of this file is that of weights."""
+    return any(path.suffix in suffixes for suffixes in SUFFIXES.values())
 
 
 def list_names(folder: Path) -> list[str]:

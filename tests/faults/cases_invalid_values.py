@@ -119,8 +119,9 @@ CONFIGS: dict[str, Case] = {
     "two layers": Case(
         "safetensors", change_config(n_layer=2), "h.1.ln_1.weight is missing", "source"
     ),
-    "another vocabulary": Case(
-        "safetensors", change_config(vocab_size=4200), r"says \[4200", "source"
+    "a vocabulary that the head does not have": weights_case(
+        change_tensor("lm_head.weight", lambda t: t[:-96]),
+        r"differ in rows: transformer.wte.weight 4096, lm_head.weight 4000, lm_head.bias 4096",
     ),
     "a vocabulary of 2^31": config_case("vocab_size is", vocab_size=(1 << 31) - 1),
     "a context of 2^30": config_case("n_positions is", n_positions=1 << 30),
@@ -137,7 +138,9 @@ CONFIGS: dict[str, Case] = {
         "config.json",
     ),
     "another activation": config_case("activation_function is 'gelu'", activation_function="gelu"),
-    "tied embeddings": config_case("tie_word_embeddings is True", tie_word_embeddings=True),
+    "embeddings tied by a text": config_case(
+        "tie_word_embeddings is 'yes', not true or false", tie_word_embeddings="yes"
+    ),
     "another model": config_case("model_type 'llama'", model_type="llama"),
     "a list for the model": config_case("model_type", model_type=["codegen"]),
     "code of its own": config_case("brings its own modelling code", auto_map={"AutoModel": "x.Y"}),

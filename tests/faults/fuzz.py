@@ -35,7 +35,9 @@ from cgconvert.formats.gguf.imatrix import Imatrix, encoded, read_imatrix
 from cgconvert.formats.huggingface import config, reader
 from cgconvert.formats.huggingface import safetensors_reader as safetensors
 from cgconvert.formats.huggingface import torch_reader as torch_zip
-from cgconvert.formats.huggingface.torch_pickle import RefusedError, views
+from cgconvert.formats.huggingface.state_dict import find_state_dict
+from cgconvert.formats.huggingface.torch_globals import RefusedError
+from cgconvert.formats.huggingface.torch_pickle import parse
 from cgconvert.formats.onnx import reader as onnx
 from cgconvert.formats.onnx.checks import admit_genai, admit_onnx
 from cgconvert.io.progress import SilentProgress
@@ -76,7 +78,7 @@ class Target:
 
 def _pickle(path: Path) -> None:
     try:
-        views(path.read_bytes())
+        find_state_dict(parse(path.read_bytes()))
     except RefusedError as error:
         raise InputError(str(error)) from None
 

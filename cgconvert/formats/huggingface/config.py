@@ -158,7 +158,6 @@ def _decoder_geometry(
 ) -> Geometry:
     """Read what the configurations of GPT-J, CodeGen and MOSS say by the same names."""
     _expect(config, config_path, "activation_function", "gelu_new")
-    _expect(config, config_path, "tie_word_embeddings", False)
     return geometry(
         config_path,
         n_layer=integer(config, config_path, "n_layer", "num_hidden_layers"),
@@ -182,7 +181,6 @@ def from_phi(config: Mapping[str, Any], config_path: Path, mp_num: int | None = 
     """
     _expect_no_groups("Phi", config_path, mp_num)
     _expect(config, config_path, "hidden_act", "gelu_new")
-    _expect(config, config_path, "tie_word_embeddings", False)
     _expect(config, config_path, "qk_layernorm", False)
     heads = integer(config, config_path, "num_attention_heads")
     if integer(config, config_path, "num_key_value_heads", default=heads) != heads:

@@ -14,6 +14,7 @@ from cgconvert.formats.read_options import ReadOptions, complete
 from cgconvert.model.decoder import Checkpoint, Decoder
 from cgconvert.options import ByteSize, Option, defaults
 from cgconvert.sources.resolve import Source
+from cgconvert.sources.weight_files import choose_weights, is_weight_file, list_names
 from cgconvert.write.plan import Plan
 
 __all__ = ["HuggingFace"]
@@ -76,8 +77,8 @@ class HuggingFace(Format):
 
     def recognises(self, path: Path) -> bool:
         if path.is_file():
-            return path.suffix in reader.SUFFIXES
-        return path.is_dir() and bool(reader.find_weights(path)[0])
+            return is_weight_file(path)
+        return path.is_dir() and choose_weights(list_names(path)) is not None
 
     def identify(self, path: Path) -> bool:
         if not (path / "config.json").is_file():
@@ -89,7 +90,7 @@ class HuggingFace(Format):
 
     def describe(self, location: str, source: Source, options: ReadOptions) -> Headers:
         checkpoint = complete(self.read(source, options), location, source, options)
-        files = tuple(p for p in checkpoint.files if p.suffix in reader.SUFFIXES)
+        files = tuple(p for p in checkpoint.files if is_weight_file(p))
         tensors = reader.read_weights(files).values()
         return Headers(
             checkpoint.name,

@@ -11,18 +11,31 @@ from cgconvert.errors import InputError
 from cgconvert.formats.huggingface import config as configs
 from cgconvert.formats.huggingface import safetensors_reader as safetensors
 from cgconvert.formats.huggingface import torch_reader as torch_zip
+from cgconvert.formats.huggingface.foreign_tensors import explain_tensors
+from cgconvert.formats.huggingface.head import complete_head, fit_vocabulary, is_tied
 from cgconvert.formats.huggingface.quantized import refuse_quantized
+from cgconvert.formats.huggingface.state_dict import is_old_buffer, layout_tensors
 from cgconvert.formats.read_options import ReadOptions, read_tokenizer
 from cgconvert.io.strict_json import read_json
 from cgconvert.model.decoder import Checkpoint, Decoder, Geometry
 from cgconvert.model.generation_config import GENERATION_CONFIG, read_generation_config
-from cgconvert.model.tensor import LazyTensor, StoredTensor
+from cgconvert.model.tensor import LazyTensor
 from cgconvert.model.tensor_names import CODEGEN, GPTJ, PHI, TensorNames
 from cgconvert.sources.resolve import Source
+from cgconvert.sources.weight_files import (
+    CHECKPOINT_FOLDER,
+    INDEX_SUFFIX,
+    STANDARD_NAMES,
+    SUFFIXES,
+    WeightFiles,
+    choose_weights,
+    explain_no_weights,
+    list_names,
+    shard_names,
+)
 
 __all__ = [
     "MODEL_TYPES",
-    "SUFFIXES",
     "ModelType",
     "decoder",
     "find_weights",
@@ -38,25 +51,67 @@ def read(source: Source, options: ReadOptions) -> Checkpoint:
     Raises InputError if it is broken or not a CodeGen.
     """
     path = source.path
-    folder = path if path.is_dir() else path.parent
-    layout, files = find_weights(folder) if path.is_dir() else (path.suffix[1:], (path,))
+    place = _place(path)
+    folder = path / place.folder if path.is_dir() else path.parent / place.folder
+    files = _files(path if path.is_dir() else path.parent, place)
     config_path = options.config or folder / "config.json"
     config = read_json(config_path)
-    model = decoder(path, files, config, config_path, options.mp_num)
-    tokenizer, tokenizer_files = read_tokenizer(folder, options, source.name, config)
+    model, notes = _source_decoder(path, files, config, config_path, options.mp_num)
+    tokenizer, tokenizer_files = read_tokenizer(
+        tokenizer_folder(folder), options, source.name, config
+    )
     generation = read_generation_config(folder, config, config_path, tokenizer)
     generation_files = [path for path in (folder / GENERATION_CONFIG,) if path.is_file()]
     return Checkpoint(
         name=source.name,
         path=path,
-        layout=model_type(config).layout or {"bin": "torch"}.get(layout, layout),
+        layout=model_type(config).layout or place.layout,
         config=config,
         decoder=model,
         tokenizer=tokenizer,
         files=(*files, config_path, *tokenizer_files, *generation_files),
         origin=source.origin,
         generation=generation,
+        notes=tuple(f"{path}: {note}" for note in (place.note, *notes) if note),
     )
+
+
+def _place(path: Path) -> WeightFiles:
+    """Find the weight files of a source: the file that the user gave, or those of a folder.
+
+    Raises InputError if a folder has none.
+    """
+    if path.is_dir():
+        names = list_names(path)
+        weights = choose_weights(names)
+        if weights is None:
+            raise InputError(f"{path}: {explain_no_weights(names) or 'has no weights'}")
+        return weights
+    layout = next((name for name, ends in SUFFIXES.items() if path.suffix in ends), "")
+    # DeepSpeed writes the weights into a folder of their own.
+    above = ".." if not (path.parent / "config.json").is_file() else ""
+    is_step = (path.parent.parent / "config.json").is_file() and path.name.startswith("mp_rank_")
+    return WeightFiles(layout, (path.name,), folder=above if is_step else "")
+
+
+def _files(folder: Path, place: WeightFiles) -> tuple[Path, ...]:
+    """Return the weight files in `folder`. Raises InputError if an index names one not there."""
+    if not place.index:
+        return tuple(folder / name for name in place.files)
+    return _shards(folder / place.index)
+
+
+def tokenizer_folder(folder: Path) -> Path:
+    """Return the folder with the tokenizer of the checkpoint in `folder`.
+
+    The Trainer's checkpoints have none if it was not given the tokenizer; then the run may have it.
+    """
+    is_checkpoint = CHECKPOINT_FOLDER.fullmatch(folder.resolve().name) is not None
+    names = ("tokenizer.json", "vocab.json")
+    if is_checkpoint and not any((folder / name).is_file() for name in names):
+        above = folder.resolve().parent
+        return above if any((above / name).is_file() for name in names) else folder
+    return folder
 
 
 @dataclass(frozen=True)
@@ -114,25 +169,65 @@ def decoder(
     return stored_as.names.decoder(geometry, tensors, str(path))
 
 
-# Layout, name of a single file, suffix and reader, in order of preference if a folder has both.
-WEIGHT_FILES: tuple[tuple[str, str, str, Callable[[Path], Mapping[str, StoredTensor]]], ...] = (
-    ("safetensors", "model.safetensors", ".safetensors", safetensors.tensors),
-    ("torch", "pytorch_model.bin", ".bin", torch_zip.tensors),
-)
+def _source_decoder(
+    path: Path,
+    files: tuple[Path, ...],
+    config: Mapping[str, Any],
+    config_path: Path,
+    mp_num: int | None,
+) -> tuple[Decoder, list[str]]:
+    """Read the model in a source's weight files, as training loops save them; see `decoder`.
 
-SUFFIXES = tuple(suffix for _, _, suffix, _ in WEIGHT_FILES)
+    Returns the model, and notes on what is not as transformers saves it. Raises InputError as
+    `decoder` does, and then says what the tensors are if they are those of another model.
+    """
+    stored_as = model_type(config)
+    stored = read_weights(files)
+    refuse_quantized(path, config, stored)
+    geometry = stored_as.geometry(config, config_path, mp_num)
+    tensors, notes = layout_tensors(_with_shared(files, stored), stored_as.names, str(path))
+    tensors, head_notes = complete_head(tensors, stored_as.names, is_tied(config, config_path))
+    geometry, size_notes = fit_vocabulary(tensors, stored_as.names, geometry, str(path))
+    try:
+        model = stored_as.names.decoder(geometry, tensors, str(path))
+    except InputError as error:
+        explanation = explain_tensors(stored, tensors, stored_as.names)
+        if explanation:
+            raise InputError(f"{path}: {explanation}") from error
+        raise
+    return model, notes + head_notes + size_notes
 
-MAX_NAME = 60
-"""The most characters of a shard's name: each has at most 4 bytes, and file systems allow 255."""
+
+def _with_shared(
+    files: tuple[Path, ...], tensors: Mapping[str, LazyTensor]
+) -> Mapping[str, LazyTensor]:
+    """Add the tensors that safetensors files store under another name only."""
+    shared = {
+        name: tensors[stored]
+        for path in files
+        if path.suffix in SUFFIXES["safetensors"]
+        for name, stored in safetensors.shared_names(path).items()
+    }
+    return {**shared, **tensors}
+
+
+_READERS: Mapping[str, Callable[[Path], Mapping[str, LazyTensor]]] = {
+    "safetensors": safetensors.tensors,
+    "torch": torch_zip.tensors,
+}
+"""Reader of one weight file, by layout."""
 
 
 def find_weights(folder: Path) -> tuple[str, tuple[Path, ...]]:
-    """Return the layout and the weight files of a folder: "torch", "safetensors", or "" if none."""
-    for layout, name, _, _ in WEIGHT_FILES:
+    """Return the layout and the weight files of an artefact: those that transformers loads.
+
+    They are "torch" or "safetensors", and "" if there are none.
+    """
+    for layout, name in STANDARD_NAMES.items():
         if (folder / name).is_file():
             return layout, (folder / name,)
-        if (folder / f"{name}.index.json").is_file():
-            return layout, _shards(folder / f"{name}.index.json")
+        if (folder / f"{name}{INDEX_SUFFIX}").is_file():
+            return layout, _shards(folder / f"{name}{INDEX_SUFFIX}")
     return "", ()
 
 
@@ -159,40 +254,32 @@ def _check_index(files: tuple[Path, ...], tensor_files: Mapping[str, Path]) -> N
 
     Shards that are not among `files` are not checked.
     """
-    for _, single_file, suffix, _ in WEIGHT_FILES:
-        index = files[0].with_name(f"{single_file}.index.json") if files else None
-        if index is None or files[0].suffix != suffix or files[0].name == single_file:
+    for single_file in STANDARD_NAMES.values():
+        index = files[0].with_name(f"{single_file}{INDEX_SUFFIX}") if files else None
+        if index is None or files[0].name == single_file:
+            continue
+        if files[0].suffix != Path(single_file).suffix:
             continue
         weight_map = read_json(index).get("weight_map") if index.is_file() else None
         for name, shard in weight_map.items() if isinstance(weight_map, dict) else ():
-            is_read = any(shard == path.name for path in files)
+            is_read = any(shard == path.name for path in files) and not is_old_buffer(name)
             if is_read and (name not in tensor_files or tensor_files[name].name != shard):
                 raise InputError(f"{index}: places tensor {name!r} in {shard}, which has none such")
 
 
-def _reader(path: Path) -> Callable[[Path], Mapping[str, StoredTensor]]:
+def _reader(path: Path) -> Callable[[Path], Mapping[str, LazyTensor]]:
     """Return the reader of a weight file by its suffix. Raises InputError if there is none."""
-    for _, _, suffix, reader in WEIGHT_FILES:
-        if path.suffix == suffix:
-            return reader
-    raise InputError(f"{path}: not a weight file; expected .safetensors or .bin")
+    for layout, suffixes in SUFFIXES.items():
+        if path.suffix in suffixes:
+            return _READERS[layout]
+    expected = ", ".join(suffix for suffixes in SUFFIXES.values() for suffix in suffixes)
+    raise InputError(f"{path}: not a weight file; expected {expected}")
 
 
 def _shards(index: Path) -> tuple[Path, ...]:
-    """Return the shards that an index names.
-
-    Raises InputError if a name is not that of a file in the same folder.
-    """
-    weight_map = read_json(index).get("weight_map")
-    if not isinstance(weight_map, dict) or not weight_map:
-        raise InputError(f"{index}: has no weight_map")
-    if not all(isinstance(name, str) for name in weight_map.values()):
-        raise InputError(f"{index}: names a shard that is not text")
-    names = sorted(set(weight_map.values()))
-    for name in names:
-        is_plain = name.isprintable() and len(name) <= MAX_NAME and not name.startswith(".")
-        if not is_plain or "/" in name or "\\" in name:
-            raise InputError(f"{index}: names a shard outside its folder: {name!r}")
-        if not (index.parent / name).is_file():
-            raise InputError(f"{index}: names {name}, which is not there")
-    return tuple(index.parent / name for name in names)
+    """Return the shards that an index names. Raises InputError if one is not there."""
+    paths = tuple(index.parent / name for name in shard_names(index))
+    for path in paths:
+        if not path.is_file():
+            raise InputError(f"{index}: names {path.name}, which is not there")
+    return paths

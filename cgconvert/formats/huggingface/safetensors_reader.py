@@ -18,7 +18,7 @@ from cgconvert.io.stand_ins import check_head
 from cgconvert.io.strict_json import parse_json
 from cgconvert.model.tensor import StoredTensor
 
-__all__ = ["tensors"]
+__all__ = ["shared_names", "tensors"]
 
 DTYPES = {
     "F64": torch.float64,
@@ -59,6 +59,30 @@ def tensors(path: Path) -> dict[str, StoredTensor]:
     data belongs to exactly one tensor.
     """
     check_head(path)
+    header, data_start, size = _read_header(path)
+    header.pop("__metadata__", None)
+    stored = {name: _tensor(path, data_start, name, entry) for name, entry in header.items()}
+    _check_coverage(path, stored, data_start, size)
+    return stored
+
+
+def shared_names(path: Path) -> dict[str, str]:
+    """Read which names were left out because their tensor is stored under another name.
+
+    safetensors.torch.save_model writes them into the metadata: the name left out, and the name of
+    the tensor that is stored. Raises InputError as `tensors` does.
+    """
+    header, _, _ = _read_header(path)
+    metadata = header.get("__metadata__", {})
+    return {name: stored for name, stored in metadata.items() if name not in header
+            and isinstance(stored, str) and stored in header}  # fmt: skip
+
+
+def _read_header(path: Path) -> tuple[dict[str, Any], int, int]:
+    """Return the header, the offset of the data behind it, and the size of the file, in bytes.
+
+    Raises InputError.
+    """
     try:
         size = path.stat().st_size
         with path.open("rb") as file:
@@ -69,14 +93,11 @@ def tensors(path: Path) -> dict[str, StoredTensor]:
                     f"{length} bytes, the file has {size}"
                 )
             header = _parse(file.read(length), path)
-            if "__metadata__" in header and not isinstance(header.pop("__metadata__"), dict):
+            if not isinstance(header.get("__metadata__", {}), dict):
                 raise InputError(f"{path}: its __metadata__ is not an object")
     except OSError as error:
         raise InputError(f"{path}: cannot be read: {error.strerror}") from error
-    data_start = 8 + length
-    stored = {name: _tensor(path, data_start, name, entry) for name, entry in header.items()}
-    _check_coverage(path, stored, data_start, size)
-    return stored
+    return header, 8 + length, size
 
 
 def _parse(raw: bytes, path: Path) -> dict[str, Any]:

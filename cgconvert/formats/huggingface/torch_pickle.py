@@ -1,8 +1,8 @@
-"""Read the state dict in a torch file's pickle without an unpickler.
+"""Read the value in a torch file's pickle without an unpickler.
 
-A small interpreter executes the opcodes. It knows strings, numbers, containers and the few names
-that describe tensors, and cannot import, call or set anything. It refuses all other opcodes and
-names. torch.load(weights_only=True) had holes here: CVE-2025-32434 (torch before 2.6) and
+A small interpreter executes the opcodes. It knows strings, numbers, containers and the names in
+`torch_globals`, and cannot import, call or set anything. It refuses all other opcodes and names.
+torch.load(weights_only=True) had holes here: CVE-2025-32434 (torch before 2.6) and
 CVE-2026-24747 (before 2.10: SETITEM on other things than dictionaries, sizes of storages).
 Format: pickletools; torch/_utils.py (_rebuild_tensor_v2).
 """
@@ -11,74 +11,34 @@ from __future__ import annotations
 
 import pickletools
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from types import NoneType
 from typing import Any
 
-import torch
+from cgconvert.formats.huggingface.torch_globals import (
+    INERT,
+    MAX_ARGUMENTS,
+    Call,
+    InertClass,
+    RefusedError,
+    find_global,
+    storage,
+)
 
-__all__ = ["MAX_BYTES", "RefusedError", "Storage", "View", "views"]
+__all__ = ["MAX_BYTES", "parse"]
 
 MAX_BYTES = 8 << 20
 """The pickle of 400 tensors has 60 kB."""
 MAX_OPCODES = 1 << 18
-MAX_DIMENSIONS = 8
-MAX_ARGUMENTS = 8
-MAX_ELEMENTS = 1 << 48
-
-STORAGES = {
-    "DoubleStorage": torch.float64,
-    "FloatStorage": torch.float32,
-    "HalfStorage": torch.float16,
-    "BFloat16Storage": torch.bfloat16,
-    "LongStorage": torch.int64,
-    "IntStorage": torch.int32,
-    "ShortStorage": torch.int16,
-    "CharStorage": torch.int8,
-    "ByteStorage": torch.uint8,
-    "BoolStorage": torch.bool,
-}
 
 
-class RefusedError(Exception):
-    """The pickle is not that of a state dict; the message gives the reason, not the file's name."""
+def parse(raw: bytes) -> Any:
+    """Read a pickled value: tensors are Views, and values of harmless classes are INERT.
 
-
-@dataclass(frozen=True)
-class Storage:
-    """The numbers in one archive member: `count` of type `dtype`. `key` is the member's name."""
-
-    key: str
-    dtype: torch.dtype
-    count: int
-
-
-@dataclass(frozen=True)
-class View:
-    """A tensor: a part of a storage, with offset and strides in elements."""
-
-    storage: Storage
-    offset: int
-    shape: tuple[int, ...]
-    stride: tuple[int, ...]
-
-
-def views(raw: bytes) -> dict[str, View]:
-    """Read the tensors of a pickled state dict, or of the one under its key "state_dict".
-
-    Raises RefusedError if the pickle is anything else, or if bytes follow its end.
+    Raises RefusedError if the pickle names or does anything else, or if bytes follow its end.
     """
     if len(raw) > MAX_BYTES:
         raise RefusedError(f"its pickle has {len(raw)} bytes, too many for a state dict")
-    value = _Machine(raw).run()
-    if isinstance(value, dict) and isinstance(value.get("state_dict"), dict):
-        value = value["state_dict"]
-    if not isinstance(value, dict) or not value:
-        raise RefusedError("is not a state dict")
-    for name, view in value.items():
-        if not isinstance(name, str) or not isinstance(view, View):
-            label = name[:80] if isinstance(name, str) else type(name).__name__
-            raise RefusedError(f"entry {label!r} of its state dict is not a tensor")
-    return value
+    return _Machine(raw).run()
 
 
 _MARK = object()
@@ -155,19 +115,33 @@ class _Machine:
     def set_items(self, values: list[Any]) -> None:
         """Set keys and values, which alternate in `values`, in the topmost dictionary."""
         table = self.stack[-1]
-        if type(table) is not dict or len(values) % 2:
+        if len(values) % 2 or (type(table) is not dict and table is not INERT):
             raise ValueError("items for something that is no dictionary")
         for key, value in zip(values[::2], values[1::2], strict=True):
             # No other types: hashing a tuple of tuples of the same tuple takes exponential time.
-            if type(key) not in (str, int):
+            if type(key) not in (str, int, float, bytes, NoneType) and not _is_inert(key):
                 raise ValueError(f"a {type(key).__name__} as a key")
-            table[key] = value
+            if type(table) is dict and not _is_inert(key):
+                table[key] = value
 
     def append(self, values: list[Any]) -> None:
         """Append values to the topmost list."""
+        if self.stack[-1] is INERT:
+            return
         if type(self.stack[-1]) is not list:
             raise ValueError("items for something that is no list")
         self.stack[-1].extend(values)
+
+    def add_items(self, _: Any) -> None:
+        """Drop the items of a set."""
+        self.pop_mark()
+        if self.stack[-1] is not INERT:
+            raise ValueError("items for something that is no set")
+
+    def frozen_set(self, _: Any) -> None:
+        """Replace the values above the topmost mark by a set, which is not kept."""
+        self.pop_mark()
+        self.push(INERT)
 
     def stack_global(self, _: Any) -> None:
         """Replace module and name on the stack by what `find` gives for them."""
@@ -178,75 +152,45 @@ class _Machine:
 
     def find(self, name: str) -> None:
         """Push the stand-in of a global, "module name". Raises RefusedError for unknown ones."""
-        if name not in _GLOBALS:
-            raise RefusedError(
-                f"refused: its pickle asks for {name.replace(' ', '.')[:200]}, "
-                "which is not part of a tensor"
-            )
-        self.push(_GLOBALS[name])
+        self.push(find_global(name))
 
     def reduce(self, _: Any) -> None:
-        """Call the stand-in of a function with the tuple of arguments on the stack."""
+        """Call the stand-in of a function or class with the tuple of arguments on the stack."""
         arguments, function = self.pop(), self.pop()
-        if not isinstance(function, _Rebuild) or type(arguments) is not tuple:
+        if type(arguments) is not tuple or not isinstance(function, Call | InertClass):
             raise RefusedError("refused: its pickle calls something that is not part of a tensor")
+        if isinstance(function, InertClass):
+            function.check(arguments)
+            self.push(INERT)
+            return
         if len(arguments) > MAX_ARGUMENTS:
             raise ValueError(f"{len(arguments)} arguments")
         self.push(function.build(*arguments))
 
+    def new_object(self, _: Any) -> None:
+        """Make an object of a harmless class; its state follows in BUILD."""
+        arguments, cls = self.pop(), self.pop()
+        if type(arguments) is not tuple or not isinstance(cls, InertClass):
+            raise RefusedError("refused: its pickle makes an object of an unknown class")
+        cls.check(arguments)
+        self.push(INERT)
+
     def build(self, _: Any) -> None:
-        """Drop the attributes of an OrderedDict (torch's _metadata), which are not needed."""
+        """Drop the attributes of an OrderedDict (torch's _metadata) or of a harmless object."""
         state = self.pop()
+        if self.stack[-1] is INERT:
+            return
         if type(state) is not dict or type(self.stack[-1]) is not dict:
             raise RefusedError("refused: its pickle sets the state of something that has none")
 
     def storage(self, _: Any) -> None:
-        """Replace torch's persistent id ("storage", type, key, device, count) by a Storage."""
-        pid = self.pop()
-        if (
-            type(pid) is not tuple
-            or len(pid) != 5
-            or pid[0] != "storage"
-            or not isinstance(pid[1], torch.dtype)
-            or not isinstance(pid[2], str)
-            or type(pid[4]) is not int
-            or not 0 <= pid[4] < MAX_ELEMENTS
-        ):
-            raise ValueError("a storage described in an unknown way")
-        self.push(Storage(pid[2], pid[1], pid[4]))
+        """Replace torch's persistent id by a Storage."""
+        self.push(storage(self.pop()))
 
 
-@dataclass(frozen=True)
-class _Rebuild:
-    """The stand-in for a function that a state dict names: `build` is called instead of it."""
-
-    build: Callable[..., Any]
-
-
-def _tensor(storage: Any, offset: Any, shape: Any, stride: Any, *_: Any) -> View:
-    """Stand in for torch._utils._rebuild_tensor_v2."""
-    if not isinstance(storage, Storage) or type(shape) is not tuple or type(stride) is not tuple:
-        raise ValueError("a tensor without a storage")
-    if len(shape) != len(stride) or len(shape) > MAX_DIMENSIONS:
-        raise ValueError(f"a tensor of {len(shape)} dimensions and {len(stride)} strides")
-    if not all(type(n) is int and 0 <= n < MAX_ELEMENTS for n in (offset, *shape, *stride)):
-        raise ValueError("a tensor of an impossible shape")
-    return View(storage, offset, shape, stride)
-
-
-def _ordered_dict(*arguments: Any) -> dict[str, Any]:
-    """Stand in for OrderedDict without arguments; its items are set by later opcodes."""
-    if arguments:
-        raise ValueError("a dictionary made of something")
-    return {}
-
-
-_GLOBALS: dict[str, Any] = {
-    "collections OrderedDict": _Rebuild(_ordered_dict),
-    "torch._utils _rebuild_tensor_v2": _Rebuild(_tensor),
-    "torch._utils _rebuild_parameter": _Rebuild(lambda data, *_: data),
-    **{f"torch {name}": dtype for name, dtype in STORAGES.items()},
-}
+def _is_inert(value: Any) -> bool:
+    """Whether a value is not kept: an object of a harmless class, or such a class."""
+    return value is INERT or isinstance(value, InertClass)
 
 
 def _ignore(machine: _Machine, argument: Any) -> None:
@@ -259,6 +203,11 @@ def _push_argument(machine: _Machine, argument: Any) -> None:
     machine.push(argument)
 
 
+def _push_inert(machine: _Machine, argument: Any) -> None:
+    """Execute an opcode that pushes a value that is not kept."""
+    machine.push(INERT)
+
+
 _OPCODES: dict[str, Callable[[_Machine, Any], None]] = {
     **dict.fromkeys(("PROTO", "FRAME"), _ignore),
     **dict.fromkeys(
@@ -266,6 +215,7 @@ _OPCODES: dict[str, Callable[[_Machine, Any], None]] = {
          "SHORT_BINUNICODE", "BINUNICODE", "BINUNICODE8"),
         _push_argument,
     ),
+    **dict.fromkeys(("SHORT_BINBYTES", "BINBYTES", "BYTEARRAY8", "EMPTY_SET"), _push_inert),
     "NONE": lambda m, _: m.push(None),
     "NEWTRUE": lambda m, _: m.push(True),
     "NEWFALSE": lambda m, _: m.push(False),
@@ -281,6 +231,8 @@ _OPCODES: dict[str, Callable[[_Machine, Any], None]] = {
     "SETITEMS": lambda m, _: m.set_items(m.pop_mark()),
     "APPEND": lambda m, _: m.append([m.pop()]),
     "APPENDS": lambda m, _: m.append(m.pop_mark()),
+    "ADDITEMS": _Machine.add_items,
+    "FROZENSET": _Machine.frozen_set,
     "BINPUT": _Machine.put,
     "LONG_BINPUT": _Machine.put,
     "MEMOIZE": _Machine.put,
@@ -289,6 +241,7 @@ _OPCODES: dict[str, Callable[[_Machine, Any], None]] = {
     "GLOBAL": _Machine.find,
     "STACK_GLOBAL": _Machine.stack_global,
     "REDUCE": _Machine.reduce,
+    "NEWOBJ": _Machine.new_object,
     "BUILD": _Machine.build,
     "BINPERSID": _Machine.storage,
 }  # fmt: skip

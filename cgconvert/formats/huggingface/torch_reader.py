@@ -12,22 +12,30 @@ from collections.abc import Mapping
 from pathlib import Path
 
 from cgconvert.errors import InputError
-from cgconvert.formats.huggingface import torch_pickle as pickled
-from cgconvert.formats.huggingface.torch_pickle import RefusedError, View
+from cgconvert.formats.huggingface.state_dict import find_state_dict, is_old_buffer
+from cgconvert.formats.huggingface.torch_globals import RefusedError, View
+from cgconvert.formats.huggingface.torch_pickle import MAX_BYTES, parse
 from cgconvert.io.stand_ins import HEAD_BYTES, refuse_stand_in
 from cgconvert.io.stored_zip import Member, read_members
-from cgconvert.model.tensor import StoredTensor
+from cgconvert.model.tensor import FirstColumns, LazyTensor, StoredTensor
 
 __all__ = ["tensors"]
 
 PICKLE = "data.pkl"
 
 
-def tensors(path: Path) -> dict[str, StoredTensor]:
-    """Read all tensors of a state dict, lazily. Raises InputError for any other file."""
+def tensors(path: Path) -> dict[str, LazyTensor]:
+    """Read all tensors of a state dict, lazily, except for old buffers.
+
+    Raises InputError if the file is not a torch checkpoint or holds no state dict.
+    """
     if problem := _rejection_reason(path):
         raise InputError(f"{path}: not a torch checkpoint: {problem}")
     archive = read_members(path)
+    if any(name.endswith("/constants.pkl") for name in archive):
+        raise InputError(
+            f"{path}: is a TorchScript archive, a program; save the state dict of the model instead"
+        )
     pickles = [name for name in archive if name.rpartition("/")[2].lower() == PICKLE]
     if len(pickles) != 1 or not pickles[0].endswith(f"/{PICKLE}"):
         raise InputError(f"{path}: holds {len(pickles)} data.pkl, a torch file holds one")
@@ -42,15 +50,19 @@ def tensors(path: Path) -> dict[str, StoredTensor]:
             f"{path}: its numbers are not little-endian; save it again on this machine"
         )
     try:
-        views = pickled.views(_member_bytes(path, archive[pickles[0]]))
+        views = find_state_dict(parse(_member_bytes(path, archive[pickles[0]])))
     except RefusedError as error:
         raise InputError(f"{path}: {error}") from error
-    return {name: _stored(archive, root, path, name, view) for name, view in views.items()}
+    return {
+        name: _stored(archive, root, path, name, view)
+        for name, view in views.items()
+        if not is_old_buffer(name)
+    }
 
 
 def _member_bytes(path: Path, member: Member) -> bytes:
     """Read the pickle or another small member. Raises InputError if it is too large or damaged."""
-    if member.size > pickled.MAX_BYTES:
+    if member.size > MAX_BYTES:
         raise InputError(f"{path}: its data.pkl is too large to be a state dict")
     with path.open("rb") as file:
         file.seek(member.offset)
@@ -62,28 +74,45 @@ def _member_bytes(path: Path, member: Member) -> bytes:
 
 def _stored(
     archive: Mapping[str, Member], root: str, path: Path, name: str, view: View
-) -> StoredTensor:
+) -> LazyTensor:
     """Find a tensor's numbers in the archive, whose members lie in the folder `root`.
 
-    Raises InputError if its storage is missing or too short, or the tensor is not contiguous.
+    Raises InputError if its storage is missing or too short, or if its numbers are in an order
+    that is not that of a matrix, a transposed matrix, or columns of one.
     """
     member = archive.get(f"{root}data/{view.storage.key}")
     if member is None:
         raise InputError(f"{path}: the data of tensor {name} is missing")
-    itemsize = view.storage.dtype.itemsize
-    if member.size != view.storage.count * itemsize:
+    dtype = view.storage.dtype
+    if member.size != view.storage.count * dtype.itemsize:
         raise InputError(
             f"{path}: tensor {name}: its storage has {member.size} bytes, "
-            f"{view.storage.count * itemsize} are declared"
+            f"{view.storage.count * dtype.itemsize} are declared"
         )
-    contiguous = tuple(math.prod(view.shape[i + 1 :]) for i in range(len(view.shape)))
-    strides = zip(view.stride, contiguous, view.shape, strict=True)
-    if any(actual != expected for actual, expected, length in strides if length > 1):
-        raise InputError(f"{path}: tensor {name} is not contiguous; save it again contiguously")
-    if view.offset + math.prod(view.shape) > view.storage.count:
+    last = sum((n - 1) * step for n, step in zip(view.shape, view.stride, strict=True))
+    if math.prod(view.shape) and view.offset + last >= view.storage.count:
         raise InputError(f"{path}: tensor {name} reaches outside its storage")
-    return StoredTensor(
-        path, member.offset + view.offset * itemsize, view.shape, view.storage.dtype, name
+    offset = member.offset + view.offset * dtype.itemsize
+    if _is_row_major(view.shape, view.stride):
+        return StoredTensor(path, offset, view.shape, dtype, name)
+    if len(view.shape) == 2:
+        (rows, columns), (row_step, column_step) = view.shape, view.stride
+        if column_step == 1 and row_step >= columns:
+            return FirstColumns(StoredTensor(path, offset, (rows, row_step), dtype, name), columns)
+        if row_step == 1 and column_step == rows:
+            return StoredTensor(path, offset, (columns, rows), dtype, name).T
+        if row_step == 1 and column_step >= rows:
+            stored = StoredTensor(path, offset, (columns, column_step), dtype, name)
+            return FirstColumns(stored, rows).T
+    raise InputError(f"{path}: tensor {name} is not contiguous; save it again contiguously")
+
+
+def _is_row_major(shape: tuple[int, ...], stride: tuple[int, ...]) -> bool:
+    """Return whether these strides are those of adjacent numbers, row by row."""
+    contiguous = (math.prod(shape[i + 1 :]) for i in range(len(shape)))
+    return all(
+        actual == expected or length <= 1
+        for actual, expected, length in zip(stride, contiguous, shape, strict=True)
     )
 
 

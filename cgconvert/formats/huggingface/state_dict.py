@@ -1,0 +1,180 @@
+"""State dicts as training loops save them: in wrappers, with prefixed names, with old buffers.
+
+One rule finds the state dict among the values of a file, and one gives its tensors the names of a
+layout. Both refuse a file that holds two models.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable, Iterator, Mapping
+from typing import Any
+
+from cgconvert.errors import InputError, first_few
+from cgconvert.formats.huggingface.torch_globals import RefusedError, View
+from cgconvert.model.tensor import LazyTensor
+from cgconvert.model.tensor_names import TensorNames
+
+__all__ = ["find_state_dict", "is_old_buffer", "layout_tensors"]
+
+MAX_DEPTH = 5
+"""Levels of dictionaries among which a state dict is looked for."""
+
+EMBEDDING = re.compile(r"(.+\.)?(wte|embed_tokens|word_embeddings|embed_in|tok_embeddings)\.weight")
+"""Names of a language model's embedding, by which the model is known among other state dicts."""
+
+WRAPPERS = frozenset(
+    ("_orig_mod", "_forward_module", "_fsdp_wrapped_module", "_checkpoint_wrapped_module")
+)
+"""Parts of names that torch.compile, Lightning Fabric, FSDP and activation checkpointing put
+before the name of any module that they wrap."""
+
+USUAL_BUFFERS = ("bias", "masked_bias", "causal_mask")
+BUFFER = re.compile(
+    r"(.+\.)?(attn|self_attn|attention|attn\.attention)\."
+    r"(?P<buffer>bias|masked_bias|causal_mask|embed_positions|scale_attn"
+    r"|(rotary_emb|rotary)\.(inv_freq|cos_cached|sin_cached))"
+    r"|(.+\.)?(position_ids|(rotary_emb|rotary)\.inv_freq)"
+)
+"""Names of buffers in files of old versions of transformers: masks and tables that are computed."""
+
+VALUE_HEAD = re.compile(r"(.+\.)?(v_head|value_head)\..+")
+"""Names of the head that reinforcement learning trains beside the model (trl)."""
+
+
+def is_old_buffer(name: str) -> bool:
+    """Return whether a tensor of this name is a buffer that is computed, not read."""
+    return BUFFER.fullmatch(name) is not None
+
+
+def find_state_dict(value: Any) -> dict[str, View]:
+    """Find the model's tensors among the values of a torch file.
+
+    The state dict is the value itself, or stands in dictionaries under any keys ("model",
+    "state_dict", ...), with epochs, optimizers and other values beside it.
+
+    Raises RefusedError if there is none, or if there are two different models.
+    """
+    found = list(_state_dicts(value, (), MAX_DEPTH))
+    models = [entry for entry in found if any(map(EMBEDDING.fullmatch, entry[1]))]
+    different = {id(views): (path, views) for path, views in models}
+    first = next(iter(different.values()), None)
+    if first and any(views != first[1] for _, views in different.values()):
+        keys = first_few([repr(".".join(path)) for path, _ in different.values()], 4,
+                         separator=", ")  # fmt: skip
+        raise RefusedError(
+            f"holds several models, under {keys}; save the state dict of the right one alone"
+        )
+    if first:
+        return first[1]
+    if not found:
+        raise RefusedError("is not a state dict: it holds no tensors by their names")
+    weights = [sum(name.endswith(".weight") for name in views) for _, views in found]
+    return found[weights.index(max(weights))][1]
+
+
+def _state_dicts(
+    value: Any, path: tuple[str, ...], depth: int
+) -> Iterator[tuple[tuple[str, ...], dict[str, View]]]:
+    """Yield the keys and the tensors of each dictionary that has tensors, outer ones first."""
+    if not isinstance(value, dict):
+        return
+    views = {
+        name: view for name, view in value.items() if isinstance(name, str) and type(view) is View
+    }
+    if views:
+        yield path, views
+    for key, inner in value.items() if depth else ():
+        if isinstance(key, str):
+            yield from _state_dicts(inner, (*path, key[:80]), depth - 1)
+
+
+def layout_tensors(
+    tensors: Mapping[str, LazyTensor], layout: TensorNames, where: str
+) -> tuple[dict[str, LazyTensor], list[str]]:
+    """Give tensors their names in a layout: without prefixes and old buffers.
+
+    A prefix is removed if the embedding and the last layer norm have it, from all names that begin
+    with it. Names that do not are left as they are.
+
+    Args:
+        tensors: The tensors by their names in the file.
+        layout: The layout's names.
+        where: The file or folder, for errors.
+
+    Returns:
+        The tensors by name, and notes on what was left out.
+
+    Raises:
+        InputError: The tensors are those of two models.
+    """
+    names: dict[str, str] = {}
+    for name in tensors:
+        plain = ".".join(part for part in name.split(".") if part not in WRAPPERS)
+        if plain in names:
+            raise InputError(f"{where}: {names[plain]} and {name} are names of one tensor")
+        names[plain] = name
+    buffers = [name for name in names if is_old_buffer(name)]
+    value_heads = [name for name in names if VALUE_HEAD.fullmatch(name)]
+    kept = names.keys() - set(buffers) - set(value_heads)
+    renamed = _without_prefix(kept, layout, where)
+    notes = []
+    if value_heads:
+        notes.append(f"the value head of reinforcement learning is left out ({value_heads[0]})")
+    unusual = {
+        match["buffer"] or name
+        for name in buffers
+        if (match := BUFFER.fullmatch(name)) and match["buffer"] not in USUAL_BUFFERS
+    }
+    if unusual:
+        listed = first_few(sorted(unusual), 3, separator=", ")
+        notes.append(f"buffers that are computed anew are left out: {listed}")
+    return {new: tensors[names[old]] for old, new in renamed.items()}, notes
+
+
+def _without_prefix(names: Iterable[str], layout: TensorNames, where: str) -> dict[str, str]:
+    """Map names to those of the layout. Raises InputError if two models have the names."""
+    names = sorted(names)
+    ends = (layout.model["wte"], layout.model["ln_f_weight"])
+    decoder = layout.model["wte"].partition(".")[0]  # the module that holds all but the head
+    prefixes = _prefixes(names, ends)
+    if prefixes:
+        (prefix,) = _only(prefixes, where)
+        return {name: name.removeprefix(prefix) for name in names}
+    # A decoder saved without its head has no prefix of its own.
+    prefixes = _prefixes(names, tuple(end.removeprefix(f"{decoder}.") for end in ends))
+    if not prefixes:
+        return {name: name for name in names}
+    (prefix,) = _only(prefixes, where)
+    head = layout.model["head"].partition(".")[0]
+
+    def rename(name: str) -> str:
+        rest = name.removeprefix(prefix)
+        if not name.startswith(prefix) or rest.startswith(f"{head}."):
+            return rest
+        return f"{decoder}.{rest}"
+
+    return {name: rename(name) for name in names}
+
+
+def _prefixes(names: Iterable[str], ends: tuple[str, ...]) -> list[str]:
+    """Return what stands before these ends of names, "" included, sorted."""
+    return sorted(
+        {
+            name.removesuffix(end)
+            for name in names
+            for end in ends
+            if name == end or name.endswith(f".{end}")
+        }
+    )
+
+
+def _only(prefixes: list[str], where: str) -> list[str]:
+    """Return the prefixes if there is one. Raises InputError."""
+    if len(prefixes) > 1:
+        shown = first_few([repr(prefix) for prefix in prefixes], 4, separator=", ")
+        raise InputError(
+            f"{where}: holds several models, whose names begin with {shown}; save the state dict "
+            "of the right one alone"
+        )
+    return prefixes
