@@ -9,6 +9,7 @@ from cgconvert.errors import InputError
 from cgconvert.io.strict_json import read_json, read_text
 
 __all__ = ["CHAT_TEMPLATE", "CHAT_TEMPLATE_FOLDER", "DEFAULT", "chat_template_files",
+           "parse_chat_templates",
            "read_chat_templates"]  # fmt: skip
 
 CHAT_TEMPLATE = "chat_template.jinja"
@@ -52,15 +53,15 @@ def read_chat_templates(folder: Path, inline: object) -> dict[str, str]:
     """
     templates = {}
     if (folder / CHAT_TEMPLATE).is_file():
-        templates[DEFAULT] = read_text(folder / CHAT_TEMPLATE)
+        templates[DEFAULT] = _read(folder / CHAT_TEMPLATE)
     for path in _additional(folder):
-        templates[path.name.removesuffix(".jinja")] = read_text(path)
+        templates[path.name.removesuffix(".jinja")] = _read(path)
     where = folder / "tokenizer_config.json"
     if not templates:
-        templates = _named(inline, where)
+        templates = parse_chat_templates(inline, where)
     if not templates and (folder / OLD_CHAT_TEMPLATE).is_file():
         where = folder / OLD_CHAT_TEMPLATE
-        templates = _named(read_json(where).get("chat_template"), where)
+        templates = parse_chat_templates(read_json(where).get("chat_template"), where)
     for name, template in templates.items():
         if not 0 < len(name) <= 64 or not name.isprintable() or "/" in name or name[0] == ".":
             raise InputError(f"{where}: a chat template has the name {reprlib.repr(name)}")
@@ -74,6 +75,11 @@ def read_chat_templates(folder: Path, inline: object) -> dict[str, str]:
     return templates
 
 
+def _read(path: Path) -> str:
+    """Read a template; every end of a line becomes a newline, as where Python reads text."""
+    return read_text(path).replace("\r\n", "\n").replace("\r", "\n")
+
+
 def _additional(folder: Path) -> list[Path]:
     """Return the files of the templates beside the default one. Raises InputError for too many."""
     paths = sorted((folder / CHAT_TEMPLATE_FOLDER).glob("*.jinja"))
@@ -82,7 +88,7 @@ def _additional(folder: Path) -> list[Path]:
     return paths
 
 
-def _named(value: object, where: Path) -> dict[str, str]:
+def parse_chat_templates(value: object, where: Path) -> dict[str, str]:
     """Return the templates of an entry chat_template: one text, an object, or a list of objects.
 
     Raises InputError if it is anything else.

@@ -7,6 +7,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
 
+from cgconvert.model.chat_templates import CHAT_TEMPLATE, CHAT_TEMPLATE_FOLDER, DEFAULT
+
 __all__ = ["AddedToken", "TokenizerData", "tokenizer_files", "tokenizer_json"]
 
 
@@ -61,6 +63,9 @@ def tokenizer_files(tokenizer: TokenizerData, n_positions: int) -> dict[str, byt
             str(token.id): {"content": token.content, **_flags(token)} for token in tokenizer.added
         },
         **roles,
+        **tokenizer.extra_roles,
+        **_extra_special(tokenizer),
+        **_inline_templates(tokenizer.chat_templates),
         # True, once the default, removes spaces before punctuation (transformers issue 21119).
         "clean_up_tokenization_spaces": False,
         "model_max_length": n_positions,
@@ -74,10 +79,44 @@ def tokenizer_files(tokenizer: TokenizerData, n_positions: int) -> dict[str, byt
     return {
         "tokenizer.json": _dump(tokenizer_json(tokenizer)),
         "tokenizer_config.json": _dump(config),
-        "special_tokens_map.json": _dump(roles),
+        "special_tokens_map.json": _dump(
+            {**roles, **tokenizer.extra_roles, **_extra_special(tokenizer)}
+        ),
         "vocab.json": _dump(vocabulary, indent=None),
         "merges.txt": f"#version: 0.2\n{merges}".encode(),
         "added_tokens.json": _dump(outside_vocabulary),
+        **_template_files(tokenizer.chat_templates),
+    }
+
+
+def _extra_special(tokenizer: TokenizerData) -> dict[str, list[str]]:
+    """Return the entry that lists special tokens without a role.
+
+    It has the name of transformers 4, which 5 reads too. Under 5's extra_special_tokens, 4 expects
+    an object.
+    """
+    tokens = list(tokenizer.extra_special_tokens)
+    return {"additional_special_tokens": tokens} if tokens else {}
+
+
+def _inline_templates(templates: Mapping[str, str]) -> dict[str, Any]:
+    """Return the entry chat_template for readers that know no files of templates.
+
+    They are transformers before 4.43, and other libraries.
+    """
+    if not templates:
+        return {}
+    if templates.keys() == {DEFAULT}:
+        return {"chat_template": templates[DEFAULT]}
+    entries = [{"name": name, "template": template} for name, template in templates.items()]
+    return {"chat_template": entries}
+
+
+def _template_files(templates: Mapping[str, str]) -> dict[str, bytes]:
+    """Return the files of the templates, as transformers 5 saves them."""
+    return {
+        CHAT_TEMPLATE if name == DEFAULT else f"{CHAT_TEMPLATE_FOLDER}/{name}.jinja": text.encode()
+        for name, text in templates.items()
     }
 
 

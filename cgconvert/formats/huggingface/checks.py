@@ -30,10 +30,12 @@ from cgconvert.formats.huggingface import config as configs
 from cgconvert.formats.huggingface import reader
 from cgconvert.formats.huggingface.config import codegen_config, phi_config
 from cgconvert.io.strict_json import read_json
+from cgconvert.model.chat_templates import parse_chat_templates, read_chat_templates
 from cgconvert.model.decoder import Checkpoint, Decoder
 from cgconvert.model.tensor import Zeros
 from cgconvert.model.tensor_names import CODEGEN, PHI
 from cgconvert.model.tokenizer import Tokenizer
+from cgconvert.model.tokenizer_files import TOKENIZER_FILES
 
 __all__ = [
     "IDS",
@@ -71,10 +73,10 @@ DEFAULTS: Mapping[str, Any] = {
 """Values that transformers uses for entries that a config.json does not have."""
 
 IDS = ("bos_token_id", "eos_token_id", "pad_token_id")
-"""Entries that must be the end of text, where they are present."""
+"""Entries that must be the tokenizer's ids, where they are present."""
 
 HARMLESS = frozenset((*IDS, "_from_model_config", "transformers_version", "use_cache"))
-"""Entries of a generation_config.json that do not change the result of greedy decoding."""
+"""Entries of a generation_config.json that are not settings of sampling."""
 
 TOKEN_ADDING = ("add_bos_token", "add_eos_token")
 
@@ -138,32 +140,51 @@ def config_differences(config: Mapping[str, Any], expected: Mapping[str, Any]) -
 def settings(folder: Path, source: Checkpoint) -> SettingsDifferences:
     """Compare generation settings and tokenizer files with the source's tokenizer."""
     return SettingsDifferences(
-        generation_differences(folder, source.tokenizer),
+        generation_differences(folder, source),
         list(tokenizer_differences(folder, source)),
     )
 
 
-def generation_differences(folder: Path, tokenizer: Tokenizer) -> list[str]:
-    """Compare token ids with the tokenizer's, and report settings that change greedy decoding.
+def generation_differences(folder: Path, source: Checkpoint) -> list[str]:
+    """Compare token ids and settings of sampling with the source's.
 
     config.json need not contain ids, generation_config.json must contain eos_token_id.
     """
-    end = tokenizer.eos_token_id
-    config = read_json(folder / "config.json")
+    tokenizer = source.tokenizer
+    ids = _with_sorted_eos(
+        {
+            "bos_token_id": tokenizer.bos_token_id,
+            "eos_token_id": list(source.eos_token_ids),
+            "pad_token_id": tokenizer.pad_token_id,
+        }
+    )
+    config = _with_sorted_eos(read_json(folder / "config.json"))
     differences = entry_differences(
-        "config.json", config, {key: end for key in IDS if key in config}
+        "config.json", config, {key: index for key, index in ids.items() if key in config}
     )
     path = folder / "generation_config.json"
     if not path.is_file():
         return [*differences, f"{path.name} is missing"]
-    generation = read_json(path)
-    expected = {"eos_token_id": end} | {key: end for key in IDS if key in generation}
-    differences += entry_differences(path.name, generation, expected)
+    generation = _with_sorted_eos(read_json(path))
+    expected = {key: ids[key] for key in IDS if key in generation or key == "eos_token_id"}
+    differences += entry_differences(
+        path.name, generation, {**expected, **source.generation.sampling}
+    )
     return differences + [
-        f"{path.name}: {key} is {reprlib.repr(value)}, and greedy decoding has none"
+        f"{path.name}: {key} is {reprlib.repr(value)}, and the source has none"
         for key, value in generation.items()
-        if key not in HARMLESS
+        if key not in HARMLESS and key not in source.generation.sampling
     ]
+
+
+def _with_sorted_eos(config: Mapping[str, Any]) -> dict[str, Any]:
+    """Return a configuration with its eos ids in order: one id, or a list of several."""
+    entries = dict(config)
+    ids = entries.get("eos_token_id")
+    if isinstance(ids, list) and all(isinstance(index, int) for index in ids):
+        ordered = sorted(set(ids))
+        entries["eos_token_id"] = ordered[0] if len(ordered) == 1 else ordered
+    return entries
 
 
 def tokenizer_differences(folder: Path, source: Checkpoint) -> Iterator[str]:
@@ -173,7 +194,7 @@ def tokenizer_differences(folder: Path, source: Checkpoint) -> Iterator[str]:
     not their bytes. Yields a phrase for each difference.
     """
     expected_files = source.tokenizer.files(source.geometry.n_positions)
-    present = {name for name in expected_files if (folder / name).is_file()}
+    present = {name for name in TOKENIZER_FILES if (folder / name).is_file()}
     if not (present >= {"vocab.json", "merges.txt"} or "tokenizer.json" in present):
         yield "there is neither tokenizer.json nor vocab.json and merges.txt"
     for name in sorted(present - {"merges.txt"}):
@@ -181,8 +202,8 @@ def tokenizer_differences(folder: Path, source: Checkpoint) -> Iterator[str]:
         if name == "tokenizer.json":
             actual, expected = _flatten(actual), _flatten(expected)
         elif name == "tokenizer_config.json":  # a library adds keys of its own when it saves one
-            expected.pop("tokenizer_class", None)
-            expected.pop("padding_side", None)
+            for key in ("tokenizer_class", "padding_side", "chat_template"):
+                expected.pop(key, None)
             actual = {**dict.fromkeys(TOKEN_ADDING, False), **actual}
             expected |= dict.fromkeys(TOKEN_ADDING, False)
         yield from entry_differences(name, actual, expected)
@@ -193,6 +214,41 @@ def tokenizer_differences(folder: Path, source: Checkpoint) -> Iterator[str]:
         merges = (folder / "merges.txt").read_text(encoding="utf-8", errors="replace")
         if _merges(merges) != _merges(expected_files["merges.txt"].decode()):
             yield "merges.txt has other merges, or in another order"
+    yield from _role_differences(folder, source.tokenizer)
+    yield from _chat_template_differences(folder, source.tokenizer)
+
+
+def _role_differences(folder: Path, expected: Tokenizer) -> Iterator[str]:
+    """Compare the tokens that all files of a folder together name for each role."""
+    try:
+        tokenizer = Tokenizer.load(folder)
+    except InputError as error:
+        yield str(error)
+        return
+    roles = {**tokenizer.roles, **tokenizer.extra_roles}
+    yield from entry_differences(
+        "the tokenizer's files together", roles, {**expected.roles, **expected.extra_roles}
+    )
+    if set(tokenizer.extra_special_tokens) != set(expected.extra_special_tokens):
+        yield (
+            f"the extra special tokens are {reprlib.repr(tokenizer.extra_special_tokens)}, not "
+            f"{reprlib.repr(expected.extra_special_tokens)}"
+        )
+
+
+def _chat_template_differences(folder: Path, expected: Tokenizer) -> Iterator[str]:
+    """Compare the chat templates in files, and those in tokenizer_config.json for older readers."""
+    path = folder / "tokenizer_config.json"
+    inline = read_json(path).get("chat_template") if path.is_file() else None
+    places = {"chat templates": read_chat_templates(folder, inline)}
+    if inline is not None:
+        places[f"{path.name}: chat_template"] = parse_chat_templates(inline, path)
+    for place, templates in places.items():
+        for name in sorted(templates.keys() | expected.chat_templates.keys()):
+            if templates.get(name) == expected.chat_templates.get(name):
+                continue
+            state = "differs" if name in templates else "is missing"
+            yield f"{place}: {name!r} {state if name in expected.chat_templates else 'is new'}"
 
 
 def _flatten(tokenizer: Mapping[str, Any]) -> dict[str, Any]:

@@ -9,16 +9,18 @@ from typing import Any
 
 from cgconvert.errors import InputError
 from cgconvert.model import family
-from cgconvert.model.decoder import Geometry
+from cgconvert.model.decoder import Checkpoint, Geometry
 
 __all__ = [
     "codegen_config",
     "from_codegen",
     "from_gptj",
     "from_phi",
+    "generation_config",
     "geometry",
     "integer",
     "phi_config",
+    "token_ids",
 ]
 
 # Training settings that a source may contain: CodeGen's name, Phi's name, default value.
@@ -84,6 +86,21 @@ def phi_config(g: Geometry, source: Mapping[str, Any]) -> dict[str, Any]:
         "use_cache": True,
         "vocab_size": g.vocab_size,
     } | {name: value for (_, name, _), value in zip(_TRAINING, _training(source), strict=True)}
+
+
+def token_ids(checkpoint: Checkpoint) -> dict[str, Any]:
+    """Create the ids of config.json. The eos id is a list if generation stops at several."""
+    stopping = checkpoint.eos_token_ids
+    return {
+        "bos_token_id": checkpoint.tokenizer.bos_token_id,
+        "eos_token_id": stopping[0] if len(stopping) == 1 else list(stopping),
+    }
+
+
+def generation_config(checkpoint: Checkpoint) -> dict[str, Any]:
+    """Create generation_config.json: ids, and the source's settings of sampling."""
+    pad = {"pad_token_id": checkpoint.tokenizer.pad_token_id}
+    return token_ids(checkpoint) | pad | dict(checkpoint.generation.sampling)
 
 
 def _rotary_fraction(g: Geometry) -> float:

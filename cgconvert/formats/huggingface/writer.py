@@ -14,7 +14,12 @@ import yaml
 
 from cgconvert.codecs.encoding import BF16, F16, F32, Encoding
 from cgconvert.errors import InputError, UsageError
-from cgconvert.formats.huggingface.config import codegen_config, phi_config
+from cgconvert.formats.huggingface.config import (
+    codegen_config,
+    generation_config,
+    phi_config,
+    token_ids,
+)
 from cgconvert.model import family
 from cgconvert.model.decoder import Checkpoint, Geometry
 from cgconvert.model.tensor import LazyTensor
@@ -54,7 +59,6 @@ def plan(
     if max_shard_size < 1:
         raise UsageError(f"`max_shard_size={max_shard_size}`: give at least one byte")
     g, tokenizer = checkpoint.geometry, checkpoint.tokenizer
-    ids = {"bos_token_id": tokenizer.eos_token_id, "eos_token_id": tokenizer.eos_token_id}
     if layout == "codegen":
         _check_codegen(g, checkpoint.name)
         named = named_tensors(checkpoint.decoder, CODEGEN, mp_num=GROUPS)
@@ -64,11 +68,11 @@ def plan(
         config = phi_config(g, checkpoint.config)
     tensors = [(entry.name, entry.tensor) for entry in named]
     # transformers 5 reads dtype, older versions torch_dtype.
-    config |= ids | {"dtype": dtype, "torch_dtype": dtype}
+    config |= token_ids(checkpoint) | {"dtype": dtype, "torch_dtype": dtype}
     card = model_card(checkpoint.name, g, tokenizer, dtype=dtype, layout=layout)
     texts = {
         "config.json": _json(config),
-        "generation_config.json": _json(ids | {"pad_token_id": tokenizer.eos_token_id}),
+        "generation_config.json": _json(generation_config(checkpoint)),
         "README.md": card.encode(),
         **tokenizer.files(g.n_positions),
     }

@@ -161,7 +161,7 @@ def settings(path: Path, source: Checkpoint) -> SettingsDifferences:
     """Compare generation settings, genai_config.json and tokenizer files with the source's."""
     graph = reader.find_graph(path)
     folder = reader.folder_of(graph)
-    texts = generation_differences(folder, source.tokenizer)
+    texts = generation_differences(folder, source)
     if (folder / "genai_config.json").is_file():
         texts += _genai_setting_differences(folder / "genai_config.json", graph, source)
     return SettingsDifferences(texts, list(tokenizer_differences(folder, source)))
