@@ -136,9 +136,10 @@ def to_hf(
 
     Args:
         source: See `load`.
-        output: Folder to write; `./out/<name>/hf` (or `hf-phi`) unless given.
+        output: Folder to write; `./out/<name>/hf` (`hf-gptj`, `hf-phi`) unless given.
         dtype: Type of the stored weights: float16, bfloat16 or float32.
-        layout: codegen for CodeGenForCausalLM; phi for the same model as PhiForCausalLM.
+        layout: codegen for CodeGenForCausalLM; gptj or phi for the same model as GPTJForCausalLM or
+            PhiForCausalLM.
         max_shard_size: Most bytes of tensors in one file: a number, or text such as 5GB.
         force: See `execute`.
         resume: See `execute`.

@@ -189,7 +189,7 @@ def test_gguf_has_the_sources_logits(model: Model, oracle: Oracle, type_: str) -
     assert mean_kl(oracle, cached) <= bound
 
 
-@pytest.mark.parametrize("layout", ["codegen", "phi"])
+@pytest.mark.parametrize("layout", ["codegen", "gptj", "phi"])
 def test_huggingface_float32_has_the_sources_logits(
     model: Model, oracle: Oracle, layout: str
 ) -> None:

@@ -18,7 +18,7 @@ from tests.support import plans
 TEXT = "def hello(x):\n        return x + 1\n\t\tfoo  # ünïcode\n"
 
 
-@pytest.fixture(scope="module", params=["codegen", "phi"])
+@pytest.fixture(scope="module", params=["codegen", "gptj", "phi"])
 def folder(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Path:
     checkpoint = read(embedded.NAME)
     output = tmp_path_factory.mktemp(request.param) / "hf"

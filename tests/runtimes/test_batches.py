@@ -46,6 +46,7 @@ def graph(**options: Any) -> Writer:
 # float16 rounds, and activations are rounded to 8 bits by matrices of 8 and 4.
 ARTEFACTS: dict[str, tuple[Writer, float]] = {
     "hf codegen": (hf("codegen"), 1e-6),
+    "hf gptj": (hf("gptj"), 1e-6),
     "hf phi": (hf("phi"), 1e-6),
     "onnx float32": (graph(), 1e-6),
     "onnx float16": (graph(dtype="float16"), 4e-3),

@@ -20,7 +20,7 @@ Writer = Callable[..., Plan]
 WRITERS: Mapping[str, Writer] = {
     **{
         f"{prefix}-{dtype}": partial(plans.to_hf, dtype=dtype, layout=layout)
-        for prefix, layout in (("hf", "codegen"), ("hf-phi", "phi"))
+        for prefix, layout in (("hf", "codegen"), ("hf-gptj", "gptj"), ("hf-phi", "phi"))
         for dtype in ("float32", "float16", "bfloat16")
     },
     **{f"onnx-{dtype}": partial(plans.to_onnx, dtype=dtype) for dtype in ("float32", "float16")},

@@ -28,12 +28,12 @@ from cgconvert.formats.comparison import (
 )
 from cgconvert.formats.huggingface import config as configs
 from cgconvert.formats.huggingface import reader
-from cgconvert.formats.huggingface.config import codegen_config, phi_config
+from cgconvert.formats.huggingface.config import codegen_config, gptj_config, phi_config
 from cgconvert.io.strict_json import read_json
 from cgconvert.model.chat_templates import parse_chat_templates, read_chat_templates
 from cgconvert.model.decoder import Checkpoint, Decoder
 from cgconvert.model.tensor import Zeros
-from cgconvert.model.tensor_names import CODEGEN, PHI
+from cgconvert.model.tensor_names import CODEGEN, GPTJ, PHI
 from cgconvert.model.tokenizer import Tokenizer
 from cgconvert.model.tokenizer_files import TOKENIZER_FILES
 
@@ -52,7 +52,7 @@ GROUPS = 4
 """transformers' mp_num for CodeGen (modeling_codegen.py: CodeGenAttention.forward)."""
 
 ROTARY_BASE = 10000.0
-"""transformers' rotary base for CodeGen (create_sinusoidal_positions), and Phi's default."""
+"""transformers' rotary base for CodeGen and GPT-J (create_sinusoidal_positions), Phi's default."""
 
 NO_EFFECT_ON_LOGITS = frozenset(
     ("architectures", "use_cache", "resid_pdrop", "embd_pdrop", "attn_pdrop", "attention_dropout",
@@ -99,7 +99,8 @@ def stored_artefact(folder: Path, source: Decoder) -> StoredArtefact:
     config = read_json(folder / "config.json")
     tensors = reader.read_weights(reader.find_weights(folder)[1])
     g = source.geometry
-    if reader.model_type(config).names is PHI:
+    names = reader.model_type(config).names
+    if names is PHI:
         # transformers 5 prefers rope_parameters and others read the top level, so both are
         # compared; an entry that only one of the two places has counts for both.
         rope = as_mapping(config.get("rope_parameters"))
@@ -111,11 +112,13 @@ def stored_artefact(folder: Path, source: Decoder) -> StoredArtefact:
             for difference in config_differences({**config, **rope}, expected_rope)
         ]
         return pair_tensors(tensors, dict(expected_tensors(source, PHI)), PHI, g, differences)
-    differences = config_differences(config, codegen_config(g, {}))
+    expected = gptj_config(g, {}) if names is GPTJ else codegen_config(g, {})
+    differences = config_differences(config, expected)
     if g.rotary_base != ROTARY_BASE:
         differences.append(f"rotary base is {ROTARY_BASE:g}, not {g.rotary_base:g}")
+    groups = GROUPS if names is CODEGEN else 0
     return pair_tensors(
-        tensors, dict(expected_tensors(source, CODEGEN, GROUPS)), CODEGEN, g, differences
+        tensors, dict(expected_tensors(source, names, groups)), names, g, differences
     )
 
 
@@ -284,8 +287,8 @@ def admit_huggingface(folder: Path) -> None:
     config_path = folder / "config.json"
     config = read_json(config_path)
     model_type = config.get("model_type")
-    if model_type not in ("codegen", "phi"):
-        raise InputError(f"{config_path}: model_type is {model_type!r}, not codegen or phi")
+    if model_type not in ("codegen", "gptj", "phi"):
+        raise InputError(f"{config_path}: model_type is {model_type!r}, not codegen, gptj or phi")
     tokenizer_path = folder / "tokenizer_config.json"
     for path in (config_path, tokenizer_path, folder / "generation_config.json"):
         entries = read_json(path) if path.is_file() else {}
@@ -314,7 +317,7 @@ def admit_huggingface(folder: Path) -> None:
         n_inner=integer("n_inner", "intermediate_size", default=4 * width),
         mp_num=1,
     )
-    names = CODEGEN if model_type == "codegen" else PHI
+    names = {"codegen": CODEGEN, "gptj": GPTJ, "phi": PHI}[model_type]
     shapes = {name: Zeros(t.shape, t.dtype) for name, t in reader.read_weights(files).items()}
     names.decoder(geometry, shapes, str(folder))
     Tokenizer.load(folder)

@@ -55,6 +55,19 @@ def codegen_config(g: Geometry, source: Mapping[str, Any]) -> dict[str, Any]:
     } | {name: value for (name, _, _), value in zip(_TRAINING, _training(source), strict=True)}
 
 
+def gptj_config(g: Geometry, source: Mapping[str, Any]) -> dict[str, Any]:
+    """Create the fields of transformers' GPTJConfig, which has CodeGen's names but for n_ctx.
+
+    `source` is as in `codegen_config`.
+    """
+    config = codegen_config(g, source) | {
+        "architectures": ["GPTJForCausalLM"],
+        "model_type": "gptj",
+    }
+    del config["n_ctx"]
+    return config
+
+
 def phi_config(g: Geometry, source: Mapping[str, Any]) -> dict[str, Any]:
     """Create the fields of transformers' PhiConfig on which the model depends.
 

@@ -9,6 +9,7 @@ from typing import Any
 from cgconvert.formats.base import OUT, Format, Headers, ThresholdRow, most_stored, tensor_lines
 from cgconvert.formats.comparison import SettingsDifferences, StoredArtefact
 from cgconvert.formats.huggingface import reader
+from cgconvert.formats.huggingface.layouts import LAYOUTS
 from cgconvert.formats.huggingface.quantized import refuse_quantized
 from cgconvert.formats.read_options import ReadOptions, complete
 from cgconvert.model.decoder import Checkpoint, Decoder
@@ -28,9 +29,9 @@ OPTIONS = (
     ),
     Option(
         name="layout",
-        choices=("codegen", "phi"),
+        choices=("codegen", "gptj", "phi"),
         default="codegen",
-        help="CodeGenForCausalLM, or the same model for PhiForCausalLM and what serves Phi.",
+        help="The class that loads it: CodeGenForCausalLM, GPTJForCausalLM or PhiForCausalLM.",
     ),
     Option(name="max_shard_size", type=ByteSize, default="5GB", help="Split larger weights."),
 )
@@ -42,10 +43,6 @@ Write SOURCE as Hugging Face safetensors with configuration, tokenizer and model
 Example:
   cgconvert to-hf checkpoints/codegen-350M-mono.tar.gz --layout phi
 """
-
-FOLDERS = {"codegen": "hf", "phi": "hf-phi"}
-"""Name of the default output folder by layout."""
-
 
 #   runtime: relative, NMSE, KL, NMSE at the end; cache, batch; NMSE, KL, p99, sure, perplexity
 THRESHOLDS: Mapping[str, ThresholdRow] = {
@@ -67,7 +64,7 @@ THRESHOLDS: Mapping[str, ThresholdRow] = {
 
 
 class HuggingFace(Format):
-    """Folders in CodeGen's or Phi's layout; written as safetensors, read from torch files too."""
+    """Folders for CodeGen, GPT-J or Phi; written as safetensors, read from torch files too."""
 
     name = "huggingface"
     command = "to-hf"
@@ -108,7 +105,8 @@ class HuggingFace(Format):
         return writer.plan(checkpoint, path, **(defaults(OPTIONS) | options))
 
     def default_output(self, checkpoint: Checkpoint, **options: Any) -> Path:
-        return OUT / checkpoint.name / FOLDERS.get(options.get("layout", "codegen"), "hf")
+        layout = LAYOUTS.get(options.get("layout", "codegen"), LAYOUTS["codegen"])
+        return OUT / checkpoint.name / layout.folder
 
     def stored_type(self, path: Path) -> str:
         tensors = reader.read_weights(reader.find_weights(path)[1])

@@ -1,7 +1,4 @@
-"""Plan a Hugging Face folder: safetensors, configuration, tokenizer and model card.
-
-There are two layouts: `codegen` is the original's, `phi` has the same numbers for PhiForCausalLM.
-"""
+"""Plan a Hugging Face folder: safetensors, configuration, tokenizer and model card."""
 
 from __future__ import annotations
 
@@ -10,34 +7,20 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-import yaml
-
 from cgconvert.codecs.encoding import BF16, F16, F32, Encoding
 from cgconvert.errors import InputError, UsageError
-from cgconvert.formats.huggingface.config import (
-    codegen_config,
-    generation_config,
-    phi_config,
-    token_ids,
-)
-from cgconvert.model import family
+from cgconvert.formats.huggingface.config import generation_config, token_ids
+from cgconvert.formats.huggingface.layouts import LAYOUTS, ROTARY_BASE, Layout
+from cgconvert.formats.huggingface.model_card import model_card
 from cgconvert.model.decoder import Checkpoint, Geometry
 from cgconvert.model.tensor import LazyTensor
-from cgconvert.model.tensor_names import CODEGEN, PHI, named_tensors
-from cgconvert.model.tokenizer import Tokenizer
+from cgconvert.model.tensor_names import named_tensors
 from cgconvert.options import shown
 from cgconvert.write.plan import FilePlan, Plan, TensorPlan, lay_out
 
-__all__ = ["DTYPES", "LAYOUTS", "model_card", "plan"]
+__all__ = ["DTYPES", "plan"]
 
 DTYPES: Mapping[str, Encoding] = {"float16": F16, "bfloat16": BF16, "float32": F32}
-LAYOUTS = ("codegen", "phi")
-
-GROUPS = 4
-"""The mp_num that transformers hard-codes (modeling_codegen.py: CodeGenAttention.forward)."""
-
-ROTARY_BASE = 10000.0
-"""The rotary base that transformers hard-codes (create_sinusoidal_positions)."""
 
 Named = tuple[str, LazyTensor]
 """A tensor with its name in the file."""
@@ -59,13 +42,10 @@ def plan(
     if max_shard_size < 1:
         raise UsageError(f"`max_shard_size={max_shard_size}`: give at least one byte")
     g, tokenizer = checkpoint.geometry, checkpoint.tokenizer
-    if layout == "codegen":
-        _check_codegen(g, checkpoint.name)
-        named = named_tensors(checkpoint.decoder, CODEGEN, mp_num=GROUPS)
-        config = codegen_config(g, checkpoint.config)
-    else:
-        named = named_tensors(checkpoint.decoder, PHI)
-        config = phi_config(g, checkpoint.config)
+    _check_fits(LAYOUTS[layout], g, checkpoint.name)
+    names, groups = LAYOUTS[layout].names, LAYOUTS[layout].groups
+    named = named_tensors(checkpoint.decoder, names, mp_num=groups)
+    config = LAYOUTS[layout].config(g, checkpoint.config)
     tensors = [(entry.name, entry.tensor) for entry in named]
     # transformers 5 reads dtype, older versions torch_dtype.
     config |= token_ids(checkpoint) | {"dtype": dtype, "torch_dtype": dtype}
@@ -90,17 +70,17 @@ def plan(
     )
 
 
-def _check_codegen(g: Geometry, name: str) -> None:
-    """Raise InputError if a model differs from the constants in transformers' CodeGen."""
-    if g.n_head % GROUPS:
+def _check_fits(layout: Layout, g: Geometry, name: str) -> None:
+    """Raise InputError if a model differs from the constants in the layout's class."""
+    if layout.groups and g.n_head % layout.groups:
         raise InputError(
-            f"{name}: {g.n_head} heads do not divide into the {GROUPS} groups that transformers "
-            'has for CodeGen; use `layout="phi"`'
+            f"{name}: {g.n_head} heads do not divide into the {layout.groups} groups that "
+            'transformers has for CodeGen; use `layout="phi"` or `layout="gptj"`'
         )
-    if g.rotary_base != ROTARY_BASE:
+    if not layout.has_rotary_base and g.rotary_base != ROTARY_BASE:
         raise InputError(
             f"{name}: the rotary base is {g.rotary_base:g} and transformers has "
-            f'{ROTARY_BASE:g} for CodeGen; use `layout="phi"`'
+            f'{ROTARY_BASE:g} for CodeGen and GPT-J; use `layout="phi"`'
         )
 
 
@@ -172,79 +152,3 @@ def _tensor_plans(
 
 def _json(value: Mapping[str, Any]) -> bytes:
     return (json.dumps(value, indent=2, sort_keys=True) + "\n").encode()
-
-
-_SNIPPET = """\
-```python
-from transformers import AutoModelForCausalLM, AutoTokenizer
-
-path = "."  # this folder
-tokenizer = AutoTokenizer.from_pretrained(path)
-model = AutoModelForCausalLM.from_pretrained(path)
-
-text = "def hello_world():"
-input_ids = tokenizer(text, return_tensors="pt").input_ids
-
-generated_ids = model.generate(input_ids, max_length=128)
-print(tokenizer.decode(generated_ids[0], skip_special_tokens=True))
-```
-"""
-
-_MLX = """\
-With MLX: `mlx_lm.generate --model . --prompt 'def hello_world():'`
-"""
-
-_LAYOUTS = {
-    "codegen": (
-        "The weights are CodeGen's own, for `CodeGenForCausalLM`: `qkv_proj` is packed in 4 groups "
-        "of q, v, k, and rotary pairs are interleaved."
-    ),
-    "phi": (
-        "The weights are laid out for `PhiForCausalLM`, whose mathematics is CodeGen's: q, k and v "
-        "are split, each head's rotary rows are in half-split order, and the biases that Phi has "
-        "and CodeGen has not are zero. The logits are those of the original; engines that serve "
-        "Phi can serve it."
-    ),
-}
-
-
-def model_card(
-    name: str, geometry: Geometry, tokenizer: Tokenizer, *, dtype: str, layout: str
-) -> str:
-    """Create the model card: Markdown after YAML front matter, the Hub's metadata."""
-    member = family.is_published_checkpoint(name)
-    front = {
-        "license": "bsd-3-clause",
-        "library_name": "transformers",
-        "pipeline_tag": "text-generation",
-        "tags": ["code", "codegen"],
-    } | ({"base_model": family.hub_id(name)} if member else {})
-    made_from = f"[{family.hub_id(name)}](https://huggingface.co/{family.hub_id(name)})"
-    source = made_from if member else f"the CodeGen checkpoint `{name}`"
-    rows = {
-        "parameters": f"{geometry.parameters:,}",
-        "type of the weights": dtype,
-        "layers": geometry.n_layer,
-        "width": geometry.n_embd,
-        "inner width of the MLP": geometry.n_inner,
-        "attention heads": f"{geometry.n_head} of {geometry.head_dim}",
-        "rotary dimensions of a head": geometry.rotary_dim,
-        "context (tokens)": geometry.n_positions,
-        "rows of the embedding": geometry.vocab_size,
-        "tokens of the tokenizer": tokenizer.size,
-        "end of text": f"`{tokenizer.eos_token}`, id {tokenizer.eos_token_id}",
-    }
-    table = "".join(f"| {key} | {value} |\n" for key, value in rows.items())
-    return "\n".join(
-        [
-            f"---\n{yaml.safe_dump(front, sort_keys=False)}---\n",
-            f"# {name}\n",
-            f"Converted by cgconvert from {source}, a program synthesis model of the CodeGen "
-            "family ([paper](https://arxiv.org/abs/2203.13474)). Nothing was trained or "
-            f"fine-tuned. {_LAYOUTS[layout]}\n",
-            f"## Use\n\n{_SNIPPET}" + (f"\n{_MLX}" if layout == "phi" else ""),
-            f"## Geometry\n\n| | |\n|---|---|\n{table}",
-            "Rows of the embedding beyond the tokenizer's have no token: a sampler should not "
-            "pick them.\n",
-        ]
-    )

@@ -23,6 +23,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer, CodeGenConfig, Cod
 
 from cgconvert.errors import InputError, MissingRuntimeError, UsageError
 from cgconvert.formats.huggingface import writer as huggingface
+from cgconvert.formats.huggingface.layouts import LAYOUTS
 from cgconvert.model.decoder import Checkpoint, Geometry, packed_qkv_row_indices, qkv_row_indices
 from cgconvert.model.tensor import InMemoryTensor
 from cgconvert.model.tensor_names import CODEGEN, PHI
@@ -127,7 +128,7 @@ def checkpoint(model: CodeGenForCausalLM) -> Checkpoint:
     return make_checkpoint(model.state_dict())
 
 
-@pytest.fixture(scope="module", params=["codegen", "phi"])
+@pytest.fixture(scope="module", params=list(LAYOUTS))
 def folder(
     request: pytest.FixtureRequest, checkpoint: Checkpoint, tmp_path_factory: pytest.TempPathFactory
 ) -> Path:
@@ -203,7 +204,7 @@ def test_the_output_does_not_depend_on_the_source_layout(
             decoder=PHI.decoder(unpacked, tensors, "test"),
         ),
     ]  # fmt: skip
-    for layout in huggingface.LAYOUTS:
+    for layout in LAYOUTS:
         expected = contents(to_hf(checkpoint, tmp_path / "out", layout=layout))
         for source in sources:
             assert contents(to_hf(source, tmp_path / "other", layout=layout)) == expected
@@ -281,11 +282,11 @@ def test_ids_are_the_tokenizers(folder: Path) -> None:
 def test_settings_of_the_source_are_kept(checkpoint: Checkpoint, tmp_path: Path) -> None:
     odd = {"eos_token_id": 2, "attn_pdrop": 0.25, "initializer_range": float("nan"), "n_layer": 9}
     source = replace(checkpoint, config=odd)
-    codegen, phi = (
+    codegen, gptj, phi = (
         json.loads(contents(to_hf(source, tmp_path, layout=layout))["config.json"])
-        for layout in huggingface.LAYOUTS
+        for layout in LAYOUTS
     )
-    assert codegen["attn_pdrop"] == phi["attention_dropout"] == 0.25
+    assert codegen["attn_pdrop"] == gptj["attn_pdrop"] == phi["attention_dropout"] == 0.25
     assert codegen["initializer_range"] == phi["initializer_range"] == 0.02
     assert (codegen["eos_token_id"], codegen["n_layer"]) == (256, 2)
 
@@ -308,17 +309,19 @@ def test_a_model_that_transformers_cannot_express_is_refused(tmp_path: Path) -> 
     source = make_checkpoint(state, six)
     with pytest.raises(InputError, match="6 heads do not divide into the 4 groups"):
         to_hf(source, tmp_path)
-    assert to_hf(source, tmp_path, layout="phi").options["layout"] == "phi"
+    for layout in ("gptj", "phi"):
+        assert to_hf(source, tmp_path, layout=layout).options["layout"] == layout
     base = make_checkpoint(make_model(GEOMETRY).state_dict(), replace(GEOMETRY, rotary_base=1e6))
-    with pytest.raises(InputError, match="rotary base is 1e\\+06"):
-        to_hf(base, tmp_path)
+    for layout in ("codegen", "gptj"):
+        with pytest.raises(InputError, match="rotary base is 1e\\+06"):
+            to_hf(base, tmp_path, layout=layout)
 
 
 def test_unknown_options_are_refused(checkpoint: Checkpoint, tmp_path: Path) -> None:
     with pytest.raises(UsageError, match='`dtype="int8"`'):
         to_hf(checkpoint, tmp_path, dtype="int8")
-    with pytest.raises(UsageError, match='`layout="gptj"`'):
-        to_hf(checkpoint, tmp_path, layout="gptj")
+    with pytest.raises(UsageError, match='`layout="gpt2"`'):
+        to_hf(checkpoint, tmp_path, layout="gpt2")
     with pytest.raises(UsageError, match="`max_shard_size=0`"):
         to_hf(checkpoint, tmp_path, max_shard_size=0)
 
