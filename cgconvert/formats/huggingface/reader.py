@@ -14,7 +14,7 @@ from cgconvert.formats.huggingface import torch_reader as torch_zip
 from cgconvert.formats.huggingface.foreign_tensors import explain_tensors
 from cgconvert.formats.huggingface.head import complete_head, fit_vocabulary, is_tied
 from cgconvert.formats.huggingface.quantized import refuse_quantized
-from cgconvert.formats.huggingface.state_dict import is_old_buffer, layout_tensors
+from cgconvert.formats.huggingface.state_dict import layout_tensors
 from cgconvert.formats.read_options import ReadOptions, read_tokenizer
 from cgconvert.io.strict_json import read_json
 from cgconvert.model.decoder import Checkpoint, Decoder, Geometry
@@ -51,57 +51,63 @@ def read(source: Source, options: ReadOptions) -> Checkpoint:
     Raises InputError if it is broken or not a CodeGen.
     """
     path = source.path
-    place = _place(path)
-    folder = path / place.folder if path.is_dir() else path.parent / place.folder
-    files = _files(path if path.is_dir() else path.parent, place)
+    weights = _weights(path)
+    base = path if path.is_dir() else path.parent
+    files = _files(base, weights)
+    folder = _settings_folder(base / weights.folder, files)
     config_path = options.config or folder / "config.json"
     config = read_json(config_path)
     model, notes = _source_decoder(path, files, config, config_path, options.mp_num)
     tokenizer, tokenizer_files = read_tokenizer(
-        tokenizer_folder(folder), options, source.name, config
+        _tokenizer_folder(folder), options, source.name, config
     )
     generation = read_generation_config(folder, config, config_path, tokenizer)
     generation_files = [path for path in (folder / GENERATION_CONFIG,) if path.is_file()]
     return Checkpoint(
         name=source.name,
         path=path,
-        layout=model_type(config).layout or place.layout,
+        layout=model_type(config).layout or weights.layout,
         config=config,
         decoder=model,
         tokenizer=tokenizer,
         files=(*files, config_path, *tokenizer_files, *generation_files),
         origin=source.origin,
         generation=generation,
-        notes=tuple(f"{path}: {note}" for note in (place.note, *notes) if note),
+        notes=tuple(f"{path}: {note}" for note in (weights.note, *notes) if note),
     )
 
 
-def _place(path: Path) -> WeightFiles:
+def _weights(path: Path) -> WeightFiles:
     """Find the weight files of a source: the file that the user gave, or those of a folder.
 
     Raises InputError if a folder has none.
     """
-    if path.is_dir():
-        names = list_names(path)
-        weights = choose_weights(names)
-        if weights is None:
-            raise InputError(f"{path}: {explain_no_weights(names) or 'has no weights'}")
-        return weights
-    layout = next((name for name, ends in SUFFIXES.items() if path.suffix in ends), "")
-    # DeepSpeed writes the weights into a folder of their own.
-    above = ".." if not (path.parent / "config.json").is_file() else ""
-    is_step = (path.parent.parent / "config.json").is_file() and path.name.startswith("mp_rank_")
-    return WeightFiles(layout, (path.name,), folder=above if is_step else "")
+    if not path.is_dir():
+        layout = next((name for name, suffixes in SUFFIXES.items() if path.suffix in suffixes), "")
+        return WeightFiles(layout, (path.name,))
+    names = list_names(path)
+    weights = choose_weights(names)
+    if weights is None:
+        raise InputError(f"{path}: {explain_no_weights(names) or 'has no weights'}")
+    return weights
 
 
-def _files(folder: Path, place: WeightFiles) -> tuple[Path, ...]:
+def _files(folder: Path, weights: WeightFiles) -> tuple[Path, ...]:
     """Return the weight files in `folder`. Raises InputError if an index names one not there."""
-    if not place.index:
-        return tuple(folder / name for name in place.files)
-    return _shards(folder / place.index)
+    if not weights.index:
+        return tuple(folder / name for name in weights.files)
+    return _shards(folder / weights.index)
 
 
-def tokenizer_folder(folder: Path) -> Path:
+def _settings_folder(folder: Path, files: tuple[Path, ...]) -> Path:
+    """Return the folder with config.json and tokenizer; DeepSpeed's weights lie in one below."""
+    above = folder.resolve().parent
+    is_step = files[0].name.startswith("mp_rank_") and files[0].parent == folder
+    has_none = not (folder / "config.json").is_file()
+    return above if is_step and has_none and (above / "config.json").is_file() else folder
+
+
+def _tokenizer_folder(folder: Path) -> Path:
     """Return the folder with the tokenizer of the checkpoint in `folder`.
 
     The Trainer's checkpoints have none if it was not given the tokenizer; then the run may have it.
@@ -262,7 +268,7 @@ def _check_index(files: tuple[Path, ...], tensor_files: Mapping[str, Path]) -> N
             continue
         weight_map = read_json(index).get("weight_map") if index.is_file() else None
         for name, shard in weight_map.items() if isinstance(weight_map, dict) else ():
-            is_read = any(shard == path.name for path in files) and not is_old_buffer(name)
+            is_read = any(shard == path.name for path in files)
             if is_read and (name not in tensor_files or tensor_files[name].name != shard):
                 raise InputError(f"{index}: places tensor {name!r} in {shard}, which has none such")
 

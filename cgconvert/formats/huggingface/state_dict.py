@@ -55,38 +55,43 @@ def find_state_dict(value: Any) -> dict[str, View]:
 
     Raises RefusedError if there is none, or if there are two different models.
     """
-    found = list(_state_dicts(value, (), MAX_DEPTH))
-    models = [entry for entry in found if any(map(EMBEDDING.fullmatch, entry[1]))]
-    different = {id(views): (path, views) for path, views in models}
-    first = next(iter(different.values()), None)
-    if first and any(views != first[1] for _, views in different.values()):
-        keys = first_few([repr(".".join(path)) for path, _ in different.values()], 4,
-                         separator=", ")  # fmt: skip
+    state_dicts = list(_state_dicts(value))
+    models = [entry for entry in state_dicts if any(map(EMBEDDING.fullmatch, entry[1]))]
+    if any(views != models[0][1] for _, views in models):
+        keys = first_few([repr(key) for key, _ in models], 4, separator=", ")
         raise RefusedError(
             f"holds several models, under {keys}; save the state dict of the right one alone"
         )
-    if first:
-        return first[1]
-    if not found:
+    if models:
+        return models[0][1]
+    if not state_dicts:
         raise RefusedError("is not a state dict: it holds no tensors by their names")
-    weights = [sum(name.endswith(".weight") for name in views) for _, views in found]
-    return found[weights.index(max(weights))][1]
+    weights = [sum(name.endswith(".weight") for name in views) for _, views in state_dicts]
+    return state_dicts[weights.index(max(weights))][1]
 
 
-def _state_dicts(
-    value: Any, path: tuple[str, ...], depth: int
-) -> Iterator[tuple[tuple[str, ...], dict[str, View]]]:
-    """Yield the keys and the tensors of each dictionary that has tensors, outer ones first."""
-    if not isinstance(value, dict):
-        return
-    views = {
-        name: view for name, view in value.items() if isinstance(name, str) and type(view) is View
-    }
-    if views:
-        yield path, views
-    for key, inner in value.items() if depth else ():
-        if isinstance(key, str):
-            yield from _state_dicts(inner, (*path, key[:80]), depth - 1)
+def _state_dicts(value: Any) -> Iterator[tuple[str, dict[str, View]]]:
+    """Yield the key and the tensors of each dictionary that has tensors, outer ones first.
+
+    A dictionary that is reached under several keys, even under its own, is yielded once.
+    """
+    level = [("", value)] if isinstance(value, dict) else []
+    seen = {id(table) for _, table in level}
+    for _ in range(MAX_DEPTH):
+        inner: list[tuple[str, dict[Any, Any]]] = []
+        for key, table in level:
+            views = {
+                name: view
+                for name, view in table.items()
+                if isinstance(name, str) and isinstance(view, View)
+            }
+            if views:
+                yield key, views
+            for name, entry in table.items():
+                if isinstance(name, str) and isinstance(entry, dict) and id(entry) not in seen:
+                    seen.add(id(entry))
+                    inner.append((f"{key}.{name[:80]}".lstrip("."), entry))
+        level = inner
 
 
 def layout_tensors(

@@ -17,7 +17,7 @@ from cgconvert.formats.huggingface.torch_globals import RefusedError, View
 from cgconvert.formats.huggingface.torch_pickle import MAX_BYTES, parse
 from cgconvert.io.stand_ins import HEAD_BYTES, refuse_stand_in
 from cgconvert.io.stored_zip import Member, read_members
-from cgconvert.model.tensor import FirstColumns, LazyTensor, StoredTensor
+from cgconvert.model.tensor import FirstColumns, LazyTensor, StoredTensor, Zeros
 
 __all__ = ["tensors"]
 
@@ -25,7 +25,7 @@ PICKLE = "data.pkl"
 
 
 def tensors(path: Path) -> dict[str, LazyTensor]:
-    """Read all tensors of a state dict, lazily, except for old buffers.
+    """Read all tensors of a state dict, lazily; old buffers are not looked for and appear as zeros.
 
     Raises InputError if the file is not a torch checkpoint or holds no state dict.
     """
@@ -54,9 +54,10 @@ def tensors(path: Path) -> dict[str, LazyTensor]:
     except RefusedError as error:
         raise InputError(f"{path}: {error}") from error
     return {
-        name: _stored(archive, root, path, name, view)
+        name: Zeros(view.shape, view.storage.dtype)
+        if is_old_buffer(name)
+        else _stored(archive, root, path, name, view)
         for name, view in views.items()
-        if not is_old_buffer(name)
     }
 
 
