@@ -6,7 +6,7 @@ and steps of a recipe all go this way; so does every format that is registered.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -130,6 +130,7 @@ def to_hf(
     mp_num: int | None = None,
     step: int | None = None,
     revision: str | None = None,
+    adapter: str | Path | Sequence[str | Path] = (),
     progress: ProgressOption = None,
 ) -> Result:
     """Write a model as Hugging Face safetensors, with configuration, tokenizer and model card.
@@ -149,6 +150,7 @@ def to_hf(
         mp_num: See `load`.
         step: See `load`.
         revision: See `load`.
+        adapter: See `load`.
         progress: See `execute`.
 
     Returns:
@@ -179,6 +181,7 @@ def to_hf(
         mp_num=mp_num,
         step=step,
         revision=revision,
+        adapter=adapter,
         progress=progress,
     )
 
@@ -202,6 +205,7 @@ def to_onnx(
     mp_num: int | None = None,
     step: int | None = None,
     revision: str | None = None,
+    adapter: str | Path | Sequence[str | Path] = (),
     progress: ProgressOption = None,
 ) -> Result:
     """Write a model as an ONNX decoder with a KV cache: a complete repository.
@@ -228,6 +232,7 @@ def to_onnx(
         mp_num: See `load`.
         step: See `load`.
         revision: See `load`.
+        adapter: See `load`.
         progress: See `execute`.
 
     Returns:
@@ -262,6 +267,7 @@ def to_onnx(
         mp_num=mp_num,
         step=step,
         revision=revision,
+        adapter=adapter,
         progress=progress,
     )
 
@@ -279,6 +285,7 @@ def to_gguf(
     mp_num: int | None = None,
     step: int | None = None,
     revision: str | None = None,
+    adapter: str | Path | Sequence[str | Path] = (),
     progress: ProgressOption = None,
 ) -> Result:
     """Write a model as a GGUF file that an unmodified llama.cpp runs (architecture phi2).
@@ -297,6 +304,7 @@ def to_gguf(
         mp_num: See `load`.
         step: See `load`.
         revision: See `load`.
+        adapter: See `load`.
         progress: See `execute`.
 
     Returns:
@@ -325,5 +333,6 @@ def to_gguf(
         mp_num=mp_num,
         step=step,
         revision=revision,
+        adapter=adapter,
         progress=progress,
     )

@@ -75,6 +75,14 @@ READ = (
     ),
     Option(name="step", type=int, minimum=0, help="Step of a Jaxformer run (the last)."),
     Option(name="revision", help="Branch, tag or commit on the Hub."),
+    Option(
+        name="adapter",
+        type=Path,
+        must_exist=True,
+        repeatable=True,
+        metavar="FOLDER",
+        help="Merge a LoRA adapter of peft into the weights. Repeatable, in order.",
+    ),
 )
 """How a source is read."""
 

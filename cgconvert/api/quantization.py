@@ -6,7 +6,7 @@ to be. That is checked here; how a model is quantized is decided in `cgconvert.c
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -58,6 +58,7 @@ def quantize(
     mp_num: int | None = None,
     step: int | None = None,
     revision: str | None = None,
+    adapter: str | Path | Sequence[str | Path] = (),
     progress: ProgressOption = None,
 ) -> Result:
     """Write a model in fewer bits, fitted to a text: GGUF, or ONNX with MatMulNBits.
@@ -94,6 +95,7 @@ def quantize(
         mp_num: See `load`.
         step: See `load`.
         revision: See `load`.
+        adapter: See `load`.
         progress: See `execute`.
 
     Returns:
@@ -136,6 +138,7 @@ def quantize(
         mp_num=mp_num,
         step=step,
         revision=revision,
+        adapter=adapter,
     )
     plan = plan_quantized(checkpoint, None if output is None else Path(output), **values)
     return execute(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -9,6 +10,7 @@ from cgconvert.api.declarations import READ
 from cgconvert.errors import UsageError
 from cgconvert.formats.read import Description, ReadOptions, describe, read
 from cgconvert.model.decoder import Checkpoint
+from cgconvert.options import Option
 
 __all__ = ["Source", "inspect", "load", "read_options"]
 
@@ -24,6 +26,7 @@ def load(
     mp_num: int | None = None,
     step: int | None = None,
     revision: str | None = None,
+    adapter: str | Path | Sequence[str | Path] = (),
 ) -> Checkpoint:
     """Open a CodeGen model. Only headers are read; weights are read when they are converted.
 
@@ -36,6 +39,8 @@ def load(
         mp_num: Number of groups in qkv_proj, where neither configuration nor family tells.
         step: Step of a Jaxformer run; the last unless given.
         revision: Branch, tag or commit on the Hub.
+        adapter: Folder with a LoRA adapter of peft, or several, merged in this order into the
+            weights. A folder with an adapter only may also be the source: it names its base.
 
     Returns:
         The checkpoint: `name`, `geometry`, `tokenizer`, `layout` and lazy tensors in `decoder`.
@@ -50,7 +55,12 @@ def load(
         (6, 256, 3967)
     """
     options = read_options(
-        tokenizer=tokenizer, config=config, mp_num=mp_num, step=step, revision=revision
+        tokenizer=tokenizer,
+        config=config,
+        mp_num=mp_num,
+        step=step,
+        revision=revision,
+        adapter=adapter,
     )
     if not isinstance(source, Checkpoint):
         return read(str(source), options)
@@ -67,6 +77,7 @@ def inspect(
     mp_num: int | None = None,
     step: int | None = None,
     revision: str | None = None,
+    adapter: str | Path | Sequence[str | Path] = (),
 ) -> Description:
     """Describe a model or an artefact, a quantized one too, from its headers.
 
@@ -77,6 +88,7 @@ def inspect(
         mp_num: See `load`.
         step: See `load`.
         revision: See `load`.
+        adapter: See `load`.
 
     Returns:
         Layout, geometry, number of parameters, tokenizer, stored bytes by type, every tensor with
@@ -92,7 +104,12 @@ def inspect(
         ('safetensors', 6831104, 53)
     """
     options = read_options(
-        tokenizer=tokenizer, config=config, mp_num=mp_num, step=step, revision=revision
+        tokenizer=tokenizer,
+        config=config,
+        mp_num=mp_num,
+        step=step,
+        revision=revision,
+        adapter=adapter,
     )
     return describe(str(path), options)
 
@@ -102,10 +119,18 @@ def read_options(**values: Any) -> ReadOptions:
 
     Their bounds are the readers' to check: the errors name the file that a number does not fit.
     """
-    paths = {option.name for option in READ if option.type is Path}
-    arguments: dict[str, Any] = {
-        name: Path(value) if name in paths else value
-        for name, value in values.items()
-        if value is not None
-    }
-    return ReadOptions(**arguments)
+    return ReadOptions(
+        **{
+            option.name: _argument(option, values[option.name])
+            for option in READ
+            if values.get(option.name) is not None
+        }
+    )
+
+
+def _argument(option: Option, value: Any) -> Any:
+    """A value as ReadOptions has it: paths as Path, repeatable options as a tuple."""
+    if option.repeatable:
+        values = [value] if isinstance(value, str | Path) else value
+        return tuple(Path(item) if option.type is Path else item for item in values)
+    return Path(value) if option.type is Path else value

@@ -115,6 +115,7 @@ def verify(
     mp_num: int | None = None,
     step: int | None = None,
     revision: str | None = None,
+    adapter: str | Path | Sequence[str | Path] = (),
     progress: ProgressOption = None,
 ) -> Verification:
     """Compare artefacts with the model they were made from: first what is stored, then running.
@@ -140,6 +141,7 @@ def verify(
         mp_num: See `load`; for the reference.
         step: See `load`; for the reference.
         revision: See `load`; for the reference.
+        adapter: See `load`; for the reference.
         progress: See `execute`.
 
     Returns:
@@ -163,7 +165,12 @@ def verify(
         check_report_path(path)
     bounds = _checked_bounds(threshold or {})
     options = read_options(
-        tokenizer=tokenizer, config=config, mp_num=mp_num, step=step, revision=revision
+        tokenizer=tokenizer,
+        config=config,
+        mp_num=mp_num,
+        step=step,
+        revision=revision,
+        adapter=adapter,
     )
     if reference is None or isinstance(reference, Checkpoint):
         source = reference
@@ -226,7 +233,7 @@ def reports_of(
         runtime_names(artefact.format)  # raises for a format without one before the long work
     if runtime is not None:
         _check_runtime(runtime, artefacts)
-    sources: dict[str, Checkpoint] = {}
+    sources: dict[tuple[str, ReadOptions], Checkpoint] = {}
     reports = []
     for artefact in artefacts:
         source = reference or _source_of(artefact, options or ReadOptions(), sources)
@@ -265,22 +272,22 @@ def _check_runtime(runtime: str, artefacts: Sequence[Artefact]) -> None:
 
 
 def _source_of(
-    artefact: Artefact, options: ReadOptions, sources: dict[str, Checkpoint]
+    artefact: Artefact, options: ReadOptions, sources: dict[tuple[str, ReadOptions], Checkpoint]
 ) -> Checkpoint:
     """The source that an artefact's manifest names, read the way it was read for the conversion.
 
-    `sources` keeps those that were read, by name.
+    `sources` keeps those that were read, by name and options.
     """
     advice = "give it with `reference=SOURCE`"
     if artefact.manifest is None:
         raise UsageError(f"{artefact.path}: has no manifest to tell its source; {advice}")
     origin = artefact.manifest.source.get("origin", {})
     name = str(origin.get("given", artefact.manifest.name))
-    if name not in sources:
-        recorded = ReadOptions.from_origin(origin)
-        overriding = {key: value for key, value in vars(options).items() if value is not None}
+    overriding = {key: value for key, value in vars(options).items() if value not in (None, ())}
+    reading = replace(ReadOptions.from_origin(origin), **overriding)
+    if (name, reading) not in sources:
         try:
-            sources[name] = read(name, replace(recorded, **overriding))
+            sources[name, reading] = read(name, reading)
         except CgconvertError as error:
             raise type(error)(f"{error}; if its source is elsewhere now, {advice}") from error
-    return sources[name]
+    return sources[name, reading]

@@ -137,7 +137,7 @@ class _Reader:
             if name not in TOP:
                 self.fail(key, f"{name!r} is not part of a recipe; there are {', '.join(TOP)}")
             if (option := TOP[name]) is not None:
-                self.scalar(value, option)
+                self.source_option(value, option)
         for name in ("source", "steps"):
             if name not in fields:
                 self.fail(root, f"{name} is missing")
@@ -146,7 +146,7 @@ class _Reader:
             source=str(fields["source"][1].value),
             steps=self.steps(fields["steps"][1]),
             source_options={
-                o.name: self.scalar(fields[o.name][1], o) for o in READ if o.name in fields
+                o.name: self.source_option(fields[o.name][1], o) for o in READ if o.name in fields
             },
             thresholds=self.thresholds(fields["thresholds"][1]) if "thresholds" in fields else {},
         )
@@ -189,6 +189,13 @@ class _Reader:
         if exclusive and len(options.keys() & set(exclusive)) != 1:
             self.fail(key, f"{command} needs one of {', '.join(exclusive)}")
         return Step(command, options, key.start_mark.line + 1)
+
+    def source_option(self, node: yaml.Node, option: Option) -> Any:
+        """The checked value of a top-level option; a repeatable one takes one value or a list."""
+        if option.repeatable:
+            nodes = node.value if isinstance(node, yaml.SequenceNode) else [node]
+            return tuple(self.scalar(entry, option) for entry in nodes)
+        return self.scalar(node, option)
 
     def option(self, node: yaml.Node, option: Option) -> Any:
         if not option.is_mapping:

@@ -3,16 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from typing import Any
 
-from cgconvert.errors import UsageError
-from cgconvert.formats.base import SourceFormat, TensorLine, bytes_by_type
+from cgconvert.formats.adapter.merge import merge
+from cgconvert.formats.base import Headers, TensorLine, bytes_by_type, tensor_lines
+from cgconvert.formats.locate import Located, locate
 from cgconvert.formats.read_options import ReadOptions, complete
-from cgconvert.formats.registry import source_format
 from cgconvert.model.decoder import Checkpoint, Geometry
 from cgconvert.model.tokenizer import Tokenizer
-from cgconvert.sources.resolve import Source, resolve
 from cgconvert.write.manifest import find_manifest
 
 __all__ = [
@@ -20,7 +19,6 @@ __all__ = [
     "ReadOptions",
     "TensorLine",
     "describe",
-    "find_source",
     "read",
 ]
 
@@ -40,21 +38,25 @@ def read(location: str, options: ReadOptions | None = None) -> Checkpoint:
         UsageError: an option does not fit the source.
     """
     options = options or ReadOptions()
-    format_, source = find_source(location, options)
-    return complete(format_.read(source, options), location, source, options)
+    located = locate(location, options)
+    checkpoint = located.format.read(located.base, located.options)
+    for folder in located.adapters:
+        checkpoint = merge(checkpoint, folder, options.mp_num)
+    checkpoint = complete(checkpoint, location, located.base, options)
+    return _named_after_adapters(checkpoint, located, options)
 
 
-def find_source(location: str, options: ReadOptions) -> tuple[SourceFormat, Source]:
-    """Find the source that `location` names, and its format.
-
-    Raises InputError if no format recognises it, UsageError if `options` choose a step and the
-    format has none.
-    """
-    source = resolve(location, options.revision)
-    format_ = source_format(source.path)
-    if options.step is not None and not format_.has_steps:
-        raise UsageError(f"`step` is for Jaxformer checkpoints; {location} is {format_.name}")
-    return format_, source
+def _named_after_adapters(
+    checkpoint: Checkpoint, located: Located, options: ReadOptions
+) -> Checkpoint:
+    """Give a model with adapters a name of its own, so that its outputs are not the base's."""
+    if not located.adapters:
+        return checkpoint
+    is_base = located.source == located.base
+    names = [checkpoint.name if is_base else located.source.name]
+    names += [folder.resolve().name for folder in options.adapter]
+    origin = {**located.base_origin, **located.source.origin, **checkpoint.origin}
+    return replace(checkpoint, name="-".join(names), origin=origin)
 
 
 @dataclass(frozen=True)
@@ -86,11 +88,14 @@ def describe(location: str, options: ReadOptions | None = None) -> Description:
     Raises InputError if no format recognises `location` or its headers are broken.
     """
     options = options or ReadOptions()
-    format_, source = find_source(location, options)
-    headers = format_.describe(location, source, options)
-    manifest = find_manifest(source.path)
+    located = locate(location, options)
+    if located.adapters:
+        headers, manifest = _merged_headers(read(location, options)), None
+    else:
+        headers = located.format.describe(location, located.base, options)
+        manifest = find_manifest(located.base.path)
     return Description(
-        path=str(source.path),
+        path=str(located.source.path),
         name=manifest.name if manifest else headers.name,
         layout=headers.layout,
         geometry=headers.geometry.as_dict(),
@@ -99,6 +104,19 @@ def describe(location: str, options: ReadOptions | None = None) -> Description:
         types=bytes_by_type(headers.tensors),
         tensors=headers.tensors,
         provenance=asdict(manifest) if manifest else dict(headers.origin),
+    )
+
+
+def _merged_headers(checkpoint: Checkpoint) -> Headers:
+    """Describe a model with adapters: the tensors of both from which it is read."""
+    stored = {(tensor.path, tensor.name): tensor for tensor in checkpoint.decoder.leaves()}
+    return Headers(
+        checkpoint.name,
+        checkpoint.layout,
+        checkpoint.geometry,
+        checkpoint.tokenizer,
+        tensor_lines(stored.values()),
+        checkpoint.origin,
     )
 
 

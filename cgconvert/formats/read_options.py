@@ -34,6 +34,7 @@ class ReadOptions:
 
     `tokenizer` and `config` replace the source's own, `mp_num` is the number of groups in qkv_proj,
     `step` chooses one of a Jaxformer run's steps, `revision` is a branch, tag or commit on the Hub.
+    `adapter` lists folders with LoRA adapters, which are merged into the model in this order.
     """
 
     tokenizer: Path | None = None
@@ -41,15 +42,17 @@ class ReadOptions:
     mp_num: int | None = None
     step: int | None = None
     revision: str | None = None
+    adapter: tuple[Path, ...] = ()
 
-    def manifest_entry(self) -> dict[str, str | int]:
+    def manifest_entry(self) -> dict[str, Any]:
         """Return the options that a manifest records, to read the same source again."""
         values = {key: getattr(self, key) for key in ("tokenizer", "config", "mp_num")}
-        return {
+        entry = {
             key: str(value) if isinstance(value, Path) else value
             for key, value in values.items()
             if value is not None
         }
+        return entry | ({"adapter": [str(path) for path in self.adapter]} if self.adapter else {})
 
     def with_tokenizer(self, checkpoint: Checkpoint) -> Checkpoint:
         """Replace a checkpoint's tokenizer by the user's, if there is one."""
@@ -63,13 +66,19 @@ class ReadOptions:
 
         Raises InputError for a value of the wrong type.
         """
-        types = {"tokenizer": str, "config": str, "mp_num": int, "step": int, "revision": str}
+        types = {
+            "tokenizer": str, "config": str, "mp_num": int, "step": int, "revision": str,
+            "adapter": list,
+        }  # fmt: skip
         values = {key: origin[key] for key in types if origin.get(key) is not None}
         for key, value in values.items():
-            if not isinstance(value, types[key]) or isinstance(value, bool):
+            items = value if isinstance(value, list) else ()
+            is_valid = isinstance(value, types[key]) and not isinstance(value, bool)
+            if not is_valid or not all(isinstance(item, str) for item in items):
                 raise InputError(f"the manifest's {key} is {value!r}, which it cannot be")
         for key in values.keys() & {"tokenizer", "config"}:
             values[key] = Path(values[key])
+        values["adapter"] = tuple(map(Path, values.get("adapter", ())))
         return cls(**values)
 
 

@@ -25,6 +25,7 @@ __all__ = [
     "find_all",
     "formats",
     "identify",
+    "is_source",
     "load",
     "source_format",
 ]
@@ -72,6 +73,11 @@ def source_format(path: Path) -> SourceFormat:
         f"{path}: no checkpoint found; expected pytorch_model.bin, model.safetensors (or their "
         "index), a Jaxformer step, a .tar.gz, or one of cgconvert's own outputs"
     )
+
+
+def is_source(path: Path) -> bool:
+    """Return whether any format recognises the source at `path`."""
+    return any(format_.recognises(path) for format_ in map(_make, FORMATS.values()))
 
 
 def _make(class_name: str) -> SourceFormat:

@@ -6,7 +6,7 @@ the model with them in half-split order, which Phi, llama.cpp's phi2 and most en
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -16,7 +16,7 @@ import torch
 
 from cgconvert.errors import InputError
 from cgconvert.model.generation_config import GenerationConfig
-from cgconvert.model.tensor import LazyTensor, SelectedRows, StackedTensor
+from cgconvert.model.tensor import LazyTensor, SelectedRows, StackedTensor, StoredTensor
 from cgconvert.model.tokenizer import Tokenizer
 
 __all__ = [
@@ -210,21 +210,35 @@ class Decoder:
             ),
         )
 
+    def leaves(self) -> Iterator[StoredTensor]:
+        """Yield every stored tensor from which the model is read; one may come several times."""
+        for owner in (self, *self.layers):
+            for value in vars(owner).values():
+                if isinstance(value, LazyTensor):
+                    yield from value.leaves()
+
     @property
     def dtype(self) -> torch.dtype:
-        """The type in which the source stores most numbers: that of the head."""
-        return self.head.stored_dtype
+        """The type in which the source stores its matrices; float32 if they have several."""
+        dtypes = {self.wte.stored_dtype, self.head.stored_dtype}
+        for layer in self.layers:
+            matrices = (layer.q, layer.k, layer.v, layer.o, layer.fc_in, layer.fc_out)
+            dtypes |= {matrix.stored_dtype for matrix in matrices}
+        return dtypes.pop() if len(dtypes) == 1 else torch.float32
 
 
 def _stack(*tensors: LazyTensor) -> LazyTensor:
     """Stack tensors along their rows.
 
     If all are rows of one tensor, so is the result. Then it is read from that tensor in long runs
-    of adjacent rows: packing q, k and v again for the same number of groups is one read.
+    of adjacent rows: packing q, k and v again for the same number of groups is one read. If their
+    types differ, because an adapter was merged into one of them, all are float32.
     """
     selections = [tensor for tensor in tensors if isinstance(tensor, SelectedRows)]
     if len(selections) == len(tensors) and len({id(rows.source) for rows in selections}) == 1:
         return selections[0].source.rows(np.concatenate([rows.indices for rows in selections]))
+    if len({tensor.dtype for tensor in tensors}) > 1:
+        tensors = tuple(tensor.to(torch.float32) for tensor in tensors)
     return StackedTensor(tensors)
 
 

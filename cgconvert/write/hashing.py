@@ -10,7 +10,7 @@ import errno
 import hashlib
 import os
 import zlib
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -18,7 +18,7 @@ from typing import Any
 from cgconvert.errors import InputError
 from cgconvert.io.stored_zip import Member, read_members
 from cgconvert.model.decoder import Checkpoint
-from cgconvert.model.tensor import LazyTensor, StoredTensor
+from cgconvert.model.tensor import StoredTensor
 
 __all__ = ["StreamingHash", "checked_sha256", "file_sha256", "hash_checkpoint"]
 
@@ -60,7 +60,7 @@ def hash_checkpoint(
         {
             "name": path.name,
             "bytes": path.stat().st_size,
-            "sha256": checked_sha256(path, _stored_tensors(checkpoint), is_cancelled),
+            "sha256": checked_sha256(path, checkpoint.decoder.leaves(), is_cancelled),
         }
         for path in checkpoint.files
     ]
@@ -68,14 +68,6 @@ def hash_checkpoint(
     for file in sorted(files, key=lambda file: str(file["name"])):
         hasher.update(f"{file['sha256']}  {file['name']}\n".encode())
     return {"files": files, "sha256": hasher.hexdigest()}
-
-
-def _stored_tensors(checkpoint: Checkpoint) -> Iterator[StoredTensor]:
-    """Yield every stored tensor from which the checkpoint's decoder is read."""
-    for owner in (checkpoint.decoder, *checkpoint.decoder.layers):
-        for value in vars(owner).values():
-            if isinstance(value, LazyTensor):
-                yield from value.leaves()
 
 
 def checked_sha256(

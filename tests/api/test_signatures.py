@@ -58,5 +58,5 @@ def members(annotation: Any) -> set[Any]:
     if typing.get_origin(annotation) is Sequence:
         return {("sequence of", member) for member in members(typing.get_args(annotation)[0])}
     if isinstance(annotation, types.UnionType) or typing.get_origin(annotation) is typing.Union:
-        return set(typing.get_args(annotation))
+        return set().union(*map(members, typing.get_args(annotation)))
     return {annotation}

@@ -1,0 +1,1 @@
+"""LoRA adapters of peft: their configuration, and the merge into the model they were trained on."""

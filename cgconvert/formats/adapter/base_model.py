@@ -1,0 +1,46 @@
+"""Find the model that an adapter was trained on, if the adapter itself is the source."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from cgconvert.errors import InputError
+from cgconvert.formats.adapter.config import CONFIG_NAME, read_config
+from cgconvert.formats.adapter.merge import WEIGHT_NAMES
+from cgconvert.sources.resolve import Source, resolve
+
+__all__ = ["find_base", "has_adapter"]
+
+
+def has_adapter(folder: Path) -> bool:
+    """Whether a folder has an adapter's configuration or weights; only file names are looked at."""
+    return any((folder / name).is_file() for name in (CONFIG_NAME, *WEIGHT_NAMES))
+
+
+def find_base(folder: Path) -> tuple[str, Source]:
+    """Find the model that the adapter in a folder names as its base.
+
+    A relative path counts from the current folder, as in peft, or else from the adapter's.
+
+    Returns:
+        The base's path or name, and the base.
+
+    Raises:
+        InputError: The adapter is broken or names no base, or the base is not there.
+    """
+    if not (folder / CONFIG_NAME).is_file():
+        raise InputError(f"{folder}: has the weights of an adapter but no {CONFIG_NAME}")
+    config = read_config(folder)
+    advice = f"give the base as the source and this folder with `adapter={folder}`"
+    if not config.base:
+        raise InputError(f"{config.path}: does not name its base model; {advice}")
+    beside = folder / config.base
+    is_beside = not Path(config.base).exists() and beside.exists()
+    location = str(beside) if is_beside else config.base
+    try:
+        base = resolve(location, config.revision)
+    except InputError as error:
+        raise InputError(f"{config.path}: its base model: {error}; {advice}") from error
+    if base.path.resolve() == folder.resolve():
+        raise InputError(f"{config.path}: names its own folder as its base model; {advice}")
+    return location, base
