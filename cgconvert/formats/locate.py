@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -31,6 +31,7 @@ class Located:
         adapters: The folders of the adapters, in the order in which they are merged.
         options: How the base is read: with the tokenizer of the last adapter that has one.
         base_origin: Where the base came from, if the source is an adapter.
+        notes: What the user should know of the adapters, a line each.
     """
 
     source: Source
@@ -39,6 +40,7 @@ class Located:
     adapters: tuple[Path, ...]
     options: ReadOptions
     base_origin: Mapping[str, Any]
+    notes: tuple[str, ...]
 
 
 def locate(location: str, options: ReadOptions) -> Located:
@@ -48,12 +50,14 @@ def locate(location: str, options: ReadOptions) -> Located:
     `options` choose a step and the format has none.
     """
     source = base = resolve(location, options.revision)
-    adapters, origin = list(options.adapter), dict[str, Any]()
+    adapters, origin, notes = list(options.adapter), dict[str, Any](), list[str]()
     while has_adapter(base.path) and not is_source(base.path):
         if len(adapters) == len(options.adapter) + MAX_ADAPTERS:
             raise InputError(f"{location}: more than {MAX_ADAPTERS} adapters, one on the other")
-        adapters.insert(0, base.path)
-        base_location, base = find_base(base.path)
+        folder = base.path
+        adapters.insert(0, folder)
+        base_location, base = find_base(folder)
+        notes.append(f"{folder}: is a LoRA adapter; it is merged into its base, {base_location}")
         origin = {"base": base_location, **base.origin}
     format_ = source_format(base.path)
     if options.step is not None and not format_.has_steps:
@@ -61,7 +65,18 @@ def locate(location: str, options: ReadOptions) -> Located:
     tokenizers = [folder for folder in adapters if _has_tokenizer(folder)]
     if options.tokenizer is None and tokenizers:
         options = replace(options, tokenizer=tokenizers[-1])
-    return Located(source, base, format_, tuple(adapters), options, origin)
+        notes.append(f"{tokenizers[-1]}: the adapter's tokenizer is used in place of its base's")
+    if has_adapter(base.path) and not _is_given(base.path, adapters):
+        notes.append(
+            f"{base.path}: the adapter beside the weights is not merged into them; transformers "
+            "loads it if peft is installed. Merge it with `adapter`, if the weights are its base's"
+        )
+    return Located(source, base, format_, tuple(adapters), options, origin, tuple(notes))
+
+
+def _is_given(folder: Path, adapters: Sequence[Path]) -> bool:
+    """Whether the adapter in a folder is one of those that are merged."""
+    return any(folder.resolve() == adapter.resolve() for adapter in adapters)
 
 
 def _has_tokenizer(folder: Path) -> bool:

@@ -41,15 +41,14 @@ def read(location: str, options: ReadOptions | None = None) -> Checkpoint:
     located = locate(location, options)
     checkpoint = located.format.read(located.base, located.options)
     for folder in located.adapters:
-        checkpoint = merge(checkpoint, folder, options.mp_num)
+        checkpoint = merge(checkpoint, folder)
     checkpoint = complete(checkpoint, location, located.base, options)
-    return _named_after_adapters(checkpoint, located, options)
+    return _with_adapters(checkpoint, located, options)
 
 
-def _named_after_adapters(
-    checkpoint: Checkpoint, located: Located, options: ReadOptions
-) -> Checkpoint:
-    """Give a model with adapters a name of its own, so that its outputs are not the base's."""
+def _with_adapters(checkpoint: Checkpoint, located: Located, options: ReadOptions) -> Checkpoint:
+    """Add the notes, and give a model with adapters a name that is not the base's."""
+    checkpoint = replace(checkpoint, notes=(*located.notes, *checkpoint.notes))
     if not located.adapters:
         return checkpoint
     is_base = located.source == located.base

@@ -51,14 +51,12 @@ def adapter_weights(folder: Path) -> Path:
     raise InputError(f"{folder}: has {CONFIG_NAME} but no {' or '.join(WEIGHT_NAMES)}")
 
 
-def merge(checkpoint: Checkpoint, folder: Path, mp_num: int | None = None) -> Checkpoint:
+def merge(checkpoint: Checkpoint, folder: Path) -> Checkpoint:
     """Merge the adapter in a folder into a model; only headers are read.
 
     Args:
         checkpoint: The model.
         folder: The adapter, with adapter_config.json and its weights.
-        mp_num: Number of groups in qkv_proj, if the adapter's model has one and the checkpoint
-            stores q, k and v apart.
 
     Raises:
         InputError: The adapter is broken, no LoRA that can be merged, or made for another model.
@@ -66,7 +64,7 @@ def merge(checkpoint: Checkpoint, folder: Path, mp_num: int | None = None) -> Ch
     config, weights = read_config(folder), adapter_weights(folder)
     parts = _Parts.read(read_weights((weights,)), weights)
     is_tied = checkpoint.config.get("tie_word_embeddings") is True
-    decoder = _Merge(checkpoint.decoder, config, parts, weights, mp_num, is_tied).decoder()
+    decoder = _Merge(checkpoint.decoder, config, parts, weights, is_tied).decoder()
     settings = dict(checkpoint.config)
     if "vocab_size" in settings:
         settings["vocab_size"] = decoder.geometry.vocab_size
@@ -153,7 +151,6 @@ class _Merge:
     config: AdapterConfig
     parts: _Parts
     path: Path
-    mp_num: int | None
     is_tied: bool
     faults: list[str] = field(default_factory=list)
 
@@ -181,8 +178,7 @@ class _Merge:
                 f"other; {MERGE_ELSEWHERE}"
             )
         geometry = replace(self.base.geometry, vocab_size=rows)
-        packed = replace(geometry, mp_num=self._groups()) if "qkv" in names.layer else geometry
-        merged = names.decoder(packed, changed, f"{self.path} merged into its base")
+        merged = names.decoder(geometry, changed, f"{self.path} merged into its base")
         return _with_parts(self.base, merged, is_changed, geometry)
 
     def _layout(self) -> tuple[TensorNames, list[NamedTensor]]:
@@ -191,7 +187,7 @@ class _Merge:
         The base's own layout is tried first: some names are the same in several. If none has all
         the names, each that the base's own does not have is a fault.
         """
-        groups = self._groups()
+        groups = self.base.geometry.mp_num
         layouts = [names for names in LAYOUTS if groups or "qkv" not in names.layer]
         used = {f"{module}.weight" for module in self.parts.left} | set(self.parts.whole)
         unknown: list[set[str]] = []
@@ -204,15 +200,11 @@ class _Merge:
         missing = min(map(sorted, unknown), key=len)
         advice = ""
         if not groups and any("qkv_proj" in name for name in missing):
-            advice = "; the base stores q, k and v apart: give the adapter's groups with `mp_num`"
+            advice = "; it stores q, k and v apart: give the CodeGen itself as the source"
         raise InputError(
             f"{self.path}: was made for another model: the base has no "
             f"{first_few(missing, MAX_NAMED, separator=', ', conjunction=' and ')}{advice}"
         )
-
-    def _groups(self) -> int:
-        """The number of groups in the packed qkv_proj; 0 if it is not known."""
-        return self.base.geometry.mp_num or self.mp_num or 0
 
     def _vocabulary_rows(self, names: TensorNames, tensors: Mapping[str, LazyTensor]) -> int:
         """The rows of embedding and head, which an adapter with added tokens replaces."""

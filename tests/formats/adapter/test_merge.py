@@ -14,7 +14,9 @@ from safetensors.torch import load_file
 import cgconvert
 from cgconvert.errors import InputError
 from cgconvert.formats.adapter.merge import merge
-from cgconvert.model.tensor_names import CODEGEN, PHI, named_tensors
+from cgconvert.model.decoder import Decoder
+from cgconvert.model.tensor_names import CODEGEN, GPTJ, PHI, named_tensors
+from cgconvert.testing import synthetic
 from tests.formats.adapter.adapters import (
     change_config,
     change_tensors,
@@ -68,10 +70,10 @@ def adapter(base: Path, tmp_path: Path) -> Path:
     return save_adapter(base, tmp_path / "adapter", target_modules=["qkv_proj", "fc_in"])
 
 
-def stored(source: Path, *adapters: Path, **reading: Any) -> dict[str, torch.Tensor]:
+def stored(source: Path, *adapters: Path) -> dict[str, torch.Tensor]:
     """All tensors of a source with its adapters, by their names in the layout codegen."""
-    decoder = cgconvert.load(source, adapter=adapters, **reading).decoder
-    tensors = named_tensors(decoder, CODEGEN, mp_num=decoder.geometry.mp_num or 4)
+    decoder = cgconvert.load(source, adapter=adapters).decoder
+    tensors = named_tensors(decoder, CODEGEN, mp_num=decoder.geometry.mp_num)
     return {tensor.name: tensor.tensor.read() for tensor in tensors}
 
 
@@ -190,19 +192,43 @@ def test_added_tokens(targets: list[str], base: Path, tmp_path: Path) -> None:
     assert checkpoint.geometry.vocab_size == checkpoint.config["vocab_size"] == 4103
 
 
-def test_an_adapter_for_phi_on_codegen_and_the_other_way_round(
-    base: Path, adapter: Path, tmp_path: Path
-) -> None:
+def test_an_adapter_for_phi_on_codegen(base: Path, adapter: Path, tmp_path: Path) -> None:
+    """Phi is the same model; rows are ordered as the adapter's model has them. Not so backwards:
+    a Phi does not tell in how many groups the adapter's qkv_proj was packed."""
     phi = cgconvert.to_hf(base, tmp_path / "phi", layout="phi", dtype="float32").path
     targets = ["q_proj", "v_proj", "dense", "fc1", "fc2", "embed_tokens"]
     for_phi = save_adapter(phi, tmp_path / "for-phi", target_modules=targets)
     expected = merged_by_peft(phi, for_phi).state_dict()
-    decoder = cgconvert.load(base, adapter=for_phi).decoder
-    merged = {tensor.name: tensor.tensor.read() for tensor in named_tensors(decoder, PHI)}
-    assert_equal_bits(merged, expected)
-    assert_equal_bits(stored(phi, adapter, mp_num=4), merged_by_peft(base, adapter).state_dict())
-    with pytest.raises(InputError, match=r"stores q, k and v apart.*`mp_num`"):
+    for source in (phi, base):
+        decoder = cgconvert.load(source, adapter=for_phi).decoder
+        merged = {tensor.name: tensor.tensor.read() for tensor in named_tensors(decoder, PHI)}
+        assert_equal_bits(merged, expected)
+        packed = decoder.layers[0].qkv
+        assert torch.equal(packed.read(), torch.cat([merged_rows(decoder, p) for p in "qkv"]))
+    with pytest.raises(InputError, match=r"stores q, k and v apart: give the CodeGen itself"):
         cgconvert.load(phi, adapter=adapter)
+
+
+def merged_rows(decoder: Decoder, part: str) -> torch.Tensor:
+    """One of q, k and v of the first layer, as float32."""
+    rows: torch.Tensor = getattr(decoder.layers[0], part).read().float()
+    return rows
+
+
+@pytest.mark.parametrize("files", ["safetensors", "torch"])
+def test_an_adapter_for_gptj(
+    files: str, make_checkpoint: Callable[..., Path], small_state: Any, tmp_path: Path
+) -> None:
+    state, geometry = synthetic.unpacked(small_state, small_state.geometry)
+    source = make_checkpoint("safetensors", state, geometry, name="gptj-small")
+    targets = ["q_proj", "v_proj", "out_proj", "fc_in", "fc_out", "wte"]
+    folder = save_adapter(source, tmp_path / "adapter", target_modules=targets, bias="all")
+    expected = merged_by_peft(source, folder).state_dict()
+    if files == "torch":
+        source = make_checkpoint("torch", state, geometry, name="gptj-small")
+    decoder = cgconvert.load(source, adapter=folder).decoder
+    merged = {tensor.name: tensor.tensor.read() for tensor in named_tensors(decoder, GPTJ)}
+    assert_equal_bits(merged, expected)
 
 
 REFUSED: Mapping[str, tuple[dict[str, Any], str]] = {
