@@ -29,6 +29,13 @@ from cgconvert.formats.comparison import (
     value_differences,
 )
 from cgconvert.formats.gguf import reader
+from cgconvert.formats.gguf.generation import (
+    CHAT_TEMPLATE,
+    CHAT_TEMPLATES,
+    ENDING_TEXTS,
+    SAMPLING_PREFIX,
+    TEMPLATE_NAME,
+)
 from cgconvert.formats.gguf.header import GgufHeader, read_header
 from cgconvert.formats.gguf.writer import (
     ADJUSTED,
@@ -37,15 +44,17 @@ from cgconvert.formats.gguf.writer import (
     PRE_TOKENIZER,
     SUPPRESSED,
 )
+from cgconvert.model.chat_templates import DEFAULT, MAX_CHARACTERS
 from cgconvert.model.decoder import Checkpoint, Decoder
 from cgconvert.model.tensor import Zeros
 from cgconvert.model.tensor_names import GGUF
 from cgconvert.model.tokenizer import Tokenizer
 
-__all__ = ["admit_gguf", "settings", "stored_artefact"]
+__all__ = ["admit_gguf", "kept_eos_ids", "settings", "stored_artefact"]
 
 TOKENIZER_PREFIX = "tokenizer.ggml."
-ID_ROLES = ("bos", "eos", "eot", "unknown", "padding")
+END_ROLES = ("eos", "eot", "eom")
+"""The roles of the tokens at which llama.cpp stops."""
 TOKEN_ADDING = ("add_bos_token", "add_eos_token")
 
 
@@ -83,28 +92,115 @@ def stored_artefact(path: Path, source: Decoder) -> StoredArtefact:
 
 
 def settings(path: Path, source: Checkpoint) -> SettingsDifferences:
-    """Compare a file's ids, sampler settings and vocabulary with the source's tokenizer."""
+    """Compare ids, settings of sampling, chat templates and vocabulary with the source's."""
     metadata = read_header(path).metadata
     return SettingsDifferences(
-        _id_differences(metadata, source.tokenizer),
+        [
+            *_id_differences(metadata, source),
+            *_sampling_differences(metadata, source),
+            *_template_differences(metadata, source.tokenizer),
+        ],
         _vocabulary_differences(metadata, source.tokenizer, source.geometry.vocab_size),
     )
 
 
-def _id_differences(metadata: Mapping[str, Any], tokenizer: Tokenizer) -> list[str]:
-    ids = {f"{TOKENIZER_PREFIX}{role}_token_id": tokenizer.eos_token_id for role in ID_ROLES}
-    actual = {key: metadata[key] for key in ids if key in metadata}
-    required = f"{TOKENIZER_PREFIX}eos_token_id"
-    expected = {key: value for key, value in ids.items() if key in actual or key == required}
-    differences = entry_differences("", actual, expected)
+def kept_eos_ids(source: Checkpoint) -> tuple[int, ...]:
+    """Return the ids at which a source stops that a file can name: three, the tokenizer's own first.
+
+    Those that llama.cpp knows by their text come after the others.
+    """
+    texts = {token.id: token.content for token in source.tokenizer.added}
+    own, *further = source.eos_token_ids
+    unknown = [index for index in further if texts.get(index) not in ENDING_TEXTS]
+    known = [index for index in further if texts.get(index) in ENDING_TEXTS]
+    return (own, *unknown, *known)[: len(END_ROLES)]
+
+
+def _id_differences(metadata: Mapping[str, Any], source: Checkpoint) -> list[str]:
+    """Compare the ids of tokens with a role, and the ids at which llama.cpp stops."""
+    tokenizer = source.tokenizer
+    ids = {
+        "eos": tokenizer.eos_token_id,
+        "bos": tokenizer.bos_token_id,
+        "unknown": tokenizer.unk_token_id,
+        "padding": tokenizer.pad_token_id,
+    }
+    by_token = {token.content: token.id for token in tokenizer.added}
+    for role, key in (("sep_token", "seperator"), ("mask_token", "mask")):
+        if role in tokenizer.extra_roles:
+            ids[key] = by_token[tokenizer.extra_roles[role]]
+    expected = {f"{TOKENIZER_PREFIX}{role}_token_id": index for role, index in ids.items()}
+    differences = entry_differences("", metadata, expected)
+    named = {
+        role: metadata[f"{TOKENIZER_PREFIX}{role}_token_id"]
+        for role in END_ROLES
+        if f"{TOKENIZER_PREFIX}{role}_token_id" in metadata
+    }
+    differences += [
+        f"{TOKENIZER_PREFIX}{role}_token_id is {reprlib.repr(index)}, where the source does not stop"
+        for role, index in named.items()
+        if role != "eos" and index not in source.eos_token_ids
+    ]
+    differences += [
+        f"{TOKENIZER_PREFIX}eos_token_id, eot and eom do not name {index}, where the source stops"
+        for index in kept_eos_ids(source)[1:]
+        if index not in named.values()
+    ]
     adding = {f"{TOKENIZER_PREFIX}{key}": False for key in TOKEN_ADDING}
-    differences += entry_differences("", {**adding, **metadata}, adding)
-    real = sum(token < tokenizer.size for token in _numbers(metadata, SUPPRESSED))
-    differences += [f"{SUPPRESSED} has {real} ids that are tokens"] if real else []
-    return differences + [  # llama.cpp reads the defaults of its samplers from these
-        f"{key} is there, and greedy decoding has none"
+    return differences + entry_differences("", {**adding, **metadata}, adding)
+
+
+def _sampling_differences(metadata: Mapping[str, Any], source: Checkpoint) -> list[str]:
+    """Compare the defaults of llama.cpp's samplers with the source's settings.
+
+    Numbers are float32 in the file. The temperature is 0 where the source is greedy on purpose, and
+    1 where it samples without naming one.
+    """
+    given = source.generation.sampling
+    expected: dict[str, Any] = {
+        key: given[name]
+        for name, key in (("temperature", "temp"), ("top_k", "top_k"), ("top_p", "top_p"),
+                          ("min_p", "min_p"), ("repetition_penalty", "penalty_repeat"))
+        if name in given
+    }  # fmt: skip
+    if given.get("do_sample") is not None:
+        expected["temp"] = given.get("temperature", 1.0) if given["do_sample"] else 0.0
+    if expected.get("penalty_repeat", 1.0) != 1.0:
+        expected["penalty_last_n"] = -1  # transformers looks at the whole text
+    prefixed = {
+        f"{SAMPLING_PREFIX}{key}": float(np.float32(value)) if "_k" not in key else value
+        for key, value in expected.items()
+        if abs(value) < 3e38  # others have no place
+    }
+    suppressed = _numbers(metadata, SUPPRESSED)
+    size = source.tokenizer.size
+    actual = sorted(token for token in suppressed if token < size)
+    expected_ids = sorted(token for token in given.get("suppress_tokens", []) if token < size)
+    differences = entry_differences("", metadata, prefixed)
+    if actual != expected_ids:
+        differences.append(f"{SUPPRESSED} has {len(actual)} ids that are tokens, not {len(expected_ids)}")
+    return differences + [
+        f"{key} is there, and the source says nothing of it"
         for key in metadata
-        if key.startswith("general.sampling.")
+        if key.startswith(SAMPLING_PREFIX) and key not in prefixed
+    ]
+
+
+def _template_differences(metadata: Mapping[str, Any], tokenizer: Tokenizer) -> list[str]:
+    """Compare the chat templates; those whose names cannot be a part of a key are left out."""
+    expected: dict[str, Any] = {
+        CHAT_TEMPLATE if name == DEFAULT else f"{CHAT_TEMPLATE}.{name}": template
+        for name, template in tokenizer.chat_templates.items()
+        if template and TEMPLATE_NAME.fullmatch(name)
+    }
+    names = [key.removeprefix(f"{CHAT_TEMPLATE}.") for key in expected if key != CHAT_TEMPLATE]
+    if names:
+        expected[CHAT_TEMPLATES] = sorted(names)
+    differences = entry_differences("", metadata, expected)
+    return differences + [
+        f"{key} is there, and the source has no such template"
+        for key in metadata
+        if key.startswith(CHAT_TEMPLATE) and key not in expected
     ]
 
 
@@ -149,10 +245,10 @@ GGUF_KEYS = frozenset(
         )),
         *(f"tokenizer.ggml.{key}" for key in (
             "model", "pre", "tokens", "token_type", "merges", "bos_token_id", "eos_token_id",
-            "eot_token_id", "unknown_token_id", "padding_token_id", "add_bos_token",
-            "add_space_prefix",
+            "eot_token_id", "eom_token_id", "unknown_token_id", "padding_token_id",
+            "seperator_token_id", "mask_token_id", "add_bos_token", "add_space_prefix",
         )),
-        SUPPRESSED, ADJUSTED,
+        SUPPRESSED, ADJUSTED, CHAT_TEMPLATE, CHAT_TEMPLATES,
     )
 )  # fmt: skip
 """The keys that are let through, beside SHOWN; llama.cpp obeys others or aborts on them."""
@@ -174,7 +270,8 @@ def admit_gguf(path: Path) -> None:
     GGUF.decoder(reader.geometry(path, header), shapes, str(path))
     reader.tokenizer(path, header)
     for key in header.metadata:
-        if key not in GGUF_KEYS and not key.startswith(SHOWN):
+        named_template = key.startswith(f"{CHAT_TEMPLATE}.")
+        if key not in GGUF_KEYS and not named_template and not key.startswith(SHOWN):
             raise InputError(f"{path}: metadata {key!r} is not CodeGen's; llama.cpp may obey it")
     for tensor in header.tensors:
         if len(tensor.shape) == 1 and tensor.type != "F32":
@@ -186,6 +283,10 @@ def admit_gguf(path: Path) -> None:
                 f"{path}: tensor {tensor.name} is {tensor.type}, not a type of weights"
             )
     _check_tokens(path, header)
+    for key, value in header.metadata.items():
+        if key.startswith(f"{CHAT_TEMPLATE}.") or key == CHAT_TEMPLATE:
+            if not isinstance(value, str) or len(value) > MAX_CHARACTERS:
+                raise InputError(f"{path}: {key} is not a text of {MAX_CHARACTERS:,} characters")
 
 
 def _check_tokens(path: Path, header: GgufHeader) -> None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -16,8 +16,13 @@ from cgconvert.codecs.encoding import FloatEncoding
 from cgconvert.codecs.ggml import ENCODINGS
 from cgconvert.codecs.quantized_tensor import QuantizedTensor
 from cgconvert.errors import InputError
+from cgconvert.formats.gguf.generation import (
+    EXTRA_ROLES,
+    read_chat_templates,
+    read_generation_config,
+)
 from cgconvert.formats.gguf.header import GgufHeader, TensorInfo, read_header
-from cgconvert.formats.gguf.writer import ARCHITECTURE, PRE_TOKENIZER
+from cgconvert.formats.gguf.writer import ARCHITECTURE, PRE_TOKENIZER, SUPPRESSED
 from cgconvert.model.decoder import Checkpoint, Decoder, Geometry
 from cgconvert.model.tensor import LazyTensor, StoredTensor
 from cgconvert.model.tensor_names import GGUF
@@ -26,6 +31,15 @@ from cgconvert.model.tokenizer import AddedToken, Tokenizer
 __all__ = ["decoder", "geometry", "read", "tensors", "tokenizer"]
 
 _TOKENIZER_PREFIX = "tokenizer.ggml."
+
+ROLES: Mapping[str, str] = {
+    "eos_token": gguf.Keys.Tokenizer.EOS_ID,
+    "bos_token": gguf.Keys.Tokenizer.BOS_ID,
+    "unk_token": gguf.Keys.Tokenizer.UNK_ID,
+    "pad_token": gguf.Keys.Tokenizer.PAD_ID,
+    **EXTRA_ROLES,
+}
+"""The keys of the ids of tokens with a role, by the names in a tokenizer's configuration."""
 
 
 def read(path: Path, name: str) -> Checkpoint:
@@ -42,6 +56,9 @@ def read(path: Path, name: str) -> Checkpoint:
         raise InputError(
             f"{path}: is quantized ({', '.join(quantized)}): convert from its source instead"
         )
+    own_tokenizer = tokenizer(path, header)
+    suppressed = header.metadata.get(SUPPRESSED)
+    never = suppressed.tolist() if isinstance(suppressed, np.ndarray) else []
     return Checkpoint(
         name=own_name
         if isinstance(own_name, str) and re.fullmatch(r"\w[\w.-]*", own_name)
@@ -50,8 +67,9 @@ def read(path: Path, name: str) -> Checkpoint:
         layout="gguf",
         config={k: v for k, v in header.metadata.items() if not k.startswith(_TOKENIZER_PREFIX)},
         decoder=decoder(path, header),
-        tokenizer=tokenizer(path, header),
+        tokenizer=own_tokenizer,
         files=(path,),
+        generation=read_generation_config(path, header.metadata, own_tokenizer, never),
     )
 
 
@@ -145,11 +163,7 @@ def tokenizer(path: Path, header: GgufHeader) -> Tokenizer:
     types = metadata.get(_TOKENIZER_PREFIX + "token_type")
     if not isinstance(types, np.ndarray) or len(types) != len(tokens):
         raise InputError(f"{path}: {_TOKENIZER_PREFIX}token_type does not give each token a type")
-    end_of_text = _integer(path, metadata, _TOKENIZER_PREFIX + "eos_token_id", least=0)
-    if end_of_text >= len(tokens):
-        raise InputError(
-            f"{path}: {_TOKENIZER_PREFIX}eos_token_id is {end_of_text} of {len(tokens)} tokens"
-        )
+    roles = _roles(path, metadata, tokens)
     vocabulary, added = {}, []
     for index, (token, token_type) in enumerate(zip(tokens, types.tolist(), strict=True)):
         if token_type == gguf.TokenType.NORMAL:
@@ -161,7 +175,34 @@ def tokenizer(path: Path, header: GgufHeader) -> Tokenizer:
                 f"{path}: token {index} has type {token_type}, which CodeGen has none of"
             )
     pairs = [(left, right) for left, _, right in (merge.partition(" ") for merge in merges)]
-    return Tokenizer.from_parts(vocabulary, pairs, added, tokens[end_of_text], where=str(path))
+    eos_token = roles.pop("eos_token")
+    known = {eos_token, *roles.values()}
+    return Tokenizer.from_parts(
+        vocabulary,
+        pairs,
+        added,
+        eos_token,
+        roles,
+        chat_templates=read_chat_templates(path, metadata),
+        extra_special_tokens=[t.content for t in added if t.special and t.content not in known],
+        where=str(path),
+    )
+
+
+def _roles(path: Path, metadata: Mapping[str, Any], tokens: Sequence[str]) -> dict[str, str]:
+    """Return the token of each role that the metadata name, the eos token among them.
+
+    Raises InputError for an id that no token has.
+    """
+    roles = {}
+    for role, key in ROLES.items():
+        if key not in metadata and role != "eos_token":
+            continue
+        index = _integer(path, metadata, key, least=0)
+        if index >= len(tokens):
+            raise InputError(f"{path}: {key} is {index} of {len(tokens)} tokens")
+        roles[role] = tokens[index]
+    return roles
 
 
 def _strings(path: Path, metadata: Mapping[str, Any], key: str) -> list[str]:

@@ -23,10 +23,17 @@ from cgconvert.codecs.quantized_tensor import (
 )
 from cgconvert.errors import InputError, UsageError
 from cgconvert.formats.base import OUT
+from cgconvert.formats.gguf.generation import (
+    CHAT_TEMPLATE,
+    CHAT_TEMPLATES,
+    GenerationMetadata,
+    generation_metadata,
+)
 from cgconvert.formats.gguf.header import ALIGNMENT, HeaderWriter, padded
 from cgconvert.formats.gguf.imatrix import Imatrix
 from cgconvert.formats.gguf.types import DEFAULT_TYPE, TYPES, FileType
 from cgconvert.model import family
+from cgconvert.model.chat_templates import DEFAULT
 from cgconvert.model.decoder import Checkpoint, Decoder, Geometry
 from cgconvert.model.tensor import LazyTensor
 from cgconvert.model.tensor_names import GGUF, named_tensors
@@ -113,7 +120,8 @@ def plan(
         options["tensor_type"] = dict(fixed)
     if importance is not None:
         options["imatrix"] = importance.manifest_entry
-    return Plan(checkpoint, output, False, "gguf", type, (file,), options)
+    notes = generation_metadata(checkpoint).notes
+    return Plan(checkpoint, output, False, "gguf", type, (file,), options, notes)
 
 
 def header_size(checkpoint: Checkpoint, adjusted: Sequence[str] = ()) -> int:
@@ -188,12 +196,15 @@ def _header(
     importance: Imatrix | None,
 ) -> bytes:
     """The metadata and the list of tensors, as the bytes at the start of the file."""
-    writer = HeaderWriter(ARCHITECTURE)
+    writer, generation = HeaderWriter(ARCHITECTURE), generation_metadata(checkpoint)
     _describe(writer, checkpoint)
+    for key, value in generation.sampling.items():
+        add = writer.add_int32 if isinstance(value, int) else writer.add_float32
+        add(key, value)
     writer.add_file_type(TYPES[type].number)
     writer.add_quantization_version(gguf.GGML_QUANT_VERSION)
     _add_geometry(writer, checkpoint.geometry)
-    _add_tokenizer(writer, checkpoint.tokenizer, checkpoint.geometry.vocab_size)
+    _add_tokenizer(writer, checkpoint.tokenizer, checkpoint.geometry.vocab_size, generation)
     if adjusted:
         writer.add_array(ADJUSTED, list(adjusted))
     if importance is not None:
@@ -245,8 +256,13 @@ def _add_geometry(writer: HeaderWriter, geometry: Geometry) -> None:
     writer.add_rope_freq_base(geometry.rotary_base)
 
 
-def _add_tokenizer(writer: HeaderWriter, tokenizer: Tokenizer, rows: int) -> None:
-    """Add one token for each row of the embedding; rows without a token get an unused name."""
+def _add_tokenizer(
+    writer: HeaderWriter, tokenizer: Tokenizer, rows: int, generation: GenerationMetadata
+) -> None:
+    """Add one token for each row of the embedding, ids and chat templates.
+
+    Rows without a token get an unused name.
+    """
     tokens = [f"[PAD{index}]" for index in range(rows)]
     kinds = gguf.TokenType
     types = [int(kinds.UNUSED)] * rows
@@ -261,14 +277,17 @@ def _add_tokenizer(writer: HeaderWriter, tokenizer: Tokenizer, rows: int) -> Non
     writer.add_values(gguf.Keys.Tokenizer.TOKEN_TYPE, types)
     merges = [f"{left} {right}" for left, right in tokenizer.merges]
     writer.add_values(gguf.Keys.Tokenizer.MERGES, merges)
-    end_of_text = tokenizer.eos_token_id
-    writer.add_bos_token_id(end_of_text)
-    writer.add_eos_token_id(end_of_text)
-    writer.add_eot_token_id(end_of_text)
-    writer.add_unk_token_id(end_of_text)
-    writer.add_pad_token_id(end_of_text)
+    for key, index in generation.ids.items():
+        writer.add_uint32(key, index)
     writer.add_add_bos_token(False)
     writer.add_add_space_prefix(False)
-    padding = list(range(tokenizer.size, rows))
-    if padding:
-        writer.add_values(SUPPRESSED, padding)
+    suppressed = [*generation.suppressed, *range(tokenizer.size, rows)]
+    if suppressed:
+        writer.add_values(SUPPRESSED, suppressed)
+    for name, template in generation.templates.items():
+        writer.add_string(
+            CHAT_TEMPLATE if name == DEFAULT else f"{CHAT_TEMPLATE}.{name}", template
+        )
+    named = [name for name in generation.templates if name != DEFAULT]
+    if named:
+        writer.add_values(CHAT_TEMPLATES, named)
