@@ -121,7 +121,7 @@ def stream_generate(
             ids,
             max_new_tokens,
             tokenizer_size=opened.tokenizer_size,
-            eos_token_ids=opened.eos_token_ids,
+            eos_token_ids=opened.stopping_ids,
             temperature=temperature,
             seed=seed,
         )

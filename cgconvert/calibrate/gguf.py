@@ -26,6 +26,7 @@ from cgconvert.codecs.block_codec import BlockCodec
 from cgconvert.codecs.ggml import ENCODINGS
 from cgconvert.errors import InputError, UsageError
 from cgconvert.formats.gguf import writer
+from cgconvert.formats.gguf.generation import generation_metadata
 from cgconvert.formats.gguf.imatrix import encoded, write_imatrix
 from cgconvert.formats.gguf.types import TYPES, data_size
 from cgconvert.io.progress import Progress
@@ -101,6 +102,10 @@ class CalibratedGGUF(CalibratedPlan):
             return header + data_size(self.source.decoder, self.budget.like)
         data = data_size(self.source.decoder, self.budget.mix or LARGEST_TYPE)
         return self._header_size + data
+
+    @property
+    def notes(self) -> tuple[str, ...]:
+        return generation_metadata(self.source).notes
 
     @property
     def chooses_types(self) -> bool:

@@ -219,6 +219,10 @@ class Format(SourceFormat):
         a complete CodeGen.
         """
 
+    def kept_eos_ids(self, source: Checkpoint) -> tuple[int, ...]:
+        """Return the ids at which a source stops that an artefact can name; all, by default."""
+        return source.eos_token_ids
+
     @abstractmethod
     def settings(self, artefact: Path, source: Checkpoint) -> SettingsDifferences:
         """Compare token ids, generation settings and tokenizer files with the source's.

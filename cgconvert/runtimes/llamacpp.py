@@ -6,7 +6,7 @@ import ctypes
 import os
 import re
 from collections.abc import Sequence
-from functools import cache
+from functools import cache, partial
 from pathlib import Path
 from typing import Any
 
@@ -186,14 +186,27 @@ class LlamaCppRuntime(Runtime):
         """The number of ids without the unused ones at the end, which pad the vocabulary."""
         unused = self._library.LLAMA_TOKEN_ATTR_UNUSED
         last: int = self._vocab_size
-        while last and self._library.llama_vocab_get_attr(self._vocab, last - 1) & unused:
+        # A control token with "unused" in its text has the attribute too, beside its own.
+        while last and self._library.llama_vocab_get_attr(self._vocab, last - 1) == unused:
             last -= 1
         return last
 
     @property
     def eos_token_ids(self) -> tuple[int, ...]:
-        """The eos_token_id in the file's metadata."""
-        return (int(self._library.llama_vocab_eos(self._vocab)),)
+        """The ids of eos, eot and eom in the file's metadata, each once."""
+        library, text = self._library, ctypes.create_string_buffer(16)
+        ids = [int(library.llama_vocab_eos(self._vocab)), int(library.llama_vocab_eot(self._vocab))]
+        key = b"tokenizer.ggml.eom_token_id"  # llama.cpp has no function for it
+        if library.llama_model_meta_val_str(self._model, key, text, len(text)) > 0:
+            ids.append(int(text.value))
+        return tuple(dict.fromkeys(index for index in ids if index >= 0))
+
+    @property
+    def stopping_ids(self) -> frozenset[int]:
+        """The ids in the metadata, and those of tokens at which llama.cpp stops by their text."""
+        is_end = self._library.llama_vocab_is_eog
+        ids = filter(partial(is_end, self._vocab), range(self._vocab_size))
+        return frozenset(ids) | frozenset(self.eos_token_ids)
 
     def close(self) -> None:
         """See Runtime.close; closing twice does no harm."""

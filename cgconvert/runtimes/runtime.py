@@ -128,6 +128,11 @@ class Runtime(ABC):
     def eos_token_ids(self) -> tuple[int, ...]:
         """The ids at which the artefact itself says that generation ends, the tokenizer's first."""
 
+    @property
+    def stopping_ids(self) -> frozenset[int]:
+        """All ids at which the runtime ends a generation: the artefact's, and any of its own."""
+        return frozenset(self.eos_token_ids)
+
     def check_length(self, total: int) -> None:
         """Raise UsageError if `total` tokens are more than the context length."""
         if total > self.n_positions:

@@ -65,7 +65,8 @@ class Evidence:
         stored_error: Why they make none; empty if they do.
         tokenizer_size: The number of ids in the source's tokenizer.
         n_positions: The source's context length.
-        eos_token_ids: The ids at which the source stops, the tokenizer's own first.
+        eos_token_ids: The ids at which the source stops and the artefact has to, the tokenizer's
+            own first.
         float_activation_run: What the artefact did without quantized activations; None if it
             was not run so.
     """
@@ -91,6 +92,7 @@ def gather_evidence(
     source_reference: ReferenceModel,
     open_stored_reference: Callable[[], ReferenceModel] | None,
     open_with_float_activations: Callable[[], Runtime | None] = lambda: None,
+    eos_token_ids: tuple[int, ...] | None = None,
 ) -> Evidence:
     """Run both references over what the artefact was fed and generated.
 
@@ -103,6 +105,8 @@ def gather_evidence(
             source's outputs are those of the stored weights too.
         open_with_float_activations: See Runtime.open_with_float_activations. It is called only if
             there are outputs of the stored weights to compare with.
+        eos_token_ids: The source's ids at which the artefact has to stop, see Format.kept_eos_ids;
+            all of them if it is None.
     """
     tokenizer_size = source.tokenizer.size
     source_outputs = _run_reference(source_reference, observation, tokenizer_size)
@@ -121,7 +125,7 @@ def gather_evidence(
         stored_error=stored_error,
         tokenizer_size=tokenizer_size,
         n_positions=source.geometry.n_positions,
-        eos_token_ids=source.eos_token_ids,
+        eos_token_ids=source.eos_token_ids if eos_token_ids is None else eos_token_ids,
     )
     if stored_outputs is None or not evidence.has_all_logits:
         return evidence

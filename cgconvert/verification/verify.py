@@ -124,6 +124,7 @@ def verify(
             CachedReference(source_reference, source_sha256, cache_folder() / "reference"),
             None if has_source_weights else subject.open_stored_reference,
             partial(subject.open_with_float_activations, run.runtime["device"]),
+            load(format).kept_eos_ids(source),
         )
         comparisons = LogitComparisons.of(evidence)
         bounds = thresholds_for(format, type, run.runtime["device"], thresholds)

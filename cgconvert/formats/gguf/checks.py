@@ -9,6 +9,7 @@ writer's code would share its mistakes.
 
 from __future__ import annotations
 
+import reprlib
 from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
@@ -175,10 +176,12 @@ def _sampling_differences(metadata: Mapping[str, Any], source: Checkpoint) -> li
     suppressed = _numbers(metadata, SUPPRESSED)
     size = source.tokenizer.size
     actual = sorted(token for token in suppressed if token < size)
-    expected_ids = sorted(token for token in given.get("suppress_tokens", []) if token < size)
+    expected_ids = sorted({token for token in given.get("suppress_tokens", []) if token < size})
     differences = entry_differences("", metadata, prefixed)
     if actual != expected_ids:
-        differences.append(f"{SUPPRESSED} has {len(actual)} ids that are tokens, not {len(expected_ids)}")
+        differences.append(
+            f"{SUPPRESSED} has {len(actual)} ids that are tokens, not {len(expected_ids)}"
+        )
     return differences + [
         f"{key} is there, and the source says nothing of it"
         for key in metadata

@@ -171,6 +171,11 @@ class Gguf(Format):
 
         return reader.decoder(artefact)
 
+    def kept_eos_ids(self, source: Checkpoint) -> tuple[int, ...]:
+        from cgconvert.formats.gguf import checks
+
+        return checks.kept_eos_ids(source)
+
     def settings(self, artefact: Path, source: Checkpoint) -> SettingsDifferences:
         from cgconvert.formats.gguf import checks
 

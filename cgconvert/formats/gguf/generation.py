@@ -118,7 +118,7 @@ def generation_metadata(checkpoint: Checkpoint) -> GenerationMetadata:
     return GenerationMetadata(
         sampling,
         ids,
-        tuple(index for index in suppressed if index < tokenizer.size),
+        tuple(sorted({index for index in suppressed if index < tokenizer.size})),
         templates,
         left_out_note("a GGUF file", phrases, "; left out"),
     )

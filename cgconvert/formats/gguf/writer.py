@@ -285,9 +285,7 @@ def _add_tokenizer(
     if suppressed:
         writer.add_values(SUPPRESSED, suppressed)
     for name, template in generation.templates.items():
-        writer.add_string(
-            CHAT_TEMPLATE if name == DEFAULT else f"{CHAT_TEMPLATE}.{name}", template
-        )
+        writer.add_string(CHAT_TEMPLATE if name == DEFAULT else f"{CHAT_TEMPLATE}.{name}", template)
     named = [name for name in generation.templates if name != DEFAULT]
     if named:
         writer.add_values(CHAT_TEMPLATES, named)
