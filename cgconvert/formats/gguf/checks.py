@@ -106,9 +106,9 @@ def settings(path: Path, source: Checkpoint) -> SettingsDifferences:
 
 
 def kept_eos_ids(source: Checkpoint) -> tuple[int, ...]:
-    """Return the ids at which a source stops that a file can name: three, the tokenizer's own first.
+    """Return those ids at which a source stops that a file can name: three at most.
 
-    Those that llama.cpp knows by their text come after the others.
+    The tokenizer's own is the first; those that llama.cpp knows by their text are the last.
     """
     texts = {token.id: token.content for token in source.tokenizer.added}
     own, *further = source.eos_token_ids
@@ -138,7 +138,7 @@ def _id_differences(metadata: Mapping[str, Any], source: Checkpoint) -> list[str
         if f"{TOKENIZER_PREFIX}{role}_token_id" in metadata
     }
     differences += [
-        f"{TOKENIZER_PREFIX}{role}_token_id is {reprlib.repr(index)}, where the source does not stop"
+        f"{TOKENIZER_PREFIX}{role}_token_id is {reprlib.repr(index)}, and the source goes on there"
         for role, index in named.items()
         if role != "eos" and index not in source.eos_token_ids
     ]
@@ -154,8 +154,8 @@ def _id_differences(metadata: Mapping[str, Any], source: Checkpoint) -> list[str
 def _sampling_differences(metadata: Mapping[str, Any], source: Checkpoint) -> list[str]:
     """Compare the defaults of llama.cpp's samplers with the source's settings.
 
-    Numbers are float32 in the file. The temperature is 0 where the source is greedy on purpose, and
-    1 where it samples without naming one.
+    Numbers are float32 in the file. The temperature is 0 where the source says that it does not
+    sample, and 1 where it samples without naming one.
     """
     given = source.generation.sampling
     expected: dict[str, Any] = {
@@ -271,7 +271,7 @@ def admit_gguf(path: Path) -> None:
     header = read_header(path)
     shapes = {t.name: Zeros(t.shape, torch.float32) for t in header.tensors}
     GGUF.decoder(reader.geometry(path, header), shapes, str(path))
-    reader.tokenizer(path, header)
+    tokenizer = reader.tokenizer(path, header)
     for key in header.metadata:
         named_template = key.startswith(f"{CHAT_TEMPLATE}.")
         if key not in GGUF_KEYS and not named_template and not key.startswith(SHOWN):
@@ -286,10 +286,8 @@ def admit_gguf(path: Path) -> None:
                 f"{path}: tensor {tensor.name} is {tensor.type}, not a type of weights"
             )
     _check_tokens(path, header)
-    for key, value in header.metadata.items():
-        if key.startswith(f"{CHAT_TEMPLATE}.") or key == CHAT_TEMPLATE:
-            if not isinstance(value, str) or len(value) > MAX_CHARACTERS:
-                raise InputError(f"{path}: {key} is not a text of {MAX_CHARACTERS:,} characters")
+    if any(len(text) > MAX_CHARACTERS for text in tokenizer.chat_templates.values()):
+        raise InputError(f"{path}: a chat template has more than {MAX_CHARACTERS:,} characters")
 
 
 def _check_tokens(path: Path, header: GgufHeader) -> None:

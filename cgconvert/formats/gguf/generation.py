@@ -74,7 +74,7 @@ ENDING_TEXTS = frozenset(
 """Tokens at which llama.cpp stops whatever the metadata say (src/llama-vocab.cpp: special_eog_ids).
 Later releases have more."""
 
-FLOAT32 = np.finfo(np.float32)
+LARGEST = float(np.finfo(np.float32).max)
 
 
 @dataclass(frozen=True)
@@ -157,7 +157,7 @@ def _sampling(given: Mapping[str, Any]) -> tuple[dict[str, float | int], set[str
         values["temperature"] = 0.0
     elif given.get("do_sample"):
         values.setdefault("temperature", 1.0)
-    values = {name: v for name, v in values.items() if abs(v) <= FLOAT32.max}
+    values = {name: v for name, v in values.items() if abs(v) <= LARGEST}
     sampling: dict[str, float | int] = {
         SAMPLING_KEYS[name]: value if name in INTEGERS else float(value)
         for name, value in values.items()

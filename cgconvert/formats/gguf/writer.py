@@ -199,8 +199,10 @@ def _header(
     writer, generation = HeaderWriter(ARCHITECTURE), generation_metadata(checkpoint)
     _describe(writer, checkpoint)
     for key, value in generation.sampling.items():
-        add = writer.add_int32 if isinstance(value, int) else writer.add_float32
-        add(key, value)
+        if isinstance(value, int):
+            writer.add_int32(key, value)
+        else:
+            writer.add_float32(key, value)
     writer.add_file_type(TYPES[type].number)
     writer.add_quantization_version(gguf.GGML_QUANT_VERSION)
     _add_geometry(writer, checkpoint.geometry)
