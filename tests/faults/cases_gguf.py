@@ -167,9 +167,13 @@ GGUFS: dict[str, Case] = {
         add_entries(metadata_entry(b"phi2.rope.scaling.type", 8, string(b"endless"))),
         "is not CodeGen's",
     ),
-    "a template that is a program": gguf_case(
-        add_entries(metadata_entry(b"tokenizer.chat_template", 8, string(b"{{ ''.__class__ }}"))),
-        "is not CodeGen's",
+    "a template that is no text": gguf_case(
+        add_entries(metadata_entry(b"tokenizer.chat_template", 4, struct.pack("<I", 7))),
+        "tokenizer.chat_template is not a text",
+    ),
+    "a template without end": gguf_case(
+        add_entries(metadata_entry(b"tokenizer.chat_template", 8, string(b"{" * (1 << 20) + b"{"))),
+        "more than 1,048,576 characters",
         commands=("generate",),
     ),
     "parts that lie elsewhere": gguf_case(
