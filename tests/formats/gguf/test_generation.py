@@ -338,7 +338,7 @@ def test_a_tokenizer_with_unused_in_a_name_is_whole(tmp_path: Path) -> None:
 @pytest.mark.parametrize("template", ["{{ ''.__class__.__mro__ }}", "{% for %}", "{{ 1 / 0 }}"])
 def test_templates_are_not_run(template: str, tmp_path: Path) -> None:
     """One that is a program, and two that would fail, are carried as they are."""
-    checkpoint, path = convert(tmp_path, templates={"default": template})
+    _, path = convert(tmp_path, templates={"default": template})
     assert read(str(path)).tokenizer.chat_templates == {"default": template}
     runtime = LlamaCppRuntime.open(path, "cpu", 1)
     assert np.isfinite(runtime.feed([1, 2])).all()
