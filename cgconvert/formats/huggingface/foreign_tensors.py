@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterable, Mapping
+from typing import Any
 
 from cgconvert.model.tensor import LazyTensor
 from cgconvert.model.tensor_names import TensorNames
@@ -16,10 +17,11 @@ ARCHITECTURES: Mapping[str, str] = {
     r"(.+\.)?h\.\d+\.attn\.c_attn\.weight": "GPT-2 or of StarCoder (gpt_bigcode)",
     r"(.+\.)?h\.\d+\.attn\.attention\.q_proj\.weight": "GPT-Neo",
     r"(.+\.)?gpt_neox\.layers\.\d+\..+|(.+\.)?embed_in\.weight": "GPT-NeoX",
-    r"(.+\.)?decoder\.layers\.\d+\.self_attn\.k_proj\.weight": "OPT or another with a decoder",
+    r"(.+\.)?decoder\.layers\.\d+\.self_attn\.k_proj\.weight": "OPT or of an encoder-decoder",
     r"(.+\.)?h\.\d+\.self_attention\.query_key_value\.weight": "BLOOM or Falcon",
     r"(.+\.)?blocks\.\d+\.attn\.Wqkv\.weight": "MPT",
-    r"(.+\.)?layers\.\d+\.self_attn\.q_proj\.weight": "Llama, Phi or a relative",
+    r"(.+\.)?layers\.\d+\.self_attn\.dense\.weight": "Phi",
+    r"(.+\.)?layers\.\d+\.self_attn\.q_proj\.weight": "Llama or a relative",
     r"(.+\.)?layers\.\d+\.attention\.wq\.weight": "Llama, as Meta stores it",
     r"(.+\.)?(encoder|decoder)\.block\.\d+\.layer\..+": "T5 or CodeT5",
     r"(.+\.)?encoder\.layer\.\d+\.attention\..+": "BERT or RoBERTa",
@@ -28,6 +30,12 @@ ARCHITECTURES: Mapping[str, str] = {
     r"(.+\.)?h\.\d+\.attn\.q_proj\.weight": "GPT-J",
 }
 """Names of tensors by which a model is known, and the model; the first that fits counts."""
+
+
+CLASSIFIER = re.compile(r"(.+\.)?(score|classifier|classification_head)\..+")
+
+MODEL_TYPES = {"CodeGen": "codegen", "GPT-J": "gptj", "Phi": "phi"}
+"""The model_type of the models that are read, by the names in `ARCHITECTURES`."""
 
 
 def other_architecture(names: Iterable[str]) -> tuple[str, str] | None:
@@ -42,18 +50,21 @@ def other_architecture(names: Iterable[str]) -> tuple[str, str] | None:
 
 
 def explain_tensors(
-    stored: Mapping[str, LazyTensor], tensors: Mapping[str, LazyTensor], names: TensorNames
+    stored: Mapping[str, LazyTensor],
+    tensors: Mapping[str, LazyTensor],
+    names: TensorNames,
+    config: Mapping[str, Any],
 ) -> str:
-    """Say why tensors are not those of a layout, and what to do.
+    """Say why tensors are not those of a layout as a whole, and what to do.
 
     Args:
         stored: The tensors by their names in the file.
         tensors: The tensors by their names in the layout, as far as they could be given them.
         names: The layout's names.
+        config: The contents of config.json.
 
     Returns:
-        A phrase that continues "PATH: ", or "" if nothing better is known than which tensors are
-        missing.
+        A phrase that continues "PATH: ", or "" if there is at most a tensor missing here or there.
     """
     adapter = next(filter(ADAPTER.fullmatch, sorted(stored)), None)
     if adapter:
@@ -67,28 +78,43 @@ def explain_tensors(
             f"{empty[0]} has no numbers: the weights are in the ranks' files of DeepSpeed ZeRO 3; "
             "run 'python zero_to_fp32.py . merged' beside them and give its output"
         )
-    attention = names.layer.get("qkv") or names.layer["q"]
-    if attention.format(i=0) not in tensors:
-        other = other_architecture(stored)
-        if other:
+    attention = (names.layer.get("qkv") or names.layer["q"]).format(i=0)
+    if stored and attention not in tensors:
+        return _explain_attention(stored, attention, config)
+    head = names.model["head"]
+    if head not in tensors and names.model["wte"] in tensors:
+        classifier = next((name for name in sorted(stored) if CLASSIFIER.fullmatch(name)), None)
+        if classifier:
+            return f"is a classifier ({classifier}) and no language model: {head} is missing"
+        if not config.get("tie_word_embeddings"):
             return (
-                f"has the tensors of {other[0]} ({other[1]}), not those of the model_type in its "
-                f"config.json ({attention.format(i=0)})"
+                f"{head} is missing: it is a decoder without its head, and config.json does not "
+                "say that the embedding is the head (tie_word_embeddings); save the model of "
+                "AutoModelForCausalLM, not that of AutoModel"
             )
-        if stored:
-            return f"has no {attention.format(i=0)}; its tensors are {_examples(stored)}"
-    if names.model["head"] not in tensors and names.model["wte"] in tensors:
-        heads = sorted(
-            name for name in stored if re.fullmatch(r"(.+\.)?(score|classifier)\..+", name)
-        )
-        if heads:
-            return f"is a classifier ({heads[0]}): it has no {names.model['head']}"
-        return (
-            f"{names.model['head']} is missing: it is a decoder without its head, and config.json "
-            "does not say that the embedding is the head (tie_word_embeddings); save "
-            "AutoModelForCausalLM, not AutoModel"
-        )
     return ""
+
+
+def _explain_attention(
+    stored: Mapping[str, LazyTensor], attention: str, config: Mapping[str, Any]
+) -> str:
+    """Say which model the tensors are of, if the first layer's matrix `attention` is missing."""
+    declared = config.get("model_type")
+    is_known = declared in ("codegen", "moss", "gptj", "phi")
+    other = other_architecture(stored)
+    if other is None:
+        return f"has no {attention}, as a CodeGen has; its tensors are {_examples(stored)}"
+    model, name = other
+    if model in MODEL_TYPES:
+        return (
+            f"has the tensors of {model} ({name}), and its config.json says model_type "
+            f"{declared!r}; the right one is {MODEL_TYPES[model]!r}"
+        )
+    of_type = "" if is_known else f" and model_type {str(declared)[:80]!r}"
+    return (
+        f"has the tensors of {model} ({name}){of_type}: not a CodeGen, and not one of its "
+        "relatives that are read (CodeGen2, GPT-J, MOSS, Phi)"
+    )
 
 
 def _examples(stored: Mapping[str, LazyTensor]) -> str:

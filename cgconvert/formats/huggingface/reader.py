@@ -190,17 +190,13 @@ def _source_decoder(
     stored_as = model_type(config)
     stored = read_weights(files)
     refuse_quantized(path, config, stored)
-    geometry = stored_as.geometry(config, config_path, mp_num)
     tensors, notes = layout_tensors(_with_shared(files, stored), stored_as.names, str(path))
+    if explanation := explain_tensors(stored, tensors, stored_as.names, config):
+        raise InputError(f"{path}: {explanation}")
+    geometry = stored_as.geometry(config, config_path, mp_num)
     tensors, head_notes = complete_head(tensors, stored_as.names, is_tied(config, config_path))
     geometry, size_notes = fit_vocabulary(tensors, stored_as.names, geometry, str(path))
-    try:
-        model = stored_as.names.decoder(geometry, tensors, str(path))
-    except InputError as error:
-        explanation = explain_tensors(stored, tensors, stored_as.names)
-        if explanation:
-            raise InputError(f"{path}: {explanation}") from error
-        raise
+    model = stored_as.names.decoder(geometry, tensors, str(path))
     return model, notes + head_notes + size_notes
 
 

@@ -31,11 +31,7 @@ def tensors(path: Path) -> dict[str, LazyTensor]:
     """
     if problem := _rejection_reason(path):
         raise InputError(f"{path}: not a torch checkpoint: {problem}")
-    archive = read_members(path)
-    if any(name.endswith("/constants.pkl") for name in archive):
-        raise InputError(
-            f"{path}: is a TorchScript archive, a program; save the state dict of the model instead"
-        )
+    archive = _members(path)
     pickles = [name for name in archive if name.rpartition("/")[2].lower() == PICKLE]
     if len(pickles) != 1 or not pickles[0].endswith(f"/{PICKLE}"):
         raise InputError(f"{path}: holds {len(pickles)} data.pkl, a torch file holds one")
@@ -59,6 +55,22 @@ def tensors(path: Path) -> dict[str, LazyTensor]:
         else _stored(archive, root, path, name, view)
         for name, view in views.items()
     }
+
+
+def _members(path: Path) -> dict[str, Member]:
+    """Return the archive's members. Raises InputError, also for a program in TorchScript."""
+    try:
+        archive = read_members(path)
+        is_program = any(name.endswith("/constants.pkl") for name in archive)
+    except InputError as error:
+        is_program = "/code/__torch__" in str(error)  # TorchScript compresses its code
+        if not is_program:
+            raise
+    if is_program:
+        raise InputError(
+            f"{path}: is a TorchScript archive, a program; save the state dict of the model instead"
+        )
+    return archive
 
 
 def _member_bytes(path: Path, member: Member) -> bytes:

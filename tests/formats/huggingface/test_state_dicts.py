@@ -523,3 +523,85 @@ def test_mixed_types(state: State, source: Path, plain_bytes: bytes, tmp_path: P
         assert torch.equal(layer.fc_in.read().half(), state[name])
     torch.save(mixed, source / "pytorch_model.bin")
     assert gguf_bytes(read(str(source)), tmp_path)[:1000] == plain_bytes[:1000]
+
+
+FOREIGN: dict[str, tuple[str, tuple[str, ...], str]] = {
+    "gpt2": (
+        "gpt2", ("transformer.wte.weight", "transformer.h.0.attn.c_attn.weight"),
+        r"of GPT-2 .*c_attn\.weight\) and model_type 'gpt2': not a CodeGen",
+    ),
+    "gpt_neo": (
+        "gpt_neo", ("transformer.wte.weight", "transformer.h.0.attn.attention.q_proj.weight"),
+        "of GPT-Neo .* and model_type 'gpt_neo'",
+    ),
+    "gpt_neox": (
+        "gpt_neox", ("gpt_neox.layers.0.attention.query_key_value.weight",), "GPT-NeoX",
+    ),
+    "llama": (
+        "llama", ("model.embed_tokens.weight", "model.layers.0.self_attn.q_proj.weight"),
+        "of Llama or a relative .* and model_type 'llama'",
+    ),
+    "llama, as Meta has it": ("llama", ("layers.0.attention.wq.weight",), "of Llama, as Meta"),
+    "starcoder": (
+        "gpt_bigcode", ("transformer.h.0.attn.c_attn.weight", "transformer.wpe.weight"),
+        "StarCoder",
+    ),
+    "opt": ("opt", ("model.decoder.layers.0.self_attn.k_proj.weight",), "of OPT"),
+    "bloom": ("bloom", ("transformer.h.0.self_attention.query_key_value.weight",), "of BLOOM"),
+    "CodeT5": ("t5", ("encoder.block.0.layer.0.SelfAttention.q.weight",), "of T5 or CodeT5"),
+    "llama, called a CodeGen": (
+        "codegen", ("model.layers.0.self_attn.q_proj.weight",),
+        r"of Llama or a relative \(model\.layers\.0\.self_attn\.q_proj\.weight\): not a CodeGen",
+    ),
+    "GPT-J, called a CodeGen": (
+        "codegen", ("transformer.wte.weight", "transformer.h.0.attn.q_proj.weight"),
+        "of GPT-J .* says model_type 'codegen'; the right one is 'gptj'",
+    ),
+    "a CodeGen, called a GPT-J": (
+        "gptj", ("transformer.wte.weight", "transformer.h.0.attn.qkv_proj.weight"),
+        "of CodeGen .*; the right one is 'codegen'",
+    ),
+    "an adapter that is not merged": (
+        "codegen",
+        ("base_model.model.transformer.h.0.attn.qkv_proj.base_layer.weight",
+         "base_model.model.transformer.h.0.attn.qkv_proj.lora_A.default.weight"),
+        "an adapter that is not merged",
+    ),
+    "nothing known": ("codegen", ("a.weight", "b.weight"), "its tensors are a.weight, b.weight"),
+    "a classifier": (
+        "codegen",
+        ("score.weight", "transformer.wte.weight", "transformer.h.0.attn.qkv_proj.weight"),
+        r"is a classifier \(score.weight\)",
+    ),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("suffix", ["bin", "safetensors"])
+@pytest.mark.parametrize("kind", FOREIGN)
+def test_other_models_are_called_by_their_name(kind: str, suffix: str, source: Path) -> None:
+    declared, names, message = FOREIGN[kind]
+    edit_config(source, model_type=declared)
+    tensors = {name: torch.ones(4, 4) for name in names}
+    if suffix == "bin":
+        torch.save(tensors, source / "pytorch_model.bin")
+    else:
+        save_file(tensors, source / "model.safetensors")
+    with pytest.raises(InputError, match=message) as caught:
+        read(str(source))
+    assert "mp_num" not in str(caught.value)
+
+
+def test_programs_and_whole_models_are_called_so(state: State, source: Path) -> None:
+    layer = torch.nn.Linear(2, 2)
+    torch.save(layer, source / "pytorch_model.bin")
+    with pytest.raises(InputError, match=r"holds a whole model .*save model\.state_dict\(\)"):
+        read(str(source))
+    torch.jit.script(layer).save(source / "pytorch_model.bin")
+    with pytest.raises(InputError, match="is a TorchScript archive"):
+        read(str(source))
+    torch.save(state, source / "pytorch_model.bin", _use_new_zipfile_serialization=False)
+    with pytest.raises(InputError, match="torch's old format"):
+        read(str(source))
+    torch.save({n: t.to("meta") for n, t in state.items()}, source / "pytorch_model.bin")
+    with pytest.raises(InputError, match="tensors without data"):
+        read(str(source))
