@@ -12,7 +12,7 @@ from typing import Any
 
 from tests.faults.matrix import Case
 
-__all__ = ["PICKLES", "replace_pickle", "zip_again"]
+__all__ = ["PICKLES", "beside", "global_opcode", "replace_pickle", "unicode_opcode", "zip_again"]
 
 FILE = "pytorch_model.bin"
 
@@ -86,10 +86,36 @@ def tensor_view(count: bytes = b"K\x04", offset: bytes = b"K\0", shape: bytes = 
                  + global_opcode(b"collections OrderedDict") + b")RtR")  # fmt: skip
 
 
+def one_tensor(name: bytes, offset: bytes = b"K\0") -> bytes:
+    """A dictionary with one tensor of one number, a part of storage 0: opcodes."""
+    storage = (
+        unicode_opcode(b"storage") + global_opcode(b"torch FloatStorage") + unicode_opcode(b"0")
+        + unicode_opcode(b"cpu") + b"K\4"
+    )  # fmt: skip
+    view = REBUILD_TENSOR + storage + b"tQ" + offset + b"K\1\x85K\1\x85\x89}tR"
+    return b"}" + unicode_opcode(name) + view + b"s"
+
+
 def keyed_by_tuples(depth: int = 60) -> bytes:
     """A key of nested pairs of one object twice: each level doubles the time to hash it."""
     pairs = b"".join(b"h" + bytes([n]) + b"\x86\x94" for n in range(depth))
     return b"\x80\x04})\x94" + pairs + b"K\1s."
+
+
+def beside(value: bytes) -> bytes:
+    """A pickled dictionary in which `value`, as opcodes, stands beside a wrapped state dict."""
+    entries = unicode_opcode(b"model") + b"}" + unicode_opcode(b"epoch") + value
+    return b"\x80\x02}(" + entries + b"u."
+
+
+def made_from(function: bytes, cls: bytes = b"torch Tensor") -> bytes:
+    """A tensor with attributes, which another function makes: opcodes."""
+    arguments = function + global_opcode(cls) + b")}t"
+    return global_opcode(b"torch._tensor _rebuild_from_type_v2") + b"(" + arguments + b"R"
+
+
+NAMESPACE = global_opcode(b"argparse Namespace")
+REBUILD_FROM_TYPE = global_opcode(b"torch._tensor _rebuild_from_type_v2")
 
 
 REFUSED = {
@@ -116,6 +142,46 @@ REFUSED = {
         global_opcode(b"numpy.core.multiarray _reconstruct") + b")R"
     ),
     "quantized tensor": state_dict_with(global_opcode(b"torch._utils _rebuild_qtensor") + b")R"),
+    "in a namespace": beside(NAMESPACE + b")\x81}" + unicode_opcode(b"a") + SYSTEM + b"sb"),
+    "in a set": beside(global_opcode(b"__builtin__ set") + b"]" + SYSTEM + b"a\x85R"),
+    "in a newer set": b"\x80\x04\x8f(" + SYSTEM + b"\x90.",
+    "in numpy's scalar": beside(
+        global_opcode(b"numpy.core.multiarray scalar")
+        + global_opcode(b"os system")
+        + unicode_opcode(b"touch payload-was-run")
+        + b"\x86R"
+    ),
+    "in a default dictionary": beside(
+        global_opcode(b"collections defaultdict") + global_opcode(b"os system") + b"\x85R"
+    ),
+    "for a key": b"\x80\x02}" + SYSTEM + b"K\1s.",
+    "a harmless object called": beside(NAMESPACE + b")\x81)R"),
+    "an object of a function": beside(global_opcode(b"collections OrderedDict") + b")\x81"),
+    "an object of an object": beside(NAMESPACE + b")\x81)\x81"),
+    "an object of a storage": beside(global_opcode(b"torch FloatStorage") + b")\x81"),
+    "an object of no tuple": beside(NAMESPACE + b"]\x81"),
+    "a state for a number": beside(b"K\1}b"),
+    "a tensor of a function": state_dict_with(made_from(global_opcode(b"os system"))),
+    "a tensor of a harmless function": state_dict_with(made_from(NAMESPACE)),
+    "a tensor of a dictionary": state_dict_with(
+        made_from(global_opcode(b"collections OrderedDict"))
+    ),
+    "a tensor of an unknown class": state_dict_with(
+        made_from(global_opcode(b"torch._utils _rebuild_tensor_v2"), b"torchao.dtypes Tensor")
+    ),
+    "a tensor of a namespace": state_dict_with(
+        made_from(global_opcode(b"torch._utils _rebuild_tensor_v2"), b"argparse Namespace")
+    ),
+    "tensors of tensors": state_dict_with(
+        (REBUILD_FROM_TYPE + b"(") * 2000
+        + REBUILD_FROM_TYPE
+        + global_opcode(b"torch Tensor")
+        + b")}t"
+        + (global_opcode(b"torch Tensor") + b")}t") * 1999
+        + b"R"
+    ),
+    "numpy's scalar of nothing": beside(global_opcode(b"numpy.core.multiarray scalar") + b")R"),
+    "numpy's string to code": beside(global_opcode(b"numpy.testing._private.utils runstring")),
     "DUP": b"\x80\x02]" + b"2\x86" * 1000 + b".",
     "LONG4": b"\x80\x02\x8b\x10\0\0\0" + bytes(16) + b".",
     "text opcodes": b"(I1\nV\\u0041\nd.",
@@ -141,6 +207,41 @@ DAMAGED = {
     "numbers for tensors": pickle.dumps({"a": 1}, protocol=2),
     "a memo index of 2^32": b"\x80\x02}r\xff\xff\xff\xff.",
     "lists in lists": b"\x80\x02" + b"]" * 100_000 + b"a" * 99_999 + b".",
+    "two models": b"\x80\x02}("
+    + b"".join(
+        unicode_opcode(key) + one_tensor(b"wte.weight", offset)
+        for key, offset in ((b"model", b"K\0"), (b"ema", b"K\1"))
+    )
+    + b"u.",
+    "a dictionary in itself": b"\x80\x02}q\0("
+    + b"".join(unicode_opcode(b"%d" % n) + b"h\0" for n in range(2000))
+    + b"u.",
+    "a name of a megabyte": b"\x80\x02}"
+    + unicode_opcode(b"a." * (1 << 19))
+    + one_tensor(b"w")[1:-1].removeprefix(unicode_opcode(b"w"))
+    + b"s.",
+    "half a number": beside(
+        global_opcode(b"torch._utils _rebuild_tensor_v3")
+        + b"(("
+        + unicode_opcode(b"storage")
+        + global_opcode(b"torch.storage UntypedStorage")
+        + unicode_opcode(b"0")
+        + unicode_opcode(b"cpu")
+        + b"K\3tQK\0K\1\x85K\1\x85\x89}"
+        + global_opcode(b"torch float16")
+        + b"tR"
+    ),
+    "a type for a storage": beside(
+        b"("
+        + unicode_opcode(b"storage")
+        + global_opcode(b"torch float16")
+        + unicode_opcode(b"0")
+        + unicode_opcode(b"cpu")
+        + b"K\3tQ"
+    ),
+    "a size of a list": beside(global_opcode(b"torch Size") + b"]\x85R"),
+    "items for a tensor's class": beside(global_opcode(b"torch Tensor") + b"K\1K\1s"),
+    "a set's items for a list": b"\x80\x04](K\1\x90.",
     "a storage of 2^62": tensor_view(count=b"\x8a\x08" + struct.pack("<q", 1 << 62)),
     "a storage that is not its size": tensor_view(),
     "a negative offset": tensor_view(offset=b"J\xff\xff\xff\xff"),

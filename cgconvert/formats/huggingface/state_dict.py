@@ -20,6 +20,9 @@ __all__ = ["find_state_dict", "is_old_buffer", "layout_tensors"]
 MAX_DEPTH = 5
 """Levels of dictionaries among which a state dict is looked for."""
 
+MAX_NAME = 500
+"""The most characters of a tensor's name; searching longer ones for patterns takes long."""
+
 EMBEDDING = re.compile(r"(.+\.)?(wte|embed_tokens|word_embeddings|embed_in|tok_embeddings)\.weight")
 """Names of a language model's embedding, by which the model is known among other state dicts."""
 
@@ -56,6 +59,8 @@ def find_state_dict(value: Any) -> dict[str, View]:
     Raises RefusedError if there is none, or if there are two different models.
     """
     state_dicts = list(_state_dicts(value))
+    if any(len(name) > MAX_NAME for _, views in state_dicts for name in views):
+        raise RefusedError(f"its state dict has a name of more than {MAX_NAME} characters")
     models = [entry for entry in state_dicts if any(map(EMBEDDING.fullmatch, entry[1]))]
     if any(views != models[0][1] for _, views in models):
         keys = first_few([repr(key) for key, _ in models], 4, separator=", ")
@@ -115,6 +120,8 @@ def layout_tensors(
     """
     names: dict[str, str] = {}
     for name in tensors:
+        if len(name) > MAX_NAME:
+            raise InputError(f"{where}: has a tensor with a name of over {MAX_NAME} characters")
         plain = ".".join(part for part in name.split(".") if part not in WRAPPERS)
         if plain in names:
             raise InputError(f"{where}: {names[plain]} and {name} are names of one tensor")

@@ -99,11 +99,11 @@ def find_global(name: str) -> Any:
     if label.startswith(("transformers.models.", "torch.nn.modules.")):
         raise RefusedError(
             f"refused: its pickle asks for {label}: it holds a whole model and not its state dict; "
-            "load it with torch and save model.state_dict()"
+            "where it was made, save model.state_dict()"
         )
     raise RefusedError(
-        f"refused: its pickle asks for {label}, which is not part of a tensor; if you trust the "
-        "file, load it with torch and save the state dict alone"
+        f"refused: its pickle asks for {label}, which is not part of a tensor; where the file "
+        "was made, save the state dict alone"
     )
 
 
@@ -162,13 +162,12 @@ def _typed_tensor(storage: Any, offset: Any, shape: Any, stride: Any, *rest: Any
 
 def _with_attributes(function: Any, cls: Any, arguments: Any, *_: Any) -> View:
     """Stand in for torch._tensor._rebuild_from_type_v2: a tensor that has attributes."""
-    if not isinstance(function, Call) or type(arguments) is not tuple or cls is not _TENSOR_CLASS:
+    is_rebuilt = isinstance(function, Call) and function.build in (_tensor, _typed_tensor)
+    if not is_rebuilt or type(arguments) is not tuple or cls is not _TENSOR_CLASS:
         raise RefusedError("refused: its pickle makes a tensor of an unknown class")
     if len(arguments) > MAX_ARGUMENTS:
         raise ValueError(f"{len(arguments)} arguments")
-    view = function.build(*arguments)
-    if not isinstance(view, View):
-        raise ValueError("a tensor without a storage")
+    view: View = function.build(*arguments)
     return view
 
 
