@@ -49,7 +49,7 @@ def locate(location: str, options: ReadOptions) -> Located:
     Raises InputError if no format recognises it or an adapter's base is not there, UsageError if
     `options` choose a step and the format has none.
     """
-    source = base = resolve(location, options.revision)
+    source = base = resolve(location, options.revision, needs_tokenizer=options.tokenizer is None)
     adapters, origin, notes = list(options.adapter), dict[str, Any](), list[str]()
     while has_adapter(base.path) and not is_source(base.path):
         if len(adapters) == len(options.adapter) + MAX_ADAPTERS:

@@ -8,9 +8,15 @@ from pathlib import Path
 from cgconvert.errors import InputError
 from cgconvert.io.strict_json import read_json, read_text
 
-__all__ = ["CHAT_TEMPLATE", "CHAT_TEMPLATE_FOLDER", "DEFAULT", "chat_template_files",
-           "parse_chat_templates",
-           "read_chat_templates"]  # fmt: skip
+__all__ = [
+    "CHAT_TEMPLATE",
+    "CHAT_TEMPLATE_FOLDER",
+    "DEFAULT",
+    "OLD_CHAT_TEMPLATE",
+    "chat_template_files",
+    "parse_chat_templates",
+    "read_chat_templates",
+]
 
 CHAT_TEMPLATE = "chat_template.jinja"
 """The file of the default template."""

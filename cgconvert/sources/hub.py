@@ -2,11 +2,20 @@
 
 from __future__ import annotations
 
-import functools
+import glob
+from collections.abc import Sequence
 from pathlib import Path
 
-from cgconvert.errors import InputError
+from cgconvert.errors import CgconvertError, InputError, first_few
 from cgconvert.model.tokenizer_files import TOKENIZER_FILES
+from cgconvert.sources.snapshot import (
+    description_names,
+    has_tokenizer,
+    missing_files,
+    snapshot_of,
+    weight_names,
+)
+from cgconvert.sources.weight_files import INDEX_SUFFIX, explain_no_weights, list_names, shard_names
 
 __all__ = ["GPT2", "GPT2_REVISION", "fetch_checkpoint", "fetch_gpt2_tokenizer"]
 
@@ -16,29 +25,38 @@ GPT2 = "openai-community/gpt2"
 GPT2_REVISION = "607a30d783dfa663caf39e06633721c8d4cfcd7e"
 """The commit of the repository: the same tokenizer is downloaded every time."""
 
-CONFIG_FILES = ("config.json", "generation_config.json", *TOKENIZER_FILES)
 
-
-def fetch_checkpoint(repository: str, revision: str | None) -> tuple[Path, str]:
+def fetch_checkpoint(
+    repository: str, revision: str | None, *, needs_tokenizer: bool = True
+) -> tuple[Path, str]:
     """Return a repository's folder in the Hub's cache, and its commit.
 
-    If the folder is not there or has no weights, configuration, tokenizer and weights are
-    downloaded. If the repository has weights in both formats, only safetensors are.
+    If the folder is not there or lacks weights, configuration or tokenizer, these are downloaded.
+    If the repository has weights in both formats, only safetensors are.
 
     Args:
         repository: The Hub id, organisation/name.
         revision: Branch, tag or commit; None stands for the default branch.
+        needs_tokenizer: Whether a tokenizer is needed too.
 
     Raises:
-        InputError: The download failed.
+        InputError: The download failed, or the repository has no weights.
     """
+    missing: list[str] = []
     try:
         folder = _cached_snapshot(repository, revision)
-        if folder is None or not _has_weights(folder):
+        missing = missing_files(folder, needs_tokenizer=needs_tokenizer) if folder else []
+        if folder is None or missing:
             folder = _download(repository, revision)
+    except CgconvertError:
+        raise
     except Exception as error:  # the client's errors have no base class of their own
+        absent = first_few(missing, 3, separator=", ")
+        state = (
+            f"its snapshot in the Hub cache lacks {absent}" if missing else "not in the Hub cache"
+        )
         raise InputError(
-            f"{repository}: not in the Hub cache and cannot be downloaded: {_one_line(error)}"
+            f"{repository}: {state} and cannot be downloaded: {_one_line(error)}"
         ) from error
     return folder, folder.name
 
@@ -50,17 +68,13 @@ def fetch_gpt2_tokenizer() -> Path:
     """
     from huggingface_hub import snapshot_download
 
-    snapshot = functools.partial(
-        snapshot_download, GPT2, revision=GPT2_REVISION, allow_patterns=list(TOKENIZER_FILES)
-    )
+    folder = _cached_snapshot(GPT2, GPT2_REVISION)
+    if folder is not None and has_tokenizer(set(list_names(folder))):
+        return folder
     try:
-        try:
-            folder = Path(snapshot(local_files_only=True))
-            if (folder / "vocab.json").is_file() or (folder / "tokenizer.json").is_file():
-                return folder
-        except FileNotFoundError:
-            pass
-        return Path(snapshot())
+        return Path(
+            snapshot_download(GPT2, revision=GPT2_REVISION, allow_patterns=list(TOKENIZER_FILES))
+        )
     except Exception as error:
         raise InputError(
             f"the checkpoint has no tokenizer and {GPT2} cannot be downloaded: {_one_line(error)}; "
@@ -69,28 +83,51 @@ def fetch_gpt2_tokenizer() -> Path:
 
 
 def _cached_snapshot(repository: str, revision: str | None) -> Path | None:
-    """Return a repository's folder in the Hub's cache, or None; nothing is downloaded."""
-    from huggingface_hub import snapshot_download
+    """Return a repository's folder in the Hub's cache, or None; nothing is downloaded.
 
-    try:
-        return Path(snapshot_download(repository, revision=revision, local_files_only=True))
-    except FileNotFoundError:  # the base class of the client's LocalEntryNotFoundError
-        return None
+    The client's own search takes a folder for incomplete unless it has all files of the repository.
+    """
+    from huggingface_hub import constants
 
-
-def _has_weights(folder: Path) -> bool:
-    """Whether the folder has any file of weights."""
-    return any(folder.glob("*.safetensors")) or any(folder.glob("*.bin"))
+    folder = Path(constants.HF_HUB_CACHE) / f"models--{repository.replace('/', '--')}"
+    return snapshot_of(folder, revision)
 
 
 def _download(repository: str, revision: str | None) -> Path:
-    """Download configuration, tokenizer and the weights in one format; return their folder."""
-    from huggingface_hub import HfApi, snapshot_download
+    """Download configuration, tokenizer and the weights in one format; return their folder.
 
-    files = HfApi().list_repo_files(repository, revision=revision)
-    weights = "*.safetensors*" if any(f.endswith(".safetensors") for f in files) else "*.bin*"
-    patterns = [*CONFIG_FILES, weights]
-    return Path(snapshot_download(repository, revision=revision, allow_patterns=patterns))
+    Everything comes from the commit that the revision had at the beginning. Raises InputError if
+    the repository has no weights.
+    """
+    from huggingface_hub import HfApi
+
+    model = HfApi().model_info(repository, revision=revision)
+    names = [file.rfilename for file in model.siblings or ()]
+    weights = weight_names(names)
+    if not weights:
+        reason = explain_no_weights(names) or (
+            f"has no weights for transformers; it has {first_few(names, 5, separator=', ')}"
+        )
+        raise InputError(f"{repository}: {reason}")
+    # With the revision, not its commit: so the cache records which commit it is.
+    folder = _fetch(repository, revision, [*weights, *description_names(names)])
+    if folder.name != model.sha:
+        raise InputError(f"{repository}: changed while it was downloaded; try again")
+    for index in (name for name in weights if name.endswith(INDEX_SUFFIX)):
+        place = index.rpartition("/")[0]
+        shards = [f"{place}/{shard}".lstrip("/") for shard in shard_names(folder / index)]
+        if absent := sorted(set(shards) - set(names)):
+            raise InputError(f"{repository}: {index} names {absent[0]}, which is not there")
+        _fetch(repository, folder.name, shards)
+    return folder
+
+
+def _fetch(repository: str, revision: str | None, names: Sequence[str]) -> Path:
+    """Download files; return the folder of their commit."""
+    from huggingface_hub import snapshot_download
+
+    exact = [glob.escape(name) for name in names]
+    return Path(snapshot_download(repository, revision=revision, allow_patterns=exact))
 
 
 def _one_line(error: BaseException) -> str:

@@ -8,9 +8,10 @@ from pathlib import Path
 from typing import Any
 
 from cgconvert import embedded
-from cgconvert.errors import InputError
+from cgconvert.errors import InputError, UsageError
 from cgconvert.model import family
 from cgconvert.sources import hub, tarball
+from cgconvert.sources.snapshot import cached_repository
 
 __all__ = ["Source", "resolve"]
 
@@ -31,46 +32,66 @@ class Source:
     origin: Mapping[str, Any] = field(default_factory=dict)
 
 
-def resolve(location: str, revision: str | None = None) -> Source:
+def resolve(location: str, revision: str | None = None, *, needs_tokenizer: bool = True) -> Source:
     """Find a checkpoint, and download or unpack it if need be.
 
     Args:
         location: One of these, tried in this order: the name of the embedded model; the name of a
             published checkpoint (codegen-350M-mono); a path; a Hub id. A published checkpoint is
             looked for at ./checkpoints/<name>, ./checkpoints/<name>.tar.gz and ./<name>, then in
-            the Hub's cache, then downloaded. A tarball is unpacked into cgconvert's cache.
-        revision: Branch, tag or commit on the Hub.
+            the Hub's cache, then downloaded. A tarball is unpacked into cgconvert's cache. A path
+            in the Hub's cache stands for the repository that it belongs to.
+        revision: Branch, tag or commit on the Hub. With one, a name or id always means the Hub.
+        needs_tokenizer: Whether a model from the Hub needs its tokenizer too.
 
     Raises:
         InputError: There is no such checkpoint, or it cannot be downloaded or unpacked.
+        UsageError: A revision is given for a path that does not lie in the Hub's cache.
     """
     path = Path(location)
     if location == embedded.NAME and not path.exists():
+        if revision is not None:
+            raise UsageError(f"`revision` chooses a commit on the Hub; {location} is built in")
         return Source(embedded.path(), embedded.NAME, {"embedded": embedded.NAME})
     if family.is_published_checkpoint(location):
-        for candidate in (
+        candidates = (
             Path("checkpoints") / location,
             Path("checkpoints") / f"{location}.tar.gz",
             path,
-        ):
+        )
+        for candidate in candidates if revision is None else ():
             if candidate.exists():
                 return _from_path(candidate)
-        return _from_hub(family.hub_id(location), location, revision)
-    if path.exists():
-        return _from_path(path)
+        return _from_hub(family.hub_id(location), location, revision, needs_tokenizer)
+    if path.exists() and not (revision is not None and _is_hub_id(location)):
+        return _from_path(path, revision)
     if _is_hub_id(location):
-        return _from_hub(location, location.split("/")[1], revision)
+        name = location.split("/")[1]
+        try:
+            return _from_hub(location, name, revision, needs_tokenizer)
+        except InputError as error:
+            if not path.parent.is_dir():
+                raise
+            raise InputError(f"{location}: {name} is not in the folder {path.parent}; as an id on "
+                             f"the Hub: {error}") from error  # fmt: skip
     raise InputError(
         f"{location}: no such file or folder, and not a name of the family "
         f"({family.NAMES[0]} ... {family.NAMES[-1]}) or {embedded.NAME}"
     )
 
 
-def _from_path(path: Path) -> Source:
+def _from_path(path: Path, revision: str | None = None) -> Source:
     """Make the source for an existing path, which is unpacked if it is a tarball.
 
-    The model is named after its folder; a GGUF file or a tarball after the file.
+    The model is named after its folder, a GGUF file or a tarball after the file, and what lies in
+    the Hub's cache after its repository.
     """
+    if cached := cached_repository(path, revision):
+        name = cached.repository.rpartition("/")[2]
+        origin = {"hub": cached.repository, "revision": cached.commit}
+        return Source(cached.path, name, origin)
+    if revision is not None:
+        raise UsageError(f"`revision` chooses a commit on the Hub; {path} is a file or folder here")
     if path.is_file() and tarball.is_tarball(path):
         folder, origin = tarball.unpack(path)
         return Source(folder, tarball.checkpoint_name(path), origin)
@@ -80,13 +101,13 @@ def _from_path(path: Path) -> Source:
     return Source(path, resolved.parent.name if path.suffix != ".gguf" else path.stem)
 
 
-def _from_hub(repository: str, name: str, revision: str | None) -> Source:
+def _from_hub(repository: str, name: str, revision: str | None, needs_tokenizer: bool) -> Source:
     """Make the source for a Hub repository, which is downloaded if it is not in the Hub's cache."""
-    folder, commit = hub.fetch_checkpoint(repository, revision)
+    folder, commit = hub.fetch_checkpoint(repository, revision, needs_tokenizer=needs_tokenizer)
     return Source(folder, name, {"hub": repository, "revision": commit})
 
 
 def _is_hub_id(location: str) -> bool:
-    """Whether this has the form of a Hub id, organisation/name."""
+    """Whether this has the form of a Hub id, organisation/name, in which no -- may be."""
     parts = location.split("/")
-    return len(parts) == 2 and all(parts) and not location.startswith((".", "~"))
+    return len(parts) == 2 and all(parts) and "--" not in location and location[0] not in ".~"

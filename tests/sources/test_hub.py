@@ -11,6 +11,7 @@ from collections.abc import Callable, Iterator
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from threading import Thread
+from urllib.parse import unquote
 
 import pytest
 
@@ -39,7 +40,8 @@ class _Answer(BaseHTTPRequestHandler):
                 self._send(json.dumps(self._description(name, commit, folder)).encode())
                 return
             if self.path.startswith(f"/{name}/resolve/{commit}/"):
-                data = (folder / self.path.rpartition("/")[2]).read_bytes()
+                name = unquote(self.path.partition(f"{commit}/")[2])
+                data = (folder / name).read_bytes()
                 etag = f'"{hashlib.sha256(data).hexdigest()}"'
                 self._send(data, **{"ETag": etag, "X-Repo-Commit": commit})
                 return
@@ -50,8 +52,14 @@ class _Answer(BaseHTTPRequestHandler):
 
     def _description(self, name: str, commit: str, folder: Path) -> object:
         files = [
-            {"type": "file", "path": file.name, "size": file.stat().st_size, "oid": "0" * 40}
-            for file in sorted(folder.iterdir())
+            {
+                "type": "file",
+                "path": str(file.relative_to(folder)),
+                "size": file.stat().st_size,
+                "oid": "0" * 40,
+            }
+            for file in sorted(folder.rglob("*"))
+            if file.is_file()
         ]
         if "/tree/" in self.path:
             return files
@@ -70,6 +78,13 @@ class _Answer(BaseHTTPRequestHandler):
         pass
 
 
+def serve(repositories: dict[str, tuple[str, Path]]) -> Hub:
+    """Start a server in a thread; the caller shuts it down."""
+    server = Hub(repositories)
+    Thread(target=server.serve_forever, daemon=True).start()
+    return server
+
+
 @pytest.fixture
 def hub(
     make_checkpoint: Callable[..., Path], tokenizer_folder: Path, tmp_path: Path
@@ -83,8 +98,7 @@ def hub(
         if (tokenizer_folder / name).is_file():
             (gpt2 / name).write_bytes((tokenizer_folder / name).read_bytes())
     (model / "training_args.py").write_text("raise SystemExit('run')")
-    server = Hub({REPOSITORY: (COMMIT, model), GPT2: (GPT2_REVISION, gpt2)})
-    Thread(target=server.serve_forever, daemon=True).start()
+    server = serve({REPOSITORY: (COMMIT, model), GPT2: (GPT2_REVISION, gpt2)})
     yield server
     server.shutdown()
 
