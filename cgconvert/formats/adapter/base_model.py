@@ -38,7 +38,8 @@ def find_base(folder: Path) -> tuple[str, Source]:
     is_beside = not Path(config.base).exists() and beside.exists()
     location = str(beside) if is_beside else config.base
     try:
-        base = resolve(location, config.revision)
+        # A revision belongs to the Hub, where this name may come from; a copy here has none.
+        base = resolve(location, None if Path(location).exists() else config.revision)
     except InputError as error:
         raise InputError(f"{config.path}: its base model: {error}; {advice}") from error
     if base.path.resolve() == folder.resolve():
