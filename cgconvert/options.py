@@ -44,6 +44,7 @@ class Option:
         default: The value if the option is not given. None: the code decides.
         help: A line for `--help`, with its full stop.
         choices: The allowed values, of `type`; empty if others are allowed too.
+        word: A word that is allowed in place of a number; None if there is none.
         any_case: Whether the case of letters does not matter. Choices are in upper case, and so
             is the value that the code gets.
         minimum: The smallest number, itself allowed unless `exclusive_minimum`.
@@ -63,6 +64,7 @@ class Option:
     default: Any = None
     help: str = ""
     choices: tuple[Any, ...] = ()
+    word: str | None = None
     any_case: bool = False
     minimum: float | None = None
     maximum: float | None = None
@@ -87,6 +89,8 @@ class Option:
     def annotation(self) -> Any:
         """The annotation that the API's parameter of this name has to have; a test compares."""
         accepted: Any = {ByteSize: int | str, Path: str | Path}.get(self.type, self.type)
+        if self.word is not None:
+            accepted |= typing.Literal[self.word]
         if self.repeatable and not self.is_mapping:
             return Sequence[accepted]
         return accepted | None if self.default is None else accepted
@@ -98,6 +102,10 @@ class Option:
         """
         if self.choices:
             return self._choice(value)
+        if self.word is not None and isinstance(value, str):
+            if value != self.word:
+                raise UsageError(f"`{self.name}={shown(value)}` is no number, nor {self.word}")
+            return value
         if self.out_of_bounds(value):
             raise UsageError(f"`{self.name}={shown(value)}` is not in the range {self.bounds}")
         if self.repeatable:

@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from cgconvert.api.declarations import QUANTIZE, QUANTIZE_HELP, READ, WRITE
 from cgconvert.api.execution import ProgressOption, Result, execute
@@ -127,7 +127,7 @@ def to_hf(
     allow_nonfinite: bool = False,
     tokenizer: str | Path | None = None,
     config: str | Path | None = None,
-    mp_num: int | None = None,
+    mp_num: int | Literal["auto"] | None = None,
     step: int | None = None,
     revision: str | None = None,
     adapter: str | Path | Sequence[str | Path] = (),
@@ -202,7 +202,7 @@ def to_onnx(
     allow_nonfinite: bool = False,
     tokenizer: str | Path | None = None,
     config: str | Path | None = None,
-    mp_num: int | None = None,
+    mp_num: int | Literal["auto"] | None = None,
     step: int | None = None,
     revision: str | None = None,
     adapter: str | Path | Sequence[str | Path] = (),
@@ -282,7 +282,7 @@ def to_gguf(
     allow_nonfinite: bool = False,
     tokenizer: str | Path | None = None,
     config: str | Path | None = None,
-    mp_num: int | None = None,
+    mp_num: int | Literal["auto"] | None = None,
     step: int | None = None,
     revision: str | None = None,
     adapter: str | Path | Sequence[str | Path] = (),

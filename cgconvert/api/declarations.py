@@ -8,6 +8,7 @@ from pathlib import Path
 from cgconvert.calibrate.calibration_set import FAST, PRESETS
 from cgconvert.formats.gguf.types import QUANTIZED_TYPES
 from cgconvert.formats.onnx.format import MATRIX_BLOCKS
+from cgconvert.formats.read_options import AUTO
 from cgconvert.formats.registry import formats
 from cgconvert.model.device import DEVICES
 from cgconvert.options import ByteSize, Option
@@ -71,7 +72,9 @@ READ = (
         name="mp_num",
         type=int,
         minimum=1,
-        help="Groups in qkv_proj, where neither configuration nor family tells.",
+        word=AUTO,
+        metavar=f"N|{AUTO}",
+        help="Groups in qkv_proj, where the configuration does not tell; auto measures it.",
     ),
     Option(name="step", type=int, minimum=0, help="Step of a Jaxformer run (the last)."),
     Option(name="revision", help="Branch, tag or commit on the Hub."),

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from cgconvert.api.declarations import QUANTIZE
 from cgconvert.api.execution import ProgressOption, Result, execute
@@ -55,7 +55,7 @@ def quantize(
     allow_nonfinite: bool = False,
     tokenizer: str | Path | None = None,
     config: str | Path | None = None,
-    mp_num: int | None = None,
+    mp_num: int | Literal["auto"] | None = None,
     step: int | None = None,
     revision: str | None = None,
     adapter: str | Path | Sequence[str | Path] = (),

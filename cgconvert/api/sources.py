@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from cgconvert.api.declarations import READ
 from cgconvert.errors import UsageError
@@ -23,7 +23,7 @@ def load(
     *,
     tokenizer: str | Path | None = None,
     config: str | Path | None = None,
-    mp_num: int | None = None,
+    mp_num: int | Literal["auto"] | None = None,
     step: int | None = None,
     revision: str | None = None,
     adapter: str | Path | Sequence[str | Path] = (),
@@ -36,7 +36,8 @@ def load(
             loaded already is returned as it is.
         tokenizer: Folder with tokenizer.json, or vocab and merges, to use instead of the source's.
         config: Configuration file to use instead of the source's.
-        mp_num: Number of groups in qkv_proj, where neither configuration nor family tells.
+        mp_num: Number of groups in qkv_proj, where neither configuration nor family tells. "auto"
+            measures it, which reads all weights once; "auto" is refused where text cannot tell.
         step: Step of a Jaxformer run; the last unless given.
         revision: Branch, tag or commit on the Hub.
         adapter: Folder with a LoRA adapter of peft, or several, merged in this order into the
@@ -74,7 +75,7 @@ def inspect(
     *,
     tokenizer: str | Path | None = None,
     config: str | Path | None = None,
-    mp_num: int | None = None,
+    mp_num: int | Literal["auto"] | None = None,
     step: int | None = None,
     revision: str | None = None,
     adapter: str | Path | Sequence[str | Path] = (),
@@ -117,7 +118,8 @@ def inspect(
 def read_options(**values: Any) -> ReadOptions:
     """Reading options from the arguments of a function of the API.
 
-    Their bounds are the readers' to check: the errors name the file that a number does not fit.
+    Bounds of numbers are the readers' to check: the errors name the file that a number does not
+    fit. Raises UsageError for a word that is not a number of groups.
     """
     return ReadOptions(
         **{
@@ -133,4 +135,6 @@ def _argument(option: Option, value: Any) -> Any:
     if option.repeatable:
         values = [value] if isinstance(value, str | Path) else value
         return tuple(Path(item) if option.type is Path else item for item in values)
+    if option.word is not None:
+        return option.accept(value)
     return Path(value) if option.type is Path else value

@@ -6,6 +6,7 @@ import html
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Literal
 
 from cgconvert.api.declarations import VERIFY
 from cgconvert.api.execution import ProgressOption, Result, progress_for
@@ -112,7 +113,7 @@ def verify(
     device: str = "auto",
     tokenizer: str | Path | None = None,
     config: str | Path | None = None,
-    mp_num: int | None = None,
+    mp_num: int | Literal["auto"] | None = None,
     step: int | None = None,
     revision: str | None = None,
     adapter: str | Path | Sequence[str | Path] = (),

@@ -92,9 +92,10 @@ def _type(option: Option) -> ParamType | type:
     if option.type is Path:
         return click.Path(exists=option.must_exist, path_type=Path)
     if option.bounds and option.type is int:
-        return click.IntRange(
+        whole = click.IntRange(
             _whole(option.minimum), _whole(option.maximum), option.exclusive_minimum
         )
+        return whole if option.word is None else _NumberOrWord(whole, option.word)
     if option.bounds:
         return click.FloatRange(option.minimum, option.maximum, min_open=option.exclusive_minimum)
     plain: type = option.type
@@ -113,6 +114,22 @@ class _UpperCaseChoice(click.Choice[str]):
 
     def normalize_choice(self, choice: Any, ctx: click.Context | None) -> str:
         return str(choice).upper()
+
+
+class _NumberOrWord(ParamType):
+    """A whole number within bounds, or one word in its place."""
+
+    def __init__(self, number: click.IntRange, word: str) -> None:
+        self.number, self.word, self.name = number, word, "whole number or word"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
+        if value == self.word:
+            return value
+        try:
+            number = int(value)
+        except ValueError:
+            self.fail(f"{value!r} is neither a whole number nor {self.word}.", param, ctx)
+        return self.number.convert(number, param, ctx)
 
 
 class _Parsed(ParamType):

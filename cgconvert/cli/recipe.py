@@ -252,6 +252,8 @@ class _Reader:
             if value not in option.choices or isinstance(value, bool):
                 self.fail(node, f"{name} is one of {', '.join(map(str, option.choices))}")
             return value
+        if option.word is not None and value == option.word:
+            return value
         number = isinstance(value, int | float) and not isinstance(value, bool)
         if option.type is ByteSize and (number or isinstance(value, str)):
             try:
@@ -263,7 +265,8 @@ class _Reader:
             value = float(value)
         expected = option.type if option.type in TYPE_NAMES else str
         if not isinstance(value, expected) or isinstance(value, bool) != (expected is bool):
-            self.fail(node, f"{name} is not {TYPE_NAMES.get(expected, 'text')}")
+            word = f", nor {option.word}" if option.word is not None else ""
+            self.fail(node, f"{name} is not {TYPE_NAMES.get(expected, 'text')}{word}")
         if option.out_of_bounds(value):
             self.fail(node, f"{name} {value} is not in the range {option.bounds}")
         return value

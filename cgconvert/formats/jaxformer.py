@@ -66,7 +66,7 @@ class Jaxformer(SourceFormat):
         step = choose_step(path, options.step)
         config_path = options.config or _training_config(path, step)
         config = read_json(config_path)
-        sizes = geometry_of(config, config_path, options.mp_num)
+        sizes = geometry_of(config, config_path, options.groups)
         state = tensors(step, sizes)
         tokenizer, tokenizer_files = read_tokenizer(path, options, source.name, config)
         return Checkpoint(
@@ -119,7 +119,7 @@ def geometry_of(config: Mapping[str, Any], config_path: Path, mp_num: int | None
         if not isinstance(version, int) or version not in TPU_CORES:
             raise InputError(
                 f"{config_path}: tpu_version is {version!r}, which does not tell the number of "
-                "groups in qkv_proj; give it with `mp_num`"
+                'groups in qkv_proj; give it with `mp_num`, or `mp_num="auto"` to measure it'
             )
         mp_num = TPU_CORES[version]
     return geometry(

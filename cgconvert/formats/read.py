@@ -9,7 +9,8 @@ from typing import Any
 from cgconvert.formats.adapter.merge import merge
 from cgconvert.formats.base import Headers, TensorLine, bytes_by_type, tensor_lines
 from cgconvert.formats.locate import Located, locate
-from cgconvert.formats.read_options import ReadOptions, complete
+from cgconvert.formats.qkv_groups import with_measured_groups
+from cgconvert.formats.read_options import AUTO, ReadOptions, complete
 from cgconvert.model.decoder import Checkpoint, Geometry
 from cgconvert.model.tokenizer import Tokenizer
 from cgconvert.write.manifest import find_manifest
@@ -29,12 +30,15 @@ SCHEMA = 1
 def read(location: str, options: ReadOptions | None = None) -> Checkpoint:
     """Read a checkpoint: only its headers are read, the weights are lazy.
 
+    If the number of groups in qkv_proj is to be measured, all weights are read once.
+
     Args:
         location: a path, the name of the embedded model or of a model of the family, or a Hub id.
         options: facts that the source itself may not contain, such as its tokenizer.
 
     Raises:
-        InputError: the source is missing, broken or not a CodeGen.
+        InputError: the source is missing, broken or not a CodeGen, or its number of groups cannot
+            be measured.
         UsageError: an option does not fit the source.
     """
     options = options or ReadOptions()
@@ -43,7 +47,8 @@ def read(location: str, options: ReadOptions | None = None) -> Checkpoint:
     for folder in located.adapters:
         checkpoint = merge(checkpoint, folder)
     checkpoint = complete(checkpoint, location, located.base, options)
-    return _with_adapters(checkpoint, located, options)
+    checkpoint = _with_adapters(checkpoint, located, options)
+    return with_measured_groups(checkpoint) if options.mp_num == AUTO else checkpoint
 
 
 def _with_adapters(checkpoint: Checkpoint, located: Located, options: ReadOptions) -> Checkpoint:
@@ -84,9 +89,12 @@ class Description:
 def describe(location: str, options: ReadOptions | None = None) -> Description:
     """Describe a source or an artefact, which may be quantized, from its headers alone.
 
-    Raises InputError if no format recognises `location` or its headers are broken.
+    Raises InputError if no format recognises `location`, its headers are broken, or its number of
+    groups cannot be measured.
     """
     options = options or ReadOptions()
+    if options.mp_num == AUTO:
+        options = replace(options, mp_num=read(location, options).geometry.mp_num or None)
     located = locate(location, options)
     if located.adapters:
         headers, manifest = _merged_headers(read(location, options)), None

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Final, Literal
 
 from cgconvert.errors import InputError
 from cgconvert.io.strict_json import read_json
@@ -19,7 +19,10 @@ from cgconvert.sources import hub
 from cgconvert.sources.resolve import Source
 from cgconvert.write.manifest import find_manifest
 
-__all__ = ["ReadOptions", "complete", "read_tokenizer"]
+__all__ = ["AUTO", "ReadOptions", "complete", "read_tokenizer"]
+
+AUTO: Final = "auto"
+"""The value of mp_num that has the number measured (see qkv_groups)."""
 
 GPTJ_ROWS = 50400
 """The rows of GPT-J's embedding: GPT-2's 50,257 tokens and padding."""
@@ -32,21 +35,32 @@ RELEASED_CLASSES = (None, "CodeGenTokenizer", "CodeGenTokenizerFast")
 class ReadOptions:
     """Facts about a source that the source itself may not contain.
 
-    `tokenizer` and `config` replace the source's own, `mp_num` is the number of groups in qkv_proj,
-    `step` chooses one of a Jaxformer run's steps, `revision` is a branch, tag or commit on the Hub.
-    `adapter` lists folders with LoRA adapters, which are merged into the model in this order.
+    `tokenizer` and `config` replace the source's own, `mp_num` is the number of groups in qkv_proj
+    (AUTO: it is measured), `step` chooses one of a Jaxformer run's steps, `revision` is a branch,
+    tag or commit on the Hub. `adapter` lists folders with LoRA adapters, which are merged into the
+    model in this order.
     """
 
     tokenizer: Path | None = None
     config: Path | None = None
-    mp_num: int | None = None
+    mp_num: int | Literal["auto"] | None = None
     step: int | None = None
     revision: str | None = None
     adapter: tuple[Path, ...] = ()
 
+    @property
+    def groups(self) -> int | None:
+        """The number of groups to read with: 1, which always fits, where it will be measured."""
+        return 1 if self.mp_num == AUTO else self.mp_num
+
     def manifest_entry(self) -> dict[str, Any]:
-        """Return the options that a manifest records, to read the same source again."""
+        """Return the options that a manifest records, to read the same source again.
+
+        It records the number of groups that was measured, and not that it was (see qkv_groups).
+        """
         values = {key: getattr(self, key) for key in ("tokenizer", "config", "mp_num")}
+        if values["mp_num"] == AUTO:
+            del values["mp_num"]
         entry = {
             key: str(value) if isinstance(value, Path) else value
             for key, value in values.items()

@@ -86,7 +86,7 @@ class Geometry:
         if self.mp_num and self.n_head % self.mp_num:
             raise InputError(
                 f"config: n_head {self.n_head} does not divide into {self.mp_num} groups; "
-                "give the right number with `mp_num`"
+                'give the right number with `mp_num`, or `mp_num="auto"` to measure it'
             )
         if self.rotary_dim % 2 or self.rotary_dim > self.head_dim:
             raise InputError(
@@ -216,6 +216,20 @@ class Decoder:
             for value in vars(owner).values():
                 if isinstance(value, LazyTensor):
                     yield from value.leaves()
+
+    def with_groups(self, mp_num: int) -> Decoder:
+        """The model with its packed qkv_proj taken for `mp_num` groups.
+
+        The packed matrices stay as they are; only which of their rows are q, k and v changes.
+        """
+        geometry = replace(self.geometry, mp_num=mp_num)
+        row_indices = qkv_row_indices(geometry.n_embd, mp_num)
+        layers = []
+        for layer in self.layers:
+            packed = layer.packed(self.geometry.mp_num)
+            q, k, v = (packed.rows(indices) for indices in row_indices)
+            layers.append(replace(layer, q=q, k=k, v=v))
+        return replace(self, geometry=geometry, layers=tuple(layers))
 
     @property
     def dtype(self) -> torch.dtype:

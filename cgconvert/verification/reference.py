@@ -26,11 +26,11 @@ from safetensors.numpy import load, save
 
 from cgconvert.errors import InputError
 from cgconvert.io.progress import Progress, SilentProgress
-from cgconvert.io.staging import write_atomic
 from cgconvert.model.decoder import Decoder, Layer
 from cgconvert.model.device import torch_device
 from cgconvert.model.forward import attend, gelu, norm, rotary
 from cgconvert.model.tensor import LazyTensor
+from cgconvert.verification.cache import read_entry, write_entry
 from cgconvert.verification.metrics import ARRAYS, TOP, Distribution
 
 __all__ = ["CachedReference", "Reference"]
@@ -228,8 +228,6 @@ class Reference:
 VERSION = 2
 """Raise this number if the reference's mathematics change, or the fields of a Distribution."""
 
-DIGEST_BYTES = hashlib.sha256().digest_size
-
 
 class CachedReference:
     """A reference whose outputs are kept in a folder, one file for each sequence.
@@ -283,25 +281,20 @@ class CachedReference:
 
 
 def _save(path: Path, distribution: Distribution) -> None:
-    """Write the SHA-256 of an output and then the output, the whole file or nothing."""
+    """Write an output, the whole file or nothing."""
     arrays = {name: np.ascontiguousarray(getattr(distribution, name)) for name in ARRAYS}
     arrays["sizes"] = np.array([distribution.tokenizer_size, distribution.vocab_size])
-    data = save(arrays)
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        write_atomic(path, hashlib.sha256(data).digest() + data, durable=False)
-    except OSError:
-        return  # without the file the output is only computed again
+    write_entry(path, save(arrays))
 
 
 def _load(path: Path) -> Distribution | None:
     """Read an output; None if the file is absent or damaged."""
+    data = read_entry(path)
+    if data is None:
+        return None
     try:
-        raw = path.read_bytes()
-        if hashlib.sha256(raw[DIGEST_BYTES:]).digest() != raw[:DIGEST_BYTES]:
-            return None
-        arrays = load(raw[DIGEST_BYTES:])
+        arrays = load(data)
         tokenizer_size, vocab_size = arrays.pop("sizes").tolist()
         return Distribution(**arrays, tokenizer_size=tokenizer_size, vocab_size=vocab_size)
-    except (OSError, SafetensorError, KeyError, TypeError, ValueError):
+    except (SafetensorError, KeyError, TypeError, ValueError):
         return None

@@ -24,6 +24,7 @@ from cgconvert.verification.prompts import PROMPTS, TEXT_TOKENS, texts_sha256, w
 from cgconvert.verification.provenance import check_provenance
 from cgconvert.verification.reference import CachedReference, Reference
 from cgconvert.verification.report.model import Report, rounded
+from cgconvert.verification.source_groups import check_source_groups
 from cgconvert.verification.thresholds import (
     Check,
     Verdict,
@@ -106,7 +107,9 @@ def verify(
         progress=progress,
     )
 
+    cache = cache_folder() / "reference"
     checks = [check_provenance(artefact, hashes, source_sha256, source.origin)]
+    checks += check_source_groups(source, source_sha256, cache)
     file_checks, tensor_errors, has_source_weights = subject.check_files()
     checks += file_checks
     run = subject.run(
@@ -121,7 +124,7 @@ def verify(
         evidence = gather_evidence(
             run.observation,
             source,
-            CachedReference(source_reference, source_sha256, cache_folder() / "reference"),
+            CachedReference(source_reference, source_sha256, cache),
             None if has_source_weights else subject.open_stored_reference,
             partial(subject.open_with_float_activations, run.runtime["device"]),
             load(format).kept_eos_ids(source),

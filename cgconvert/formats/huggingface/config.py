@@ -149,7 +149,8 @@ def from_codegen(config: Mapping[str, Any], config_path: Path, mp_num: int | Non
         )
         raise InputError(
             f"{config_path}: {reason}, so the number of groups in qkv_proj is not known; "
-            "give it with `mp_num` (CodeGen 4, CodeGen2 1B and 3.7B 8)"
+            'give it with `mp_num` (CodeGen 4, CodeGen2 1B and 3.7B 8), or `mp_num="auto"` '
+            "to measure it"
         )
     return _decoder_geometry(
         config, config_path, mp_num, rotary_dim=integer(config, config_path, "rotary_dim")

@@ -57,7 +57,7 @@ def read(source: Source, options: ReadOptions) -> Checkpoint:
     folder = _settings_folder(base / weights.folder, files)
     config_path = options.config or folder / "config.json"
     config = read_json(config_path)
-    model, notes = _source_decoder(path, files, config, config_path, options.mp_num)
+    model, notes = _source_decoder(path, files, config, config_path, options.groups)
     tokenizer, tokenizer_files = read_tokenizer(
         _tokenizer_folder(folder), options, source.name, config
     )

@@ -1,0 +1,67 @@
+"""The check that the source was read with the right number of groups in its packed qkv_proj.
+
+The converter and the reference read the source in the same way, so they agree if both take it for
+a wrong number of groups. Text shows it (see formats/qkv_groups.py).
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from dataclasses import replace
+from pathlib import Path
+
+import torch
+
+from cgconvert.formats.qkv_groups import FAR, GroupPerplexities, measure_groups, page_ids
+from cgconvert.model.decoder import Checkpoint
+from cgconvert.verification.cache import read_entry, write_entry
+from cgconvert.verification.thresholds import Check, at_most
+
+__all__ = ["CHECK_NAME", "check_source_groups"]
+
+CHECK_NAME = "source.groups"
+
+VERSION = 1
+"""Raise this number if the mathematics of the measurement change, or the content of its file."""
+
+
+def check_source_groups(source: Checkpoint, source_sha256: str, cache: Path) -> list[Check]:
+    """Compare the number of groups that the source was read with to all others.
+
+    The value is the perplexity of a page of text at that number, as a multiple of the smallest. If
+    the model does not know the page, nothing is judged. There is no check if the source stores q, k
+    and v apart, or if only one number fits.
+
+    Args:
+        source: The checkpoint.
+        source_sha256: The digest of its files.
+        cache: A folder in which measurements are kept.
+    """
+    measured = _cached(source, source_sha256, cache)
+    if measured is None:
+        return []
+    number = source.geometry.mp_num
+    detail = f"read with {number} groups; perplexity of a page of text: {measured.figures()}"
+    if not measured.is_page_known:
+        detail += "; the model does not know this text, so nothing follows"
+    return [
+        at_most(CHECK_NAME, measured.ratio(number), FAR if measured.is_page_known else None, detail)
+    ]
+
+
+def _cached(source: Checkpoint, source_sha256: str, cache: Path) -> GroupPerplexities | None:
+    """Return the measurement from its file, or measure and write the file."""
+    # It is the same for every number of groups that the source is read with, but 0.
+    geometry = replace(source.geometry, mp_num=min(source.geometry.mp_num, 1)).as_dict()
+    identity = [VERSION, source_sha256, geometry, torch.__version__, page_ids(source)]
+    sha256 = hashlib.sha256(json.dumps(identity).encode()).hexdigest()
+    path = cache / f"{sha256}.json"
+    data = read_entry(path)
+    if data is not None:
+        perplexities = {int(number): float(value) for number, value in json.loads(data).items()}
+        return GroupPerplexities(perplexities, source.tokenizer.size)
+    measured = measure_groups(source)
+    if measured is not None:
+        write_entry(path, json.dumps(measured.by_number).encode())
+    return measured
