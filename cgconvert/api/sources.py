@@ -8,7 +8,9 @@ from typing import Any, Literal
 
 from cgconvert.api.declarations import READ
 from cgconvert.errors import UsageError
+from cgconvert.formats.qkv_groups import with_doubtful_groups_noted
 from cgconvert.formats.read import Description, ReadOptions, describe, read
+from cgconvert.formats.read_options import AUTO
 from cgconvert.model.decoder import Checkpoint
 from cgconvert.options import Option
 
@@ -30,14 +32,17 @@ def load(
 ) -> Checkpoint:
     """Open a CodeGen model. Only headers are read; weights are read when they are converted.
 
+    With `mp_num`, text is measured, which reads all weights once.
+
     Args:
         source: A folder, file or release tarball, an artefact of cgconvert, a name of the family
             (`codegen-350M-mono`), a Hub id, or the built-in `codegen-tiny-mono`. A model that was
             loaded already is returned as it is.
         tokenizer: Folder with tokenizer.json, or vocab and merges, to use instead of the source's.
         config: Configuration file to use instead of the source's.
-        mp_num: Number of groups in qkv_proj, where neither configuration nor family tells. "auto"
-            measures it, which reads all weights once; "auto" is refused where text cannot tell.
+        mp_num: Number of groups in qkv_proj, where neither configuration nor family tells; one
+            that text contradicts gets a note. "auto" measures it, and is refused where text cannot
+            tell.
         step: Step of a Jaxformer run; the last unless given.
         revision: Branch, tag or commit on the Hub.
         adapter: Folder with a LoRA adapter of peft, or several, merged in this order into the
@@ -64,7 +69,9 @@ def load(
         adapter=adapter,
     )
     if not isinstance(source, Checkpoint):
-        return read(str(source), options)
+        checkpoint = read(str(source), options)
+        is_user_number = options.mp_num is not None and options.mp_num != AUTO
+        return with_doubtful_groups_noted(checkpoint) if is_user_number else checkpoint
     if options != ReadOptions():
         raise UsageError(f"{source.name} is loaded already; give reading options to `load`")
     return source

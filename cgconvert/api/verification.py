@@ -10,7 +10,7 @@ from typing import Literal
 
 from cgconvert.api.declarations import VERIFY
 from cgconvert.api.execution import ProgressOption, Result, progress_for
-from cgconvert.api.sources import Source, load, read_options
+from cgconvert.api.sources import Source, read_options
 from cgconvert.errors import CgconvertError, InputError, UsageError
 from cgconvert.formats.read import ReadOptions, read
 from cgconvert.formats.registry import Artefact, find_all, identify
@@ -176,7 +176,7 @@ def verify(
     if reference is None or isinstance(reference, Checkpoint):
         source = reference
     else:
-        source = load(reference, **vars(options))
+        source = read(str(reference), options)
     reports = reports_of(
         artefacts_at(artefact),
         reference=source,

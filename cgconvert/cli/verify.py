@@ -9,10 +9,11 @@ from typing import Any
 import click
 
 from cgconvert.api.declarations import READ, VERIFY
-from cgconvert.api.sources import load, read_options
+from cgconvert.api.sources import read_options
 from cgconvert.api.verification import artefacts_at, reports_of
 from cgconvert.cli.options import arguments, click_options
 from cgconvert.errors import UsageError, VerificationError
+from cgconvert.formats.read import read
 from cgconvert.formats.registry import OUT, find_all
 from cgconvert.texts.text import read_text
 from cgconvert.verification.report import check_report_path
@@ -44,13 +45,13 @@ def _run(artefact: Path | None, **values: Any) -> None:
         )
     artefacts = artefacts_at(artefact or OUT)
     texts = [read_text(path) for path in dict.fromkeys(options.pop("text"))]
-    reference = options.pop("reference")
+    reference, reading_options = options.pop("reference"), read_options(**reading)
     thresholds = dict.fromkeys(known_bounds(), options.pop("threshold") or {})
     print_and_judge(
         reports_of(
             artefacts,
-            reference=load(reference, **reading) if reference else None,
-            options=read_options(**reading),
+            reference=read(reference, reading_options) if reference else None,
+            options=reading_options,
             texts=texts,
             thresholds=thresholds,
             progress="auto",

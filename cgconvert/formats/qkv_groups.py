@@ -28,7 +28,14 @@ from cgconvert.model.forward import RotaryTables, attend, gelu, norm, rotary
 from cgconvert.model.tensor import LazyTensor
 from cgconvert.texts.page import PAGE
 
-__all__ = ["FAR", "GroupPerplexities", "measure_groups", "page_ids", "with_measured_groups"]
+__all__ = [
+    "FAR",
+    "GroupPerplexities",
+    "measure_groups",
+    "page_ids",
+    "with_doubtful_groups_noted",
+    "with_measured_groups",
+]
 
 PAGE_TOKENS = 128
 
@@ -90,9 +97,16 @@ class GroupPerplexities:
         return self.is_page_known and self.ratio(number) >= FAR
 
     def figures(self) -> str:
-        """Write the perplexities, the smallest first: "24 at 4, 227 at 2, 308 at 1"."""
+        """Write the perplexities, the smallest first: "24 with 4 groups, 227 with 2"."""
         ascending = sorted(self.by_number.items(), key=lambda item: (item[1], item[0]))
-        return ", ".join(f"{perplexity:.3g} at {number}" for number, perplexity in ascending)
+        texts = [f"{_rounded(perplexity)} with {number}" for number, perplexity in ascending]
+        texts[0] += " group" if self.best == 1 else " groups"
+        return ", ".join(texts)
+
+
+def _rounded(perplexity: float) -> str:
+    """Write a perplexity with three significant digits: 24.1, 4650."""
+    return f"{float(f'{perplexity:.3g}'):.7g}"
 
 
 def with_measured_groups(checkpoint: Checkpoint) -> Checkpoint:
@@ -108,21 +122,40 @@ def with_measured_groups(checkpoint: Checkpoint) -> Checkpoint:
     number = 1 if measured is None else measured.clear_winner
     if measured is not None and number is None:
         reason = (
-            "two numbers are too near"
+            "too near to decide"
             if measured.is_page_known
-            else "the model does not know this text, or this is not its tokenizer"
+            else "so this model does not know English and Python, or this is not its tokenizer"
         )
         raise InputError(
-            f"{checkpoint.path}: the number of groups in qkv_proj cannot be measured: {reason}; "
-            f"the perplexity of a page of text is {measured.figures()}; give the number with "
+            f"{checkpoint.path}: text does not show the number of groups in qkv_proj: the "
+            f"perplexity of a page is {measured.figures()}, {reason}; give the number with "
             "`mp_num`"
         )
     assert number is not None
+    notes = checkpoint.notes
+    if measured is not None:
+        notes += (
+            f"{checkpoint.path}: qkv_proj was measured to be packed in {number}: the perplexity of "
+            f"a page of text is {measured.figures()}",
+        )
     return replace(
         checkpoint,
         decoder=checkpoint.decoder.with_groups(number),
         origin={**checkpoint.origin, "mp_num": number},
+        notes=notes,
     )
+
+
+def with_doubtful_groups_noted(checkpoint: Checkpoint) -> Checkpoint:
+    """Add a note to a checkpoint if another number of groups than its own is better by FAR."""
+    measured, number = measure_groups(checkpoint), checkpoint.geometry.mp_num
+    if measured is None or not measured.is_beaten(number):
+        return checkpoint
+    note = (
+        f"{checkpoint.path}: `mp_num={number}` looks wrong, qkv_proj looks packed in "
+        f"{measured.best}: the perplexity of a page of text is {measured.figures()}"
+    )
+    return replace(checkpoint, notes=(*checkpoint.notes, note))
 
 
 def page_ids(checkpoint: Checkpoint) -> list[int]:

@@ -42,9 +42,9 @@ def check_source_groups(source: Checkpoint, source_sha256: str, cache: Path) -> 
     if measured is None:
         return []
     number = source.geometry.mp_num
-    detail = f"read with {number} groups; perplexity of a page of text: {measured.figures()}"
+    detail = f"read with {number}; perplexity of a page of text: {measured.figures()}"
     if not measured.is_page_known:
-        detail += "; the model does not know this text, so nothing follows"
+        detail += "; the model does not know such text, so nothing follows"
     return [
         at_most(CHECK_NAME, measured.ratio(number), FAR if measured.is_page_known else None, detail)
     ]
