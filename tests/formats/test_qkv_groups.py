@@ -176,7 +176,7 @@ def of_low_rank(_: str, tensor: torch.Tensor) -> torch.Tensor:
     generator = torch.Generator().manual_seed(5)
     left = torch.randn(tensor.shape[0], 8, generator=generator)
     update = left @ torch.randn(8, tensor.shape[1], generator=generator)
-    return tensor + update * (0.5 * tensor.norm() / update.norm())
+    return tensor + update * (0.5 * float(tensor.norm()) / float(update.norm()))
 
 
 @pytest.mark.parametrize("change", [noise(0.3), rounded_to_4_bits, of_low_rank])
