@@ -24,8 +24,8 @@ __all__ = ["AUTO", "ReadOptions", "complete", "read_tokenizer"]
 AUTO: Final = "auto"
 """The value of mp_num that has the number measured (see qkv_groups)."""
 
-GPTJ_ROWS = 50400
-"""The rows of GPT-J's embedding: GPT-2's 50,257 tokens and padding."""
+CODEGEN_ROWS = 51200
+"""The rows of CodeGen's embedding. GPT-J's has 50,400, and its fine-tunes a few more."""
 
 RELEASED_CLASSES = (None, "CodeGenTokenizer", "CodeGenTokenizerFast")
 """The classes of a release's tokenizer; None where no file names one."""
@@ -102,7 +102,7 @@ def read_tokenizer(
     """Load the tokenizer of a source in `folder`, and list the files it was read from.
 
     The user's tokenizer has precedence over the source's. If there is neither, GPT-2's is fetched
-    from the Hub, because every CodeGen uses it. A source's own tokenizer is used as it is. To
+    from the Hub, which CodeGen and GPT-J use. A source's own tokenizer is used as it is. To
     GPT-2's tokenizer CodeGen's runs of white space are added, where the source has none of its own
     or is an original release.
 
@@ -113,9 +113,14 @@ def read_tokenizer(
         config: The contents of its configuration.
 
     Raises:
-        InputError: The tokenizer is broken.
+        InputError: The tokenizer is broken, or a MOSS has none.
     """
     has_own = any((folder / file).is_file() for file in ("tokenizer.json", "vocab.json"))
+    if options.tokenizer is None and not has_own and config.get("model_type") == "moss":
+        raise InputError(
+            f"{folder}: has no tokenizer, and MOSS's is its own; give a folder with vocab.json and "
+            "merges.txt of fnlp/moss-moon-003-base with `tokenizer`"
+        )
     path = options.tokenizer or (folder if has_own else hub.fetch_gpt2_tokenizer())
     directory = path if path.is_dir() else path.parent
     files = tuple(directory / file for file in TOKENIZER_FILES if (directory / file).is_file())
@@ -146,8 +151,8 @@ def _is_release(name: str, folder: Path) -> bool:
 
 
 def _is_gptj(config: Mapping[str, Any]) -> bool:
-    """Whether a configuration is that of GPT-J with its own vocabulary, which has no runs."""
-    return config.get("model_type") == "gptj" and config.get("vocab_size") == GPTJ_ROWS
+    """Whether a configuration is GPT-J's, not that of a CodeGen in GPT-J's layout."""
+    return config.get("model_type") == "gptj" and config.get("vocab_size") != CODEGEN_ROWS
 
 
 def _configured_eos_id(folder: Path, config: Mapping[str, Any]) -> int | None:

@@ -76,7 +76,7 @@ def resolve(location: str, revision: str | None = None, *, needs_tokenizer: bool
                              f"the Hub: {error}") from error  # fmt: skip
     raise InputError(
         f"{location}: no such file or folder, and not a name of the family "
-        f"({family.NAMES[0]} ... {family.NAMES[-1]}) or {embedded.NAME}"
+        f"(codegen-350M-mono, codegen2-1B, gpt-j-6b ...) or {embedded.NAME}"
     )
 
 

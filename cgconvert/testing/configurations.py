@@ -46,16 +46,19 @@ def gptj_config(g: Geometry, dtype: torch.dtype) -> dict[str, Any]:
     }
 
 
-def codegen2_config(g: Geometry, dtype: torch.dtype) -> dict[str, Any]:
-    """config.json as Salesforce/codegen2-1B has it: head_dim is there, and code of its own."""
+def codegen2_config(g: Geometry, dtype: torch.dtype, name: str = "codegen2-1B") -> dict[str, Any]:
+    """config.json as Salesforce/codegen2-1B has it: with code of its own.
+
+    Those of 8 groups have an entry head_dim.
+    """
     return codegen_config(g, dtype) | {
-        "_name_or_path": "checkpoints/codegen2-1B/",
+        "_name_or_path": f"checkpoints/{name}/",
         "auto_map": {
             "AutoConfig": "configuration_codegen.CodeGenConfig",
             "AutoModel": "modeling_codegen.CodeGenModel",
             "AutoModelForCausalLM": "modeling_codegen.CodeGenForCausalLM",
         },
-        "head_dim": g.head_dim,
+        **({"head_dim": g.head_dim} if g.mp_num == 8 else {}),
         "tokenizer_class": "GPT2Tokenizer",
     }
 

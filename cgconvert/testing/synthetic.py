@@ -3,6 +3,7 @@
 For tests and benchmarks:
 
     python -m cgconvert.testing.synthetic codegen-350M-mono --layout tarball -o checkpoints --seed 0
+    python -m cgconvert.testing.synthetic gpt-j-6b --layers 1 --layout torch-sharded
 
 Random weights say nothing about quality; they have the real shapes, types and file structure.
 """
@@ -331,10 +332,10 @@ def _sharded(
 
 
 def _hub_files(state: State, g: Geometry, target: Path, tokenizer: Path | None) -> None:
-    config = codegen_config if g.mp_num else gptj_config
+    config = (codegen_config if g.mp_num else gptj_config)(g, _dtype(state))
     if target.name.startswith("codegen2"):
-        config = codegen2_config
-    (target / "config.json").write_text(json.dumps(config(g, _dtype(state)), indent=2))
+        config = codegen2_config(g, _dtype(state), target.name)
+    (target / "config.json").write_text(json.dumps(config, indent=2))
     _copy_tokenizer(tokenizer, target)
 
 

@@ -27,6 +27,9 @@ def test_every_published_size_has_a_recipe() -> None:
     sources = [recipe.load(path).source for path in SHIPPED]
     for size in family.SIZES:
         assert any(f"-{size}-" in source for source in sources), size
+    for size in family.CODEGEN2_SIZES:
+        assert f"codegen2-{size}" in sources
+    assert "gpt-j-6b" in sources
     assert embedded.NAME in sources
 
 

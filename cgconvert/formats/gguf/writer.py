@@ -238,11 +238,13 @@ def _describe(writer: HeaderWriter, checkpoint: Checkpoint) -> None:
     writer.add_finetune(finetune or "")  # the writer leaves out what is empty
     writer.add_version(version or "")
     writer.add_size_label(size or gguf.size_label(parameters, parameters, 0, 0))
-    writer.add_tags(["text-generation", "code", "codegen"])
-    writer.add_license("bsd-3-clause")
+    writer.add_tags(["text-generation", *family.model_of(name).tags])
+    license_name = family.license_of(name)
+    if license_name:
+        writer.add_license(license_name)
     if family.is_published_checkpoint(name):  # who made a fine-tune is not known
-        writer.add_organization(family.ORGANISATION)
-        writer.add_languages(["en"])
+        writer.add_organization(family.published(name).organisation)
+        writer.add_languages(list(family.model_of(name).languages))
 
 
 def _add_geometry(writer: HeaderWriter, geometry: Geometry) -> None:

@@ -18,6 +18,7 @@ __all__ = [
     "from_phi",
     "generation_config",
     "geometry",
+    "gptj_config",
     "integer",
     "phi_config",
     "token_ids",

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import yaml
 
 from cgconvert.formats.huggingface.layouts import LAYOUTS
@@ -36,15 +38,19 @@ def model_card(
     name: str, geometry: Geometry, tokenizer: Tokenizer, *, dtype: str, layout: str
 ) -> str:
     """Create the model card: Markdown after YAML front matter, the Hub's metadata."""
-    member = family.is_published_checkpoint(name)
-    front = {
-        "license": "bsd-3-clause",
+    model = family.model_of(name)
+    is_published = family.is_published_checkpoint(name)
+    license_name = family.license_of(name)
+    front: dict[str, Any] = {
+        **({"license": license_name} if license_name else {}),
         "library_name": "transformers",
         "pipeline_tag": "text-generation",
-        "tags": ["code", "codegen"],
-    } | ({"base_model": family.hub_id(name)} if member else {})
-    made_from = f"[{family.hub_id(name)}](https://huggingface.co/{family.hub_id(name)})"
-    source = made_from if member else f"the CodeGen checkpoint `{name}`"
+        **({"tags": list(model.tags)} if model.tags else {}),
+        **({"base_model": family.hub_id(name)} if is_published else {}),
+    }
+    source = f"the {model.title} checkpoint `{name}`" if model.title else f"`{name}`"
+    if is_published:
+        source = f"[{family.hub_id(name)}](https://huggingface.co/{family.hub_id(name)})"
     rows = {
         "parameters": f"{geometry.parameters:,}",
         "type of the weights": dtype,
@@ -63,8 +69,7 @@ def model_card(
         [
             f"---\n{yaml.safe_dump(front, sort_keys=False)}---\n",
             f"# {name}\n",
-            f"Converted by cgconvert from {source}, a program synthesis model of the CodeGen "
-            "family ([paper](https://arxiv.org/abs/2203.13474)). Nothing was trained or "
+            f"Converted by cgconvert from {source}, {model.description}. Nothing was trained or "
             f"fine-tuned. {LAYOUTS[layout].card}\n",
             f"## Use\n\n{_SNIPPET}" + (f"\n{_MLX}" if layout == "phi" else ""),
             f"## Geometry\n\n| | |\n|---|---|\n{table}",

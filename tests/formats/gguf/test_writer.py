@@ -74,7 +74,6 @@ def test_metadata_describe_the_model(convert: Callable[..., Path]) -> None:
         "general.basename": "codegen",
         "general.size_label": "9M",
         "general.finetune": "multi",
-        "general.license": "bsd-3-clause",
         "general.tags": ["text-generation", "code", "codegen"],
         "general.file_type": 7,
         "general.quantization_version": 2,
@@ -102,6 +101,24 @@ def test_metadata_describe_the_model(convert: Callable[..., Path]) -> None:
     assert {types[index] for index in tokenizer().whitespace_ids} == {4}
     assert set(types[tokenizer().size :]) == {5}
     assert tokens[-1] == f"[PAD{ROWS - 1}]"
+
+
+@pytest.mark.parametrize(
+    ("name", "entries"),
+    [
+        ("gpt-j-6b", ("EleutherAI", "apache-2.0", ["en"], ["text-generation", "gptj"])),
+        ("moss-moon-003-sft", ("fnlp", "agpl-3.0", ["en", "zh"], ["text-generation", "moss"])),
+        ("pygmalion-6b", (None, None, None, ["text-generation"])),
+    ],
+)
+def test_metadata_claim_what_is_known_of_a_name(
+    name: str, entries: tuple[object, ...], tmp_path: Path
+) -> None:
+    output = tmp_path / "model.gguf"
+    execute(plan(replace(random_checkpoint(64), name=name), output, type="F16"))
+    metadata = read_header(output).metadata
+    keys = ("organization", "license", "languages", "tags")
+    assert tuple(metadata.get(f"general.{key}") for key in keys) == entries
 
 
 def test_only_matrices_are_narrow(convert: Callable[..., Path]) -> None:

@@ -263,10 +263,37 @@ def test_the_model_card_is_valid(folder: Path) -> None:
     assert "| attention heads | 8 of 8 |" in card
 
 
-def test_a_card_names_no_base_outside_the_family(checkpoint: Checkpoint, tmp_path: Path) -> None:
-    other = contents(to_hf(replace(checkpoint, name="nsql-350M"), tmp_path))["README.md"].decode()
-    assert "base_model" not in other
-    assert "`nsql-350M`" in other
+@pytest.mark.parametrize(
+    ("name", "sentence"),
+    [
+        ("codegen-sql", "from the CodeGen checkpoint `codegen-sql`, a program synthesis model of"),
+        ("gpt-j-tuned", "from the GPT-J checkpoint `gpt-j-tuned`, a language model ("),
+        ("pygmalion-6b", "from `pygmalion-6b`, a language model with the decoder of CodeGen"),
+    ],
+)
+def test_a_card_claims_no_base_and_no_license_of_a_fine_tune(
+    name: str, sentence: str, checkpoint: Checkpoint, tmp_path: Path
+) -> None:
+    card = contents(to_hf(replace(checkpoint, name=name), tmp_path))["README.md"].decode()
+    front = yaml.safe_load(card.split("---\n")[1])
+    assert not front.keys() & {"base_model", "license"}
+    assert sentence in card
+
+
+@pytest.mark.parametrize(
+    ("name", "base", "license_name"),
+    [
+        ("gpt-j-6B", "EleutherAI/gpt-j-6b", "apache-2.0"),
+        ("moss-moon-003-sft", "fnlp/moss-moon-003-sft", "agpl-3.0"),
+        ("codegen2-1B", "Salesforce/codegen2-1B", "apache-2.0"),
+    ],
+)
+def test_a_card_names_the_published_base_and_its_license(
+    name: str, base: str, license_name: str, checkpoint: Checkpoint, tmp_path: Path
+) -> None:
+    card = contents(to_hf(replace(checkpoint, name=name), tmp_path))["README.md"].decode()
+    front = yaml.safe_load(card.split("---\n")[1])
+    assert (front["base_model"], front["license"]) == (base, license_name)
 
 
 def test_ids_are_the_tokenizers(folder: Path) -> None:
