@@ -16,7 +16,7 @@ from cgconvert.model.device import warm_up_mkl
 from cgconvert.model.generation_config import ids_of
 from cgconvert.runtimes.runtime import Runtime, run_left_padded
 
-__all__ = ["TransformersRuntime"]
+__all__ = ["TransformersRuntime", "quiet"]
 
 
 class TransformersRuntime(Runtime):
@@ -65,7 +65,7 @@ class TransformersRuntime(Runtime):
             raise InputError(f"{path}: not a Hugging Face folder, it has no config.json")
         load("huggingface").admit(path)
         warm_up_mkl()
-        with _quiet(), _input_errors(path):
+        with quiet(), _input_errors(path):
             tokenizer = AutoTokenizer.from_pretrained(
                 path, local_files_only=True, trust_remote_code=False
             )
@@ -202,7 +202,7 @@ def _input_errors(path: Path | str, action: str = "load") -> Iterator[None]:
 
 
 @contextmanager
-def _quiet() -> Iterator[None]:
+def quiet() -> Iterator[None]:
     """Turn transformers' progress bars and warnings off: stderr belongs to the command."""
     from transformers import utils
 

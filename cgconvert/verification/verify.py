@@ -33,6 +33,10 @@ from cgconvert.verification.thresholds import (
     worst_verdict,
 )
 from cgconvert.verification.weights import TensorError, check_weights
+from cgconvert.verification.witness.call import Witness, call_once
+from cgconvert.verification.witness.checks import check_files, check_observation, check_source
+from cgconvert.verification.witness.opening import NoWitnessError
+from cgconvert.verification.witness.tokenizer import TokenReading, read_artefact_tokens
 from cgconvert.write.hashing import file_sha256, hash_checkpoint
 from cgconvert.write.manifest import manifest_path
 
@@ -117,6 +121,17 @@ def verify(
         new_tokens,
         files_failed=worst_verdict(file_checks) == Verdict.FAIL,
     )
+    observation = run.observation
+    witness = call_once(
+        source,
+        source_sha256,
+        observation.openings if observation else (),
+        max(map(len, observation.generated), default=0) if observation else 0,
+        source_reference.weight_dtype,
+        progress,
+    )
+    checks += check_source(witness)
+    checks += check_files(witness, subject.read_tokens(witness))
     series: dict[str, list[float | None]] = {}
     if run.failure is not None:
         checks.append(run.failure)
@@ -132,6 +147,13 @@ def verify(
         comparisons = LogitComparisons.of(evidence)
         bounds = thresholds_for(format, type, run.runtime["device"], thresholds)
         checks += run_checks(evidence, comparisons, bounds)
+        compared = comparisons.with_source
+        checks += check_observation(
+            witness,
+            run.observation,
+            2 * compared.max_difference if compared is not None else None,
+            is_quantized=unquantized_dtype is None,
+        )
         if comparisons.with_source is not None:
             series = {"logits.kl": rounded(comparisons.with_source.kl)}
     progress.finish()
@@ -240,6 +262,15 @@ class _ArtefactUnderTest:
             detail = in_words(str(error))
             return _Run(runtime, None, Check("runtime", None, None, "<=", Verdict.FAIL, detail))
         return _Run(runtime, observation)
+
+    def read_tokens(self, witness: Witness) -> TokenReading | str:
+        """Read the artefact's special tokens and templates, or say why they cannot be read."""
+        if witness.tokenizer is None:
+            return witness.no_tokenizer
+        try:
+            return read_artefact_tokens(self.path)
+        except (CgconvertError, NoWitnessError) as error:
+            return in_words(str(error))
 
     def open_stored_reference(self) -> Reference:
         """Make the reference with the artefact's own weights.

@@ -1,0 +1,1 @@
+"""A witness of the source apart from cgconvert's readers: transformers."""

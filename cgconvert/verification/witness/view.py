@@ -1,0 +1,260 @@
+"""A private folder through which transformers reads a source: only what cgconvert itself admitted.
+
+transformers trusts the files of a checkpoint. A configuration can name other weights
+(`transformers_weights`), other tokenizer files (`fast_tokenizer_files`), code (`auto_map`),
+adapters or kernels, and these may lie outside the folder. So transformers never sees the source's
+own folder. It sees links to the weight files that cgconvert's reader checked, under the names that
+transformers expects, and JSON files with the entries of an allow-list.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Collection, Mapping
+from pathlib import Path
+from typing import Any
+
+from cgconvert.io.strict_json import read_json, read_text
+from cgconvert.model.decoder import Checkpoint
+from cgconvert.model.tokenizer_files import TOKENIZER_FILES
+from cgconvert.verification.witness.opening import NoWitnessError
+
+__all__ = [
+    "link_weights", "stored_tokens", "write_configs", "write_tokenizer",
+    "write_tokenizer_files",
+]  # fmt: skip
+
+LAYOUTS = ("torch", "safetensors", "phi", "gptj")
+"""The layouts that transformers loads; it has no reader for Jaxformer, and none of our ONNX."""
+
+SIZES = (
+    "vocab_size", "n_positions", "n_ctx", "n_embd", "n_layer", "n_head", "n_inner", "rotary_dim",
+    "activation_function", "layer_norm_epsilon", "tie_word_embeddings", "max_position_embeddings",
+    "hidden_size", "num_hidden_layers", "num_attention_heads",
+)  # fmt: skip
+"""Entries of CodeGen's and of GPT-J's config.json on which the logits depend. The last ones are
+other names of the same entries (configuration_codegen.py: attribute_map)."""
+
+MODEL_TYPES: Mapping[str, Collection[str]] = {
+    "codegen": SIZES,
+    "gptj": SIZES,
+    "phi": (
+        "vocab_size", "hidden_size", "intermediate_size", "num_hidden_layers",
+        "num_attention_heads", "num_key_value_heads", "hidden_act", "max_position_embeddings",
+        "layer_norm_eps", "tie_word_embeddings", "qk_layernorm", "rope_theta", "rope_scaling",
+        "rope_parameters", "partial_rotary_factor",
+    ),
+}  # fmt: skip
+"""The entries of a config.json that transformers gets to see, by model type."""
+
+TOKENIZER_CLASSES = (
+    "CodeGenTokenizer", "CodeGenTokenizerFast", "GPT2Tokenizer", "GPT2TokenizerFast",
+    "PreTrainedTokenizerFast", "TokenizersBackend",
+)  # fmt: skip
+"""transformers' classes of byte-level BPE; a class of another family reads other files."""
+
+ROLES = (
+    "bos_token", "eos_token", "unk_token", "pad_token", "sep_token", "cls_token", "mask_token",
+)  # fmt: skip
+EXTRA_TOKENS = ("additional_special_tokens", "extra_special_tokens")
+TOKEN_FIELDS = ("content", "single_word", "lstrip", "rstrip", "normalized", "special", "__type")
+
+TOKENIZER_JSON = (
+    "version", "added_tokens", "normalizer", "pre_tokenizer", "post_processor", "decoder", "model",
+)  # fmt: skip
+"""Entries of tokenizer.json; `padding` and `truncation` would change what a call returns."""
+
+TOKENIZER_CONFIG = (
+    *ROLES, *EXTRA_TOKENS, "added_tokens_decoder", "add_prefix_space", "add_bos_token",
+    "add_eos_token", "clean_up_tokenization_spaces", "errors", "chat_template", "tokenizer_class",
+)  # fmt: skip
+
+TEMPLATE_FILE, TEMPLATE_FOLDER = "chat_template.jinja", "additional_chat_templates"
+OLD_TEMPLATE_FILE = "chat_template.json"
+MAX_TEMPLATES = 32
+
+
+def link_weights(source: Checkpoint, folder: Path) -> None:
+    """Link the source's weight files into `folder`, under the names that transformers expects.
+
+    Raises NoWitnessError if the source has another layout.
+    """
+    _check_layout(source)
+    weights = [path for path in source.files if path.suffix in (".safetensors", ".bin")]
+    if not weights or len({path.suffix for path in weights}) > 1:
+        raise NoWitnessError("its weight files have names that transformers does not load")
+    name = "model.safetensors" if weights[0].suffix == ".safetensors" else "pytorch_model.bin"
+    if len(weights) == 1:
+        (folder / name).symlink_to(weights[0].resolve())
+        return
+    index = read_json(weights[0].with_name(f"{name}.index.json")).get("weight_map")
+    weight_map = index if isinstance(index, dict) else {}
+    shards = {path.name: path for path in weights}
+    if set(weight_map.values()) != set(shards):
+        raise NoWitnessError("its index names other files than were read")
+    for shard, path in shards.items():
+        (folder / shard).symlink_to(path.resolve())
+    _write(folder / f"{name}.index.json", {"metadata": {}, "weight_map": weight_map})
+
+
+def write_configs(source: Checkpoint, folder: Path) -> None:
+    """Write the source's config.json into `folder`, with the entries of MODEL_TYPES alone.
+
+    Raises NoWitnessError if transformers has no class of its own for the model.
+    """
+    _check_layout(source)
+    if source.config.get("auto_map"):
+        raise NoWitnessError("its model needs code that comes with it, which is never run")
+    model_type = source.config.get("model_type")
+    if not _is_known(source.config):
+        raise NoWitnessError(f"transformers has no model_type {model_type!r}")
+    config = _only(source.config, ("model_type", *MODEL_TYPES[str(model_type)]))
+    _write(folder / "config.json", config)
+
+
+def write_tokenizer(source: Checkpoint, folder: Path) -> bool:
+    """Write the source's tokenizer files into `folder`.
+
+    Returns whether they come with the source. If they do not, they are GPT-2's, to which a release
+    of CodeGen adds runs of white space. Raises NoWitnessError if transformers has no class of its
+    own for the tokenizer, or if the user gave another tokenizer.
+    """
+    _check_layout(source)
+    if "tokenizer" in source.origin:
+        raise NoWitnessError("the tokenizer is not the source's: it was given with `tokenizer`")
+    files = {path.name: path for path in source.files if path.name in TOKENIZER_FILES}
+    if not files:
+        raise NoWitnessError("the source has no tokenizer files")
+    stored = next(iter(files.values())).parent
+    write_tokenizer_files(stored, files, source.config, folder)
+    return stored.resolve() == _folder(source).resolve()
+
+
+def write_tokenizer_files(
+    stored: Path, files: Mapping[str, Path], config: Mapping[str, Any], folder: Path
+) -> None:
+    """Write the tokenizer in the folder `stored` into `folder`.
+
+    Args:
+        stored: The folder of the tokenizer.
+        files: Those of its files that are used, by name.
+        config: The contents of the model's config.json, which may name the tokenizer's class.
+        folder: The private folder.
+
+    Raises:
+        NoWitnessError: transformers has no class of its own for the tokenizer.
+    """
+    entries = read_json(files["tokenizer_config.json"]) if "tokenizer_config.json" in files else {}
+    entries["tokenizer_class"] = _tokenizer_class(entries, config, "tokenizer.json" in files)
+    if "tokenizer.json" in files:
+        _write(folder / "tokenizer.json", _tokenizer_json(read_json(files["tokenizer.json"])))
+    else:
+        for name in files.keys() & {"vocab.json", "merges.txt"}:
+            (folder / name).symlink_to(files[name].resolve())
+    if "added_tokens.json" in files:
+        _write(folder / "added_tokens.json", read_json(files["added_tokens.json"]))
+    if "special_tokens_map.json" in files:
+        roles = _only(read_json(files["special_tokens_map.json"]), (*ROLES, *EXTRA_TOKENS))
+        _write(folder / "special_tokens_map.json", _plain(roles))
+    if "tokenizer_config.json" in files or entries["tokenizer_class"]:
+        _write(folder / "tokenizer_config.json", _plain(_only(entries, TOKENIZER_CONFIG)))
+    # AutoTokenizer asks for the model's type first.
+    _write(folder / "config.json", _only(config, ("model_type",)) if _is_known(config) else {})
+    _write_templates(stored, folder)
+
+
+def stored_tokens(folder: Path) -> frozenset[str]:
+    """The texts of all tokens that the tokenizer files in a private folder give an id."""
+    tokens: set[str] = set()
+    for name in ("vocab.json", "added_tokens.json"):
+        tokens |= _read_object(folder / name).keys()
+    tokenizer = _read_object(folder / "tokenizer.json")
+    vocabulary = tokenizer.get("model", {}).get("vocab")
+    tokens |= vocabulary.keys() if isinstance(vocabulary, dict) else set()
+    decoder = _read_object(folder / "tokenizer_config.json").get("added_tokens_decoder") or {}
+    entries = [*tokenizer.get("added_tokens", ()), *decoder.values()]
+    return frozenset(tokens | {str(entry.get("content")) for entry in entries})
+
+
+def _tokenizer_class(
+    entries: Mapping[str, Any], config: Mapping[str, Any], has_tokenizer_json: bool
+) -> str | None:
+    """The class with which transformers opens a tokenizer; None: that of the model's type."""
+    names = [entries.get("tokenizer_class"), config.get("tokenizer_class")]
+    declared = next((name for name in names if isinstance(name, str)), None)
+    if declared in TOKENIZER_CLASSES or (declared is None and _is_known(config)):
+        return declared
+    if not has_tokenizer_json:
+        raise NoWitnessError(f"transformers has no tokenizer class {declared!r}")
+    return "PreTrainedTokenizerFast"
+
+
+def _is_known(config: Mapping[str, Any]) -> bool:
+    """Whether transformers has the model's type."""
+    model_type = config.get("model_type")
+    return isinstance(model_type, str) and model_type in MODEL_TYPES
+
+
+def _write_templates(stored: Path, folder: Path) -> None:
+    """Copy the chat templates that have files of their own."""
+    templates = [stored / TEMPLATE_FILE, *sorted((stored / TEMPLATE_FOLDER).glob("*.jinja"))]
+    for path in templates[:MAX_TEMPLATES]:
+        if path.is_file():
+            target = folder / path.relative_to(stored)
+            target.parent.mkdir(exist_ok=True)
+            target.write_text(read_text(path), encoding="utf-8")
+    # Only transformers' processors read this file; it counts where there is no other template.
+    old = _read_object(stored / OLD_TEMPLATE_FILE).get("chat_template")
+    inline = _read_object(folder / "tokenizer_config.json").get("chat_template")
+    if isinstance(old, str) and not inline and not any(map(Path.is_file, templates)):
+        (folder / TEMPLATE_FILE).write_text(old, encoding="utf-8")
+
+
+def _folder(source: Checkpoint) -> Path:
+    """The folder of a checkpoint, whose path may be a weight file."""
+    return source.path if source.path.is_dir() else source.path.parent
+
+
+def _check_layout(source: Checkpoint) -> None:
+    if source.layout not in LAYOUTS:
+        raise NoWitnessError(f"transformers does not read the layout {source.layout}")
+
+
+def _tokenizer_json(stored: Mapping[str, Any]) -> dict[str, Any]:
+    """A tokenizer.json without padding and truncation, and added tokens without unknown fields."""
+    added = stored.get("added_tokens")
+    tokens = added if isinstance(added, list) else []
+    return {
+        **_only(stored, TOKENIZER_JSON),
+        "truncation": None,
+        "padding": None,
+        "added_tokens": [_only(token, ("id", *TOKEN_FIELDS)) for token in tokens],
+    }
+
+
+def _plain(entries: dict[str, Any]) -> dict[str, Any]:
+    """Leave out the fields of tokens that transformers' AddedToken does not have."""
+    result = dict(entries)
+    decoder = result.get("added_tokens_decoder")
+    if isinstance(decoder, dict):
+        result["added_tokens_decoder"] = {
+            index: _only(token, TOKEN_FIELDS) for index, token in decoder.items()
+        }
+    for role in ROLES:
+        if isinstance(result.get(role), dict):
+            result[role] = _only(result[role], TOKEN_FIELDS)
+    return result
+
+
+def _only(entries: Mapping[str, Any], keys: Collection[str]) -> dict[str, Any]:
+    """The entries whose key is one of `keys`."""
+    return {key: value for key, value in entries.items() if key in keys}
+
+
+def _read_object(path: Path) -> dict[str, Any]:
+    """Read a JSON object; empty if the file is absent."""
+    return read_json(path) if path.is_file() else {}
+
+
+def _write(path: Path, content: Mapping[str, Any]) -> None:
+    path.write_text(json.dumps(content, ensure_ascii=False), encoding="utf-8")
