@@ -23,7 +23,8 @@ from cgconvert.verification.report.model import Report
 from cgconvert.verification.thresholds import Check, Verdict
 from cgconvert.verification.verify import verify
 from tests.support.artefacts import write
-from tests.support.fine_tunes import CHATML, fine_tune, gpt2_fine_tune
+from tests.support.fine_tunes import CHAT, FIRST_ID, GEOMETRY, fine_tune
+from tests.support.slow_tokenizers import gpt2_fine_tune
 
 
 def report_on(source: Checkpoint, folder: Path, type_: str = "hf-float16") -> Report:
@@ -77,7 +78,9 @@ READER_BUGS: dict[str, tuple[Patch, Callable[[Path], Path], str, str]] = {
     ),
     "the end of text of GPT-2 for a fine-tune's own": (
         end_of_gpt2,
-        lambda folder: fine_tune(folder, eos="<eom>"),
+        lambda folder: fine_tune(
+            folder, tokens=["<eom>"], roles={"eos_token": "<eom>"}, likely=FIRST_ID
+        ),
         "witness.special_tokens",
         "eos is 3967, transformers reads 4006 in the source",
     ),
@@ -89,7 +92,7 @@ READER_BUGS: dict[str, tuple[Patch, Callable[[Path], Path], str, str]] = {
     ),
     "the chat template dropped": (
         change_tokenizer(lambda t: replace(t, chat_templates={})),
-        lambda folder: fine_tune(folder, template=CHATML),
+        lambda folder: fine_tune(folder, templates={"default": CHAT}),
         "witness.chat_template",
         "the template 'default' of the source is missing",
     ),
@@ -108,7 +111,7 @@ READER_BUGS: dict[str, tuple[Patch, Callable[[Path], Path], str, str]] = {
     ),
     "layers read in another order": (
         change_decoder(lambda d: replace(d, layers=d.layers[::-1])),
-        fine_tune,
+        lambda folder: fine_tune(folder, geometry=replace(GEOMETRY, n_layer=2)),
         "witness.logits",
         "the whole model",
     ),
