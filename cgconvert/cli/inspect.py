@@ -58,7 +58,7 @@ def _provenance(description: Description) -> list[str]:
     """Lines about the place of a checkpoint, or about the source of an artefact."""
     provenance = description.provenance
     if "source" not in provenance:
-        origin = ", ".join(f"{name} {value}" for name, value in provenance.items())
+        origin = ", ".join(f"{name} {_shown(value)}" for name, value in provenance.items())
         return [f"from        {origin}"] if provenance else []
     source = provenance["source"]
     options = ", ".join(f"{name} {value}" for name, value in provenance["options"].items())
@@ -68,6 +68,11 @@ def _provenance(description: Description) -> list[str]:
         f"sha256 {source['sha256']}",
         f"made by     cgconvert {made_by}" + (f" ({options})" if options else ""),
     ]
+
+
+def _shown(value: object) -> str:
+    """A value of a checkpoint's origin; several adapters stand beside each other."""
+    return " and ".join(map(str, value)) if isinstance(value, list) else str(value)
 
 
 command = click.Command(

@@ -66,7 +66,7 @@ def locate(location: str, options: ReadOptions) -> Located:
     if options.tokenizer is None and tokenizers:
         options = replace(options, tokenizer=tokenizers[-1])
         notes.append(f"{tokenizers[-1]}: the adapter's tokenizer is used in place of its base's")
-    if has_adapter(base.path) and not _is_given(base.path, adapters):
+    if has_adapter(base.path) and not _is_merged(base.path, adapters):
         notes.append(
             f"{base.path}: the adapter beside the weights is not merged into them; transformers "
             "loads it if peft is installed. Merge it with `adapter`, if the weights are its base's"
@@ -74,7 +74,7 @@ def locate(location: str, options: ReadOptions) -> Located:
     return Located(source, base, format_, tuple(adapters), options, origin, tuple(notes))
 
 
-def _is_given(folder: Path, adapters: Sequence[Path]) -> bool:
+def _is_merged(folder: Path, adapters: Sequence[Path]) -> bool:
     """Whether the adapter in a folder is one of those that are merged."""
     return any(folder.resolve() == adapter.resolve() for adapter in adapters)
 

@@ -78,6 +78,9 @@ def _size(artefact: Path, name: str) -> int:
 
 
 def _source_name(origin: Any) -> str | None:
-    """How the user named the source when it was read; None if the origin does not say."""
+    """How the user named the source and its adapters; None if the origin does not say."""
     name = origin.get("given") if isinstance(origin, dict) else None
-    return name if isinstance(name, str) else None
+    if not isinstance(name, str):
+        return None
+    adapters = origin.get("adapter")
+    return f"{name} with {', '.join(map(str, adapters))}" if isinstance(adapters, list) else name

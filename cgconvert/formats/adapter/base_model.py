@@ -36,7 +36,7 @@ def find_base(folder: Path) -> tuple[str, Source]:
         raise InputError(f"{config.path}: does not name its base model; {advice}")
     beside = folder / config.base
     is_beside = not Path(config.base).exists() and beside.exists()
-    location = str(beside) if is_beside else config.base
+    location = str(beside.resolve()) if is_beside else config.base
     try:
         # A revision belongs to the Hub, where this name may come from; a copy here has none.
         base = resolve(location, None if Path(location).exists() else config.revision)
