@@ -8,25 +8,20 @@ jaxformer/hf/convert.py creates too.
 
 from __future__ import annotations
 
-import io
-import math
-from collections.abc import Callable, Mapping
-from dataclasses import replace
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-import torch
-
 from cgconvert.errors import InputError
-from cgconvert.formats.base import Headers, SourceFormat, tensor_lines
+from cgconvert.formats.base import Headers, SourceFormat
 from cgconvert.formats.huggingface.config import geometry, integer
+from cgconvert.formats.npz import NpyArray, read_array
 from cgconvert.formats.read_options import ReadOptions, complete, read_tokenizer
-from cgconvert.io.stored_zip import Member, read_members
+from cgconvert.io.stored_zip import read_members
 from cgconvert.io.strict_json import read_json
 from cgconvert.model.decoder import Checkpoint, Geometry
 from cgconvert.model.family import TPU_CORES
-from cgconvert.model.tensor import LazyTensor, RowBias, StoredTensor
+from cgconvert.model.tensor import LazyTensor, RowBias
 from cgconvert.model.tensor_names import CODEGEN
 from cgconvert.sources.resolve import Source
 
@@ -40,14 +35,6 @@ LEAVES = (
     "ln_bias", "ln_weight",
 )  # fmt: skip
 """The leaves arr_0 to arr_13: the tree {embed, proj, transformer}, keys of each level sorted."""
-
-DTYPES = {
-    "<f4": torch.float32,
-    "<f2": torch.float16,
-    "|V2": torch.bfloat16,  # numpy stores a type that it does not know as raw bytes
-    "<V2": torch.bfloat16,
-}
-MAX_NPY_HEADER = 4096  # bytes; numpy writes 128
 
 ARCHIVE = Path("model/0.npz")
 
@@ -87,25 +74,70 @@ class Jaxformer(SourceFormat):
             checkpoint.layout,
             checkpoint.geometry,
             checkpoint.tokenizer,
-            tensor_lines(leaves(checkpoint.path / ARCHIVE)),
+            tuple(leaf.line for leaf in leaves(checkpoint.path / ARCHIVE)),
             checkpoint.origin,
         )
 
 
 def _training_config(folder: Path, step: Path) -> Path:
-    """Find the training configuration: a JSON file with model_layers in the source or its step."""
-    configs = [
-        path
-        for parent in dict.fromkeys((folder, step, step.parent))
-        for path in sorted(parent.glob("*.json"))
-        if "model_layers" in read_json(path)
-    ]
+    """Find the training configuration: a JSON file with model_layers in the source or its step.
+
+    Of several, the one that describes the arrays is taken. Other JSON files are left alone.
+    Raises InputError if there is none, or if several that differ describe the arrays.
+    """
+    configs: dict[Path, dict[str, Any]] = {}
+    broken: list[InputError] = []
+    for parent in dict.fromkeys((folder, step, step.parent)):
+        for path in sorted(parent.glob("*.json")):
+            try:
+                config = read_json(path)
+            except InputError as error:  # a list, for example, which is nothing of Jaxformer's
+                broken.append(error)
+                continue
+            if "model_layers" in config:
+                configs[path] = config
+    if not configs and broken:
+        raise broken[0]
     if not configs:
         raise InputError(
             f"{folder}: no Jaxformer training configuration (a .json with model_layers) in it; "
             "give it with `config`"
         )
-    return configs[0]
+    if len(configs) == 1:
+        return next(iter(configs))
+    fitting = [path for path in configs if _describes(configs[path], path, step)]
+    if not fitting:
+        raise InputError(
+            f"{folder}: none of {', '.join(path.name for path in configs)} describes the arrays; "
+            "give the right training configuration with `config`"
+        )
+    for other in fitting[1:]:
+        if _sizes(configs[other]) != _sizes(configs[fitting[0]]):
+            raise InputError(
+                f"{folder}: {fitting[0].name} and {other.name} both describe the arrays and "
+                "differ; give the right one with `config`"
+            )
+    return fitting[0]
+
+
+_MODEL_KEYS = ("model_layers", "model_dim", "model_heads", "model_pe_rotary_dims",
+               "model_seq_len", "model_vocab_size", "tpu_version")  # fmt: skip
+
+
+def _sizes(config: Mapping[str, Any]) -> tuple[Any, ...]:
+    """The values of a training configuration that `geometry_of` reads."""
+    return tuple(config.get(key) for key in _MODEL_KEYS)
+
+
+def _describes(config: Mapping[str, Any], path: Path, step: Path) -> bool:
+    """Whether a training configuration has the sizes of a step's arrays."""
+    try:
+        # The number of groups changes no shape.
+        expected = _shapes(geometry_of(config, path, mp_num=1))
+    except InputError:
+        return False
+    stored = zip(LEAVES, leaves(step / ARCHIVE), strict=True)
+    return all(leaf.shape == expected[name] for name, leaf in stored)
 
 
 def geometry_of(config: Mapping[str, Any], config_path: Path, mp_num: int | None) -> Geometry:
@@ -169,14 +201,14 @@ def tensors(step: Path, g: Geometry) -> dict[str, LazyTensor]:
                 f"the configuration says {list(shapes[name])}"
             )
     state: dict[str, LazyTensor] = {
-        CODEGEN.model["wte"]: RowBias(stored["embed.w"], stored["embed.b"])
+        CODEGEN.model["wte"]: RowBias(stored["embed.w"].tensor, stored["embed.b"].tensor)
     }
     for part in ("ln_f_weight", "ln_f_bias", "head_bias"):
-        state[CODEGEN.model[part]] = stored[part]
-    state[CODEGEN.model["head"]] = stored["head"].T
+        state[CODEGEN.model[part]] = stored[part].tensor
+    state[CODEGEN.model["head"]] = stored["head"].tensor.T
     for part, name in CODEGEN.layer.items():
         for layer in range(g.n_layer):
-            tensor = _layer(stored[part], layer, name.format(i=layer))
+            tensor = stored[part].entry(layer, name.format(i=layer))
             state[name.format(i=layer)] = tensor.T if len(tensor.shape) == 2 else tensor
     return state
 
@@ -193,50 +225,16 @@ def _shapes(g: Geometry) -> dict[str, tuple[int, ...]]:
     }  # fmt: skip
 
 
-def _layer(leaf: StoredTensor, layer: int, name: str) -> StoredTensor:
-    """Return one layer of a leaf, in which all layers are stacked on axis 0."""
-    shape = leaf.shape[1:]
-    offset = leaf.offset + layer * math.prod(shape) * leaf.dtype.itemsize
-    return replace(leaf, offset=offset, shape=shape, name=name)
-
-
-def leaves(path: Path) -> list[StoredTensor]:
+def leaves(path: Path) -> list[NpyArray]:
     """Return the archive's arrays, lazily, in the order of `LEAVES`. Raises InputError."""
     names = [f"arr_{i}.npy" for i in range(len(LEAVES))]
-    arrays = read_members(path)
-    if arrays.keys() != set(names):
+    members = read_members(path)
+    if members.keys() != set(names):
         raise InputError(
-            f"{path}: holds {len(arrays)} members; a Jaxformer model is arr_0 to "
+            f"{path}: holds {len(members)} members; a Jaxformer model is arr_0 to "
             f"arr_{len(LEAVES) - 1}"
         )
-    return [_array(arrays[name], path) for name in names]
-
-
-def _array(member: Member, path: Path) -> StoredTensor:
-    """Read the .npy header of an archive member. Raises InputError if it is not such an array."""
-    with path.open("rb") as file:
-        file.seek(member.offset)
-        header = io.BytesIO(file.read(min(MAX_NPY_HEADER, member.size)))
-    try:
-        read: Callable[..., tuple[tuple[int, ...], bool, np.dtype]] = (
-            np.lib.format.read_array_header_1_0
-            if np.lib.format.read_magic(header) == (1, 0)
-            else np.lib.format.read_array_header_2_0
-        )
-        shape, fortran, dtype = read(header)
-    except Exception as error:  # numpy parses it as Python source, which fails in many ways
-        raise InputError(f"{path}: {member.name} is not an array: {error}") from error
-    if dtype.str not in DTYPES or dtype.names or dtype.subdtype or fortran:
-        raise InputError(
-            f"{path}: {member.name} holds {dtype.str}{' in Fortran order' if fortran else ''}; "
-            "expected float32, float16 or bfloat16 in C order"
-        )
-    torch_dtype = DTYPES[dtype.str]
-    if len(shape) > 3 or not all(type(n) is int and 0 < n < 1 << 48 for n in shape):
-        raise InputError(f"{path}: {member.name} has an impossible shape {list(shape)}")
-    if header.tell() + math.prod(shape) * torch_dtype.itemsize != member.size:
-        raise InputError(f"{path}: {member.name} is shorter or longer than its header says")
-    return StoredTensor(path, member.offset + header.tell(), tuple(shape), torch_dtype, member.name)
+    return [read_array(path, members[name]) for name in names]
 
 
 def _step_number(folder: Path) -> int | None:

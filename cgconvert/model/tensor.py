@@ -12,7 +12,7 @@ import math
 import os
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
 
@@ -26,6 +26,7 @@ __all__ = [
     "CastTensor",
     "FirstColumns",
     "InMemoryTensor",
+    "LastAxis",
     "LazyTensor",
     "RowBias",
     "SelectedRows",
@@ -167,6 +168,49 @@ class StoredTensor(LazyTensor):
                     "it is truncated, fetch it again"
                 )
             memory, offset = memory[count:], offset + count
+
+
+LAST_AXIS_BYTES = 4 << 20
+"""Bytes that `LastAxis` reads at once, of which it keeps those at its index."""
+
+
+@dataclass(frozen=True)
+class LastAxis(LazyTensor):
+    """The elements at one index of the last axis of a stored tensor of two or three axes.
+
+    The other elements lie between them in the file and are read too, piece by piece.
+    """
+
+    source: StoredTensor
+    index: int
+
+    @property
+    def parents(self) -> tuple[LazyTensor, ...]:
+        return (self.source,)
+
+    @property
+    def shape(self) -> tuple[int, ...]:  # type: ignore[override]
+        return self.source.shape[:-1]
+
+    @property
+    def dtype(self) -> torch.dtype:  # type: ignore[override]
+        return self.source.dtype
+
+    def read(self, rows: slice = ALL, cols: slice = ALL) -> torch.Tensor:
+        length = self.source.shape[-1]
+        start, stop, _ = rows.indices(self.shape[0])
+        left, right, _ = cols.indices(self.shape[1]) if len(self.shape) == 2 else (0, 1, 1)
+        flat = (self.shape[0], math.prod(self.source.shape[1:]))
+        source = replace(self.source, shape=flat)
+        kept = torch.empty((max(0, stop - start), max(0, right - left)), dtype=self.dtype)
+        step = max(1, LAST_AXIS_BYTES // max(1, (right - left) * length * self.dtype.itemsize))
+        for first in range(0, len(kept), step):
+            last = min(first + step, len(kept))
+            piece = source.read(
+                slice(start + first, start + last), slice(left * length, right * length)
+            )
+            kept[first:last] = piece.reshape(last - first, -1, length)[..., self.index]
+        return kept if len(self.shape) == 2 else kept.reshape(-1)
 
 
 @dataclass(frozen=True)
