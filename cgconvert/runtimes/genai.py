@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -22,6 +22,16 @@ if TYPE_CHECKING:
     import onnxruntime_genai
 
 __all__ = ["GenaiRuntime"]
+
+PLAIN_SEARCH: Mapping[str, Any] = {
+    "do_sample": False,
+    "min_length": 0,
+    "num_beams": 1,
+    "num_return_sequences": 1,
+    "no_repeat_ngram_size": 0,
+    "repetition_penalty": 1.0,
+}
+"""Settings with which the logits are those of the model, whatever the folder's search says."""
 
 
 class GenaiRuntime(Runtime):
@@ -100,7 +110,7 @@ class GenaiRuntime(Runtime):
             return np.empty((0, _model_entry(self._config_path, "vocab_size")), dtype=np.float32)
         if self._generator is None:
             parameters = self._genai.GeneratorParams(self._model)
-            parameters.set_search_options(max_length=self.n_positions, do_sample=False)
+            parameters.set_search_options(max_length=self.n_positions, **PLAIN_SEARCH)
             self._generator = self._genai.Generator(self._model, parameters)
         self.check_length(self._generator.token_count() + len(ids))
         try:

@@ -8,7 +8,7 @@ would share its mistakes.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -22,13 +22,11 @@ from cgconvert.formats.comparison import (
     SettingsDifferences,
     StoredArtefact,
     as_mapping,
-    entry_differences,
     expected_tensors,
     pair_tensors,
     value_differences,
 )
 from cgconvert.formats.huggingface.checks import (
-    IDS,
     config_differences,
     generation_differences,
     tokenizer_differences,
@@ -36,6 +34,12 @@ from cgconvert.formats.huggingface.checks import (
 from cgconvert.formats.huggingface.config import codegen_config
 from cgconvert.formats.onnx import reader
 from cgconvert.formats.onnx.builder import MICROSOFT, OPERATORS
+from cgconvert.formats.onnx.genai_checks import (
+    admit_genai_config,
+    admit_genai_template,
+    genai_setting_differences,
+    genai_size_differences,
+)
 from cgconvert.formats.onnx.weights import (
     ADJUSTED,
     COS,
@@ -45,7 +49,6 @@ from cgconvert.formats.onnx.weights import (
     SIN,
     rotary_tables,
 )
-from cgconvert.formats.onnx.writer import genai_config
 from cgconvert.io.strict_json import read_json
 from cgconvert.model.decoder import Checkpoint, Decoder, Geometry
 from cgconvert.model.tensor import InMemoryTensor, LazyTensor, StoredTensor
@@ -68,7 +71,7 @@ def stored_artefact(path: Path, source: Decoder) -> StoredArtefact:
     differences += _graph_differences(graph, g)
     if (folder / "genai_config.json").is_file():
         genai = as_mapping(read_json(folder / "genai_config.json").get("model"))
-        differences += [f"genai_config.json: {text}" for text in _genai_size_differences(genai, g)]
+        differences += [f"genai_config.json: {text}" for text in genai_size_differences(genai, g)]
     expected = {
         name: tensor.T if len(tensor.shape) == 2 and isinstance(tensors.get(name), StoredTensor)
         and name != ONNX.model["wte"] else tensor
@@ -101,21 +104,6 @@ def _stack_qkv(
 def _metadata(graph: Path) -> dict[str, str]:
     """Return the graph's metadata entries."""
     return {entry.key: entry.value for entry in reader.parse(graph).metadata_props}
-
-
-def _genai_size_differences(model: Mapping[str, Any], geometry: Geometry) -> list[str]:
-    """Compare the sizes in the section "model" of genai_config.json with the geometry."""
-    expected = genai_config(geometry, end_of_text=0, graph="")["model"]  # ids are not compared
-    sizes = ("head_size", "hidden_size", "num_attention_heads", "num_hidden_layers",
-             "num_key_value_heads")  # fmt: skip
-    return [
-        *config_differences(
-            model, {key: expected[key] for key in ("context_length", "vocab_size")}
-        ),
-        *config_differences(
-            as_mapping(model.get("decoder")), {key: expected["decoder"][key] for key in sizes}
-        ),
-    ]
 
 
 def _graph_differences(path: Path, g: Geometry) -> list[str]:
@@ -163,33 +151,8 @@ def settings(path: Path, source: Checkpoint) -> SettingsDifferences:
     folder = reader.folder_of(graph)
     texts = generation_differences(folder, source)
     if (folder / "genai_config.json").is_file():
-        texts += _genai_setting_differences(folder / "genai_config.json", graph, source)
+        texts += genai_setting_differences(folder / "genai_config.json", graph, source)
     return SettingsDifferences(texts, list(tokenizer_differences(folder, source)))
-
-
-def _genai_setting_differences(path: Path, graph: Path, source: Checkpoint) -> list[str]:
-    """Compare ids, names of inputs and outputs, and search settings with what cgconvert writes.
-
-    An absent search setting counts as cgconvert's, a setting that cgconvert does not write is a
-    difference.
-    """
-    end = source.tokenizer.eos_token_id
-    expected = genai_config(source.geometry, end, graph.relative_to(path.parent).as_posix())
-    config = read_json(path)
-    model, search = as_mapping(config.get("model")), as_mapping(config.get("search"))
-    decoder, expected_decoder = as_mapping(model.get("decoder")), expected["model"]["decoder"]
-    parts = (
-        (model, {key: expected["model"][key] for key in ("type", *IDS)}),
-        (decoder, {"filename": expected_decoder["filename"]}),
-        (as_mapping(decoder.get("inputs")), expected_decoder["inputs"]),
-        (as_mapping(decoder.get("outputs")), expected_decoder["outputs"]),
-        ({**expected["search"], **search}, expected["search"]),
-    )
-    texts = [
-        text for actual, entries in parts for text in entry_differences(path.name, actual, entries)
-    ]
-    extra = search.keys() - expected["search"].keys()
-    return texts + [f"{path.name}: search has {key}" for key in sorted(extra)]
 
 
 SMALL = 64
@@ -270,46 +233,5 @@ def admit_genai(folder: Path) -> None:
         raise InputError(f"{config_path}: names the graph {name!r}, which is not there")
     admit_onnx(graph)
     Tokenizer.load(folder)
-    options = decoder.get("session_options") if isinstance(decoder, dict) else None
-    cuda = isinstance(options, dict) and bool(options.get("provider_options"))
-    written = genai_config(_cache_geometry(graph), 0, name, "cuda" if cuda else "cpu")
-    _check_within(config, written, config_path, "")
-    decoder, sizes = config["model"]["decoder"], written["model"]["decoder"]
-    for key in ("head_size", "num_attention_heads", "num_hidden_layers", "num_key_value_heads"):
-        if decoder.get(key) != sizes[key]:
-            raise InputError(
-                f"{config_path}: {key} is {decoder.get(key)!r}, the graph has {sizes[key]}"
-            )
-
-
-def _cache_geometry(graph: Path) -> Geometry:
-    """Read the numbers of layers and heads from the graph's cache; other sizes are arbitrary."""
-    past = [v for v in reader.parse(graph).graph.input if v.name.startswith("past_key_values.")]
-    shapes = {tuple(d.dim_value for d in v.type.tensor_type.shape.dim) for v in past}
-    shape = shapes.pop() if len(shapes) == 1 else ()
-    if len(shape) != 4 or len(past) % 2:
-        raise InputError(f"{graph}: not a decoder with a KV cache: its inputs are other ones")
-    _, heads, _, size = shape
-    try:
-        return Geometry(len(past) // 2, heads * size, heads, 2, 1, 1, 0)
-    except InputError as error:
-        raise InputError(f"{graph}: {error}") from None
-
-
-def _check_within(config: Any, written: Any, config_path: Path, key: str) -> None:
-    """Check that each entry of a configuration is in `written` too, with the same type.
-
-    Texts and lists must be equal, numbers only possible. `key` is the prefix of the entries' names.
-    Raises InputError that names the entry.
-    """
-    if isinstance(written, Mapping) and isinstance(config, Mapping):
-        for name, value in config.items():
-            if name not in written:
-                raise InputError(f"{config_path}: has {key}{name}, which cgconvert does not write")
-            _check_within(value, written[name], config_path, f"{key}{name}.")
-    elif type(config) is not type(written) or (
-        isinstance(config, str | list) and config != written
-    ):
-        raise InputError(f"{config_path}: {key[:-1]} is {config!r}, not as cgconvert writes it")
-    elif isinstance(config, int) and not 0 <= config <= 1 << 22:
-        raise InputError(f"{config_path}: {key[:-1]} is {config}, an impossible number")
+    admit_genai_config(config_path, graph)
+    admit_genai_template(folder)

@@ -6,6 +6,7 @@ that it does not know is an error, so settings of generation without one are lef
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 from typing import Any
 
@@ -13,7 +14,7 @@ from cgconvert.formats.left_out import describe_unheld, left_out_note
 from cgconvert.model.chat_templates import DEFAULT
 from cgconvert.model.decoder import Checkpoint, Geometry
 
-__all__ = ["genai_config", "genai_notes", "search_settings", "template_fault"]
+__all__ = ["genai_config", "genai_ids", "genai_notes", "search_settings", "template_fault"]
 
 TOP_K = 50
 """How many tokens transformers samples from if no file says so. In genai 1 means greedy, even with
@@ -22,11 +23,17 @@ do_sample, and 0 means all."""
 OLD_MAX_LENGTH = 20
 """The default of transformers 4, which old configurations repeat. It is not the model's."""
 
-MAX_CHARACTERS = 1 << 15
-MAX_TAGS = 1000
-"""The longest template and the most tags that genai may get. Its parser takes time that grows with
-the square of the tags (1,000: 3 s, 4,000: 40 s), and ends the process by a stack overflow in a
-comment or name of 60,000 characters. The longest known templates have some 20,000."""
+MAX_CHARACTERS, MAX_TAGS, MAX_TAG_CHARACTERS = 1 << 16, 1000, 1 << 12
+"""The longest template, the most tags and the longest tag that genai may get, texts in quotes not
+counted. Its parser takes time that grows with the square of the tags (1,000: 3 s, 4,000: 40 s) and
+of what is in one (4,000 characters: 2 s, 16,000: 15 s), and ends the process by a stack overflow in
+a name of 32,000 characters. The longest known templates have some 20,000, in 400 tags."""
+
+_QUOTED = r"""'(?:[^'\\]|\\.)*'|"(?:[^"\\]|\\.)*\""""
+_TAG = re.compile(
+    rf"(?P<comment>\{{#.*?(?:#\}}|\Z))|\{{[{{%](?:{_QUOTED}|.)*?(?:[%}}]\}}|\Z)", re.DOTALL
+)
+"""A comment, or a tag with the quoted texts in it; either may have no end."""
 
 
 def genai_config(
@@ -77,6 +84,16 @@ def genai_config(
     }
 
 
+def genai_ids(checkpoint: Checkpoint) -> dict[str, int | list[int]]:
+    """Return the ids of roles; eos is a list if generation stops at several."""
+    tokenizer, (own, *further) = checkpoint.tokenizer, checkpoint.eos_token_ids
+    return {
+        "bos_token_id": tokenizer.bos_token_id,
+        "eos_token_id": [own, *further] if further else own,
+        "pad_token_id": tokenizer.pad_token_id,
+    }
+
+
 def search_settings(
     sampling: Mapping[str, Any], geometry: Geometry, target: str = "cpu"
 ) -> dict[str, Any]:
@@ -119,7 +136,7 @@ def genai_notes(checkpoint: Checkpoint, search: Mapping[str, Any]) -> tuple[str,
     if search["num_beams"] > 1 and given.get("early_stopping") == "never":
         held.discard("early_stopping")
     notes = left_out_note(
-        "genai_config.json", describe_unheld(given, held), "; generation_config.json has it"
+        "genai_config.json", describe_unheld(given, held), "; generation_config.json has them"
     )
     fault = template_fault(checkpoint.tokenizer.chat_templates.get(DEFAULT, ""))
     if fault:
@@ -131,5 +148,14 @@ def template_fault(template: str) -> str:
     """Return what of a chat template is too much for genai, an empty text if nothing is."""
     if len(template) > MAX_CHARACTERS:
         return f"{len(template):,} characters, more than {MAX_CHARACTERS:,}"
-    tags = sum(template.count(opening) for opening in ("{%", "{{", "{#"))
-    return f"{tags:,} tags, more than {MAX_TAGS:,}" if tags > MAX_TAGS else ""
+    tags = list(_TAG.finditer(template))
+    if len(tags) > MAX_TAGS:
+        return f"{len(tags):,} tags, more than {MAX_TAGS:,}"
+    lengths = [
+        len(tag[0] if tag["comment"] else re.sub(_QUOTED, "", tag[0], flags=re.DOTALL))
+        for tag in tags
+    ]
+    longest = max(lengths, default=0)
+    if longest > MAX_TAG_CHARACTERS:
+        return f"a tag of {longest:,} characters, more than {MAX_TAG_CHARACTERS:,}"
+    return ""

@@ -25,7 +25,9 @@ from cgconvert.formats.huggingface import config as configs
 from cgconvert.formats.onnx.weights import COS, QKV, ROTARY_BASE, ROTARY_ORDER
 from cgconvert.io.stand_ins import check_head
 from cgconvert.io.strict_json import read_json
+from cgconvert.model.chat_templates import chat_template_files
 from cgconvert.model.decoder import Checkpoint, Decoder, Geometry
+from cgconvert.model.generation_config import GENERATION_CONFIG, read_generation_config
 from cgconvert.model.tensor import LazyTensor, StoredTensor
 from cgconvert.model.tensor_names import ONNX
 from cgconvert.model.tokenizer import Tokenizer
@@ -174,15 +176,23 @@ def read(path: Path, name: str) -> Checkpoint:
     stored = _tensors(graph, model)
     geometry = _geometry(graph, configs.from_codegen(config, config_path, mp_num=1), model, stored)
     data = sorted({tensor.path for tensor in stored.values()})
-    tokenizer_files = [folder / file for file in TOKENIZER_FILES if (folder / file).is_file()]
+    tokenizer = Tokenizer.load(folder)
+    others = [folder / file for file in (*TOKENIZER_FILES, GENERATION_CONFIG)]
     return Checkpoint(
         name=name,
         path=path,
         layout="onnx",
         config=config,
         decoder=ONNX.decoder(geometry, _oriented(_float(graph, stored)), str(graph)),
-        tokenizer=Tokenizer.load(folder),
-        files=(*data, graph, config_path, *tokenizer_files),
+        tokenizer=tokenizer,
+        files=(
+            *data,
+            graph,
+            config_path,
+            *filter(Path.is_file, others),
+            *chat_template_files(folder),
+        ),
+        generation=read_generation_config(folder, config, config_path, tokenizer),
     )
 
 

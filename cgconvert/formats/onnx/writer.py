@@ -1,8 +1,4 @@
-"""Plan a folder that optimum, onnxruntime-genai, transformers.js and plain onnxruntime read.
-
-genai_config.json, by which onnxruntime-genai runs the folder, has the keys of its documentation,
-"Configuration reference" (src/config.h).
-"""
+"""Plan a folder that optimum, onnxruntime-genai, transformers.js and plain onnxruntime read."""
 
 from __future__ import annotations
 
@@ -13,14 +9,23 @@ from typing import Any
 
 from cgconvert.errors import InputError
 from cgconvert.formats.base import OUT
-from cgconvert.formats.huggingface.config import codegen_config
+from cgconvert.formats.huggingface.config import codegen_config, generation_config, token_ids
+from cgconvert.formats.onnx.genai import (
+    genai_config,
+    genai_ids,
+    genai_notes,
+    search_settings,
+)
 from cgconvert.formats.onnx.graph import build
 from cgconvert.formats.onnx.variant import Variant
 from cgconvert.formats.onnx.weights import plan_tensors
+from cgconvert.model.chat_templates import DEFAULT
 from cgconvert.model.decoder import Checkpoint, Geometry
 from cgconvert.write.plan import FilePlan, Plan
 
-__all__ = ["Variant", "default_path", "genai_config", "plan"]
+__all__ = ["Variant", "default_path", "plan"]
+
+TOKENIZER_CONFIG = "tokenizer_config.json"
 
 
 def default_path(
@@ -74,6 +79,9 @@ def plan(
             *(FilePlan(name, text) for name, text in _texts(checkpoint, variant).items()),
         ),
         options=variant.options,
+        notes=genai_notes(
+            checkpoint, search_settings(checkpoint.generation.sampling, geometry, target)
+        ),
     )
 
 
@@ -89,19 +97,42 @@ def _check(geometry: Geometry) -> None:
 
 def _texts(checkpoint: Checkpoint, variant: Variant) -> dict[str, bytes]:
     """Create the files at the root: configurations and tokenizer."""
-    geometry, end = checkpoint.geometry, checkpoint.tokenizer.eos_token_id
-    ids = {"bos_token_id": end, "eos_token_id": end}
+    geometry = checkpoint.geometry
     types = {"dtype": variant.dtype, "torch_dtype": variant.dtype}
     config = codegen_config(geometry, checkpoint.config)
     configs = {
-        "config.json": config | ids | types | _transformers_js(variant),
-        "generation_config.json": ids | {"pad_token_id": end},
+        "config.json": config | token_ids(checkpoint) | types | _transformers_js(variant),
+        "generation_config.json": generation_config(checkpoint),
         "genai_config.json": genai_config(
-            geometry, end, f"onnx/{variant.stem}.onnx", variant.target
+            geometry,
+            genai_ids(checkpoint),
+            search_settings(checkpoint.generation.sampling, geometry, variant.target),
+            f"onnx/{variant.stem}.onnx",
+            variant.target,
         ),
     }
-    texts = {name: (json.dumps(value, indent=2) + "\n").encode() for name, value in configs.items()}
-    return texts | checkpoint.tokenizer.files(geometry.n_positions)
+    files = checkpoint.tokenizer.files(geometry.n_positions)
+    files[TOKENIZER_CONFIG] = _with_one_template(files[TOKENIZER_CONFIG])
+    return {name: _json(value) for name, value in configs.items()} | files
+
+
+def _with_one_template(tokenizer_config: bytes) -> bytes:
+    """Return a tokenizer_config.json without a list of chat templates: the default one or none.
+
+    onnxruntime-genai loads no tokenizer with a list, and transformers.js reads no other file. The
+    other templates are in files of their own.
+    """
+    config = json.loads(tokenizer_config)
+    if not isinstance(config.get("chat_template"), list):
+        return tokenizer_config
+    templates = {entry["name"]: entry["template"] for entry in config.pop("chat_template")}
+    if DEFAULT in templates:
+        config["chat_template"] = templates[DEFAULT]
+    return _json(config, ensure_ascii=False)
+
+
+def _json(value: Any, ensure_ascii: bool = True) -> bytes:
+    return (json.dumps(value, indent=2, ensure_ascii=ensure_ascii) + "\n").encode()
 
 
 def _transformers_js(variant: Variant) -> dict[str, Any]:
@@ -112,60 +143,4 @@ def _transformers_js(variant: Variant) -> dict[str, Any]:
             "kv_cache_dtype": variant.dtype,
             "use_external_data_format": True,
         }
-    }
-
-
-def genai_config(
-    geometry: Geometry, end_of_text: int, graph: str, target: str = "cpu"
-) -> dict[str, Any]:
-    """Create the configuration for the graph at `graph`, a path relative to the folder.
-
-    `end_of_text` is the id of that token. Past and present keys and values share one buffer of
-    `context_length` positions, so that a step copies nothing.
-    """
-    g = geometry
-    providers: list[dict[str, Any]] = [{"cuda": {}}] if target == "cuda" else []
-    decoder = {
-        "session_options": {"log_id": "onnxruntime-genai", "provider_options": providers},
-        "filename": graph,
-        "head_size": g.head_dim,
-        "hidden_size": g.n_embd,
-        "num_attention_heads": g.n_head,
-        "num_hidden_layers": g.n_layer,
-        "num_key_value_heads": g.n_head,
-        "inputs": {
-            "input_ids": "input_ids",
-            "attention_mask": "attention_mask",
-            "position_ids": "position_ids",
-            "past_key_names": "past_key_values.%d.key",
-            "past_value_names": "past_key_values.%d.value",
-        },
-        "outputs": {
-            "logits": "logits",
-            "present_key_names": "present.%d.key",
-            "present_value_names": "present.%d.value",
-        },
-    }
-    return {
-        "model": {
-            "type": "decoder",
-            "bos_token_id": end_of_text,
-            "eos_token_id": end_of_text,
-            "pad_token_id": end_of_text,
-            "context_length": g.n_positions,
-            "vocab_size": g.vocab_size,
-            "decoder": decoder,
-        },
-        "search": {
-            "do_sample": False,
-            "max_length": g.n_positions,
-            "min_length": 0,
-            "num_beams": 1,
-            "num_return_sequences": 1,
-            "past_present_share_buffer": True,
-            "repetition_penalty": 1.0,
-            "temperature": 1.0,
-            "top_k": 1,
-            "top_p": 1.0,
-        },
     }
