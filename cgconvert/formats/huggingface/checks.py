@@ -247,9 +247,9 @@ def _chat_template_differences(folder: Path, expected: Tokenizer) -> Iterator[st
     if inline is not None:
         places[f"{path.name}: chat_template"] = parse_chat_templates(inline, path)
     for place, templates in places.items():
-        names = templates.keys() | expected.chat_templates.keys()
+        names = {*templates, *expected.chat_templates}
         if isinstance(inline, str) and templates is not places["chat templates"]:
-            names = templates.keys()  # one text is for readers of one template
+            names = set(templates)  # one text is for readers of one template
         for name in sorted(names):
             if templates.get(name) == expected.chat_templates.get(name):
                 continue
