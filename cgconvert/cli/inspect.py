@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import reprlib
 from typing import Any
 
 import click
@@ -43,14 +44,31 @@ def _lines(description: Description) -> list[str]:
         f"parameters  {description.parameters:,}",
         f"tokenizer   {tokenizer['entries']} entries, end-of-text {tokenizer['end_of_text']}, "
         f"white-space runs {runs}, {tokenizer['padding_rows']} padding rows",
+        *_generation(description),
         f"tensors     {len(description.tensors)}: {sizes}",
         *_provenance(description),
+        *(f"note        {note}" for note in description.notes),
         "",
     ]
     width = max((len(tensor.name) for tensor in description.tensors), default=0)
     for tensor in description.tensors:
         shape = "x".join(map(str, tensor.shape)) or "scalar"
         lines.append(f"{tensor.name:<{width}}  {tensor.type:<8} {shape:>14} {tensor.nbytes:>15,} B")
+    return lines
+
+
+def _generation(description: Description) -> list[str]:
+    """Lines about where generation stops and how it samples, if there is anything to say."""
+    tokenizer, lines = description.tokenizer, []
+    if len(tokenizer["stops_at"]) > 1:
+        lines.append(f"stops at    {', '.join(map(str, tokenizer['stops_at']))}")
+    if tokenizer["chat_templates"]:
+        lines.append(f"chat        template {', '.join(tokenizer['chat_templates'])}")
+    if description.generation:
+        settings = ", ".join(
+            f"{name} {reprlib.repr(value)}" for name, value in description.generation.items()
+        )
+        lines.append(f"generation  {settings}")
     return lines
 
 

@@ -10,7 +10,7 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections import Counter
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -19,6 +19,7 @@ import torch
 from cgconvert.formats.comparison import SettingsDifferences, StoredArtefact
 from cgconvert.formats.read_options import ReadOptions
 from cgconvert.model.decoder import Checkpoint, Decoder, Geometry
+from cgconvert.model.generation_config import GenerationConfig
 from cgconvert.model.tensor import FirstColumns, LazyTensor, StoredTensor, TransposedTensor
 from cgconvert.model.tokenizer import Tokenizer
 from cgconvert.options import Option
@@ -56,7 +57,8 @@ class Headers:
     """What the headers of a checkpoint or an artefact contain, for `inspect`.
 
     `layout` names how it is stored, such as "torch" or "gguf"; `origin` is where it came from (Hub
-    revision, archive, step).
+    revision, archive, step). `generation` says where generation stops beside the tokenizer's eos
+    token, and `notes` what reading did that the user should know.
     """
 
     name: str
@@ -65,6 +67,8 @@ class Headers:
     tokenizer: Tokenizer
     tensors: tuple[TensorLine, ...]
     origin: Mapping[str, Any]
+    generation: GenerationConfig = field(default_factory=GenerationConfig)
+    notes: tuple[str, ...] = ()
 
 
 ARITHMETIC = (

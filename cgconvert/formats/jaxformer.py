@@ -76,6 +76,7 @@ class Jaxformer(SourceFormat):
             checkpoint.tokenizer,
             tuple(leaf.line for leaf in leaves(checkpoint.path / ARCHIVE)),
             checkpoint.origin,
+            notes=checkpoint.notes,
         )
 
 

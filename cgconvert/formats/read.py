@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass, field, replace
 from typing import Any
 
 from cgconvert.formats.adapter.merge import merge
@@ -11,8 +11,7 @@ from cgconvert.formats.base import Headers, TensorLine, bytes_by_type, tensor_li
 from cgconvert.formats.locate import Located, locate
 from cgconvert.formats.qkv_groups import with_measured_groups
 from cgconvert.formats.read_options import AUTO, ReadOptions, complete
-from cgconvert.model.decoder import Checkpoint, Geometry
-from cgconvert.model.tokenizer import Tokenizer
+from cgconvert.model.decoder import Checkpoint
 from cgconvert.write.manifest import find_manifest
 
 __all__ = [
@@ -68,7 +67,8 @@ class Description:
     """What the headers of a checkpoint or an artefact contain.
 
     `types` has the number of stored bytes of each type. `provenance` is the manifest of an
-    artefact, or the location and revision of a checkpoint.
+    artefact, or the location and revision of a checkpoint. `generation` has the source's settings
+    of sampling, and `notes` what reading did that the user should know.
     """
 
     path: str
@@ -80,6 +80,8 @@ class Description:
     types: Mapping[str, int]
     tensors: tuple[TensorLine, ...]
     provenance: Mapping[str, Any]
+    generation: Mapping[str, Any] = field(default_factory=dict)
+    notes: tuple[str, ...] = ()
 
     def as_dict(self) -> dict[str, Any]:
         """Return the description as JSON values, with the version of the schema."""
@@ -107,10 +109,12 @@ def describe(location: str, options: ReadOptions | None = None) -> Description:
         layout=headers.layout,
         geometry=headers.geometry.as_dict(),
         parameters=headers.geometry.parameters,
-        tokenizer=_describe_tokenizer(headers.tokenizer, headers.geometry),
+        tokenizer=_describe_tokenizer(headers),
         types=bytes_by_type(headers.tensors),
         tensors=headers.tensors,
         provenance=asdict(manifest) if manifest else dict(headers.origin),
+        generation=dict(headers.generation.sampling),
+        notes=headers.notes,
     )
 
 
@@ -124,16 +128,27 @@ def _merged_headers(checkpoint: Checkpoint) -> Headers:
         checkpoint.tokenizer,
         tensor_lines(stored.values()),
         checkpoint.origin,
+        checkpoint.generation,
+        checkpoint.notes,
     )
 
 
-def _describe_tokenizer(tokenizer: Tokenizer, geometry: Geometry) -> dict[str, Any]:
-    """Return counts and ids; `white_space` is the first and last id of tokens of white space."""
+def _describe_tokenizer(headers: Headers) -> dict[str, Any]:
+    """Return counts, ids and names of chat templates.
+
+    `end_of_text` is the tokenizer's own eos id, `stops_at` all ids at which generation stops, and
+    `white_space` the first and last id of tokens of white space.
+    """
+    tokenizer = headers.tokenizer
     whitespace_ids = tokenizer.whitespace_ids
+    stops_at = (tokenizer.eos_token_id, *headers.generation.eos_token_ids)
     return {
         "entries": tokenizer.size,
         "merges": len(tokenizer.merges),
         "end_of_text": tokenizer.eos_token_id,
+        "stops_at": list(dict.fromkeys(stops_at)),
+        "pad": tokenizer.pad_token_id,
+        "chat_templates": sorted(tokenizer.chat_templates),
         "white_space": [min(whitespace_ids), max(whitespace_ids)] if whitespace_ids else [],
-        "padding_rows": geometry.vocab_size - tokenizer.size,
+        "padding_rows": headers.geometry.vocab_size - tokenizer.size,
     }

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import reprlib
 from pathlib import Path
 
@@ -82,16 +83,24 @@ def read_chat_templates(folder: Path, inline: object) -> dict[str, str]:
 
 
 def _read(path: Path) -> str:
-    """Read a template; every end of a line becomes a newline, as where Python reads text."""
+    """Read a template; every end of a line becomes a newline, as where Python reads text.
+
+    Raises InputError if the file is too large, no regular file or not UTF-8.
+    """
+    if path.stat().st_size > 4 * MAX_CHARACTERS:  # UTF-8 has at most four bytes a character
+        raise InputError(f"{path}: too large for a chat template")
     return read_text(path).replace("\r\n", "\n").replace("\r", "\n")
 
 
 def _additional(folder: Path) -> list[Path]:
     """Return the files of the templates beside the default one. Raises InputError for too many."""
-    paths = sorted((folder / CHAT_TEMPLATE_FOLDER).glob("*.jinja"))
-    if len(paths) > MAX_TEMPLATES:
-        raise InputError(f"{folder / CHAT_TEMPLATE_FOLDER}: has {len(paths)} chat templates")
-    return paths
+    paths = (folder / CHAT_TEMPLATE_FOLDER).glob("*.jinja")
+    first_paths = list(itertools.islice(paths, MAX_TEMPLATES + 1))
+    if len(first_paths) > MAX_TEMPLATES:
+        raise InputError(
+            f"{folder / CHAT_TEMPLATE_FOLDER}: has more than {MAX_TEMPLATES} chat templates"
+        )
+    return sorted(first_paths)
 
 
 def parse_chat_templates(value: object, where: Path) -> dict[str, str]:

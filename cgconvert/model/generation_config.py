@@ -188,8 +188,28 @@ def read_generation_config(
         if not is_valid(value):
             raise InputError(f"{path}: {key} is {reprlib.repr(value)}, not {expected}")
         sampling[key] = value
+    _check_together(sampling, path)
     eos_token_ids, eos_notes = _stopping_ids(entries, path, tokenizer)
     return GenerationConfig(eos_token_ids, sampling, (*notes, *eos_notes))
+
+
+def _check_together(sampling: Mapping[str, Any], path: Path) -> None:
+    """Raise InputError for settings that transformers refuses together.
+
+    Source: GenerationConfig.validate.
+    """
+    sequences, beams = sampling.get("num_return_sequences", 1), sampling.get("num_beams", 1)
+    if sequences > beams and (beams > 1 or not sampling.get("do_sample")):
+        raise InputError(
+            f"{path}: num_return_sequences is {sequences}, which needs as many num_beams, or "
+            "do_sample without beams"
+        )
+    suppressed = set(sampling.get("suppress_tokens", ()))
+    for key in ("forced_bos_token_id", "forced_eos_token_id"):
+        forced = sampling.get(key, [])
+        forced_ids = set(forced) if isinstance(forced, list) else {forced}
+        if forced_ids and forced_ids <= suppressed:
+            raise InputError(f"{path}: {key} is in suppress_tokens too, so that no token is left")
 
 
 def _stopping_ids(

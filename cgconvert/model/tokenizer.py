@@ -90,7 +90,12 @@ class Tokenizer:
         """
         parts = read_parts(path)
         added = [
-            AddedToken(index, content, content in parts.special)
+            AddedToken(
+                index,
+                content,
+                content in parts.special,
+                **dict.fromkeys(parts.matching.get(content, ()), True),
+            )
             for content, index in parts.added.items()
         ]
         known = parts.vocabulary.keys() | parts.added.keys()
@@ -224,7 +229,9 @@ class Tokenizer:
         for token in self.vocabulary:
             if not token or not _ALPHABET.issuperset(token):
                 raise InputError(f"{where}: token {token!r} is not in GPT-2's byte-level spelling")
-        absent = sorted(_ALPHABET - self.vocabulary.keys())
+        # A token of BPE may be an added token too, such as "!" for padding.
+        spellings = self.vocabulary.keys() | {token.content for token in self.added}
+        absent = sorted(_ALPHABET - spellings)
         if absent:
             raise InputError(
                 f"{where}: {len(absent)} of the 256 single-byte tokens are missing, "
@@ -232,7 +239,7 @@ class Tokenizer:
             )
         for left, right in self.merges:
             for part in (left, right, left + right):
-                if part not in self.vocabulary:
+                if part not in spellings:
                     raise InputError(
                         f"{where}: merge {left!r} + {right!r} needs token {part!r}, "
                         "which is not in the vocabulary"

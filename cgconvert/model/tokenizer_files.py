@@ -31,6 +31,10 @@ ROLES = (
 """Keys under which a configuration names special tokens; it may have others that end alike."""
 
 
+MATCHING_FLAGS = ("lstrip", "rstrip", "single_word")
+"""Flags of an added token: it takes white space beside it, or is never part of a word."""
+
+
 @dataclass
 class TokenizerParts:
     """The contents of a tokenizer's files. That the parts fit together is not checked yet.
@@ -40,6 +44,7 @@ class TokenizerParts:
         merges: Pairs of tokens, in order of rank.
         added: The id of each added token.
         special: The added tokens that are special.
+        matching: The MATCHING_FLAGS that are set for an added token.
         roles: Tokens by the role that a configuration names, such as eos_token.
         extra_special: Special tokens that a configuration lists beside those.
         chat_templates: Jinja templates by name.
@@ -50,6 +55,7 @@ class TokenizerParts:
     merges: list[tuple[str, str]]
     added: dict[str, int] = field(default_factory=dict)
     special: set[str] = field(default_factory=set)
+    matching: dict[str, frozenset[str]] = field(default_factory=dict)
     roles: dict[str, str] = field(default_factory=dict)
     extra_special: list[str] = field(default_factory=list)
     chat_templates: dict[str, str] = field(default_factory=dict)
@@ -69,9 +75,6 @@ class TokenizerParts:
         """
         if not isinstance(content, str) or not content or not _is_id(index):
             raise InputError(f"{where}: an added token is {content!r} with id {index!r}")
-        for flag in ("lstrip", "rstrip", "single_word"):
-            if entry.get(flag):
-                raise InputError(f"{where}: added token {content!r} has {flag}, which GPT-2 lacks")
         if not _is_unicode(content):
             raise InputError(f"{where}: added token {content!r} is not valid Unicode")
         if self.added.setdefault(content, index) != index:  # type: ignore[arg-type]
@@ -80,6 +83,13 @@ class TokenizerParts:
             )
         if entry.get("special"):
             self.special.add(content)
+        flags = [flag for flag in MATCHING_FLAGS if flag in entry]
+        if any(not isinstance(entry[flag], bool) for flag in flags):
+            raise InputError(
+                f"{where}: added token {content!r} has a flag that is not true or false"
+            )
+        if flags:
+            self.matching[content] = frozenset(flag for flag in flags if entry[flag])
 
 
 def read_parts(path: Path) -> TokenizerParts:
@@ -133,6 +143,13 @@ def _read_configurations(folder: Path, parts: TokenizerParts) -> None:
             parts.add(added, content, index, {})
     paths = [folder / "tokenizer_config.json", folder / "special_tokens_map.json"]
     configurations = [read_json(path) if path.is_file() else {} for path in paths]
+    for key in ("add_bos_token", "add_eos_token"):
+        # Where there is tokenizer.json, its post-processor alone decides.
+        if configurations[0].get(key) and not (folder / "tokenizer.json").is_file():
+            raise InputError(
+                f"{paths[0]}: {key} is true, so a token is added to every text, which no format "
+                "here can say; set it to false if the model was trained without"
+            )
     for path, data in zip(paths, configurations, strict=True):
         if data.get("add_prefix_space"):
             raise InputError(f"{path}: add_prefix_space is true; CodeGen's tokenizer adds none")

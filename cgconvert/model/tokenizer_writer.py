@@ -20,11 +20,17 @@ class AddedToken:
         id: Its id.
         content: Its text, spelled as in plain text.
         special: Whether decoders may leave it out, as a mark that is not text.
+        lstrip: Whether it takes the white space before it.
+        rstrip: Whether it takes the white space after it.
+        single_word: Whether it matches only where no letters or digits touch it.
     """
 
     id: int
     content: str
     special: bool
+    lstrip: bool = False
+    rstrip: bool = False
+    single_word: bool = False
 
 
 class TokenizerData(Protocol):
@@ -166,8 +172,13 @@ def _model_vocabulary(tokenizer: TokenizerData) -> dict[str, int]:
 
 def _flags(token: AddedToken) -> dict[str, bool]:
     """The flags of an added token in Hugging Face's files."""
-    flags = dict.fromkeys(("single_word", "lstrip", "rstrip", "normalized"), False)
-    return {**flags, "special": token.special}
+    return {
+        "single_word": token.single_word,
+        "lstrip": token.lstrip,
+        "rstrip": token.rstrip,
+        "normalized": False,
+        "special": token.special,
+    }
 
 
 def _dump(value: Any, indent: int | None = 2) -> bytes:

@@ -15,6 +15,7 @@ from cgconvert.errors import InputError, OutputError
 from cgconvert.io.staging import Staging
 from cgconvert.io.stand_ins import check_head
 from cgconvert.io.strict_json import read_json
+from cgconvert.model.chat_templates import CHAT_TEMPLATE
 from cgconvert.model.tokenizer_files import TOKENIZER_FILES
 from cgconvert.sources.tar_stream import TarError, TarMember, TarStream
 
@@ -29,6 +30,7 @@ CHECKPOINT_FILES = frozenset(
         "pytorch_model.bin",
         "model.safetensors",
         *TOKENIZER_FILES,
+        CHAT_TEMPLATE,
     )
 )
 """The files that are unpacked; all others are skipped."""

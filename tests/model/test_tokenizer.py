@@ -209,7 +209,7 @@ def set_key(*path: str | int) -> Callable[[Any, Any], None]:
         (["added_tokens", 0, "id"], 17, "two ids"),
         (["added_tokens", 0, "content"], 17, "an added token"),
         (["added_tokens", 0, "content"], "\ud800", "not valid Unicode"),
-        (["added_tokens", 0, "lstrip"], True, "lstrip"),
+        (["added_tokens", 0, "lstrip"], "yes", "has a flag that is not true or false"),
     ],
 )
 def test_tokenizers_of_another_kind_are_refused(

@@ -96,6 +96,8 @@ class HuggingFace(Format):
             checkpoint.tokenizer,
             tensor_lines(tensors),
             checkpoint.origin,
+            checkpoint.generation,
+            checkpoint.notes,
         )
 
     def plan(self, checkpoint: Checkpoint, output: Path | None = None, **options: Any) -> Plan:
