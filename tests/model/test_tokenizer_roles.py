@@ -84,7 +84,7 @@ def test_roles_and_ids_are_those_of_transformers(name: str, tmp_path: Path) -> N
 
 @pytest.mark.parametrize("token", ["<m>", flags("<m>")])
 def test_additional_tokens_of_the_map_are_special(token: object, tmp_path: Path) -> None:
-    """As in transformers 4, which saved them so; 5 lists them, and decodes them as text."""
+    """transformers 4 saved them so; transformers 5 lists them, and decodes them as text."""
     token_map = {"additional_special_tokens": [token, "<gone>"], "eos_token": flags(EOM)}
     source = fine_tune(tmp_path / "s", added=TOKENS, special_tokens_map=token_map, weights=False)
     loaded = Tokenizer.load(source)
