@@ -41,7 +41,8 @@ INDEX_SUFFIX = ".index.json"
 NOT_WEIGHTS = re.compile(
     r"(optim|(lr_)?sched|(grad_)?scaler|rng_state|random_state|training_args|trainer_state"
     r"|adapter|non_lora|value_head|sampler|dl_state|custom_checkpoint|zero_pp_rank|tokenizer"
-    r"|ggml|openvino|imatrix).*|.*_optim_states\.pt|mp_rank_.*|model_optim_rng\.pt",
+    r"|ggml|openvino|imatrix).*|.*_optim_states\.pt|mp_rank_.*|model_optim_rng\.pt"
+    r"|layer_\d+-model_.*",
     re.IGNORECASE,
 )
 """Names with a suffix of weights that hold the state of a training run, an adapter, or weights for
@@ -54,6 +55,12 @@ CHECKPOINT_FOLDER = re.compile(r"checkpoint-(\d{1,12})")
 DEEPSPEED_MODULE = re.compile(r"(?P<tag>[^/]+)/mp_rank_(?P<rank>\d+)_model_states\.pt")
 DEEPSPEED_SPLIT = re.compile(r"([^/]+/)?zero_pp_rank_\d+_mp_rank_\d+_model_states\.pt")
 """Files of DeepSpeed: the whole model (ZeRO 0 to 2), and a part of each rank (ZeRO 3)."""
+
+PIPELINE_LAYER = re.compile(r"([^/]+/)*layer_\d+-model_.*states\.pt")
+"""A file of DeepSpeed's pipelines, with the weights of one layer."""
+
+OTHER_FORMATS = (".gguf", ".onnx")
+"""Suffixes of files beside which a file of any name is no sign of weights."""
 
 MAX_NAME = 60
 """The most characters of a shard's name: each has at most 4 bytes, and file systems allow 255."""
@@ -135,15 +142,13 @@ def explain_no_weights(names: Iterable[str]) -> str:
     """
     paths = sorted(set(names))
     own = [path for path in paths if "/" not in path]
-    text = _explain_several(own) or _explain_split(paths) or _explain_other_files(own)
-    if text:
+    if text := _explain_several(own):
         return text
-    steps = _checkpoints(paths)
-    if steps:
+    if steps := _checkpoints(paths):
         folder = steps[max(steps)]
-        text = explain_no_weights(_inside(paths, folder))
-        return f"{folder} {text}" if text else ""
-    return ""
+        if text := explain_no_weights(_inside(paths, folder)):
+            return f"{folder} {text}"
+    return _explain_split(paths) or _explain_other_files(own)
 
 
 def is_weight_file(path: Path) -> bool:
@@ -225,6 +230,8 @@ def _missing_shards(files: tuple[str, ...]) -> int:
 
 def _single(own: list[str]) -> WeightFiles | None:
     """Choose the only file, or the only complete series of shards, of another name."""
+    if "config.json" not in own and any(name.endswith(OTHER_FORMATS) for name in own):
+        return None
     for layout in SUFFIXES:
         candidates = _candidates(own, layout)
         if candidates:
@@ -251,7 +258,7 @@ def _modules(paths: list[str]) -> dict[str, list[str]]:
 
 def _deepspeed(paths: list[str]) -> WeightFiles | None:
     """Choose the whole model in the last step of a DeepSpeed checkpoint of ZeRO 0, 1 or 2."""
-    if any(map(DEEPSPEED_SPLIT.fullmatch, paths)):
+    if any(DEEPSPEED_SPLIT.fullmatch(path) or PIPELINE_LAYER.fullmatch(path) for path in paths):
         return None
     # A file may be given with the folder in which it lies.
     own = [path for path in paths if DEEPSPEED_MODULE.fullmatch(f"./{path}")]
@@ -291,6 +298,11 @@ def _explain_split(paths: list[str]) -> str:
             "is a DeepSpeed ZeRO checkpoint, whose weights are distributed over its ranks; run "
             "'python zero_to_fp32.py . merged' in the folder that has this script, put config.json "
             "and the tokenizer beside its output, and give that"
+        )
+    if any(map(PIPELINE_LAYER.fullmatch, paths)):
+        return (
+            "is a checkpoint of DeepSpeed's pipelines, split over layers; convert it to Hugging "
+            "Face's layout with the program that wrote it"
         )
     if any(len(files) > 1 for files in _modules(paths).values()) or any(
         re.fullmatch(r"([^/]+/)*mp_rank_\d+(_model_states|/model_optim_rng)\.pt", path)

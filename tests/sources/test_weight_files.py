@@ -59,6 +59,15 @@ CHOSEN: dict[str, tuple[tuple[str, ...], tuple[str, ...]]] = {
         ("checkpoint-5/global_step5/mp_rank_00_model_states.pt", "checkpoint-5/config.json"),
         ("checkpoint-5/global_step5/mp_rank_00_model_states.pt",),
     ),
+    "a whole model of FSDP": (
+        ("pytorch_model_fsdp.bin", "optimizer.bin", "scheduler.bin", "random_states_0.pkl"),
+        ("pytorch_model_fsdp.bin",),
+    ),
+    "a folder of accelerate": (
+        ("model.safetensors", "model_1.safetensors", "optimizer.bin", "sampler.bin"),
+        ("model.safetensors",),
+    ),
+    "a GGUF beside": (("config.json", "model.pt", "model.gguf"), ("model.pt",)),
     "a folder called pytorch_model.bin": (
         ("pytorch_model.bin/pytorch_model.bin", "config.json", "zero_to_fp32.py"),
         ("pytorch_model.bin/pytorch_model.bin",),
@@ -96,6 +105,16 @@ NOT_CHOSEN: dict[str, tuple[tuple[str, ...], str]] = {
         "split over tensor-parallel ranks",
     ),
     "Megatron": (("iter_0000100/mp_rank_00/model_optim_rng.pt",), "Megatron"),
+    "pipelines": (
+        ("global_step5/layer_00-model_states.pt", "global_step5/mp_rank_00_model_states.pt",
+         "global_step5/layer_01-model_00-model_states.pt"),
+        "DeepSpeed's pipelines",
+    ),
+    "data beside a GGUF": (("model.gguf", "train.bin"), ""),
+    "FSDP in a run": (
+        ("checkpoint-5/pytorch_model_fsdp_0/__0_0.distcp", "checkpoint-5/config.json"),
+        "^checkpoint-5 is a distributed checkpoint.*merge-weights pytorch_model_fsdp_0",
+    ),
     "FSDP": (
         ("pytorch_model_fsdp_0/__0_0.distcp", "pytorch_model_fsdp_0/__1_0.distcp"),
         "FSDP.*'accelerate merge-weights pytorch_model_fsdp_0 merged'",

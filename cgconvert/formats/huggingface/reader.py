@@ -56,7 +56,7 @@ def read(source: Source, options: ReadOptions) -> Checkpoint:
     files = _files(base, weights)
     folder = _settings_folder(base / weights.folder, files)
     config_path = options.config or folder / "config.json"
-    config = read_json(config_path)
+    config = _read_config(config_path)
     model, notes = _source_decoder(path, files, config, config_path, options.groups)
     tokenizer, tokenizer_files = read_tokenizer(
         _tokenizer_folder(folder), options, source.name, config
@@ -100,11 +100,12 @@ def _files(folder: Path, weights: WeightFiles) -> tuple[Path, ...]:
 
 
 def _settings_folder(folder: Path, files: tuple[Path, ...]) -> Path:
-    """Return the folder with config.json and tokenizer; DeepSpeed's weights lie in one below."""
-    above = folder.resolve().parent
+    """Return the folder with config.json: that of the weights, or the one above it.
+
+    A training loop may save the configuration once, and weights in a folder for each step.
+    """
     is_step = files[0].name.startswith("mp_rank_") and files[0].parent == folder
-    has_none = not (folder / "config.json").is_file()
-    return above if is_step and has_none and (above / "config.json").is_file() else folder
+    return _with_file(folder, ("config.json",)) if is_step or _is_checkpoint(folder) else folder
 
 
 def _tokenizer_folder(folder: Path) -> Path:
@@ -112,12 +113,30 @@ def _tokenizer_folder(folder: Path) -> Path:
 
     The Trainer's checkpoints have none if it was not given the tokenizer; then the run may have it.
     """
-    is_checkpoint = CHECKPOINT_FOLDER.fullmatch(folder.resolve().name) is not None
     names = ("tokenizer.json", "vocab.json")
-    if is_checkpoint and not any((folder / name).is_file() for name in names):
-        above = folder.resolve().parent
-        return above if any((above / name).is_file() for name in names) else folder
-    return folder
+    return _with_file(folder, names) if _is_checkpoint(folder) else folder
+
+
+def _is_checkpoint(folder: Path) -> bool:
+    """Return whether a folder is that of one step of a training run."""
+    return CHECKPOINT_FOLDER.fullmatch(folder.resolve().name) is not None
+
+
+def _with_file(folder: Path, names: tuple[str, ...]) -> Path:
+    """Return the folder above if it has one of these files and `folder` has none."""
+    above = folder.resolve().parent
+    is_above = any((above / name).is_file() for name in names)
+    return above if is_above and not any((folder / name).exists() for name in names) else folder
+
+
+def _read_config(path: Path) -> dict[str, Any]:
+    """Read a config.json. Raises InputError, which says what to do if it is not there."""
+    try:
+        return read_json(path)
+    except InputError as error:
+        if path.exists():
+            raise
+        raise InputError(f"{error}; give the model's configuration with `config`") from error
 
 
 @dataclass(frozen=True)
