@@ -140,22 +140,35 @@ def from_codegen(config: Mapping[str, Any], config_path: Path, mp_num: int | Non
     `mp_num` is the number of groups in qkv_proj, which cannot be seen in the weights. If it is
     None, `family.groups` tells it. Raises InputError if it is not known or a value is wrong.
     """
+    _refuse_llama(config, config_path)
     if mp_num is None:
         mp_num = family.groups(config)
     if mp_num is None:
+        types = ", ".join(sorted({*family.MP_NUM, "gptj", "phi"}))
+        model_type = config.get("model_type")
         reason = (
-            "brings its own modelling code"
-            if "auto_map" in config
-            else f"has model_type {config.get('model_type')!r}"
+            "brings its own modelling code, so the number of groups in qkv_proj is not known; "
+            "give it"
+            if isinstance(model_type, str) and model_type in family.MP_NUM
+            else f"has model_type {model_type!r}, which is none of {types}; if it is a CodeGen "
+            "all the same, give its number of groups in qkv_proj"
         )
         raise InputError(
-            f"{config_path}: {reason}, so the number of groups in qkv_proj is not known; "
-            'give it with `mp_num` (CodeGen 4, CodeGen2 1B and 3.7B 8), or `mp_num="auto"` '
-            "to measure it"
+            f"{config_path}: {reason} with `mp_num` (CodeGen 4, CodeGen2 1B and 3.7B 8), or "
+            '`mp_num="auto"` to measure it'
         )
     return _decoder_geometry(
         config, config_path, mp_num, rotary_dim=integer(config, config_path, "rotary_dim")
     )
+
+
+def _refuse_llama(config: Mapping[str, Any], config_path: Path) -> None:
+    """Raise InputError for a Llama, which CodeGen2.5 and one of the NSQL models are."""
+    if config.get("model_type") == "llama":
+        raise InputError(
+            f"{config_path}: has model_type 'llama': a Llama, as CodeGen2.5 and nsql-llama-2-7B "
+            "are, and no model of CodeGen's family; llama.cpp's convert_hf_to_gguf.py converts it"
+        )
 
 
 def from_gptj(config: Mapping[str, Any], config_path: Path, mp_num: int | None = None) -> Geometry:

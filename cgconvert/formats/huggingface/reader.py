@@ -15,7 +15,7 @@ from cgconvert.formats.huggingface.foreign_tensors import explain_tensors
 from cgconvert.formats.huggingface.head import complete_head, fit_vocabulary, is_tied
 from cgconvert.formats.huggingface.quantized import refuse_quantized
 from cgconvert.formats.huggingface.state_dict import layout_tensors
-from cgconvert.formats.read_options import ReadOptions, read_tokenizer
+from cgconvert.formats.read_options import AUTO, ReadOptions, read_tokenizer
 from cgconvert.io.strict_json import read_json
 from cgconvert.model.decoder import Checkpoint, Decoder, Geometry
 from cgconvert.model.generation_config import GENERATION_CONFIG, read_generation_config
@@ -57,7 +57,9 @@ def read(source: Source, options: ReadOptions) -> Checkpoint:
     folder = _settings_folder(base / weights.folder, files)
     config_path = options.config or folder / "config.json"
     config = _read_config(config_path)
-    model, notes = _source_decoder(path, files, config, config_path, options.groups)
+    has_groups = "qkv" in model_type(config).names.layer
+    mp_num = options.groups if has_groups or options.mp_num != AUTO else None
+    model, notes = _source_decoder(path, files, config, config_path, mp_num)
     tokenizer, tokenizer_files = read_tokenizer(
         _tokenizer_folder(folder), options, source.name, config
     )

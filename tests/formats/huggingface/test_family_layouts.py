@@ -99,3 +99,28 @@ def test_moss_has_four_groups_though_it_brings_code(make_checkpoint: Make) -> No
         layers(folder), layers(make_checkpoint("safetensors")), strict=True
     ):
         assert torch.equal(tensor, expected)
+
+
+@pytest.mark.parametrize(
+    ("entries", "message"),
+    [
+        ({"model_type": "llama"}, "a Llama, as CodeGen2.5 and nsql-llama-2-7B are.*llama.cpp"),
+        ({"model_type": "gpt_neox"}, "'gpt_neox', which is none of codegen, gptj, moss, phi"),
+        ({"model_type": "absent"}, "model_type None, which is none of"),
+        ({"auto_map": {"AutoModel": "x.Y"}}, "brings its own modelling code"),
+    ],
+)
+def test_a_model_outside_the_family_is_named(
+    entries: dict[str, Any], message: str, make_checkpoint: Make
+) -> None:
+    folder = make_checkpoint("safetensors")
+    change_config(folder, **entries)
+    with pytest.raises(InputError, match=message):
+        read(str(folder))
+
+
+def test_a_llama_stays_one_if_a_number_of_groups_is_given(make_checkpoint: Make) -> None:
+    folder = make_checkpoint("safetensors")
+    change_config(folder, model_type="llama")
+    with pytest.raises(InputError, match="a Llama"):
+        read(str(folder), ReadOptions(mp_num=4))
