@@ -1,0 +1,151 @@
+"""Which tokenizer a source has, and when CodeGen's runs of white space are added to it: never to
+a tokenizer that the source brought, unless that is GPT-2's beside an original release."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+from typing import Any
+
+import pytest
+from transformers import AutoTokenizer
+
+import cgconvert
+from cgconvert.formats.read import ReadOptions, read
+from cgconvert.formats.read_options import read_tokenizer
+from cgconvert.model.tokenizer import END_OF_TEXT, Tokenizer
+from cgconvert.testing import synthetic
+from cgconvert.write.manifest import find_manifest
+from tests.support.fine_tunes import GEOMETRY
+from tests.support.gpt2_fine_tunes import PAD, SIZE, fine_tune
+
+INDENTED = "if x:\n        return\n\t\tz"
+GPT2 = {"tokenizer_class": "GPT2Tokenizer"}
+RELEASE = "codegen-350M-mono"
+
+
+def bare(folder: Path, name: str) -> Path:
+    """A random model without a tokenizer."""
+    state = synthetic.RandomState(GEOMETRY)
+    return synthetic.write("safetensors", state, GEOMETRY, folder, name, None)
+
+
+def beside(folder: Path, name: str, **texts: Any) -> Path:
+    """The same model beside the texts of a fine-tune."""
+    source = bare(folder, name)
+    texts_folder = fine_tune(folder / "texts", weights=False, **texts)
+    (texts_folder / "config.json").unlink()
+    shutil.copytree(texts_folder, source, dirs_exist_ok=True)
+    return source
+
+
+SOURCES: dict[str, tuple[str, dict[str, Any]]] = {
+    "GPT-2's class": ("tune", {"tokenizer_config": GPT2}),
+    "GPT-2's class and a pad token": (
+        "tune", {"tokenizer_config": GPT2 | {"pad_token": PAD}, "added": (PAD,)},
+    ),
+    "only vocabulary and merges": ("tune", {}),
+    "CodeGen's class": ("tune", {"tokenizer_config": {"tokenizer_class": "CodeGenTokenizer"}}),
+    "a release's name and GPT-2's class": (RELEASE, {"tokenizer_config": GPT2}),
+    "a release's name and a pad token": (RELEASE, {"added": (PAD,)}),
+    "a release's name and some runs": (RELEASE, {"added": ("    ", "  ")}),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", SOURCES)
+def test_a_sources_own_tokenizer_is_used_as_it_is(name: str, tmp_path: Path) -> None:
+    folder_name, texts = SOURCES[name]
+    source = beside(tmp_path, folder_name, **texts)
+    ids = AutoTokenizer.from_pretrained(source)(INDENTED).input_ids
+    checkpoint = read(str(source))
+    assert checkpoint.tokenizer.size == SIZE + len(texts.get("added", ()))
+    assert not checkpoint.tokenizer.has_added_runs
+    assert checkpoint.notes == ()
+    assert checkpoint.tokenizer.encode(INDENTED) == ids
+    artefact = cgconvert.to_hf(checkpoint, tmp_path / "out")
+    assert artefact.notes == ()
+    assert "notes" not in json.loads((artefact.path / "cgconvert.json").read_text())
+    assert AutoTokenizer.from_pretrained(artefact.path)(INDENTED).input_ids == ids
+
+
+def test_a_fast_tokenizer_without_runs_is_used_as_it_is(tmp_path: Path) -> None:
+    source = beside(tmp_path, "tune", added=(PAD,), tokenizer_config=GPT2 | {"pad_token": PAD})
+    theirs = AutoTokenizer.from_pretrained(source)
+    for name in ("vocab.json", "merges.txt", "added_tokens.json"):
+        (source / name).unlink()
+    theirs.save_pretrained(source)
+    loaded = read(str(source)).tokenizer
+    assert (loaded.size, loaded.pad_token_id) == (SIZE + 1, SIZE)
+    assert loaded.encode(INDENTED) == theirs(INDENTED).input_ids
+
+
+@pytest.mark.parametrize("config", [None, {"model_max_length": 1024}, {"eos_token": END_OF_TEXT}])
+def test_runs_are_added_to_gpt2s_beside_a_release(
+    config: dict[str, Any] | None, tmp_path: Path
+) -> None:
+    source = beside(tmp_path, RELEASE, tokenizer_config=config)
+    checkpoint = read(str(source))
+    assert checkpoint.tokenizer.has_added_runs
+    assert checkpoint.tokenizer.whitespace_ids == tuple(range(SIZE, SIZE + 38))
+    (note,) = checkpoint.notes
+    assert note.startswith(f"{source}: is GPT-2's tokenizer; CodeGen's runs of white space were")
+    assert note.endswith(f"ids {SIZE} to {SIZE + 37}")
+
+
+def test_runs_are_added_where_the_source_has_no_tokenizer(tmp_path: Path) -> None:
+    plain = fine_tune(tmp_path / "gpt2", tokenizer_config=GPT2, weights=False)
+    source = bare(tmp_path, "model")
+    result = cgconvert.to_hf(source, tmp_path / "out", tokenizer=plain)
+    (note,) = result.notes
+    assert str(plain) in note
+    manifest = find_manifest(tmp_path / "out")
+    assert manifest is not None
+    assert manifest.notes == [note]
+    assert read(str(tmp_path / "out")).tokenizer.size == SIZE + 38
+    # A tokenizer with tokens of its own is used as it is here too.
+    own = fine_tune(tmp_path / "own", added=(PAD,), tokenizer_config=GPT2, weights=False)
+    checkpoint = read(str(source), ReadOptions(tokenizer=own))
+    assert (checkpoint.tokenizer.size, checkpoint.notes) == (SIZE + 1, ())
+
+
+def test_gptjs_vocabulary_has_no_runs(tmp_path: Path) -> None:
+    """GPT-J's embedding has 50,400 rows; a CodeGen that is stored as GPT-J has 51,200."""
+    plain = fine_tune(tmp_path / "gpt2", weights=False)
+    options = ReadOptions(tokenizer=plain)
+    (tmp_path / "empty").mkdir()
+
+    def size(**config: Any) -> int:
+        loaded, _ = read_tokenizer(tmp_path / "empty", options, "model", config)
+        return loaded.size
+
+    assert size(model_type="gptj", vocab_size=50400) == SIZE
+    assert size(model_type="gptj", vocab_size=51200) == SIZE + 38
+    assert size(model_type="codegen", vocab_size=51200) == SIZE + 38
+
+
+def test_ids_beyond_the_embedding_are_left_out_with_a_note(tmp_path: Path) -> None:
+    ids = [SIZE - 1, 5, GEOMETRY.vocab_size, GEOMETRY.vocab_size - 1]
+    source = beside(tmp_path, "tune", generation_config={"eos_token_id": ids})
+    checkpoint = read(str(source))
+    assert checkpoint.eos_token_ids == (SIZE - 1, 5, GEOMETRY.vocab_size - 1)
+    assert checkpoint.notes == (
+        f"{source}: eos_token_id {GEOMETRY.vocab_size} is left out: the model has "
+        f"{GEOMETRY.vocab_size} rows",
+    )
+
+
+def test_a_tokenizer_without_an_eos_token_has_the_configured_one(tmp_path: Path) -> None:
+    for name, generation, config in (
+        ("generation", {"eos_token_id": [SIZE, 5]}, {}),
+        ("config", None, {"eos_token_id": SIZE}),
+    ):
+        source = beside(tmp_path / name, "tune", added=(PAD,), generation_config=generation)
+        vocabulary = (source / "vocab.json").read_text("utf-8").replace(END_OF_TEXT, "<|x|>")
+        (source / "vocab.json").write_text(vocabulary, "utf-8")
+        own = json.loads((source / "config.json").read_text())
+        (source / "config.json").write_text(json.dumps(own | config))
+        checkpoint = read(str(source))
+        assert checkpoint.tokenizer.eos_token == PAD
+        assert checkpoint.eos_token_ids[0] == SIZE
+        assert Tokenizer.load(source, SIZE) == checkpoint.tokenizer
