@@ -167,13 +167,19 @@ def measure_groups(checkpoint: Checkpoint) -> GroupPerplexities | None:
     """Measure the perplexity of the page for each number of groups that fits the geometry.
 
     In a context that is shorter than the page, the page is cut into sequences. Returns None if the
-    model stores q, k and v apart, or if only one number fits.
+    model stores q, k and v apart, or if only one number fits. Raises InputError if the tokenizer
+    has ids that the model has no row for.
     """
     decoder, geometry = checkpoint.decoder, checkpoint.geometry
     numbers = [n for n in range(1, geometry.n_head + 1) if geometry.n_head % n == 0]
     if not geometry.mp_num or len(numbers) == 1 or geometry.n_positions == 1:
         return None
     ids = page_ids(checkpoint)
+    if max(ids) >= geometry.vocab_size:
+        raise InputError(
+            f"{checkpoint.path}: the embedding has {geometry.vocab_size} rows, and the tokenizer "
+            f"gives id {max(ids)} for a plain text; give the right one with `tokenizer`"
+        )
     length = min(len(ids), geometry.n_positions)
     sequences = torch.tensor(ids[: len(ids) // length * length]).reshape(-1, length)
     with torch.inference_mode():

@@ -43,11 +43,12 @@ def read(location: str, options: ReadOptions | None = None) -> Checkpoint:
     options = options or ReadOptions()
     located = locate(location, options)
     checkpoint = located.format.read(located.base, located.options)
+    if options.mp_num == AUTO:
+        checkpoint = with_measured_groups(checkpoint)
     for folder in located.adapters:
         checkpoint = merge(checkpoint, folder)
     checkpoint = complete(checkpoint, location, located.base, options)
-    checkpoint = _with_adapters(checkpoint, located, options)
-    return with_measured_groups(checkpoint) if options.mp_num == AUTO else checkpoint
+    return _with_adapters(checkpoint, located, options)
 
 
 def _with_adapters(checkpoint: Checkpoint, located: Located, options: ReadOptions) -> Checkpoint:

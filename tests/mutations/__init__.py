@@ -8,16 +8,17 @@ from __future__ import annotations
 from tests.mutations.configs import CONFIGS
 from tests.mutations.graphs import GRAPHS
 from tests.mutations.keys import KEYS
-from tests.mutations.mutation import Mutation, plant
+from tests.mutations.mutation import MODELS, Mutation, plant
+from tests.mutations.readers import READERS
 from tests.mutations.survey import Outcome, survey, verified
 from tests.mutations.tensors import TENSORS
 from tests.mutations.writers import WRITERS
 
 __all__ = [
-    "MUTATIONS", "WRONG", "Mutation", "Outcome", "plant", "survey", "verified",
+    "MODELS", "MUTATIONS", "WRONG", "Mutation", "Outcome", "plant", "survey", "verified",
 ]  # fmt: skip
 
 WRONG = {mutation.name: mutation.model for mutation in WRITERS if mutation.model}
 """Functions that give the model as a faulty writer would write it, by the name of the bug."""
 
-MUTATIONS: tuple[Mutation, ...] = (*WRITERS, *TENSORS, *CONFIGS, *GRAPHS, *KEYS)
+MUTATIONS: tuple[Mutation, ...] = (*READERS, *WRITERS, *TENSORS, *CONFIGS, *GRAPHS, *KEYS)

@@ -20,7 +20,7 @@ import torch
 from cgconvert import embedded
 from cgconvert.formats.read import read
 from cgconvert.model.decoder import Checkpoint
-from tests.mutations import MUTATIONS, survey
+from tests.mutations import MODELS, MUTATIONS, survey
 from tests.mutations.mutation import MATRICES
 from tests.mutations.peers import Peers
 from tests.mutations.table import Row, as_markdown
@@ -28,14 +28,14 @@ from tests.support.artefacts import write_all
 from tests.support.tampering import checkpoint
 
 DOCUMENT = Path(__file__).parents[2] / "docs" / "mutations.md"
-MODELS = ("sharp", "trained")
 
 
 def rows(model: str, source: Checkpoint, folder: Path, only: str) -> Iterator[Row]:
     peers = Peers.of(source)
     valid = write_all(MATRICES, source, folder / "valid")
     refused = {type_: peers.caught(plan) for type_, plan in valid.items()}
-    pairs = [(m, t) for m in MUTATIONS if only in m.name or only == m.where for t in m.types]
+    chosen = [m for m in MUTATIONS if model in m.models and (only in m.name or only == m.where)]
+    pairs = [(mutation, type_) for mutation in chosen for type_ in mutation.types]
     for outcome, plan in survey(pairs, source, valid, folder / "planted"):
         # A method that refuses the valid artefact of this type cannot judge a faulty one.
         verdicts = {

@@ -13,8 +13,8 @@ from cgconvert.write.plan import Plan
 from tests.support.artefacts import copied, write
 
 __all__ = [
-    "GEOMETRY", "GGUF", "HF", "MATRICES", "ONNX", "VALUES", "Mutation", "in_files", "in_model",
-    "plant",
+    "GEOMETRY", "GGUF", "HF", "MATRICES", "MODELS", "ONNX", "VALUES", "Mutation", "in_files",
+    "in_model", "in_source", "plant",
 ]  # fmt: skip
 
 HF = ("hf-float16", "hf-phi-float16")
@@ -22,6 +22,9 @@ ONNX = ("onnx-float32", "onnx-int4")
 GGUF = ("gguf-F16", "gguf-Q8_0", "gguf-Q4_0")
 MATRICES = (*HF, *ONNX, *GGUF)
 """The types that a bug is planted in, unless a format cannot have it."""
+
+MODELS = ("sharp", "trained")
+"""The models that a bug is planted in: a random one with sharp attention, and the embedded one."""
 
 VALUES = ("weights.equal", "weights.error")
 GEOMETRY = ("weights.geometry",)
@@ -34,8 +37,9 @@ Files = Callable[[Path, Checkpoint], None]
 class Mutation:
     """A conversion bug.
 
-    Either `model` returns the model as a faulty writer would write it, or `files` changes an
-    artefact in place. At least one of the checks `caught_by` must fail: those that name the bug.
+    Either `model` returns the model as a faulty writer would write it, or `source` returns it as a
+    faulty reader would read it, for the converter and for `verify`, or `files` changes an artefact
+    in place. At least one of the checks `caught_by` must fail: those that name the bug.
     """
 
     name: str
@@ -43,7 +47,9 @@ class Mutation:
     types: tuple[str, ...]
     caught_by: frozenset[str]
     model: Model | None = None
+    source: Model | None = None
     files: Files | None = None
+    models: tuple[str, ...] = MODELS
 
 
 def in_model(
@@ -51,6 +57,13 @@ def in_model(
 ) -> Mutation:
     """A bug of a writer: the real writers write the faulty model, with its manifest."""
     return Mutation(name, "writer", types, frozenset(caught_by), model=model)
+
+
+def in_source(
+    name: str, caught_by: Iterable[str], source: Model, models: tuple[str, ...] = MODELS
+) -> Mutation:
+    """A bug of a reader: the real writers write what was read, and `verify` reads the same."""
+    return Mutation(name, "reader", MATRICES, frozenset(caught_by), source=source, models=models)
 
 
 def in_files(
@@ -65,8 +78,9 @@ def plant(
 ) -> Plan:
     """Write the artefact with the bug into `folder`, with a manifest that fits its files."""
     folder.mkdir(parents=True, exist_ok=True)
-    if mutation.model is not None:
-        return write(type_, mutation.model(source), folder)
+    written = mutation.model or mutation.source
+    if written is not None:
+        return write(type_, written(source), folder)
     assert mutation.files is not None
     plan = valid[type_]
     target = copied(plan, folder)

@@ -56,7 +56,7 @@ def survey(
     for mutation, type_ in pairs:
         plan = plant(mutation, type_, source, valid, folder)
         try:
-            checks = verified(plan, source).checks
+            checks = verified(plan, mutation.source(source) if mutation.source else source).checks
             failed = tuple(check.name for check in checks if check.verdict == Verdict.FAIL)
             outcome = Outcome(mutation, type_, failed, tuple(check.name for check in checks))
         except CgconvertError as error:

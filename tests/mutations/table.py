@@ -16,6 +16,7 @@ Written by `python -m tests.mutations --write`. Each bug is planted in real arte
 it has a place in: of the embedded trained model, and of a small random one with sharp attention.
 The manifest's hashes are made to fit, so that each is caught for what it is; `verify` counts only
 where a check fails that the bug is about. The tests plant each of them too, in one type at a time.
+A bug of the reader is planted in the source of the artefact and of `verify`, which read it alike.
 
 Beside it stands what a comparison of logits alone would have said: `verify`'s own `logits.*`
 checks; the normalised mean squared error of the last token's logits below 1e-2 that llama.cpp's

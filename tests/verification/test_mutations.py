@@ -17,7 +17,7 @@ from cgconvert import embedded
 from cgconvert.formats.read import read
 from cgconvert.model.decoder import Checkpoint
 from cgconvert.write.plan import Plan
-from tests.mutations import MUTATIONS, Mutation, Outcome, survey
+from tests.mutations import MODELS, MUTATIONS, Mutation, Outcome, survey
 from tests.support.artefacts import write_all
 from tests.support.tampering import checkpoint
 
@@ -26,7 +26,6 @@ DOCUMENT = Path(__file__).parents[2] / "docs" / "mutations.md"
 POSITIONS = 96
 """How much of the trained model's context of 512 is used: it takes half the time."""
 
-MODELS = ("sharp", "trained")
 WEIGHTLESS = ("config.json", "generation_config.json", "genai_config.json", "metadata",
               "tokenizer.json", "tokenizer_config.json")  # fmt: skip
 """Mistakes there have nothing to do with the weights: the models take turns."""
@@ -70,6 +69,8 @@ def _one_cache(
 def cases() -> Iterator[ParameterSet]:
     for number, mutation in enumerate(MUTATIONS):
         for turn, model in enumerate(MODELS):
+            if model not in mutation.models:
+                continue
             if mutation.where in WEIGHTLESS and number % len(MODELS) != turn:
                 continue
             type_ = mutation.types[(number + turn) % len(mutation.types)]
