@@ -40,7 +40,8 @@ MP_NUM = {"codegen": 4, "moss": 4}
 
 There is one group for each logical TPU-v4 core that the family was trained on. MOSS was initialised
 from CodeGen-16B (OpenMOSS/MOSS, models/modeling_moss.py: MossAttention.forward). The weights do not
-show the number, so for any other model type the user has to give `mp_num`.
+show the number, so for any other model type the user has to give `mp_num`, or text tells it
+(formats/qkv_groups.py).
 """
 
 TPU_CORES = {3: 8, 4: 4}
