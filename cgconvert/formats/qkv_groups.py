@@ -9,8 +9,8 @@ once, and only its outputs are split differently; each number has hidden states 
 computed in float32, and only a chunk of a matrix is in memory.
 
 A pass costs 2 * parameters * PAGE_TOKENS operations for each divisor of n_head: on two cores of
-100 GFLOPS, 3 seconds for 350M with 5 divisors (measured), so 20 for 2B with 6, and three minutes for
-16B with 8 beside the reading of its 32 GB. More tokens would not decide better, see FAR.
+100 GFLOPS, 3 seconds for 350M with 5 divisors (measured), so 20 for 2B with 6, and three minutes
+for 16B with 8 beside the reading of its 32 GB. More tokens would not decide better, see FAR.
 """
 
 from __future__ import annotations
@@ -84,7 +84,7 @@ class GroupPerplexities:
 
     @property
     def clear_winner(self) -> int | None:
-        """The number that beats each other number by more than FAR; None if there is no such number."""
+        """The number that beats each other one by more than FAR; None if there is none."""
         beaten = [number for number in self.by_number if self.is_beaten(number)]
         return self.best if len(beaten) == len(self.by_number) - 1 else None
 
@@ -148,7 +148,7 @@ def with_measured_groups(checkpoint: Checkpoint) -> Checkpoint:
 
 
 def with_doubtful_groups_noted(checkpoint: Checkpoint) -> Checkpoint:
-    """Add a note to a checkpoint if another number of groups than its own is better by more than FAR."""
+    """Add a note to a checkpoint if another number of groups is better by more than FAR."""
     measured, number = measure_groups(checkpoint), checkpoint.geometry.mp_num
     if measured is None or not measured.is_beaten(number):
         return checkpoint

@@ -127,8 +127,8 @@ def test_no_two_numbers_give_the_same_model(n_head: int) -> None:
     numbers = [number for number in range(1, n_head + 1) if n_head % number == 0]
     parts = {number: [set(rows.tolist()) for rows in qkv_row_indices(n_head * 4, number)]
              for number in numbers}  # fmt: skip
-    for one, other in itertools.combinations(numbers, 2):
-        assert all(a != b for a, b in zip(parts[one], parts[other], strict=True))
+    for first, second in itertools.combinations(numbers, 2):
+        assert all(a != b for a, b in zip(parts[first], parts[second], strict=True))
 
 
 GEOMETRIES = [
