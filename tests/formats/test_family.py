@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+import shutil
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -10,10 +12,11 @@ import numpy as np
 import pytest
 import torch
 from safetensors.torch import load_file
-from transformers import CodeGenForCausalLM, GPTJForCausalLM
+from transformers import AutoTokenizer, CodeGenForCausalLM, GPTJForCausalLM
 
 import cgconvert
 from cgconvert import embedded
+from cgconvert.errors import InputError
 from cgconvert.formats.read import ReadOptions, read
 from cgconvert.model import family
 from cgconvert.model.decoder import Checkpoint, Geometry
@@ -144,3 +147,82 @@ def test_other_layouts_are_verified_and_generate(
         "def hello(",
         max_new_tokens=4,
     )
+
+
+INFILLING = "def f():\n    <mask_1>\n    return x<|endoftext|><sep><mask_1><mask_22>"
+
+
+def add_tokens(folder: Path, tokens: list[str], last_id: int) -> None:
+    """Add tokens to a tokenizer.json in the order of descending ids, as CodeGen2 has them."""
+    path = folder / "tokenizer.json"
+    content = json.loads(path.read_text())
+    flags = dict.fromkeys(("single_word", "lstrip", "rstrip", "normalized", "special"), False)
+    content["added_tokens"] += [
+        {"id": last_id - n, "content": tokens[n], **flags} for n in reversed(range(len(tokens)))
+    ]
+    path.write_text(json.dumps(content))
+
+
+def test_the_tokens_for_infilling_survive(sources: dict[str, Path], tmp_path: Path) -> None:
+    """CodeGen2's tokens fill the embedding to its last row, with the first mask there."""
+    source = Path(shutil.copytree(sources["codegen2"], tmp_path / "codegen2-tiny"))
+    rows = read(embedded.NAME).geometry.vocab_size
+    first = read(embedded.NAME).tokenizer.size
+    masks = [f"<mask_{n}>" for n in range(1, rows - first - 1)]
+    add_tokens(source, [*masks, "<eom>", "<sep>"], last_id=rows - 1)
+    expected = AutoTokenizer.from_pretrained(source)(INFILLING).input_ids
+    assert expected.count(rows - 1) == 2
+    assert {first, rows - 22} < set(expected)
+    checkpoint = read(str(source), ReadOptions(mp_num=2))
+    assert checkpoint.tokenizer.encode(INFILLING) == expected
+    assert checkpoint.tokenizer.size == rows
+    execute(plans.to_hf(checkpoint, tmp_path / "hf"))
+    execute(plans.to_gguf(checkpoint, tmp_path / "model.gguf", type="F16"))
+    for format_, path in (("huggingface", tmp_path / "hf"), ("gguf", tmp_path / "model.gguf")):
+        runtime = open_runtime(format_, path)
+        assert runtime.tokenize(INFILLING) == expected, format_
+        runtime.close()
+
+
+@pytest.mark.parametrize("end", ["<eom>", {"__type": "AddedToken", "content": "<eom>"}])
+def test_the_slow_tokenizer_of_moss_is_read(
+    end: object, sources: dict[str, Path], tmp_path: Path
+) -> None:
+    """It has a class of its own, vocab.json and merges.txt, and ends at <eom>."""
+    source = Path(shutil.copytree(sources["moss"], tmp_path / "moss-tiny"))
+    content = json.loads((source / "tokenizer.json").read_text())
+    for path in source.glob("*token*"):
+        path.unlink()
+    added = {token["content"]: token["id"] for token in content["added_tokens"]}
+    first = max(added.values()) + 1
+    added |= {token: first + n for n, token in enumerate(("<eoh>", "<eom>", "<eot>"))}
+    model = content["model"]
+    vocabulary = {token: n for token, n in model["vocab"].items() if token not in added}
+    merges = [m if isinstance(m, str) else " ".join(m) for m in model["merges"]]
+    (source / "vocab.json").write_text(json.dumps(vocabulary))
+    (source / "merges.txt").write_text("\n".join(["#version: 0.2", *merges, ""]))
+    (source / "added_tokens.json").write_text(json.dumps(added))
+    settings = {
+        "auto_map": {"AutoTokenizer": ["tokenization_moss.MossTokenizer", None]},
+        "bos_token": "<|endoftext|>",
+        "eos_token": end,
+        "tokenizer_class": "MossTokenizer",
+    }
+    (source / "tokenizer_config.json").write_text(json.dumps(settings))
+    tokenizer = read(str(source)).tokenizer
+    assert tokenizer.eos_token_id == added["<eom>"]
+    assert tokenizer.encode(TEXT + "<eom>") == [
+        *read(embedded.NAME).tokenizer.encode(TEXT),
+        added["<eom>"],
+    ]
+
+
+def test_a_moss_without_its_tokenizer_gets_no_other(
+    sources: dict[str, Path], tmp_path: Path
+) -> None:
+    source = Path(shutil.copytree(sources["moss"], tmp_path / "moss-tiny"))
+    for path in (*source.glob("*token*"), source / "vocab.json"):
+        path.unlink(missing_ok=True)
+    with pytest.raises(InputError, match=r"MOSS's is its own; give a folder.*`tokenizer`"):
+        read(str(source))
+    assert read(str(source), ReadOptions(tokenizer=embedded.path())).tokenizer.size > 0
