@@ -125,6 +125,7 @@ class Observation:
         tokenizer_runs: Texts in the artefact's own tokenizer and in the source's.
         n_positions: The context length that the artefact says it has.
         eos_token_ids: The ids at which the artefact says that generation ends.
+        stopping_ids: All ids at which its runtime ends a generation.
     """
 
     sequences: tuple[tuple[int, ...], ...]
@@ -139,6 +140,7 @@ class Observation:
     tokenizer_runs: tuple[TokenizerRun, ...]
     n_positions: int
     eos_token_ids: tuple[int, ...]
+    stopping_ids: frozenset[int]
 
 
 def observe(
@@ -190,6 +192,7 @@ def observe(
         tokenizer_runs=_tokenizer_runs(runtime, tokenizer, tokenizer_texts(), progress),
         n_positions=runtime.n_positions,
         eos_token_ids=runtime.eos_token_ids,
+        stopping_ids=runtime.stopping_ids,
     )
 
 

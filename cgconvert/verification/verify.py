@@ -36,6 +36,7 @@ from cgconvert.verification.weights import TensorError, check_weights
 from cgconvert.verification.witness.call import Witness, call_once
 from cgconvert.verification.witness.checks import check_files, check_observation, check_source
 from cgconvert.verification.witness.opening import NoWitnessError
+from cgconvert.verification.witness.settings import read_artefact_settings
 from cgconvert.verification.witness.tokenizer import TokenReading, read_artefact_tokens
 from cgconvert.write.hashing import file_sha256, hash_checkpoint
 from cgconvert.write.manifest import manifest_path
@@ -131,7 +132,7 @@ def verify(
         progress,
     )
     checks += check_source(witness)
-    checks += check_files(witness, subject.read_tokens(witness))
+    checks += check_files(witness, subject.read_tokens(witness), subject.read_settings())
     series: dict[str, list[float | None]] = {}
     if run.failure is not None:
         checks.append(run.failure)
@@ -271,6 +272,13 @@ class _ArtefactUnderTest:
             return read_artefact_tokens(self.path)
         except (CgconvertError, NoWitnessError) as error:
             return in_words(str(error))
+
+    def read_settings(self) -> dict[str, dict[str, Any]]:
+        """Read the artefact's settings of sampling; those of a broken file are left out."""
+        try:
+            return read_artefact_settings(self.path)
+        except CgconvertError:  # a check of its own says so
+            return {}
 
     def open_stored_reference(self) -> Reference:
         """Make the reference with the artefact's own weights.

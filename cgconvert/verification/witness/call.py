@@ -9,8 +9,9 @@ checkpoint, and loads nothing from the network.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 
@@ -19,6 +20,7 @@ from cgconvert.model.decoder import Checkpoint
 from cgconvert.verification.prompts import tokenizer_texts
 from cgconvert.verification.witness.model import MAX_TOKENS, ModelReading, read_model
 from cgconvert.verification.witness.opening import NoWitnessError
+from cgconvert.verification.witness.settings import read_settings
 from cgconvert.verification.witness.tokenizer import (
     TokenizerReading,
     read_stop_ids,
@@ -36,12 +38,14 @@ class Witness:
         tokenizer: Its reading of the tokenizer.
         stop_ids: The ids at which it stops: the tokenizer's eos and those of the source's
             generation_config.json.
+        settings: The source's settings of sampling.
         model: Its reading of the model.
     """
 
     tokenizer: TokenizerReading | None
     no_tokenizer: str
     stop_ids: tuple[int, ...]
+    settings: Mapping[str, Any]
     model: ModelReading | None
     no_model: str
 
@@ -79,7 +83,7 @@ def call(
     except NoWitnessError as error:
         no_model = str(error)
     progress.advance(1)
-    return Witness(tokenizer, no_tokenizer, stop_ids, model, no_model)
+    return Witness(tokenizer, no_tokenizer, stop_ids, read_settings(source), model, no_model)
 
 
 def call_once(

@@ -5,12 +5,14 @@ Where transformers cannot be a witness, the check is reported without a verdict,
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from typing import Any
 
 from cgconvert.verification.observe import Observation, TokenizerRun
 from cgconvert.verification.thresholds import Check, Verdict, at_most, no_differences
 from cgconvert.verification.witness.call import Witness
 from cgconvert.verification.witness.model import Continuation
+from cgconvert.verification.witness.settings import settings_differences
 from cgconvert.verification.witness.tokenizer import TokenizerReading, TokenReading
 
 __all__ = ["check_files", "check_observation", "check_source"]
@@ -32,13 +34,21 @@ def check_source(witness: Witness) -> list[Check]:
     return [at_most(name, logits.relative_error, LOGITS_BOUND, logits.detail)]
 
 
-def check_files(witness: Witness, artefact: TokenReading | str) -> list[Check]:
-    """Check special tokens and chat templates; `artefact` is why they could not be read if text."""
-    names = ("witness.special_tokens", "witness.chat_template")
+def check_files(
+    witness: Witness, artefact: TokenReading | str, settings: Mapping[str, Mapping[str, Any]]
+) -> list[Check]:
+    """Check special tokens, chat templates and settings of sampling.
+
+    Args:
+        witness: What transformers says of the source.
+        artefact: What it says of the artefact, or why it could not read it.
+        settings: The artefact's settings of sampling, by the place where they stand.
+    """
+    names = ("witness.special_tokens", "witness.chat_template", "witness.sampling")
     if witness.tokenizer is None:
         return [_not_applicable(name, witness.no_tokenizer) for name in names]
     if isinstance(artefact, str):
-        return [Check(name, None, 0, "<=", Verdict.FAIL, artefact) for name in names]
+        return [Check(name, None, 0, "<=", Verdict.FAIL, artefact) for name in names[:2]]
     source = witness.tokenizer.tokens
     special = [
         f"{role} is {index}, transformers reads {expected} in the source"
@@ -53,6 +63,7 @@ def check_files(witness: Witness, artefact: TokenReading | str) -> list[Check]:
     return [
         no_differences(names[0], special),
         no_differences(names[1], _template_differences(source, artefact)),
+        no_differences(names[2], settings_differences(witness.settings, settings)),
     ]
 
 
@@ -157,7 +168,7 @@ def _check_generation(
     The value is the number of openings that go on or stop otherwise. Both are compared up to the
     first token at which either picks another one within the noise.
     """
-    stops = observation.eos_token_ids
+    stops = observation.stopping_ids
     differences, excused, count = [], 0, 0
     for number, (expected, generated) in enumerate(
         zip(continuations, observation.generated, strict=True), 1

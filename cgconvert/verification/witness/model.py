@@ -82,7 +82,7 @@ def read_model(
         )
     with private_folder() as folder:
         write_configs(source, folder)
-        link_weights(source, folder)
+        is_safetensors = link_weights(source, folder)
         with witnessing("model"):
             from transformers import AutoConfig
 
@@ -93,7 +93,7 @@ def read_model(
             return ModelReading(LogitsReading(None, differing), None, "its sizes differ")
         count = _affordable_layers(source)
         config.num_hidden_layers = count
-        model = _load(folder, config, weights_are_safe=source.layout != "torch")
+        model = _load(folder, config, is_safetensors=is_safetensors)
         logits = _compare_logits(model, source, count)
         if count < source.geometry.n_layer:
             return ModelReading(logits, None, "only the first layers fit into memory")
@@ -146,7 +146,7 @@ def _affordable_layers(source: Checkpoint) -> int:
     return int(count)
 
 
-def _load(folder: Path, config: Any, *, weights_are_safe: bool) -> Any:
+def _load(folder: Path, config: Any, *, is_safetensors: bool) -> Any:
     """Load the model in float32. Raises NoWitnessError if transformers finds no complete one."""
     with witnessing("model"):
         from transformers import AutoModelForCausalLM
@@ -158,7 +158,7 @@ def _load(folder: Path, config: Any, *, weights_are_safe: bool) -> Any:
             config=config,
             local_files_only=True,
             trust_remote_code=False,
-            use_safetensors=weights_are_safe,
+            use_safetensors=is_safetensors,
             dtype=torch.float32,
             attn_implementation="eager",
             output_loading_info=True,

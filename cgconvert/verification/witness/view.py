@@ -69,24 +69,28 @@ TOKENIZER_CONFIG = (
     "add_eos_token", "clean_up_tokenization_spaces", "errors", "chat_template", "tokenizer_class",
 )  # fmt: skip
 
+SAFETENSORS, TORCH = ".safetensors", (".bin", ".pt", ".pth", ".ckpt")
+"""Suffixes of weight files; cgconvert's reader has interpreted the pickles of the latter."""
+
 TEMPLATE_FILE, TEMPLATE_FOLDER = "chat_template.jinja", "additional_chat_templates"
 OLD_TEMPLATE_FILE = "chat_template.json"
 MAX_TEMPLATES = 32
 
 
-def link_weights(source: Checkpoint, folder: Path) -> None:
+def link_weights(source: Checkpoint, folder: Path) -> bool:
     """Link the source's weight files into `folder`, under the names that transformers expects.
 
-    Raises NoWitnessError if the source has another layout.
+    Returns whether they are safetensors. Raises NoWitnessError if transformers would not load them.
     """
     _check_layout(source)
-    weights = [path for path in source.files if path.suffix in (".safetensors", ".bin")]
+    weights = [path for path in source.files if path.suffix in (SAFETENSORS, *TORCH)]
+    is_safetensors = any(path.suffix == SAFETENSORS for path in weights)
     if not weights or len({path.suffix for path in weights}) > 1:
         raise NoWitnessError("its weight files have names that transformers does not load")
-    name = "model.safetensors" if weights[0].suffix == ".safetensors" else "pytorch_model.bin"
+    name = "model.safetensors" if is_safetensors else "pytorch_model.bin"
     if len(weights) == 1:
         (folder / name).symlink_to(weights[0].resolve())
-        return
+        return is_safetensors
     index = read_json(weights[0].with_name(f"{name}.index.json")).get("weight_map")
     weight_map = index if isinstance(index, dict) else {}
     shards = {path.name: path for path in weights}
@@ -95,6 +99,7 @@ def link_weights(source: Checkpoint, folder: Path) -> None:
     for shard, path in shards.items():
         (folder / shard).symlink_to(path.resolve())
     _write(folder / f"{name}.index.json", {"metadata": {}, "weight_map": weight_map})
+    return is_safetensors
 
 
 def write_configs(source: Checkpoint, folder: Path) -> None:
