@@ -129,15 +129,17 @@ class Gguf(Format):
 
         path = _file(source.path)
         header = read_header(path)
+        tokenizer = reader.tokenizer(path, header)
+        generation = reader.generation(path, header, tokenizer)
         return Headers(
             str(header.metadata.get("general.name", source.name)),
             self.name,
             reader.geometry(path, header),
-            Tokenizer.load(options.tokenizer)
-            if options.tokenizer
-            else reader.tokenizer(path, header),
+            Tokenizer.load(options.tokenizer) if options.tokenizer else tokenizer,
             _lines(path),
             source.origin,
+            generation,
+            (*tokenizer.notes, *generation.notes),
         )
 
     def plan(self, checkpoint: Checkpoint, output: Path | None = None, **options: Any) -> Plan:

@@ -24,11 +24,12 @@ from cgconvert.formats.gguf.generation import (
 from cgconvert.formats.gguf.header import GgufHeader, TensorInfo, read_header
 from cgconvert.formats.gguf.writer import ARCHITECTURE, PRE_TOKENIZER, SUPPRESSED
 from cgconvert.model.decoder import Checkpoint, Decoder, Geometry
+from cgconvert.model.generation_config import GenerationConfig
 from cgconvert.model.tensor import LazyTensor, StoredTensor
 from cgconvert.model.tensor_names import GGUF
 from cgconvert.model.tokenizer import AddedToken, Tokenizer
 
-__all__ = ["decoder", "geometry", "read", "tensors", "tokenizer"]
+__all__ = ["decoder", "generation", "geometry", "read", "tensors", "tokenizer"]
 
 _TOKENIZER_PREFIX = "tokenizer.ggml."
 
@@ -57,8 +58,6 @@ def read(path: Path, name: str) -> Checkpoint:
             f"{path}: is quantized ({', '.join(quantized)}): convert from its source instead"
         )
     own_tokenizer = tokenizer(path, header)
-    suppressed = header.metadata.get(SUPPRESSED)
-    never = suppressed.tolist() if isinstance(suppressed, np.ndarray) else []
     return Checkpoint(
         name=own_name
         if isinstance(own_name, str) and re.fullmatch(r"\w[\w.-]*", own_name)
@@ -69,8 +68,15 @@ def read(path: Path, name: str) -> Checkpoint:
         decoder=decoder(path, header),
         tokenizer=own_tokenizer,
         files=(path,),
-        generation=read_generation_config(path, header.metadata, own_tokenizer, never),
+        generation=generation(path, header, own_tokenizer),
     )
+
+
+def generation(path: Path, header: GgufHeader, own_tokenizer: Tokenizer) -> GenerationConfig:
+    """Read what the metadata say of generation. Raises InputError if they are broken."""
+    suppressed = header.metadata.get(SUPPRESSED)
+    never = suppressed.tolist() if isinstance(suppressed, np.ndarray) else []
+    return read_generation_config(path, header.metadata, own_tokenizer, never)
 
 
 def decoder(path: Path, header: GgufHeader | None = None) -> Decoder:

@@ -15,6 +15,7 @@ from cgconvert.formats.onnx.variant import ACCURACY_LEVELS, CLIENTS, TARGETS
 from cgconvert.formats.read_options import ReadOptions
 from cgconvert.io.strict_json import read_json
 from cgconvert.model.decoder import Checkpoint, Decoder
+from cgconvert.model.generation_config import read_generation_config
 from cgconvert.model.tokenizer import Tokenizer
 from cgconvert.options import Option
 from cgconvert.sources.resolve import Source
@@ -133,13 +134,18 @@ class Onnx(Format):
         graph = reader.find_graph(source.path)
         folder = reader.folder_of(graph)
         config_path = options.config or folder / "config.json"
+        config = read_json(config_path)
+        tokenizer = Tokenizer.load(options.tokenizer or folder)
+        generation = read_generation_config(folder, config, config_path, tokenizer)
         return Headers(
             source.name,
             self.name,
-            from_codegen(read_json(config_path), config_path, 1),
-            Tokenizer.load(options.tokenizer or folder),
+            from_codegen(config, config_path, 1),
+            tokenizer,
             tensor_lines(reader.stored_tensors(graph).values()),
             source.origin,
+            generation,
+            (*tokenizer.notes, *generation.notes),
         )
 
     def plan(self, checkpoint: Checkpoint, output: Path | None = None, **options: Any) -> Plan:
