@@ -238,11 +238,16 @@ class PlanWriter:
         self.unrecorded_bytes = 0
 
     def _raise_if_unstorable(self, tensor: TensorPlan, unstorable: UnstorableValues) -> None:
-        """Raise InputError for values that cannot be stored; it names the source's tensor."""
-        stored = list(tensor.source.leaves())
-        names = ", ".join(dict.fromkeys(leaf.name for leaf in stored)) or tensor.name
-        path = stored[0].path if stored else self.write_chunk.plan.source.path
-        where = f"{path}: tensor {names}"
+        """Raise InputError for values that cannot be stored; it names the source's tensors.
+
+        They are several where one is computed of others, as with an adapter.
+        """
+        stored: dict[Path, dict[str, None]] = {}
+        for leaf in tensor.source.leaves():
+            stored.setdefault(leaf.path, {})[leaf.name] = None
+        if not stored:
+            stored = {self.write_chunk.plan.source.path: {tensor.name: None}}
+        where = "; ".join(f"{path}: tensor {', '.join(names)}" for path, names in stored.items())
         is_float = isinstance(tensor.encoding, FloatEncoding)
         if is_float and self.write_chunk.allow_nonfinite:
             return

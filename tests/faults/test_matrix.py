@@ -14,6 +14,7 @@ from pathlib import Path
 
 import pytest
 
+from tests.faults.cases_adapter import ADAPTERS
 from tests.faults.cases_artefacts import ARTEFACTS
 from tests.faults.cases_invalid_values import INVALID_VALUES
 from tests.faults.cases_pickle import PICKLES
@@ -24,7 +25,9 @@ from tests.faults.matrix import COMMANDS, Case, commands_for
 from tests.faults.server import Server
 from tests.faults.valid_inputs import INPUT_NAMES, ValidInputs
 
-CASES: dict[str, Case] = {**PICKLES, **ZIPS, **TARS, **SAFETENSORS, **INVALID_VALUES, **ARTEFACTS}
+CASES: dict[str, Case] = {
+    **PICKLES, **ZIPS, **TARS, **SAFETENSORS, **INVALID_VALUES, **ARTEFACTS, **ADAPTERS,
+}  # fmt: skip
 NUMBERS = {name: number for number, name in enumerate(CASES)}
 
 COMMANDS_PER_CASE = int(os.environ.get("CGCONVERT_TEST_COMMANDS", "2"))
@@ -105,6 +108,7 @@ VALID = {
     **dict.fromkeys(("hf", "phi", "gguf"), ("inspect", "verify", "generate", "to-onnx-fp16")),
     "onnx": ("inspect", "verify", "generate", "genai", "quantize"),
     "onnx-int4": ("inspect", "verify", "generate", "genai"),
+    "adapter": ("inspect", "to-gguf", "to-hf", "reference"),
     "recipe": ("run",),
 }  # fmt: skip
 

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import json
 import shutil
 from collections.abc import Callable, Mapping
 from functools import partial
 from pathlib import Path
 
 import torch
+from safetensors.torch import save_file
 
 from cgconvert import embedded
 from cgconvert.formats.read import read
@@ -36,11 +38,24 @@ INPUT_NAMES: Mapping[str, str] = {
     "onnx": "source",
     "onnx-int4": "source",
     "gguf": "source.gguf",
+    "adapter": "source",
     "recipe": "recipe.yaml",
 }
 """The file or folder name of each kind of input, as it is given on the command line."""
 
 RECIPE = "source: source\nsteps:\n  - to-gguf: {output: out.gguf}\n"
+
+ADAPTER = {
+    "peft_type": "LORA",
+    "base_model_name_or_path": "../base",
+    "r": 2,
+    "lora_alpha": 4,
+    "target_modules": ["qkv_proj"],
+}
+ADAPTER_TENSORS = {
+    f"base_model.model.transformer.h.0.attn.qkv_proj.lora_{factor}.weight": torch.full(shape, 0.01)
+    for factor, shape in {"A": (2, 64), "B": (192, 2)}.items()
+}
 
 _ARTEFACTS: dict[str, Callable[..., Plan]] = {
     "hf": partial(plans.to_hf, dtype="float16"),
@@ -70,6 +85,12 @@ class ValidInputs:
         if kind == "recipe":
             self.copy("safetensors", folder)
             (folder / "recipe.yaml").write_text(RECIPE)
+        elif kind == "adapter":
+            self.copy("safetensors", folder)
+            (folder / "source").rename(folder / "base")
+            (folder / "source").mkdir()
+            (folder / "source" / "adapter_config.json").write_text(json.dumps(ADAPTER))
+            save_file(ADAPTER_TENSORS, folder / "source" / "adapter_model.safetensors")
         elif kind in _ARTEFACTS:
             source = read(str(self.copy("safetensors", self.folder / "original")))
             output = folder / INPUT_NAMES[kind]

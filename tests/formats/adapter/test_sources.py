@@ -23,7 +23,12 @@ from cgconvert.verification.thresholds import Check, Verdict
 from cgconvert.verification.weights import check_weights
 from cgconvert.write.hashing import hash_checkpoint
 from tests.conftest import first_layers
-from tests.formats.adapter.adapters import change_config, merged_by_peft, save_adapter
+from tests.formats.adapter.adapters import (
+    change_config,
+    change_tensors,
+    merged_by_peft,
+    save_adapter,
+)
 
 TARGETS = ["qkv_proj", "fc_in", "wte"]
 
@@ -232,6 +237,13 @@ def test_weights_beside_an_adapter_are_taken_as_they_are(base: Path, adapter: Pa
     chosen = cgconvert.load(base, adapter=base)
     assert torch.equal(chosen.decoder.layers[0].q.read(), merged)
     assert not any("beside the weights" in note for note in chosen.notes)
+
+
+def test_values_that_cannot_be_stored_name_both_files(base: Path, adapter: Path) -> None:
+    change_tensors(adapter, lambda tensors: {n: t * torch.inf for n, t in tensors.items()})
+    weights = "/model.safetensors: tensor transformer.h.0.attn.qkv_proj.weight; .*/lora/adapter_mod"
+    with pytest.raises(InputError, match=rf"{weights}.*lora_A.weight: \d+ values are NaN or infin"):
+        cgconvert.to_gguf(base, adapter.parent / "x.gguf", adapter=adapter)
 
 
 def test_inspect_describes_base_and_adapter(
