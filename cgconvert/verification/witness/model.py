@@ -89,6 +89,8 @@ def read_model(
             config: Any = AutoConfig.from_pretrained(
                 folder, local_files_only=True, trust_remote_code=False
             )
+        if config.vocab_size != source.geometry.vocab_size == _stored_rows(source):
+            config.vocab_size = source.geometry.vocab_size  # the vocabulary was resized
         if differing := _differing_sizes(config, source):
             return ModelReading(LogitsReading(None, differing), None, "its sizes differ")
         count = _affordable_layers(source)
@@ -131,6 +133,12 @@ def _differing_sizes(config: Any, source: Checkpoint) -> str:
         if theirs != ours
     ]
     return "; ".join(differing)
+
+
+def _stored_rows(source: Checkpoint) -> int | None:
+    """The rows of the embedding in the source's file; None if it is not stored as one matrix."""
+    shapes = [stored.shape for stored in source.decoder.wte.leaves()]
+    return shapes[0][0] if len(shapes) == 1 and shapes[0] else None
 
 
 def _affordable_layers(source: Checkpoint) -> int:
