@@ -177,6 +177,13 @@ class Format(SourceFormat):
     def identify(self, path: Path) -> bool:
         """Return whether a path is an artefact of this format; only file names are looked at."""
 
+    def artefacts(self, path: Path) -> list[Path]:
+        """List the artefacts that a path stands for; `identify` has accepted the path.
+
+        A path may name a part of an artefact, or a folder that holds several.
+        """
+        return [path]
+
     @abstractmethod
     def plan(self, checkpoint: Checkpoint, output: Path | None = None, **options: Any) -> Plan:
         """Plan an artefact at `output`, or at `default_output` if it is None; nothing is written.

@@ -106,7 +106,10 @@ class Artefact:
 
 
 def identify(path: Path) -> Artefact:
-    """Recognise the artefact at `path` by its file names. Raises InputError if it is not one."""
+    """Recognise the artefact at `path` by its file names. Raises InputError if it is not one.
+
+    A path in an artefact, such as that of its only graph, stands for the artefact.
+    """
     if not path.exists():
         raise InputError(f"{path}: no such file or folder")
     format_ = artefact_format(path)
@@ -114,6 +117,11 @@ def identify(path: Path) -> Artefact:
         raise InputError(
             f"{path}: not an artefact; expected a folder that to-hf or to-onnx wrote, or a .gguf"
         )
+    artefacts = format_.artefacts(path)
+    return _artefact(artefacts[0] if len(artefacts) == 1 else path, format_)
+
+
+def _artefact(path: Path, format_: Format) -> Artefact:
     return Artefact(path, format_.name, find_manifest(path))
 
 
@@ -124,8 +132,8 @@ def find_all(folder: Path) -> list[Artefact]:
     """
     artefacts: list[Artefact] = []
     for parent, folders, files in os.walk(folder):
-        if artefact_format(Path(parent)) is not None:
-            artefacts.append(identify(Path(parent)))
+        if (format_ := artefact_format(Path(parent))) is not None:
+            artefacts += [_artefact(path, format_) for path in format_.artefacts(Path(parent))]
             folders.clear()
             continue
         folders[:] = [name for name in folders if not name.startswith(".")]

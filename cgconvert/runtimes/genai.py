@@ -12,6 +12,7 @@ import numpy as np
 from cgconvert.errors import InputError, MissingRuntimeError, UsageError
 from cgconvert.formats.comparison import as_mapping
 from cgconvert.formats.onnx.checks import admit_genai
+from cgconvert.formats.onnx.files import folder_of
 from cgconvert.io.strict_json import read_json
 from cgconvert.model.generation_config import ids_of
 from cgconvert.model.tokenizer import Tokenizer
@@ -67,7 +68,7 @@ class GenaiRuntime(Runtime):
                 "device cuda: this onnxruntime-genai was built without CUDA; pip uninstall "
                 'onnxruntime-genai, then pip install onnxruntime-genai-cuda, or use `device="cpu"`'
             )
-        admit_genai(path)
+        path = _admitted_folder(path)
         options = {"log_severity_level": 4}  # failures come as exceptions, once
         if threads is not None:
             options["intra_op_num_threads"] = threads
@@ -134,6 +135,21 @@ class GenaiRuntime(Runtime):
     def close(self) -> None:
         """See Runtime.close."""
         self._generator = self._tokenizer = self._model = None
+
+
+def _admitted_folder(path: Path) -> Path:
+    """Check a folder, or the folder of a graph, for onnxruntime-genai, and return it.
+
+    Raises InputError if its genai_config.json is for another graph than the one at `path`.
+    """
+    folder = path if path.is_dir() else folder_of(path)
+    graph = admit_genai(folder)
+    if path.is_file() and not path.samefile(graph):
+        raise InputError(
+            f"{folder / 'genai_config.json'}: is for {graph.name}, not {path.name}; "
+            "onnxruntime-genai runs the graph that it names"
+        )
+    return folder
 
 
 def _model_entry(path: Path, key: str) -> int:

@@ -95,10 +95,11 @@ def _from_path(path: Path, revision: str | None = None) -> Source:
     if path.is_file() and tarball.is_tarball(path):
         folder, origin = tarball.unpack(path)
         return Source(folder, tarball.checkpoint_name(path), origin)
-    resolved = path.resolve()
-    if path.is_dir():
-        return Source(path, resolved.name)
-    return Source(path, resolved.parent.name if path.suffix != ".gguf" else path.stem)
+    if path.is_file() and path.suffix == ".gguf":
+        return Source(path, path.stem)
+    folder = path.resolve() if path.is_dir() else path.resolve().parent
+    is_for_graphs = folder.name == "onnx" and any(folder.glob("*.onnx"))
+    return Source(path, folder.parent.name if is_for_graphs else folder.name)
 
 
 def _from_hub(repository: str, name: str, revision: str | None, needs_tokenizer: bool) -> Source:

@@ -34,6 +34,7 @@ from cgconvert.formats.huggingface.checks import (
 from cgconvert.formats.huggingface.config import codegen_config
 from cgconvert.formats.onnx import reader
 from cgconvert.formats.onnx.builder import MICROSOFT, OPERATORS
+from cgconvert.formats.onnx.files import graphs
 from cgconvert.formats.onnx.genai_checks import (
     admit_genai_config,
     admit_genai_template,
@@ -150,9 +151,18 @@ def settings(path: Path, source: Checkpoint) -> SettingsDifferences:
     graph = reader.find_graph(path)
     folder = reader.folder_of(graph)
     texts = generation_differences(folder, source)
-    if (folder / "genai_config.json").is_file():
+    if (folder / "genai_config.json").is_file() and not _is_for_another(folder, graph):
         texts += genai_setting_differences(folder / "genai_config.json", graph, source)
     return SettingsDifferences(texts, list(tokenizer_differences(folder, source)))
+
+
+def _is_for_another(folder: Path, graph: Path) -> bool:
+    """Whether genai_config.json names another graph of the folder, which may have several."""
+    model = as_mapping(read_json(folder / "genai_config.json").get("model"))
+    name = as_mapping(model.get("decoder")).get("filename")
+    return any(
+        name == other.relative_to(folder).as_posix() for other in graphs(folder) if other != graph
+    )
 
 
 SMALL = 64
@@ -214,8 +224,8 @@ def _check_nodes(graph: Path, model: ModelProto) -> None:
         known.update(outputs)
 
 
-def admit_genai(folder: Path) -> None:
-    """Check the graph and genai_config.json of a folder for onnxruntime-genai.
+def admit_genai(folder: Path) -> Path:
+    """Check the graph and genai_config.json of a folder for onnxruntime-genai; return the graph.
 
     The configuration may contain only what cgconvert writes for that graph. Raises InputError.
     """
@@ -235,3 +245,4 @@ def admit_genai(folder: Path) -> None:
     Tokenizer.load(folder)
     admit_genai_config(config_path, graph)
     admit_genai_template(folder)
+    return graph

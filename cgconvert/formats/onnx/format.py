@@ -11,6 +11,7 @@ from cgconvert.errors import UsageError
 from cgconvert.formats.base import Format, Headers, ThresholdRow, tensor_lines
 from cgconvert.formats.comparison import SettingsDifferences, StoredArtefact
 from cgconvert.formats.huggingface.config import from_codegen
+from cgconvert.formats.onnx.files import artefacts, folder_of, graphs
 from cgconvert.formats.onnx.variant import ACCURACY_LEVELS, CLIENTS, TARGETS
 from cgconvert.formats.read_options import ReadOptions
 from cgconvert.io.strict_json import read_json
@@ -116,17 +117,21 @@ class Onnx(Format):
     thresholds = THRESHOLDS
 
     def recognises(self, path: Path) -> bool:
-        if path.is_file():
-            return path.suffix == ".onnx"
-        return self.identify(path)
+        return self.identify(path) or (path.is_file() and bool(graphs(path)))
 
     def identify(self, path: Path) -> bool:
-        return any((path / "onnx").glob("*.onnx"))
+        named = graphs(path)
+        return bool(named) and (folder_of(named[0]) / "config.json").is_file()
+
+    def artefacts(self, path: Path) -> list[Path]:
+        return artefacts(path)
 
     def read(self, source: Source, options: ReadOptions) -> Checkpoint:
         from cgconvert.formats.onnx import reader
 
-        return options.with_tokenizer(reader.read(source.path, source.name))
+        parts = artefacts(source.path)
+        path = parts[0] if len(parts) == 1 else source.path
+        return options.with_tokenizer(reader.read(path, source.name))
 
     def describe(self, location: str, source: Source, options: ReadOptions) -> Headers:
         from cgconvert.formats.onnx import reader

@@ -22,6 +22,7 @@ from cgconvert.codecs.quantized_tensor import QuantizedTensor
 from cgconvert.errors import InputError, UsageError
 from cgconvert.formats.base import most_stored, tensor_lines
 from cgconvert.formats.huggingface import config as configs
+from cgconvert.formats.onnx.files import find_graph, folder_of
 from cgconvert.formats.onnx.weights import COS, QKV, ROTARY_BASE, ROTARY_ORDER
 from cgconvert.io.stand_ins import check_head
 from cgconvert.io.strict_json import read_json
@@ -57,29 +58,6 @@ _DTYPES: Mapping[int, torch.dtype] = {
     TensorProto.FLOAT16: torch.float16,
     TensorProto.UINT8: torch.uint8,
 }
-
-
-def find_graph(path: Path) -> Path:
-    """Return the only .onnx file of a folder (in onnx/, else at its root), or the file itself.
-
-    Raises InputError if there is none or more than one.
-    """
-    if not path.is_dir():
-        if path.is_file():
-            return path
-        raise InputError(f"{path}: no such file or folder")
-    graphs = sorted((path / "onnx").glob("*.onnx")) or sorted(path.glob("*.onnx"))
-    if len(graphs) == 1:
-        return graphs[0]
-    if graphs:
-        names = ", ".join(str(graph.relative_to(path)) for graph in graphs)
-        raise InputError(f"{path}: has several graphs, give the path of one: {names}")
-    raise InputError(f"{path}: no .onnx file in it or in its folder onnx")
-
-
-def folder_of(graph: Path) -> Path:
-    """Return the folder of a graph's configuration and tokenizer: its own, or that above onnx/."""
-    return graph.parent.parent if graph.parent.name == "onnx" else graph.parent
 
 
 def stored_tensors(graph: Path) -> dict[str, StoredTensor]:

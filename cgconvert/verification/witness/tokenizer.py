@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from cgconvert.formats.gguf.header import read_header
+from cgconvert.formats.onnx.files import folder_of, graphs
 from cgconvert.io.strict_json import read_json
 from cgconvert.model import family
 from cgconvert.model.decoder import Checkpoint
@@ -118,6 +119,8 @@ def read_artefact_tokens(artefact: Path) -> TokenReading:
 
     Raises NoWitnessError if transformers cannot open the tokenizer, InputError if a file is broken.
     """
+    if graphs(artefact):
+        artefact = folder_of(graphs(artefact)[0])  # one of several graphs there
     if artefact.is_file():
         return _read_gguf_tokens(artefact)
     files = {n: artefact / n for n in TOKENIZER_FILES if (artefact / n).is_file()}
