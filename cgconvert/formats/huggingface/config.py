@@ -24,6 +24,10 @@ __all__ = [
     "token_ids",
 ]
 
+TANH_GELU = ("gelu_new", "gelu_fast", "gelu_pytorch_tanh")
+"""transformers' names of one function (activations.py: NewGELUActivation, FastGELUActivation,
+GELUTanh)."""
+
 # Training settings that a source may contain: CodeGen's name, Phi's name, default value.
 _TRAINING = (
     ("resid_pdrop", "resid_pdrop", 0.0),
@@ -202,7 +206,8 @@ def _decoder_geometry(
     config: Mapping[str, Any], config_path: Path, mp_num: int, *, rotary_dim: int
 ) -> Geometry:
     """Read what the configurations of GPT-J, CodeGen and MOSS say by the same names."""
-    _expect(config, config_path, "activation_function", "gelu_new")
+    if config.get("activation_function") not in TANH_GELU:
+        _expect(config, config_path, "activation_function", "gelu_new")
     return geometry(
         config_path,
         n_layer=integer(config, config_path, "n_layer", "num_hidden_layers"),

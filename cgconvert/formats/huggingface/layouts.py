@@ -29,6 +29,8 @@ class Layout:
         config: Creates config.json from the geometry and the source's configuration.
         folder: Name of the default output folder.
         card: What the model card says about the weights.
+        own_model: The title of the model that is published in this layout, see `family.Model`.
+        own_card: What the card of such a model says instead.
         groups: Number of groups in qkv_proj; 0 if q, k and v are stored apart.
         has_rotary_base: Whether config.json contains the rotary base. If not, it is `ROTARY_BASE`.
     """
@@ -37,6 +39,8 @@ class Layout:
     config: Callable[[Geometry, Mapping[str, Any]], dict[str, Any]]
     folder: str
     card: str
+    own_model: str = ""
+    own_card: str = ""
     groups: int = 0
     has_rotary_base: bool = False
 
@@ -46,6 +50,9 @@ LAYOUTS: Mapping[str, Layout] = {
         CODEGEN,
         codegen_config,
         "hf",
+        "The weights are laid out for `CodeGenForCausalLM`: `qkv_proj` is packed in 4 groups of q, "
+        "v, k, and rotary pairs are interleaved. The logits are those of the original.",
+        "CodeGen",
         "The weights are CodeGen's own, for `CodeGenForCausalLM`: `qkv_proj` is packed in 4 groups "
         "of q, v, k, and rotary pairs are interleaved.",
         groups=GROUPS,
@@ -57,6 +64,9 @@ LAYOUTS: Mapping[str, Layout] = {
         "The weights are laid out for `GPTJForCausalLM`, whose mathematics is CodeGen's: q, k and "
         "v are split, and rotary pairs are interleaved. The logits are those of the original; "
         "engines that serve GPT-J can serve it.",
+        "GPT-J",
+        "The weights are GPT-J's own, for `GPTJForCausalLM`: q, k and v are split, and rotary "
+        "pairs are interleaved.",
     ),
     "phi": Layout(
         PHI,

@@ -51,6 +51,8 @@ def model_card(
     source = f"the {model.title} checkpoint `{name}`" if model.title else f"`{name}`"
     if is_published:
         source = f"[{family.hub_id(name)}](https://huggingface.co/{family.hub_id(name)})"
+    stored_as = LAYOUTS[layout]
+    weights = stored_as.own_card if model.title == stored_as.own_model else stored_as.card
     rows = {
         "parameters": f"{geometry.parameters:,}",
         "type of the weights": dtype,
@@ -70,7 +72,7 @@ def model_card(
             f"---\n{yaml.safe_dump(front, sort_keys=False)}---\n",
             f"# {name}\n",
             f"Converted by cgconvert from {source}, {model.description}. Nothing was trained or "
-            f"fine-tuned. {LAYOUTS[layout].card}\n",
+            f"fine-tuned. {weights}\n",
             f"## Use\n\n{_SNIPPET}" + (f"\n{_MLX}" if layout == "phi" else ""),
             f"## Geometry\n\n| | |\n|---|---|\n{table}",
             "Rows of the embedding beyond the tokenizer's have no token: a sampler should not "

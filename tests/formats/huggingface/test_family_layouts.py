@@ -10,11 +10,14 @@ from typing import Any
 
 import pytest
 import torch
+from transformers.activations import ACT2FN
 
 from cgconvert.errors import InputError
 from cgconvert.formats.read import ReadOptions, read
 from cgconvert.testing import synthetic
+from cgconvert.write.execute import execute
 from tests.conftest import SMALL
+from tests.support import plans
 
 Make = Callable[..., Path]
 
@@ -124,3 +127,61 @@ def test_a_llama_stays_one_if_a_number_of_groups_is_given(make_checkpoint: Make)
     change_config(folder, model_type="llama")
     with pytest.raises(InputError, match="a Llama"):
         read(str(folder), ReadOptions(mp_num=4))
+
+
+@pytest.mark.parametrize("name", ["gelu_fast", "gelu_pytorch_tanh"])
+def test_other_names_of_the_same_activation_are_read(name: str, make_checkpoint: Make) -> None:
+    """Transformers computes the same numbers by each name."""
+    values = torch.linspace(-6, 6, 1001)
+    assert torch.allclose(ACT2FN[name](values), ACT2FN["gelu_new"](values), atol=1e-6)
+    folder = make_checkpoint("gptj")
+    change_config(folder, activation_function=name)
+    assert read(str(folder)).layout == "gptj"
+
+
+def test_five_heads_fit_all_layouts_but_codegens(make_checkpoint: Make, tmp_path: Path) -> None:
+    geometry = replace(SMALL, n_embd=320, n_inner=1280, n_head=5, mp_num=0)
+    checkpoint = read(
+        str(make_checkpoint("gptj", synthetic.RandomState(geometry), geometry, name="gptj-five"))
+    )
+    with pytest.raises(InputError, match=r"5 heads.*use `layout=\"phi\"` or `layout=\"gptj\"`"):
+        plans.to_hf(checkpoint, tmp_path / "hf")
+    for layout in ("gptj", "phi"):
+        execute(plans.to_hf(checkpoint, tmp_path / layout, layout=layout))
+        again = read(str(tmp_path / layout))
+        assert torch.equal(again.decoder.layers[1].k.read(), checkpoint.decoder.layers[1].k.read())
+    assert execute(plans.to_gguf(checkpoint, tmp_path / "five.gguf", type="F16")).files
+
+
+def tie_without_head(folder: Path) -> None:
+    """Leave the head's matrix out and set the flag."""
+    state = torch.load(folder / "pytorch_model.bin")
+    del state["lm_head.weight"]
+    torch.save(state, folder / "pytorch_model.bin")
+    change_config(folder, tie_word_embeddings=True)
+
+
+def with_prefix(folder: Path) -> None:
+    """Save the state dict as a training loop with DataParallel does."""
+    state = torch.load(folder / "pytorch_model.bin")
+    wrapped = {f"module.{name}": tensor for name, tensor in state.items()}
+    torch.save({"state_dict": wrapped}, folder / "pytorch_model.bin")
+
+
+@pytest.mark.parametrize("change", [tie_without_head, with_prefix])
+def test_gptj_as_training_loops_save_it(
+    change: Callable[[Path], None], make_checkpoint: Make, small_state: synthetic.RandomState
+) -> None:
+    state, geometry = synthetic.unpacked(small_state, SMALL)
+    folder = make_checkpoint("torch", state, geometry, name="gptj-small")
+    change(folder)
+    decoder = read(str(folder)).decoder
+    head = "transformer.wte.weight" if change is tie_without_head else "lm_head.weight"
+    assert torch.equal(decoder.head.read(), state[head])
+    assert torch.equal(decoder.layers[0].v.read(), state["transformer.h.0.attn.v_proj.weight"])
+
+
+def test_measuring_the_groups_of_a_gptj_measures_nothing(make_checkpoint: Make) -> None:
+    checkpoint = read(str(make_checkpoint("gptj")), ReadOptions(mp_num="auto"))
+    assert checkpoint.geometry.mp_num == 0
+    assert not any("measured" in note for note in checkpoint.notes)

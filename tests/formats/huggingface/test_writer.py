@@ -281,6 +281,22 @@ def test_a_card_claims_no_base_and_no_license_of_a_fine_tune(
 
 
 @pytest.mark.parametrize(
+    ("name", "layout", "words"),
+    [
+        ("codegen-2B-nl", "codegen", "The weights are CodeGen's own, for `CodeGenForCausalLM`"),
+        ("gpt-j-6b", "codegen", "The weights are laid out for `CodeGenForCausalLM`"),
+        ("gpt-j-6b", "gptj", "The weights are GPT-J's own, for `GPTJForCausalLM`"),
+        ("codegen-2B-nl", "gptj", "The weights are laid out for `GPTJForCausalLM`"),
+    ],
+)
+def test_a_card_tells_a_models_own_layout(
+    name: str, layout: str, words: str, checkpoint: Checkpoint, tmp_path: Path
+) -> None:
+    source = replace(checkpoint, name=name)
+    assert words in contents(to_hf(source, tmp_path, layout=layout))["README.md"].decode()
+
+
+@pytest.mark.parametrize(
     ("name", "base", "license_name"),
     [
         ("gpt-j-6B", "EleutherAI/gpt-j-6b", "apache-2.0"),
