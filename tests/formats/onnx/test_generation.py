@@ -201,7 +201,7 @@ def test_search_settings(given: dict[str, Any], expected: dict[str, Any], tmp_pa
         ({"bad_words_ids": [[5]], "suppress_tokens": [3]}, "cpu",
          "bad_words_ids ([[5]]), suppress_tokens ([3])"),
         ({"do_sample": True, "num_beams": 4}, "cpu", "num_beams (4)"),
-        ({"num_return_sequences": 3}, "cpu", "num_return_sequences (3)"),
+        ({"do_sample": True, "num_return_sequences": 3}, "cpu", "num_return_sequences (3)"),
         ({"num_beams": 2, "early_stopping": "never"}, "cpu", "early_stopping ('never')"),
         ({"no_repeat_ngram_size": 3}, "cuda", "no_repeat_ngram_size (3)"),
     ],
