@@ -22,6 +22,7 @@ from dataclasses import dataclass, replace
 import torch
 
 from cgconvert.errors import InputError
+from cgconvert.io.progress import Progress, SilentProgress
 from cgconvert.model.decoder import Checkpoint, Decoder, Geometry, Layer, qkv_row_indices
 from cgconvert.model.device import CPU, read_float32
 from cgconvert.model.forward import RotaryTables, attend, gelu, norm, rotary
@@ -164,12 +165,14 @@ def page_ids(checkpoint: Checkpoint) -> list[int]:
     return checkpoint.tokenizer.encode(PAGE)[:PAGE_TOKENS]
 
 
-def measure_groups(checkpoint: Checkpoint) -> GroupPerplexities | None:
+def measure_groups(
+    checkpoint: Checkpoint, progress: Progress | None = None
+) -> GroupPerplexities | None:
     """Measure the perplexity of the page for each number of groups that fits the geometry.
 
     In a context that is shorter than the page, the page is cut into sequences. Returns None if the
-    model stores q, k and v apart, or if only one number fits. Raises InputError if the tokenizer
-    has ids that the model has no row for.
+    model stores q, k and v apart, or if only one number fits. `progress` gets a step and an advance
+    for each layer. Raises InputError if the tokenizer has ids that the model has no row for.
     """
     decoder, geometry = checkpoint.decoder, checkpoint.geometry
     numbers = [n for n in range(1, geometry.n_head + 1) if geometry.n_head % n == 0]
@@ -187,8 +190,11 @@ def measure_groups(checkpoint: Checkpoint) -> GroupPerplexities | None:
         x = read_float32(decoder.wte.rows(sequences.flatten().numpy()), CPU)
         x = x.unflatten(0, sequences.shape).repeat(len(numbers), 1, 1)
         tables = rotary(geometry, length)
+        progress = progress or SilentProgress()
+        progress.step("measuring the groups of qkv_proj", len(decoder.layers))
         for layer in decoder.layers:
             x = _layer(geometry, layer, x, numbers, tables)
+            progress.advance(1)
         x = _norm(geometry, x, decoder.ln_f_weight, decoder.ln_f_bias)
         next_ids = sequences[:, 1:].repeat(len(numbers), 1)
         losses = _losses(decoder, x[:, :-1], next_ids, checkpoint.tokenizer.size)

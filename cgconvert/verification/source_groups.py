@@ -14,6 +14,7 @@ from pathlib import Path
 import torch
 
 from cgconvert.formats.qkv_groups import FAR, GroupPerplexities, measure_groups, page_ids
+from cgconvert.io.progress import Progress
 from cgconvert.model.decoder import Checkpoint
 from cgconvert.verification.cache import read_entry, write_entry
 from cgconvert.verification.thresholds import Check, at_most
@@ -26,7 +27,9 @@ VERSION = 1
 """Raise this number if the mathematics of the measurement change, or the content of its file."""
 
 
-def check_source_groups(source: Checkpoint, source_sha256: str, cache: Path) -> list[Check]:
+def check_source_groups(
+    source: Checkpoint, source_sha256: str, cache: Path, progress: Progress | None = None
+) -> list[Check]:
     """Compare the number of groups that the source was read with to all others.
 
     The value is the perplexity of a page of text at that number, as a multiple of the smallest. If
@@ -37,8 +40,9 @@ def check_source_groups(source: Checkpoint, source_sha256: str, cache: Path) -> 
         source: The checkpoint.
         source_sha256: The digest of its files.
         cache: A folder in which measurements are kept.
+        progress: Gets a step and an advance for each layer.
     """
-    measured = _cached(source, source_sha256, cache)
+    measured = _cached(source, source_sha256, cache, progress)
     if measured is None:
         return []
     number = source.geometry.mp_num
@@ -50,7 +54,9 @@ def check_source_groups(source: Checkpoint, source_sha256: str, cache: Path) -> 
     ]
 
 
-def _cached(source: Checkpoint, source_sha256: str, cache: Path) -> GroupPerplexities | None:
+def _cached(
+    source: Checkpoint, source_sha256: str, cache: Path, progress: Progress | None
+) -> GroupPerplexities | None:
     """Return the measurement from its file, or measure and write the file."""
     # It is the same for every number of groups that the source is read with, but 0.
     geometry = replace(source.geometry, mp_num=min(source.geometry.mp_num, 1)).as_dict()
@@ -61,7 +67,7 @@ def _cached(source: Checkpoint, source_sha256: str, cache: Path) -> GroupPerplex
     if data is not None:
         perplexities = {int(number): float(value) for number, value in json.loads(data).items()}
         return GroupPerplexities(perplexities, source.tokenizer.size)
-    measured = measure_groups(source)
+    measured = measure_groups(source, progress)
     if measured is not None:
         write_entry(path, json.dumps(measured.by_number).encode())
     return measured

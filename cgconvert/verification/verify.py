@@ -114,7 +114,7 @@ def verify(
 
     cache = cache_folder() / "reference"
     checks = [check_provenance(artefact, hashes, source_sha256, source.origin)]
-    checks += check_source_groups(source, source_sha256, cache)
+    checks += check_source_groups(source, source_sha256, cache, progress)
     file_checks, tensor_errors, has_source_weights = subject.check_files()
     checks += file_checks
     run = subject.run(

@@ -19,6 +19,7 @@ from cgconvert.api.verification import verify
 from cgconvert.cli.main import cli, main
 from cgconvert.errors import UsageError
 from cgconvert.write.hashing import file_sha256
+from tests.support.trained_models import OWN_CODE, trained, write_trained
 
 TINY = embedded.NAME
 
@@ -440,6 +441,32 @@ def test_a_given_tokenizer_is_used_again_by_verify(
     assert (outcome.code, "--tokenizer" in outcome.last) == (3, True)
     assert run("to-gguf", "bare", "-o", "x.gguf", "--tokenizer", str(embedded.path())).code == 0
     assert run("verify", "x.gguf").code == 0
+
+
+def test_the_number_of_groups_is_given_or_measured(
+    run: Callable[..., Outcome], tmp_path: Path
+) -> None:
+    write_trained(tmp_path, 2, model=trained(layers=3), config=OWN_CODE)
+    outcome = run("to-gguf", "trained", "-o", "x.gguf")
+    assert (outcome.code, outcome.out) == (3, "")
+    assert outcome.last.endswith("give it with --mp-num (CodeGen 4, CodeGen2 1B and 3.7B 8), or "
+                                 "--mp-num auto to measure it")  # fmt: skip
+    outcome = run("to-gguf", "trained", "-o", "x.gguf", "--mp-num", "auto")
+    assert outcome.code == 0
+    assert outcome.last.startswith("note: trained: qkv_proj was measured to be packed in 2: ")
+    assert run("verify", "x.gguf").code == 0
+    outcome = run("to-gguf", "trained", "-o", "y.gguf", "--mp-num", "4")
+    assert outcome.code == 0
+    assert outcome.last.startswith("note: trained: --mp-num 4 looks wrong, qkv_proj looks packed")
+    outcome = run("verify", "y.gguf")
+    assert outcome.code == 4
+    assert "FAIL  source.groups" in outcome.out
+    outcome = run("to-gguf", "trained", "-o", "z.gguf", "--mp-num", "four")
+    assert outcome.code == 2
+    assert "'four' is neither a whole number nor auto" in outcome.last
+    outcome = run("to-gguf", "trained", "-o", "z.gguf", "--mp-num", "8")
+    assert outcome.code == 3
+    assert "n_head 4 does not divide into 8 groups" in outcome.last
 
 
 def test_an_interrupted_command_exits_with_130_and_leaves_nothing(tmp_path: Path) -> None:

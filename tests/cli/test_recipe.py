@@ -90,7 +90,8 @@ MISTAKES = [
     ("symmetric: true", "symmetric: 1", "8: symmetric is not true or false"),
     ("block-size: 64", "block-size: 48", "8: block_size is one of 16, 32, 64, 128, 256"),
     ("level: 0", "level: 5", "8: accuracy_level is one of 0, 1, 2, 3, 4"),
-    ("mp_num: 4", "mp_num: four", "2: mp_num is not a whole number"),
+    ("mp_num: 4", "mp_num: four", "2: mp_num is not a whole number, nor auto"),
+    ("mp_num: 4", "mp_num: 0", "2: mp_num 0 is not in the range x>=1"),
     ("mp_num: 4", "colour: red", "2: 'colour' is not part of a recipe"),
     ("mp_num: 4", "source: again", "2: 'source' stands twice"),
     ("source: codegen-tiny-mono", "tokenizer: x", "1: source is missing"),
@@ -107,6 +108,12 @@ MISTAKES = [
     ("source: codegen-tiny-mono", "source: !!python/object:os.system x", "1: "),
     ("mp_num: 4", "mp_num: [4", "3: "),
 ]
+
+
+def test_the_number_of_groups_may_be_a_word(tmp_path: Path) -> None:
+    path = tmp_path / "measured.yaml"
+    path.write_text(GOOD.replace("mp_num: 4", "mp_num: auto"))
+    assert recipe.load(path).source_options == {"mp_num": "auto"}
 
 
 @pytest.mark.parametrize(("old", "new", "message"), MISTAKES)

@@ -25,6 +25,7 @@ from cgconvert.model.tensor import InMemoryTensor
 from cgconvert.testing import synthetic
 from cgconvert.verification.reference import Reference
 from cgconvert.write.manifest import find_manifest
+from tests.formats.adapter.adapters import save_adapter
 from tests.support.trained_models import (
     OWN_CODE,
     State,
@@ -236,6 +237,16 @@ def test_the_manifest_has_the_number_that_was_measured(two_groups: Path, tmp_pat
     assert manifest.source["origin"]["mp_num"] == 2
     assert len(measured.notes) == 1
     assert not right.notes
+
+
+def test_the_base_is_measured_before_an_adapter_is_merged(tmp_path: Path) -> None:
+    base = write_trained(tmp_path, 4)
+    adapter = save_adapter(base, tmp_path / "adapter", target_modules=["qkv_proj"])
+    measured = read(str(base), replace(MEASURED, adapter=(adapter,)))
+    right = read(str(base), ReadOptions(mp_num=4, adapter=(adapter,)))
+    for layer, expected in zip(measured.decoder.layers, right.decoder.layers, strict=True):
+        assert torch.equal(layer.qkv.read(), expected.qkv.read())
+    assert measured.origin["mp_num"] == 4
 
 
 def test_inspect_measures_too(two_groups: Path) -> None:

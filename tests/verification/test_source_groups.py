@@ -111,7 +111,7 @@ def test_a_measurement_is_kept_whatever_the_number(
     (path,) = tmp_path.iterdir()
     measurements = []
 
-    def counted(checkpoint: Checkpoint) -> object:
+    def counted(checkpoint: Checkpoint, progress: object) -> object:
         measurements.append(checkpoint)
         return measure_groups(checkpoint)
 
