@@ -14,6 +14,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
+from io import FileIO
 from pathlib import Path
 
 import numpy as np
@@ -139,7 +140,7 @@ class StoredTensor(LazyTensor):
     def _read_elements(self, start: int, count: int) -> torch.Tensor:
         """Read `count` elements, starting at element number `start`, into a flat tensor."""
         elements = torch.empty(count, dtype=self.dtype)
-        with open(self.path, "rb", buffering=0) as file:
+        with self._open() as file:
             self._fill(file.fileno(), _memory(elements), start)
         return elements
 
@@ -148,11 +149,18 @@ class StoredTensor(LazyTensor):
         width = self.shape[1]
         part = torch.empty((max(0, stop - start), max(0, right - left)), dtype=self.dtype)
         memory, row_bytes = _memory(part), part.shape[1] * self.dtype.itemsize
-        with open(self.path, "rb", buffering=0) as file:
+        with self._open() as file:
             for row in range(part.shape[0]):
                 row_memory = memory[row * row_bytes : (row + 1) * row_bytes]
                 self._fill(file.fileno(), row_memory, (start + row) * width + left)
         return part
+
+    def _open(self) -> FileIO:
+        """Open the file. Raises InputError."""
+        try:
+            return open(self.path, "rb", buffering=0)
+        except OSError as error:
+            raise InputError(f"{self.path}: cannot be read: {error.strerror}") from error
 
     def _fill(self, descriptor: int, memory: memoryview, start: int) -> None:
         """Fill all of `memory` from the file, starting at element number `start`."""

@@ -12,6 +12,7 @@ from cgconvert.errors import InputError
 from cgconvert.model.tensor import (
     ALL,
     CastTensor,
+    FirstColumns,
     InMemoryTensor,
     LazyTensor,
     RowBias,
@@ -51,6 +52,11 @@ def test_a_stored_tensor_reads_any_part(stored: StoredTensor) -> None:
 def test_a_transposed_tensor_reads_any_part(stored: StoredTensor) -> None:
     check(stored.T, WHOLE.T)
     assert stored.T.T is stored
+
+
+def test_first_columns_read_any_part(stored: StoredTensor) -> None:
+    check(FirstColumns(stored, 4), WHOLE[:, :4])
+    check(FirstColumns(stored.T, 6).T, WHOLE[:6])
 
 
 def test_rows_in_any_order(stored: StoredTensor) -> None:
@@ -110,3 +116,9 @@ def test_a_file_that_ends_too_early_is_named(stored: StoredTensor) -> None:
         stored.read()
     with pytest.raises(InputError, match="truncated"):
         stored.T.read(slice(4, 5))
+
+
+def test_a_file_that_vanished_is_named(stored: StoredTensor) -> None:
+    stored.path.unlink()
+    with pytest.raises(InputError, match="numbers: cannot be read: No such file"):
+        stored.read()

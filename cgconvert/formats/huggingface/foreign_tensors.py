@@ -72,6 +72,12 @@ def explain_tensors(
             f"holds an adapter that is not merged ({adapter}); merge it with peft "
             "(merge_and_unload) and save the model"
         )
+    flat = next((name for name in sorted(stored) if "flat_param" in name), None)
+    if flat:
+        return (
+            f"holds FSDP's flat parameters ({flat}), a part of each matrix; save the full state "
+            "dict (StateDictType.FULL_STATE_DICT)"
+        )
     empty = [name for name, tensor in stored.items() if tensor.shape == (0,)]
     if empty:
         return (

@@ -18,7 +18,7 @@ from cgconvert.model.tensor_names import TensorNames
 __all__ = ["find_state_dict", "is_old_buffer", "layout_tensors"]
 
 MAX_DEPTH = 5
-"""Levels of dictionaries among which a state dict is looked for."""
+"""Levels of dictionaries and lists among which a state dict is looked for."""
 
 MAX_NAME = 500
 """The most characters of a tensor's name; searching longer ones for patterns takes long."""
@@ -54,7 +54,7 @@ def find_state_dict(value: Any) -> dict[str, View]:
     """Find the model's tensors among the values of a torch file.
 
     The state dict is the value itself, or stands in dictionaries under any keys ("model",
-    "state_dict", ...), with epochs, optimizers and other values beside it.
+    "state_dict", ...) or in lists, with epochs, optimizers and other values beside it.
 
     Raises RefusedError if there is none, or if there are two different models.
     """
@@ -80,23 +80,27 @@ def _state_dicts(value: Any) -> Iterator[tuple[str, dict[str, View]]]:
 
     A dictionary that is reached under several keys, even under its own, is yielded once.
     """
-    level = [("", value)] if isinstance(value, dict) else []
-    seen = {id(table) for _, table in level}
+    level = [("", value)]
+    seen = {id(value)}
     for _ in range(MAX_DEPTH):
-        inner: list[tuple[str, dict[Any, Any]]] = []
-        for key, table in level:
-            views = {
-                name: view
-                for name, view in table.items()
-                if isinstance(name, str) and isinstance(view, View)
-            }
-            if views:
-                yield key, views
-            for name, entry in table.items():
-                if isinstance(name, str) and isinstance(entry, dict) and id(entry) not in seen:
+        inner: list[tuple[str, Any]] = []
+        for path, container in level:
+            views = {name: view for name, view in _entries(container) if isinstance(view, View)}
+            if views and isinstance(container, dict):
+                yield path, views
+            for key, entry in _entries(container):
+                if isinstance(entry, dict | list | tuple) and id(entry) not in seen:
                     seen.add(id(entry))
-                    inner.append((f"{key}.{name[:80]}".lstrip("."), entry))
+                    inner.append((f"{path}.{key[:80]}".lstrip("."), entry))
         level = inner
+
+
+def _entries(container: Any) -> Iterator[tuple[str, Any]]:
+    """Yield the entries of a dictionary that have a text as key, or those of a list, numbered."""
+    if isinstance(container, dict):
+        yield from ((key, entry) for key, entry in container.items() if isinstance(key, str))
+    elif isinstance(container, list | tuple):
+        yield from ((str(index), entry) for index, entry in enumerate(container))
 
 
 def layout_tensors(

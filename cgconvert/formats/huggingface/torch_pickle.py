@@ -20,6 +20,7 @@ from cgconvert.formats.huggingface.torch_globals import (
     Call,
     InertClass,
     RefusedError,
+    View,
     find_global,
     storage,
 )
@@ -189,8 +190,8 @@ class _Machine:
 
 
 def _is_inert(value: Any) -> bool:
-    """Whether a value is not kept: an object of a harmless class, or such a class."""
-    return value is INERT or isinstance(value, InertClass)
+    """Whether a value is not kept as a key: an object of a harmless class, its class, a tensor."""
+    return value is INERT or isinstance(value, InertClass | View)
 
 
 def _ignore(machine: _Machine, argument: Any) -> None:

@@ -76,16 +76,22 @@ def edit_config(folder: Path, **entries: Any) -> None:
     path.write_text(json.dumps(json.loads(path.read_text()) | entries))
 
 
+def optimizer() -> torch.optim.Optimizer:
+    """An optimizer after a step, with states of its own."""
+    layer = torch.nn.Linear(4, 4)
+    adam = torch.optim.AdamW(layer.parameters())
+    layer(torch.ones(1, 4)).sum().backward()
+    adam.step()
+    return adam
+
+
 def training_state() -> dict[str, Any]:
     """What training loops save beside the model."""
-    layer = torch.nn.Linear(4, 4)
-    optimizer = torch.optim.AdamW(layer.parameters())
-    layer(torch.ones(1, 4)).sum().backward()
-    optimizer.step()
+    states = optimizer().state_dict()
     return {
         "epoch": 3, "global_step": 100, "loss": 0.5, "best": None, "done": False, "large": 1 << 90,
         "pytorch-lightning_version": "2.0.0",
-        "optimizer": optimizer.state_dict(), "optimizer_states": [optimizer.state_dict()],
+        "optimizer": states, "optimizer_states": [states],
         "lr_schedulers": [{"milestones": collections.Counter([1, 2]), "_last_lr": [0.1]}],
         "args": argparse.Namespace(
             lr=1e-4, output=pathlib.PurePosixPath("a/b/c"), device=torch.device("cuda:0"),
@@ -117,6 +123,9 @@ WRAPPED: dict[str, Wrap] = {
     "three deep": lambda s: {"a": {"b": {"model": s}}},
     "with all of a training state": lambda s: {"model": s, **training_state()},
     "training state before": lambda s: {**training_state(), "model": s},
+    "an optimizer as an object": lambda s: {"model": s, "optimizer": optimizer()},
+    "in a tuple": lambda s: (s, training_state()["optimizer"], 3),
+    "in a list in a dictionary": lambda s: {"models": [s], "losses": [0.5, 0.25]},
     "twice the same": lambda s: {"model": s, "state_dict": s},
     "other numbers among the tensors": lambda s: {**s, "epoch": 3, "_extra_state": None},
     "a small model beside": lambda s: {"model": s, "critic": {"weight": torch.ones(3)}},
@@ -397,6 +406,43 @@ def test_a_head_left_out_is_read_as_transformers_does(
     assert torch.equal(loaded[BIAS].half(), decoder.head_bias.read())
 
 
+def test_a_tied_model_saved_by_transformers(source: Path) -> None:
+    from transformers import AutoModelForCausalLM, CodeGenConfig
+
+    edit_config(source, tie_word_embeddings=True)
+    model = AutoModelForCausalLM.from_config(CodeGenConfig.from_pretrained(source))
+    model.save_pretrained(source)
+    assert HEAD not in load_file(source / "model.safetensors")
+    head = read(str(source)).decoder.head.read()
+    assert torch.equal(head, model.get_input_embeddings().weight)
+    (source / "model.safetensors").unlink()
+    torch.save(model.state_dict(), source / "pytorch_model.bin")
+    assert torch.equal(read(str(source)).decoder.head.read(), head)
+
+
+@pytest.mark.parametrize("layout", ["phi", "gptj"])
+def test_prefixes_and_wrappers_of_other_layouts(
+    layout: str, plain: Path, source: Path, tmp_path: Path
+) -> None:
+    shutil.rmtree(source)
+    execute(plans.to_hf(read(str(plain)), source, layout=layout))
+    (source / "cgconvert.json").unlink()
+    tensors = load_file(source / "model.safetensors")
+    (source / "model.safetensors").rename(tmp_path / "model.safetensors")
+    shutil.copytree(source, tmp_path / "expected")
+    (tmp_path / "model.safetensors").rename(tmp_path / "expected" / "model.safetensors")
+    expected = read(str(tmp_path / "expected")).decoder
+    bare = {name.split(".", 1)[1] if "lm_head" not in name else name: tensor
+            for name, tensor in tensors.items()}  # fmt: skip
+    for saved in ({"model": prefixed(tensors, "module.")}, prefixed(tensors, "model."), bare):
+        torch.save(saved, source / "pytorch_model.bin")
+        decoder = read(str(source)).decoder
+        assert torch.equal(decoder.head.read(), expected.head.read())
+        for layer, other in zip(decoder.layers, expected.layers, strict=True):
+            assert torch.equal(layer.qkv.read(), other.qkv.read())
+            assert torch.equal(layer.fc_out_bias.read(), other.fc_out_bias.read())
+
+
 def test_a_head_that_safetensors_left_out(state: State, source: Path) -> None:
     """save_model stores one of two names of a tensor, and the other in the metadata."""
 
@@ -566,6 +612,9 @@ FOREIGN: dict[str, tuple[str, tuple[str, ...], str]] = {
         ("base_model.model.transformer.h.0.attn.qkv_proj.base_layer.weight",
          "base_model.model.transformer.h.0.attn.qkv_proj.lora_A.default.weight"),
         "an adapter that is not merged",
+    ),
+    "FSDP's flat parameters": (
+        "codegen", ("_fsdp_wrapped_module._flat_param",), "FSDP's flat parameters",
     ),
     "nothing known": ("codegen", ("a.weight", "b.weight"), "its tensors are a.weight, b.weight"),
     "a classifier": (
