@@ -95,13 +95,17 @@ def stored_artefact(path: Path, source: Decoder) -> StoredArtefact:
 def settings(path: Path, source: Checkpoint) -> SettingsDifferences:
     """Compare ids, settings of sampling, chat templates and vocabulary with the source's."""
     metadata = read_header(path).metadata
+    entries = {  # an array where a number should be differs from it, and is no error
+        key: value.tolist() if isinstance(value, np.ndarray) else value
+        for key, value in metadata.items()
+    }
     return SettingsDifferences(
         [
-            *_id_differences(metadata, source),
-            *_sampling_differences(metadata, source),
-            *_template_differences(metadata, source.tokenizer),
+            *_id_differences(entries, source),
+            *_sampling_differences(entries, source),
+            *_template_differences(entries, source.tokenizer),
         ],
-        _vocabulary_differences(metadata, source.tokenizer, source.geometry.vocab_size),
+        _vocabulary_differences(entries, source.tokenizer, source.geometry.vocab_size),
     )
 
 
@@ -222,9 +226,10 @@ def _vocabulary_differences(
 
 
 def _numbers(metadata: Mapping[str, Any], key: str) -> list[int]:
-    """Return an array of numbers, empty if it is absent or of another type."""
+    """Return a list of whole numbers, empty if it is absent or of another type."""
     value = metadata.get(key)
-    return value.tolist() if isinstance(value, np.ndarray) else []
+    is_list = isinstance(value, list) and all(isinstance(number, int) for number in value)
+    return value if is_list else []  # type: ignore[return-value]
 
 
 def _tokens(tokenizer: Tokenizer, rows: int) -> tuple[list[str], list[int]]:

@@ -16,7 +16,7 @@ from cgconvert.formats.gguf.checks import admit_gguf, settings
 from cgconvert.formats.gguf.generation import ENDING_TEXTS
 from cgconvert.formats.gguf.header import read_header
 from cgconvert.formats.gguf.writer import plan
-from cgconvert.formats.read import read
+from cgconvert.formats.read import describe, read
 from cgconvert.model.decoder import Checkpoint
 from cgconvert.runtimes.generate import generate
 from cgconvert.runtimes.llamacpp import LlamaCppRuntime
@@ -235,6 +235,9 @@ def test_a_file_as_a_source_says_the_same(chat: tuple[Checkpoint, Path], tmp_pat
     assert ours.chat_templates == theirs.chat_templates
     assert ours.added == theirs.added
     assert ours.extra_special_tokens == ("<a>", "<b>", "<|im_end|>")
+    description = describe(str(path))
+    assert description.generation == checkpoint.generation.sampling
+    assert description.tokenizer["stops_at"] == [EOM, A]
     assert again.notes == ()
     output = tmp_path / "again.gguf"
     execute(plan(again, output, type="F32"))
@@ -303,6 +306,11 @@ U32, F32, STRING = (
         ({"general.sampling.penalty_last_n": None}, "general.sampling.penalty_last_n"),
         ({"general.sampling.mirostat": (2, gguf.GGUFValueType.INT32)}, "mirostat"),
         ({"tokenizer.ggml.suppress_tokens": None}, "suppress_tokens has 0 ids"),
+        ({"tokenizer.ggml.suppress_tokens": ("x", STRING)}, "suppress_tokens has 0 ids"),
+        ({"tokenizer.ggml.eot_token_id": ([A, B], U32)}, "eot_token_id"),
+        ({"tokenizer.ggml.bos_token_id": ([A, B], U32)}, "bos_token_id"),
+        ({"general.sampling.temp": ([0.2, 0.2], F32)}, "general.sampling.temp"),
+        ({"tokenizer.ggml.add_bos_token": ([A, B], U32)}, "add_bos_token"),
     ],
 )
 def test_a_changed_entry_is_named(

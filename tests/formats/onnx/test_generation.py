@@ -15,7 +15,7 @@ from cgconvert.errors import InputError
 from cgconvert.formats.onnx.checks import admit_genai, settings
 from cgconvert.formats.onnx.genai import template_fault
 from cgconvert.formats.onnx.writer import plan
-from cgconvert.formats.read import read
+from cgconvert.formats.read import describe, read
 from cgconvert.model.decoder import Checkpoint
 from cgconvert.runtimes.genai import GenaiRuntime
 from cgconvert.runtimes.generate import generate
@@ -229,6 +229,9 @@ def test_a_folder_as_a_source_says_the_same(chat: tuple[Checkpoint, Path]) -> No
     assert again.eos_token_ids == checkpoint.eos_token_ids
     assert again.generation.sampling == checkpoint.generation.sampling
     assert again.tokenizer == checkpoint.tokenizer
+    description = describe(str(folder))
+    assert description.generation == checkpoint.generation.sampling
+    assert description.tokenizer["stops_at"] == [EOM, A]
     names = {path.relative_to(folder).as_posix() for path in again.files}
     assert names >= {
         "generation_config.json", "chat_template.jinja", "additional_chat_templates/tool_use.jinja",
