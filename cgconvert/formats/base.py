@@ -7,6 +7,7 @@ and knows none of them by name.
 
 from __future__ import annotations
 
+import re
 from abc import ABC, abstractmethod
 from collections import Counter
 from collections.abc import Iterable, Mapping
@@ -173,6 +174,12 @@ class Format(SourceFormat):
     """Types that are not quantized, as `stored_type` names them, in the order in which they are
     preferred as a source: float32 loses nothing, float16 rounds less than bfloat16."""
 
+    max_eos_ids: ClassVar[int | None] = None
+    """The most ids at which generation stops that an artefact can name; None for any number."""
+
+    template_names: ClassVar[re.Pattern[str] | None] = None
+    """The names that a chat template can have in an artefact; None for any name."""
+
     @abstractmethod
     def identify(self, path: Path) -> bool:
         """Return whether a path is an artefact of this format; only file names are looked at."""
@@ -231,7 +238,7 @@ class Format(SourceFormat):
         """
 
     def kept_eos_ids(self, source: Checkpoint) -> tuple[int, ...]:
-        """Return the ids at which a source stops that an artefact can name; all, by default."""
+        """Return those ids at which a source stops that an artefact can name."""
         return source.eos_token_ids
 
     @abstractmethod

@@ -34,7 +34,12 @@ from cgconvert.verification.thresholds import (
 )
 from cgconvert.verification.weights import TensorError, check_weights
 from cgconvert.verification.witness.call import Witness, call_once
-from cgconvert.verification.witness.checks import check_files, check_observation, check_source
+from cgconvert.verification.witness.checks import (
+    check_files,
+    check_observation,
+    check_source,
+    within_format,
+)
 from cgconvert.verification.witness.opening import NoWitnessError
 from cgconvert.verification.witness.settings import read_artefact_settings
 from cgconvert.verification.witness.tokenizer import TokenReading, read_artefact_tokens
@@ -131,6 +136,7 @@ def verify(
         source_reference.weight_dtype,
         progress,
     )
+    witness = within_format(witness, load(format), observation.eos_token_ids if observation else ())
     checks += check_source(witness)
     checks += check_files(witness, subject.read_tokens(witness), subject.read_settings())
     series: dict[str, list[float | None]] = {}

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, ClassVar
@@ -109,6 +110,9 @@ class Gguf(Format):
         "F16": torch.float16,
         "BF16": torch.bfloat16,
     }
+
+    max_eos_ids = 3  # eos, eot and eom
+    template_names = re.compile(r"[A-Za-z0-9_.-]+")  # what can be part of a key
 
     def recognises(self, path: Path) -> bool:
         if path.is_file():

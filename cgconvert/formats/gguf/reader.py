@@ -211,16 +211,6 @@ def _roles(path: Path, metadata: Mapping[str, Any], tokens: Sequence[str]) -> di
     return roles
 
 
-def generation(path: Path, header: GgufHeader, own_tokenizer: Tokenizer) -> GenerationConfig:
-    """Read where generation stops and how it samples; `own_tokenizer` is that of the file.
-
-    Raises InputError for a value that makes no sense.
-    """
-    suppressed = header.metadata.get(SUPPRESSED)
-    never = suppressed.tolist() if isinstance(suppressed, np.ndarray) else []
-    return read_generation_config(path, header.metadata, own_tokenizer, never)
-
-
 def _strings(path: Path, metadata: Mapping[str, Any], key: str) -> list[str]:
     """Return a list of strings of the tokenizer. Raises InputError."""
     value = metadata.get(_TOKENIZER_PREFIX + key)

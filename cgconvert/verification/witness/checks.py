@@ -6,8 +6,10 @@ Where transformers cannot be a witness, the check is reported without a verdict,
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
+from cgconvert.formats.base import Format
 from cgconvert.verification.observe import Observation, TokenizerRun
 from cgconvert.verification.thresholds import Check, Verdict, at_most, no_differences
 from cgconvert.verification.witness.call import Witness
@@ -15,12 +17,35 @@ from cgconvert.verification.witness.model import Continuation
 from cgconvert.verification.witness.settings import settings_differences
 from cgconvert.verification.witness.tokenizer import TokenizerReading, TokenReading
 
-__all__ = ["check_files", "check_observation", "check_source"]
+__all__ = ["check_files", "check_observation", "check_source", "within_format"]
 
 LOGITS_BOUND = 1e-5
 """The bound of witness.logits: transformers and the reference compute the same sums in float32, in
 another order. It is the runtime.relative_error of float32 artefacts, which compares the same two
 (formats/huggingface/format.py: at most 2.4e-6 was seen)."""
+
+
+def within_format(
+    witness: Witness, artefact_format: Format, eos_token_ids: Sequence[int]
+) -> Witness:
+    """Leave out what a format has no place for: names of chat templates, and too many stops.
+
+    A stop is left out only where the artefact names as many as it can, `eos_token_ids`.
+    """
+    if witness.tokenizer is not None and artefact_format.template_names is not None:
+        tokens = witness.tokenizer.tokens
+        templates = {
+            name: template
+            for name, template in tokens.templates.items()
+            if template and artefact_format.template_names.fullmatch(name)
+        }
+        tokens = replace(tokens, templates=templates)
+        witness = replace(witness, tokenizer=replace(witness.tokenizer, tokens=tokens))
+    most = artefact_format.max_eos_ids
+    if most is None or len(eos_token_ids) < most:
+        return witness
+    named = tuple(index for index in witness.stop_ids if index in eos_token_ids)
+    return replace(witness, stop_ids=named)
 
 
 def check_source(witness: Witness) -> list[Check]:
