@@ -68,6 +68,19 @@ FOLDERS: dict[str, Case] = {
         "not valid JSON",
         commands=("generate", "inspect"),
     ),
+    "GPT-J's rotary": folder_case(
+        change_config(rotary_dim=64), "transformers cannot run it", "gptj", commands=("generate",)
+    ),
+    "GPT-J's rotary, odd": folder_case(
+        change_config(rotary_dim=7), "rotary_dim 7 must be even", "gptj", commands=("inspect",)
+    ),
+    "GPT-J's heads": folder_case(change_config(n_head=7), "not a multiple of n_head 7", "gptj"),
+    "GPT-J's rows": folder_case(
+        change_config(vocab_size=9999), r"says \[9999", "gptj", commands=("generate",)
+    ),
+    "GPT-J that is to be a CodeGen": folder_case(
+        change_config(model_type="codegen"), "tensors of GPT-J", "gptj", commands=("inspect",)
+    ),
     "Phi's rotary": folder_case(
         edit_json(
             "config.json", lambda t: t["rope_parameters"].update(partial_rotary_factor=256.0)

@@ -126,6 +126,7 @@ TARGETS: Mapping[str, Target] = {
     "genai": Target("onnx", "source/genai_config.json", lambda p: admit_genai(p.parent)),
     "config": Target("safetensors", "source/config.json",
                      lambda p: config.from_codegen(read_json(p), p, None)),
+    "gptj": Target("gptj", "source/config.json", lambda p: config.from_gptj(read_json(p), p)),
     "phi": Target("phi", "source/config.json", lambda p: config.from_phi(read_json(p), p)),
     "training": Target("training", "config.json", _training),
     "manifest": Target("hf", "source/cgconvert.json", _manifest),

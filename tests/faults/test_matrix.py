@@ -105,7 +105,8 @@ def test_a_damaged_input_is_refused_in_one_line(
 VALID = {
     **dict.fromkeys(("torch", "torch-sharded", "safetensors", "safetensors-sharded", "jaxformer"),
                     ("inspect", "to-gguf", "to-hf", "quantize-onnx", "reference")),
-    **dict.fromkeys(("hf", "phi", "gguf"), ("inspect", "verify", "generate", "to-onnx-fp16")),
+    **dict.fromkeys(("hf", "gptj", "phi", "gguf"),
+                    ("inspect", "verify", "generate", "to-onnx-fp16")),
     "onnx": ("inspect", "verify", "generate", "genai", "quantize"),
     "onnx-int4": ("inspect", "verify", "generate", "genai"),
     "adapter": ("inspect", "to-gguf", "to-hf", "reference"),

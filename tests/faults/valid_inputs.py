@@ -34,6 +34,7 @@ INPUT_NAMES: Mapping[str, str] = {
     "jaxformer": "source",
     "tarball": "source.tar.gz",
     "hf": "source",
+    "gptj": "source",
     "phi": "source",
     "onnx": "source",
     "onnx-int4": "source",
@@ -59,6 +60,7 @@ ADAPTER_TENSORS = {
 
 _ARTEFACTS: dict[str, Callable[..., Plan]] = {
     "hf": partial(plans.to_hf, dtype="float16"),
+    "gptj": partial(plans.to_hf, layout="gptj"),
     "phi": partial(plans.to_hf, layout="phi"),
     "onnx": plans.to_onnx,
     "onnx-int4": partial(plans.to_onnx, bits=4),

@@ -12,7 +12,8 @@ from tests.mutations.mutation import GEOMETRY, HF, ONNX, Files, Mutation, in_fil
 
 __all__ = ["CONFIGS"]
 
-CODEGEN, PHI = HF[:1], HF[1:]
+CODEGEN, PHI = HF[:2], HF[2:]
+"""The types whose configuration has CodeGen's keys, which GPT-J has too, and those of Phi."""
 FOLDERS = (*HF, *ONNX)
 
 

@@ -17,7 +17,7 @@ __all__ = [
     "in_model", "in_source", "plant",
 ]  # fmt: skip
 
-HF = ("hf-float16", "hf-phi-float16")
+HF = ("hf-float16", "hf-gptj-float16", "hf-phi-float16")
 ONNX = ("onnx-float32", "onnx-int4")
 GGUF = ("gguf-F16", "gguf-Q8_0", "gguf-Q4_0")
 MATRICES = (*HF, *ONNX, *GGUF)

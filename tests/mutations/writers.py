@@ -22,16 +22,16 @@ from cgconvert.model.decoder import (
 )
 from cgconvert.model.tensor import InMemoryTensor, LazyTensor, Zeros
 from cgconvert.model.tokenizer import WHITESPACE_RUNS, Tokenizer
-from tests.mutations.mutation import GEOMETRY, MATRICES, VALUES, Model, in_model
+from tests.mutations.mutation import GEOMETRY, HF, MATRICES, VALUES, Model, in_model
 from tests.support.tampering import change_layer, exchange_rows
 
 __all__ = ["WRITERS"]
 
 Change = Callable[[LazyTensor], LazyTensor]
 
-FLOATS = ("hf-float16", "hf-phi-float16", "onnx-float32", "gguf-F16")
-ANY_BASE = MATRICES[1:]
-"""All but the CodeGen layout, which refuses another rotary base: transformers fixes it in code."""
+FLOATS = (*HF, "onnx-float32", "gguf-F16")
+ANY_BASE = MATRICES[2:]
+"""All but CodeGen's and GPT-J's layout, where transformers fixes the rotary base in code."""
 
 
 def in_decoder(change: Callable[[Decoder], Decoder]) -> Model:
