@@ -31,8 +31,8 @@ include_whitespace, include_tabs). Repeated here: a witness shares no constant w
 
 END = "<|endoftext|>"
 
-GPTJ_ROWS = 50400
-"""Rows of GPT-J's own vocabulary, which is GPT-2's without runs."""
+CODEGEN_ROWS = 51200
+"""Rows of a CodeGen that was published as GPT-J. Any other GPT-J has GPT-2's vocabulary."""
 
 GGUF_TEMPLATE = "tokenizer.chat_template"
 CONTROL = 3
@@ -161,7 +161,7 @@ def _lacks_runs(tokenizer: Any, source: Checkpoint, *, is_own: bool) -> bool:
 
     That is so for a source without a tokenizer, and for a release with GPT-2's files.
     """
-    if source.config.get("model_type") == "gptj" and source.geometry.vocab_size == GPTJ_ROWS:
+    if source.config.get("model_type") == "gptj" and source.geometry.vocab_size != CODEGEN_ROWS:
         return False
     added = [str(token) for token in tokenizer.added_tokens_decoder.values()]
     is_release = family.is_published_checkpoint(source.name) and "GPT2" not in str(
