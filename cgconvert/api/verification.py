@@ -14,6 +14,7 @@ from cgconvert.api.sources import Source, read_options
 from cgconvert.errors import CgconvertError, InputError, UsageError
 from cgconvert.formats.read import ReadOptions, read
 from cgconvert.formats.registry import Artefact, find_all, identify
+from cgconvert.io.file_names import is_possible
 from cgconvert.model.decoder import Checkpoint
 from cgconvert.options import accepted_values
 from cgconvert.runtimes import runtime_names
@@ -202,6 +203,8 @@ def artefacts_at(
     paths = [artefact] if isinstance(artefact, str | Path | Result) else artefact
     artefacts: list[Artefact] = []
     for path in map(Path, paths):
+        if not is_possible(path):
+            raise InputError(f"{path}: no file has such a name")
         below = find_all(path)
         if not below and path.is_dir() and not any(path.iterdir()):
             raise InputError(f"{path}: is empty")

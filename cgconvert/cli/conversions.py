@@ -15,7 +15,7 @@ from cgconvert.api.conversions import Conversion, plan
 from cgconvert.api.declarations import DRY_RUN, OUTPUT, READ, WRITE, declared_options
 from cgconvert.api.execution import execute
 from cgconvert.cli.options import arguments, click_options
-from cgconvert.cli.text import one_line, with_flags
+from cgconvert.cli.text import one_line, printable, with_flags
 from cgconvert.errors import UsageError
 from cgconvert.formats.registry import FORMATS, OUT, Artefact, find_all, load
 from cgconvert.io.progress import format_bytes
@@ -57,13 +57,14 @@ def carry_out(
     printed = set() if printed is None else printed
     _print_notes((*plan.source.notes, *plan.notes), printed)
     if dry_run or not plan.resolved:
-        click.echo(plan.describe(), err=not dry_run)
+        click.echo("\n".join(map(printable, plan.describe().split("\n"))), err=not dry_run)
     if dry_run:
         check_plan(plan)
         return plan.output
     result = execute(plan, progress="auto", **writing)
     _print_notes(result.notes, printed)
-    click.echo(f"{result.path}  {result.format} {result.type}, {format_bytes(result.bytes)}")
+    path = printable(str(result.path))
+    click.echo(f"{path}  {result.format} {result.type}, {format_bytes(result.bytes)}")
     for line in _types(result.types):
         click.echo(line)
     return result.path

@@ -15,6 +15,7 @@ from cgconvert.api.verification import artefacts_at, reports_of
 from cgconvert.cli import recipe
 from cgconvert.cli.conversions import carry_out
 from cgconvert.cli.options import click_options
+from cgconvert.cli.text import printable
 from cgconvert.cli.verify import print_and_judge
 from cgconvert.model.decoder import Checkpoint
 from cgconvert.texts.text import Text, read_text
@@ -49,7 +50,7 @@ def _run(recipe_file: str, dry_run: bool, **writing: bool) -> None:
             written.append(carry_out(planned, dry_run=dry_run, printed=notes, **writing))
         elif dry_run:
             for path in written:
-                click.echo(f"verify {path}")
+                click.echo(f"verify {printable(str(path))}")
         else:
             _verify(written, step.options, loaded, checkpoint, texts)
 

@@ -12,6 +12,7 @@ from cgconvert.api.declarations import READ, VERIFY
 from cgconvert.api.sources import read_options
 from cgconvert.api.verification import artefacts_at, reports_of
 from cgconvert.cli.options import arguments, click_options
+from cgconvert.cli.text import printable
 from cgconvert.errors import UsageError, VerificationError
 from cgconvert.formats.read import read
 from cgconvert.formats.registry import OUT, find_all
@@ -60,6 +61,11 @@ def _run(artefact: Path | None, **values: Any) -> None:
     )
 
 
+def _printable(lines: str) -> str:
+    """Escape what a terminal would obey in lines of a report; names of files may hold it."""
+    return "\n".join(map(printable, lines.split("\n")))
+
+
 def print_and_judge(reports: Iterable[Report]) -> None:
     """Print the table of each report as soon as it is complete, then one that sums them up.
 
@@ -67,10 +73,10 @@ def print_and_judge(reports: Iterable[Report]) -> None:
     """
     complete = []
     for report in reports:
-        click.echo(as_table(report))
+        click.echo(_printable(as_table(report)))
         complete.append(report)
     if len(complete) > 1:
-        click.echo(summary(complete))
+        click.echo(_printable(summary(complete)))
     failed = [str(report.artefact["path"]) for report in complete if not report.passed]
     if failed:
         raise VerificationError(f"verification failed: {', '.join(failed)}")

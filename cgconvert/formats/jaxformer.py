@@ -23,7 +23,7 @@ from cgconvert.model.decoder import Checkpoint, Geometry
 from cgconvert.model.family import TPU_CORES
 from cgconvert.model.tensor import LazyTensor, RowBias
 from cgconvert.model.tensor_names import CODEGEN
-from cgconvert.sources.resolve import Source
+from cgconvert.sources.resolve import Source, plain_name
 
 __all__ = ["LEAVES", "Jaxformer", "choose_step", "geometry_of", "leaves", "tensors"]
 
@@ -57,7 +57,7 @@ class Jaxformer(SourceFormat):
         state = tensors(step, sizes)
         tokenizer, tokenizer_files = read_tokenizer(path, options, source.name, config)
         return Checkpoint(
-            name=path.resolve().parent.name if source.name.isdigit() else source.name,
+            name=plain_name(path.resolve().parent.name) if source.name.isdigit() else source.name,
             path=step,
             layout=self.name,
             config=config,

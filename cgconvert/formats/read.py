@@ -12,6 +12,7 @@ from cgconvert.formats.locate import Located, locate
 from cgconvert.formats.qkv_groups import with_measured_groups
 from cgconvert.formats.read_options import AUTO, ReadOptions, complete
 from cgconvert.model.decoder import Checkpoint
+from cgconvert.sources.resolve import plain_name
 from cgconvert.write.manifest import find_manifest
 
 __all__ = [
@@ -60,7 +61,7 @@ def _with_adapters(checkpoint: Checkpoint, located: Located, options: ReadOption
     names = [checkpoint.name if is_base else located.source.name]
     names += [folder.resolve().name for folder in options.adapter]
     origin = {**located.base_origin, **located.source.origin, **checkpoint.origin}
-    return replace(checkpoint, name="-".join(names), origin=origin)
+    return replace(checkpoint, name=plain_name("-".join(names)), origin=origin)
 
 
 @dataclass(frozen=True)

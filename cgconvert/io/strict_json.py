@@ -52,6 +52,8 @@ def read_text(path: Path) -> str:
         raise InputError(f"{path}: not UTF-8 text: {error}") from None
     except OSError as error:
         raise InputError(f"{path}: cannot be read: {error.strerror}") from error
+    except ValueError as error:  # NUL or a lone surrogate in the name
+        raise InputError(f"{path}: cannot be read: no file has such a name") from error
 
 
 def parse_json(text: str, where: object) -> dict[str, Any]:

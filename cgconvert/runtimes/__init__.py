@@ -9,7 +9,7 @@ import os
 from pathlib import Path
 from pkgutil import resolve_name
 
-from cgconvert.errors import UsageError
+from cgconvert.errors import InputError, UsageError
 from cgconvert.runtimes.runtime import Runtime
 
 __all__ = ["RUNTIMES", "Runtime", "open_runtime", "runtime_class", "runtime_names"]
@@ -55,6 +55,12 @@ def open_runtime(
         InputError: The runtime cannot load the artefact.
     """
     runtime = runtime_class(format, name)
+    try:
+        str(path).encode()
+    except UnicodeEncodeError:
+        raise InputError(
+            f"{path}: its name is not UTF-8, which no runtime can open; rename it"
+        ) from None
     # torch reads this variable itself; llama.cpp and onnxruntime do not.
     threads = threads or int(os.environ.get("OMP_NUM_THREADS") or 0) or None
     if device not in ("cpu", "cuda", "auto"):

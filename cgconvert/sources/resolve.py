@@ -13,7 +13,7 @@ from cgconvert.model import family
 from cgconvert.sources import hub, tarball
 from cgconvert.sources.snapshot import cached_repository
 
-__all__ = ["Source", "resolve"]
+__all__ = ["Source", "plain_name", "resolve"]
 
 
 @dataclass(frozen=True)
@@ -30,6 +30,17 @@ class Source:
     path: Path
     name: str
     origin: Mapping[str, Any] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "name", plain_name(self.name))
+
+
+def plain_name(name: str) -> str:
+    """A name of a folder as the name of a model, which is written into files as UTF-8.
+
+    Characters that cannot be printed and bytes that are not UTF-8 become underscores.
+    """
+    return "".join(c if c.isprintable() else "_" for c in name)
 
 
 def resolve(location: str, revision: str | None = None, *, needs_tokenizer: bool = True) -> Source:

@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from cgconvert.errors import InputError, OutputError, UsageError
+from cgconvert.io.file_names import is_possible
 from cgconvert.io.parallel import WorkerPool
 from cgconvert.io.progress import Progress, SilentProgress
 from cgconvert.io.signals import uninterrupted
@@ -48,6 +49,8 @@ def check_plan(plan: LazyPlan, *, staged_bytes: int = 0) -> None:
         UsageError: The output is the input, or one lies inside the other.
         OutputError: The disk has too little space.
     """
+    if not is_possible(plan.output):
+        raise UsageError(f"{plan.output}: no file can have such a name; choose another `output`")
     output, checkpoint = plan.output.resolve(), plan.source
     location = checkpoint.origin.get("given")
     paths = [checkpoint.path, *checkpoint.files, *([Path(str(location))] if location else [])]

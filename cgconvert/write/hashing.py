@@ -66,7 +66,7 @@ def hash_checkpoint(
     ]
     hasher = hashlib.sha256()
     for file in sorted(files, key=lambda file: str(file["name"])):
-        hasher.update(f"{file['sha256']}  {file['name']}\n".encode())
+        hasher.update(f"{file['sha256']}  {file['name']}\n".encode(errors="surrogateescape"))
     return {"files": files, "sha256": hasher.hexdigest()}
 
 

@@ -75,7 +75,10 @@ class Manifest:
 
 
 def _json_bytes(fields: Mapping[str, Any]) -> bytes:
-    return (json.dumps(fields, indent=2, ensure_ascii=False) + "\n").encode()
+    try:
+        return (json.dumps(fields, indent=2, ensure_ascii=False) + "\n").encode()
+    except UnicodeEncodeError:  # a file's name is not UTF-8; JSON's escapes keep it
+        return (json.dumps(fields, indent=2) + "\n").encode()
 
 
 def manifest_path(artefact: Path) -> Path:
