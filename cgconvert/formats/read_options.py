@@ -124,7 +124,11 @@ def read_tokenizer(
     path = options.tokenizer or (folder if has_own else hub.fetch_gpt2_tokenizer())
     directory = path if path.is_dir() else path.parent
     files = tuple(directory / file for file in TOKENIZER_FILES if (directory / file).is_file())
-    tokenizer = Tokenizer.load(path, _configured_eos_id(folder, config))
+    tokenizer = Tokenizer.load(
+        path,
+        _configured_id(folder, config, "eos_token_id"),
+        _configured_id(folder, config, "pad_token_id"),
+    )
     files += chat_template_files(directory)
     lacks_runs = not has_own or _is_release(name, directory)
     if not lacks_runs or not _is_plain_gpt2(tokenizer) or _is_gptj(config):
@@ -155,10 +159,10 @@ def _is_gptj(config: Mapping[str, Any]) -> bool:
     return config.get("model_type") == "gptj" and config.get("vocab_size") != CODEGEN_ROWS
 
 
-def _configured_eos_id(folder: Path, config: Mapping[str, Any]) -> int | None:
-    """Return the eos id of the configurations, for a tokenizer that names no eos token."""
+def _configured_id(folder: Path, config: Mapping[str, Any], key: str) -> int | None:
+    """Return an id of the configurations, for a tokenizer that names no such token."""
     path = folder / GENERATION_CONFIG
-    value: object = (read_json(path) if path.is_file() else config).get("eos_token_id")
+    value: object = (read_json(path) if path.is_file() else config).get(key)
     if isinstance(value, list) and value:
         value = value[0]
     if isinstance(value, bool) or not isinstance(value, int) or value == OLD_EOS:

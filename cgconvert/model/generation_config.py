@@ -14,7 +14,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from cgconvert.errors import InputError
+from cgconvert.errors import InputError, first_few
 from cgconvert.io.strict_json import read_json
 from cgconvert.model.tokenizer import Tokenizer
 
@@ -174,10 +174,11 @@ def read_generation_config(
     path = folder / GENERATION_CONFIG
     if path.is_file():
         entries, notes = read_json(path), []
-        for key in sorted(entries.keys() - SAMPLING.keys() - WITHOUT_EFFECT):
-            if entries[key] is not None and not entries.get("_from_model_config"):
-                notes.append(f"{path.name}: {reprlib.repr(key)} is left out, as it is not a "
-                             "setting of sampling")  # fmt: skip
+        unknown = [] if entries.get("_from_model_config") else _unknown(entries)
+        if unknown:
+            verb = "is" if len(unknown) == 1 else "are"
+            keys = first_few(unknown, 3, separator=", ")
+            notes.append(f"{path.name}: {keys} {verb} left out: no setting of sampling")
     else:
         path, entries, notes = config_path, dict(config), []
     sampling = {}
@@ -191,6 +192,12 @@ def read_generation_config(
     _check_together(sampling, path)
     eos_token_ids, eos_notes = _stopping_ids(entries, path, tokenizer)
     return GenerationConfig(eos_token_ids, sampling, (*notes, *eos_notes))
+
+
+def _unknown(entries: Mapping[str, Any]) -> list[str]:
+    """Return the quoted keys of entries that say something and are not known here."""
+    keys = sorted(entries.keys() - SAMPLING.keys() - WITHOUT_EFFECT)
+    return [reprlib.repr(key) for key in keys if entries[key]]
 
 
 def _check_together(sampling: Mapping[str, Any], path: Path) -> None:

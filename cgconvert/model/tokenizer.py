@@ -73,7 +73,9 @@ class Tokenizer:
     notes: tuple[str, ...] = field(default=(), compare=False)
 
     @classmethod
-    def load(cls, path: Path, eos_token_id: int | None = None) -> Tokenizer:
+    def load(
+        cls, path: Path, eos_token_id: int | None = None, pad_token_id: int | None = None
+    ) -> Tokenizer:
         """Read a folder (tokenizer.json, or vocab.json and merges.txt) or a tokenizer.json.
 
         Nothing is added to it. Tokens that its configuration names and it does not have are left
@@ -83,6 +85,7 @@ class Tokenizer:
             path: The folder or the file.
             eos_token_id: The id of the eos token, if no file names one and there is no
                 END_OF_TEXT.
+            pad_token_id: The id of the pad token, if no file names one and it is a special token.
 
         Raises:
             InputError: Files are missing or broken, or the tokenizer is of another kind than
@@ -110,6 +113,8 @@ class Tokenizer:
         if eos_token_id is not None and END_OF_TEXT not in known:
             default = tokens.get(eos_token_id, END_OF_TEXT)
         eos_token = roles.pop("eos_token", default)
+        if pad_token_id is not None and tokens.get(pad_token_id) in parts.special:
+            roles.setdefault("pad_token", tokens[pad_token_id])
         if eos_token not in known:
             raise InputError(
                 f"{path}: no end-of-text token: it has no {END_OF_TEXT} and its configuration "

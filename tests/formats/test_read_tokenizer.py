@@ -18,7 +18,7 @@ from cgconvert.model.tokenizer import END_OF_TEXT, Tokenizer
 from cgconvert.testing import synthetic
 from cgconvert.write.manifest import find_manifest
 from tests.support.fine_tunes import GEOMETRY
-from tests.support.gpt2_fine_tunes import PAD, SIZE, fine_tune
+from tests.support.gpt2_fine_tunes import PAD, SIZE, fine_tune, flags
 
 INDENTED = "if x:\n        return\n\t\tz"
 GPT2 = {"tokenizer_class": "GPT2Tokenizer"}
@@ -149,3 +149,16 @@ def test_a_tokenizer_without_an_eos_token_has_the_configured_one(tmp_path: Path)
         assert checkpoint.tokenizer.eos_token == PAD
         assert checkpoint.eos_token_ids[0] == SIZE
         assert Tokenizer.load(source, SIZE) == checkpoint.tokenizer
+
+
+def test_a_tokenizer_without_a_pad_token_has_the_configured_special_one(tmp_path: Path) -> None:
+    decoder = {str(SIZE): flags(PAD), str(SIZE + 1): flags("<text>", special=False)}
+    tokens = {"added_tokens_decoder": decoder, **GPT2}
+    for pad, expected in ((SIZE, SIZE), (SIZE + 1, SIZE - 1), (0, SIZE - 1), (1 << 20, SIZE - 1)):
+        source = beside(
+            tmp_path / str(pad), "tune", added=(PAD, "<text>"), tokenizer_config=tokens,
+            generation_config={"pad_token_id": pad, "eos_token_id": SIZE - 1},
+        )  # fmt: skip
+        checkpoint = read(str(source))
+        assert checkpoint.tokenizer.pad_token_id == expected
+        assert checkpoint.eos_token_ids == (SIZE - 1,)

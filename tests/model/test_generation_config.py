@@ -126,9 +126,12 @@ def test_a_forced_token_may_not_be_suppressed(tmp_path: Path) -> None:
 
 
 def test_what_is_no_setting_is_named(tmp_path: Path) -> None:
-    loaded = read(tmp_path, {"chat_format": "raw", "use_cache": True, "prompt": None})
-    (note,) = loaded.notes
-    assert note.startswith("generation_config.json: 'chat_format' is left out")
+    quiet = {"use_cache": True, "prompt": None, "output_scores": False}
+    assert read(tmp_path, quiet).notes == ()
+    (note,) = read(tmp_path, {**quiet, "chat_format": "raw"}).notes
+    assert note == "generation_config.json: 'chat_format' is left out: no setting of sampling"
+    (note,) = read(tmp_path, {f"key{n}": n + 1 for n in range(9)}).notes
+    assert "'key0', 'key1', 'key2', 6 more are left out" in note
 
 
 @pytest.mark.parametrize(
