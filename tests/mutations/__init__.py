@@ -6,6 +6,7 @@
 from __future__ import annotations
 
 from tests.mutations.configs import CONFIGS
+from tests.mutations.fine_tunes import FINE_TUNES
 from tests.mutations.graphs import GRAPHS
 from tests.mutations.keys import KEYS
 from tests.mutations.mutation import MODELS, Mutation, plant
@@ -21,4 +22,6 @@ __all__ = [
 WRONG = {mutation.name: mutation.model for mutation in WRITERS if mutation.model}
 """Functions that give the model as a faulty writer would write it, by the name of the bug."""
 
-MUTATIONS: tuple[Mutation, ...] = (*READERS, *WRITERS, *TENSORS, *CONFIGS, *GRAPHS, *KEYS)
+MUTATIONS: tuple[Mutation, ...] = (
+    *READERS, *FINE_TUNES, *WRITERS, *TENSORS, *CONFIGS, *GRAPHS, *KEYS,
+)  # fmt: skip

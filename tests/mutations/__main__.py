@@ -1,4 +1,4 @@
-"""Plants every bug in every type, in the trained model and in a random one with sharp attention.
+"""Plants every bug in every type of the models that it has a place in.
 
 python -m tests.mutations                       prints what is missed
 python -m tests.mutations --write               also writes docs/mutations.md
@@ -11,7 +11,7 @@ import os
 import sys
 import tempfile
 import warnings
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 
 import click
@@ -21,6 +21,7 @@ from cgconvert import embedded
 from cgconvert.formats.read import read
 from cgconvert.model.decoder import Checkpoint
 from tests.mutations import MODELS, MUTATIONS, survey
+from tests.mutations.fine_tunes import fine_tune_source
 from tests.mutations.mutation import MATRICES
 from tests.mutations.peers import Peers
 from tests.mutations.table import Row, as_markdown
@@ -28,6 +29,18 @@ from tests.support.artefacts import write_all
 from tests.support.tampering import checkpoint
 
 DOCUMENT = Path(__file__).parents[2] / "docs" / "mutations.md"
+
+
+def sharp(folder: Path) -> Checkpoint:
+    folder.mkdir()
+    return checkpoint(folder, sharpness=4)
+
+
+SOURCES: Mapping[str, Callable[[Path], Checkpoint]] = {
+    "sharp": sharp,
+    "trained": lambda _: read(embedded.NAME),
+    "fine-tune": fine_tune_source,
+}
 
 
 def rows(model: str, source: Checkpoint, folder: Path, only: str) -> Iterator[Row]:
@@ -58,9 +71,8 @@ def main(only: str, models: tuple[str, ...], write: bool) -> None:
         os.environ["CGCONVERT_CACHE"] = f"{scratch}/cache"
         for model in models:
             folder = Path(scratch) / model
-            (folder / "source").mkdir(parents=True)
-            sharp = model == "sharp"
-            source = checkpoint(folder / "source", sharpness=4) if sharp else read(embedded.NAME)
+            folder.mkdir(parents=True)
+            source = SOURCES[model](folder / "source")
             for row in rows(model, source, folder, only):
                 results.append(row)
                 outcome = row.outcome

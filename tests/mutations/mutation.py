@@ -13,8 +13,8 @@ from cgconvert.write.plan import Plan
 from tests.support.artefacts import copied, write
 
 __all__ = [
-    "GEOMETRY", "GGUF", "HF", "MATRICES", "MODELS", "ONNX", "VALUES", "Mutation", "in_files",
-    "in_model", "in_source", "plant",
+    "FINE_TUNE", "GEOMETRY", "GGUF", "HF", "MATRICES", "MODELS", "ONNX", "VALUES", "Mutation",
+    "in_files", "in_model", "in_source", "plant",
 ]  # fmt: skip
 
 HF = ("hf-float16", "hf-gptj-float16", "hf-phi-float16")
@@ -23,8 +23,10 @@ GGUF = ("gguf-F16", "gguf-Q8_0", "gguf-Q4_0")
 MATRICES = (*HF, *ONNX, *GGUF)
 """The types that a bug is planted in, unless a format cannot have it."""
 
-MODELS = ("sharp", "trained")
-"""The models that a bug is planted in: a random one with sharp attention, and the embedded one."""
+FINE_TUNE = ("fine-tune",)
+MODELS = ("sharp", "trained", *FINE_TUNE)
+"""The models that bugs are planted in: a random one with sharp attention, the embedded one, and a
+small one with tokens, a chat template and settings of its own."""
 
 VALUES = ("weights.equal", "weights.error")
 GEOMETRY = ("weights.geometry",)
@@ -49,7 +51,7 @@ class Mutation:
     model: Model | None = None
     source: Model | None = None
     files: Files | None = None
-    models: tuple[str, ...] = MODELS
+    models: tuple[str, ...] = MODELS[:2]
 
 
 def in_model(
@@ -60,7 +62,7 @@ def in_model(
 
 
 def in_source(
-    name: str, caught_by: Iterable[str], source: Model, models: tuple[str, ...] = MODELS
+    name: str, caught_by: Iterable[str], source: Model, models: tuple[str, ...] = MODELS[:2]
 ) -> Mutation:
     """A bug of a reader: the real writers write what was read, and `verify` reads the same."""
     return Mutation(name, "reader", MATRICES, frozenset(caught_by), source=source, models=models)

@@ -13,7 +13,8 @@ HEAD = """\
 # Planted conversion bugs
 
 Written by `python -m tests.mutations --write`. Each bug is planted in real artefacts of every type
-it has a place in: of the embedded trained model, and of a small random one with sharp attention.
+it has a place in: of the embedded trained model and of a small random one with sharp attention, or
+of a fine-tune with tokens, a chat template and settings of its own.
 The manifest's hashes are made to fit, so that each is caught for what it is; `verify` counts only
 where a check fails that the bug is about. The tests plant each of them too, in one type at a time.
 A bug of the reader is planted in the source of the artefact and of `verify`, which read it alike.

@@ -1,7 +1,7 @@
 """Every planted conversion bug is caught, for what it is, in real artefacts of every format.
 
-Each is planted in the trained model and in a random one with sharp attention, in one type at a
-time; `python -m tests.mutations` plants all of them in every type.
+Each is planted in the trained model and in a random one with sharp attention, or in a fine-tune, in
+one type at a time; `python -m tests.mutations` plants all of them in every type.
 """
 
 from __future__ import annotations
@@ -17,7 +17,8 @@ from cgconvert import embedded
 from cgconvert.formats.read import read
 from cgconvert.model.decoder import Checkpoint
 from cgconvert.write.plan import Plan
-from tests.mutations import MODELS, MUTATIONS, Mutation, Outcome, survey
+from tests.mutations import MUTATIONS, Mutation, Outcome, survey
+from tests.mutations.fine_tunes import fine_tune_source
 from tests.support.artefacts import write_all
 from tests.support.tampering import checkpoint
 
@@ -54,6 +55,7 @@ def worlds(tmp_path_factory: pytest.TempPathFactory) -> dict[str, World]:
     models = {
         "sharp": checkpoint(tmp_path_factory.mktemp("source"), sharpness=4),
         "trained": replace(trained, decoder=replace(trained.decoder, geometry=g)),
+        "fine-tune": fine_tune_source(tmp_path_factory.mktemp("source") / "fine-tune"),
     }
     return {name: World(m, tmp_path_factory.mktemp(name)) for name, m in models.items()}
 
@@ -68,10 +70,8 @@ def _one_cache(
 
 def cases() -> Iterator[ParameterSet]:
     for number, mutation in enumerate(MUTATIONS):
-        for turn, model in enumerate(MODELS):
-            if model not in mutation.models:
-                continue
-            if mutation.where in WEIGHTLESS and number % len(MODELS) != turn:
+        for turn, model in enumerate(mutation.models):
+            if mutation.where in WEIGHTLESS and number % len(mutation.models) != turn:
                 continue
             type_ = mutation.types[(number + turn) % len(mutation.types)]
             name = f"{mutation.where}: {mutation.name}, {model} {type_}"

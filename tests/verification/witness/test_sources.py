@@ -20,9 +20,11 @@ from cgconvert.sources import hub
 from cgconvert.testing import synthetic
 from cgconvert.verification.prompts import tokenizer_texts
 from cgconvert.verification.thresholds import Verdict
+from cgconvert.verification.verify import verify
 from cgconvert.verification.witness import model
 from cgconvert.verification.witness.call import Witness, call
 from cgconvert.verification.witness.checks import check_source
+from tests.mutations.fine_tunes import fine_tune_source
 from tests.support.artefacts import write
 from tests.support.fine_tunes import CHAT, FIRST_ID, GEOMETRY, fine_tune
 from tests.support.slow_tokenizers import gpt2_fine_tune
@@ -176,6 +178,21 @@ def test_a_source_without_a_tokenizer_has_gpt2s_with_codegens_runs(
     assert not witness.tokenizer.is_own
     for text, (ids, _) in witness.tokenizer.texts.items():
         assert list(ids) == source.tokenizer.encode(text)
+
+
+@pytest.mark.parametrize(
+    "type_", ["hf-float16", "hf-phi-float16", "onnx-float32", "onnx-int4", "gguf-F16", "gguf-Q4_0"]
+)
+def test_a_right_artefact_of_a_fine_tune_passes(type_: str, tmp_path: Path) -> None:
+    source = fine_tune_source(tmp_path / "source")
+    plan = write(type_, source, tmp_path)
+    report = verify(plan.output, plan.format, plan.type, source, "cpu", new_tokens=4, threads=1)
+    assert not [check for check in report.checks if check.verdict == Verdict.FAIL]
+    judged = {c.name for c in report.checks if c.verdict == Verdict.PASS}
+    assert judged >= {
+        "witness.logits", "witness.special_tokens", "witness.chat_template", "witness.sampling",
+        "witness.tokenizer", "witness.stop_ids", "witness.generation",
+    }  # fmt: skip
 
 
 def as_gguf(folder: Path) -> Checkpoint:
