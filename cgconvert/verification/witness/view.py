@@ -84,6 +84,8 @@ def link_weights(source: Checkpoint, folder: Path) -> bool:
     """
     _check_layout(source)
     weights = [path for path in source.files if path.suffix in (SAFETENSORS, *TORCH)]
+    if any(path.name.startswith("adapter_") for path in source.files):
+        raise NoWitnessError("an adapter was merged into it, which transformers alone does not do")
     is_safetensors = any(path.suffix == SAFETENSORS for path in weights)
     if not weights or len({path.suffix for path in weights}) > 1:
         raise NoWitnessError("its weight files have names that transformers does not load")
@@ -132,7 +134,9 @@ def write_tokenizer(source: Checkpoint, folder: Path) -> bool:
         raise NoWitnessError("the source has no tokenizer files")
     stored = next(iter(files.values())).parent
     write_tokenizer_files(stored, files, source.config, folder)
-    return stored.resolve() == _folder(source).resolve()
+    # The folder of GPT-2's tokenizer has nothing else of the source.
+    others = [path for path in source.files if path.name not in (*TOKENIZER_FILES, TEMPLATE_FILE)]
+    return stored.resolve() in {path.parent.resolve() for path in others}
 
 
 def write_tokenizer_files(
@@ -213,11 +217,6 @@ def _write_templates(stored: Path, folder: Path) -> None:
     inline = _read_object(folder / "tokenizer_config.json").get("chat_template")
     if isinstance(old, str) and not inline and not any(map(Path.is_file, templates)):
         (folder / TEMPLATE_FILE).write_text(old, encoding="utf-8")
-
-
-def _folder(source: Checkpoint) -> Path:
-    """The folder of a checkpoint, whose path may be a weight file."""
-    return source.path if source.path.is_dir() else source.path.parent
 
 
 def _check_layout(source: Checkpoint) -> None:

@@ -24,6 +24,7 @@ from cgconvert.verification.verify import verify
 from cgconvert.verification.witness import model
 from cgconvert.verification.witness.call import Witness, call
 from cgconvert.verification.witness.checks import check_source
+from tests.formats.adapter.adapters import save_adapter
 from tests.mutations.fine_tunes import fine_tune_source
 from tests.support.artefacts import write
 from tests.support.fine_tunes import CHAT, FIRST_ID, GEOMETRY, fine_tune
@@ -213,6 +214,12 @@ def with_other_groups(folder: Path) -> Checkpoint:
     return read(str(fine_tune(folder)), ReadOptions(mp_num=2))
 
 
+def with_adapter(folder: Path) -> Checkpoint:
+    base = fine_tune(folder)
+    adapter = save_adapter(base, folder.with_name("adapter"), target_modules=["fc_in"])
+    return read(str(base), ReadOptions(adapter=(adapter,)))
+
+
 NO_MODEL: dict[str, tuple[Callable[[Path], Checkpoint], str]] = {
     "GGUF": (as_gguf, "transformers does not read the layout gguf"),
     "ONNX": (as_onnx, "transformers does not read the layout onnx"),
@@ -222,6 +229,7 @@ NO_MODEL: dict[str, tuple[Callable[[Path], Checkpoint], str]] = {
     ),
     "MOSS": (lambda f: read(str(in_layout("moss")(f))), "its model needs code that comes with it"),
     "its own code": (with_own_code, "its model needs code that comes with it"),
+    "an adapter": (with_adapter, "an adapter was merged into it"),
     "other groups": (with_other_groups, "4 groups in qkv_proj; 2 were given"),
 }
 
