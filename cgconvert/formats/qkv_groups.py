@@ -176,7 +176,7 @@ def measure_groups(
     """
     decoder, geometry = checkpoint.decoder, checkpoint.geometry
     numbers = [n for n in range(1, geometry.n_head + 1) if geometry.n_head % n == 0]
-    if not geometry.mp_num or len(numbers) == 1 or geometry.n_positions == 1:
+    if not geometry.mp_num or len(numbers) == 1:
         return None
     ids = page_ids(checkpoint)
     if max(ids) >= geometry.vocab_size:
@@ -198,7 +198,7 @@ def measure_groups(
         x = _norm(geometry, x, decoder.ln_f_weight, decoder.ln_f_bias)
         next_ids = sequences[:, 1:].repeat(len(numbers), 1)
         losses = _losses(decoder, x[:, :-1], next_ids, checkpoint.tokenizer.size)
-        means = losses.double().reshape(len(numbers), -1).mean(dim=1)
+        means = losses.double().mean(dim=1).reshape(len(numbers), -1).mean(dim=1)
     perplexities = means.exp().nan_to_num(nan=math.inf, posinf=math.inf).tolist()
     return GroupPerplexities(
         dict(zip(numbers, perplexities, strict=True)), checkpoint.tokenizer.size

@@ -63,11 +63,23 @@ def _cached(
     identity = [VERSION, source_sha256, geometry, torch.__version__, page_ids(source)]
     sha256 = hashlib.sha256(json.dumps(identity).encode()).hexdigest()
     path = cache / f"{sha256}.json"
-    data = read_entry(path)
-    if data is not None:
-        perplexities = {int(number): float(value) for number, value in json.loads(data).items()}
-        return GroupPerplexities(perplexities, source.tokenizer.size)
-    measured = measure_groups(source, progress)
-    if measured is not None:
-        write_entry(path, json.dumps(measured.by_number).encode())
+    measured = _load(path, source)
+    if measured is None:
+        measured = measure_groups(source, progress)
+        if measured is not None:
+            write_entry(path, json.dumps(measured.by_number).encode())
     return measured
+
+
+def _load(path: Path, source: Checkpoint) -> GroupPerplexities | None:
+    """Read a measurement; None if it is absent, damaged or has not the source's number."""
+    data = read_entry(path)
+    if data is None:
+        return None
+    try:
+        perplexities = {int(number): float(value) for number, value in json.loads(data).items()}
+    except (ValueError, TypeError, AttributeError):
+        return None
+    if source.geometry.mp_num not in perplexities:
+        return None
+    return GroupPerplexities(perplexities, source.tokenizer.size)

@@ -270,6 +270,12 @@ def test_one_head_is_one_group(tmp_path: Path) -> None:
     assert not checkpoint.notes
 
 
+def test_a_context_of_one_token_decides_nothing(tmp_path: Path) -> None:
+    source = str(write_trained(tmp_path, 4, model=trained(layers=1, positions=1)))
+    with pytest.raises(InputError, match="text does not show the number of groups"):
+        read(source, MEASURED)
+
+
 def test_a_word_that_is_no_number_is_refused(two_groups: Path) -> None:
     for value in ("four", "Auto", ""):
         with pytest.raises(UsageError, match=f'`mp_num="{value}"` is no number, nor auto'):

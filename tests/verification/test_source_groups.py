@@ -14,6 +14,7 @@ from cgconvert import embedded
 from cgconvert.formats.qkv_groups import measure_groups
 from cgconvert.formats.read import ReadOptions, read
 from cgconvert.model.decoder import Checkpoint, Decoder
+from cgconvert.verification.cache import write_entry
 from cgconvert.verification.source_groups import check_source_groups
 from cgconvert.verification.thresholds import Check, Verdict
 from tests.support.trained_models import (
@@ -135,3 +136,13 @@ def test_the_decoder_of_another_number_has_the_same_packed_rows(source: Checkpoi
         packed = regrouped.layers[0].packed(number).read()
         assert packed.equal(decoder.layers[0].packed(4).read())
         assert not regrouped.layers[0].q.read().equal(decoder.layers[0].q.read())
+
+
+@pytest.mark.parametrize("content", [b"not JSON", b"[1, 2]", b'{"1": null}', b'{"1": 5.0}'])
+def test_a_measurement_of_another_form_is_made_again(
+    content: bytes, source: Checkpoint, tmp_path: Path
+) -> None:
+    first = check(source, tmp_path)
+    (path,) = tmp_path.iterdir()
+    write_entry(path, content)
+    assert check(source, tmp_path) == first
