@@ -38,6 +38,7 @@ from cgconvert.formats.gguf.generation import (
     TEMPLATE_NAME,
 )
 from cgconvert.formats.gguf.header import GgufHeader, read_header
+from cgconvert.formats.gguf.split import refuse_split
 from cgconvert.formats.gguf.writer import (
     ADJUSTED,
     ARCHITECTURE,
@@ -274,6 +275,7 @@ def admit_gguf(path: Path) -> None:
     Raises InputError.
     """
     header = read_header(path)
+    refuse_split(path, header)
     shapes = {t.name: Zeros(t.shape, torch.float32) for t in header.tensors}
     GGUF.decoder(reader.geometry(path, header), shapes, str(path))
     tokenizer = reader.tokenizer(path, header)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar
 
 import torch
 
@@ -18,6 +18,9 @@ from cgconvert.model.tokenizer import Tokenizer
 from cgconvert.options import Option
 from cgconvert.sources.resolve import Source
 from cgconvert.write.plan import Plan
+
+if TYPE_CHECKING:  # it brings gguf, which recognising a source does without
+    from cgconvert.formats.gguf.header import GgufHeader
 
 __all__ = ["Gguf"]
 
@@ -117,7 +120,10 @@ class Gguf(Format):
     def recognises(self, path: Path) -> bool:
         if path.is_file():
             return path.suffix == SUFFIX
-        return len(list(path.glob(f"*{SUFFIX}"))) == 1
+        from cgconvert.formats.gguf.split import parts_of_one_model
+
+        names = [file.name for file in path.glob(f"*{SUFFIX}")]
+        return len(names) == 1 or parts_of_one_model(names)
 
     def identify(self, path: Path) -> bool:
         return path.is_file() and path.suffix == SUFFIX
@@ -129,10 +135,10 @@ class Gguf(Format):
 
     def describe(self, location: str, source: Source, options: ReadOptions) -> Headers:
         from cgconvert.formats.gguf import reader
-        from cgconvert.formats.gguf.header import read_header
+        from cgconvert.formats.gguf.split import read_model_header
 
         path = _file(source.path)
-        header = read_header(path)
+        header, _ = read_model_header(path)
         tokenizer = reader.tokenizer(path, header)
         generation = reader.generation(path, header, tokenizer)
         return Headers(
@@ -140,7 +146,7 @@ class Gguf(Format):
             self.name,
             reader.geometry(path, header),
             Tokenizer.load(options.tokenizer) if options.tokenizer else tokenizer,
-            _lines(path),
+            _lines(header),
             source.origin,
             generation,
             (*tokenizer.notes, *generation.notes),
@@ -160,7 +166,12 @@ class Gguf(Format):
         return writer.output_path(checkpoint, None, options.get("type", DEFAULT_TYPE))
 
     def stored_type(self, path: Path) -> str:
-        return most_stored(_lines(path))
+        from cgconvert.formats.gguf.header import read_header
+        from cgconvert.formats.gguf.split import refuse_split
+
+        header = read_header(path)
+        refuse_split(path, header)
+        return most_stored(_lines(header))
 
     def admit(self, path: Path) -> None:
         from cgconvert.formats.gguf.checks import admit_gguf
@@ -189,13 +200,10 @@ class Gguf(Format):
 
 
 def _file(path: Path) -> Path:
-    """Return the file itself, or the only GGUF file of a folder."""
-    return path if path.is_file() else next(path.glob(f"*{SUFFIX}"))
+    """Return the file itself, or the only GGUF file of a folder, or the first part of a model."""
+    return path if path.is_file() else min(path.glob(f"*{SUFFIX}"))
 
 
-def _lines(path: Path) -> tuple[TensorLine, ...]:
-    """Describe the tensors of a file from its header."""
-    from cgconvert.formats.gguf.header import read_header
-
-    tensors = read_header(path).tensors
-    return tuple(TensorLine(t.name, t.type, t.shape, t.nbytes) for t in tensors)
+def _lines(header: GgufHeader) -> tuple[TensorLine, ...]:
+    """Describe the tensors of a model."""
+    return tuple(TensorLine(t.name, t.type, t.shape, t.nbytes) for t in header.tensors)

@@ -10,7 +10,7 @@ import io
 import math
 import struct
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -55,7 +55,7 @@ _SCALARS = {
 class TensorInfo:
     """One tensor: `shape` is in torch's order ([rows, columns]), `type` is ggml's name of its type.
 
-    `offset` counts bytes from the start of the file.
+    `offset` counts bytes from the start of the file `path`.
     """
 
     name: str
@@ -63,6 +63,7 @@ class TensorInfo:
     type: str
     offset: int
     nbytes: int
+    path: Path
 
 
 @dataclass(frozen=True)
@@ -128,9 +129,7 @@ class _Parser:
         tensors, end = self.tensors(n_tensors, alignment)
         start = padded(self.position, alignment)
         self.check_size(start, tensors, end, alignment)
-        placed = tuple(
-            TensorInfo(t.name, t.shape, t.type, start + t.offset, t.nbytes) for t in tensors
-        )
+        placed = tuple(replace(t, offset=start + t.offset) for t in tensors)
         return GgufHeader(version, metadata, placed, alignment, start)
 
     def add_entry(self, metadata: dict[str, Any]) -> None:
@@ -224,7 +223,7 @@ class _Parser:
             )
         kind = gguf.GGMLQuantizationType(number).name
         size = math.prod(shape) // block * nbytes
-        return TensorInfo(name, shape, kind, self.number("<u8"), size)
+        return TensorInfo(name, shape, kind, self.number("<u8"), size, self.path)
 
     def check_size(
         self, start: int, tensors: list[TensorInfo], length: int, alignment: int
@@ -233,9 +232,8 @@ class _Parser:
 
         The data begins at byte `start` and is `length` bytes long.
         """
-        if not tensors:
-            start = self.position
-        end, padded_end = start + length, start + padded(length, alignment)
+        end = start + length if tensors else self.position
+        padded_end = start + padded(length, alignment)
         if self.size < end:
             last = next((t for t in tensors if start + t.offset + t.nbytes > self.size), None)
             position = f" in tensor {last.name!r}" if last else ""

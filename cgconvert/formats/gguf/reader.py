@@ -21,7 +21,8 @@ from cgconvert.formats.gguf.generation import (
     read_chat_templates,
     read_generation_config,
 )
-from cgconvert.formats.gguf.header import GgufHeader, TensorInfo, read_header
+from cgconvert.formats.gguf.header import GgufHeader, TensorInfo
+from cgconvert.formats.gguf.split import read_model_header
 from cgconvert.formats.gguf.writer import ARCHITECTURE, PRE_TOKENIZER, SUPPRESSED
 from cgconvert.model.decoder import Checkpoint, Decoder, Geometry
 from cgconvert.model.generation_config import GenerationConfig
@@ -32,6 +33,7 @@ from cgconvert.model.tokenizer import AddedToken, Tokenizer
 __all__ = ["decoder", "generation", "geometry", "read", "tensors", "tokenizer"]
 
 _TOKENIZER_PREFIX = "tokenizer.ggml."
+_PACKED = re.compile(r"(blk\.\d+)\.attn_qkv\.(weight|bias)")
 
 ROLES: Mapping[str, str] = {
     "eos_token": gguf.Keys.Tokenizer.EOS_ID,
@@ -49,7 +51,7 @@ def read(path: Path, name: str) -> Checkpoint:
     If the file has a general.name that can be a file name, the checkpoint gets it, else `name`.
     Raises InputError if the file is broken, quantized or not a CodeGen.
     """
-    header = read_header(path)
+    header, files = read_model_header(path)
     own_name = header.metadata.get("general.name")
     plain = {kind for kind, encoding in ENCODINGS.items() if isinstance(encoding, FloatEncoding)}
     quantized = sorted({tensor.type for tensor in header.tensors} - plain)
@@ -67,7 +69,7 @@ def read(path: Path, name: str) -> Checkpoint:
         config={k: v for k, v in header.metadata.items() if not k.startswith(_TOKENIZER_PREFIX)},
         decoder=decoder(path, header),
         tokenizer=own_tokenizer,
-        files=(path,),
+        files=files,
         generation=generation(path, header, own_tokenizer),
     )
 
@@ -84,23 +86,34 @@ def decoder(path: Path, header: GgufHeader | None = None) -> Decoder:
 
     Raises InputError if the file is broken, not a CodeGen, or has a type without a codec.
     """
-    header = header or read_header(path)
+    header = header or read_model_header(path)[0]
     return GGUF.decoder(geometry(path, header), tensors(path, header), str(path))
 
 
 def tensors(path: Path, header: GgufHeader) -> dict[str, LazyTensor]:
-    """Return every tensor by name, lazily; quantized ones are decoded when they are read."""
-    return {tensor.name: _tensor(path, tensor) for tensor in header.tensors}
+    """Return every tensor by name, lazily; quantized ones are decoded when they are read.
+
+    A file of another program may have q, k and v in one tensor, attn_qkv, which is cut here.
+    """
+    by_name: dict[str, LazyTensor] = {}
+    for info in header.tensors:
+        tensor, packed = _tensor(path, info), _PACKED.fullmatch(info.name)
+        if packed is None or info.shape[0] % 3:
+            by_name[info.name] = tensor
+            continue
+        for part, rows in zip("qkv", np.array_split(np.arange(info.shape[0]), 3), strict=True):
+            by_name[f"{packed[1]}.attn_{part}.{packed[2]}"] = tensor.rows(rows)
+    return by_name
 
 
 def _tensor(path: Path, tensor: TensorInfo) -> LazyTensor:
     """Return one tensor, lazily. Raises InputError if its type has no codec."""
     encoding = ENCODINGS.get(tensor.type)
     if isinstance(encoding, FloatEncoding):
-        return StoredTensor(path, tensor.offset, tensor.shape, encoding.dtype, tensor.name)
+        return StoredTensor(tensor.path, tensor.offset, tensor.shape, encoding.dtype, tensor.name)
     if isinstance(encoding, BlockCodec) and len(tensor.shape) == 2:
         packed_shape = (tensor.shape[0], encoding.row_bytes(tensor.shape))
-        stored = StoredTensor(path, tensor.offset, packed_shape, torch.uint8, tensor.name)
+        stored = StoredTensor(tensor.path, tensor.offset, packed_shape, torch.uint8, tensor.name)
         return QuantizedTensor((stored,), tensor.shape, encoding)
     raise InputError(
         f"{path}: tensor {tensor.name} is {tensor.type} {list(tensor.shape)}, "
