@@ -70,8 +70,8 @@ def source_format(path: Path) -> SourceFormat:
     if explanation:
         raise InputError(f"{path}: {explanation}")
     raise InputError(
-        f"{path}: no checkpoint found; expected pytorch_model.bin, model.safetensors (or their "
-        "index), a Jaxformer step, a .tar.gz, or one of cgconvert's own outputs"
+        f"{path}: no checkpoint found; expected weights in safetensors or torch files (.bin, .pt, "
+        ".pth, .ckpt), a Jaxformer step, a .tar.gz, or one of cgconvert's own outputs"
     )
 
 

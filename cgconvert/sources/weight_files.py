@@ -340,9 +340,7 @@ def _explain_other_files(own: list[str]) -> str:
     if adapters:
         return f"has an adapter only ({adapters[0]}), no model"
     states = [
-        name
-        for name in own
-        if NOT_WEIGHTS.fullmatch(name) and name.endswith((*SUFFIXES["torch"], ".json"))
+        name for name in own if NOT_WEIGHTS.fullmatch(name) and name.endswith(SUFFIXES["torch"])
     ]
     if states:
         return f"has the state of a training run only ({states[0]}), no weights"

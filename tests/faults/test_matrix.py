@@ -20,13 +20,14 @@ from tests.faults.cases_invalid_values import INVALID_VALUES
 from tests.faults.cases_pickle import PICKLES
 from tests.faults.cases_safetensors import SAFETENSORS
 from tests.faults.cases_tar import TARS
+from tests.faults.cases_training import TRAINING
 from tests.faults.cases_zip import ZIPS
 from tests.faults.matrix import COMMANDS, Case, commands_for
 from tests.faults.server import Server
 from tests.faults.valid_inputs import INPUT_NAMES, ValidInputs
 
 CASES: dict[str, Case] = {
-    **PICKLES, **ZIPS, **TARS, **SAFETENSORS, **INVALID_VALUES, **ARTEFACTS, **ADAPTERS,
+    **PICKLES, **ZIPS, **TARS, **SAFETENSORS, **TRAINING, **INVALID_VALUES, **ARTEFACTS, **ADAPTERS,
 }  # fmt: skip
 NUMBERS = {name: number for number, name in enumerate(CASES)}
 
