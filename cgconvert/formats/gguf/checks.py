@@ -162,15 +162,15 @@ def _sampling_differences(metadata: Mapping[str, Any], source: Checkpoint) -> li
     Numbers are float32 in the file. The temperature is 0 where the source says that it does not
     sample, and 1 where it samples without naming one.
     """
-    given = source.generation.sampling
+    sampling = source.generation.sampling
     expected: dict[str, Any] = {
-        key: given[name]
+        key: sampling[name]
         for name, key in (("temperature", "temp"), ("top_k", "top_k"), ("top_p", "top_p"),
                           ("min_p", "min_p"), ("repetition_penalty", "penalty_repeat"))
-        if name in given
+        if name in sampling
     }  # fmt: skip
-    if given.get("do_sample") is not None:
-        expected["temp"] = given.get("temperature", 1.0) if given["do_sample"] else 0.0
+    if sampling.get("do_sample") is not None:
+        expected["temp"] = sampling.get("temperature", 1.0) if sampling["do_sample"] else 0.0
     if expected.get("penalty_repeat", 1.0) != 1.0:
         expected["penalty_last_n"] = -1  # transformers looks at the whole text
     prefixed = {
@@ -181,7 +181,7 @@ def _sampling_differences(metadata: Mapping[str, Any], source: Checkpoint) -> li
     suppressed = _numbers(metadata, SUPPRESSED)
     size = source.tokenizer.size
     actual = sorted(token for token in suppressed if token < size)
-    expected_ids = sorted({token for token in given.get("suppress_tokens", []) if token < size})
+    expected_ids = sorted({token for token in sampling.get("suppress_tokens", []) if token < size})
     differences = entry_differences("", metadata, prefixed)
     if actual != expected_ids:
         differences.append(

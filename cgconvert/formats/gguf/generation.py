@@ -98,17 +98,17 @@ class GenerationMetadata:
 
 def generation_metadata(checkpoint: Checkpoint) -> GenerationMetadata:
     """Put what a checkpoint says of generation into keys, as far as there are any."""
-    tokenizer, given = checkpoint.tokenizer, checkpoint.generation.sampling
+    tokenizer, settings = checkpoint.tokenizer, checkpoint.generation.sampling
     ids, unnamed = _ids(checkpoint)
-    sampling, held = _sampling(given)
-    suppressed = given.get("suppress_tokens", [])
+    sampling, held = _sampling(settings)
+    suppressed = settings.get("suppress_tokens", [])
     templates = {
         name: template
         for name, template in sorted(tokenizer.chat_templates.items())
         if template and TEMPLATE_NAME.fullmatch(name)
     }
     phrases = [
-        *describe_unheld(given, held),
+        *describe_unheld(settings, held),
         *(f"eos_token_id {index}" for index in unnamed),
         *(f"{role} ({token})" for role, token in sorted(tokenizer.extra_roles.items())
           if role not in EXTRA_ROLES),
@@ -146,16 +146,16 @@ def _ids(checkpoint: Checkpoint) -> tuple[dict[str, int], list[int]]:
     return ids, [index for index in further[2:] if texts.get(index) not in ENDING_TEXTS]
 
 
-def _sampling(given: Mapping[str, Any]) -> tuple[dict[str, float | int], set[str]]:
+def _sampling(settings: Mapping[str, Any]) -> tuple[dict[str, float | int], set[str]]:
     """Return the settings by key, and the names of those that are held.
 
     A temperature of 0 is greedy, which transformers says by do_sample. Where a source samples and
     names no temperature, it is 1, and llama.cpp's own default is another.
     """
-    values = {name: given[name] for name in SAMPLING_KEYS if name in given}
-    if given.get("do_sample") is False:
+    values = {name: settings[name] for name in SAMPLING_KEYS if name in settings}
+    if settings.get("do_sample") is False:
         values["temperature"] = 0.0
-    elif given.get("do_sample"):
+    elif settings.get("do_sample"):
         values.setdefault("temperature", 1.0)
     values = {name: v for name, v in values.items() if abs(v) <= LARGEST}
     sampling: dict[str, float | int] = {
@@ -164,7 +164,7 @@ def _sampling(given: Mapping[str, Any]) -> tuple[dict[str, float | int], set[str
     }
     if values.get("repetition_penalty", 1) != 1:
         sampling[PENALTY_RANGE] = -1
-    held = {name for name, value in values.items() if given.get(name) == value}
+    held = {name for name, value in values.items() if settings.get(name) == value}
     return sampling, held | {"do_sample", "suppress_tokens"}
 
 

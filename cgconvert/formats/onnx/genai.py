@@ -128,15 +128,15 @@ def search_settings(
 
 def genai_notes(checkpoint: Checkpoint, search: Mapping[str, Any]) -> tuple[str, ...]:
     """Return what genai cannot hold of a checkpoint, a line each; the other clients have it."""
-    given = checkpoint.generation.sampling
+    settings = checkpoint.generation.sampling
     held = {*search, "length_penalty", "early_stopping"}
     for name in ("num_beams", "num_return_sequences"):
-        if given.get(name, 1) != search[name]:
+        if settings.get(name, 1) != search[name]:
             held.discard(name)
-    if search["num_beams"] > 1 and given.get("early_stopping") == "never":
+    if search["num_beams"] > 1 and settings.get("early_stopping") == "never":
         held.discard("early_stopping")
     notes = left_out_note(
-        "genai_config.json", describe_unheld(given, held), "; generation_config.json has them"
+        "genai_config.json", describe_unheld(settings, held), "; generation_config.json has them"
     )
     fault = template_fault(checkpoint.tokenizer.chat_templates.get(DEFAULT, ""))
     if fault:

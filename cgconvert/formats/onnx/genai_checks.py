@@ -104,25 +104,25 @@ def genai_setting_differences(path: Path, graph: Path, source: Checkpoint) -> li
 
 def _expected_search(source: Checkpoint, target: str) -> dict[str, Any]:
     """Return the settings that say what the source's do, as far as genai has them."""
-    given, g = source.generation.sampling, source.geometry
+    sampling, g = source.generation.sampling, source.geometry
     same = ("repetition_penalty", "temperature", "top_p")
-    expected = {name: given[name] for name in same if name in given}
-    expected["do_sample"] = given.get("do_sample", False)
+    expected = {name: sampling[name] for name in same if name in sampling}
+    expected["do_sample"] = sampling.get("do_sample", False)
     expected["top_k"] = 50 if expected["do_sample"] else 1  # transformers samples from 50
     for name, limit in (("top_k", g.vocab_size), ("min_length", g.n_positions)):
-        if name in given:
-            expected[name] = min(given[name], limit)
+        if name in sampling:
+            expected[name] = min(sampling[name], limit)
     expected["max_length"] = g.n_positions
-    if given.get("max_length") not in (None, 20):  # transformers 4's default is no choice
-        expected["max_length"] = min(given["max_length"], g.n_positions)
-    if not expected["do_sample"] and given.get("num_beams", 1) > 1:
-        expected["num_beams"] = given["num_beams"]
-        expected["length_penalty"] = given.get("length_penalty", 1.0)
-        expected["early_stopping"] = given.get("early_stopping") is True
-        returned = given.get("num_return_sequences", 1)
-        expected["num_return_sequences"] = min(returned, given["num_beams"])
-    if target == "cpu" and given.get("no_repeat_ngram_size"):
-        expected["no_repeat_ngram_size"] = min(given["no_repeat_ngram_size"], g.n_positions)
+    if sampling.get("max_length") not in (None, 20):  # transformers 4's default is no choice
+        expected["max_length"] = min(sampling["max_length"], g.n_positions)
+    if not expected["do_sample"] and sampling.get("num_beams", 1) > 1:
+        expected["num_beams"] = sampling["num_beams"]
+        expected["length_penalty"] = sampling.get("length_penalty", 1.0)
+        expected["early_stopping"] = sampling.get("early_stopping") is True
+        returned = sampling.get("num_return_sequences", 1)
+        expected["num_return_sequences"] = min(returned, sampling["num_beams"])
+    if target == "cpu" and sampling.get("no_repeat_ngram_size"):
+        expected["no_repeat_ngram_size"] = min(sampling["no_repeat_ngram_size"], g.n_positions)
     return expected
 
 

@@ -167,7 +167,7 @@ def test_llama_cpp_python_chats_with_the_template(chat: tuple[Checkpoint, Path])
 
 
 @pytest.mark.parametrize(
-    ("given", "expected"),
+    ("entries", "expected"),
     [
         ({}, {}),
         ({"do_sample": True}, {"temp": 1.0}),
@@ -179,9 +179,9 @@ def test_llama_cpp_python_chats_with_the_template(chat: tuple[Checkpoint, Path])
     ],
 )
 def test_settings_of_sampling(
-    given: dict[str, Any], expected: dict[str, float], tmp_path: Path
+    entries: dict[str, Any], expected: dict[str, float], tmp_path: Path
 ) -> None:
-    checkpoint, path = convert(tmp_path, generation={"eos_token_id": END_OF_TEXT, **given})
+    checkpoint, path = convert(tmp_path, generation={"eos_token_id": END_OF_TEXT, **entries})
     prefix = "general.sampling."
     metadata = read_header(path).metadata
     assert {k.removeprefix(prefix): v for k, v in metadata.items() if prefix in k} == expected

@@ -106,7 +106,7 @@ def opened(folder: Path) -> list[Runtime]:
 
 @pytest.mark.parametrize("likely", [EOM, A, B, END_OF_TEXT])
 def test_generation_ends_at_each_end(likely: int, tmp_path: Path) -> None:
-    """In genai's own loop, which stops after the end, and in ours on both runtimes."""
+    """The end of a text is an end in genai's own loop, and in ours on both runtimes."""
     _, folder = convert(
         tmp_path,
         tokens=TOKENS,
@@ -150,7 +150,7 @@ def test_named_templates_without_a_default_do_not_stop_genai(tmp_path: Path) -> 
 
 
 @pytest.mark.parametrize(
-    ("given", "expected"),
+    ("entries", "expected"),
     [
         ({}, {}),
         ({"max_length": 20}, {}),
@@ -174,9 +174,9 @@ def test_named_templates_without_a_default_do_not_stop_genai(tmp_path: Path) -> 
         ),
     ],
 )  # fmt: skip
-def test_search_settings(given: dict[str, Any], expected: dict[str, Any], tmp_path: Path) -> None:
+def test_search_settings(entries: dict[str, Any], expected: dict[str, Any], tmp_path: Path) -> None:
     """genai generates with them; our own runtime computes plain logits all the same."""
-    checkpoint, folder = convert(tmp_path, generation={"eos_token_id": END_OF_TEXT, **given})
+    checkpoint, folder = convert(tmp_path, generation={"eos_token_id": END_OF_TEXT, **entries})
     config = json.loads((folder / "genai_config.json").read_text())
     assert config["search"] == {**GREEDY, **expected}
     manifest = find_manifest(folder)
@@ -194,7 +194,7 @@ def test_search_settings(given: dict[str, Any], expected: dict[str, Any], tmp_pa
 
 
 @pytest.mark.parametrize(
-    ("given", "target", "left_out"),
+    ("entries", "target", "left_out"),
     [
         ({"max_new_tokens": 64}, "cpu", "max_new_tokens (64)"),
         ({"min_p": 0.1, "typical_p": 1.0}, "cpu", "min_p (0.1)"),
@@ -207,10 +207,10 @@ def test_search_settings(given: dict[str, Any], expected: dict[str, Any], tmp_pa
     ],
 )  # fmt: skip
 def test_what_genai_cannot_hold_is_named(
-    given: dict[str, Any], target: str, left_out: str, tmp_path: Path
+    entries: dict[str, Any], target: str, left_out: str, tmp_path: Path
 ) -> None:
     checkpoint, folder = convert(
-        tmp_path, target, generation={"eos_token_id": END_OF_TEXT, **given}
+        tmp_path, target, generation={"eos_token_id": END_OF_TEXT, **entries}
     )
     manifest = find_manifest(folder)
     assert manifest is not None
@@ -218,7 +218,7 @@ def test_what_genai_cannot_hold_is_named(
         f"genai_config.json cannot hold {left_out}; generation_config.json has them"
     ]
     stored = json.loads((folder / "generation_config.json").read_text())
-    assert {name: stored[name] for name in given} == given
+    assert {name: stored[name] for name in entries} == entries
     assert settings(folder, checkpoint).settings == []
     admit_genai(folder)
 
