@@ -19,6 +19,7 @@ from cgconvert.formats.read import read
 from cgconvert.runtimes.generate import generate
 from cgconvert.runtimes.onnxruntime import OnnxRuntime
 from cgconvert.write.execute import execute
+from tests.support.fine_tunes import CHAT, FIRST_ID, fine_tune
 from tests.support.greedy_tokens import assert_same_tokens
 
 HERE = Path(__file__).parent
@@ -42,8 +43,12 @@ bits, to which the inputs of coded matrices are rounded."""
 def run(folder: Path, texts: list[str]) -> dict[str, Any]:
     texts_file = folder.parent / "texts.json"
     texts_file.write_text(json.dumps(texts))
+    return run_script("generate.mjs", str(folder), str(texts_file), str(NEW))
+
+
+def run_script(name: str, *arguments: str) -> dict[str, Any]:
     process = node(
-        [str(HERE / "generate.mjs"), str(folder), str(texts_file), str(NEW)],
+        [str(HERE / name), *arguments],
         return_completed_process=True,
         capture_output=True,
         text=True,
@@ -94,3 +99,25 @@ def test_transformersjs_finds_every_dtype_by_its_file_name(kind: str, tmp_path: 
         runtime.reset()
         logits = runtime.feed([*ids, *expected])[len(ids) - 1 : -1]
         assert_same_tokens(tokens, expected, logits, ROUNDING)
+
+
+def test_a_chat_model_is_rendered_and_stops_at_its_ends(tmp_path: Path) -> None:
+    """There are several templates, and transformers.js reads tokenizer_config.json alone."""
+    source = fine_tune(
+        tmp_path / "source",
+        tokens=("<eom>", "<a>", "<pad>"),
+        roles={"eos_token": "<eom>", "pad_token": "<pad>"},
+        templates={"default": CHAT, "tool_use": f"tools{CHAT}"},
+        generation={"eos_token_id": [FIRST_ID, FIRST_ID + 1], "temperature": 0.25},
+        likely=FIRST_ID + 1,
+    )
+    made = plan(read(str(source)), tmp_path / "model")
+    execute(made)
+    assert run_script("chat.mjs", str(made.output), "hi") == {
+        "rendered": "<|user|>: hi\n<|assistant|>:",
+        "eos": FIRST_ID,
+        "pad": FIRST_ID + 2,
+        "stops": [FIRST_ID, FIRST_ID + 1],
+        "temperature": 0.25,
+        "generated": [FIRST_ID + 1],
+    }
