@@ -16,6 +16,7 @@ from cgconvert.model.decoder import Geometry
 
 __all__ = [
     "CODEGEN2_SIZES",
+    "LLAMA",
     "MP_NUM",
     "NAMES",
     "SIZES",
@@ -26,6 +27,7 @@ __all__ = [
     "geometry",
     "groups",
     "hub_id",
+    "is_llama",
     "is_published_checkpoint",
     "license_of",
     "model_of",
@@ -179,8 +181,23 @@ _PUBLISHED = _table()
 NAMES = tuple(_PUBLISHED)
 """The names of the published checkpoints."""
 
-_NAME_PARTS = {"codegen2": CODEGEN2, "codegen": CODEGEN, "nsql": NSQL, "moss": MOSS, "gpt-j": GPTJ}
+_NAME_PARTS = {
+    "codegen2": CODEGEN2, "codegen": CODEGEN, "nsql": NSQL, "moss": MOSS, "gpt-j": GPTJ,
+    "gptj": GPTJ,
+}  # fmt: skip
 """Parts of a checkpoint's name that show what it was made from; the first that fits counts."""
+
+
+LLAMA = (
+    "a Llama, as CodeGen2.5 and nsql-llama-2-7B are, and no model of CodeGen's family; "
+    "llama.cpp's convert_hf_to_gguf.py converts it"
+)
+"""What an error says of a Llama."""
+
+
+def is_llama(name: str) -> bool:
+    """Whether this is the name of one of the Llamas that are called like models of the family."""
+    return re.match(r"codegen25-|nsql-llama-", name) is not None
 
 
 def is_published_checkpoint(name: str) -> bool:

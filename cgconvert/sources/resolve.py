@@ -76,6 +76,8 @@ def resolve(location: str, revision: str | None = None, *, needs_tokenizer: bool
         return _from_hub(family.hub_id(location), location, revision, needs_tokenizer)
     if path.exists() and not (revision is not None and _is_hub_id(location)):
         return _from_path(path, revision)
+    if family.is_llama(path.name):  # before gigabytes are downloaded
+        raise InputError(f"{location}: is {family.LLAMA}")
     if _is_hub_id(location):
         name = location.split("/")[1]
         try:

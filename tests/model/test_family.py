@@ -84,6 +84,7 @@ def test_published_checkpoints(name: str, hub_id: str, license_name: str, title:
         ("my-codegen-6B", "CodeGen"),
         ("codegen2-tuned", "CodeGen2"),
         ("gpt-j-tuned", "GPT-J"),
+        ("gptj-title-teaser-10k", "GPT-J"),
         ("pygmalion-6b", ""),
     ],
 )

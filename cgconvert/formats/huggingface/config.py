@@ -169,10 +169,7 @@ def from_codegen(config: Mapping[str, Any], config_path: Path, mp_num: int | Non
 def _refuse_llama(config: Mapping[str, Any], config_path: Path) -> None:
     """Raise InputError for a Llama, which CodeGen2.5 and one of the NSQL models are."""
     if config.get("model_type") == "llama":
-        raise InputError(
-            f"{config_path}: has model_type 'llama': a Llama, as CodeGen2.5 and nsql-llama-2-7B "
-            "are, and no model of CodeGen's family; llama.cpp's convert_hf_to_gguf.py converts it"
-        )
+        raise InputError(f"{config_path}: has model_type 'llama': {family.LLAMA}")
 
 
 def from_gptj(config: Mapping[str, Any], config_path: Path, mp_num: int | None = None) -> Geometry:
@@ -294,7 +291,7 @@ def _positive_number(
 
 
 def _expect(config: Mapping[str, Any], config_path: Path, key: str, expected: Any) -> None:
-    """Raise InputError if an entry is present and differs from CodeGen's value."""
+    """Raise InputError if an entry is present and differs from the value of all the family."""
     value = config.get(key, expected)
     if value != expected:
-        raise InputError(f"{config_path}: {key} is {value!r}; CodeGen has {expected!r}")
+        raise InputError(f"{config_path}: {key} is {value!r}; CodeGen and GPT-J have {expected!r}")

@@ -185,3 +185,11 @@ def test_measuring_the_groups_of_a_gptj_measures_nothing(make_checkpoint: Make) 
     checkpoint = read(str(make_checkpoint("gptj")), ReadOptions(mp_num="auto"))
     assert checkpoint.geometry.mp_num == 0
     assert not any("measured" in note for note in checkpoint.notes)
+
+
+@pytest.mark.parametrize(
+    "location", ["Salesforce/codegen25-7b-mono", "NumbersStation/nsql-llama-2-7B", "codegen25-7b"]
+)
+def test_a_llama_is_not_downloaded(location: str) -> None:
+    with pytest.raises(InputError, match=f"{location}: is a Llama, as CodeGen2.5"):
+        read(location)
