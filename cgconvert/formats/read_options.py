@@ -10,7 +10,7 @@ from typing import Any, Final, Literal
 from cgconvert.errors import InputError
 from cgconvert.io.strict_json import read_json
 from cgconvert.model import family
-from cgconvert.model.chat_templates import chat_template_files
+from cgconvert.model.chat_templates import chat_template_files, read_chat_templates
 from cgconvert.model.decoder import Checkpoint
 from cgconvert.model.generation_config import GENERATION_CONFIG, OLD_EOS
 from cgconvert.model.tokenizer import END_OF_TEXT, Tokenizer
@@ -69,10 +69,15 @@ class ReadOptions:
         return entry | ({"adapter": [str(path) for path in self.adapter]} if self.adapter else {})
 
     def with_tokenizer(self, checkpoint: Checkpoint) -> Checkpoint:
-        """Replace a checkpoint's tokenizer by the user's, if there is one."""
+        """Replace a checkpoint's tokenizer by the user's, if there is one.
+
+        Chat templates stay if the user's tokenizer has none.
+        """
         if self.tokenizer is None:
             return checkpoint
-        return replace(checkpoint, tokenizer=Tokenizer.load(self.tokenizer))
+        tokenizer = Tokenizer.load(self.tokenizer)
+        templates = tokenizer.chat_templates or checkpoint.tokenizer.chat_templates
+        return replace(checkpoint, tokenizer=replace(tokenizer, chat_templates=templates))
 
     @classmethod
     def from_origin(cls, origin: Mapping[str, Any]) -> ReadOptions:
@@ -130,6 +135,12 @@ def read_tokenizer(
         _configured_id(folder, config, "pad_token_id"),
     )
     files += chat_template_files(directory)
+    if not tokenizer.chat_templates and directory != folder:
+        own_config = folder / "tokenizer_config.json"
+        inline = read_json(own_config).get("chat_template") if own_config.is_file() else None
+        templates = read_chat_templates(folder, inline)
+        tokenizer = replace(tokenizer, chat_templates=templates)
+        files += chat_template_files(folder)
     lacks_runs = not has_own or _is_release(name, directory)
     if not lacks_runs or not _is_plain_gpt2(tokenizer) or _is_gptj(config):
         return tokenizer, files

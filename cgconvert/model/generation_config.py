@@ -18,7 +18,14 @@ from cgconvert.errors import InputError, first_few
 from cgconvert.io.strict_json import read_json
 from cgconvert.model.tokenizer import Tokenizer
 
-__all__ = ["GENERATION_CONFIG", "SAMPLING", "GenerationConfig", "ids_of", "read_generation_config"]
+__all__ = [
+    "GENERATION_CONFIG",
+    "SAMPLING",
+    "GenerationConfig",
+    "generation_files",
+    "ids_of",
+    "read_generation_config",
+]
 
 GENERATION_CONFIG = "generation_config.json"
 """The name of the file."""
@@ -149,6 +156,17 @@ SAMPLING: Mapping[str, tuple[str, Callable[[object], bool]]] = {
 }
 """The settings that change what is generated: what each has to be, in words and as a test."""
 
+DEFAULTS: Mapping[str, Any] = {
+    "max_length": 20, "min_length": 0, "early_stopping": False, "do_sample": False,
+    "num_beams": 1, "num_beam_groups": 1, "num_return_sequences": 1, "temperature": 1.0,
+    "top_k": 50, "top_p": 1.0, "typical_p": 1.0, "repetition_penalty": 1.0,
+    "encoder_repetition_penalty": 1.0, "diversity_penalty": 0.0, "length_penalty": 1.0,
+    "no_repeat_ngram_size": 0, "encoder_no_repeat_ngram_size": 0, "remove_invalid_values": False,
+    "renormalize_logits": False,
+}  # fmt: skip
+"""transformers 4's defaults (configuration_utils.py: _get_generation_defaults). In config.json they
+say nothing: max_length 20 would end every text."""
+
 WITHOUT_EFFECT = frozenset(
     ("bos_token_id", "eos_token_id", "pad_token_id", "decoder_start_token_id", "use_cache",
      "transformers_version", "_from_model_config", "_commit_hash")
@@ -180,7 +198,8 @@ def read_generation_config(
             keys = first_few(unknown, 3, separator=", ")
             notes.append(f"{path.name}: {keys} {verb} left out: no setting of sampling")
     else:
-        path, entries, notes = config_path, dict(config), []
+        path, notes = config_path, []
+        entries = {key: value for key, value in config.items() if not _is_default(key, value)}
     sampling = {}
     for key, (expected, is_valid) in SAMPLING.items():
         value = entries.get(key)
@@ -192,6 +211,19 @@ def read_generation_config(
     _check_together(sampling, path)
     eos_token_ids, eos_notes = _stopping_ids(entries, path, tokenizer)
     return GenerationConfig(eos_token_ids, sampling, (*notes, *eos_notes))
+
+
+def generation_files(
+    folder: Path, generation: GenerationConfig, tokenizer: Tokenizer
+) -> tuple[Path, ...]:
+    """Return generation_config.json if the folder has it, and it says more than the tokenizer.
+
+    A file that says nothing more is no part of what a checkpoint is made of.
+    """
+    path = folder / GENERATION_CONFIG
+    eos_token_ids = set(generation.eos_token_ids) - {tokenizer.eos_token_id}
+    says_more = bool(eos_token_ids or generation.sampling or generation.notes)
+    return (path,) if says_more and path.is_file() else ()
 
 
 def _unknown(entries: Mapping[str, Any]) -> list[str]:
@@ -217,6 +249,15 @@ def _check_together(sampling: Mapping[str, Any], path: Path) -> None:
         forced_ids = set(forced) if isinstance(forced, list) else {forced}
         if forced_ids and forced_ids <= suppressed:
             raise InputError(f"{path}: {key} is in suppress_tokens too, so that no token is left")
+
+
+def _is_default(key: str, value: object) -> bool:
+    """Whether a setting has transformers 4's default, which older config.json files spell out."""
+    return (
+        key in DEFAULTS
+        and value == DEFAULTS[key]
+        and isinstance(value, bool) == isinstance(DEFAULTS[key], bool)
+    )
 
 
 def _stopping_ids(

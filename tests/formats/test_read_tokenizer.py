@@ -109,6 +109,35 @@ def test_runs_are_added_where_the_source_has_no_tokenizer(tmp_path: Path) -> Non
     assert (checkpoint.tokenizer.size, checkpoint.notes) == (SIZE + 1, ())
 
 
+def test_templates_of_the_source_stay_with_a_tokenizer_without_any(tmp_path: Path) -> None:
+    plain = fine_tune(tmp_path / "gpt2", tokenizer_config=GPT2, weights=False)
+    chat = fine_tune(
+        tmp_path / "chat", tokenizer_config=GPT2 | {"chat_template": "B"}, weights=False
+    )
+    source = bare(tmp_path, "model")
+    (source / "chat_template.jinja").write_text("A")
+    for tokenizer, template in ((plain, "A"), (chat, "B")):
+        checkpoint = read(str(source), ReadOptions(tokenizer=tokenizer))
+        assert checkpoint.tokenizer.chat_templates == {"default": template}
+    options = ReadOptions(tokenizer=plain)
+    assert source / "chat_template.jinja" in read(str(source), options).files
+    (source / "chat_template.jinja").unlink()
+    (source / "tokenizer_config.json").write_text('{"chat_template": "C"}')
+    assert read(str(source), options).tokenizer.chat_templates == {"default": "C"}
+    gguf = cgconvert.to_gguf(read(str(source), options), tmp_path / "x.gguf", type="F16").path
+    assert read(str(gguf), options).tokenizer.chat_templates == {"default": "C"}
+
+
+def test_a_file_that_says_nothing_new_is_no_part_of_the_source(tmp_path: Path) -> None:
+    """The SHA-256 of a source is the same with and without it."""
+    old = {"bos_token_id": 1, "eos_token_id": 2}
+    source = beside(tmp_path, "tune", tokenizer_config=GPT2, generation_config=old)
+    path = source / "generation_config.json"
+    assert path not in read(str(source)).files
+    path.write_text(json.dumps(old | {"top_p": 0.9}))
+    assert path in read(str(source)).files
+
+
 def test_gptjs_vocabulary_has_no_runs(tmp_path: Path) -> None:
     """GPT-J's embedding has 50,400 rows; a CodeGen that is stored as GPT-J has 51,200."""
     plain = fine_tune(tmp_path / "gpt2", weights=False)

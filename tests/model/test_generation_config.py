@@ -66,12 +66,22 @@ def test_without_the_file_the_top_level_of_config_counts(name: str, tmp_path: Pa
     task = {"text-generation": {"do_sample": True, "temperature": 0.7}}
     config = {"eos_token_id": END, **SETTINGS[name], "task_specific_params": task}
     loaded = read(tmp_path, None, config)
-    assert (loaded.sampling, loaded.notes) == (SETTINGS[name], ())
+    expected = {key: value for key, value in SETTINGS[name].items() if value is not False}
+    assert (loaded.sampling, loaded.notes) == (expected, ())
     theirs = TransformersConfig.from_pretrained(
         tmp_path, config_file_name="config.json", _from_model_config=True
     )
     assert {key: getattr(theirs, key) for key in SETTINGS[name]} == SETTINGS[name]
     assert theirs.temperature == loaded.sampling.get("temperature")
+
+
+@pytest.mark.parametrize("generation", [False, True])
+def test_the_defaults_that_old_configurations_spell_out_say_nothing(
+    generation: bool, tmp_path: Path
+) -> None:
+    config = {"max_length": 20, "do_sample": False, "top_k": 50, "temperature": 1.0, "top_p": 0.5}
+    loaded = read(tmp_path, config) if generation else read(tmp_path, None, config)
+    assert loaded.sampling == (config if generation else {"top_p": 0.5})
 
 
 def test_the_file_hides_the_settings_of_config(tmp_path: Path) -> None:

@@ -18,7 +18,7 @@ from cgconvert.formats.huggingface.state_dict import layout_tensors
 from cgconvert.formats.read_options import AUTO, ReadOptions, read_tokenizer
 from cgconvert.io.strict_json import read_json
 from cgconvert.model.decoder import Checkpoint, Decoder, Geometry
-from cgconvert.model.generation_config import GENERATION_CONFIG, read_generation_config
+from cgconvert.model.generation_config import generation_files, read_generation_config
 from cgconvert.model.tensor import LazyTensor
 from cgconvert.model.tensor_names import CODEGEN, GPTJ, PHI, TensorNames
 from cgconvert.sources.resolve import Source
@@ -64,7 +64,6 @@ def read(source: Source, options: ReadOptions) -> Checkpoint:
         _tokenizer_folder(folder), options, source.name, config
     )
     generation = read_generation_config(folder, config, config_path, tokenizer)
-    generation_files = [path for path in (folder / GENERATION_CONFIG,) if path.is_file()]
     return Checkpoint(
         name=source.name,
         path=path,
@@ -72,7 +71,12 @@ def read(source: Source, options: ReadOptions) -> Checkpoint:
         config=config,
         decoder=model,
         tokenizer=tokenizer,
-        files=(*files, config_path, *tokenizer_files, *generation_files),
+        files=(
+            *files,
+            config_path,
+            *tokenizer_files,
+            *generation_files(folder, generation, tokenizer),
+        ),
         origin=source.origin,
         generation=generation,
         notes=tuple(f"{path}: {note}" for note in (weights.note, *notes) if note),

@@ -28,7 +28,7 @@ from cgconvert.io.stand_ins import check_head
 from cgconvert.io.strict_json import read_json
 from cgconvert.model.chat_templates import chat_template_files
 from cgconvert.model.decoder import Checkpoint, Decoder, Geometry
-from cgconvert.model.generation_config import GENERATION_CONFIG, read_generation_config
+from cgconvert.model.generation_config import generation_files, read_generation_config
 from cgconvert.model.tensor import LazyTensor, StoredTensor
 from cgconvert.model.tensor_names import ONNX
 from cgconvert.model.tokenizer import Tokenizer
@@ -155,7 +155,7 @@ def read(path: Path, name: str) -> Checkpoint:
     geometry = _geometry(graph, configs.from_codegen(config, config_path, mp_num=1), model, stored)
     data = sorted({tensor.path for tensor in stored.values()})
     tokenizer = Tokenizer.load(folder)
-    others = [folder / file for file in (*TOKENIZER_FILES, GENERATION_CONFIG)]
+    generation = read_generation_config(folder, config, config_path, tokenizer)
     return Checkpoint(
         name=name,
         path=path,
@@ -167,10 +167,11 @@ def read(path: Path, name: str) -> Checkpoint:
             *data,
             graph,
             config_path,
-            *filter(Path.is_file, others),
+            *(folder / file for file in TOKENIZER_FILES if (folder / file).is_file()),
+            *generation_files(folder, generation, tokenizer),
             *chat_template_files(folder),
         ),
-        generation=read_generation_config(folder, config, config_path, tokenizer),
+        generation=generation,
     )
 
 
