@@ -338,7 +338,7 @@ def _explain_other_files(own: list[str]) -> str:
             )
     adapters = [name for name in own if name.startswith("adapter_model.")]
     if adapters:
-        return f"has an adapter only ({adapters[0]}), no model"
+        return f"has an adapter only ({adapters[0]}), no model; give its own folder as the source"
     states = [
         name for name in own if NOT_WEIGHTS.fullmatch(name) and name.endswith(SUFFIXES["torch"])
     ]

@@ -40,6 +40,10 @@ WHOLE = re.compile(rf"{MODULE}(\.base_layer|\.modules_to_save{ADAPTER})?{KIND}")
 """Names of factors, of an embedding's factors, and of tensors that replace the base's. The name of
 the adapter, "default" mostly, is left out by save_pretrained and not by torch.save."""
 
+REPLACED, SAVED = re.compile(r"\.original_module\."), re.compile(rf"\.modules_to_save{ADAPTER}\.")
+"""With bias="all", peft also saves the bias of a module that modules_to_save replaces, and the new
+bias a second time, under the name that it has in memory."""
+
 MAX_NAMED = 5
 
 
@@ -99,6 +103,8 @@ class _Parts:
         """
         parts, adapters, faults = cls(), set(), []
         for name, tensor in tensors.items():
+            if REPLACED.search(name) or SAVED.sub(".", name) in tensors.keys() - {name}:
+                continue
             short = name.removeprefix(PREFIX)
             match = (
                 FACTOR.fullmatch(short) or EMBEDDING_FACTOR.fullmatch(short)

@@ -15,6 +15,7 @@ from cgconvert.model.decoder import Checkpoint
 from cgconvert.verification.metrics import relative_error
 from cgconvert.verification.prompts import PROMPTS
 from cgconvert.verification.reference import Reference
+from cgconvert.verification.witness.adapters import link_adapters, merge_adapters
 from cgconvert.verification.witness.opening import NoWitnessError, private_folder, witnessing
 from cgconvert.verification.witness.view import link_weights, write_configs
 
@@ -83,6 +84,7 @@ def read_model(
     with private_folder() as folder:
         write_configs(source, folder)
         is_safetensors = link_weights(source, folder)
+        adapters = link_adapters(source, folder)
         with witnessing("model"):
             from transformers import AutoConfig
 
@@ -96,6 +98,7 @@ def read_model(
         count = _affordable_layers(source)
         config.num_hidden_layers = count
         model = _load(folder, config, is_safetensors=is_safetensors)
+        model = merge_adapters(model, adapters)
         logits = _compare_logits(model, source, count)
         if count < source.geometry.n_layer:
             return ModelReading(logits, None, "only the first layers fit into memory")

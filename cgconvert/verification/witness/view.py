@@ -17,6 +17,7 @@ from typing import Any
 from cgconvert.io.strict_json import read_json, read_text
 from cgconvert.model.decoder import Checkpoint
 from cgconvert.model.tokenizer_files import TOKENIZER_FILES
+from cgconvert.verification.witness.adapters import adapter_weights
 from cgconvert.verification.witness.opening import NoWitnessError
 
 __all__ = [
@@ -83,9 +84,9 @@ def link_weights(source: Checkpoint, folder: Path) -> bool:
     Returns whether they are safetensors. Raises NoWitnessError if transformers would not load them.
     """
     _check_layout(source)
-    weights = [path for path in source.files if path.suffix in (SAFETENSORS, *TORCH)]
-    if any(path.name.startswith("adapter_") for path in source.files):
-        raise NoWitnessError("an adapter was merged into it, which transformers alone does not do")
+    adapters = adapter_weights(source)
+    files = [path for path in source.files if path not in adapters]
+    weights = [path for path in files if path.suffix in (SAFETENSORS, *TORCH)]
     is_safetensors = any(path.suffix == SAFETENSORS for path in weights)
     if not weights or len({path.suffix for path in weights}) > 1:
         raise NoWitnessError("its weight files have names that transformers does not load")

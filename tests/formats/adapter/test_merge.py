@@ -45,6 +45,11 @@ VARIANTS: Mapping[str, dict[str, Any]] = {
         "alpha_pattern": {"out_proj": 9},
     },
     "all biases": {"target_modules": ["qkv_proj"], "bias": "all"},
+    "all biases, and the head saved whole": {
+        "target_modules": ["fc_in"],
+        "bias": "all",
+        "modules_to_save": ["lm_head", "ln_f"],
+    },
     "biases of adapted modules": {"target_modules": ["fc_in", "out_proj"], "bias": "lora_only"},
     "lora_B with a bias": {"target_modules": ["fc_in", "fc_out"], "lora_bias": True},
     "head saved whole": {"target_modules": ["qkv_proj"], "modules_to_save": ["lm_head"]},
@@ -56,7 +61,7 @@ VARIANTS: Mapping[str, dict[str, Any]] = {
     "excluded modules": {"target_modules": ALL, "exclude_modules": ["mlp.fc_in"]},
     "fan_in_fan_out": {"target_modules": ALL, "fan_in_fan_out": True},
     "a bfloat16 adapter": {"target_modules": ALL, "dtype": torch.bfloat16},
-    "initialized by EVA": {"target_modules": ALL, "init_lora_weights": "gaussian"},
+    "initialized as a Gaussian": {"target_modules": ALL, "init_lora_weights": "gaussian"},
 }
 
 
