@@ -232,7 +232,11 @@ class _Parser:
 
         The data begins at byte `start` and is `length` bytes long.
         """
-        end = start + length if tensors else self.position
+        if not tensors and self.size == start:  # the header's own padding, and nothing behind it
+            return
+        if not tensors:
+            start = self.position
+        end = start + length
         padded_end = start + padded(length, alignment)
         if self.size < end:
             last = next((t for t in tensors if start + t.offset + t.nbytes > self.size), None)

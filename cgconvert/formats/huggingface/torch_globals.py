@@ -91,6 +91,20 @@ INERT = _Inert()
 """Stands for every value of a harmless class."""
 
 
+QUANTIZERS: Mapping[str, str] = {
+    "torchao.": "torchao",
+    "bitsandbytes.": "bitsandbytes",
+    "optimum.quanto.": "quanto",
+    "quanto.": "quanto",
+    "hqq.": "hqq",
+    "torch.ao.": "torch.ao",
+    "torch._utils._rebuild_qtensor": "torch.ao",
+    "torch.QInt": "torch.ao",
+    "torch.QUInt": "torch.ao",
+}
+"""Libraries by the beginning of the names that their quantized tensors have in a pickle."""
+
+
 def find_global(name: str) -> Any:
     """Return what stands for a global, "module name". Raises RefusedError for unknown ones."""
     if name in _GLOBALS:
@@ -100,6 +114,11 @@ def find_global(name: str) -> Any:
         raise RefusedError(
             f"refused: its pickle asks for {label}: it holds a whole model and not its state dict; "
             "where it was made, save model.state_dict()"
+        )
+    if method := next((m for start, m in QUANTIZERS.items() if label.startswith(start)), None):
+        raise RefusedError(
+            f"is quantized ({method}): its pickle asks for {label}; convert the original weights, "
+            "or dequantize them first with the library that quantized them"
         )
     raise RefusedError(
         f"refused: its pickle asks for {label}, which is not part of a tensor; where the file "

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import sys
+import types
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -170,6 +172,51 @@ def test_a_quantized_torch_file_is_named(kind: str, make_checkpoint: Make) -> No
     torch.save(quantize(folder, kind), folder / "pytorch_model.bin")
     (folder / "model.safetensors").unlink()
     with pytest.raises(InputError, match=KINDS[kind][2]):
+        read(str(folder))
+
+
+@pytest.mark.parametrize("dtype", [torch.float8_e4m3fn, torch.float8_e5m2, torch.uint16])
+def test_other_types_in_a_torch_file(dtype: torch.dtype, make_checkpoint: Make) -> None:
+    folder = make_checkpoint("torch")
+    path = folder / "pytorch_model.bin"
+    state = torch.load(path, weights_only=True)
+    name = "transformer.h.0.mlp.fc_in.weight"
+    state[name] = state[name].view(dtype) if dtype == torch.uint16 else state[name].to(dtype)
+    torch.save(state, path)
+    method = "" if dtype == torch.uint16 else r"is quantized \(fp8\).*"
+    with pytest.raises(InputError, match=rf"{method}fc_in.*type {dtype} is not supported"):
+        read(str(folder))
+
+
+def test_torch_s_own_quantized_tensors(make_checkpoint: Make) -> None:
+    folder = make_checkpoint("torch")
+    path = folder / "pytorch_model.bin"
+    state = torch.load(path, weights_only=True)
+    name = "transformer.h.0.mlp.fc_in.weight"
+    state[name] = torch.quantize_per_tensor(state[name].float(), 0.01, 0, torch.qint8)
+    torch.save(state, path)
+    with pytest.raises(InputError, match=r"is quantized \(torch\.ao\)"):
+        read(str(folder))
+
+
+class Affine:
+    """Stands in for a tensor of torchao: only its name is in the pickle."""
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return (Affine, ())
+
+
+def test_a_tensor_of_torchao(make_checkpoint: Make, monkeypatch: pytest.MonkeyPatch) -> None:
+    folder = make_checkpoint("torch")
+    path = folder / "pytorch_model.bin"
+    module = types.ModuleType("torchao.dtypes")
+    module.Affine = Affine  # type: ignore[attr-defined]
+    monkeypatch.setitem(sys.modules, "torchao", types.ModuleType("torchao"))
+    monkeypatch.setitem(sys.modules, "torchao.dtypes", module)
+    monkeypatch.setattr(Affine, "__module__", "torchao.dtypes")
+    state = torch.load(path, weights_only=True)
+    torch.save(state | {"transformer.h.0.mlp.fc_in.weight": Affine()}, path)
+    with pytest.raises(InputError, match=r"is quantized \(torchao\): .* torchao\.dtypes\.Affine"):
         read(str(folder))
 
 
