@@ -188,6 +188,7 @@ def test_other_types_in_a_torch_file(dtype: torch.dtype, make_checkpoint: Make) 
         read(str(folder))
 
 
+@pytest.mark.filterwarnings("ignore:.*quantized tensor creation functions")
 def test_torch_s_own_quantized_tensors(make_checkpoint: Make) -> None:
     folder = make_checkpoint("torch")
     path = folder / "pytorch_model.bin"
