@@ -28,7 +28,7 @@ def generate(
         runtime: An open runtime; its cache is emptied first.
         ids: The prompt.
         max_new_tokens: Generation ends after this many tokens.
-        tokenizer_size: Only ids below this can be picked: those that the tokenizer has.
+        tokenizer_size: Only ids below this can be picked, those that the tokenizer has, and ends.
         eos_token_ids: The ids that end generation and are not yielded; there may be none.
         temperature: 0 picks the id of the largest logit, the lowest id of equal ones; any other
             temperature draws an id from softmax(logits / temperature).
@@ -66,17 +66,21 @@ def _decode(
 ) -> Iterator[int]:
     """Generate as `generate` does, which has checked the arguments."""
     random = np.random.default_rng(seed)
+    # A row without a token may be an end all the same: that of a fine-tune whose tokenizer is lost.
+    ends_without_token = sorted(index for index in eos_token_ids if index >= tokenizer_size)
     count = min(max_new_tokens, runtime.n_positions - len(ids))
     runtime.reset()
     to_feed = ids
     for position in range(len(ids), len(ids) + count):
-        logits = runtime.feed_last(to_feed)[:tokenizer_size]
+        all_logits = runtime.feed_last(to_feed)
+        rows = [index for index in ends_without_token if index < len(all_logits)]
+        logits = np.concatenate([all_logits[:tokenizer_size], all_logits[rows]])
         if not np.isfinite(logits).all():
             raise VerificationError(
                 f"the artefact's logits after {position} tokens are not finite; verify it"
             )
         token = _pick(logits, temperature, random)
-        if token in eos_token_ids:
+        if token in eos_token_ids or token >= tokenizer_size:
             return
         yield token
         to_feed = [token]

@@ -61,6 +61,13 @@ def test_greedy_stops_before_end_of_text() -> None:
     assert list(generate(counting(), [0], 6, tokenizer_size=6, eos_token_ids=(3,))) == [1, 2]
 
 
+def test_an_end_beyond_the_tokenizer_stops_too() -> None:
+    """Other rows there are not picked; an id beyond the rows is no end and no error."""
+    for ends in ((5,), (5, 99)):
+        assert list(generate(counting(), [2], 6, tokenizer_size=5, eos_token_ids=ends)) == [3, 4]
+    assert list(generate(counting(), [4], 1, tokenizer_size=5, eos_token_ids=(99,))) == [0]
+
+
 def test_the_context_ends_generation() -> None:
     assert list(
         generate(counting(), [0, 1, 2, 3, 4, 5], 64, tokenizer_size=6, eos_token_ids=())

@@ -176,13 +176,18 @@ def _sampling_differences(metadata: Mapping[str, Any], source: Checkpoint) -> li
     prefixed = {
         f"{SAMPLING_PREFIX}{key}": float(np.float32(value)) if "_k" not in key else value
         for key, value in expected.items()
-        if abs(value) < 3e38  # others have no place
+        if abs(value) <= float(np.finfo(np.float32).max)  # others have no place
     }
     suppressed = _numbers(metadata, SUPPRESSED)
     size = source.tokenizer.size
     actual = sorted(token for token in suppressed if token < size)
     expected_ids = sorted({token for token in sampling.get("suppress_tokens", []) if token < size})
     differences = entry_differences("", metadata, prefixed)
+    differences += [
+        f"{SUPPRESSED} has {index}, where the source stops"
+        for index in kept_eos_ids(source)
+        if index in suppressed and index not in expected_ids
+    ]
     if actual != expected_ids:
         differences.append(
             f"{SUPPRESSED} has {len(actual)} ids that are tokens, not {len(expected_ids)}"

@@ -285,7 +285,9 @@ def _add_tokenizer(
         writer.add_uint32(key, index)
     writer.add_add_bos_token(False)
     writer.add_add_space_prefix(False)
-    suppressed = [*generation.suppressed, *range(tokenizer.size, rows)]
+    ends = generation.ids.values()
+    padding = (index for index in range(tokenizer.size, rows) if index not in ends)
+    suppressed = [*generation.suppressed, *padding]
     if suppressed:
         writer.add_values(SUPPRESSED, suppressed)
     for name, template in generation.templates.items():

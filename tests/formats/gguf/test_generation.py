@@ -15,7 +15,8 @@ from cgconvert.errors import InputError
 from cgconvert.formats.gguf.checks import admit_gguf, settings
 from cgconvert.formats.gguf.generation import ENDING_TEXTS
 from cgconvert.formats.gguf.header import read_header
-from cgconvert.formats.gguf.writer import plan
+from cgconvert.formats.gguf.types import data_size
+from cgconvert.formats.gguf.writer import header_size, plan
 from cgconvert.formats.read import describe, read
 from cgconvert.model.decoder import Checkpoint
 from cgconvert.runtimes.generate import generate
@@ -118,6 +119,35 @@ def test_generation_ends_at_each_end(tmp_path: Path) -> None:
         )  # fmt: skip
         assert list(new) == []
         runtime.close()
+
+
+def test_an_end_without_a_token_is_not_suppressed(tmp_path: Path) -> None:
+    """A fine-tune whose tokenizer was not saved stops at a row that no token has."""
+    row = 4050
+    checkpoint, path = convert(tmp_path, generation={"eos_token_id": [row]}, likely=row)
+    suppressed = read_header(path).metadata["tokenizer.ggml.suppress_tokens"].tolist()
+    assert suppressed == [index for index in range(FIRST_ID, 4096) if index != row]
+    assert stops(vocabulary(path)) == {END_OF_TEXT, row}
+    assert settings(path, checkpoint).settings == []
+    runtime = LlamaCppRuntime.open(path, "cpu", 1)
+    for temperature in (0.0, 1.0):
+        new = generate(
+            runtime, [5, 6], 8, tokenizer_size=runtime.tokenizer_size,
+            eos_token_ids=runtime.stopping_ids, temperature=temperature,
+        )  # fmt: skip
+        assert list(new) == []
+    runtime.close()
+    changed = tmp_path / "changed.gguf"
+    never = [*suppressed, row]
+    kinds = gguf.GGUFValueType
+    change_metadata(path, changed, {"tokenizer.ggml.suppress_tokens": (never, kinds.INT32)})
+    assert "suppress_tokens has 4050" in "".join(settings(changed, checkpoint).settings)
+
+
+def test_the_size_of_a_header_counts_templates(chat: tuple[Checkpoint, Path]) -> None:
+    """Budgets are planned with it."""
+    checkpoint, path = chat
+    assert header_size(checkpoint) + data_size(checkpoint.decoder, "F32") == path.stat().st_size
 
 
 def test_every_text_of_the_table_ends_in_llama_cpp(tmp_path: Path) -> None:
