@@ -196,18 +196,21 @@ def _check_generation(
     stops = observation.stopping_ids
     differences, excused, count = [], 0, 0
     for number, (expected, generated) in enumerate(
-        zip(continuations, observation.generated, strict=True), 1
+        zip(continuations, observation.generated, strict=False),
+        1,  # not all may be continued
     ):
         ids = generated[: len(expected.ids)]
         place = _first_difference(ids, expected.ids[: len(ids)])
-        stop = next((i for i, token in enumerate(ids[:place]) if token in stops), None)
+        # llama.cpp stops at some tokens by their text, which is not the file's fault.
+        own_stops = observation.eos_token_ids
+        stop = next((i for i, token in enumerate(ids[:place]) if token in own_stops), None)
         count += place
         if stop is not None and ids[stop] not in witness.stop_ids:
             differences.append(
                 f"opening {number}: the artefact stops at token {stop + 1}, id {ids[stop]}; "
                 "transformers goes on"
             )
-        elif stop is None and place and expected.ids[place - 1] in witness.stop_ids:
+        elif place and ids[place - 1] in witness.stop_ids and ids[place - 1] not in stops:
             differences.append(
                 f"opening {number}: transformers stops at token {place}, id {ids[place - 1]}; "
                 "the artefact goes on"

@@ -25,10 +25,14 @@ MEMORY_SHARE = 1 / 3
 """The share of the available memory that the witness's float32 weights may take."""
 
 MAX_GENERATING = 500_000_000
-"""Parameters up to which transformers generates: 350M takes about 0.1 s for a token."""
+"""Parameters up to which transformers generates: the time of a token grows with them."""
 
 MAX_TOKENS = 32
 """Tokens that transformers generates after each opening."""
+
+SLOW, SLOW_TOKENS = 100_000_000, 16
+"""From this number of parameters on, only the first opening is continued, by so many tokens: 350M
+takes 0.2 s for each."""
 
 LOGIT_PROMPTS = (1, 3, 5, 7)
 """Indices in PROMPTS of the prompts on which logits are compared: short, with all kinds of text."""
@@ -110,6 +114,8 @@ def read_model(
             for parameter in model.parameters():
                 parameter.data = parameter.data.to(weight_dtype).to(torch.float32)
         size = source.tokenizer.size
+        if source.geometry.parameters >= SLOW:
+            openings, new_tokens = openings[:1], min(new_tokens, SLOW_TOKENS)
         continuations = tuple(
             _continue(model, opening, new_tokens, stop_ids, size) for opening in openings
         )

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import tempfile
+import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -31,7 +32,8 @@ def private_folder() -> Iterator[Path]:
 def witnessing(part: str) -> Iterator[None]:
     """Turn any exception of transformers into a NoWitnessError: it has no class of its own."""
     try:
-        with quiet():
+        with quiet(), warnings.catch_warnings():
+            warnings.simplefilter("ignore")
             yield
     except NoWitnessError:
         raise

@@ -57,7 +57,11 @@ TOKENIZER_CLASSES = (
 ROLES = (
     "bos_token", "eos_token", "unk_token", "pad_token", "sep_token", "cls_token", "mask_token",
 )  # fmt: skip
+DEFAULT_ROLES, END = ROLES[:3], "<|endoftext|>"
+"""The roles that transformers' classes give to GPT-2's end of text where no file names a token."""
+
 EXTRA_TOKENS = ("additional_special_tokens", "extra_special_tokens")
+ROLES_FILE, ROLE_KEYS = "special_tokens_map.json", (*ROLES, *EXTRA_TOKENS)
 TOKEN_FIELDS = ("content", "single_word", "lstrip", "rstrip", "normalized", "special", "__type")
 
 TOKENIZER_JSON = (
@@ -163,14 +167,40 @@ def write_tokenizer_files(
             (folder / name).symlink_to(files[name].resolve())
     if "added_tokens.json" in files:
         _write(folder / "added_tokens.json", read_json(files["added_tokens.json"]))
-    if "special_tokens_map.json" in files:
-        roles = _only(read_json(files["special_tokens_map.json"]), (*ROLES, *EXTRA_TOKENS))
-        _write(folder / "special_tokens_map.json", _plain(roles))
-    if "tokenizer_config.json" in files or entries["tokenizer_class"]:
-        _write(folder / "tokenizer_config.json", _plain(_only(entries, TOKENIZER_CONFIG)))
+    roles = read_json(files[ROLES_FILE]) if ROLES_FILE in files else {}
+    entries, roles = _plain(_only(entries, TOKENIZER_CONFIG)), _plain(_only(roles, ROLE_KEYS))
+    _write(folder / "tokenizer_config.json", entries)
+    stored_texts = stored_tokens(folder)
+    # transformers appends a token that no file stores, and then finds it in texts.
+    unnamed = {role for role in DEFAULT_ROLES if role not in entries and role not in roles}
+    for configuration in (entries, roles):
+        _leave_out_unstored(configuration, stored_texts)
+    if END not in stored_texts:
+        entries |= dict.fromkeys(unnamed)
+    _write(folder / "tokenizer_config.json", entries)
+    if ROLES_FILE in files:
+        _write(folder / ROLES_FILE, roles)
     # AutoTokenizer asks for the model's type first.
     _write(folder / "config.json", _only(config, ("model_type",)) if _is_known(config) else {})
     _write_templates(stored, folder)
+
+
+def _leave_out_unstored(entries: dict[str, Any], stored: frozenset[str]) -> None:
+    """Take the tokens that no file stores out of the roles and the extra special tokens."""
+    for role in ROLES:
+        if role in entries and _text(entries[role]) not in stored:
+            entries[role] = None
+    for key in EXTRA_TOKENS:
+        tokens = entries.get(key)
+        if isinstance(tokens, list):
+            entries[key] = [token for token in tokens if _text(token) in stored]
+        elif isinstance(tokens, dict):
+            entries[key] = {k: token for k, token in tokens.items() if _text(token) in stored}
+
+
+def _text(token: object) -> object:
+    """The text of a token, which is a string or an object with the text as `content`."""
+    return token.get("content") if isinstance(token, dict) else token
 
 
 def stored_tokens(folder: Path) -> frozenset[str]:

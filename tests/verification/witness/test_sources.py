@@ -112,6 +112,16 @@ def with_everything(folder: Path) -> Path:
     )
 
 
+def with_unstored_tokens(folder: Path) -> Path:
+    """A configuration that names tokens which no file stores; the texts spell some of them."""
+    fine_tune(folder)
+    names = {"pad_token": "<pad>", "unk_token": "<unk>", "bos_token": "<s>"}
+    extra = {"additional_special_tokens": ["[INST]"]}
+    for name in ("tokenizer_config.json", "special_tokens_map.json"):
+        change_json(folder / name, lambda c: c.update(names | extra))
+    return folder
+
+
 SOURCES: dict[str, Callable[[Path], Path]] = {
     "safetensors": fine_tune,
     "torch": in_layout("torch"),
@@ -124,6 +134,7 @@ SOURCES: dict[str, Callable[[Path], Path]] = {
     "old buffers": with_buffers,
     "Phi": as_phi,
     "tokenizer.json alone": with_tokenizer_json_alone,
+    "tokens that no file stores": with_unstored_tokens,
     "GPT-2's slow tokenizer": gpt2_fine_tune,
     "GPT-2's slow tokenizer with a pad": lambda folder: gpt2_fine_tune(folder, "<pad>"),
     "tokens, roles, templates, settings": with_everything,
