@@ -12,7 +12,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from cgconvert.errors import InputError
+from cgconvert.errors import InputError, first_few
 
 __all__ = ["check_byte_level_bpe"]
 
@@ -43,7 +43,8 @@ def check_byte_level_bpe(path: Path, data: Mapping[str, Any]) -> None:
     ]
     if faults:
         raise InputError(
-            f"{path}: not GPT-2's byte-level BPE, the only kind CodeGen has: {', '.join(faults)}"
+            f"{path}: not GPT-2's byte-level BPE, the only kind CodeGen has: "
+            f"{first_few(faults, 5, separator=', ')}"
         )
 
 

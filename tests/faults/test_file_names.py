@@ -35,11 +35,11 @@ def test_a_strange_name_works(
     kind, template = COMMANDS[case]
     source = valid_inputs.copy(kind, tmp_path)
     suffixes = INPUT_NAMES[kind].partition(".")
-    given = source.rename(tmp_path / f"{STRANGE}{suffixes[1]}{suffixes[2]}")
-    if given.is_dir():
-        (given / f"{STRANGE}.json").write_text("[]")
+    renamed = source.rename(tmp_path / f"{STRANGE}{suffixes[1]}{suffixes[2]}")
+    if renamed.is_dir():
+        (renamed / f"{STRANGE}.json").write_text("[]")
     (tmp_path / "tokenizer").symlink_to(tokenizer_folder)
-    arguments = [part.format(input=given.name, name=STRANGE) for part in template]
+    arguments = [part.format(input=renamed.name, name=STRANGE) for part in template]
     environment = {"CGCONVERT_CACHE": str(tmp_path / "cache")}
     outcome = server.run(*arguments, cwd=tmp_path, env=environment)
     assert outcome.code == 0, outcome.err
@@ -50,7 +50,7 @@ def test_a_strange_name_works(
         beside = output.with_name(f"{output.name}.cgconvert.json")
         manifest = output / "cgconvert.json" if output.is_dir() else beside
         content = json.loads(manifest.read_bytes())
-        assert content["source"]["origin"]["given"] == given.name
+        assert content["source"]["origin"]["given"] == renamed.name
         assert content["name"].isprintable()
         again = server.run("inspect", output.name, cwd=tmp_path)
         assert again.code == 0, again.err
@@ -64,10 +64,10 @@ def test_a_runtime_cannot_open_what_is_not_utf8(
     valid_inputs.copy("safetensors", tmp_path)
     (tmp_path / "source").rename(tmp_path / "valid")
     source = valid_inputs.copy(kind, tmp_path)
-    given = source.rename(tmp_path / f"{STRANGE}{source.suffix}")
+    renamed = source.rename(tmp_path / f"{STRANGE}{source.suffix}")
     arguments = {
-        "generate": ("generate", given.name, "x"),
-        "verify": ("verify", given.name, "--reference", "valid"),
+        "generate": ("generate", renamed.name, "x"),
+        "verify": ("verify", renamed.name, "--reference", "valid"),
     }[command]
     outcome = server.run(*arguments, cwd=tmp_path)
     assert outcome.code == 3, outcome.err

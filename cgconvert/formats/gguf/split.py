@@ -9,7 +9,6 @@ from __future__ import annotations
 import re
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 from cgconvert.errors import InputError, first_few
 from cgconvert.formats.gguf.header import GgufHeader, read_header
@@ -34,22 +33,22 @@ def read_model_header(path: Path) -> tuple[GgufHeader, tuple[Path, ...]]:
         InputError: A file is broken, a part is missing, or the parts are not of one model.
     """
     header = read_header(path)
-    count = header.metadata.get(COUNT, 1)
-    if count == 1:
+    count = _integer(header, COUNT)
+    if count is None or count < 2:
         return header, (path,)
     paths = _part_paths(path, count)
     headers = [header if part == path else read_header(part) for part in paths]
     for number, (part, its_header) in enumerate(zip(paths, headers, strict=True)):
-        metadata = its_header.metadata
-        if (metadata.get(NUMBER), metadata.get(COUNT)) != (number, count):
+        place = (_integer(its_header, NUMBER), _integer(its_header, COUNT))
+        if place != (number, count):
             raise InputError(
-                f"{part}: is part {metadata.get(NUMBER)!r} of {metadata.get(COUNT)!r} by its "
-                f"metadata, not {number} of {count}: fetch or split it again"
+                f"{part}: is part {place[0]} of {place[1]} by its metadata, not {number} of "
+                f"{count}: fetch or split it again"
             )
     tensors = [tensor for its_header in headers for tensor in its_header.tensors]
     if len({tensor.name for tensor in tensors}) != len(tensors):
         raise InputError(f"{paths[0]}: two of its parts have the same tensor")
-    total = headers[0].metadata.get(TENSORS)
+    total = _integer(headers[0], TENSORS)
     if total != len(tensors):
         raise InputError(
             f"{paths[0]}: its parts have {len(tensors)} tensors, {TENSORS} is {total!r}: they are "
@@ -60,7 +59,7 @@ def read_model_header(path: Path) -> tuple[GgufHeader, tuple[Path, ...]]:
 
 def refuse_split(path: Path, header: GgufHeader) -> None:
     """Raise InputError if a file is a part of a model, where a whole model is needed."""
-    if header.metadata.get(COUNT, 1) != 1:
+    if (_integer(header, COUNT) or 0) > 1:
         raise InputError(
             f"{path}: is one part of a model that is split; {_merge_advice(path)} and give that"
         )
@@ -73,16 +72,22 @@ def parts_of_one_model(names: list[str]) -> bool:
     return len(models) == 1 and None not in models
 
 
-def _part_paths(path: Path, count: Any) -> tuple[Path, ...]:
+def _integer(header: GgufHeader, key: str) -> int | None:
+    """Return a number of the metadata; None if it is not there or no integer."""
+    value = header.metadata.get(key)
+    return value if isinstance(value, int) and not isinstance(value, bool) else None
+
+
+def _part_paths(path: Path, count: int) -> tuple[Path, ...]:
     """Return the paths of all parts, which lie beside each other under llama.cpp's names."""
     name = _PART.fullmatch(path.name)
     if name is None or int(name["count"]) != count:
         raise InputError(
-            f"{path}: is a part of a model of {count!r} files and has another name than "
-            f"llama-gguf-split gives it, such as model-00001-of-{_digits(count)}.gguf"
+            f"{path}: is a part of a model of {count} files and has another name than "
+            f"llama-gguf-split gives it, such as model-00001-of-{count:05}.gguf"
         )
     paths = [
-        path.with_name(f"{name['model']}-{_digits(number)}-of-{name['count']}.gguf")
+        path.with_name(f"{name['model']}-{number:05}-of-{name['count']}.gguf")
         for number in range(1, count + 1)
     ]
     missing = [part.name for part in paths if not part.is_file()]
@@ -100,7 +105,3 @@ def _merge_advice(path: Path) -> str:
     first = f"{name['model']}-00001-of-{name['count']}.gguf" if name else path.name
     whole = f"{name['model'] if name else path.stem}-merged.gguf"
     return f"merge the parts with 'llama-gguf-split --merge {first} {whole}'"
-
-
-def _digits(number: Any) -> str:
-    return f"{number:05}" if isinstance(number, int) else "?????"

@@ -121,6 +121,33 @@ def test_parts_of_different_models(parts: list[Path], whole: Path, tmp_path: Pat
         read(str(parts[0]))
 
 
+@pytest.mark.parametrize("key", ["split.count", "split.no", "split.tensors.count"])
+@pytest.mark.parametrize("value", [[1, 2], "3", 1.5, True, -1, 65535])
+def test_metadata_of_parts_that_make_no_sense(
+    key: str, value: Any, whole: Path, tmp_path: Path
+) -> None:
+    """One file that says that it is a part: a false number is an error, or no number."""
+    values = {"split.no": 0, "split.count": 1, "split.tensors.count": 26} | {key: value}
+    target = tmp_path / "model-00001-of-65535.gguf"
+    writer = gguf.GGUFWriter(target, "phi2")
+    for name, number in values.items():
+        if isinstance(number, list):
+            writer.add_array(name, number)
+        else:
+            kind = {str: "STRING", float: "FLOAT32", bool: "BOOL", int: "INT32"}[type(number)]
+            writer.add_key_value(name, number, getattr(gguf.GGUFValueType, kind))
+    writer.write_header_to_file()
+    writer.write_kv_data_to_file()
+    writer.write_tensors_to_file()
+    writer.close()
+    with pytest.raises(InputError) as caught:
+        read(str(target))
+    if (key, value) == ("split.count", 65535):
+        assert "model-00002-of-65535.gguf, model-00003-of-65535.gguf" in str(caught.value)
+    assert "\n" not in str(caught.value)
+    assert len(str(caught.value)) < 500
+
+
 def test_a_split_model_is_no_artefact_to_run(parts: list[Path]) -> None:
     merge = r"merge the parts with 'llama-gguf-split --merge model-00001-of-\d+\.gguf model-merged"
     with pytest.raises(InputError, match=merge):
