@@ -19,6 +19,7 @@ from cgconvert.io.strict_json import read_json
 from cgconvert.model.tokenizer import Tokenizer
 
 __all__ = [
+    "DEFAULTS",
     "GENERATION_CONFIG",
     "SAMPLING",
     "GenerationConfig",

@@ -18,7 +18,7 @@ import gguf
 import numpy as np
 
 from cgconvert.errors import InputError
-from cgconvert.formats.left_out import describe_unheld, left_out_note
+from cgconvert.formats.left_out import describe_flags, describe_unheld, left_out_note
 from cgconvert.model.chat_templates import DEFAULT
 from cgconvert.model.decoder import Checkpoint
 from cgconvert.model.generation_config import SAMPLING, GenerationConfig
@@ -112,6 +112,7 @@ def generation_metadata(checkpoint: Checkpoint) -> GenerationMetadata:
         *(f"eos_token_id {index}" for index in unnamed),
         *(f"{role} ({token})" for role, token in sorted(tokenizer.extra_roles.items())
           if role not in EXTRA_ROLES),
+        *describe_flags(tokenizer, "lstrip", "rstrip", "single_word"),
         *(f"the chat template {name!r}" for name, template in tokenizer.chat_templates.items()
           if template and name not in templates),
     ]  # fmt: skip

@@ -10,7 +10,7 @@ import re
 from collections.abc import Mapping
 from typing import Any
 
-from cgconvert.formats.left_out import describe_unheld, left_out_note
+from cgconvert.formats.left_out import describe_flags, describe_unheld, left_out_note
 from cgconvert.model.chat_templates import DEFAULT
 from cgconvert.model.decoder import Checkpoint, Geometry
 
@@ -138,6 +138,8 @@ def genai_notes(checkpoint: Checkpoint, search: Mapping[str, Any]) -> tuple[str,
     notes = left_out_note(
         "genai_config.json", describe_unheld(settings, held), "; generation_config.json has them"
     )
+    flags = describe_flags(checkpoint.tokenizer, "lstrip", "single_word")
+    notes += left_out_note("onnxruntime-genai's tokenizer", flags, "; other clients have it")
     fault = template_fault(checkpoint.tokenizer.chat_templates.get(DEFAULT, ""))
     if fault:
         notes += (f"onnxruntime-genai cannot read the chat template: it has {fault}",)

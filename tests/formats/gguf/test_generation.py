@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
@@ -245,6 +246,17 @@ def test_what_has_no_place_is_named(options: Any, note: str, tmp_path: Path) -> 
     assert manifest is not None
     assert list(manifest.notes) == [*checkpoint.notes, note]
     assert settings(path, checkpoint).settings == []
+
+
+def test_flags_of_tokens_are_named(tmp_path: Path) -> None:
+    source = fine_tune(tmp_path / "flags", tokens=("<m>",))
+    path = source / "tokenizer.json"
+    entries = json.loads(path.read_text())
+    entries["added_tokens"][-1]["lstrip"] = True
+    path.write_text(json.dumps(entries))
+    checkpoint = read(str(source))
+    planned = plan(checkpoint, tmp_path / "x.gguf")
+    assert planned.notes == ("a GGUF file cannot hold lstrip of the token '<m>'; left out",)
 
 
 def test_a_plain_model_has_no_notes(tmp_path: Path) -> None:
