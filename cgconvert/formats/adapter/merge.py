@@ -41,8 +41,8 @@ WHOLE = re.compile(rf"{MODULE}(\.base_layer|\.modules_to_save{ADAPTER})?{KIND}")
 the adapter, "default" mostly, is left out by save_pretrained and not by torch.save."""
 
 REPLACED, SAVED = re.compile(r"\.original_module\."), re.compile(rf"\.modules_to_save{ADAPTER}\.")
-"""With bias="all", peft also saves the bias of a module that modules_to_save replaces, and the new
-bias a second time, under the name that it has in memory."""
+"""Names of tensors that are not needed: peft also saves the bias of a module that modules_to_save
+replaces, if bias is "all", and the new bias a second time, under the name that it has in memory."""
 
 MAX_NAMED = 5
 
