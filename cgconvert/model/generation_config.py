@@ -197,7 +197,7 @@ def read_generation_config(
         if unknown:
             verb = "is" if len(unknown) == 1 else "are"
             keys = first_few(unknown, 3, separator=", ")
-            notes.append(f"{path.name}: {keys} {verb} left out: no setting of sampling")
+            notes.append(f"{path.name}: {keys} {verb} left out: not a known setting of sampling")
     else:
         path, notes = config_path, []
         entries = {key: value for key, value in config.items() if not _is_default(key, value)}

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import reprlib
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -192,8 +193,10 @@ def _read_roles(path: Path, data: Mapping[str, Any], parts: TokenizerParts) -> N
         token = _token_text(value)
         if token:
             parts.roles[role] = token
-        elif value is None:
+        elif value is None or value == "":
             parts.roles.pop(role, None)
+        else:
+            raise InputError(f"{path}: {role} is {reprlib.repr(value)}, not a token")
     if extra:
         parts.extra_special = [token for token in map(_token_text, extra) if token]
 

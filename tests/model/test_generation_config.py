@@ -139,7 +139,9 @@ def test_what_is_no_setting_is_named(tmp_path: Path) -> None:
     quiet = {"use_cache": True, "prompt": None, "output_scores": False}
     assert read(tmp_path, quiet).notes == ()
     (note,) = read(tmp_path, {**quiet, "chat_format": "raw"}).notes
-    assert note == "generation_config.json: 'chat_format' is left out: no setting of sampling"
+    assert (
+        note == "generation_config.json: 'chat_format' is left out: not a known setting of sampling"
+    )
     (note,) = read(tmp_path, {f"key{n}": n + 1 for n in range(9)}).notes
     assert "'key0', 'key1', 'key2', 6 more are left out" in note
 

@@ -152,6 +152,9 @@ def test_no_end_of_text_and_no_role_takes_the_configured_id(tmp_path: Path) -> N
 @pytest.mark.parametrize(
     ("config", "message"),
     [
+        ({"eos_token": 7}, "eos_token is 7, not a token"),
+        ({"pad_token": {"content": None}}, "pad_token is {'content': None}, not a token"),
+        ({"extra_special_tokens": {"image_token": 1}}, "image_token is 1, not a token"),
         ({"extra_special_tokens": "<m>"}, "the extra special tokens are no list"),
         ({"additional_special_tokens": 7}, "the extra special tokens are no list"),
         (
