@@ -53,6 +53,22 @@ def test_a_right_artefact_passes(type_: str, fine_tuned: Checkpoint, tmp_path: P
     assert report.passed, as_table(report)
 
 
+def test_an_end_that_a_gguf_cannot_name_is_no_false_alarm(tmp_path: Path) -> None:
+    """The source stops at once at its fourth end; the file, whose note says so, goes on."""
+    ends = [FIRST_ID + n for n in range(4)]
+    folder = fine_tune(
+        tmp_path / "source",
+        tokens=("<eom>", "<a>", "<b>", "<c>"),
+        roles={"eos_token": "<eom>"},
+        generation={"eos_token_id": ends},
+        likely=ends[-1],
+    )
+    source = read(str(folder))
+    plan = artefacts.write("gguf-F16", source, tmp_path)
+    assert f"eos_token_id {ends[-1]}" in "".join(plan.notes)
+    assert failed_checks(plan, source) == set()
+
+
 def with_old_end(source: Checkpoint) -> Checkpoint:
     """The reader's old mistake: <|endoftext|> ends whatever the tokenizer says."""
     tokenizer = source.tokenizer
