@@ -18,8 +18,9 @@ from cgconvert.model.tensor import ALL, LazyTensor
 
 __all__ = ["TILE", "LowRankUpdate", "ScaledSum"]
 
-TILE = 512
-"""Rows and columns of a tile. The last tile of each axis also takes what is left, if less."""
+TILE = 1024
+"""Rows and columns of a tile. The last tile of each axis also takes what is left, if less: so a
+matrix of less than twice as many rows and columns is computed whole, as peft does."""
 
 
 @dataclass(frozen=True)
