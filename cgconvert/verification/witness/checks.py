@@ -76,7 +76,8 @@ def check_files(
         return [Check(name, None, 0, "<=", Verdict.FAIL, artefact) for name in names[:2]]
     source = witness.tokenizer.tokens
     special = [
-        f"{role} is {index}, transformers reads {expected} in the source"
+        f"{role} is {_named(artefact, role)}, in the source transformers reads "
+        f"{_named(source, role)}"
         for role, expected in source.special_ids.items()
         for index in [artefact.special_ids.get(role)]
         if expected is not None and index != expected and not (role == "unk" and index is None)
@@ -122,6 +123,12 @@ def check_observation(
         *checks,
         _check_generation(name, witness, continuations, observation, noise, is_quantized),
     ]
+
+
+def _named(reading: TokenReading, role: str) -> str:
+    """The id of a role's token and its text, as in "3967 '<|endoftext|>'"."""
+    index = reading.special_ids.get(role)
+    return "absent" if index is None else f"{index} {reading.role_texts.get(role, '')[:40]!r}"
 
 
 def _template_differences(source: TokenReading, artefact: TokenReading) -> list[str]:

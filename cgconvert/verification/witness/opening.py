@@ -26,6 +26,11 @@ def private_folder() -> Iterator[Path]:
             yield Path(name)
         except CgconvertError as error:
             raise NoWitnessError(in_words(str(error))) from error
+        except (AttributeError, KeyError, TypeError, ValueError) as error:
+            reason = " ".join(str(error).split())[:200]
+            raise NoWitnessError(
+                f"its files are not of the form they should be: {reason}"
+            ) from error
 
 
 @contextmanager

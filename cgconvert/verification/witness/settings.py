@@ -7,6 +7,7 @@ the file itself, apart from cgconvert's reader of it.
 from __future__ import annotations
 
 import math
+import reprlib
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -90,7 +91,10 @@ def settings_differences(
             expected = source.get(name, DEFAULTS[name])
             actual = entries.get(name, DEFAULTS[name])
             if not _is_equal(actual, expected):
-                differences.append(f"{place}: {name} is {actual!r}, in the source {expected!r}")
+                differences.append(
+                    f"{place}: {name} is {reprlib.repr(actual)}, "
+                    f"in the source {reprlib.repr(expected)}"
+                )
     return differences
 
 
@@ -103,4 +107,7 @@ def _is_equal(actual: object, expected: object) -> bool:
     """Whether two settings are the same, numbers within the error of a float32."""
     if not (isinstance(actual, int | float) and isinstance(expected, int | float)):
         return actual == expected
-    return math.isclose(actual, expected, rel_tol=TOLERANCE)
+    try:
+        return math.isclose(actual, expected, rel_tol=TOLERANCE)
+    except OverflowError:  # a whole number beyond every float
+        return actual == expected

@@ -7,6 +7,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from cgconvert.formats.gguf.header import read_header
 from cgconvert.formats.onnx.files import folder_of, graphs
 from cgconvert.io.strict_json import read_json
@@ -45,11 +47,13 @@ class TokenReading:
 
     Attributes:
         special_ids: The ids of bos, eos, unk and pad; None for a role that no stored token has.
+        role_texts: The texts of these tokens, by role.
         special: The texts of all special tokens but white space, which is text.
         templates: The chat templates by name; a single one is called "default".
     """
 
     special_ids: Mapping[str, int | None]
+    role_texts: Mapping[str, str]
     special: frozenset[str]
     templates: Mapping[str, str] = field(repr=False)
 
@@ -69,7 +73,8 @@ class TokenReading:
         if isinstance(templates, str):
             templates = {"default": templates}
         special = {token for token in map(str, tokenizer.all_special_tokens) if token.strip(" \t")}
-        return cls(special_ids, frozenset(special & stored), dict(templates))
+        texts = {role: str(getattr(tokenizer, f"{role}_token", None)) for role in ROLES}
+        return cls(special_ids, texts, frozenset(special & stored), dict(templates))
 
 
 @dataclass(frozen=True)
@@ -144,9 +149,15 @@ def _read_gguf_tokens(path: Path) -> TokenReading:
         for key, value in metadata.items()
         if isinstance(value, str) and (key == GGUF_TEMPLATE or key.startswith(f"{GGUF_TEMPLATE}."))
     }
-    tokens, types = (metadata.get(f"tokenizer.ggml.{key}", ()) for key in ("tokens", "token_type"))
+    arrays = (metadata.get(f"tokenizer.ggml.{key}") for key in ("tokens", "token_type"))
+    tokens, types = (value if isinstance(value, list | np.ndarray) else [] for value in arrays)
     special = {text for text, kind in zip(tokens, types, strict=False) if kind == CONTROL}
-    return TokenReading(ids, frozenset(special), templates)
+    texts = {
+        role: str(tokens[index])
+        for role, index in ids.items()
+        if isinstance(index, int) and 0 <= index < len(tokens)
+    }
+    return TokenReading(ids, texts, frozenset(special), templates)
 
 
 def _open_tokenizer(folder: Path) -> Any:

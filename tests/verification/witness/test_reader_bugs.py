@@ -82,13 +82,13 @@ READER_BUGS: dict[str, tuple[Patch, Callable[[Path], Path], str, str]] = {
             folder, tokens=["<eom>"], roles={"eos_token": "<eom>"}, likely=FIRST_ID
         ),
         "witness.special_tokens",
-        "eos is 3967, transformers reads 4006 in the source",
+        "eos is 3967 '<|endoftext|>', in the source transformers reads 4006 '<eom>'",
     ),
     "the pad token dropped": (
         change_tokenizer(lambda t: replace(t, pad_token_id=t.eos_token_id)),
         lambda folder: gpt2_fine_tune(folder, "<pad>"),
         "witness.special_tokens",
-        "pad is 3967, transformers reads 3968 in the source",
+        "pad is 3967 '<|endoftext|>', in the source transformers reads 3968 '<pad>'",
     ),
     "the chat template dropped": (
         change_tokenizer(lambda t: replace(t, chat_templates={})),
