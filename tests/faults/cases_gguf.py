@@ -178,7 +178,7 @@ GGUFS: dict[str, Case] = {
     ),
     "parts that lie elsewhere": gguf_case(
         add_entries(metadata_entry(b"split.count", 2, struct.pack("<H", 2))),
-        "is not CodeGen's",
+        "is one part of a model that is split",
         commands=("generate",),
     ),
     "a name that drives a terminal": Case(
