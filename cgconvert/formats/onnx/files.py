@@ -1,4 +1,4 @@
-"""Where the graphs of a repository lie, and which folder has their configuration and tokenizer."""
+"""The places of the graphs in a repository, and the folder of their configuration and tokenizer."""
 
 from __future__ import annotations
 
