@@ -93,7 +93,7 @@ def genai_setting_differences(path: Path, graph: Path, source: Checkpoint) -> li
         (as_mapping(decoder.get("outputs")), written["outputs"]),
         ({**defaults, **search}, expected),
     )
-    if isinstance(stored, list) and [*stored] == ends[:1]:  # a list of one is that one
+    if stored == ends and len(ends) == 1:  # a list of one is that one
         parts[0][1]["eos_token_id"] = stored
     texts = [
         text for actual, entries in parts for text in entry_differences(path.name, actual, entries)

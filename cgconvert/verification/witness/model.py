@@ -109,7 +109,7 @@ def read_model(
         if source.geometry.parameters > MAX_GENERATING:
             return ModelReading(logits, None, "the model is large")
         if not stop_ids:
-            return ModelReading(logits, None, "the tokenizer was not read")
+            return ModelReading(logits, None, "transformers read no id at which it stops")
         if weight_dtype is not None:
             for parameter in model.parameters():
                 parameter.data = parameter.data.to(weight_dtype).to(torch.float32)

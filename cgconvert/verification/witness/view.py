@@ -168,9 +168,12 @@ def write_tokenizer_files(
     if "added_tokens.json" in files:
         _write(folder / "added_tokens.json", read_json(files["added_tokens.json"]))
     roles = read_json(files[ROLES_FILE]) if ROLES_FILE in files else {}
-    entries, roles = _plain(_only(entries, TOKENIZER_CONFIG)), _plain(_only(roles, ROLE_KEYS))
-    _write(folder / "tokenizer_config.json", entries)
+    _write(folder / "tokenizer_config.json", _plain(_only(entries, TOKENIZER_CONFIG)))
     stored_texts = stored_tokens(folder)
+    entries, roles = (
+        _plain(_only(configuration, (*keys, *_further_roles(configuration, stored_texts))))
+        for configuration, keys in ((entries, TOKENIZER_CONFIG), (roles, ROLE_KEYS))
+    )
     # transformers appends a token that no file stores, and then finds it in texts.
     unnamed = {role for role in DEFAULT_ROLES if role not in entries and role not in roles}
     for configuration in (entries, roles):
@@ -214,6 +217,16 @@ def stored_tokens(folder: Path) -> frozenset[str]:
     decoder = _read_object(folder / "tokenizer_config.json").get("added_tokens_decoder") or {}
     entries = [*tokenizer.get("added_tokens", ()), *decoder.values()]
     return frozenset(tokens | {str(entry.get("content")) for entry in entries})
+
+
+def _further_roles(entries: Mapping[str, Any], tokens: Collection[str]) -> list[str]:
+    """The keys that name one of `tokens` for a role of its own, such as image_token."""
+    texts = {
+        key: value.get("content") if isinstance(value, dict) else value
+        for key, value in entries.items()
+        if key.endswith("_token") and key not in ROLES
+    }
+    return [key for key, text in texts.items() if isinstance(text, str) and text in tokens]
 
 
 def _tokenizer_class(
@@ -275,9 +288,9 @@ def _plain(entries: dict[str, Any]) -> dict[str, Any]:
         result["added_tokens_decoder"] = {
             index: _only(token, TOKEN_FIELDS) for index, token in decoder.items()
         }
-    for role in ROLES:
-        if isinstance(result.get(role), dict):
-            result[role] = _only(result[role], TOKEN_FIELDS)
+    for role, token in entries.items():
+        if role.endswith("_token") and isinstance(token, dict):
+            result[role] = _only(token, TOKEN_FIELDS)
     return result
 
 

@@ -257,6 +257,7 @@ def set_entry(*keys: str, value: Any) -> Callable[[dict[str, Any]], object]:
     [
         ("genai_config.json", ("model", "eos_token_id"), END_OF_TEXT, "eos_token_id"),
         ("genai_config.json", ("model", "eos_token_id"), EOM, "eos_token_id"),
+        ("genai_config.json", ("model", "eos_token_id"), [EOM], "eos_token_id"),
         ("genai_config.json", ("model", "eos_token_id"), [EOM, A, B], "eos_token_id"),
         ("genai_config.json", ("model", "eos_token_id"), None, "eos_token_id"),
         ("genai_config.json", ("model", "pad_token_id"), EOM, "pad_token_id"),
