@@ -221,12 +221,12 @@ def stored_tokens(folder: Path) -> frozenset[str]:
 
 def _further_roles(entries: Mapping[str, Any], tokens: Collection[str]) -> list[str]:
     """The keys that name one of `tokens` for a role of its own, such as image_token."""
-    texts = {
-        key: value.get("content") if isinstance(value, dict) else value
-        for key, value in entries.items()
-        if key.endswith("_token") and key not in ROLES
-    }
-    return [key for key, text in texts.items() if isinstance(text, str) and text in tokens]
+    texts = {key: _text(value) for key, value in entries.items() if key.endswith("_token")}
+    return [
+        key
+        for key, text in texts.items()
+        if key not in ROLES and isinstance(text, str) and text in tokens
+    ]
 
 
 def _tokenizer_class(
