@@ -8,7 +8,7 @@ from typing import Any, Literal
 
 from cgconvert.api.declarations import READ
 from cgconvert.errors import UsageError
-from cgconvert.formats.qkv_groups import with_doubtful_groups_noted
+from cgconvert.formats.qkv_groups import with_doubtful_groups_warned
 from cgconvert.formats.read import Description, ReadOptions, describe, read
 from cgconvert.formats.read_options import AUTO
 from cgconvert.model.decoder import Checkpoint
@@ -41,8 +41,8 @@ def load(
         tokenizer: Folder with tokenizer.json, or vocab and merges, to use instead of the source's.
         config: Configuration file to use instead of the source's.
         mp_num: Number of groups in qkv_proj, where neither configuration nor family tells; one
-            that text contradicts gets a note. "auto" measures it, and is refused where text cannot
-            tell.
+            that text contradicts gets a warning among the notes. "auto" measures it, and is
+            refused where text cannot tell.
         step: Step of a Jaxformer run; the last unless given.
         revision: Branch, tag or commit on the Hub.
         adapter: Folder with a LoRA adapter of peft, or several, merged in this order into the
@@ -71,7 +71,7 @@ def load(
     if not isinstance(source, Checkpoint):
         checkpoint = read(str(source), options)
         is_user_number = options.mp_num is not None and options.mp_num != AUTO
-        return with_doubtful_groups_noted(checkpoint) if is_user_number else checkpoint
+        return with_doubtful_groups_warned(checkpoint) if is_user_number else checkpoint
     if options != ReadOptions():
         raise UsageError(f"{source.name} is loaded already; give reading options to `load`")
     return source

@@ -19,6 +19,7 @@ from cgconvert.cli.text import one_line, printable, with_flags
 from cgconvert.errors import UsageError
 from cgconvert.formats.registry import FORMATS, OUT, Artefact, find_all, load
 from cgconvert.io.progress import format_bytes
+from cgconvert.model.decoder import WARNING
 from cgconvert.write.execute import check_plan
 from cgconvert.write.plan import LazyPlan
 
@@ -74,7 +75,8 @@ def _print_notes(notes: Iterable[str], printed: set[str]) -> None:
     """Print each note that is not yet in `printed` as a line on stderr, and record it there."""
     for note in notes:
         if note not in printed:
-            click.echo(f"note: {one_line(with_flags(note, declared_options()))}", err=True)
+            label = "" if note.startswith(WARNING) else "note: "
+            click.echo(label + one_line(with_flags(note, declared_options())), err=True)
             printed.add(note)
 
 

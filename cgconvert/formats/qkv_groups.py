@@ -23,7 +23,14 @@ import torch
 
 from cgconvert.errors import InputError
 from cgconvert.io.progress import Progress, SilentProgress
-from cgconvert.model.decoder import Checkpoint, Decoder, Geometry, Layer, qkv_row_indices
+from cgconvert.model.decoder import (
+    WARNING,
+    Checkpoint,
+    Decoder,
+    Geometry,
+    Layer,
+    qkv_row_indices,
+)
 from cgconvert.model.device import CPU, read_float32
 from cgconvert.model.forward import RotaryTables, attend, gelu, norm, rotary
 from cgconvert.model.tensor import LazyTensor
@@ -34,7 +41,7 @@ __all__ = [
     "GroupPerplexities",
     "measure_groups",
     "page_ids",
-    "with_doubtful_groups_noted",
+    "with_doubtful_groups_warned",
     "with_measured_groups",
 ]
 
@@ -148,13 +155,13 @@ def with_measured_groups(checkpoint: Checkpoint) -> Checkpoint:
     )
 
 
-def with_doubtful_groups_noted(checkpoint: Checkpoint) -> Checkpoint:
-    """Add a note to a checkpoint if another number of groups is better by more than FAR."""
+def with_doubtful_groups_warned(checkpoint: Checkpoint) -> Checkpoint:
+    """Add a warning to a checkpoint if another number of groups is better by more than FAR."""
     measured, number = measure_groups(checkpoint), checkpoint.geometry.mp_num
     if measured is None or not measured.is_beaten(number):
         return checkpoint
     note = (
-        f"{checkpoint.path}: `mp_num={number}` looks wrong, qkv_proj looks packed in "
+        f"{WARNING}{checkpoint.path}: `mp_num={number}` looks wrong, qkv_proj looks packed in "
         f"{measured.best}: the perplexity of a page of text is {measured.figures()}"
     )
     return replace(checkpoint, notes=(*checkpoint.notes, note))

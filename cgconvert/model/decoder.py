@@ -20,6 +20,7 @@ from cgconvert.model.tensor import LazyTensor, SelectedRows, StackedTensor, Stor
 from cgconvert.model.tokenizer import Tokenizer
 
 __all__ = [
+    "WARNING",
     "Checkpoint",
     "Decoder",
     "Geometry",
@@ -29,6 +30,9 @@ __all__ = [
     "packed_qkv_row_indices",
     "qkv_row_indices",
 ]
+
+WARNING = "warning: "
+"""The beginning of a note on something that is probably wrong."""
 
 # At least ten times CodeGen's sizes. A file may declare any size, and memory is allocated by these.
 _MAX_SIZES = {
@@ -270,7 +274,7 @@ class Checkpoint:
         files: All files whose SHA-256 the manifest records, weights first.
         origin: Where it came from (Hub revision, archive, training step).
         generation: What it says of generation.
-        notes: What reading did that the user should know, a line each.
+        notes: What reading did that the user should know, a line each; see also WARNING.
     """
 
     name: str

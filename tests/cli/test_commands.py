@@ -457,7 +457,9 @@ def test_the_number_of_groups_is_given_or_measured(
     assert run("verify", "x.gguf").code == 0
     outcome = run("to-gguf", "trained", "-o", "y.gguf", "--mp-num", "4")
     assert outcome.code == 0
-    assert outcome.last.startswith("note: trained: --mp-num 4 looks wrong, qkv_proj looks packed")
+    assert outcome.last.startswith(
+        "warning: trained: --mp-num 4 looks wrong, qkv_proj looks packed"
+    )
     outcome = run("verify", "y.gguf")
     assert outcome.code == 4
     assert "FAIL  source.groups" in outcome.out

@@ -222,7 +222,7 @@ def test_a_model_that_knows_the_page_without_attention_is_unclear(
     assert not cgconvert.load(source, mp_num=1).notes
 
 
-def test_a_number_that_text_contradicts_gets_a_note(two_groups: Path) -> None:
+def test_a_number_that_text_contradicts_gets_a_warning(two_groups: Path) -> None:
     assert not cgconvert.load(two_groups, mp_num=2).notes
     (note,) = cgconvert.load(two_groups, mp_num=4).notes
     assert "`mp_num=4` looks wrong, qkv_proj looks packed in 2: the perplexity of a page" in note
