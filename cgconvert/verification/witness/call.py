@@ -37,7 +37,7 @@ class Witness:
     Attributes:
         tokenizer: Its reading of the tokenizer.
         stop_ids: The ids at which it stops: the tokenizer's eos and those of the source's
-            generation_config.json.
+            generation_config.json; none if the tokenizer was not read.
         settings: The source's settings of sampling.
         model: Its reading of the model.
     """

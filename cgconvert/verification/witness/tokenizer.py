@@ -191,15 +191,18 @@ def read_stop_ids(source: Checkpoint, tokenizer: TokenizerReading | None) -> tup
     """Read the ids at which the source stops: the tokenizer's eos, and those of its settings.
 
     The settings are generation_config.json, or without it those in config.json, as in transformers.
-    An eos 2 of CodeGen's old configurations is an ordinary token, and left out.
+    An eos 2 of CodeGen's old configurations is an ordinary token, and left out. Without the
+    tokenizer no id is known to be all of them, or to be more than an old 2.
     """
-    eos = tokenizer.tokens.special_ids["eos"] if tokenizer else None
+    if tokenizer is None:
+        return ()
+    eos = tokenizer.tokens.special_ids["eos"]
     paths = [path for path in source.files if path.name == "generation_config.json"]
     settings = read_json(paths[0]) if paths else source.config
     value = settings.get("eos_token_id")
     ids = [index for index in (value if isinstance(value, list) else [value]) if _is_id(index)]
     is_old = settings.get("bos_token_id") == 1 or len(ids) == 1
-    if is_old and tokenizer and 2 not in tokenizer.special_numbers:
+    if is_old and 2 not in tokenizer.special_numbers:
         ids = [index for index in ids if index != 2]
     rows = source.geometry.vocab_size
     stops = [index for index in (eos, *ids) if index is not None and 0 <= index < rows]

@@ -264,6 +264,18 @@ def test_a_tokenizer_that_the_user_gave_is_not_the_sources(tmp_path: Path) -> No
     assert "it was given with `tokenizer`" in witness.no_tokenizer
 
 
+@pytest.mark.parametrize("generation", [{"bos_token_id": 1, "eos_token_id": 2}, {}])
+def test_a_token_that_old_settings_call_the_end_is_no_stop_beside_a_given_tokenizer(
+    generation: dict[str, int], tmp_path: Path
+) -> None:
+    folder = fine_tune(tmp_path / "source", generation=generation, likely=2)
+    change_json(folder / "config.json", lambda c: c.update(bos_token_id=1, eos_token_id=2))
+    source = read(str(folder), ReadOptions(tokenizer=embedded.path()))
+    plan = write("hf-float16", source, tmp_path)
+    report = verify(plan.output, plan.format, plan.type, source, "cpu", new_tokens=4, threads=1)
+    assert not [check for check in report.checks if check.verdict == Verdict.FAIL]
+
+
 def test_a_tokenizer_class_of_its_own_is_read_from_tokenizer_json_alone(tmp_path: Path) -> None:
     folder = fine_tune(tmp_path / "source")
     change_json(
