@@ -141,7 +141,6 @@ REFUSED = {
     "numpy's reconstruct": state_dict_with(
         global_opcode(b"numpy.core.multiarray _reconstruct") + b")R"
     ),
-    "quantized tensor": state_dict_with(global_opcode(b"torch._utils _rebuild_qtensor") + b")R"),
     "in a namespace": beside(NAMESPACE + b")\x81}" + unicode_opcode(b"a") + SYSTEM + b"sb"),
     "in a set": beside(global_opcode(b"__builtin__ set") + b"]" + SYSTEM + b"a\x85R"),
     "in a newer set": b"\x80\x04\x8f(" + SYSTEM + b"\x90.",
@@ -167,7 +166,7 @@ REFUSED = {
         made_from(global_opcode(b"collections OrderedDict"))
     ),
     "a tensor of an unknown class": state_dict_with(
-        made_from(global_opcode(b"torch._utils _rebuild_tensor_v2"), b"torchao.dtypes Tensor")
+        made_from(global_opcode(b"torch._utils _rebuild_tensor_v2"), b"functorch.dim Tensor")
     ),
     "a tensor of a namespace": state_dict_with(
         made_from(global_opcode(b"torch._utils _rebuild_tensor_v2"), b"argparse Namespace")
@@ -254,7 +253,18 @@ DAMAGED = {
     "strides for no shape": tensor_view(stride=b")"),
 }
 
+QUANTIZED = {
+    "quantized tensor": state_dict_with(global_opcode(b"torch._utils _rebuild_qtensor") + b")R"),
+    "a tensor of a quantizing library": state_dict_with(
+        made_from(global_opcode(b"torch._utils _rebuild_tensor_v2"), b"torchao.dtypes Tensor")
+    ),
+}
+
 PICKLES: dict[str, Case] = {
+    **{
+        f"pickle: {name}": Case("torch", replace_pickle(raw), "is quantized .*its pickle", FILE)
+        for name, raw in QUANTIZED.items()
+    },
     **{
         f"pickle: {name}": Case("torch", replace_pickle(raw), "refused: ", FILE)
         for name, raw in REFUSED.items()
