@@ -14,6 +14,7 @@ from pkgutil import resolve_name
 
 from cgconvert.errors import InputError, UsageError
 from cgconvert.formats.base import OUT, Format, SourceFormat
+from cgconvert.sources.snapshot import cached_repository
 from cgconvert.sources.weight_files import explain_no_weights, list_names
 from cgconvert.write.manifest import Manifest, find_manifest
 
@@ -67,6 +68,9 @@ def source_format(path: Path) -> SourceFormat:
         if format_.recognises(path):
             return format_
     explanation = explain_no_weights(list_names(path)) if path.is_dir() else ""
+    snapshot = cached_repository(path)
+    if not explanation and snapshot:
+        explanation = f"has no weights; give {snapshot.repository} as the source to download them"
     if explanation:
         raise InputError(f"{path}: {explanation}")
     raise InputError(

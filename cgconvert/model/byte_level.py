@@ -22,6 +22,8 @@ _WORDS = r" ?\p{L}+| ?\p{N}+| ?[^\s\p{L}\p{N}]+|\s+(?!\S)|\s+"
 GPT2_PATTERNS = frozenset(f"{endings}|{_WORDS}" for endings in _ENDINGS)
 """Spellings of GPT-2's regular expression (openai/gpt-2, src/encoder.py), which match the same."""
 
+REMOVE_IT = "; remove it from the file if the model was trained without"
+
 MAX_DEPTH = 4
 """The most Sequences that may stand in each other."""
 
@@ -34,17 +36,18 @@ def check_byte_level_bpe(path: Path, data: Mapping[str, Any]) -> None:
     model = data.get("model")
     if not isinstance(model, dict):
         raise InputError(f"{path}: no model in it; it is not a tokenizer.json")
+    added = _post_processor_faults(_parts(data.get("post_processor"), "processors"))
     faults = [
         *_model_faults(model),
         *(f"a normalizer {_label(part)}" for part in _parts(data.get("normalizer"), "normalizers")),
         *_pre_tokenizer_faults(_parts(data.get("pre_tokenizer"), "pretokenizers")),
-        *_post_processor_faults(_parts(data.get("post_processor"), "processors")),
+        *added,
         *_decoder_faults(_parts(data.get("decoder"), "decoders")),
     ]
     if faults:
         raise InputError(
             f"{path}: not GPT-2's byte-level BPE, the only kind CodeGen has: "
-            f"{first_few(faults, 5, separator=', ')}"
+            f"{first_few(faults, 5, separator=', ')}{REMOVE_IT if added else ''}"
         )
 
 

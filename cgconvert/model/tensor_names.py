@@ -244,13 +244,45 @@ class _TensorBinder:
         self._check_zero_biases()
         self._check_unknown()
         if self.faults:
-            raise InputError(f"{self.where}: {first_few(self.faults, MAX_NAMED)}")
+            raise InputError(f"{self.where}: {self._explanation()}")
         # Without faults no tensor is None.
         return Decoder(
             geometry=g,
             layers=tuple(self._layer(cast(dict[str, LazyTensor], parts)) for parts in layers),
             **cast(dict[str, LazyTensor], model_tensors),
         )
+
+    def _explanation(self) -> str:
+        """Say what the faults are, and what explains them where it is one thing."""
+        prefixed = {
+            stored.split(".", parts)[parts]: stored
+            for stored in self.tensors
+            for parts in (1, 2)
+            if stored.count(".") >= parts
+        }
+        name = next((n for n in sorted(self.used - self.tensors.keys()) if n in prefixed), "")
+        if name:
+            return (
+                f"{name} is missing, and {prefixed[name]} is there: only some names have this "
+                "prefix; save the state dict with the same prefix for all, or without"
+            )
+        layers, declared = self._stored_layers(), self.geometry.n_layer
+        if layers not in (0, declared):
+            return (
+                f"{self.faults[0]}: the number of layers is {layers} in the weights and {declared} "
+                "in the configuration; give the right configuration, or fetch all weight files"
+            )
+        return first_few(self.faults, MAX_NAMED)
+
+    def _stored_layers(self) -> int:
+        """Count the layers of which there are tensors; 0 if the first or one between is absent."""
+        count = 0
+        while self._has_layer(count):
+            count += 1
+        return 0 if any(map(self._has_layer, range(count, self.geometry.n_layer))) else count
+
+    def _has_layer(self, index: int) -> bool:
+        return any(name.format(i=index) in self.tensors for name in self.names.layer.values())
 
     def _shapes(self) -> dict[str, tuple[int, ...]]:
         """The shape that each tensor must have, by its field of Decoder or Layer, or "qkv"."""

@@ -24,6 +24,7 @@ __all__ = [
     "WeightFiles",
     "choose_weights",
     "explain_no_weights",
+    "is_rank_file",
     "is_weight_file",
     "list_names",
     "shard_names",
@@ -156,6 +157,11 @@ def is_weight_file(path: Path) -> bool:
     return any(path.suffix in suffixes for suffixes in SUFFIXES.values())
 
 
+def is_rank_file(name: str) -> bool:
+    """Return whether a file of this name holds the weights of one rank of DeepSpeed ZeRO 3 only."""
+    return DEEPSPEED_SPLIT.fullmatch(name) is not None
+
+
 def list_names(folder: Path) -> list[str]:
     """List the files in a folder and its subfolders for `choose_weights`.
 
@@ -222,10 +228,17 @@ def _candidates(own: list[str], layout: str) -> list[tuple[str, ...]]:
     return [tuple(files) for files in groups.values()]
 
 
-def _missing_shards(files: tuple[str, ...]) -> int:
-    """Count the shards that a series of files lacks; a single file lacks none."""
+def _missing_shards(files: tuple[str, ...]) -> list[str]:
+    """Name the shards that a series of files lacks; a single file lacks none."""
     shard = SHARD.fullmatch(files[0])
-    return int(shard["count"]) - len(files) if shard else 0
+    if shard is None:
+        return []
+    present = set(files)
+    names = (
+        f"{shard['series']}-{number:05d}-of-{shard['count']}{shard['suffix']}"
+        for number in range(1, int(shard["count"]) + 1)
+    )
+    return [name for name in names if name not in present]
 
 
 def _single(own: list[str]) -> WeightFiles | None:
@@ -235,7 +248,7 @@ def _single(own: list[str]) -> WeightFiles | None:
     for layout in SUFFIXES:
         candidates = _candidates(own, layout)
         if candidates:
-            is_whole = len(candidates) == 1 and _missing_shards(candidates[0]) == 0
+            is_whole = len(candidates) == 1 and not _missing_shards(candidates[0])
             return WeightFiles(layout, candidates[0]) if is_whole else None
     return None
 
@@ -285,9 +298,9 @@ def _explain_several(own: list[str]) -> str:
         if len(candidates) > 1:
             names = first_few([files[0] for files in candidates], 3, separator=", ")
             return f"has several weight files ({names}); give the path of the one to read"
-        if candidates and _missing_shards(candidates[0]):
-            missing = _missing_shards(candidates[0])
-            return f"lacks {missing} shards of {candidates[0][0]}; fetch them too"
+        if candidates and (missing := _missing_shards(candidates[0])):
+            listed = first_few(missing, 3, separator=", ")
+            return f"has {candidates[0][0]}, but lacks {listed}; fetch what is missing"
     return ""
 
 
@@ -338,7 +351,10 @@ def _explain_other_files(own: list[str]) -> str:
             )
     adapters = [name for name in own if name.startswith("adapter_model.")]
     if adapters:
-        return f"has an adapter only ({adapters[0]}), no model; give its own folder as the source"
+        return (
+            f"has only an adapter ({adapters[0]}), no model; give the path of the folder that "
+            "holds this file as the source"
+        )
     states = [
         name for name in own if NOT_WEIGHTS.fullmatch(name) and name.endswith(SUFFIXES["torch"])
     ]

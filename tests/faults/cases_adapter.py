@@ -71,11 +71,11 @@ def tensor(*shape: int) -> torch.Tensor:
 CASES: Mapping[str, Case] = {
     "no configuration": Case(
         "adapter", lambda source: (source / CONFIG).unlink(),
-        "has the weights of an adapter but no adapter_config.json",
+        "has the weights of an adapter, but no adapter_config.json; fetch it too",
     ),
     "no weights": Case(
         "adapter", lambda source: (source / WEIGHTS).unlink(),
-        "has adapter_config.json but no adapter_model.safetensors or adapter_model.bin",
+        "has adapter_config.json, but no adapter_model.safetensors or adapter_model.bin; fetch",
     ),
     "configuration of a git-lfs pointer": Case(
         "adapter", write_file(CONFIG, "version https://git-lfs.github.com/spec/v1\noid sha256:1\n"),

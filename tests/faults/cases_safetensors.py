@@ -213,9 +213,11 @@ INDEXES: dict[str, Case] = {
     "a hidden shard": index_case(place_in_shard(".safetensors"), "outside"),
     "a number for a shard": index_case(place_in_shard(5), "not text"),
     "a tensor in two shards": index_case(put_in_both_shards, "in another shard too", SECOND),
-    "tensors in the other shard": index_case(edit_json(INDEX, swap_shards), "which has none such"),
+    "tensors in the other shard": index_case(
+        edit_json(INDEX, swap_shards), "which does not contain it"
+    ),
     "a tensor that no shard has": index_case(
-        edit_json(INDEX, lambda t: t["weight_map"].update(other=FIRST)), "which has none such"
+        edit_json(INDEX, lambda t: t["weight_map"].update(other=FIRST)), "which does not contain it"
     ),
     "no weight_map": index_case(edit_json(INDEX, lambda t: {"metadata": {}}), "no weight_map"),
     "a list for the weight_map": index_case(

@@ -72,7 +72,7 @@ TRAINING: dict[str, Case] = {
             "state of a training run only",
         ),
         "several files": case(saved_as("a.ckpt", "b.ckpt"), "several weight files"),
-        "a shard missing": case(saved_as("m-00001-of-00002.bin"), "lacks 1 shards"),
+        "a shard missing": case(saved_as("m-00001-of-00002.bin"), "lacks m-00002-of-00002.bin"),
         "ZeRO 3": case(
             saved_as("global_step1/zero_pp_rank_0_mp_rank_00_model_states.pt", "zero_to_fp32.py"),
             "DeepSpeed ZeRO checkpoint",

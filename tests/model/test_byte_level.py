@@ -99,7 +99,7 @@ DIFFERENT: dict[str, tuple[dict[str, Any], str]] = {
     ),
     "a template with a beginning, in a sequence": (
         {"post_processor": processors.Sequence([processors.ByteLevel(), template("def $A")])},
-        "'TemplateProcessing', which adds 'def' to every text",
+        "'TemplateProcessing', which adds 'def' to every text; remove it from the file",
     ),
     "a template that doubles the text": (
         {"post_processor": template("$A $A")}, "'TemplateProcessing' that is not the text once",

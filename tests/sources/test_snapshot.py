@@ -147,7 +147,7 @@ def test_an_adapter_is_downloaded_whole(online: Hub, tmp_path: Path) -> None:
         (("codegen.gguf", "README.md"), r"no weights for transformers; it has README\.md, codegen"),
         (("onnx/model.onnx", "config.json"), r"no weights for transformers; it has config\.json"),
         (("tf_model.h5",), "has weights for TensorFlow only"),
-        (("model-00001-of-00002.safetensors",), "lacks 1 shards of model-00001-of-00002"),
+        (("model-00001-of-00002.safetensors",), "model-00001-of.*, but lacks model-00002-of"),
     ],
 )
 def test_a_repository_without_weights(
@@ -226,6 +226,16 @@ def test_half_a_snapshot_offline_says_what_is_missing(
     with pytest.raises(InputError, match=expected) as caught:
         read(REPOSITORY)
     assert "\n" not in str(caught.value)
+
+
+def test_a_snapshot_without_weights_names_its_repository(
+    make_checkpoint: Make, cache: Path
+) -> None:
+    snapshot = cached(cache, make_checkpoint("torch"))
+    (snapshot / "pytorch_model.bin").unlink()
+    for path in (snapshot, snapshot.parents[1]):
+        with pytest.raises(InputError, match=rf"has no weights; give {REPOSITORY} as the source"):
+            read(str(path))
 
 
 def test_a_tokenizer_of_the_user_needs_no_other(

@@ -87,10 +87,10 @@ def test_weights_are_chosen_by_name(kind: str) -> None:
 NOT_CHOSEN: dict[str, tuple[tuple[str, ...], str]] = {
     "nothing": ((), ""),
     "a training state alone": (TRAINER_STATE, "state of a training run only"),
-    "an adapter alone": (("adapter_model.bin", "adapter_config.json"), "an adapter only"),
+    "an adapter alone": (("adapter_model.bin", "adapter_config.json"), "only an adapter"),
     "several": (("a.pt", "b.pt"), r"several weight files \(a.pt, b.pt\); give the path"),
     "several checkpoints of Lightning": (("last.ckpt", "best.ckpt"), "several weight files"),
-    "a shard missing": (("model-00001-of-00003.safetensors",), "lacks 2 shards of model-00001"),
+    "a shard missing": (("model-00001-of-00003.safetensors",), "but lacks model-00002-of-00003"),
     "ZeRO 3": (
         ("latest", "zero_to_fp32.py", "global_step5/zero_pp_rank_0_mp_rank_00_model_states.pt",
          "global_step5/zero_pp_rank_0_mp_rank_00_optim_states.pt"),

@@ -29,7 +29,9 @@ def find_base(folder: Path) -> tuple[str, Source]:
         InputError: The adapter is broken or names no base, or the base is not there.
     """
     if not (folder / CONFIG_NAME).is_file():
-        raise InputError(f"{folder}: has the weights of an adapter but no {CONFIG_NAME}")
+        raise InputError(
+            f"{folder}: has the weights of an adapter, but no {CONFIG_NAME}; fetch it too"
+        )
     config = read_config(folder)
     advice = f"give the base as the source and this folder with `adapter={folder}`"
     if not config.base:

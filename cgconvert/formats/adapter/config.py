@@ -8,6 +8,7 @@ LoraLayer.update_layer.
 from __future__ import annotations
 
 import math
+import os
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -118,6 +119,11 @@ def read_config(folder: Path) -> AdapterConfig:
     Raises InputError if it is broken, or if the adapter is not a LoRA that can be merged.
     """
     path = folder / CONFIG_NAME
+    if not os.path.lexists(path):
+        raise InputError(
+            f"{folder}: is not an adapter: give the folder in which peft saved one, with "
+            f"{CONFIG_NAME} and adapter_model.safetensors"
+        )
     fields = read_json(path)
     peft_type = fields.get("peft_type")
     if peft_type != "LORA":

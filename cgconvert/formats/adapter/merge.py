@@ -45,6 +45,7 @@ REPLACED, SAVED = re.compile(r"\.original_module\."), re.compile(rf"\.modules_to
 replaces, if bias is "all", and the new bias a second time, under the name that it has in memory."""
 
 MAX_NAMED = 5
+MAX_MISSING = 2
 
 
 def adapter_weights(folder: Path) -> Path:
@@ -52,7 +53,9 @@ def adapter_weights(folder: Path) -> Path:
     for name in WEIGHT_NAMES:
         if (folder / name).is_file():
             return folder / name
-    raise InputError(f"{folder}: has {CONFIG_NAME} but no {' or '.join(WEIGHT_NAMES)}")
+    raise InputError(
+        f"{folder}: has {CONFIG_NAME}, but no {' or '.join(WEIGHT_NAMES)}; fetch it too"
+    )
 
 
 def merge(checkpoint: Checkpoint, folder: Path) -> Checkpoint:
@@ -209,7 +212,7 @@ class _Merge:
             advice = "; it stores q, k and v apart: give the CodeGen itself as the source"
         raise InputError(
             f"{self.path}: was made for another model: the base has no "
-            f"{first_few(missing, MAX_NAMED, separator=', ', conjunction=' and ')}{advice}"
+            f"{first_few(missing, MAX_MISSING, separator=', ', conjunction=' and ')}{advice}"
         )
 
     def _vocabulary_rows(self, names: TensorNames, tensors: Mapping[str, LazyTensor]) -> int:

@@ -83,8 +83,8 @@ def _part_paths(path: Path, count: int) -> tuple[Path, ...]:
     name = _PART.fullmatch(path.name)
     if name is None or int(name["count"]) != count:
         raise InputError(
-            f"{path}: is a part of a model of {count} files and has another name than "
-            f"llama-gguf-split gives it, such as model-00001-of-{count:05}.gguf"
+            f"{path}: is one of {count} parts of a model, and its name does not say which; rename "
+            f"the parts as llama-gguf-split names them: model-00001-of-{count:05}.gguf, ..."
         )
     paths = [
         path.with_name(f"{name['model']}-{number:05}-of-{name['count']}.gguf")

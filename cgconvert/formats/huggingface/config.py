@@ -150,12 +150,14 @@ def from_codegen(config: Mapping[str, Any], config_path: Path, mp_num: int | Non
     if mp_num is None:
         types = ", ".join(sorted({*family.MP_NUM, "gptj", "phi"}))
         model_type = config.get("model_type")
+        type_ = f"model_type {str(model_type)[:80]!r}" if model_type else "no model_type"
+        type_ += f", which is none of {types}" if model_type else f", such as {types}"
         reason = (
             "brings its own modelling code, so the number of groups in qkv_proj is not known; "
             "give it"
             if isinstance(model_type, str) and model_type in family.MP_NUM
-            else f"has model_type {model_type!r}, which is none of {types}; if it is a CodeGen "
-            "all the same, give its number of groups in qkv_proj"
+            else f"has {type_}; if it is a CodeGen all the same, give its number of groups in "
+            "qkv_proj"
         )
         raise InputError(
             f"{config_path}: {reason} with `mp_num` (CodeGen 4, CodeGen2 1B and 3.7B 8), or "

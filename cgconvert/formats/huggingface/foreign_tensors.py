@@ -34,8 +34,12 @@ ARCHITECTURES: Mapping[str, str] = {
 
 CLASSIFIER = re.compile(r"(.+\.)?(score|classifier|classification_head)\..+")
 
-MODEL_TYPES = {"CodeGen": "codegen", "GPT-J": "gptj", "Phi": "phi"}
-"""The model_type of the models that are read, by the names in `ARCHITECTURES`."""
+MODEL_TYPES: Mapping[str, tuple[str, ...]] = {
+    "CodeGen": ("codegen", "moss"),
+    "GPT-J": ("gptj",),
+    "Phi": ("phi",),
+}
+"""The model types that are read and have the tensors of a model of `ARCHITECTURES`."""
 
 
 def other_architecture(names: Iterable[str]) -> tuple[str, str] | None:
@@ -111,10 +115,17 @@ def _explain_attention(
     if other is None:
         return f"has no {attention}, as a CodeGen has; its tensors are {_examples(stored)}"
     model, name = other
-    if model in MODEL_TYPES:
+    types = MODEL_TYPES.get(model, ())
+    if declared in types:
         return (
-            f"has the tensors of {model} ({name}), and its config.json says model_type "
-            f"{declared!r}; the right one is {MODEL_TYPES[model]!r}"
+            f"has {name} and no {attention}, so it is a part of a model only; give the folder that "
+            "holds all weight files, or fetch those that are missing"
+        )
+    if types:
+        says = f"says model_type {str(declared)[:80]!r}" if declared else "has no model_type"
+        return (
+            f"has the tensors of {model} ({name}), and its config.json {says}; change it to "
+            f"{types[0]!r}, or give the right file with `config`"
         )
     of_type = "" if is_known else f" and model_type {str(declared)[:80]!r}"
     return (

@@ -30,6 +30,7 @@ from cgconvert.sources.weight_files import (
     WeightFiles,
     choose_weights,
     explain_no_weights,
+    is_rank_file,
     list_names,
     shard_names,
 )
@@ -89,6 +90,8 @@ def _weights(path: Path) -> WeightFiles:
     Raises InputError if a folder has none.
     """
     if not path.is_dir():
+        if is_rank_file(path.name):
+            raise InputError(f"{path}: {explain_no_weights([path.name])}")
         layout = next((name for name, suffixes in SUFFIXES.items() if path.suffix in suffixes), "")
         return WeightFiles(layout, (path.name,))
     names = list_names(path)
@@ -291,7 +294,10 @@ def _check_index(files: tuple[Path, ...], tensor_files: Mapping[str, Path]) -> N
         for name, shard in weight_map.items() if isinstance(weight_map, dict) else ():
             is_read = any(shard == path.name for path in files)
             if is_read and (name not in tensor_files or tensor_files[name].name != shard):
-                raise InputError(f"{index}: places tensor {name!r} in {shard}, which has none such")
+                raise InputError(
+                    f"{index}: says that tensor {name!r} is in {shard}, which does not contain it; "
+                    "fetch index and shards again"
+                )
 
 
 def _reader(path: Path) -> Callable[[Path], Mapping[str, LazyTensor]]:
@@ -308,5 +314,5 @@ def _shards(index: Path) -> tuple[Path, ...]:
     paths = tuple(index.parent / name for name in shard_names(index))
     for path in paths:
         if not path.is_file():
-            raise InputError(f"{index}: names {path.name}, which is not there")
+            raise InputError(f"{index}: names {path.name}, which is not there; fetch it too")
     return paths

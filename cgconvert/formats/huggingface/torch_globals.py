@@ -224,10 +224,11 @@ HARMLESS: Mapping[str, tuple[str, ...]] = {
     "pathlib": ("PosixPath", "PurePosixPath", "PureWindowsPath", "WindowsPath"),
     "pathlib._local": ("PosixPath", "PurePosixPath", "PureWindowsPath", "WindowsPath"),
     "typing": ("Any",),
+    # Last the names of Python 2, which torch's pickles have for int, str and range.
     **dict.fromkeys(
         ("builtins", "__builtin__"),
         ("bool", "bytearray", "bytes", "complex", "dict", "float", "frozenset", "int", "list",
-         "object", "range", "set", "slice", "str", "tuple"),
+         "object", "range", "set", "slice", "str", "tuple", "long", "unicode", "xrange"),
     ),
     "_codecs": ("encode",),
     "numpy": ("dtype", "ndarray"),

@@ -140,7 +140,7 @@ def _rejection_reason(path: Path) -> str:
     if not head:
         return "the file is empty"
     if head.startswith((b"\x80\x02", b"\x80\x03")):
-        return "torch's old format; load and save it again with torch 1.6 or newer"
+        return "it has torch's old format; load it and save it again with torch 1.6 or newer"
     if not head.startswith(b"PK\3\4"):
         return "it is no zip archive"
     return ""

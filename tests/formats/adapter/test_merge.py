@@ -355,8 +355,11 @@ def test_broken_weights_are_one_line(case: str, base: Path, adapter: Path) -> No
 
 
 def test_missing_files(base: Path, adapter: Path) -> None:
-    with pytest.raises(InputError, match=r"adapter_config.json: cannot be read"):
-        cgconvert.load(base, adapter=base)
+    for place in (base, adapter / "adapter_model.safetensors"):
+        with pytest.raises(
+            InputError, match=r"is not an adapter: give the folder .*peft saved one"
+        ):
+            cgconvert.load(base, adapter=place)
     (adapter / "adapter_model.safetensors").unlink()
     with pytest.raises(InputError, match=r"no adapter_model.safetensors or adapter_model.bin"):
         cgconvert.load(base, adapter=adapter)

@@ -103,7 +103,7 @@ def test_a_missing_part_is_named(parts: list[Path]) -> None:
 
 def test_a_renamed_part_is_refused(parts: list[Path]) -> None:
     renamed = parts[0].rename(parts[0].with_name("model.gguf"))
-    with pytest.raises(InputError, match=r"has another name than llama-gguf-split gives it, such"):
+    with pytest.raises(InputError, match=r"its name does not say which; rename the parts as"):
         read(str(renamed))
 
 

@@ -102,6 +102,7 @@ def training_state() -> dict[str, Any]:
             "cpu": torch.get_rng_state(),
         },
         "metrics": collections.defaultdict(dict, {"eval": {"loss": np.float64(0.5)}}),
+        "counts": [collections.defaultdict(kind, {"x": kind()}) for kind in (int, str, float)],
         "array": np.arange(6).reshape(2, 3), "count": np.int64(7), "names": {"a", "b"},
         "shapes": [torch.Size([2, 3])], "frozen": frozenset({1}), "complex": 1j, "raw": b"ab",
         "layout": torch.strided, "short": torch.zeros(3, dtype=torch.uint16),
@@ -307,9 +308,10 @@ def test_the_whole_model_of_deepspeed(
 
 def test_divided_weights_of_deepspeed_name_the_script(state: State, source: Path) -> None:
     path = deepspeed(state, source)
-    path.rename(path.with_name("zero_pp_rank_0_mp_rank_00_model_states.pt"))
-    with pytest.raises(InputError, match=r"DeepSpeed ZeRO.*'python zero_to_fp32\.py \. merged'"):
-        read(str(source))
+    part = path.rename(path.with_name("zero_pp_rank_0_mp_rank_00_model_states.pt"))
+    for place in (source, part.parent, part):
+        with pytest.raises(InputError, match=r"DeepSpeed ZeRO.*'python zero_to_fp32\.py \. merg"):
+            read(str(place))
     # What the Trainer of some versions wrote beside: names without numbers.
     torch.save({name: t.new_zeros(0) for name, t in state.items()}, source / "pytorch_model.bin")
     with pytest.raises(InputError, match=r"has no numbers.*ZeRO 3; run 'python zero_to_fp32"):
@@ -601,11 +603,11 @@ FOREIGN: dict[str, tuple[str, tuple[str, ...], str]] = {
     ),
     "GPT-J, called a CodeGen": (
         "codegen", ("transformer.wte.weight", "transformer.h.0.attn.q_proj.weight"),
-        "of GPT-J .* says model_type 'codegen'; the right one is 'gptj'",
+        "of GPT-J .* says model_type 'codegen'; change it to 'gptj'",
     ),
     "a CodeGen, called a GPT-J": (
         "gptj", ("transformer.wte.weight", "transformer.h.0.attn.qkv_proj.weight"),
-        "of CodeGen .*; the right one is 'codegen'",
+        "of CodeGen .*; change it to 'codegen'",
     ),
     "an adapter that is not merged": (
         "codegen",
@@ -638,6 +640,49 @@ def test_other_models_are_called_by_their_name(kind: str, suffix: str, source: P
     with pytest.raises(InputError, match=message) as caught:
         read(str(source))
     assert "mp_num" not in str(caught.value)
+
+
+def test_a_model_type_left_out_is_named(state: State, source: Path) -> None:
+    config = json.loads((source / "config.json").read_text())
+    del config["model_type"]
+    (source / "config.json").write_text(json.dumps(config))
+    save_file(state, source / "model.safetensors")
+    with pytest.raises(InputError, match=r"has no model_type, such as codegen, gptj, .*`mp_num`"):
+        read(str(source))
+    names = ("transformer.wte.weight", "transformer.h.0.attn.q_proj.weight")
+    save_file({name: torch.ones(4, 4) for name in names}, source / "model.safetensors")
+    with pytest.raises(InputError, match=r"of GPT-J .* has no model_type; change it to 'gptj'"):
+        read(str(source))
+
+
+def test_a_prefix_of_some_names_only_is_named(state: State, source: Path) -> None:
+    mixed = {("module." if ".h.1." in name else "") + name: t for name, t in state.items()}
+    torch.save(mixed, source / "pytorch_model.bin")
+    with pytest.raises(
+        InputError, match=r"(transformer\.h\.1\.[\w.]+) is missing, and module\.\1 is there: only"
+    ):
+        read(str(source))
+
+
+def test_a_wrong_number_of_layers_is_named(state: State, source: Path) -> None:
+    save_file(state, source / "model.safetensors")
+    for n_layer, fault in ((1, "h.1.* is not a CodeGen tensor"), (3, "h.2.* is missing")):
+        edit_config(source, n_layer=n_layer)
+        message = rf"{fault}: the number of layers is 2 in the weights and {n_layer} in the conf"
+        with pytest.raises(InputError, match=message):
+            read(str(source))
+
+
+def test_a_shard_alone_is_called_a_part(state: State, source: Path) -> None:
+    shard = {name: tensor for name, tensor in state.items() if ".h.1." in name}
+    path = source / "model-00002-of-00003.safetensors"
+    save_file(shard, path)
+    with pytest.raises(
+        InputError, match=r"h\.1\.attn.* and no .*, so it is a part of a model only"
+    ):
+        read(str(path))
+    with pytest.raises(InputError, match=r"has model-00002-of.*, but lacks model-00001-of-00003"):
+        read(str(source))
 
 
 def test_programs_and_whole_models_are_called_so(state: State, source: Path) -> None:
