@@ -215,16 +215,27 @@ def read_generation_config(
 
 
 def generation_files(
-    folder: Path, generation: GenerationConfig, tokenizer: Tokenizer
+    folder: Path, config: Mapping[str, Any], generation: GenerationConfig, tokenizer: Tokenizer
 ) -> tuple[Path, ...]:
-    """Return generation_config.json if the folder has it, and it says more than the tokenizer.
+    """Return generation_config.json if the folder has it, and it matters.
 
-    A file that says nothing more is no part of what a checkpoint is made of.
+    It does if it says more than the tokenizer, or if config.json, which is read without it, does. A
+    file that says nothing more is no part of what a checkpoint is made of.
     """
     path = folder / GENERATION_CONFIG
     eos_token_ids = set(generation.eos_token_ids) - {tokenizer.eos_token_id}
     says_more = bool(eos_token_ids or generation.sampling or generation.notes)
-    return (path,) if says_more and path.is_file() else ()
+    matters = says_more or _says_more(config, tokenizer)
+    return (path,) if matters and path.is_file() else ()
+
+
+def _says_more(config: Mapping[str, Any], tokenizer: Tokenizer) -> bool:
+    """Whether a config.json has settings, or another end than the tokenizer's and the old one."""
+    if config.get("eos_token_id") not in (None, OLD_EOS, tokenizer.eos_token_id):
+        return True
+    return any(
+        config.get(key) is not None and not _is_default(key, config[key]) for key in SAMPLING
+    )
 
 
 def _unknown(entries: Mapping[str, Any]) -> list[str]:

@@ -226,10 +226,14 @@ class Tokenizer:
         ids = sorted([*self.vocabulary.values(), *(token.id for token in self.added)])
         for expected_id, actual_id in enumerate(ids):
             if actual_id != expected_id:
-                fault = "given twice" if actual_id < expected_id else "missing"
+                is_twice = actual_id < expected_id
+                fault = "given twice" if is_twice else "missing"
+                remedy = (
+                    "" if is_twice else ", or add an unused token for each such id to its files"
+                )
                 raise InputError(
-                    f"{where}: id {min(actual_id, expected_id)} is {fault}; "
-                    "ids must be 0, 1, 2, … each once"
+                    f"{where}: id {min(actual_id, expected_id)} is {fault}; ids must be 0, 1, 2, … "
+                    f"each once; give the right tokenizer with `tokenizer`{remedy}"
                 )
         for token in self.vocabulary:
             if not token or not _ALPHABET.issuperset(token):

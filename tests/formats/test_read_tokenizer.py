@@ -12,10 +12,13 @@ import pytest
 from transformers import AutoTokenizer
 
 import cgconvert
+from cgconvert.errors import InputError
 from cgconvert.formats.read import ReadOptions, read
 from cgconvert.formats.read_options import read_tokenizer
+from cgconvert.io.progress import SilentProgress
 from cgconvert.model.tokenizer import END_OF_TEXT, Tokenizer
 from cgconvert.testing import synthetic
+from cgconvert.verification.witness.call import call
 from cgconvert.write.manifest import find_manifest
 from tests.support.fine_tunes import GEOMETRY
 from tests.support.gpt2_fine_tunes import PAD, SIZE, fine_tune, flags
@@ -138,6 +141,24 @@ def test_a_file_that_says_nothing_new_is_no_part_of_the_source(tmp_path: Path) -
     assert path in read(str(source)).files
 
 
+@pytest.mark.parametrize(
+    "entries", [{"eos_token_id": 2000}, {"eos_token_id": [3967, 5]}, {"do_sample": True}]
+)
+def test_a_file_that_takes_the_place_of_what_the_configuration_says_is_part_of_the_source(
+    entries: dict[str, Any], tmp_path: Path
+) -> None:
+    generation = {"eos_token_id": [3967]}
+    source = fine_tune(
+        tmp_path / "tune", tokenizer_config=GPT2, generation_config=generation, config=entries
+    )
+    checkpoint = read(str(source))
+    assert source / "generation_config.json" in checkpoint.files
+    assert checkpoint.eos_token_ids == (3967,)
+    witness = call(checkpoint, ["a"], [[40]], 1, None, SilentProgress())
+    assert witness.stop_ids == (3967,)
+    assert not witness.settings
+
+
 def test_gptjs_vocabulary_has_no_runs(tmp_path: Path) -> None:
     """GPT-J's embedding has 50,400 rows; a CodeGen that is stored as GPT-J has 51,200."""
     plain = fine_tune(tmp_path / "gpt2", weights=False)
@@ -191,3 +212,15 @@ def test_a_tokenizer_without_a_pad_token_has_the_configured_special_one(tmp_path
         checkpoint = read(str(source))
         assert checkpoint.tokenizer.pad_token_id == expected
         assert checkpoint.eos_token_ids == (SIZE - 1,)
+
+
+def test_a_gap_in_the_ids_is_refused_and_unused_tokens_mend_it(tmp_path: Path) -> None:
+    roles = {"eos_token": END_OF_TEXT, "pad_token": PAD}
+    folder = fine_tune(tmp_path / "source", tokenizer_config=GPT2, special_tokens_map=roles)
+    added = folder / "added_tokens.json"
+    added.write_text(json.dumps({PAD: SIZE + 2}))  # transformers 5 would give it the id SIZE
+    with pytest.raises(InputError, match=f"id {SIZE} is missing.*`tokenizer`, or add an unused"):
+        read(str(folder))
+    added.write_text(json.dumps({PAD: SIZE + 2, "<unused-1>": SIZE, "<unused-2>": SIZE + 1}))
+    assert read(str(folder)).tokenizer.pad_token_id == SIZE + 2
+    assert AutoTokenizer.from_pretrained(folder).pad_token_id == SIZE + 2

@@ -76,7 +76,7 @@ def read(source: Source, options: ReadOptions) -> Checkpoint:
             *files,
             config_path,
             *tokenizer_files,
-            *generation_files(folder, generation, tokenizer),
+            *generation_files(folder, config, generation, tokenizer),
         ),
         origin=source.origin,
         generation=generation,

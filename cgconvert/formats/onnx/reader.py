@@ -168,7 +168,7 @@ def read(path: Path, name: str) -> Checkpoint:
             graph,
             config_path,
             *(folder / file for file in TOKENIZER_FILES if (folder / file).is_file()),
-            *generation_files(folder, generation, tokenizer),
+            *generation_files(folder, config, generation, tokenizer),
             *chat_template_files(folder),
         ),
         generation=generation,
