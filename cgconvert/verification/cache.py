@@ -13,7 +13,10 @@ DIGEST_BYTES = hashlib.sha256().digest_size
 
 
 def write_entry(path: Path, data: bytes) -> None:
-    """Write the whole file or nothing. A file that cannot be written is only computed again."""
+    """Write `data` to a file of the cache, the whole file or nothing.
+
+    An error of the file system is ignored: without the file, its data are computed again.
+    """
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         write_atomic(path, hashlib.sha256(data).digest() + data, durable=False)

@@ -1,1 +1,1 @@
-"""A witness of the source apart from cgconvert's readers: transformers."""
+"""The witness: a second reading of the source, by transformers, to compare artefacts with."""

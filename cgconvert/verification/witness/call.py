@@ -1,4 +1,4 @@
-"""A witness of the source apart from cgconvert's readers: transformers, reading it as it is stored.
+"""Call transformers as a witness: it reads the source itself, without cgconvert's readers.
 
 All other checks compare an artefact with what cgconvert read. A source that is read wrongly is
 then wrong on both sides, and they pass. So transformers reads the source too, through a private
@@ -58,16 +58,18 @@ def call(
     weight_dtype: torch.dtype | None,
     progress: Progress,
 ) -> Witness:
-    """Have transformers read a source.
+    """Have transformers read a source, and return what it read.
+
+    Where it cannot read a part, the result has the reason instead.
 
     Args:
         source: The checkpoint.
-        texts: What is encoded and decoded.
-        openings: Ids that are continued.
-        new_tokens: How many tokens are generated after each opening, at most MAX_TOKENS.
+        texts: The texts that its tokenizer encodes and decodes.
+        openings: The prompts, in ids, that its model continues.
+        new_tokens: How many tokens are generated after each opening; MAX_TOKENS if it is more.
         weight_dtype: The type that weights are rounded to before text is generated; None leaves
             them as stored.
-        progress: Gets the step.
+        progress: Gets one step with two advances.
     """
     progress.step("asking transformers about the source", 2)
     tokenizer, no_tokenizer = None, ""

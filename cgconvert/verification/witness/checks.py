@@ -1,4 +1,4 @@
-"""The checks of an artefact against the witness: pure functions of what both do.
+"""Compare an artefact with the witness, which is what transformers read from the source.
 
 Where transformers cannot be a witness, the check is reported without a verdict, with the reason.
 """
@@ -76,8 +76,8 @@ def check_files(
         return [Check(name, None, 0, "<=", Verdict.FAIL, artefact) for name in names[:2]]
     source = witness.tokenizer.tokens
     special = [
-        f"{role} is {_named(artefact, role)}, in the source transformers reads "
-        f"{_named(source, role)}"
+        f"{role} is {_id_and_text(artefact, role)}, in the source transformers reads "
+        f"{_id_and_text(source, role)}"
         for role, expected in source.special_ids.items()
         for index in [artefact.special_ids.get(role)]
         if expected is not None and index != expected and not (role == "unk" and index is None)
@@ -125,7 +125,7 @@ def check_observation(
     ]
 
 
-def _named(reading: TokenReading, role: str) -> str:
+def _id_and_text(reading: TokenReading, role: str) -> str:
     """The id of a role's token and its text, as in "3967 '<|endoftext|>'"."""
     index = reading.special_ids.get(role)
     return "absent" if index is None else f"{index} {reading.role_texts.get(role, '')[:40]!r}"
@@ -171,8 +171,10 @@ def _check_tokenizer(reading: TokenizerReading, runs: Sequence[TokenizerRun]) ->
 
 
 def _check_stops(witness: Witness, actual: Sequence[int]) -> Check:
-    """Check that the artefact stops at the ids at which the source stops; the value counts those
-    that differ.
+    """Check that the artefact stops at the ids at which the source stops.
+
+    `actual` are the artefact's. The value of the check is how many ids are in only one of the two;
+    those of the artefact alone count only if the source's tokenizer has an eos token.
     """
     assert witness.tokenizer is not None
     expected = witness.stop_ids
@@ -248,6 +250,9 @@ def _not_applicable(name: str, reason: str) -> Check:
 
 
 def _first_difference(left: Sequence[object], right: Sequence[object]) -> int:
-    """The first index at which two sequences differ; the shorter length if one begins the other."""
+    """Return the first index at which two sequences differ.
+
+    If one begins the other, it is the length of the shorter one.
+    """
     pairs = enumerate(zip(left, right, strict=False))
     return next((i for i, (a, b) in pairs if a != b), min(len(left), len(right)))

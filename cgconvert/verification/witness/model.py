@@ -17,7 +17,7 @@ from cgconvert.verification.prompts import PROMPTS
 from cgconvert.verification.reference import Reference
 from cgconvert.verification.witness.adapters import link_adapters, merge_adapters
 from cgconvert.verification.witness.opening import NoWitnessError, private_folder, witnessing
-from cgconvert.verification.witness.view import link_weights, write_configs
+from cgconvert.verification.witness.view import link_weights, write_config
 
 __all__ = ["MAX_TOKENS", "Continuation", "LogitsReading", "ModelReading", "read_model"]
 
@@ -55,9 +55,11 @@ class LogitsReading:
 
 @dataclass(frozen=True)
 class Continuation:
-    """How transformers continues an opening: the greedy ids, of which the last may be a stop.
+    """The greedy continuation of an opening, which is a prompt in ids, by transformers.
 
-    `logits` are those that each id was picked from, float32 [ids, ids of the tokenizer].
+    Attributes:
+        ids: The new ids; the last one may be a stop id.
+        logits: The logits that each id was picked from, float32 [len(ids), tokenizer.size].
     """
 
     ids: tuple[int, ...]
@@ -86,7 +88,7 @@ def read_model(
             f"transformers' CodeGen has 4 groups in qkv_proj; {source.geometry.mp_num} were given"
         )
     with private_folder() as folder:
-        write_configs(source, folder)
+        write_config(source, folder)
         is_safetensors = link_weights(source, folder)
         adapters = link_adapters(source, folder)
         with witnessing("model"):

@@ -1,4 +1,4 @@
-"""How transformers is called: on a private folder, silently, and with one kind of error."""
+"""Call transformers on a private folder, silently, and with one kind of error."""
 
 from __future__ import annotations
 

@@ -54,15 +54,19 @@ TOLERANCE = 1e-6
 
 
 def read_settings(source: Checkpoint) -> dict[str, Any]:
-    """The settings of the source: of generation_config.json, or without it of config.json."""
+    """Read those settings of the source that are compared, by their names in DEFAULTS.
+
+    They stand in generation_config.json or, if the source has no such file, in config.json.
+    """
     paths = [path for path in source.files if path.name == GENERATION_CONFIG]
     return _settings(read_json(paths[0]) if paths else source.config)
 
 
 def read_artefact_settings(artefact: Path) -> dict[str, dict[str, Any]]:
-    """The settings of an artefact, by the place from which a client reads them.
+    """Read the settings of an artefact from each place where a client looks for them.
 
-    Raises InputError if a file is broken.
+    The result has them by place, which is the name of a JSON file, or "general.sampling" in a GGUF,
+    and then by their names in transformers. Raises InputError if a file is broken.
     """
     if artefact.is_file():
         metadata = read_header(artefact).metadata

@@ -161,7 +161,7 @@ def _read_gguf_tokens(path: Path) -> TokenReading:
 
 
 def _open_tokenizer(folder: Path) -> Any:
-    """Open the tokenizer in a private folder."""
+    """Open with transformers the tokenizer whose files were written into a private folder."""
     from transformers import AutoTokenizer
 
     return AutoTokenizer.from_pretrained(folder, local_files_only=True, trust_remote_code=False)

@@ -21,7 +21,7 @@ from cgconvert.verification.witness.adapters import adapter_weights
 from cgconvert.verification.witness.opening import NoWitnessError
 
 __all__ = [
-    "link_weights", "stored_tokens", "write_configs", "write_tokenizer",
+    "link_weights", "stored_tokens", "write_config", "write_tokenizer",
     "write_tokenizer_files",
 ]  # fmt: skip
 
@@ -109,10 +109,11 @@ def link_weights(source: Checkpoint, folder: Path) -> bool:
     return is_safetensors
 
 
-def write_configs(source: Checkpoint, folder: Path) -> None:
-    """Write the source's config.json into `folder`, with the entries of MODEL_TYPES alone.
+def write_config(source: Checkpoint, folder: Path) -> None:
+    """Write a config.json for transformers into the private folder: the source's, cut down.
 
-    Raises NoWitnessError if transformers has no class of its own for the model.
+    It has only the entries in MODEL_TYPES for the type of the model. Raises NoWitnessError if
+    transformers has no class of its own for the model.
     """
     _check_layout(source)
     if source.config.get("auto_map"):

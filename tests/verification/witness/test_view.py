@@ -13,7 +13,7 @@ from cgconvert.formats.read import read
 from cgconvert.io.progress import SilentProgress
 from cgconvert.model.decoder import Checkpoint
 from cgconvert.verification.witness.call import call
-from cgconvert.verification.witness.view import link_weights, write_configs, write_tokenizer
+from cgconvert.verification.witness.view import link_weights, write_config, write_tokenizer
 from tests.support.fine_tunes import CHAT, fine_tune
 
 HOSTILE_CONFIG = {
@@ -65,7 +65,7 @@ def view_of(source: Checkpoint, folder: Path) -> dict[str, Any]:
     """The files of the private folder: the contents of JSON, the targets of links."""
     folder.mkdir()
     write_tokenizer(source, folder)
-    write_configs(source, folder)
+    write_config(source, folder)
     link_weights(source, folder)
     return {
         path.relative_to(folder).as_posix(): (
