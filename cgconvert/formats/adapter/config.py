@@ -109,7 +109,7 @@ class AdapterConfig:
         return alpha / math.sqrt(rank) if self.is_rank_stabilized else alpha / rank
 
     def targets(self, module: str) -> bool:
-        """Whether the list of targets has a module; False if there is no plain list."""
+        """Whether one of `target_names` is the module's name or the end of it, after a dot."""
         return any(module == name or module.endswith(f".{name}") for name in self.target_names)
 
 
@@ -172,7 +172,10 @@ def _refuse_unmergeable(path: Path, fields: Mapping[str, Any]) -> None:
 
 
 def _target_names(path: Path, fields: Mapping[str, Any]) -> tuple[str, ...]:
-    """The names in target_modules, unless other settings leave out some of their modules."""
+    """Return the names in target_modules, without those in modules_to_save.
+
+    Empty if target_modules is a pattern, or if another setting exempts modules from it.
+    """
     names = fields.get("target_modules")
     narrowing = ("layers_to_transform", "layers_pattern", "exclude_modules")
     if not isinstance(names, list) or any(_is_set(fields.get(name)) for name in narrowing):
@@ -188,7 +191,7 @@ def _joined(names: list[str]) -> str:
 
 
 def _is_set(value: Any) -> bool:
-    """Whether a setting has another value than those by which peft leaves it out."""
+    """Whether a setting is in use: null, false and empty values say that it is not."""
     return value is not None and value is not False and value not in ("", [], {})
 
 

@@ -85,7 +85,7 @@ class _Parts:
 
     Attributes:
         left: lora_B of each matrix, and the transposed one of each embedding.
-        right: lora_A, likewise.
+        right: lora_A, the right factor in B @ A, likewise.
         embeddings: The modules that are embeddings.
         biases: What lora_B adds to the bias of a module.
         whole: The tensors that replace the base's, by their full names.
@@ -137,7 +137,10 @@ class _Parts:
         return parts
 
     def _add(self, match: re.Match[str], tensor: LazyTensor) -> bool:
-        """Add a tensor under its module's name; return False if it is there already."""
+        """Put a tensor into the table of its kind; return False if its key is there already.
+
+        `match` is that of the tensor's name with FACTOR, EMBEDDING_FACTOR or WHOLE.
+        """
         module = match["module"]
         if match.re is WHOLE:
             table, key = self.whole, f"{module}.{match['kind']}"
