@@ -1,4 +1,4 @@
-"""The places of the graphs in a repository, and the folder of their configuration and tokenizer."""
+"""Find the graphs in a folder of ONNX, and the folder of their configuration and tokenizer."""
 
 from __future__ import annotations
 

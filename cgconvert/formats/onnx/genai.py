@@ -1,4 +1,4 @@
-"""genai_config.json, by which onnxruntime-genai runs a folder.
+"""Write genai_config.json, the settings with which onnxruntime-genai runs the graph in a folder.
 
 Its keys are those of the library's documentation, "Configuration reference" (src/config.h). A key
 that it does not know is an error, so settings of generation without one are left out.

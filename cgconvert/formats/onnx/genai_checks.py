@@ -1,4 +1,7 @@
-"""Admit genai_config.json and the chat template to onnxruntime-genai, and compare with the source.
+"""Checks of the files that onnxruntime-genai reads: genai_config.json and the chat template.
+
+The functions that begin with `admit` run before genai may load the files, which may come from
+anywhere. The others compare the files with the source.
 
 What the search should be is worked out here a second time, apart from the writer.
 """
@@ -29,7 +32,7 @@ __all__ = [
 NO_IDS = {"bos_token_id": 0, "eos_token_id": 0, "pad_token_id": 0}
 
 MAX_NUMBER = 1 << 22
-MAX_ENDS = 1 << 10
+MAX_STOP_IDS = 1 << 10
 """The most ids at which generation may stop."""
 
 NEUTRAL: Mapping[str, Any] = {
@@ -78,7 +81,7 @@ def genai_setting_differences(path: Path, graph: Path, source: Checkpoint) -> li
     target = "cuda" if options.get("provider_options") else "cpu"
     name = graph.relative_to(path.parent).as_posix()
     written = genai_config(source.geometry, NO_IDS, {}, name, target)["model"]["decoder"]
-    tokenizer, ends = source.tokenizer, list(source.eos_token_ids)
+    tokenizer, stop_ids = source.tokenizer, list(source.eos_token_ids)
     stored = model.get("eos_token_id")
     ids = {"bos_token_id": tokenizer.bos_token_id, "pad_token_id": tokenizer.pad_token_id}
     expected = {**NEUTRAL, **_expected_search(source, target)}
@@ -86,14 +89,15 @@ def genai_setting_differences(path: Path, graph: Path, source: Checkpoint) -> li
     defaults = {**NEUTRAL, "top_k": 0, "max_length": source.geometry.n_positions}
     if not search.get("do_sample"):
         defaults["top_k"] = expected["top_k"]
+    expected_eos = stop_ids if len(stop_ids) > 1 else stop_ids[0]
     parts = (
-        (model, {"type": "decoder", **ids, "eos_token_id": ends if len(ends) > 1 else ends[0]}),
+        (model, {"type": "decoder", **ids, "eos_token_id": expected_eos}),
         (decoder, {"filename": name}),
         (as_mapping(decoder.get("inputs")), written["inputs"]),
         (as_mapping(decoder.get("outputs")), written["outputs"]),
         ({**defaults, **search}, expected),
     )
-    if stored == ends and len(ends) == 1:  # a list of one is that one
+    if stored == stop_ids and len(stop_ids) == 1:  # a list of one is that one
         parts[0][1]["eos_token_id"] = stored
     texts = [
         text for actual, entries in parts for text in entry_differences(path.name, actual, entries)
@@ -127,18 +131,20 @@ def _expected_search(source: Checkpoint, target: str) -> dict[str, Any]:
 
 
 def admit_genai_config(config_path: Path, graph: Path) -> None:
-    """Check that a genai_config.json has only what cgconvert writes for a graph.
+    """Check a genai_config.json before genai loads it: it has no entry that cgconvert never writes.
 
-    Raises InputError.
+    The head size and the numbers of layers and heads are those of the graph, and texts are those
+    that cgconvert writes. All other numbers need only be possible, and all other entries may be
+    absent. Raises InputError.
     """
     config = read_json(config_path)
     model = dict(as_mapping(config.get("model")))
-    ends = model.get("eos_token_id")
-    if isinstance(ends, list):
-        if not 0 < len(ends) <= MAX_ENDS:
-            raise InputError(f"{config_path}: model.eos_token_id has {len(ends)} ids")
-        for end in ends:
-            _check_within(end, 0, config_path, "model.eos_token_id.")
+    stop_ids = model.get("eos_token_id")
+    if isinstance(stop_ids, list):
+        if not 0 < len(stop_ids) <= MAX_STOP_IDS:
+            raise InputError(f"{config_path}: model.eos_token_id has {len(stop_ids)} ids")
+        for stop_id in stop_ids:
+            _check_within(stop_id, 0, config_path, "model.eos_token_id.")
         model["eos_token_id"] = 0
     decoder = as_mapping(model.get("decoder"))
     cuda = bool(as_mapping(decoder.get("session_options")).get("provider_options"))
@@ -157,9 +163,10 @@ def admit_genai_config(config_path: Path, graph: Path) -> None:
 
 
 def admit_genai_template(folder: Path) -> None:
-    """Check the default chat template, which genai parses when it loads the tokenizer.
+    """Check the default chat template before genai parses it, which it does with the tokenizer.
 
-    Raises InputError.
+    `folder` is that of genai_config.json. The template may stand in tokenizer_config.json and in a
+    file of its own; both are checked. Raises InputError if genai would not read one of them.
     """
     path = folder / "tokenizer_config.json"
     inline = read_json(path).get("chat_template") if path.is_file() else None
