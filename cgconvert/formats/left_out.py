@@ -28,9 +28,10 @@ has 20 as the default of max_length, and old configurations repeat it."""
 
 
 def describe_unheld(sampling: Mapping[str, Any], held: Collection[str]) -> list[str]:
-    """Return a phrase for each setting that has an effect and whose name is not in `held`.
+    """Return a phrase for each setting that has an effect and that the written file does not hold.
 
-    `sampling` are settings by the names of transformers' GenerationConfig.
+    `sampling` are the source's settings by the names of transformers' GenerationConfig, `held` are
+    the names of those that the file holds.
     """
     return [
         f"{name} ({reprlib.repr(value)})"

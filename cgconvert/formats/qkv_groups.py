@@ -97,7 +97,7 @@ class GroupPerplexities:
         return self.best if len(beaten) == len(self.by_number) - 1 else None
 
     def ratio(self, number: int) -> float:
-        """How many times the smallest perplexity the perplexity of `number` is."""
+        """Return the perplexity with `number` groups over the smallest one; 1 if none is finite."""
         smallest = self.by_number[self.best]
         return self.by_number[number] / smallest if math.isfinite(smallest) else 1.0
 
@@ -119,9 +119,10 @@ def _rounded(perplexity: float) -> str:
 
 
 def with_measured_groups(checkpoint: Checkpoint) -> Checkpoint:
-    """Take the packed qkv_proj of a checkpoint for the number of groups that text tells.
+    """Return a checkpoint whose packed qkv_proj is split by the measured number of groups.
 
-    A checkpoint that stores q, k and v apart is returned as it is.
+    The number, which becomes mp_num, is the one that makes the page of text most likely; it is 1
+    if the model has one head. A checkpoint that stores q, k and v apart is returned as it is.
 
     Raises InputError if the model does not know the page, or if no number is a clear winner.
     """
@@ -219,9 +220,10 @@ def _layer(
     numbers: list[int],
     tables: RotaryTables,
 ) -> torch.Tensor:
-    """Compute x + attention(norm(x)) + mlp(norm(x)) for each number of groups.
+    """Compute x + attention(norm(x)) + mlp(norm(x)) with q, k and v split by each number of groups.
 
-    x is [numbers * sequences, T, n_embd]: the sequences of the first number, then of the second.
+    x is [len(numbers) * sequences, T, n_embd]: the hidden states with `numbers[0]` groups, then
+    those with `numbers[1]`, and so on.
     """
     normed = _norm(geometry, x, layer.ln_weight, layer.ln_bias)
     packed = _linear(normed, layer.packed(geometry.mp_num)).chunk(len(numbers))

@@ -1,4 +1,4 @@
-"""What a GGUF's metadata say of generation: where it stops, how to sample, and chat templates.
+"""Write and read a GGUF's metadata on generation: stop ids, sampling and chat templates.
 
 Keys: gguf-py's constants.py, and src/llama-arch.cpp of llama.cpp. llama.cpp's programs take the
 settings of sampling as defaults (common/common.cpp: common_init_sampler_from_model). It reads each
@@ -97,7 +97,10 @@ class GenerationMetadata:
 
 
 def generation_metadata(checkpoint: Checkpoint) -> GenerationMetadata:
-    """Put what a checkpoint says of generation into keys, as far as there are any."""
+    """Return the metadata for what a checkpoint says of generation.
+
+    What has no key in a GGUF is left out, with a note.
+    """
     tokenizer, settings = checkpoint.tokenizer, checkpoint.generation.sampling
     ids, unnamed = _ids(checkpoint)
     sampling, held = _sampling(settings)

@@ -1,4 +1,4 @@
-"""Say what the tensors of a file are if they are not those of a CodeGen: for errors only."""
+"""Explain, for an error, what the tensors of a file are if they are not those of a CodeGen."""
 
 from __future__ import annotations
 
@@ -63,7 +63,7 @@ def explain_tensors(
 
     Args:
         stored: The tensors by their names in the file.
-        tensors: The tensors by their names in the layout, as far as they could be given them.
+        tensors: The result of `layout_tensors`: by their names in the layout where they have one.
         names: The layout's names.
         config: The contents of config.json.
 

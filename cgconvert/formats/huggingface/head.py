@@ -1,7 +1,8 @@
-"""The head of a model that shares its weights with the embedding, and a vocabulary of other size.
+"""Complete a model whose files leave out the head or the size of the vocabulary.
 
-transformers leaves out weights that are stored elsewhere, and scripts resize the vocabulary without
-writing its new size. Both are made explicit here, so that all other code finds a whole model.
+transformers leaves out a head that shares its weights with the embedding, and scripts resize the
+vocabulary without writing its new size. Both are made explicit here, so that all other code finds a
+whole model.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""State dicts as training loops save them: in wrappers, with prefixed names, with old buffers.
+"""Read state dicts as training loops save them: in wrappers, with prefixes and old buffers.
 
 One rule finds the state dict among the values of a file, and one gives its tensors the names of a
 layout. Both refuse a file that holds two models.
@@ -106,10 +106,11 @@ def _entries(container: Any) -> Iterator[tuple[str, Any]]:
 def layout_tensors(
     tensors: Mapping[str, LazyTensor], layout: TensorNames, where: str
 ) -> tuple[dict[str, LazyTensor], list[str]]:
-    """Give tensors their names in a layout: without prefixes and old buffers.
+    """Give tensors their names in a layout, without prefixes.
 
-    A prefix is removed if the embedding and the last layer norm have it, from all names that begin
-    with it. Names that do not are left as they are.
+    Buffers of old versions of transformers and value heads are left out. The prefix before
+    the embedding and the last layer norm is removed from all names that begin with it; others stay
+    as they are. A decoder that was saved without its head gets the layout's prefix instead.
 
     Args:
         tensors: The tensors by their names in the file.

@@ -1,4 +1,4 @@
-"""What the pickle of a torch file may name, and what stands in for it; nothing is ever imported.
+"""The globals that the pickle of a torch file may name, and their stand-ins: nothing is imported.
 
 A state dict names storages and the functions that make tensors of them. Training loops store other
 values beside it: optimizers, random states, arguments. Names of known harmless classes stand for
@@ -180,7 +180,10 @@ def _typed_tensor(storage: Any, offset: Any, shape: Any, stride: Any, *rest: Any
 
 
 def _with_attributes(function: Any, cls: Any, arguments: Any, *_: Any) -> View:
-    """Stand in for torch._tensor._rebuild_from_type_v2: a tensor that has attributes."""
+    """Stand in for torch._tensor._rebuild_from_type_v2: a tensor whose attributes are not kept.
+
+    `function` makes a plain tensor from `arguments`, and `cls` has to be that of plain tensors.
+    """
     is_rebuilt = isinstance(function, Call) and function.build in (_tensor, _typed_tensor)
     if not is_rebuilt or type(arguments) is not tuple or cls is not _TENSOR_CLASS:
         raise RefusedError("refused: its pickle makes a tensor of an unknown class")
