@@ -52,7 +52,7 @@ def check_byte_level_bpe(path: Path, data: Mapping[str, Any]) -> None:
 
 
 def _model_faults(model: Mapping[str, Any]) -> list[str]:
-    """Name the settings of the model that GPT-2's does not have."""
+    """Name the settings in the section "model" of tokenizer.json that GPT-2's BPE does not use."""
     kind = model.get("type", "BPE")
     settings = (
         "dropout", "continuing_subword_prefix", "end_of_word_suffix", "byte_fallback",

@@ -1,4 +1,4 @@
-"""The chat templates of a tokenizer, from each of the places that transformers has had for them."""
+"""Read a tokenizer's chat templates from each of the places that transformers has had for them."""
 
 from __future__ import annotations
 

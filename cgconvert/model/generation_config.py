@@ -275,9 +275,10 @@ def _is_default(key: str, value: object) -> bool:
 def _stopping_ids(
     entries: Mapping[str, Any], path: Path, tokenizer: Tokenizer
 ) -> tuple[tuple[int, ...], list[str]]:
-    """Return the ids under eos_token_id, without CodeGen's old 2, and notes about them.
+    """Return the ids under eos_token_id, and notes about them.
 
-    The 2 is kept if it is the tokenizer's own eos token or another special token.
+    The 2 of CodeGen's old configurations is left out. It is known by their bos_token_id, 1, or by
+    standing alone; it is kept if it is a special token of the tokenizer.
     """
     value = entries.get("eos_token_id")
     if value is None:

@@ -1,4 +1,4 @@
-"""The files of a tokenizer as transformers and the tokenizers library read them."""
+"""Write the files of a tokenizer, as transformers and the tokenizers library read them."""
 
 from __future__ import annotations
 
@@ -96,10 +96,10 @@ def tokenizer_files(tokenizer: TokenizerData, n_positions: int) -> dict[str, byt
 
 
 def _extra_special(tokenizer: TokenizerData) -> dict[str, list[str]]:
-    """Return the entry that lists special tokens without a role.
+    """Return the entry that lists special tokens without a role; empty if there are none.
 
-    It has the name of transformers 4, which 5 reads too. Under 5's extra_special_tokens, 4 expects
-    an object.
+    It stands in tokenizer_config.json and special_tokens_map.json, under the name of
+    transformers 4, which 5 reads too. Under 5's extra_special_tokens, 4 expects an object.
     """
     tokens = list(tokenizer.extra_special_tokens)
     return {"additional_special_tokens": tokens} if tokens else {}

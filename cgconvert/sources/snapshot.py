@@ -61,9 +61,10 @@ def weight_names(names: Iterable[str]) -> list[str]:
 
 
 def description_names(names: Iterable[str]) -> list[str]:
-    """Choose the files with configuration, tokenizer and chat templates, by their paths.
+    """Choose the files that describe a model, among all files of a repository, by their paths.
 
-    They lie at the root of the repository, or in the folder that has the weights.
+    They are those of configuration, tokenizer and chat templates, at the root of the repository or
+    in the folder that has the weights.
     """
     paths = sorted(set(names))
     chosen = []
@@ -158,7 +159,11 @@ def _id(folder: Path) -> str:
 
 
 def snapshot_of(folder: Path, revision: str | None) -> Path | None:
-    """Return the snapshot of a revision in a repository's folder, None if it is not there."""
+    """Return the folder of a revision's snapshot; None if it is not there.
+
+    `folder` is the repository's in the cache. `revision` is a branch, a tag or a whole commit hash;
+    None stands for main.
+    """
     commits = (revision, _ref(folder, revision))
     snapshots = [folder / "snapshots" / commit for commit in commits if _is_commit(commit)]
     return next((snapshot for snapshot in snapshots if snapshot.is_dir()), None)

@@ -270,7 +270,10 @@ def _modules(paths: list[str]) -> dict[str, list[str]]:
 
 
 def _deepspeed(paths: list[str]) -> WeightFiles | None:
-    """Choose the whole model in the last step of a DeepSpeed checkpoint of ZeRO 0, 1 or 2."""
+    """Choose the whole model in the last step of a DeepSpeed checkpoint of ZeRO 0, 1 or 2.
+
+    Returns None if there is none, or if the model is split over ranks or layers.
+    """
     if any(DEEPSPEED_SPLIT.fullmatch(path) or PIPELINE_LAYER.fullmatch(path) for path in paths):
         return None
     # A file may be given with the folder in which it lies.

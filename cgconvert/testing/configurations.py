@@ -1,4 +1,4 @@
-"""Configurations as each model of the family was published with: config.json of any geometry."""
+"""config.json as each model of the family was published with it, for a geometry of any size."""
 
 from __future__ import annotations
 
@@ -64,7 +64,7 @@ def codegen2_config(g: Geometry, dtype: torch.dtype, name: str = "codegen2-1B") 
 
 
 def moss_config(g: Geometry, dtype: torch.dtype) -> dict[str, Any]:
-    """config.json as fnlp/moss-moon-003-base has it."""
+    """Return config.json as fnlp/moss-moon-003-base has it, with the sizes of the geometry `g`."""
     return codegen_config(g, dtype) | {
         "architectures": ["MossForCausalLM"],
         "auto_map": {
