@@ -132,4 +132,4 @@ def _fetch(repository: str, revision: str | None, names: Sequence[str]) -> Path:
 
 def _one_line(error: BaseException) -> str:
     """The start of an error's message, in one line."""
-    return " ".join(str(error).split())[:240] or type(error).__name__
+    return " ".join(str(error).split())[:240].rstrip(".") or type(error).__name__

@@ -44,8 +44,7 @@ REPLACED, SAVED = re.compile(r"\.original_module\."), re.compile(rf"\.modules_to
 """Names of tensors that are not needed: peft also saves the bias of a module that modules_to_save
 replaces, if bias is "all", and the new bias a second time, under the name that it has in memory."""
 
-MAX_NAMED = 5
-MAX_MISSING = 2
+MAX_NAMED = 2
 
 
 def adapter_weights(folder: Path) -> Path:
@@ -215,7 +214,7 @@ class _Merge:
             advice = "; it stores q, k and v apart: give the CodeGen itself as the source"
         raise InputError(
             f"{self.path}: was made for another model: the base has no "
-            f"{first_few(missing, MAX_MISSING, separator=', ', conjunction=' and ')}{advice}"
+            f"{first_few(missing, MAX_NAMED, separator=', ', conjunction=' and ')}{advice}"
         )
 
     def _vocabulary_rows(self, names: TensorNames, tensors: Mapping[str, LazyTensor]) -> int:

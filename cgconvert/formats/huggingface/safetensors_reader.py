@@ -86,7 +86,13 @@ def _read_header(path: Path) -> tuple[dict[str, Any], int, int]:
     try:
         size = path.stat().st_size
         with path.open("rb") as file:
-            length = int.from_bytes(file.read(8), "little")
+            start = file.read(8)
+            if start.startswith(b"PK\3\4"):
+                raise InputError(
+                    f"{path}: not a safetensors file but a zip archive, as torch.save writes it; "
+                    "rename it so that its name ends in .bin"
+                )
+            length = int.from_bytes(start, "little")
             if size < 8 or length > min(MAX_HEADER_BYTES, size - 8):
                 raise InputError(
                     f"{path}: not a safetensors file, or truncated: its header would have "

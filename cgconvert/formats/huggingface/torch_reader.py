@@ -141,6 +141,8 @@ def _rejection_reason(path: Path) -> str:
         return "the file is empty"
     if head.startswith((b"\x80\x02", b"\x80\x03")):
         return "it has torch's old format; load it and save it again with torch 1.6 or newer"
+    if head[8:9] == b"{":
+        return "it is a safetensors file; rename it so that its name ends in .safetensors"
     if not head.startswith(b"PK\3\4"):
         return "it is no zip archive"
     return ""

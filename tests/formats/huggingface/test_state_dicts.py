@@ -685,6 +685,20 @@ def test_a_shard_alone_is_called_a_part(state: State, source: Path) -> None:
         read(str(source))
 
 
+def test_a_file_with_the_suffix_of_the_other_kind_is_named(state: State, source: Path) -> None:
+    path = source / "pytorch_model.bin"
+    save_file(state, path)
+    with pytest.raises(InputError, match=r"it is a safetensors file; rename it so .*\.safetensors"):
+        read(str(source))
+    path.rename(source / "model.safetensors")
+    read(str(source))
+    torch.save(state, source / "model.safetensors")
+    with pytest.raises(
+        InputError, match=r"a zip archive, as torch.save writes it; rename it .*\.bin"
+    ):
+        read(str(source))
+
+
 def test_programs_and_whole_models_are_called_so(state: State, source: Path) -> None:
     layer = torch.nn.Linear(2, 2)
     torch.save(layer, source / "pytorch_model.bin")
