@@ -126,7 +126,10 @@ def read_tokenizer(
             f"{folder}: has no tokenizer, and MOSS's is its own; give a folder with vocab.json and "
             "merges.txt of fnlp/moss-moon-003-base with `tokenizer`"
         )
-    path = options.tokenizer or (folder if has_own else hub.fetch_gpt2_tokenizer())
+    try:
+        path = options.tokenizer or (folder if has_own else hub.fetch_gpt2_tokenizer())
+    except InputError as error:
+        raise InputError(f"{folder}: has no tokenizer, and {error}") from error
     directory = path if path.is_dir() else path.parent
     files = tuple(directory / file for file in TOKENIZER_FILES if (directory / file).is_file())
     tokenizer = Tokenizer.load(

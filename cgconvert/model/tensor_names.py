@@ -72,6 +72,8 @@ class TensorNames:
 MAX_NAMED = 5
 """Number of faults that an error names; of the others it tells only their number."""
 
+MISSING, UNKNOWN = "is missing", "is not a CodeGen tensor"
+
 MAX_MISSING = 1000
 """Number of tensors that may be missing and are reported one by one. If more are missing, the
 number of layers is wrong; a file may declare any number, so no layer is looked for then."""
@@ -272,7 +274,12 @@ class _TensorBinder:
                 f"{self.faults[0]}: the number of layers is {layers} in the weights and {declared} "
                 "in the configuration; give the right configuration, or fetch all weight files"
             )
-        return first_few(self.faults, MAX_NAMED)
+        faults = first_few(self.faults, MAX_NAMED)
+        if all(fault.endswith(MISSING) for fault in self.faults):
+            return f"{faults}; fetch the model again, or save its whole state dict"
+        if all(fault.endswith(UNKNOWN) for fault in self.faults):
+            return f"{faults}; save the state dict without what is no part of the model"
+        return faults
 
     def _stored_layers(self) -> int:
         """Count the layers of which there are tensors; 0 if the first or one between is absent."""
@@ -301,7 +308,7 @@ class _TensorBinder:
         self.used.add(name)
         tensor = self.tensors.get(name)
         if tensor is None:
-            self.faults.append(f"{name} is missing")
+            self.faults.append(f"{name} {MISSING}")
         elif tuple(tensor.shape) != shape:
             self.faults.append(f"{name} is {list(tensor.shape)}, the config says {list(shape)}")
         elif tensor.dtype not in FLOATING_TYPES:
@@ -328,8 +335,7 @@ class _TensorBinder:
             name.format(i=i) for name in self.names.dropped for i in range(self.geometry.n_layer)
         }
         self.faults += [
-            f"{name} is not a CodeGen tensor"
-            for name in sorted(set(self.tensors) - self.used - dropped)
+            f"{name} {UNKNOWN}" for name in sorted(set(self.tensors) - self.used - dropped)
         ]
 
     def _layer(self, tensors: Mapping[str, LazyTensor]) -> Layer:

@@ -77,7 +77,7 @@ def fetch_gpt2_tokenizer() -> Path:
         )
     except Exception as error:
         raise InputError(
-            f"the checkpoint has no tokenizer and {GPT2} cannot be downloaded: {_one_line(error)}; "
+            f"{GPT2} cannot be downloaded: {_one_line(error)}; "
             "give a folder with CodeGen's or GPT-2's tokenizer with `tokenizer`"
         ) from error
 

@@ -321,7 +321,7 @@ def _explain_split(paths: list[str]) -> str:
             "Face's layout with the program that wrote it"
         )
     if any(len(files) > 1 for files in _modules(paths).values()) or any(
-        re.fullmatch(r"([^/]+/)*mp_rank_\d+(_model_states|/model_optim_rng)\.pt", path)
+        re.fullmatch(r"([^/]+/)*(mp_rank_\d+_model_states|model_optim_rng)\.pt", path)
         for path in paths
     ):
         return (

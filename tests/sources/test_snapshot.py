@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import shutil
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -226,6 +227,15 @@ def test_half_a_snapshot_offline_says_what_is_missing(
     with pytest.raises(InputError, match=expected) as caught:
         read(REPOSITORY)
     assert "\n" not in str(caught.value)
+
+
+def test_a_folder_without_tokenizer_is_named(make_checkpoint: Make, cache: Path) -> None:
+    folder = make_checkpoint("torch")
+    for name in ("tokenizer.json", "vocab.json", "merges.txt"):
+        (folder / name).unlink(missing_ok=True)
+    expected = rf"^{re.escape(str(folder))}: has no tokenizer, and openai-community/gpt2 cannot be"
+    with pytest.raises(InputError, match=expected):
+        read(str(folder))
 
 
 def test_a_snapshot_without_weights_names_its_repository(

@@ -105,6 +105,7 @@ NOT_CHOSEN: dict[str, tuple[tuple[str, ...], str]] = {
         "split over tensor-parallel ranks",
     ),
     "Megatron": (("iter_0000100/mp_rank_00/model_optim_rng.pt",), "Megatron"),
+    "a rank of Megatron": (("model_optim_rng.pt",), "Megatron"),
     "pipelines": (
         ("global_step5/layer_00-model_states.pt", "global_step5/mp_rank_00_model_states.pt",
          "global_step5/layer_01-model_00-model_states.pt"),

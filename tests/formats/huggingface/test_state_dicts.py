@@ -664,6 +664,21 @@ def test_a_prefix_of_some_names_only_is_named(state: State, source: Path) -> Non
         read(str(source))
 
 
+def test_missing_and_unknown_tensors_say_what_to_do(state: State, source: Path) -> None:
+    changes: dict[str, State] = {
+        "bias is missing; fetch the model again, or save": {
+            name: tensor for name, tensor in state.items() if name != "lm_head.bias"
+        },
+        "loss.weight is not a CodeGen tensor; save the state dict without": {
+            **state, "loss.weight": torch.ones(4)
+        },
+    }  # fmt: skip
+    for message, changed in changes.items():
+        save_file(dict(changed), source / "model.safetensors")
+        with pytest.raises(InputError, match=message):
+            read(str(source))
+
+
 def test_a_wrong_number_of_layers_is_named(state: State, source: Path) -> None:
     save_file(state, source / "model.safetensors")
     for n_layer, fault in ((1, "h.1.* is not a CodeGen tensor"), (3, "h.2.* is missing")):
