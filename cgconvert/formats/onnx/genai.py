@@ -136,10 +136,10 @@ def genai_notes(checkpoint: Checkpoint, search: Mapping[str, Any]) -> tuple[str,
     if search["num_beams"] > 1 and settings.get("early_stopping") == "never":
         held.discard("early_stopping")
     notes = left_out_note(
-        "genai_config.json", describe_unheld(settings, held), "; generation_config.json has them"
+        "genai_config.json", describe_unheld(settings, held), "; kept in generation_config.json"
     )
     flags = describe_flags(checkpoint.tokenizer, "lstrip", "single_word")
-    notes += left_out_note("onnxruntime-genai's tokenizer", flags, "; other clients have it")
+    notes += left_out_note("onnxruntime-genai's tokenizer", flags, "; kept for other clients")
     fault = template_fault(checkpoint.tokenizer.chat_templates.get(DEFAULT, ""))
     if fault:
         notes += (f"onnxruntime-genai cannot read the chat template: it has {fault}",)

@@ -215,7 +215,7 @@ def test_what_genai_cannot_hold_is_named(
     manifest = find_manifest(folder)
     assert manifest is not None
     assert list(manifest.notes) == [
-        f"genai_config.json cannot hold {left_out}; generation_config.json has them"
+        f"genai_config.json cannot hold {left_out}; kept in generation_config.json"
     ]
     stored = json.loads((folder / "generation_config.json").read_text())
     assert {name: stored[name] for name in entries} == entries
