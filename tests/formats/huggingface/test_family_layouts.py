@@ -109,7 +109,7 @@ def test_moss_has_four_groups_though_it_brings_code(make_checkpoint: Make) -> No
     [
         ({"model_type": "llama"}, "a Llama, as CodeGen2.5 and nsql-llama-2-7B are.*llama.cpp"),
         ({"model_type": "gpt_neox"}, "'gpt_neox', which is none of codegen, gptj, moss, phi"),
-        ({"model_type": "absent"}, "model_type None, which is none of"),
+        ({"model_type": "absent"}, "has no model_type, such as codegen, gptj, moss, phi"),
         ({"auto_map": {"AutoModel": "x.Y"}}, "brings its own modelling code"),
     ],
 )
