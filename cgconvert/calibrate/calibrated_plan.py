@@ -16,12 +16,11 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any, ClassVar
 
-import torch
-
 from cgconvert.calibrate.calibration_set import CalibrationPreset, CalibrationSet
 from cgconvert.calibrate.quantizer import SENSITIVITY_WINDOWS
 from cgconvert.codecs.quantized_tensor import QuantizedTensor
 from cgconvert.io.progress import Progress
+from cgconvert.lazy import torch
 from cgconvert.model.decoder import Checkpoint, Decoder
 from cgconvert.model.device import CPU, deterministic
 from cgconvert.model.tensor_names import TensorNames

@@ -7,9 +7,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
-import torch
 
 from cgconvert.errors import InputError
+from cgconvert.lazy import torch
 from cgconvert.model.decoder import Geometry
 
 __all__ = ["FAST", "PRESETS", "CalibrationPreset", "CalibrationSet"]

@@ -15,8 +15,6 @@ from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
 
-import torch
-
 from cgconvert.calibrate.allocation import Choice, choose_types, pareto_frontier
 from cgconvert.calibrate.calibrated_plan import CalibratedPlan, CalibrationResult
 from cgconvert.calibrate.calibration_set import CalibrationPreset, CalibrationSet
@@ -30,6 +28,7 @@ from cgconvert.formats.gguf.generation import generation_metadata
 from cgconvert.formats.gguf.imatrix import encoded, write_imatrix
 from cgconvert.formats.gguf.types import TYPES, data_size
 from cgconvert.io.progress import Progress
+from cgconvert.lazy import torch
 from cgconvert.model.decoder import Checkpoint, Decoder
 from cgconvert.model.device import CPU, deterministic
 from cgconvert.model.matrix_id import MatrixId

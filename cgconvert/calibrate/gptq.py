@@ -15,10 +15,9 @@ from __future__ import annotations
 
 from dataclasses import dataclass, replace
 
-import torch
-
 from cgconvert.codecs.block_codec import BlockCodec, tiles
 from cgconvert.codecs.block_layout import BlockParams
+from cgconvert.lazy import torch
 
 __all__ = ["DAMPING", "Hessian", "inverse_cholesky", "moments_dtype", "quantize_matrix"]
 

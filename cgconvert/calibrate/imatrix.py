@@ -10,10 +10,9 @@ from __future__ import annotations
 import hashlib
 from dataclasses import replace
 
-import torch
-
 from cgconvert.formats.gguf.imatrix import Imatrix, InputStatistics, encoded
 from cgconvert.io.progress import Progress
+from cgconvert.lazy import torch
 from cgconvert.model.decoder import Decoder
 from cgconvert.model.device import CPU, read_float32
 from cgconvert.model.forward import Observer, layer, layer_weights, norm, rotary

@@ -17,8 +17,6 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
-import torch
-
 from cgconvert.calibrate.gptq import quantize_matrix
 from cgconvert.calibrate.statistics import (
     AcceptanceTest,
@@ -27,6 +25,7 @@ from cgconvert.calibrate.statistics import (
     ValidationPositions,
 )
 from cgconvert.codecs.block_codec import BlockCodec
+from cgconvert.lazy import torch
 from cgconvert.model.decoder import Decoder
 from cgconvert.model.device import CPU, read_float32
 from cgconvert.model.forward import (

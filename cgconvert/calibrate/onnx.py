@@ -12,8 +12,6 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-import torch
-
 from cgconvert.calibrate.allocation import choose_types
 from cgconvert.calibrate.calibrated_plan import CalibratedPlan, CalibrationResult
 from cgconvert.calibrate.calibration_set import CalibrationPreset, CalibrationSet
@@ -24,6 +22,7 @@ from cgconvert.formats.onnx import writer
 from cgconvert.formats.onnx.variant import Variant
 from cgconvert.formats.onnx.weights import QKV
 from cgconvert.io.progress import Progress
+from cgconvert.lazy import torch
 from cgconvert.model.decoder import Checkpoint, Geometry
 from cgconvert.model.device import CPU, deterministic
 from cgconvert.model.matrix_id import MatrixId

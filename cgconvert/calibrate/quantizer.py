@@ -14,7 +14,6 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-import torch
 from safetensors.torch import load_file, save_file
 
 from cgconvert.calibrate.allocation import Choice
@@ -29,6 +28,7 @@ from cgconvert.formats.huggingface import safetensors_reader
 from cgconvert.io.parallel import start_workers
 from cgconvert.io.progress import Progress
 from cgconvert.io.staging import atomic_path, write_atomic
+from cgconvert.lazy import torch
 from cgconvert.model.decoder import Decoder
 from cgconvert.model.device import CPU
 from cgconvert.model.matrix_id import MatrixId

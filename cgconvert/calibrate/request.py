@@ -6,8 +6,6 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-import torch
-
 from cgconvert.calibrate.calibration_set import FAST, PRESETS
 from cgconvert.calibrate.gguf import Budget, CalibratedGGUF, standard_sizes
 from cgconvert.calibrate.onnx import CalibratedONNX
@@ -16,6 +14,7 @@ from cgconvert.formats.gguf import writer as gguf
 from cgconvert.formats.gguf.imatrix import read_imatrix
 from cgconvert.formats.gguf.types import QUANTIZED_TYPES
 from cgconvert.formats.onnx import writer as onnx
+from cgconvert.lazy import torch
 from cgconvert.model.decoder import Checkpoint, Geometry
 from cgconvert.model.device import torch_device
 from cgconvert.texts.text import STDLIB, Text, read_text

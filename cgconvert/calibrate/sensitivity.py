@@ -17,10 +17,10 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-import torch
 from safetensors.torch import load_file, save_file
 
 from cgconvert.io.progress import Progress
+from cgconvert.lazy import torch
 from cgconvert.model.decoder import Decoder, Geometry
 from cgconvert.model.device import CPU, read_float32
 from cgconvert.model.forward import (

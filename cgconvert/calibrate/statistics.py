@@ -10,9 +10,8 @@ from collections.abc import Sequence
 from functools import cached_property
 from typing import Protocol
 
-import torch
-
 from cgconvert.calibrate.gptq import DAMPING, Hessian, moments_dtype
+from cgconvert.lazy import torch
 from cgconvert.model.device import CPU
 
 __all__ = [

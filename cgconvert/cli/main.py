@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import gc
 import importlib
 import io
 import os
@@ -11,7 +10,7 @@ import sys
 import traceback
 import warnings
 from collections.abc import Sequence
-from types import FrameType, ModuleType
+from types import FrameType
 from typing import NoReturn
 
 import click
@@ -40,16 +39,18 @@ class Commands(click.Group):
     """Imports the code of commands only when one is looked up, because it brings torch."""
 
     def list_commands(self, ctx: click.Context) -> list[str]:
-        conversions = _import_without_gc("cgconvert.api.conversions").conversions()
+        conversions = importlib.import_module("cgconvert.api.conversions").conversions()
         return [*conversions, *OTHER_COMMANDS]
 
     def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
         command: click.Command
         if cmd_name in OTHER_COMMANDS:
-            command = _import_without_gc(f"cgconvert.cli.{cmd_name}").command
+            command = importlib.import_module(f"cgconvert.cli.{cmd_name}").command
             return command
-        make = _import_without_gc("cgconvert.cli.conversions").conversion_command
-        conversion = _import_without_gc("cgconvert.api.conversions").conversions().get(cmd_name)
+        make = importlib.import_module("cgconvert.cli.conversions").conversion_command
+        conversion = (
+            importlib.import_module("cgconvert.api.conversions").conversions().get(cmd_name)
+        )
         if conversion is None:
             return None
         command = make(conversion)
@@ -82,24 +83,6 @@ def main(arguments: Sequence[str] | None = None) -> NoReturn:
         if signal.getsignal(number) == _interrupted:
             signal.signal(number, signal.SIG_IGN)
     sys.exit(code)
-
-
-def _import_without_gc(name: str) -> ModuleType:
-    """Import a module that brings torch, with garbage collection switched off.
-
-    Nothing of it is garbage before the process ends. Looking for garbage while it loads, and once
-    more at the end, takes a fifth of the time of --help.
-    """
-    if name in sys.modules:
-        return sys.modules[name]
-    collecting = gc.isenabled()
-    gc.disable()
-    try:
-        return importlib.import_module(name)
-    finally:
-        gc.freeze()
-        if collecting:
-            gc.enable()
 
 
 def _run(arguments: Sequence[str] | None) -> int:

@@ -11,7 +11,6 @@ import math
 from collections.abc import Sequence
 
 import numpy as np
-import torch
 
 from cgconvert.codecs.block_layout import BlockLayout, BlockParams, blocks_last
 from cgconvert.codecs.encoding import Array
@@ -19,6 +18,7 @@ from cgconvert.codecs.search.least_squares import Search
 from cgconvert.codecs.search.rounding import Rounding
 from cgconvert.errors import InputError
 from cgconvert.io.parallel import parallel_map
+from cgconvert.lazy import torch
 
 __all__ = ["BlockCodec", "tiles"]
 

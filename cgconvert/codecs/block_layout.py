@@ -14,9 +14,8 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from dataclasses import dataclass
 
-import torch
-
 from cgconvert.errors import InputError
+from cgconvert.lazy import torch
 
 __all__ = [
     "BlockLayout",

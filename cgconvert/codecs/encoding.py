@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
-import torch
+from cgconvert.lazy import torch
 
 __all__ = ["BF16", "F16", "F32", "Array", "Encoding", "FloatEncoding"]
 

@@ -15,8 +15,6 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
-import torch
-
 from cgconvert.codecs.block_codec import TILE, BlockCodec
 from cgconvert.codecs.block_layout import BlockParams, blocks_first, float16_columns
 from cgconvert.codecs.encoding import Array
@@ -30,6 +28,7 @@ from cgconvert.codecs.search.rounding import (
 )
 from cgconvert.codecs.search.zero_point import ZeroPointSearch
 from cgconvert.errors import InputError, UsageError
+from cgconvert.lazy import torch
 
 __all__ = ["BLOCK_SIZES", "MatMulNBits"]
 

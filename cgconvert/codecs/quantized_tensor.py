@@ -6,11 +6,11 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
-import torch
 
 from cgconvert.codecs.block_codec import BlockCodec
 from cgconvert.codecs.block_layout import BlockParams
 from cgconvert.codecs.encoding import Array, Encoding
+from cgconvert.lazy import torch
 from cgconvert.model.tensor import ALL, LazyTensor
 
 __all__ = ["ImportanceEncoding", "PackedRowsEncoding", "QuantizedTensor", "block_codec_of"]

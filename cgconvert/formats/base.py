@@ -15,10 +15,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, ClassVar
 
-import torch
-
 from cgconvert.formats.comparison import SettingsDifferences, StoredArtefact
 from cgconvert.formats.read_options import ReadOptions
+from cgconvert.lazy import torch
 from cgconvert.model.decoder import Checkpoint, Decoder, Geometry
 from cgconvert.model.generation_config import GenerationConfig
 from cgconvert.model.tensor import FirstColumns, LazyTensor, StoredTensor, TransposedTensor

@@ -12,8 +12,8 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
-import torch
 
+from cgconvert.lazy import torch
 from cgconvert.model.decoder import Decoder, Geometry
 from cgconvert.model.tensor import LazyTensor, Zeros
 from cgconvert.model.tensor_names import TensorNames

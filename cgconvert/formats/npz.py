@@ -15,11 +15,11 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
-import torch
 
 from cgconvert.errors import InputError
 from cgconvert.formats.base import TensorLine
 from cgconvert.io.stored_zip import Member
+from cgconvert.lazy import torch
 from cgconvert.model.tensor import LastAxis, LazyTensor, StoredTensor
 
 __all__ = ["NpyArray", "read_array"]

@@ -19,10 +19,9 @@ import math
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
 
-import torch
-
 from cgconvert.errors import InputError
 from cgconvert.io.progress import Progress, SilentProgress
+from cgconvert.lazy import torch
 from cgconvert.model.decoder import (
     WARNING,
     Checkpoint,

@@ -28,10 +28,9 @@ from multiprocessing.context import ForkContext, ForkProcess
 from types import TracebackType
 from typing import Any, TypeVar
 
-import torch
-
 from cgconvert.errors import OutputError
 from cgconvert.io.signals import INTERRUPTS, uninterrupted
+from cgconvert.lazy import torch
 
 __all__ = ["WorkerPool", "ordered_results", "parallel_map", "start_workers", "stop_workers"]
 

@@ -12,9 +12,9 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import torch
 
 from cgconvert.errors import InputError
+from cgconvert.lazy import torch
 from cgconvert.model.generation_config import GenerationConfig
 from cgconvert.model.tensor import LazyTensor, SelectedRows, StackedTensor, StoredTensor
 from cgconvert.model.tokenizer import Tokenizer

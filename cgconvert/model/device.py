@@ -7,9 +7,8 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from functools import cache
 
-import torch
-
 from cgconvert.errors import UsageError
+from cgconvert.lazy import torch
 from cgconvert.model.tensor import LazyTensor
 
 __all__ = ["CPU", "DEVICES", "deterministic", "read_float32", "torch_device", "warm_up_mkl"]

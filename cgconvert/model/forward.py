@@ -9,10 +9,9 @@ code for a layer on purpose, because it judges what was made with this code.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from typing import TypeAlias
 
-import torch
-import torch.nn.functional as F  # noqa: N812 - the name torch's own documentation uses
-
+from cgconvert.lazy import torch
 from cgconvert.model.decoder import Decoder, Geometry
 from cgconvert.model.device import read_float32, warm_up_mkl
 
@@ -31,13 +30,13 @@ __all__ = [
     "rotary",
 ]
 
-Weights = Mapping[str, torch.Tensor]
+Weights: TypeAlias = "Mapping[str, torch.Tensor]"
 """The tensors of a layer, by the names of Layer's fields, in float32 on one device."""
 
-RotaryTables = tuple[torch.Tensor, torch.Tensor]
+RotaryTables: TypeAlias = "tuple[torch.Tensor, torch.Tensor]"
 """sin and cos of T positions, float32 [T, rotary_dim] each."""
 
-Observer = Callable[[str, torch.Tensor, torch.Tensor], None]
+Observer: TypeAlias = "Callable[[str, torch.Tensor, torch.Tensor], None]"
 """A function called for each matrix product of a layer, with the matrix's name (a field of Layer),
 the inputs [batch, T, columns of the matrix] and the outputs [batch, T, rows of the matrix]."""
 
@@ -126,7 +125,7 @@ def attend(
     """
     q, k = _rotate(q, sin, cos), _rotate(k, sin, cos)
     heads_first = [x.transpose(1, 2) for x in (q, k, v)]
-    context = F.scaled_dot_product_attention(
+    context = torch.nn.functional.scaled_dot_product_attention(
         heads_first[0], heads_first[1], heads_first[2], is_causal=True
     )
     return context.transpose(1, 2)
@@ -134,12 +133,12 @@ def attend(
 
 def norm(x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor, epsilon: float) -> torch.Tensor:
     """Compute layer normalization over the last dimension."""
-    return F.layer_norm(x, x.shape[-1:], weight, bias, epsilon)
+    return torch.nn.functional.layer_norm(x, x.shape[-1:], weight, bias, epsilon)
 
 
 def gelu(x: torch.Tensor) -> torch.Tensor:
     """Compute the tanh approximation of GELU, which configurations call gelu_new."""
-    return F.gelu(x, approximate="tanh")
+    return torch.nn.functional.gelu(x, approximate="tanh")
 
 
 def _multiply(

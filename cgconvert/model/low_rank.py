@@ -12,8 +12,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import dataclass
 
-import torch
-
+from cgconvert.lazy import torch
 from cgconvert.model.tensor import ALL, LazyTensor
 
 __all__ = ["TILE", "LowRankUpdate", "ScaledSum"]

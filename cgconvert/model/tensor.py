@@ -18,9 +18,9 @@ from io import FileIO
 from pathlib import Path
 
 import numpy as np
-import torch
 
 from cgconvert.errors import InputError
+from cgconvert.lazy import torch
 
 __all__ = [
     "FLOATING_TYPES",

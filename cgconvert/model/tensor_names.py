@@ -6,9 +6,8 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import NamedTuple, cast
 
-import torch
-
 from cgconvert.errors import InputError, first_few
+from cgconvert.lazy import torch
 from cgconvert.model.decoder import (
     Decoder,
     Geometry,

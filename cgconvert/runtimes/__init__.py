@@ -10,6 +10,7 @@ from pathlib import Path
 from pkgutil import resolve_name
 
 from cgconvert.errors import InputError, UsageError
+from cgconvert.lazy import torch
 from cgconvert.runtimes.runtime import Runtime
 
 __all__ = ["RUNTIMES", "Runtime", "open_runtime", "runtime_class", "runtime_names"]
@@ -103,6 +104,4 @@ def runtime_class(format: str, name: str | None = None) -> type[Runtime]:  # noq
 
 def _has_gpu() -> bool:
     """Whether PyTorch finds a CUDA device."""
-    import torch
-
     return torch.cuda.is_available()

@@ -11,10 +11,10 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import torch
 
 from cgconvert.errors import CgconvertError, InputError, MissingRuntimeError, UsageError
 from cgconvert.formats.registry import load
+from cgconvert.lazy import torch
 from cgconvert.runtimes.runtime import Runtime
 
 __all__ = ["LlamaCppRuntime"]

@@ -8,10 +8,10 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import torch
 
 from cgconvert.errors import InputError, MissingRuntimeError, UsageError
 from cgconvert.formats.registry import load
+from cgconvert.lazy import torch
 from cgconvert.model.device import warm_up_mkl
 from cgconvert.model.generation_config import ids_of
 from cgconvert.runtimes.runtime import Runtime, run_left_padded

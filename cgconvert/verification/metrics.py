@@ -16,7 +16,8 @@ from dataclasses import dataclass, fields
 
 import numpy as np
 import numpy.typing as npt
-import torch
+
+from cgconvert.lazy import torch
 
 __all__ = ["TOP", "Distribution", "LogitComparison", "log_sum_exp", "measure", "relative_error"]
 

@@ -15,9 +15,8 @@ from __future__ import annotations
 
 import math
 
-import torch
-
 from cgconvert.codecs.block_codec import BlockCodec
+from cgconvert.lazy import torch
 from cgconvert.model.device import warm_up_mkl
 from cgconvert.model.tensor import LazyTensor
 

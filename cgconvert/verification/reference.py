@@ -20,12 +20,12 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import numpy as np
-import torch
 from safetensors import SafetensorError
 from safetensors.numpy import load, save
 
 from cgconvert.errors import InputError
 from cgconvert.io.progress import Progress, SilentProgress
+from cgconvert.lazy import torch
 from cgconvert.model.decoder import Decoder, Layer
 from cgconvert.model.device import torch_device
 from cgconvert.model.forward import attend, gelu, norm, rotary

@@ -11,10 +11,9 @@ import json
 from dataclasses import replace
 from pathlib import Path
 
-import torch
-
 from cgconvert.formats.qkv_groups import FAR, GroupPerplexities, measure_groups, page_ids
 from cgconvert.io.progress import Progress
+from cgconvert.lazy import torch
 from cgconvert.model.decoder import Checkpoint
 from cgconvert.verification.cache import read_entry, write_entry
 from cgconvert.verification.thresholds import Check, at_most

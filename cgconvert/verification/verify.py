@@ -8,11 +8,10 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-import torch
-
 from cgconvert.errors import CgconvertError, UsageError, in_words
 from cgconvert.formats.registry import load
 from cgconvert.io.progress import Progress, SilentProgress
+from cgconvert.lazy import torch
 from cgconvert.model.decoder import Checkpoint
 from cgconvert.runtimes import Runtime, open_runtime, runtime_class
 from cgconvert.sources.tarball import cache_folder

@@ -12,14 +12,13 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-import torch
-
 from cgconvert.codecs.block_codec import BlockCodec
 from cgconvert.codecs.quantized_tensor import QuantizedTensor
 from cgconvert.errors import first_few
 from cgconvert.formats.comparison import StoredArtefact
 from cgconvert.formats.registry import load
 from cgconvert.io.progress import Progress, SilentProgress
+from cgconvert.lazy import torch
 from cgconvert.model.decoder import Decoder
 from cgconvert.model.tensor import FLOATING_TYPES, LazyTensor
 from cgconvert.verification.quantization_error import (

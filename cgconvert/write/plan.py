@@ -13,10 +13,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, ClassVar, Protocol
 
-import torch
-
 from cgconvert.codecs.encoding import Encoding
 from cgconvert.io.progress import Progress, format_bytes
+from cgconvert.lazy import torch
 from cgconvert.model.decoder import Checkpoint
 from cgconvert.model.tensor import LazyTensor
 

@@ -8,12 +8,11 @@ from concurrent.futures import Executor, Future
 from dataclasses import dataclass
 from pathlib import Path
 
-import torch
-
 from cgconvert.codecs.encoding import FloatEncoding
 from cgconvert.errors import InputError
 from cgconvert.io.parallel import WorkerPool, ordered_results
 from cgconvert.io.progress import Progress
+from cgconvert.lazy import torch
 from cgconvert.write.hashing import StreamingHash
 from cgconvert.write.journal import Journal, Position
 from cgconvert.write.plan import IN_FLIGHT_BYTES, FilePlan, Plan, TensorPlan

@@ -5,13 +5,12 @@ Layouts are those of llama.cpp's ggml/src/ggml-common.h (block_q8_0, block_q4_1,
 
 from __future__ import annotations
 
-import torch
-
 from cgconvert.codecs.block_codec import BlockCodec
 from cgconvert.codecs.block_layout import BlockParams, blocks_first, float16_columns
 from cgconvert.codecs.search.rounding import AbsMaxRounding, ExtremeRounding
 from cgconvert.codecs.search.scale import ScaleSearch
 from cgconvert.codecs.search.scale_min import ScaleMinSearch
+from cgconvert.lazy import torch
 
 __all__ = ["Q4_0", "Q4_1", "Q8_0", "SIGNED_4_BITS"]
 

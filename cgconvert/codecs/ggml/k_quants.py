@@ -5,12 +5,11 @@ Layouts are those of llama.cpp's ggml/src/ggml-common.h (block_q3_K to block_q6_
 
 from __future__ import annotations
 
-import torch
-
 from cgconvert.codecs.block_codec import BlockCodec
 from cgconvert.codecs.block_layout import BlockParams, blocks_first, float16_columns
 from cgconvert.codecs.search.scale import ScaleSearch
 from cgconvert.codecs.search.scale_min import ScaleMinSearch
+from cgconvert.lazy import torch
 
 __all__ = ["Q3_K", "Q4_K", "Q5_K", "Q6_K"]
 

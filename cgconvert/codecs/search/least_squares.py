@@ -18,9 +18,8 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from typing import Any, NamedTuple
 
-import torch
-
 from cgconvert.codecs.block_layout import BlockLayout, BlockParams, unrepresentable_error
+from cgconvert.lazy import torch
 
 __all__ = [
     "FLOAT16_MAX",

@@ -13,9 +13,8 @@ from __future__ import annotations
 import math
 from abc import ABC, abstractmethod
 
-import torch
-
 from cgconvert.codecs.block_layout import BlockLayout, BlockParams, blocks_first
+from cgconvert.lazy import torch
 
 __all__ = ["AbsMaxRounding", "ExtremeRounding", "MinMaxRounding", "Rounding", "ggml_reciprocal"]
 

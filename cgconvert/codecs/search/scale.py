@@ -11,8 +11,6 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-import torch
-
 from cgconvert.codecs.block_layout import BlockLayout, BlockParams
 from cgconvert.codecs.search.least_squares import (
     CodeSums,
@@ -26,6 +24,7 @@ from cgconvert.codecs.search.least_squares import (
     round_to_float16,
     select,
 )
+from cgconvert.lazy import torch
 
 __all__ = ["ScaleSearch"]
 

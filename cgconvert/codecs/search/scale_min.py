@@ -14,8 +14,6 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
-import torch
-
 from cgconvert.codecs.block_layout import BlockLayout, BlockParams
 from cgconvert.codecs.search.least_squares import (
     FLOAT16_MAX,
@@ -29,6 +27,7 @@ from cgconvert.codecs.search.least_squares import (
     reciprocal_or_zero,
     round_to_float16,
 )
+from cgconvert.lazy import torch
 
 __all__ = ["ScaleMinSearch"]
 

@@ -10,8 +10,6 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
 
-import torch
-
 from cgconvert.codecs.block_layout import BlockLayout, BlockParams
 from cgconvert.codecs.search.least_squares import (
     GridRounder,
@@ -21,6 +19,7 @@ from cgconvert.codecs.search.least_squares import (
     reciprocal_or_zero,
     round_to_float16,
 )
+from cgconvert.lazy import torch
 
 __all__ = ["ZeroPointSearch"]
 

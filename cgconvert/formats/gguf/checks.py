@@ -16,7 +16,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import torch
 from gguf import TokenType
 
 from cgconvert.errors import InputError
@@ -46,6 +45,7 @@ from cgconvert.formats.gguf.writer import (
     PRE_TOKENIZER,
     SUPPRESSED,
 )
+from cgconvert.lazy import torch
 from cgconvert.model.chat_templates import DEFAULT, MAX_CHARACTERS
 from cgconvert.model.decoder import Checkpoint, Decoder
 from cgconvert.model.tensor import Zeros

@@ -7,12 +7,11 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
 
-import torch
-
 from cgconvert.formats.base import Format, Headers, TensorLine, ThresholdRow, most_stored
 from cgconvert.formats.comparison import SettingsDifferences, StoredArtefact
 from cgconvert.formats.gguf.types import DEFAULT_TYPE, TYPES
 from cgconvert.formats.read_options import ReadOptions
+from cgconvert.lazy import torch
 from cgconvert.model.decoder import Checkpoint, Decoder
 from cgconvert.model.tokenizer import Tokenizer
 from cgconvert.options import Option

@@ -22,7 +22,6 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
-import torch
 
 from cgconvert.errors import InputError, OutputError, first_few
 from cgconvert.formats.gguf.header import (
@@ -34,6 +33,7 @@ from cgconvert.formats.gguf.header import (
 )
 from cgconvert.io.staging import Staging
 from cgconvert.io.stand_ins import refuse_pointer
+from cgconvert.lazy import torch
 from cgconvert.model.decoder import Decoder
 from cgconvert.model.tensor_names import GGUF
 

@@ -9,7 +9,6 @@ from typing import Any
 
 import gguf
 import numpy as np
-import torch
 
 from cgconvert.codecs.block_codec import BlockCodec
 from cgconvert.codecs.encoding import FloatEncoding
@@ -24,6 +23,7 @@ from cgconvert.formats.gguf.generation import (
 from cgconvert.formats.gguf.header import GgufHeader, TensorInfo
 from cgconvert.formats.gguf.split import read_model_header
 from cgconvert.formats.gguf.writer import ARCHITECTURE, PRE_TOKENIZER, SUPPRESSED
+from cgconvert.lazy import torch
 from cgconvert.model.decoder import Checkpoint, Decoder, Geometry
 from cgconvert.model.generation_config import GenerationConfig
 from cgconvert.model.tensor import LazyTensor, StoredTensor

@@ -12,9 +12,8 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-import torch
-
 from cgconvert.errors import InputError
+from cgconvert.lazy import torch
 from cgconvert.model.decoder import Geometry
 from cgconvert.model.tensor import LazyTensor, Zeros
 from cgconvert.model.tensor_names import TensorNames

@@ -12,10 +12,9 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-import torch
-
 from cgconvert.errors import InputError
 from cgconvert.formats.huggingface.safetensors_reader import DTYPES
+from cgconvert.lazy import torch
 from cgconvert.model.tensor import FLOATING_TYPES, LazyTensor, StoredTensor
 
 __all__ = ["refuse_quantized"]

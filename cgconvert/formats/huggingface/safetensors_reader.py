@@ -11,11 +11,10 @@ import math
 from pathlib import Path
 from typing import Any
 
-import torch
-
 from cgconvert.errors import InputError
 from cgconvert.io.stand_ins import check_head
 from cgconvert.io.strict_json import parse_json
+from cgconvert.lazy import torch
 from cgconvert.model.tensor import StoredTensor
 
 __all__ = ["shared_names", "tensors"]

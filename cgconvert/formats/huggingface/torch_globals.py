@@ -11,7 +11,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
-import torch
+from cgconvert.lazy import torch
 
 __all__ = ["INERT", "Call", "InertClass", "RefusedError", "Storage", "View", "find_global"]
 

@@ -13,7 +13,6 @@ from pathlib import Path
 
 import numpy as np
 import onnx
-import torch
 from google.protobuf.message import DecodeError
 from onnx import TensorProto
 
@@ -26,6 +25,7 @@ from cgconvert.formats.onnx.files import find_graph, folder_of
 from cgconvert.formats.onnx.weights import COS, QKV, ROTARY_BASE, ROTARY_ORDER
 from cgconvert.io.stand_ins import check_head
 from cgconvert.io.strict_json import read_json
+from cgconvert.lazy import torch
 from cgconvert.model.chat_templates import chat_template_files
 from cgconvert.model.decoder import Checkpoint, Decoder, Geometry
 from cgconvert.model.generation_config import generation_files, read_generation_config

@@ -6,12 +6,12 @@ from collections.abc import Iterator
 from dataclasses import replace
 
 import numpy as np
-import torch
 
 from cgconvert.codecs.encoding import Encoding
 from cgconvert.codecs.matmul_nbits import MatMulNBits
 from cgconvert.codecs.quantized_tensor import PackedRowsEncoding, QuantizedTensor
 from cgconvert.formats.onnx.variant import Variant
+from cgconvert.lazy import torch
 from cgconvert.model.decoder import Decoder, Geometry, Layer
 from cgconvert.model.tensor import InMemoryTensor, LazyTensor, StackedTensor
 from cgconvert.model.tensor_names import ONNX

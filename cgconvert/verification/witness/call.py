@@ -13,9 +13,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-import torch
-
 from cgconvert.io.progress import Progress
+from cgconvert.lazy import torch
 from cgconvert.model.decoder import Checkpoint
 from cgconvert.verification.prompts import tokenizer_texts
 from cgconvert.verification.witness.model import MAX_TOKENS, ModelReading, read_model

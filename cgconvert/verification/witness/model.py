@@ -8,9 +8,9 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import torch
 
 from cgconvert.io.memory import available_memory
+from cgconvert.lazy import torch
 from cgconvert.model.decoder import Checkpoint
 from cgconvert.verification.metrics import relative_error
 from cgconvert.verification.prompts import PROMPTS
