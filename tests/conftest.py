@@ -56,9 +56,11 @@ def small_state() -> synthetic.RandomState:
 
 
 @pytest.fixture(autouse=True)
-def _private_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Give each test a cache of its own, for unpacked tarballs and references."""
-    monkeypatch.setenv("CGCONVERT_CACHE", str(tmp_path / "cache"))
+def _private_cache(
+    tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Give each test a cache of its own, for unpacked tarballs, references and hashes."""
+    monkeypatch.setenv("CGCONVERT_CACHE", str(tmp_path_factory.mktemp("cache") / "cgconvert"))
 
 
 @pytest.fixture(autouse=True)

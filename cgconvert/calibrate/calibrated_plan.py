@@ -64,6 +64,7 @@ class CalibratedPlan(ABC):
     """
 
     resolved: ClassVar[bool] = False
+    computed_options: ClassVar[tuple[str, ...]] = ("types", "adjusted", "expected_kl")
 
     source: Checkpoint
     output: Path
@@ -81,6 +82,25 @@ class CalibratedPlan(ABC):
     @abstractmethod
     def limit(self) -> int:
         """The largest size in bytes that the artefact can have."""
+
+    @property
+    @abstractmethod
+    def is_folder(self) -> bool:
+        """Whether the artefact is a folder; if not, it is a single file."""
+
+    @property
+    def options(self) -> Mapping[str, Any]:
+        """The options of the request for the manifest, in the order of the manifest."""
+        return {
+            **self.requested,
+            "effort": self.preset.name,
+            "calibration": {
+                "text": self.text.name,
+                "sha256": self.text.sha256,
+                "windows": self.calibration_set.sha256,
+                "device": self.device.type,
+            },
+        }
 
     @property
     def notes(self) -> tuple[str, ...]:
@@ -156,14 +176,7 @@ class CalibratedPlan(ABC):
     def manifest_options(self, result: CalibrationResult) -> dict[str, Any]:
         """List the options for the manifest: those requested, and the result of calibration."""
         options = {
-            **self.requested,
-            "effort": self.preset.name,
-            "calibration": {
-                "text": self.text.name,
-                "sha256": self.text.sha256,
-                "windows": self.calibration_set.sha256,
-                "device": self.device.type,
-            },
+            **self.options,
             "types": dict(result.types),
             "adjusted": list(result.adjusted),
         }

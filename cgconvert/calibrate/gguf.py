@@ -14,6 +14,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
+from typing import ClassVar
 
 from cgconvert.calibrate.allocation import Choice, choose_types, pareto_frontier
 from cgconvert.calibrate.calibrated_plan import CalibratedPlan, CalibrationResult
@@ -82,11 +83,15 @@ class CalibratedGGUF(CalibratedPlan):
         save_imatrix: The path to which the importance matrix of the text is written; None if it is
             not written.
         format: The name of the artefact's format.
+        is_folder: See LazyPlan.
     """
+
+    computed_options: ClassVar[tuple[str, ...]] = ("type", *CalibratedPlan.computed_options)
 
     budget: Budget
     save_imatrix: Path | None = None
     format: str = "gguf"
+    is_folder: bool = False
 
     def __post_init__(self) -> None:
         """Check the budget before anything is measured; raises UsageError if it cannot be met."""

@@ -7,6 +7,7 @@ v are a single matrix in the graph, so they get the same type, but each is fitte
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
@@ -47,10 +48,12 @@ class CalibratedONNX(CalibratedPlan):
         block_options: The block options of formats.onnx.writer.plan. Graph, size and speed are
             those of an uncalibrated folder with these options.
         format: The name of the artefact's format.
+        is_folder: See LazyPlan.
     """
 
     block_options: dict[str, Any] = field(default_factory=dict)
     format: str = "onnx"
+    is_folder: bool = True
 
     def __post_init__(self) -> None:
         """Check the block options, and that the rows of each matrix are whole blocks.
@@ -65,8 +68,17 @@ class CalibratedONNX(CalibratedPlan):
         return Variant(bits=4, **self.block_options)
 
     @cached_property
+    def _uncalibrated(self) -> Plan:
+        """The plan of the same folder by the weights alone."""
+        return writer.plan(self.source, self.output, bits=4, **self.block_options)
+
+    @property
     def limit(self) -> int:
-        return writer.plan(self.source, self.output, bits=4, **self.block_options).nbytes
+        return self._uncalibrated.nbytes
+
+    @property
+    def options(self) -> Mapping[str, Any]:
+        return {**self._uncalibrated.options, **super().options}
 
     def resolve(self, folder: Path, progress: Progress) -> Plan:
         """Calibrate the model and plan the folder; raises InputError if the text is too short."""
@@ -79,7 +91,7 @@ class CalibratedONNX(CalibratedPlan):
         plan = writer.plan(
             result.checkpoint, self.output, bits=4, adjusted=result.adjusted, **self.block_options
         )
-        options = {**plan.options, **self.manifest_options(result)}
+        options = self.manifest_options(result)
         return replace(plan, source=self.source, options=options)
 
 

@@ -5,13 +5,13 @@ from __future__ import annotations
 import gzip
 import hashlib
 import json
-import os
 import shutil
 import zlib
 from pathlib import Path
 from typing import IO, Any
 
 from cgconvert.errors import InputError, OutputError
+from cgconvert.io.cache import cache_folder
 from cgconvert.io.staging import Staging
 from cgconvert.io.stand_ins import check_head
 from cgconvert.io.strict_json import read_json
@@ -19,7 +19,7 @@ from cgconvert.model.chat_templates import CHAT_TEMPLATE
 from cgconvert.model.tokenizer_files import TOKENIZER_FILES
 from cgconvert.sources.tar_stream import TarError, TarMember, TarStream
 
-__all__ = ["cache_folder", "checkpoint_name", "is_tarball", "unpack"]
+__all__ = ["checkpoint_name", "is_tarball", "unpack"]
 
 SUFFIXES = (".tar.gz", ".tgz")
 
@@ -62,14 +62,6 @@ def checkpoint_name(path: Path) -> str:
         if path.name.endswith(suffix):
             return path.name.removesuffix(suffix)
     return path.name
-
-
-def cache_folder() -> Path:
-    """cgconvert's cache: the folder $CGCONVERT_CACHE, or cgconvert in the user's cache folder."""
-    if folder := os.environ.get("CGCONVERT_CACHE"):
-        return Path(folder)
-    base = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
-    return Path(base) / "cgconvert"
 
 
 def unpack(path: Path) -> tuple[Path, dict[str, Any]]:

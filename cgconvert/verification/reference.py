@@ -24,13 +24,13 @@ from safetensors import SafetensorError
 from safetensors.numpy import load, save
 
 from cgconvert.errors import InputError
+from cgconvert.io.cache import read_entry, write_entry
 from cgconvert.io.progress import Progress, SilentProgress
 from cgconvert.lazy import torch
 from cgconvert.model.decoder import Decoder, Layer
 from cgconvert.model.device import torch_device
 from cgconvert.model.forward import attend, gelu, norm, rotary
 from cgconvert.model.tensor import LazyTensor
-from cgconvert.verification.cache import read_entry, write_entry
 from cgconvert.verification.metrics import ARRAYS, TOP, Distribution
 
 __all__ = ["CachedReference", "Reference"]

@@ -12,10 +12,10 @@ from dataclasses import replace
 from pathlib import Path
 
 from cgconvert.formats.qkv_groups import FAR, GroupPerplexities, measure_groups, page_ids
+from cgconvert.io.cache import read_entry, write_entry
 from cgconvert.io.progress import Progress
 from cgconvert.lazy import torch
 from cgconvert.model.decoder import Checkpoint
-from cgconvert.verification.cache import read_entry, write_entry
 from cgconvert.verification.thresholds import Check, at_most
 
 __all__ = ["CHECK_NAME", "check_source_groups"]

@@ -10,11 +10,11 @@ from typing import Any
 
 from cgconvert.errors import CgconvertError, UsageError, in_words
 from cgconvert.formats.registry import load
+from cgconvert.io.cache import cache_folder
 from cgconvert.io.progress import Progress, SilentProgress
 from cgconvert.lazy import torch
 from cgconvert.model.decoder import Checkpoint
 from cgconvert.runtimes import Runtime, open_runtime, runtime_class
-from cgconvert.sources.tarball import cache_folder
 from cgconvert.texts.text import Text
 from cgconvert.verification.checks import LogitComparisons, run_checks
 from cgconvert.verification.evidence import gather_evidence

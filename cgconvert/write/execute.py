@@ -6,6 +6,7 @@ on threads at the same time.
 
 from __future__ import annotations
 
+import contextlib
 import threading
 from collections.abc import Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -21,7 +22,8 @@ from cgconvert.io.signals import uninterrupted
 from cgconvert.io.staging import Staging
 from cgconvert.model.decoder import Checkpoint
 from cgconvert.write.hashing import StreamingHash, hash_checkpoint
-from cgconvert.write.journal import START, Journal, plan_key
+from cgconvert.write.journal import START, Journal, plan_key, source_identity
+from cgconvert.write.known_hashes import remember_sha256
 from cgconvert.write.manifest import (
     Manifest,
     expected_files,
@@ -103,6 +105,7 @@ def execute(
     """
     progress = progress or SilentProgress()
     stop = threading.Event()
+    identity = source_identity(plan.source)
     staging = Staging(plan.output, force=force, resume=resume)
     check_plan(plan, staged_bytes=max(0, _size(staging.content)))
     try:
@@ -138,7 +141,24 @@ def execute(
         raise OutputError(f"{plan.output}: cannot be written: {error.strerror or error}") from error
     finally:
         progress.finish()
+    _remember_hashes(plan, manifest, identity)
     return manifest
+
+
+def _remember_hashes(plan: Plan, manifest: Manifest, identity: list[list[str | int]]) -> None:
+    """Remember the hashes of the written files, and of the source's if they are as before."""
+    hashed = [
+        (plan.output / name if plan.is_folder else plan.output, entry["sha256"])
+        for name, entry in manifest.files.items()
+    ]
+    if source_identity(plan.source) == identity:
+        entries = manifest.source["files"]
+        hashed += [
+            (path, entry["sha256"]) for path, entry in zip(plan.source.files, entries, strict=True)
+        ]
+    with contextlib.suppress(OSError):  # a file is gone already: its hash is of no use
+        for path, sha256 in hashed:
+            remember_sha256(path, str(sha256))
 
 
 def _worker_pool(write_chunk: ChunkWriter, plan: Plan, was_computed: bool) -> WorkerPool:

@@ -10,7 +10,7 @@ import errno
 import hashlib
 import os
 import zlib
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -20,7 +20,7 @@ from cgconvert.io.stored_zip import Member, read_members
 from cgconvert.model.decoder import Checkpoint
 from cgconvert.model.tensor import StoredTensor
 
-__all__ = ["StreamingHash", "checked_sha256", "file_sha256", "hash_checkpoint"]
+__all__ = ["StreamingHash", "checked_sha256", "combined_sha256", "file_sha256", "hash_checkpoint"]
 
 READ_BYTES = 4 << 20
 """Bytes of a source file read at once."""
@@ -64,10 +64,15 @@ def hash_checkpoint(
         }
         for path in checkpoint.files
     ]
+    return {"files": files, "sha256": combined_sha256(files)}
+
+
+def combined_sha256(files: Iterable[Mapping[str, Any]]) -> str:
+    """One SHA-256 (hex) over the names and hashes of files, sorted by name."""
     hasher = hashlib.sha256()
     for file in sorted(files, key=lambda file: str(file["name"])):
         hasher.update(f"{file['sha256']}  {file['name']}\n".encode(errors="surrogateescape"))
-    return {"files": files, "sha256": hasher.hexdigest()}
+    return hasher.hexdigest()
 
 
 def checked_sha256(

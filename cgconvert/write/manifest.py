@@ -20,6 +20,7 @@ __all__ = [
     "Manifest",
     "expected_files",
     "find_manifest",
+    "is_as_written",
     "library_versions",
     "manifest_path",
 ]
@@ -104,6 +105,16 @@ def find_manifest(artefact: Path) -> Manifest | None:
     if not _is_valid(fields):
         raise InputError(f"{path}: is not a cgconvert manifest")
     return Manifest(**{key: fields[key] for key in Manifest.__dataclass_fields__ if key in fields})
+
+
+def is_as_written(path: Path) -> bool:
+    """Whether the file at `path` is a manifest with the SHA-256 that cgconvert gave it."""
+    try:
+        fields = read_json(path)
+    except (InputError, OSError):
+        return False
+    sha256 = fields.pop("sha256", None)
+    return bool(sha256 == hashlib.sha256(_json_bytes(fields)).hexdigest())
 
 
 def expected_files(artefact: Path, manifest: Manifest) -> dict[str, Mapping[str, Any]]:

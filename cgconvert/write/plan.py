@@ -157,6 +157,7 @@ class Plan:
     """
 
     resolved: ClassVar[bool] = True
+    computed_options: ClassVar[tuple[str, ...]] = ()
 
     source: Checkpoint
     output: Path
@@ -223,7 +224,11 @@ class LazyPlan(Protocol):
         resolved: Whether nothing has to be computed; a Plan is always resolved.
         source: The checkpoint whose tensors are written.
         output: Path of the artefact.
+        is_folder: Whether the artefact is a folder; if not, it is a single file.
         format: The artefact's format, for example gguf.
+        options: The options of the conversion that the manifest will record, as far as they are
+            known before anything is computed.
+        computed_options: Names of further options that the manifest will record.
         nbytes: The most bytes on the disk at any time, intermediate results included.
         notes: What the user should know of the artefact, such as what its format cannot hold.
     """
@@ -238,7 +243,16 @@ class LazyPlan(Protocol):
     def output(self) -> Path: ...
 
     @property
+    def is_folder(self) -> bool: ...
+
+    @property
     def format(self) -> str: ...
+
+    @property
+    def options(self) -> Mapping[str, Any]: ...
+
+    @property
+    def computed_options(self) -> tuple[str, ...]: ...
 
     @property
     def nbytes(self) -> int: ...

@@ -76,12 +76,13 @@ class Outcome:
 
 class Server:
     def __init__(self) -> None:
+        self.cache = tempfile.TemporaryDirectory()
         # A session of its own, so that an interruption of the tests ends it as well.
         self.process = subprocess.Popen(
             [sys.executable, "-m", "tests.faults.server"],
             stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, cwd=ROOT,
             env=os.environ | {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1",
-                              "HF_HUB_OFFLINE": "1"},
+                              "HF_HUB_OFFLINE": "1", "CGCONVERT_CACHE": self.cache.name},
         )  # fmt: skip
 
     def run(self, *arguments: str, cwd: Path, **options: Any) -> Outcome:
@@ -107,6 +108,7 @@ class Server:
     def close(self) -> None:
         """End the server. A closed pipe would not do: a forked process may hold the other end."""
         self.process.communicate(END)
+        self.cache.cleanup()
 
 
 def serve() -> None:

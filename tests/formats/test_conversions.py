@@ -18,6 +18,7 @@ from safetensors import safe_open
 
 from cgconvert import embedded
 from cgconvert.formats.read import ReadOptions, read
+from cgconvert.io.cache import cache_folder
 from cgconvert.model.decoder import Checkpoint, Geometry
 from cgconvert.runtimes import open_runtime
 from cgconvert.testing import synthetic
@@ -108,7 +109,7 @@ def test_every_layout_gives_the_same_weights(model: Model) -> None:
         write(plans.to_hf(checkpoint, output, max_shard_size=100 * 10**9))
         hashes.update(weights_sha256(output))
         shutil.rmtree(folder)
-        shutil.rmtree(model.folder / "cache", ignore_errors=True)
+        shutil.rmtree(cache_folder(), ignore_errors=True)
     assert len(hashes) == 1
     with safe_open(output / "model.safetensors", "pt") as file:
         assert set(file.keys()) == set(model.state)

@@ -19,6 +19,7 @@ import torch
 
 from cgconvert.errors import CgconvertError, InputError, UsageError
 from cgconvert.formats.read import ReadOptions, read
+from cgconvert.io.cache import cache_folder
 from cgconvert.model.decoder import Geometry
 from cgconvert.testing import synthetic
 from tests.conftest import SMALL
@@ -329,7 +330,7 @@ def test_tarballs_that_reach_outside_are_refused(tmp_path: Path) -> None:
         with pytest.raises(InputError, match=message):
             read(str(path))
     assert not outside.exists()
-    assert not (tmp_path / "cache").exists()
+    assert not cache_folder().exists()
 
 
 def test_a_tarball_cut_short_is_refused(make_checkpoint: Make, tmp_path: Path) -> None:
@@ -337,7 +338,7 @@ def test_a_tarball_cut_short_is_refused(make_checkpoint: Make, tmp_path: Path) -
     archive.write_bytes(archive.read_bytes()[:200_000])
     with pytest.raises(InputError, match=r"not a readable \.tar\.gz|truncated"):
         read(str(archive))
-    assert not (tmp_path / "cache").exists()
+    assert not cache_folder().exists()
 
 
 def test_a_tensor_whose_numbers_are_scattered_is_refused(make_checkpoint: Make) -> None:

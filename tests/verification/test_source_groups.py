@@ -13,8 +13,8 @@ import cgconvert
 from cgconvert import embedded
 from cgconvert.formats.qkv_groups import measure_groups
 from cgconvert.formats.read import ReadOptions, read
+from cgconvert.io.cache import write_entry
 from cgconvert.model.decoder import Checkpoint, Decoder
-from cgconvert.verification.cache import write_entry
 from cgconvert.verification.source_groups import check_source_groups
 from cgconvert.verification.thresholds import Check, Verdict
 from tests.support.trained_models import (

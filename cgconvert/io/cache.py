@@ -1,15 +1,24 @@
-"""Files of the verifier's cache: each begins with the SHA-256 of what follows."""
+"""cgconvert's cache: its folder, and files that each begin with the SHA-256 of what follows."""
 
 from __future__ import annotations
 
 import hashlib
+import os
 from pathlib import Path
 
 from cgconvert.io.staging import write_atomic
 
-__all__ = ["read_entry", "write_entry"]
+__all__ = ["cache_folder", "read_entry", "write_entry"]
 
 DIGEST_BYTES = hashlib.sha256().digest_size
+
+
+def cache_folder() -> Path:
+    """cgconvert's cache: the folder $CGCONVERT_CACHE, or cgconvert in the user's cache folder."""
+    if folder := os.environ.get("CGCONVERT_CACHE"):
+        return Path(folder)
+    base = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
+    return Path(base) / "cgconvert"
 
 
 def write_entry(path: Path, data: bytes) -> None:

@@ -1,0 +1,182 @@
+"""Whether a file or folder is an artefact of cgconvert's, unchanged, that may be replaced.
+
+Its manifest proves it: the manifest is as it was written, and names every file with its size and
+SHA-256. What is anything else, or holds anything else, belongs to the user.
+"""
+
+from __future__ import annotations
+
+import os
+import stat
+from collections.abc import Iterator
+from pathlib import Path
+
+from cgconvert.errors import InputError, UsageError, first_few
+from cgconvert.write.known_hashes import SMALL_BYTES, known_sha256
+from cgconvert.write.manifest import (
+    MANIFEST_NAME,
+    expected_files,
+    find_manifest,
+    is_as_written,
+    manifest_path,
+)
+
+__all__ = ["Replacement", "foreign_part", "protected_place"]
+
+NAMED = 3
+"""How many files a message names."""
+
+SYSTEM_FILES = (".DS_Store", "Thumbs.db")
+"""Files that macOS and Windows put into every folder that is looked at."""
+
+Snapshot = dict[str, tuple[int, int, int]]
+"""Size, modification time and inode number of each file of an artefact."""
+
+
+class Replacement:
+    """What `force` may replace at the path of an output.
+
+    Args:
+        force: Whether anything may be replaced at all.
+        is_folder: Whether the new artefact is a folder.
+    """
+
+    def __init__(self, *, force: bool, is_folder: bool) -> None:
+        self.force, self.is_folder = force, is_folder
+        self._proven: Snapshot = {}
+
+    def __call__(self, path: Path) -> None:
+        """Raise UsageError unless what lies at `path` is nothing, or may be replaced.
+
+        What was proven before is not hashed again as long as it is unchanged.
+        """
+        if self._proven and self._proven == _snapshot(path):
+            return
+        reason = self._reason(path, all_bytes=self.force)
+        if reason:
+            raise UsageError(f"{path}: {reason}; choose another `output`")
+        if os.path.lexists(path) and not self.force:
+            raise UsageError(f"{path} exists; give `force=True` to replace it")
+        self._proven = _snapshot(path)
+
+    def _reason(self, path: Path, *, all_bytes: bool) -> str:
+        """Say why what lies at `path` may not be replaced; "" if it may."""
+        if not os.path.lexists(path):
+            return "" if self.is_folder else _stale_manifest(path)
+        if reason := protected_place(path):
+            return reason
+        if path.is_dir() != self.is_folder and not path.is_symlink():
+            return f"exists and is {'a file' if self.is_folder else 'a folder'}"
+        part = foreign_part(path, all_bytes=all_bytes)
+        return f"exists and is not an artefact that `force` may replace: {part}" if part else ""
+
+
+def protected_place(path: Path) -> str:
+    """Say what makes a place one that is never replaced, whatever it holds; "" if nothing does."""
+    real = Path(os.path.realpath(path))
+    if path.is_symlink():
+        return f"is a link (to {path.readlink()}); give the path that is meant"
+    if real.parent == real:
+        return "is a root folder"
+    if Path(os.path.realpath(os.curdir)).is_relative_to(real):
+        return "is the working folder, or holds it"
+    if Path(os.path.realpath(Path.home())).is_relative_to(real):
+        return "is your home folder, or holds it"
+    if os.path.ismount(path):
+        return "is a mount point"
+    mode = path.lstat().st_mode
+    if not (stat.S_ISREG(mode) or stat.S_ISDIR(mode)):
+        return "is a device or a pipe, not a file or folder"
+    return ""
+
+
+def foreign_part(path: Path, *, all_bytes: bool) -> str:
+    """Say what in a file or folder is not cgconvert's as it was written; "" if nothing is.
+
+    Args:
+        path: A regular file or a folder.
+        all_bytes: Whether to compare the bytes of large files too, not only their sizes.
+    """
+    own_path = manifest_path(path)
+    where = "in it" if path.is_dir() else "beside it"
+    if own_path.is_symlink() or not own_path.is_file():
+        return f"there is no {MANIFEST_NAME} {where}"
+    try:
+        manifest = find_manifest(path)
+    except InputError:
+        manifest = None
+    if manifest is None or not is_as_written(own_path):
+        return f"the {own_path.name} {where} is not one that cgconvert wrote"
+    entries = expected_files(path, manifest)
+    if not path.is_dir():
+        named = {path.name: path} if path.name in entries else {}
+        unnamed = [] if named else [path.name]
+    else:
+        present = dict(_walk(path))
+        present.pop(MANIFEST_NAME)
+        named = {name: file for name, file in present.items() if name in entries}
+        folders = {str(parent.as_posix()) for name in named for parent in Path(name).parents}
+        unnamed = sorted(
+            name for name, file in present.items()
+            if name not in named and name not in folders and not _is_system_file(file)
+        )  # fmt: skip
+    if unnamed:
+        names = first_few(unnamed, NAMED, separator=", ", conjunction=" and ")
+        return f"its manifest does not name {names}"
+    changed = [
+        name for name, file in named.items() if not _is_unchanged(file, entries[name], all_bytes)
+    ]
+    if changed:
+        names = first_few(changed, NAMED, separator=", ", conjunction=" and ")
+        return f"changed since it was written: {names}"
+    return ""
+
+
+def _is_unchanged(file: Path, entry: object, all_bytes: bool) -> bool:
+    """Whether a file is a regular file of the size and, if it is compared, hash of its entry."""
+    status = file.lstat()
+    if not isinstance(entry, dict) or not stat.S_ISREG(status.st_mode):
+        return False
+    if status.st_size != entry.get("bytes"):
+        return False
+    if not all_bytes and status.st_size >= SMALL_BYTES:
+        return True
+    return known_sha256(file) == entry.get("sha256")
+
+
+def _walk(folder: Path) -> Iterator[tuple[str, Path]]:
+    """Yield the relative path and the path of everything below a folder; follow no link."""
+    for parent, folders, files in os.walk(folder, onerror=_raise):
+        for name in (*folders, *files):
+            path = Path(parent, name)
+            yield path.relative_to(folder).as_posix(), path
+
+
+def _raise(error: OSError) -> None:
+    """A folder that cannot be listed may hold anything."""
+    raise error
+
+
+def _is_system_file(path: Path) -> bool:
+    return path.name in SYSTEM_FILES and stat.S_ISREG(path.lstat().st_mode)
+
+
+def _stale_manifest(output: Path) -> str:
+    """Say that a file which is not cgconvert's lies where the manifest of `output` has to go."""
+    path = manifest_path(output)
+    if not os.path.lexists(path) or (not path.is_symlink() and is_as_written(path)):
+        return ""
+    return f"{path.name} exists beside it and is not one that cgconvert wrote"
+
+
+def _snapshot(path: Path) -> Snapshot:
+    """Describe everything that lies at `path`; empty if that is nothing, or cannot be looked at."""
+    try:
+        entries = dict(_walk(path)) if path.is_dir() else {"": path}
+        statuses = {name: file.lstat() for name, file in entries.items()}
+    except OSError:
+        return {}
+    return {
+        name: (0, 0, s.st_ino) if stat.S_ISDIR(s.st_mode) else (s.st_size, s.st_mtime_ns, s.st_ino)
+        for name, s in statuses.items()
+    }
