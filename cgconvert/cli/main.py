@@ -11,12 +11,13 @@ import traceback
 import warnings
 from collections.abc import Sequence
 from types import FrameType
-from typing import NoReturn
+from typing import Any, NoReturn
 
 import click
 
 from cgconvert.cli.text import one_line, with_flags
 from cgconvert.errors import CgconvertError, Interrupted
+from cgconvert.io.system.signals import INTERRUPTS
 from cgconvert.version import __version__
 
 __all__ = ["main"]
@@ -24,10 +25,9 @@ __all__ = ["main"]
 OTHER_COMMANDS = ("verify", "inspect", "generate", "run")
 """Commands that convert nothing; each is a module of this folder."""
 
-_SIGNALS = {
-    signal.SIGINT: signal.default_int_handler,
-    signal.SIGTERM: signal.SIG_DFL,
-    signal.SIGHUP: signal.SIG_DFL,
+_SIGNALS: dict[signal.Signals, Any] = {
+    number: signal.default_int_handler if number == signal.SIGINT else signal.SIG_DFL
+    for number in INTERRUPTS
 }
 """Signals that interrupt a run, with the handlers that Python has for them at its start."""
 

@@ -10,7 +10,6 @@ depend on the number of workers.
 from __future__ import annotations
 
 import os
-import signal
 import sys
 import threading
 from collections import deque
@@ -29,7 +28,8 @@ from types import TracebackType
 from typing import Any, TypeVar
 
 from cgconvert.errors import OutputError
-from cgconvert.io.signals import INTERRUPTS, uninterrupted
+from cgconvert.io.signals import uninterrupted
+from cgconvert.io.system.signals import blocked_interrupts
 from cgconvert.lazy import torch
 
 __all__ = ["WorkerPool", "ordered_results", "parallel_map", "start_workers", "stop_workers"]
@@ -233,14 +233,13 @@ class _Workers:
             # The workers inherit this number. They could not lower it themselves: torch would try
             # to end threads that a forked process does not have.
             torch.set_num_threads(1)
-            earlier_mask = signal.pthread_sigmask(signal.SIG_BLOCK, INTERRUPTS)
             try:
-                self._executor.submit(int).result()  # the first task forks all workers
+                with blocked_interrupts():
+                    self._executor.submit(int).result()  # the first task forks all workers
             except BaseException:
                 self.shutdown()
                 raise
             finally:
-                signal.pthread_sigmask(signal.SIG_SETMASK, earlier_mask)
                 torch.set_num_threads(threads)
                 os.close(read_end)
 

@@ -8,10 +8,9 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from types import FrameType
 
-__all__ = ["INTERRUPTS", "uninterrupted"]
+from cgconvert.io.system.signals import INTERRUPTS
 
-INTERRUPTS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
-"""The signals that ask a run to end."""
+__all__ = ["uninterrupted"]
 
 
 @contextmanager

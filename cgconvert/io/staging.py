@@ -7,9 +7,7 @@
 from __future__ import annotations
 
 import contextlib
-import ctypes
 import errno
-import fcntl
 import os
 import shutil
 import time
@@ -19,12 +17,11 @@ from types import TracebackType
 
 from cgconvert.errors import Interrupted, OutputError, UsageError
 from cgconvert.io.signals import uninterrupted
+from cgconvert.io.system.files import sync
+from cgconvert.io.system.locks import FileLock
+from cgconvert.io.system.names import exchange, rename
 
 __all__ = ["Staging", "atomic_path", "write_atomic"]
-
-RENAME_EXCHANGE = 2
-AT_FDCWD = -100
-"""Constants of renameat2 (linux/fs.h, linux/fcntl.h)."""
 
 LOCK_SECONDS = 2.0
 """How long to wait for the lock of another run. If that run was killed, its workers hold the lock
@@ -54,37 +51,22 @@ def atomic_path(path: Path, *, durable: bool = True) -> Iterator[Path]:
     """
     path = Path(os.path.realpath(path))
     partial = path.with_name(f".{path.name}.cgconvert-tmp")
-    lock = _open_locked(partial)
+    # A file of its own, because Windows does not rename a file that is open.
+    lock = FileLock(path.with_name(f".{path.name}.lock.cgconvert-tmp"))
     try:
+        with uninterrupted():
+            lock.acquire()
+        partial.unlink(missing_ok=True)  # it may even be a link
         yield partial
         if durable:
-            _sync(partial)
-        partial.replace(path)
+            sync(partial)
+        rename(partial, path)
     except BaseException:
-        partial.unlink(missing_ok=True)
+        if lock.is_held:
+            partial.unlink(missing_ok=True)
         raise
     finally:
-        os.close(lock)
-
-
-def _open_locked(path: Path) -> int:
-    """Create or open a file and lock it; return its descriptor.
-
-    If another run renamed the file while this run waited for the lock, the file at `path` is a
-    new one, so it is opened again.
-    """
-    while True:
-        descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW, 0o666)
-        try:
-            fcntl.flock(descriptor, fcntl.LOCK_EX)
-            if os.path.samestat(os.fstat(descriptor), os.lstat(path)):
-                return descriptor
-        except FileNotFoundError:
-            pass
-        except BaseException:
-            os.close(descriptor)
-            raise
-        os.close(descriptor)
+        lock.release(remove=True)
 
 
 class Staging:
@@ -114,7 +96,7 @@ class Staging:
         self.journal = self.folder / "journal"
         self.steps = self.folder / "steps"
         self._made_folders: list[Path] = []
-        self._lock = -1  # descriptor of the lock file, -1 while it is not open
+        self._lock = FileLock(self.folder / "lock")
 
     def __enter__(self) -> Staging:
         try:
@@ -128,7 +110,7 @@ class Staging:
                 shutil.rmtree(self.steps, ignore_errors=True)
             self.content.mkdir(exist_ok=True)
         except BaseException as error:
-            if self._lock >= 0:
+            if self._lock.is_held:
                 self._release(keep=self.resume and (self.journal.exists() or self.steps.exists()))
             else:
                 with contextlib.suppress(OSError):
@@ -161,9 +143,9 @@ class Staging:
         """
         self._sync_content()
         if os.path.lexists(self.output):
-            _exchange(self.content, self.output, self._replaced)
+            exchange(self.content, self.output, self._replaced)
         else:
-            self.content.rename(self.output)
+            rename(self.content, self.output)
         self._sync_parents()
 
     def commit_files(self) -> None:
@@ -181,7 +163,7 @@ class Staging:
             for file in beside:
                 self.output.with_name(file.name).unlink(missing_ok=True)
         for file in ordered:
-            file.replace(self.output.with_name(file.name))
+            rename(file, self.output.with_name(file.name))
         self._sync_parents()
 
     def _sync_content(self) -> None:
@@ -191,7 +173,7 @@ class Staging:
         """
         _sync_tree(self.content)
         self.journal.unlink(missing_ok=True)
-        _sync(self.folder)
+        sync(self.folder)
 
     @property
     def _replaced(self) -> Path:
@@ -215,21 +197,14 @@ class Staging:
             if self.folder.is_symlink():
                 raise OSError(errno.ELOOP, f"{self.folder.name} is a link")
             try:
-                self._lock = os.open(self.folder / "lock", os.O_RDWR | os.O_CREAT, 0o644)
-                fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-                if os.path.samestat((self.folder / "lock").stat(), os.fstat(self._lock)):
-                    return
+                self._lock.acquire(wait=False)
+                return
             except FileNotFoundError:
-                pass
+                pass  # another run has removed the folder
             except BlockingIOError as error:
                 if time.monotonic() > deadline:
-                    os.close(self._lock)
-                    self._lock = -1
                     raise UsageError(f"{self.output} is being written by another run") from error
                 time.sleep(0.01)
-            if self._lock >= 0:
-                os.close(self._lock)
-                self._lock = -1
 
     def _restore_replaced(self) -> None:
         """Move the earlier output back if a run was killed between the two renames of _exchange."""
@@ -237,17 +212,22 @@ class Staging:
             if os.path.lexists(self.output):
                 shutil.rmtree(self._replaced)
             else:
-                self._replaced.rename(self.output)
+                rename(self._replaced, self.output)
 
     @uninterrupted()
     def _release(self, *, keep: bool) -> None:
         """Unlock the staging folder, and remove it unless `keep`."""
-        if not keep:
-            shutil.rmtree(self.folder, ignore_errors=True)
-            self._remove_made_folders()
-        # Closing alone would not unlock it: the workers of parallel_map share the lock and go on.
-        fcntl.flock(self._lock, fcntl.LOCK_UN)
-        os.close(self._lock)
+        if keep:
+            self._lock.release()
+            return
+        with contextlib.suppress(OSError):
+            for path in self.folder.iterdir():
+                if path != self._lock.path:
+                    _remove(path)
+        self._lock.release(remove=True)  # apart from the rest: Windows removes no open file
+        with contextlib.suppress(OSError):  # another run may have begun here
+            self.folder.rmdir()
+        self._remove_made_folders()
 
     def _remove_made_folders(self) -> None:
         """Remove the parent folders that were made, as far as they are empty, the deepest first."""
@@ -258,38 +238,20 @@ class Staging:
     def _sync_parents(self) -> None:
         """Sync the folders in which names have changed, so that the renames survive a crash."""
         for folder in {self.output.parent, *(made.parent for made in self._made_folders)}:
-            _sync(folder)
+            sync(folder)
 
 
-def _exchange(new: Path, old: Path, replaced: Path) -> None:
-    """Exchange the names of two folders in one step.
-
-    If the system cannot do that, move `old` to `replaced`, then `new` to the place of `old`.
-    """
-    libc = ctypes.CDLL(None, use_errno=True)
-    if hasattr(libc, "renameat2"):
-        status = libc.renameat2(
-            AT_FDCWD, os.fsencode(new), AT_FDCWD, os.fsencode(old), RENAME_EXCHANGE
-        )
-        if status == 0:
-            return
-        if ctypes.get_errno() not in (errno.EINVAL, errno.ENOSYS, errno.ENOTSUP):
-            raise OSError(ctypes.get_errno(), os.strerror(ctypes.get_errno()), str(old))
-    old.rename(replaced)
-    new.rename(old)
+def _remove(path: Path) -> None:
+    """Remove a file or a folder with all that is in it."""
+    if path.is_dir() and not path.is_symlink():
+        shutil.rmtree(path, ignore_errors=True)
+    else:
+        with contextlib.suppress(OSError):
+            path.unlink()
 
 
 def _sync_tree(folder: Path) -> None:
     """Sync everything in a folder, and the folder."""
     for path in folder.rglob("*"):
-        _sync(path)
-    _sync(folder)
-
-
-def _sync(path: Path) -> None:
-    """Have a file's data, or a folder's names, written to the disk."""
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
+        sync(path)
+    sync(folder)

@@ -9,7 +9,6 @@ process ends with SIGBUS.
 from __future__ import annotations
 
 import math
-import os
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
@@ -20,6 +19,7 @@ from pathlib import Path
 import numpy as np
 
 from cgconvert.errors import InputError
+from cgconvert.io.system.files import read_at
 from cgconvert.lazy import torch
 
 __all__ = [
@@ -167,7 +167,7 @@ class StoredTensor(LazyTensor):
         offset = self.offset + start * self.dtype.itemsize
         while memory:
             try:
-                count = os.preadv(descriptor, [memory], offset)
+                count = read_at(descriptor, memory, offset)
             except OSError as error:
                 raise InputError(f"{self.path}: cannot be read: {error.strerror}") from error
             if count == 0:

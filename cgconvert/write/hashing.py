@@ -17,6 +17,7 @@ from typing import Any
 
 from cgconvert.errors import InputError
 from cgconvert.io.stored_zip import Member, read_members
+from cgconvert.io.system.files import open_file, read_at
 from cgconvert.model.decoder import Checkpoint
 from cgconvert.model.tensor import StoredTensor
 
@@ -191,7 +192,7 @@ class StreamingHash:
     """
 
     def __init__(self, path: Path) -> None:
-        self._descriptor = os.open(path, os.O_RDONLY)
+        self._descriptor = open_file(path)
         self._hasher, self._buffer = hashlib.sha256(), bytearray(HASH_BYTES)
         self._thread = ThreadPoolExecutor(1)
         self._steps: list[Future[None]] = []
@@ -225,7 +226,7 @@ class StreamingHash:
         """Read and hash the bytes from `start` to `end`; runs on the thread."""
         view = memoryview(self._buffer)
         while start < end and not self._is_stopped:
-            count = os.preadv(self._descriptor, [view[: end - start]], start)
+            count = read_at(self._descriptor, view[: end - start], start)
             if not count:
                 raise OSError(errno.EIO, "a file ended while it was written")
             self._hasher.update(view[:count])

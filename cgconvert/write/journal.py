@@ -10,12 +10,12 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 from cgconvert.errors import InputError
+from cgconvert.io.system.files import sync_descriptor
 from cgconvert.model.decoder import Checkpoint
 from cgconvert.write.manifest import library_versions
 from cgconvert.write.plan import Plan
@@ -116,4 +116,4 @@ class Journal:
         with self.path.open("a", encoding="utf-8") as file:
             file.write(json.dumps(entry) + "\n")
             file.flush()
-            os.fsync(file.fileno())
+            sync_descriptor(file.fileno())

@@ -12,6 +12,7 @@ from cgconvert.codecs.encoding import FloatEncoding
 from cgconvert.errors import InputError
 from cgconvert.io.parallel import WorkerPool, ordered_results
 from cgconvert.io.progress import Progress
+from cgconvert.io.system.files import allocate, open_file, sync_descriptor, write_at
 from cgconvert.lazy import torch
 from cgconvert.write.hashing import StreamingHash
 from cgconvert.write.journal import Journal, Position
@@ -83,23 +84,16 @@ class ChunkWriter:
             refused_rows = sum(not _is_encodable(tensor, row) for row in values.split(1))
             return UnstorableValues(nonfinite, refused_rows=refused_rows, reason=str(error))
         overflowing = 0
-        descriptor = os.open(self.folder / file.path, os.O_WRONLY)
+        descriptor = open_file(self.folder / file.path, write=True)
         try:
             for array_plan, array in zip(tensor.arrays, arrays, strict=True):
                 if array is not values:
                     overflowing += max(0, _count_nonfinite(array) - nonfinite)
                 offset = array_plan.offset + rows.start * array_plan.row_bytes
-                _write_at(descriptor, _as_bytes(array), offset)
+                write_at(descriptor, _as_bytes(array), offset)
         finally:
             os.close(descriptor)
         return UnstorableValues(nonfinite, overflowing)
-
-
-def _write_at(descriptor: int, data: memoryview, offset: int) -> None:
-    """Write all of `data`. One pwrite may write less than it is given."""
-    while data:
-        count = os.pwrite(descriptor, data, offset)
-        data, offset = data[count:], offset + count
 
 
 def _is_encodable(tensor: TensorPlan, rows: torch.Tensor) -> bool:
@@ -177,12 +171,11 @@ class PlanWriter:
             self.progress.advance(file.size)
             return
         path.parent.mkdir(parents=True, exist_ok=True)
-        descriptor = os.open(path, os.O_WRONLY | os.O_CREAT, 0o644)
+        descriptor = open_file(path, create=True)
         try:
             self.hashes[file.path] = StreamingHash(path)
-            if file.size:
-                os.posix_fallocate(descriptor, 0, file.size)  # a full disk fails here, at once
-            _write_at(descriptor, memoryview(file.header), 0)
+            allocate(descriptor, file.size, path)  # a full disk fails here, at once
+            write_at(descriptor, memoryview(file.header), 0)
             self.progress.advance(len(file.header))
             self._write_tensors(descriptor, file_index, file)
             self._complete(descriptor, file_index, file)
@@ -279,7 +272,7 @@ class PlanWriter:
 
     def _sync(self, descriptor: int, position: Position) -> None:
         """Sync the file, then record the position; runs in the background."""
-        os.fdatasync(descriptor)
+        sync_descriptor(descriptor)
         self.journal.record(position)
 
 

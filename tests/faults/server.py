@@ -179,7 +179,7 @@ def _die_before(number: int) -> None:
 
     for owner, name in (
         (Path, "rename"), (Path, "replace"), (Path, "unlink"), (shutil, "rmtree"),
-        (staging, "_exchange"), (staging, "_sync"),
+        (staging, "exchange"), (staging, "sync"),
     ):  # fmt: skip
         setattr(owner, name, killing(getattr(owner, name)))
 

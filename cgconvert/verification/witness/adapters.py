@@ -13,6 +13,7 @@ from typing import Any
 from cgconvert.formats.adapter.config import CONFIG_NAME
 from cgconvert.formats.adapter.merge import WEIGHT_NAMES
 from cgconvert.io.strict_json import read_json
+from cgconvert.io.system.names import link_or_copy
 from cgconvert.model.decoder import Checkpoint
 from cgconvert.verification.witness.opening import NoWitnessError, witnessing
 
@@ -49,7 +50,7 @@ def link_adapters(source: Checkpoint, folder: Path) -> list[Path]:
         kept = {name: value for name, value in settings.items() if name in SETTINGS}
         kept |= {"inference_mode": True, "base_model_name_or_path": ""}
         (link / CONFIG_NAME).write_text(json.dumps(kept), encoding="utf-8")
-        (link / weights.name).symlink_to(weights.resolve())
+        link_or_copy(link / weights.name, weights.resolve())
         links.append(link)
     return links
 

@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from cgconvert.io.memory import available_memory
+from cgconvert.io.system.memory import available_memory
 from cgconvert.lazy import torch
 from cgconvert.model.decoder import Checkpoint
 from cgconvert.verification.metrics import relative_error

@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from cgconvert.io.strict_json import read_json, read_text
+from cgconvert.io.system.names import link_or_copy
 from cgconvert.model.decoder import Checkpoint
 from cgconvert.model.tokenizer_files import TOKENIZER_FILES
 from cgconvert.verification.witness.adapters import adapter_weights
@@ -96,7 +97,7 @@ def link_weights(source: Checkpoint, folder: Path) -> bool:
         raise NoWitnessError("its weight files have names that transformers does not load")
     name = "model.safetensors" if is_safetensors else "pytorch_model.bin"
     if len(weights) == 1:
-        (folder / name).symlink_to(weights[0].resolve())
+        link_or_copy(folder / name, weights[0].resolve())
         return is_safetensors
     index = read_json(weights[0].with_name(f"{name}.index.json")).get("weight_map")
     weight_map = index if isinstance(index, dict) else {}
@@ -104,7 +105,7 @@ def link_weights(source: Checkpoint, folder: Path) -> bool:
     if set(weight_map.values()) != set(shards):
         raise NoWitnessError("its index names other files than were read")
     for shard, path in shards.items():
-        (folder / shard).symlink_to(path.resolve())
+        link_or_copy(folder / shard, path.resolve())
     _write(folder / f"{name}.index.json", {"metadata": {}, "weight_map": weight_map})
     return is_safetensors
 
@@ -165,7 +166,7 @@ def write_tokenizer_files(
         _write(folder / "tokenizer.json", _tokenizer_json(read_json(files["tokenizer.json"])))
     else:
         for name in files.keys() & {"vocab.json", "merges.txt"}:
-            (folder / name).symlink_to(files[name].resolve())
+            link_or_copy(folder / name, files[name].resolve())
     if "added_tokens.json" in files:
         _write(folder / "added_tokens.json", read_json(files["added_tokens.json"]))
     roles = read_json(files[ROLES_FILE]) if ROLES_FILE in files else {}

@@ -1,0 +1,99 @@
+"""Open files: reads and writes at a position, space on the disk, and the way to the disk.
+
+Where Python has no preadv or pwrite, as on Windows, a read or write moves the position of the
+descriptor. So only one thread at a time may use a descriptor; two threads open the file twice.
+"""
+
+from __future__ import annotations
+
+import errno
+import os
+import shutil
+from io import FileIO
+from pathlib import Path
+
+__all__ = ["allocate", "open_file", "read_at", "sync", "sync_descriptor", "write_at"]
+
+MAX_BYTES = 1 << 30
+"""Bytes of one read or write. macOS refuses more than 2 GiB; others do a part of it."""
+
+_BINARY = getattr(os, "O_BINARY", 0) | getattr(os, "O_CLOEXEC", 0)
+"""Without O_BINARY, Windows changes every byte 10 that is written."""
+
+
+def open_file(path: Path, *, write: bool = False, create: bool = False) -> int:
+    """Open a file as bytes and return its descriptor.
+
+    Args:
+        path: The file.
+        write: Open it for writing; what it holds stays.
+        create: Open it for writing, and make it if it is missing.
+    """
+    flags = os.O_RDWR if write or create else os.O_RDONLY
+    return os.open(path, flags | (os.O_CREAT if create else 0) | _BINARY, 0o644)
+
+
+def read_at(descriptor: int, memory: memoryview, offset: int) -> int:
+    """Read bytes from `offset` of a file into `memory`; return their number, 0 at the file's end.
+
+    There may be fewer than `memory` has room for.
+    """
+    memory = memory[:MAX_BYTES]
+    if hasattr(os, "preadv"):
+        return os.preadv(descriptor, [memory], offset)
+    with FileIO(descriptor, closefd=False) as file:
+        file.seek(offset)
+        return file.readinto(memory) or 0
+
+
+def write_at(descriptor: int, data: memoryview, offset: int) -> None:
+    """Write all of `data` at `offset`; the file grows where it is shorter."""
+    while data:
+        if hasattr(os, "pwrite"):
+            count = os.pwrite(descriptor, data[:MAX_BYTES], offset)
+        else:
+            os.lseek(descriptor, offset, os.SEEK_SET)
+            count = os.write(descriptor, data[:MAX_BYTES])
+        data, offset = data[count:], offset + count
+
+
+def allocate(descriptor: int, size: int, path: Path) -> None:
+    """Give the file at `path`, open for writing, a size in bytes.
+
+    Where space cannot be reserved the disk may still become full later, so that a write fails.
+
+    Raises OSError (ENOSPC) if the disk has too little space.
+    """
+    if not size:
+        return
+    if hasattr(os, "posix_fallocate"):
+        os.posix_fallocate(descriptor, 0, size)
+        return
+    missing = size - os.fstat(descriptor).st_size
+    if missing > shutil.disk_usage(path.parent).free:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(path))
+    if missing > 0:
+        os.truncate(descriptor, size)
+
+
+def sync(path: Path) -> None:
+    """Have a file's data, or a folder's names, written to the disk.
+
+    Windows cannot do it for a folder, and only through a descriptor that may write.
+    """
+    can_open_folders = hasattr(os, "O_DIRECTORY")
+    if not can_open_folders and path.is_dir():
+        return
+    descriptor = os.open(path, (os.O_RDONLY if can_open_folders else os.O_RDWR) | _BINARY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def sync_descriptor(descriptor: int) -> None:
+    """Have the data of an open file written to the disk; the file must be open for writing."""
+    if hasattr(os, "fdatasync"):
+        os.fdatasync(descriptor)
+    else:
+        os.fsync(descriptor)

@@ -1,0 +1,88 @@
+"""Locks between processes: one file, which one run at a time may hold."""
+
+from __future__ import annotations
+
+import os
+import warnings
+from pathlib import Path
+from typing import Any
+
+try:
+    import fcntl
+except ImportError:  # Windows
+    fcntl = None  # type: ignore[assignment]
+
+__all__ = ["FileLock"]
+
+
+class FileLock:
+    """An exclusive lock on a file, which is made where it is missing.
+
+    The system frees the lock of a killed process. With fcntl, forked workers share the lock, so it
+    is held as long as one of them can write. The library filelock serves where there is no fcntl:
+    it locks with LockFileEx on Windows; its workers are not forked, and end with this process.
+
+    Args:
+        path: The file. It has no other purpose, and its folder must exist.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self._descriptor = -1
+        self._library_lock: Any = None
+
+    @property
+    def is_held(self) -> bool:
+        """Whether this object holds the lock."""
+        return self._descriptor >= 0 or self._library_lock is not None
+
+    def acquire(self, *, wait: bool = True) -> None:
+        """Lock the file.
+
+        Raises BlockingIOError if another process or object holds the lock and `wait` is false, and
+        OSError if the file cannot be made, for example because its folder is missing.
+        """
+        if fcntl is None:
+            self._acquire_by_library(wait)
+            return
+        mode = fcntl.LOCK_EX if wait else fcntl.LOCK_EX | fcntl.LOCK_NB
+        flags = os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC
+        while True:
+            descriptor = os.open(self.path, flags, 0o666)
+            try:
+                fcntl.flock(descriptor, mode)
+                # Another run may have removed the file while this one opened it or waited.
+                if os.path.samestat(os.fstat(descriptor), os.lstat(self.path)):
+                    self._descriptor = descriptor
+                    return
+            except FileNotFoundError:
+                pass
+            except BaseException:
+                os.close(descriptor)
+                raise
+            os.close(descriptor)
+
+    def release(self, *, remove: bool = False) -> None:
+        """Unlock the file; `remove` removes it too, if no other run has it open by then."""
+        if self._library_lock is not None:
+            self._library_lock.release()  # removes it in any case
+            self._library_lock = None
+        elif self._descriptor >= 0:
+            descriptor, self._descriptor = self._descriptor, -1
+            if remove:
+                self.path.unlink(missing_ok=True)
+            # Closing alone would not unlock it: workers that were forked share the lock and go on.
+            fcntl.flock(descriptor, fcntl.LOCK_UN)
+            os.close(descriptor)
+
+    def _acquire_by_library(self, wait: bool) -> None:
+        # Imported where it is needed: it takes a tenth of a second.
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # that there is neither fcntl nor LockFileEx
+            import filelock
+        lock = filelock.FileLock(self.path, thread_local=False)
+        try:
+            lock.acquire(blocking=wait, poll_interval=0.01)
+        except filelock.Timeout as error:
+            raise BlockingIOError(f"{self.path} is locked") from error
+        self._library_lock = lock
