@@ -65,16 +65,18 @@ def _verify(
     """Verify the artefacts that the steps before this one have written."""
     own = dict(options)
     text, report = own.pop("text", None), own.pop("report", None)
+    paths = [Path(report)] if report else []
     print_and_judge(
         reports_of(
             artefacts_at(written),
             reference=checkpoint,
             texts=[texts[text]] if text else [],
-            report=[Path(report)] if report else [],
+            report=paths,
             thresholds=loaded.thresholds,
             progress="auto",
             **own,
-        )
+        ),
+        paths,
     )
 
 

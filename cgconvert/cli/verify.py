@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+import os
+import re
+import shutil
+import sys
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -18,8 +22,8 @@ from cgconvert.formats.read import read
 from cgconvert.formats.registry import OUT, find_all
 from cgconvert.texts.text import read_text
 from cgconvert.verification.report import check_report_path
-from cgconvert.verification.report.model import Report
-from cgconvert.verification.report.text import as_table, summary
+from cgconvert.verification.report.model import Report, total_sentence
+from cgconvert.verification.report.text import overview, table, wrapped
 from cgconvert.verification.thresholds import known_bounds
 
 __all__ = ["command", "print_and_judge"]
@@ -57,29 +61,77 @@ def _run(artefact: Path | None, **values: Any) -> None:
             thresholds=thresholds,
             progress="auto",
             **options,
-        )
+        ),
+        options["report"],
     )
 
 
-def _printable(lines: str) -> str:
-    """Escape what a terminal would obey in lines of a report; names of files may hold it."""
-    return "\n".join(map(printable, lines.split("\n")))
+COLOURS = {"FAIL": "red", "warning": "yellow", "pass": "green"}
+"""Colours of the words that begin a line of a table."""
+
+_WORD = re.compile(r"^(FAIL|warning|pass)(?= |$)", re.MULTILINE)
 
 
-def print_and_judge(reports: Iterable[Report]) -> None:
+def print_and_judge(reports: Iterable[Report], paths: Sequence[Path] = ()) -> None:
     """Print the table of each report as soon as it is complete, then one that sums them up.
 
-    Raises VerificationError if a check failed.
+    Args:
+        reports: The reports; when the last one is taken, they are written to `paths`.
+        paths: The files of the reports.
+
+    Raises VerificationError if a check failed, MissingRuntimeError if all that failed is that a
+    runtime is not installed.
     """
-    complete = []
+    complete: list[Report] = []
+    width = columns()
     for report in reports:
-        click.echo(_printable(as_table(report)))
+        if complete:
+            _print_sentence(complete[-1], width)
         complete.append(report)
+        if not report.has_wrong_reference:
+            _print(table(report, width))
     if len(complete) > 1:
-        click.echo(_printable(summary(complete)))
-    failed = [str(report.artefact["path"]) for report in complete if not report.passed]
+        _print_sentence(complete[-1], width)
+        _print(overview(complete, width))
+    for path in dict.fromkeys(paths):
+        click.echo(f"report written to {printable(str(path))}")
+    if len(complete) == 1 and complete[0].has_wrong_reference:
+        (check,) = complete[0].checks
+        raise VerificationError(f"{complete[0].artefact['path']}: {check.detail}")
+    _print("\n".join(wrapped(total_sentence(complete), width)))
+    _raise_if_failed(complete)
+
+
+def _print_sentence(report: Report, width: int | None) -> None:
+    _print("\n".join([*wrapped(report.sentence, width), ""]))
+
+
+def _raise_if_failed(reports: Sequence[Report]) -> None:
+    failed = [str(r.artefact["path"]) for r in reports if not r.passed and not r.is_only_unrun]
+    missing = dict.fromkeys(r.runtime["missing"] for r in reports if "missing" in r.runtime)
+    unrun = [str(r.artefact["path"]) for r in reports if "missing" in r.runtime]
+    texts = [f"verification failed: {', '.join(failed)}"] if failed else []
+    if missing:
+        texts.append(f"not run: {', '.join(unrun)}: {'; '.join(missing)}")
     if failed:
-        raise VerificationError(f"verification failed: {', '.join(failed)}")
+        raise VerificationError("; ".join(texts))
+    if texts:
+        raise UsageError(texts[0])
+
+
+def columns() -> int | None:
+    """The width of the terminal; None if the output goes to a file or a pipe."""
+    if not (sys.stdout.isatty() or os.environ.get("COLUMNS", "").isdecimal()):
+        return None
+    return max(20, shutil.get_terminal_size().columns)
+
+
+def _print(text: str) -> None:
+    """Print lines of a report, without what a terminal would obey: names of files may hold it."""
+    shown = "\n".join(map(printable, text.split("\n")))
+    if sys.stdout.isatty() and not os.environ.get("NO_COLOR"):
+        shown = _WORD.sub(lambda match: click.style(match[0], COLOURS[match[0]], bold=True), shown)
+    click.echo(shown)
 
 
 command = click.Command(

@@ -194,7 +194,7 @@ def _check_logits(
     evidence: Evidence, comparison: LogitComparison, thresholds: Thresholds
 ) -> list[Check]:
     """Check how much the artefact's logits lost of the source's."""
-    ratio_error = comparison.perplexity_error
+    ratio_error, ratio = comparison.perplexity_error, "logits.perplexity_ratio"
     values: list[tuple[Callable[..., Check], str, float | None, str]] = [
         (at_most, "logits.nmse", comparison.nmse, ""),
         (at_most, "logits.kl_mean", comparison.kl_mean, ""),
@@ -203,13 +203,16 @@ def _check_logits(
         (at_least, "logits.top1_sure", comparison.top1_sure,
          f"{comparison.sure_positions} positions where the reference gives p >= 2/3"),
         (at_least, "logits.top5", comparison.top5, ""),
-        (at_most, "logits.perplexity_ratio", comparison.perplexity_ratio,
-         "" if ratio_error is None else f"standard error {ratio_error:.2g}"),
     ]  # fmt: skip
-    return [
+    checks = [
         at_bound(name, value, thresholds.get(name), detail)
         for at_bound, name, value, detail in values
     ]
+    highest = thresholds.get(ratio)
+    # Rounding changes a likelihood by chance, so it gains at most about what it may lose.
+    lowest = 1 / highest if highest is not None and highest >= 1 else None
+    detail = "" if ratio_error is None else f"standard error {ratio_error:.2g}"
+    return [*checks, at_most(ratio, comparison.perplexity_ratio, highest, detail, lowest)]
 
 
 def _check_generation(

@@ -13,9 +13,12 @@ from cgconvert.errors import InputError, in_words
 from cgconvert.verification.thresholds import Check, Verdict
 from cgconvert.write.manifest import Manifest, expected_files, find_manifest, manifest_path
 
-__all__ = ["check_provenance"]
+__all__ = ["check_provenance", "is_other_source", "is_source_change"]
 
 CHECK_NAME = "provenance"
+
+SOURCE_CHANGED = "is not what it was made from"
+OTHER_SOURCE = "made from "
 
 
 def check_provenance(
@@ -41,20 +44,29 @@ def check_provenance(
         detail = f"no {manifest_path(artefact).name}: not known what it was made from"
         return Check(CHECK_NAME, None, 0.0, "<=", Verdict.WARNING, detail)
     differences = _file_differences(artefact, manifest, hashes)
-    detail, is_other_source = "", manifest.source.get("sha256") != source_sha256
-    if is_other_source:
+    detail, is_another = "", manifest.source.get("sha256") != source_sha256
+    if is_another:
         recorded, current = _source_name(manifest.source.get("origin")), _source_name(origin)
         if recorded is not None and recorded == current:
-            differences.append(
-                f"the source, {recorded}, is not what it was made from: its SHA-256 differs"
-            )
+            differences.append(f"the source, {recorded}, {SOURCE_CHANGED}: its SHA-256 differs")
         else:
-            detail = f"made from {recorded or 'an unnamed source'}, of another SHA-256"
+            detail = f"{OTHER_SOURCE}{recorded or 'an unnamed source'}, of another SHA-256"
     if differences:
         text = "; ".join([*differences, detail] if detail else differences)
         return Check(CHECK_NAME, float(len(differences)), 0.0, "<=", Verdict.FAIL, text)
-    verdict = Verdict.WARNING if is_other_source else Verdict.PASS
+    verdict = Verdict.WARNING if is_another else Verdict.PASS
     return Check(CHECK_NAME, 0.0, 0.0, "<=", verdict, detail)
+
+
+def is_source_change(check: Check) -> bool:
+    """Whether the check failed because the source was changed, and for nothing else."""
+    first, *others = check.detail.split("; ")
+    return check.verdict == Verdict.FAIL and SOURCE_CHANGED in first and not others
+
+
+def is_other_source(check: Check) -> bool:
+    """Whether the check says that the reference is not the source that the manifest names."""
+    return any(phrase.startswith(OTHER_SOURCE) for phrase in check.detail.split("; "))
 
 
 def _file_differences(artefact: Path, manifest: Manifest, hashes: Mapping[str, str]) -> list[str]:

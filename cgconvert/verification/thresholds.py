@@ -25,7 +25,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Collection, Iterable, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from enum import StrEnum
 from typing import Any
 
@@ -72,6 +72,8 @@ class Check:
         comparison: "<=" or ">=", as in `value <= threshold`.
         verdict: PASS, INFO, WARNING or FAIL.
         detail: What explains the value, for a person.
+        minimum: What the value must reach beside a bound of "<=": less is impossible for a right
+            artefact. None for no such bound.
     """
 
     name: str
@@ -80,6 +82,7 @@ class Check:
     comparison: str
     verdict: Verdict
     detail: str = ""
+    minimum: float | None = None
 
     def as_dict(self) -> dict[str, Any]:
         """The check for JSON: NaN and infinity become None and are named in the detail."""
@@ -90,9 +93,26 @@ class Check:
         return asdict(self) | {"value": None, "detail": detail}
 
 
-def at_most(name: str, value: float | None, threshold: float | None, detail: str = "") -> Check:
-    """Make a check that passes if value <= threshold; NaN fails, None on either side is INFO."""
-    return _judge(name, value, threshold, "<=", detail)
+def at_most(
+    name: str,
+    value: float | None,
+    threshold: float | None,
+    detail: str = "",
+    minimum: float | None = None,
+) -> Check:
+    """Make a check that passes if value <= threshold; NaN fails, None on either side is INFO.
+
+    A value below `minimum` fails too: it is too good to be true.
+    """
+    check = _judge(name, value, threshold, "<=", detail)
+    if minimum is None or value is None or threshold is None:
+        return check
+    if value < minimum:
+        detail = first_few(
+            [f"far below {minimum:.3g}, the least that is possible", *filter(None, [detail])], 2
+        )
+        return replace(check, verdict=Verdict.FAIL, detail=detail, minimum=minimum)
+    return replace(check, minimum=minimum)
 
 
 def at_least(name: str, value: float | None, threshold: float | None, detail: str = "") -> Check:

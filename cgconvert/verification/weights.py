@@ -23,14 +23,26 @@ from cgconvert.model.decoder import Decoder
 from cgconvert.model.tensor import FLOATING_TYPES, LazyTensor
 from cgconvert.verification.quantization_error import (
     adjustment_over_bound,
+    is_too_exact,
     searched_error_over_bound,
 )
-from cgconvert.verification.thresholds import MAX_NAMED, Check, at_most, no_differences
+from cgconvert.verification.thresholds import (
+    MAX_NAMED,
+    Check,
+    Verdict,
+    at_most,
+    no_differences,
+)
 
 __all__ = ["TensorError", "check_weights", "compare"]
 
 CHUNK_BYTES = 16 << 20
 """How many bytes of a tensor are in memory at once, as float32."""
+
+SUSPICIOUS = 0.25
+"""A largest error of a quantized matrix, as a multiple of its bound, that is compared with the
+rounding of its type: a matrix of thousands of weights that are rounded has 0.9 and more, a searched
+one 0.4, one that its type holds exactly 0."""
 
 
 @dataclass(frozen=True)
@@ -49,6 +61,7 @@ class TensorError:
         error_over_bound: The largest error of a quantized matrix or of a vector that calibration
             adjusted, as a multiple of its bound: at most 1 if it is right, never NaN. None for all
             other tensors, which have to be equal.
+        too_exact: Whether a quantized matrix is much nearer to the source than its type can be.
     """
 
     name: str
@@ -58,6 +71,14 @@ class TensorError:
     differing: int
     relative_rms: float
     error_over_bound: float | None = None
+    too_exact: bool = False
+
+    @property
+    def is_wrong(self) -> bool:
+        """Whether the tensor is not what the source says it should be."""
+        if self.nonfinite or self.too_exact:
+            return True
+        return bool(self.differing) if self.error_over_bound is None else self.error_over_bound > 1
 
 
 def check_weights(
@@ -148,6 +169,12 @@ def _compare_tensor(
         error_over_bound = searched_error_over_bound(
             tensor, tensor.codec.with_search(), expected, _chunk_rows(tensor), coarsest
         )
+    too_exact = (
+        isinstance(tensor, QuantizedTensor)
+        and error_over_bound is not None
+        and error_over_bound < SUSPICIOUS
+        and is_too_exact(tensor, tensor.codec.with_search(), expected, _chunk_rows(tensor))
+    )
     return TensorError(
         name=name,
         type=_type(tensor),
@@ -156,6 +183,7 @@ def _compare_tensor(
         differing=differing,
         relative_rms=_relative_rms(squared_error, squared_norm),
         error_over_bound=error_over_bound,
+        too_exact=too_exact,
     )
 
 
@@ -281,7 +309,10 @@ def _none_counted(name: str, counts: Sequence[tuple[TensorError, int]], phrase: 
     wrong = [(error, count) for error, count in counts if count]
     wrong.sort(key=lambda pair: pair[1] / pair[0].size, reverse=True)
     texts = [f"{count} of {error.size} {phrase} in {error.name}" for error, count in wrong]
-    return at_most(name, float(sum(count for _, count in wrong)), 0, first_few(texts, MAX_NAMED))
+    detail = first_few(texts, MAX_NAMED)
+    if len(wrong) > 1:
+        detail = f"{len(wrong)} of {len(counts)} tensors: {detail}"
+    return at_most(name, float(sum(count for _, count in wrong)), 0, detail)
 
 
 def _within_bounds(name: str, errors: Sequence[TensorError]) -> list[Check]:
@@ -294,4 +325,15 @@ def _within_bounds(name: str, errors: Sequence[TensorError]) -> list[Check]:
         return []
     worst = sorted(ratios, key=lambda pair: pair[0], reverse=True)[:MAX_NAMED]
     detail = ", ".join(f"{tensor} {ratio:.3g}" for ratio, tensor in worst)
+    beyond = sum(ratio > 1 for ratio, _ in ratios)
+    if beyond > 1:
+        detail = f"{beyond} of {len(ratios)} tensors are beyond their bounds: {detail}"
+    too_exact = [(e, 1) for e in errors if e.too_exact]
+    if too_exact and not beyond:
+        names = first_few([e.name for e, _ in too_exact], MAX_NAMED, separator=", ")
+        detail = (
+            f"{len(too_exact)} of {len(ratios)} tensors are nearer to the source than their type "
+            f"can be: {names}; are they compared with themselves?"
+        )
+        return [Check(name, worst[0][0], 1, "<=", Verdict.FAIL, detail)]
     return [at_most(name, worst[0][0], 1, detail)]

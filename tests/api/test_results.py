@@ -51,7 +51,7 @@ def test_a_verification_of_several_artefacts_in_every_form() -> None:
     assert ElementTree.fromstring(verification.to_junit()).tag == "testsuites"
     assert verification.to_html().startswith("<!DOCTYPE html>")
     assert str(verification) == verification.to_text()
-    assert "FAILED: provenance" in verification.to_text()
+    assert "Do not ship bad.gguf (1 of 2 artefacts)." in verification.to_text()
     assert verification._repr_html_().startswith('<iframe srcdoc="&lt;!DOCTYPE html&gt;')
     verification.save("report.json", "report.html")
     assert Path("report.json").read_text() == verification.to_json()

@@ -13,6 +13,7 @@ from cgconvert.io.progress import SilentProgress
 from cgconvert.model.decoder import Checkpoint
 from cgconvert.runtimes import open_runtime
 from cgconvert.verification.report import write_reports
+from cgconvert.verification.report.advice import ADVICE
 from cgconvert.verification.report.model import Report, as_json
 from cgconvert.verification.report.text import as_table
 from cgconvert.verification.thresholds import Verdict
@@ -44,6 +45,8 @@ def test_valid_artefacts_pass(
 ) -> None:
     report = verified(write(name, source), source)
     assert report.passed, as_table(report)
+    assert {check.name for check in report.checks} <= ADVICE.keys()
+    assert report.sentence.startswith(f"Ship {report.artefact['path']}: every stored number is the")
 
 
 def test_an_old_end_of_text_in_a_folder_is_caught(
@@ -82,7 +85,10 @@ def test_the_report_names_artefact_source_reference_and_runtime(
     assert [c["name"] for c in entry["checks"]] == [c.name for c in report.checks]
     assert as_json([report]) == as_json([verified(plan, source)])
     lines = as_table(report).splitlines()
-    assert lines[-1].startswith("passed: ")
+    assert lines[-1] == (
+        f"Ship {plan.output}: every stored number is the source's within the rounding of Q8_0, and "
+        "llama.cpp loses no more than Q8_0 may."
+    )
     (nmse,) = [line for line in lines if "logits.nmse" in line]
     assert nmse.split()[:2] == ["pass", "logits.nmse"]
     assert nmse.split()[3:] == ["<=", "0.004"]
@@ -96,7 +102,9 @@ def test_a_reports_format_follows_its_suffix(
     write_reports([report], tmp_path / "report.json")
     assert json.loads((tmp_path / "report.json").read_text())["verdict"] == "fail"
     write_reports([report], tmp_path / "report.txt")
-    assert (tmp_path / "report.txt").read_text().endswith("FAILED: logits.nmse\n")
+    assert (tmp_path / "report.txt").read_text().endswith(f"\n{report.sentence}\n")
+    assert report.sentence.startswith("Do not ship ")
+    assert "Q8_0 lost more than it may (logits.nmse is" in report.sentence
     with pytest.raises(UsageError, match=r"ends in \.json"):
         write_reports([report], tmp_path / "report.doc")
     with pytest.raises(OutputError, match="cannot be written"):

@@ -19,7 +19,15 @@ from xml.etree.ElementTree import Element, tostring
 from jinja2 import Environment, StrictUndefined, Template
 from markupsafe import Markup
 
-from cgconvert.verification.report.model import SUMMARY, bound, number, printable, run_description
+from cgconvert.verification.report.advice import advice
+from cgconvert.verification.report.model import (
+    SEVERITY,
+    SUMMARY,
+    bound,
+    number,
+    printable,
+    run_description,
+)
 from cgconvert.verification.report.plots import (
     changed_tensors,
     is_wrong,
@@ -68,6 +76,7 @@ def _template() -> Template:
         finalize=_finalize,
     )
     environment.filters |= {
+        "advice": advice,
         "all_digits": repr,
         "divergence_figure": _divergence_figure,
         "number": number,
@@ -78,6 +87,7 @@ def _template() -> Template:
         "tensor_figure": _tensor_figure,
         "value_of": _value_of,
         "worst_first": worst_first,
+        "worst_verdict_first": _worst_verdict_first,
     }
     environment.tests["wrong_tensor"] = is_wrong
     environment.globals |= {
@@ -106,6 +116,11 @@ def _opening(report: Mapping[str, Any]) -> str:
     if warnings:
         sentence += f"; with warnings: {warnings}"
     return f"{sentence}."
+
+
+def _worst_verdict_first(entries: Sequence[Mapping[str, Any]]) -> list[Mapping[str, Any]]:
+    """Sort artefacts or checks as people read them: failed, with warnings, passed."""
+    return sorted(entries, key=lambda entry: SEVERITY.index(entry["verdict"]))
 
 
 def _value_of(checks: Sequence[Mapping[str, Any]], name: str) -> float | None:

@@ -13,6 +13,7 @@ from collections.abc import Mapping
 from typing import Any
 from xml.etree.ElementTree import Element, SubElement, indent, tostring
 
+from cgconvert.verification.report.advice import advice
 from cgconvert.verification.report.model import bound, number, printable, run_description
 
 __all__ = ["as_junit"]
@@ -59,6 +60,7 @@ def _properties(report: Mapping[str, Any], tool: Mapping[str, str]) -> dict[str,
         for name, group in groups.items()
         for key, value in group.items()
     }
+    values |= {name: report[name] for name in ("sentence", "not_compared") if report[name]}
     hashes = report["artefact"]["files"].items()
     return values | {f"artefact.sha256.{name}": sha256 for name, sha256 in hashes}
 
@@ -71,12 +73,15 @@ def _case(check: Mapping[str, Any], path: str) -> Element:
     lines = [f"{check['verdict']}: {check['name']}", f"value {_all_digits(check['value'])}"]
     if check["threshold"] is not None:
         lines.append(f"bound {check['comparison']} {_all_digits(check['threshold'])}")
+    if check["minimum"] is not None:
+        lines.append(f"bound >= {_all_digits(check['minimum'])}")
     text = "\n".join(filter(None, [*lines, check["detail"]]))
     case = Element("testcase", classname=path, name=check["name"])
     if check["verdict"] == "fail":
-        limit = bound(check["comparison"], check["threshold"])
+        limit = bound(check["comparison"], check["threshold"], check["minimum"])
         summary = f"{number(check['value'])}, not {limit}" if check["value"] is not None else ""
         message = "; ".join(filter(None, [summary, check["detail"]]))
+        text += f"\n{advice(check['name'])}"
         SubElement(case, "failure", message=message, type=check["name"]).text = text
         return case
     if check["verdict"] == "warning":

@@ -7,31 +7,37 @@ come):
     schema      1
     tool        {name, version}
     verdict     pass, warning or fail: the worst of all
+    sentence    what to ship and why, in a sentence on all artefacts
     artefacts   one object for each artefact:
       artefact    {path, format, type, files: {relative path: sha256}}
       source      {name, layout, sha256} of the checkpoint it is compared with
       reference   {weights, compute, device}: torch's names of the types the source's numbers had
                   (float16: after rounding, if they were wider) and were computed in
-      runtime     {name, version, device}
+      runtime     {name, version, device}; `missing` if it is not installed: what to install
       prompts     {sha256, sequences, tokens, lengths, texts}: sha256 of the prompts' texts; the
                   number of sequences and of tokens whose logits were compared, and each
                   sequence's length. The user's texts come after the prompts: texts is [{name,
                   sha256, sequences, tokens}], sha256 of the file's bytes ("stdlib": of all its
                   files)
       texts       {sha256, count} of the texts the tokenizers were compared on
-      checks      [{name, value, threshold, comparison, verdict, detail}]: value is null if there
-                  was nothing to measure or it is not finite, threshold null if none is demanded;
-                  comparison is "<=" or ">="; verdict is pass, info, warning or fail
+      checks      [{name, value, threshold, comparison, verdict, detail, minimum}]: value is null
+                  if there was nothing to measure or it is not finite, threshold null if none is
+                  demanded; comparison is "<=" or ">="; verdict is pass, info, warning or fail;
+                  minimum is what a value must reach beside "<=", null for no such bound
       series      {name: [value or null]} of three significant digits: "logits.kl" is KL(reference
                   || artefact) in nats at every position, prompts one after the other; null if it
                   is not finite; no such key if the logits could not be compared
-      tensors     [{name, type, size, nonfinite, differing, relative_rms, worst}] in the artefact's
-                  order, those that are there in their shape: type as stored; nonfinite and
-                  differing count values (see weights.finite, weights.equal); relative_rms is
+      tensors     [{name, type, size, nonfinite, differing, relative_rms, worst, too_exact}] in the
+                  artefact's order, those that are there in their shape: type as stored; nonfinite
+                  and differing count values (see weights.finite, weights.equal); relative_rms is
                   ||stored - source|| / ||source||; worst is the largest error of a quantized or
                   adjusted tensor as a multiple of its bound (see weights.error,
-                  weights.adjusted), null for other tensors; a number that is not finite is null
+                  weights.adjusted), null for other tensors; a number that is not finite is null;
+                  too_exact says that it is nearer to the source than its type can be
+      quick       true if only a part was compared
+      not_compared  what a quick verification leaves out, in words; empty if it was a whole one
       verdict     pass, warning or fail
+      sentence    ship the artefact or do not, and why
 """
 
 from __future__ import annotations
@@ -43,13 +49,15 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
+from cgconvert.verification.report.conclusion import Subject, conclusion, total
 from cgconvert.verification.thresholds import Check, Verdict, worst_verdict
 from cgconvert.verification.weights import TensorError
 from cgconvert.version import __version__
 
 __all__ = [
-    "SCHEMA", "SUMMARY", "Report", "as_json", "as_json_object", "bound", "number", "printable",
-    "rounded", "run_description",
+    "SCHEMA", "SEVERITY", "SUMMARY", "Report", "as_json", "as_json_object", "bound", "number",
+    "printable", "rounded", "run_description", "total_sentence", "worst_checks_first",
+    "worst_reports_first",
 ]  # fmt: skip
 
 SCHEMA = 1
@@ -79,6 +87,7 @@ class Report:
     checks: tuple[Check, ...]
     series: Mapping[str, Sequence[float | None]] = field(default_factory=dict)
     tensors: tuple[TensorError, ...] = ()
+    not_compared: str = ""
 
     @property
     def verdict(self) -> Verdict:
@@ -90,6 +99,31 @@ class Report:
         """Whether no check failed; a warning is not a failure."""
         return self.verdict != Verdict.FAIL
 
+    @property
+    def is_only_unrun(self) -> bool:
+        """Whether nothing failed but the search for the runtime, which is not installed."""
+        failed = {check.name for check in self.checks if check.verdict == Verdict.FAIL}
+        return "missing" in self.runtime and failed == {"runtime"}
+
+    @property
+    def has_wrong_reference(self) -> bool:
+        """Whether it was compared with another model than the one it was made from."""
+        return any(check.name == "reference" for check in self.checks)
+
+    @property
+    def sentence(self) -> str:
+        """Ship the artefact or do not, and why."""
+        return conclusion(
+            Subject(
+                path=str(self.artefact["path"]),
+                type=str(self.artefact["type"]),
+                runtime=self.runtime,
+                checks=self.checks,
+                tensors=self.tensors,
+                not_compared=self.not_compared,
+            )
+        )
+
     def as_dict(self) -> dict[str, Any]:
         """This artefact's entry of `artefacts` in the JSON object."""
         return {
@@ -97,7 +131,9 @@ class Report:
             "checks": [check.as_dict() for check in self.checks],
             "series": {name: list(values) for name, values in self.series.items()},
             "tensors": [_tensor_entry(tensor) for tensor in self.tensors],
+            "quick": bool(self.not_compared),
             "verdict": self.verdict,
+            "sentence": self.sentence,
         }
 
 
@@ -107,6 +143,7 @@ def as_json_object(reports: Sequence[Report]) -> dict[str, Any]:
         "schema": SCHEMA,
         "tool": {"name": "cgconvert", "version": __version__},
         "verdict": worst_verdict(check for report in reports for check in report.checks),
+        "sentence": total_sentence(reports),
         "artefacts": [report.as_dict() for report in reports],
     }
 
@@ -123,9 +160,38 @@ def number(value: float | None) -> str:
     return f"{value:g}" if float(value).is_integer() else f"{value:.4g}"
 
 
-def bound(comparison: str, threshold: float | None) -> str:
-    """Write a bound, for example "<= 0.003"; empty if the value is only reported."""
-    return "" if threshold is None else f"{comparison} {number(threshold)}"
+def bound(comparison: str, threshold: float | None, minimum: float | None = None) -> str:
+    """Write a bound, for example "<= 0.003" or "0.98 to 1.02"; empty if nothing is demanded."""
+    if threshold is None:
+        return ""
+    if minimum is not None:
+        return f"{number(minimum)} to {number(threshold)}"
+    return f"{comparison} {number(threshold)}"
+
+
+def total_sentence(reports: Sequence[Report]) -> str:
+    """The sentence on all artefacts; of a single one, its own."""
+    if len(reports) == 1:
+        return reports[0].sentence
+    ordered = worst_reports_first(reports)
+    return total(
+        [(str(report.artefact["path"]), report.verdict) for report in ordered],
+        [str(report.artefact["path"]) for report in ordered if report.is_only_unrun],
+    )
+
+
+SEVERITY = (Verdict.FAIL, Verdict.WARNING, Verdict.PASS, Verdict.INFO)
+"""The order in which people read verdicts."""
+
+
+def worst_reports_first(reports: Sequence[Report]) -> list[Report]:
+    """Sort reports for people: failed, with warnings, passed."""
+    return sorted(reports, key=lambda report: SEVERITY.index(report.verdict))
+
+
+def worst_checks_first(checks: Sequence[Check]) -> list[Check]:
+    """Sort checks for people: failed, warnings, passed, those that are only reported."""
+    return sorted(checks, key=lambda check: SEVERITY.index(check.verdict))
 
 
 def run_description(artefact: Mapping[str, Any]) -> str:

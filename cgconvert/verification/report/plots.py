@@ -289,7 +289,8 @@ def is_wrong(tensor: TensorEntry) -> bool:
     """
     worst = tensor["worst"]
     is_over_bound = _is_quantized(tensor) if worst is None else worst > 1
-    return bool(is_over_bound or tensor["nonfinite"] or tensor["differing"])
+    wrong = tensor["nonfinite"], tensor["differing"], tensor["too_exact"]
+    return bool(is_over_bound or any(wrong))
 
 
 def worst_first(tensors: Sequence[TensorEntry]) -> list[TensorEntry]:

@@ -1,0 +1,77 @@
+"""What each failed check asks for, and where docs/verify.md describes the check."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+__all__ = ["ADVICE", "GUIDE", "advice", "anchor", "paragraph"]
+
+GUIDE = "docs/verify.md"
+"""The document that has a heading for each check."""
+
+_WEIGHTS = "see which tensors differ; convert again if the file was changed"
+_TOKENS = "convert again with the source's tokenizer; a client would read other text"
+_RUNTIME = "try another version of the runtime, or another runtime"
+_TYPE = "choose a type with more bits, calibrate, or accept it with another threshold"
+_READER = "report a bug: cgconvert and transformers read this source differently"
+
+ADVICE: Mapping[str, str] = {
+    "reference": "give the model that the artefact was made from as the reference",
+    "provenance": "convert again, or get the files again from where they were published",
+    "source.groups": 'convert again and read the source with mp_num "auto"',
+    "weights.geometry": _WEIGHTS,
+    "weights.tensors": _WEIGHTS,
+    "weights.finite": "look for NaN in the source; no runtime computes anything useful with it",
+    "weights.equal": _WEIGHTS,
+    "weights.error": _WEIGHTS,
+    "weights.adjusted": "quantize again: calibration changes vectors less than this",
+    "settings": "convert again; a client would stop or sample differently",
+    "tokenizer.files": _TOKENS,
+    "runtime": "mend what the message says; the artefact was not run",
+    "end_of_text": "convert again; a client would not stop where the model does",
+    "context": "convert again; a client would use another length of context",
+    "vocabulary": "convert again; the head has not the source's rows",
+    "finite": "look at weights.finite first; otherwise " + _RUNTIME,
+    "padding": "convert again; a token that does not exist may be generated",
+    "runtime.relative_error": _RUNTIME,
+    "runtime.nmse": _RUNTIME,
+    "runtime.kl_mean": _RUNTIME,
+    "runtime.context_end": _RUNTIME,
+    "runtime.graph": "report a bug: the graph does not compute what its weights say",
+    "logits.nmse": _TYPE,
+    "logits.kl_mean": _TYPE,
+    "logits.kl_p99": _TYPE,
+    "logits.top1": _TYPE,
+    "logits.top1_sure": _TYPE,
+    "logits.top5": _TYPE,
+    "logits.perplexity_ratio": "above its bound: " + _TYPE + "; far below 1: check the reference",
+    "generation": _RUNTIME,
+    "cache": _RUNTIME,
+    "batch": _RUNTIME,
+    "tokenizer.ids": _TOKENS,
+    "tokenizer.round_trip": _TOKENS,
+    "witness.logits": _READER,
+    "witness.special_tokens": _READER,
+    "witness.chat_template": _READER,
+    "witness.sampling": _READER,
+    "witness.tokenizer": _READER,
+    "witness.stop_ids": _READER,
+    "witness.generation": _READER,
+}
+"""What to do if a check fails, by name of check."""
+
+
+def advice(name: str) -> str:
+    """Say what to do about a failed check and where it is described, in one line."""
+    see = f"see {paragraph(name)}"
+    return f"{ADVICE[name]}; {see}" if name in ADVICE else see
+
+
+def paragraph(name: str) -> str:
+    """The place in the documents where a check is described: docs/verify.md#weightsequal."""
+    return f"{GUIDE}#{anchor(name)}"
+
+
+def anchor(name: str) -> str:
+    """The anchor that GitHub and mkdocs give to the heading of a check; both drop full stops."""
+    return name.replace(".", "")
