@@ -1,254 +1,303 @@
-"""Recipes: a source, the steps to take, the thresholds to hold, in one YAML file.
+"""Recipes: a YAML file that names a source and lists commands with options.
+
+The steps are those of `conversions` and `verify`, their options are the commands' own, and
+`thresholds` overrides bounds of `verify` by stored type, as it prints them:
 
     source: codegen-350M-mono
     steps:
-      - to-hf: {dtype: float16}
-      - quantize: {bits: 4}
-      - verify: {}
+      - to-onnx: {dtype: float32}
+      - quantize: {effort: fast, matrix: {type: [Q8_0, Q4_K_M]}}
+      - verify
     thresholds:
-      gguf Q4_0: {logits.kl_mean: 0.1, logits.top1_sure: none}
+      gguf Q4_K_M: {logits.kl_mean: 0.05}
 
-A step is a command of cgconvert with its options, dashes or underscores alike. Mistakes are
-reported with the line they stand on.
+A `matrix` stands for several steps, one for each combination of its values. At the top of a recipe
+it stands for several recipes, where values are also named as `${{ matrix.NAME }}`.
+
+Whatever is not expected is an error with the file and the line, before anything is converted.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import Any
 
 import yaml
 
 from cgconvert.api.conversions import conversions
-from cgconvert.api.declarations import OUTPUT, READ, VERIFY
+from cgconvert.api.declarations import OUTPUT, READ, VERIFY, WRITE
+from cgconvert.cli.yaml_nodes import Entries, Nodes, compose
 from cgconvert.errors import InputError
 from cgconvert.options import ByteSize, Option, parse_size
 from cgconvert.verification.thresholds import parse_bound
 
-__all__ = ["Recipe", "Step", "find", "load", "steps"]
+__all__ = ["Recipe", "Step", "load", "steps"]
 
-RECIPE_WIDE = ("reference", "threshold")
-"""Options of `verify` that its step does not take: the recipe's source and thresholds hold for all
-steps."""
+MATRIX = "matrix"
+
+SOURCE = Option(name="source")
+
+DESCRIPTION = Option(name="description")
 
 TOP = {
-    "source": Option(name="source"),
+    "source": SOURCE,
     **{option.name: option for option in READ},
-    "description": Option(name="description"),
+    "description": DESCRIPTION,
     "steps": None,
+    MATRIX: None,
     "thresholds": None,
 }
 """The top-level keys of a recipe, with the option that each is; None for those that are none."""
 
-TYPE_NAMES = {int: "a whole number", float: "a number", bool: "true or false"}
+PER_MODEL = {"source": SOURCE, **{option.name: option for option in READ}}
+"""The options that a matrix at the top of a recipe sets, as if they stood there alone."""
 
-MAX_BYTES = 1 << 16
-"""The largest recipe that is read. Shipped ones have a few hundred bytes; PyYAML takes seconds for
-a megabyte."""
+TYPE_NAMES = {int: "a whole number", float: "a number", bool: "true or false"}
 
 
 @dataclass(frozen=True)
 class Step:
-    """A command with its options; `line` is its line in the recipe, counted from 1."""
+    """A command with its options; `line` is its line in the recipe, counted from 1.
+
+    Options of writing and reading are among them, as those of a command are.
+    """
 
     command: str
     options: Mapping[str, Any]
     line: int
+
+    @property
+    def title(self) -> str:
+        """The command and its options, as a line names the step: `quantize bits 4, format onnx`."""
+        options = ", ".join(f"{name} {_shown(value)}" for name, value in self.options.items())
+        return f"{self.command} {options}".strip()
 
 
 @dataclass(frozen=True)
 class Recipe:
     """A recipe that was read and checked.
 
-    `source_options` say how its source is read, as the arguments of `load` do. `thresholds` holds
-    bounds by stored type ("gguf Q4_0"), then by name of check; None: the value is not judged.
+    `label` is how messages call its file. `source_options` say how its source is read, as the
+    arguments of `load` do. `thresholds` holds bounds by stored type ("gguf Q4_0"), then by name of
+    check; None: the value is not judged.
     """
 
-    path: Path
+    label: str
     source: str
     steps: tuple[Step, ...]
     source_options: Mapping[str, Any] = field(default_factory=dict)
     thresholds: Mapping[str, Mapping[str, float | None]] = field(default_factory=dict)
+    description: str = ""
 
 
 def steps() -> dict[str, dict[str, Option]]:
     """The commands that can be a step, each with its options by name."""
-    table = {name: (OUTPUT, *conversion.options) for name, conversion in conversions().items()}
-    table["verify"] = tuple(option for option in VERIFY if option.name not in RECIPE_WIDE)
+    table = {
+        name: (OUTPUT, *conversion.options, *WRITE, *READ)
+        for name, conversion in conversions().items()
+    }
+    table["verify"] = (*VERIFY, *READ)
     return {name: {option.name: option for option in options} for name, options in table.items()}
 
 
-def find(name: str) -> Path:
-    """Find a recipe by its path, or by the name of one that cgconvert ships.
+def load(
+    path: Path, known_bounds: Mapping[str, set[str]] | None = None, source: str | None = None
+) -> tuple[Recipe, ...]:
+    """Read and check a recipe: one, or one for each combination of the matrix at its top.
 
-    Raises InputError if there is none.
+    Args:
+        path: The file, or `-` for the standard input.
+        known_bounds: The checks that each stored type has a bound for; without it thresholds may
+            name any type and any check.
+        source: Takes the place of the recipe's own source, which may be missing then.
+
+    Raises:
+        InputError: With the file, the line and the mistake.
     """
-    path = Path(name)
-    if path.is_file():
-        return path
-    shipped = _shipped_folder() / f"{path.stem}.yaml"
-    if path.name in (shipped.stem, shipped.name) and shipped.is_file():
-        return shipped
-    known = ", ".join(sorted(p.stem for p in shipped.parent.glob("*.yaml")))
-    raise InputError(f"{name}: no such recipe; shipped are {known}")
+    label, root = compose(path)
+    if root is None:
+        raise InputError(f"{label}: is empty; a recipe has source and steps")
+    entries = Nodes(label).mapping(root, "a recipe")
+    if MATRIX not in entries:
+        return (_Reader(label, {}, known_bounds).recipe(root, source),)
+    matrix = entries[MATRIX][1]
+    combinations = Nodes(label).combinations(matrix)
+    if source is not None and "source" in combinations[0]:
+        combinations = _with_one_source(combinations, source)
+    readers = [_Reader(label, values, known_bounds) for values in combinations]
+    recipes = tuple(reader.recipe(root, source) for reader in readers)
+    for written, (key, _) in Nodes(label).mapping(matrix, MATRIX).items():
+        name = _name(written)
+        if source is None and not any(name in reader.used for reader in readers):
+            problem = (
+                f"no step uses {name} of the matrix; write ${{{{ matrix.{name} }}}} where it "
+                "belongs, or the matrix among the options of a step"
+            )
+            Nodes(label).fail(key, problem)
+    return recipes
 
 
-def _shipped_folder() -> Path:
-    """The folder of shipped recipes: inside an installed package, at the top of a checkout."""
-    here = Path(__file__).resolve().parents[1]
-    return here / "recipes" if (here / "recipes").is_dir() else here.parent / "recipes"
+def _with_one_source(
+    combinations: Sequence[Mapping[str, yaml.Node]], source: str
+) -> list[dict[str, yaml.Node]]:
+    """The combinations with another source; those that differed in nothing else become one."""
+    node = combinations[0]["source"]
+    text = yaml.ScalarNode("tag:yaml.org,2002:str", source, node.start_mark, node.end_mark)
+    replaced = [{**values, "source": text} for values in combinations]
+    return list({tuple(map(id, values.values())): values for values in replaced}.values())
 
 
-def load(path: Path, known_bounds: Mapping[str, set[str]] | None = None) -> Recipe:
-    """Read and check a recipe.
+class _Reader(Nodes):
+    """Turns the YAML nodes of one file into a recipe, for one combination of its matrix."""
 
-    `known_bounds` has the checks that each stored type has a bound for; without it thresholds may
-    name any type and any check. Raises InputError naming the file, the line and the mistake.
-    """
-    try:
-        if path.stat().st_size > MAX_BYTES:
-            raise InputError(f"{path}: is too large for a recipe: more than {MAX_BYTES:,} bytes")
-        root = yaml.compose(path.read_text(encoding="utf-8"), Loader=yaml.SafeLoader)
-    except OSError as error:
-        raise InputError(f"{path}: cannot be read: {error.strerror}") from error
-    except UnicodeDecodeError as error:
-        raise InputError(f"{path}: is not UTF-8 text") from error
-    except (yaml.YAMLError, ValueError, OverflowError, RecursionError) as error:
-        mark = getattr(error, "problem_mark", None)
-        line = f":{mark.line + 1}" if mark else ""
-        problem = getattr(error, "problem", None) or "is not YAML"
-        raise InputError(f"{path}{line}: {problem}") from error
-    return _Reader(path, known_bounds).recipe(root)
+    def __init__(
+        self,
+        label: str,
+        values: Mapping[str, yaml.Node],
+        known_bounds: Mapping[str, set[str]] | None,
+    ) -> None:
+        super().__init__(label, values)
+        self.known_bounds = known_bounds
 
-
-class _Reader:
-    """Turns the YAML nodes of one file into a recipe; nodes know their lines, for messages."""
-
-    def __init__(self, path: Path, known_bounds: Mapping[str, set[str]] | None) -> None:
-        self.path, self.known_bounds = path, known_bounds
-
-    def recipe(self, root: yaml.Node | None) -> Recipe:
-        if root is None:
-            raise InputError(f"{self.path}: is empty; a recipe has source and steps")
+    def recipe(self, root: yaml.Node, source: str | None) -> Recipe:
         fields = self.mapping(root, "a recipe")
         for name, (key, value) in fields.items():
             if name not in TOP:
                 self.fail(key, f"{name!r} is not part of a recipe; there are {', '.join(TOP)}")
-            if (option := TOP[name]) is not None:
-                self.source_option(value, option)
+            if (option := TOP[name]) is not None and not (name == "source" and source is not None):
+                self.option(value, option)
+        for name in PER_MODEL.keys() & self.values.keys() - fields.keys():
+            fields[name] = (self.values[name], self.values[name])
+            self.used.add(name)
         for name in ("source", "steps"):
-            if name not in fields:
+            if name not in fields and not (name == "source" and source is not None):
                 self.fail(root, f"{name} is missing")
         recipe = Recipe(
-            path=self.path,
-            source=str(fields["source"][1].value),
+            label=self.label,
+            source=source or self.option(fields["source"][1], SOURCE),
             steps=self.steps(fields["steps"][1]),
             source_options={
-                o.name: self.source_option(fields[o.name][1], o) for o in READ if o.name in fields
+                o.name: self.option(fields[o.name][1], o) for o in READ if o.name in fields
             },
             thresholds=self.thresholds(fields["thresholds"][1]) if "thresholds" in fields else {},
+            description=self.option(fields["description"][1], DESCRIPTION)
+            if "description" in fields
+            else "",
         )
         first = recipe.steps[0]
         if first.command == "verify":
             problem = "verify has nothing to verify: no step before it writes an artefact"
-            raise InputError(f"{self.path}:{first.line}: {problem}")
+            raise InputError(f"{self.label}:{first.line}: {problem}")
         return recipe
 
     def steps(self, node: yaml.Node) -> tuple[Step, ...]:
         if not isinstance(node, yaml.SequenceNode) or not node.value:
             self.fail(node, "steps must be a list of commands")
-        return tuple(self.step(entry) for entry in node.value)
+        return tuple(step for entry in node.value for step in self.expanded(entry))
 
-    def step(self, node: yaml.Node) -> Step:
-        """Read a step: the name of a command, or a mapping of that name to its options."""
-        key: yaml.Node = node
-        value: yaml.Node | None = None
+    def expanded(self, node: yaml.Node) -> Iterator[Step]:
+        """Read an entry of the list: a step, or one for each combination of its matrix.
+
+        It is the name of a command, or a mapping of that name to the options; the matrix stands
+        among the options or beside the command.
+        """
+        matrix: yaml.Node | None = None
+        options: dict[str, tuple[yaml.Node, yaml.Node]] = {}
+        key = node
         if isinstance(node, yaml.ScalarNode):
             command = str(node.value)
         else:
             entry = self.mapping(node, "a step")
+            if MATRIX in entry:
+                matrix = entry.pop(MATRIX)[1]
             if len(entry) != 1:
                 self.fail(node, "a step is one command and its options")
             command, (key, value) = next(iter(entry.items()))
-        known = steps()
-        if command not in known:
-            self.fail(key, f"no step {command!r}; there are {', '.join(known)}")
-        options = {}
-        if value is not None and not self.is_null(value):
-            entries = self.mapping(value, f"the options of {command}")
-            for written, (name_node, value_node) in entries.items():
-                name = written.replace("-", "_")
-                if name not in known[command]:
-                    names = ", ".join(known[command])
-                    self.fail(name_node, f"{command} has no option {name!r}; it has {names}")
-                options[name] = self.option(value_node, known[command][name])
+            if not self.is_null(value):
+                options = self.mapping(value, f"the options of {command}")
+        if command not in steps():
+            self.fail(key, f"no step {command!r}; there are {', '.join(steps())}")
+        if MATRIX in options:
+            if matrix is not None:
+                self.fail(options[MATRIX][0], "the step has two matrices")
+            matrix = options.pop(MATRIX)[1]
+        if matrix is None:
+            yield self.step(command, key, options)
+            return
+        for values in self.combinations(matrix):
+            inner = _Reader(self.label, {**self.values, **values}, self.known_bounds)
+            own = {name: (value, value) for name, value in values.items()}
+            for name, (at, _) in options.items():
+                if _name(name) in values:
+                    self.fail(at, f"{name} stands among the options and in the matrix")
+            yield inner.step(command, key, {**options, **own})
+            self.used |= inner.used - values.keys()
+
+    def step(self, command: str, key: yaml.Node, entries: Entries) -> Step:
+        known, options = steps()[command], {}
+        for written, (name_node, value_node) in entries.items():
+            name = _name(written)
+            if name not in known:
+                names = ", ".join(known)
+                self.fail(name_node, f"{command} has no option {name!r}; it has {names}")
+            if name in options:
+                self.fail(name_node, f"{name!r} stands twice")
+            options[name] = self.option(value_node, known[name])
         conversion = conversions().get(command)
         exclusive = conversion.exactly_one_of if conversion else ()
         if exclusive and len(options.keys() & set(exclusive)) != 1:
             self.fail(key, f"{command} needs one of {', '.join(exclusive)}")
         return Step(command, options, key.start_mark.line + 1)
 
-    def source_option(self, node: yaml.Node, option: Option) -> Any:
-        """The checked value of a top-level option; a repeatable one takes one value or a list."""
+    def option(self, node: yaml.Node, option: Option) -> Any:
+        """The checked value of an option; a repeatable one takes one value or a list."""
+        if option.name == "threshold":
+            return self.bounds(node, None, "threshold")
+        node = self.resolve(node)
+        if option.is_mapping:
+            entry = Option(name=option.name)
+            return {
+                key: self.scalar(value, entry)
+                for key, (_, value) in self.mapping(node, option.name).items()
+            }
         if option.repeatable:
             nodes = node.value if isinstance(node, yaml.SequenceNode) else [node]
+            if not nodes:
+                self.fail(node, f"{option.name}: the list is empty")
             return tuple(self.scalar(entry, option) for entry in nodes)
         return self.scalar(node, option)
-
-    def option(self, node: yaml.Node, option: Option) -> Any:
-        if not option.is_mapping:
-            return self.scalar(node, option)
-        entry = Option(name=option.name)
-        return {
-            key: self.scalar(value, entry)
-            for key, (_, value) in self.mapping(node, option.name).items()
-        }
 
     def thresholds(self, node: yaml.Node) -> dict[str, dict[str, float | None]]:
         bounds: dict[str, dict[str, float | None]] = {}
         for kind, (key, value) in self.mapping(node, "thresholds").items():
             if self.known_bounds is not None and kind not in self.known_bounds:
                 self.fail(key, f"no type {kind!r}; there are {', '.join(self.known_bounds)}")
-            bounds[kind] = {}
-            for check, (at, number) in self.mapping(value, f"thresholds of {kind}").items():
-                known = {check} if self.known_bounds is None else self.known_bounds[kind]
-                try:
-                    bounds[kind][check] = parse_bound(
-                        check, self.plain(number, check), sorted(known)
-                    )
-                except ValueError as error:
-                    self.fail(at, f"{kind}: {error}")
+            bounds[kind] = self.bounds(value, kind, f"thresholds of {kind}")
         return bounds
 
-    def mapping(self, node: yaml.Node, name: str) -> dict[str, tuple[yaml.Node, yaml.Node]]:
-        if not isinstance(node, yaml.MappingNode):
-            self.fail(node, f"{name} must be a mapping of names to values")
-        entries: dict[str, tuple[yaml.Node, yaml.Node]] = {}
-        for key, value in node.value:
-            if not isinstance(key, yaml.ScalarNode):
-                self.fail(key, f"a name in {name} is not a word")
-            if key.value in entries:
-                self.fail(key, f"{key.value!r} stands twice")
-            entries[key.value] = (key, value)
-        return entries
-
-    def plain(self, node: yaml.Node, name: str) -> Any:
-        """The value of a scalar of YAML's own types; lists, mappings and other tags are refused."""
-        if not isinstance(node, yaml.ScalarNode):
-            self.fail(node, f"{name} must be a single value")
-        if not node.tag.startswith("tag:yaml.org,2002:"):
-            self.fail(node, f"{name} has a value that is not plain YAML")
-        try:
-            return yaml.SafeLoader("").construct_object(node)
-        except Exception:  # a tag that does not fit its text fails in many ways
-            self.fail(node, f"{name} has a value that is not plain YAML")
+    def bounds(self, node: yaml.Node, kind: str | None, name: str) -> dict[str, float | None]:
+        """Bounds by name of check: of one stored type, or of all types if `kind` is None."""
+        table, bounds = self.known_bounds, {}
+        for check, (at, number) in self.mapping(node, name).items():
+            if table is None:
+                known = {check}
+            else:
+                known = set().union(*table.values()) if kind is None else table[kind]
+            try:
+                bounds[check] = parse_bound(check, self.plain(number, check), sorted(known))
+            except ValueError as error:
+                self.fail(at, f"{kind or name}: {error}")
+        return bounds
 
     def scalar(self, node: yaml.Node, option: Option) -> Any:
         """The checked value of an option; a size that is a number becomes text, as 5GB is."""
+        node = self.resolve(node)
         value, name = self.plain(node, option.name), option.name
         if option.choices:
+            if option.any_case and isinstance(value, str):
+                value = value.upper()
             if value not in option.choices or isinstance(value, bool):
                 self.fail(node, f"{name} is one of {', '.join(map(str, option.choices))}")
             return value
@@ -271,10 +320,16 @@ class _Reader:
             self.fail(node, f"{name} {value} is not in the range {option.bounds}")
         return value
 
-    @staticmethod
-    def is_null(node: yaml.Node) -> bool:
-        return isinstance(node, yaml.ScalarNode) and node.tag == "tag:yaml.org,2002:null"
 
-    def fail(self, node: yaml.Node, problem: str) -> NoReturn:
-        """Raise InputError with the file and the line of `node`."""
-        raise InputError(f"{self.path}:{node.start_mark.line + 1}: {problem}")
+def _name(written: str) -> str:
+    """The name of an option, which may be written with hyphens as a flag is."""
+    return written.replace("-", "_")
+
+
+def _shown(value: Any) -> str:
+    """A value as a title has it."""
+    if isinstance(value, Mapping):
+        return " ".join(f"{name}={_shown(entry)}" for name, entry in value.items())
+    if isinstance(value, tuple):
+        return " ".join(map(_shown, value))
+    return {True: "yes", False: "no"}[value] if isinstance(value, bool) else str(value)

@@ -2,89 +2,63 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from pathlib import Path
+import shutil
+import sys
 from typing import Any
 
 import click
 
-from cgconvert.api.conversions import plan
-from cgconvert.api.declarations import DRY_RUN, WRITE
-from cgconvert.api.sources import load
-from cgconvert.api.verification import artefacts_at, reports_of
-from cgconvert.cli import recipe
-from cgconvert.cli.conversions import carry_out
+from cgconvert.api.declarations import DRY_RUN, READ, WRITE
+from cgconvert.cli import recipe, shipped
 from cgconvert.cli.options import click_options
-from cgconvert.cli.text import printable
-from cgconvert.cli.verify import print_and_judge
-from cgconvert.model.decoder import Checkpoint
-from cgconvert.texts.text import Text, read_text
-from cgconvert.verification.report import check_report_path
+from cgconvert.cli.recipe_list import listing
+from cgconvert.cli.recipe_run import RecipeRun
+from cgconvert.options import Option
 from cgconvert.verification.thresholds import known_bounds
 
 __all__ = ["command"]
 
 HELP = """\
-Run the steps of a recipe in order. RECIPE is a file, or the name of a shipped one.
+Run the steps of a recipe in order.
+
+RECIPE is a file, - for the standard input, or a name: of a shipped recipe (see --list) or of a
+published model, which has the recipe of its size.
 
 \b
 Example:
   cgconvert run codegen-tiny-mono
+  cgconvert run codegen-2B-multi
+  cgconvert run codegen-350M-mono --source ./my-fine-tune
 """
 
-
-def _run(recipe_file: str, dry_run: bool, **writing: bool) -> None:
-    loaded = recipe.load(recipe.find(recipe_file), known_bounds())
-    # Texts are read and paths of reports checked before anything is written.
-    texts = {text: read_text(text) for step in loaded.steps if (text := step.options.get("text"))}
-    for step in loaded.steps:
-        if "report" in step.options:
-            check_report_path(Path(step.options["report"]))
-    checkpoint = load(loaded.source, **loaded.source_options)
-    written: list[Path] = []
-    notes: set[str] = set()
-    for number, step in enumerate(loaded.steps, 1):
-        click.echo(f"[{number}/{len(loaded.steps)}] {step.command}")
-        if step.command != "verify":
-            planned = plan(checkpoint, step.command, **step.options)
-            written.append(carry_out(planned, dry_run=dry_run, printed=notes, **writing))
-        elif dry_run:
-            for path in written:
-                click.echo(f"verify {printable(str(path))}")
-        else:
-            _verify(written, step.options, loaded, checkpoint, texts)
+SOURCE = Option(name="source", help="A source to use instead of the recipe's.")
+LIST = Option(
+    name="list",
+    type=bool,
+    default=False,
+    help="Show the shipped recipes: source, size, steps, what they write.",
+)
 
 
-def _verify(
-    written: Sequence[Path],
-    options: Mapping[str, Any],
-    loaded: recipe.Recipe,
-    checkpoint: Checkpoint,
-    texts: Mapping[str, Text],
-) -> None:
-    """Verify the artefacts that the steps before this one have written."""
-    own = dict(options)
-    text, report = own.pop("text", None), own.pop("report", None)
-    paths = [Path(report)] if report else []
-    print_and_judge(
-        reports_of(
-            artefacts_at(written),
-            reference=checkpoint,
-            texts=[texts[text]] if text else [],
-            report=paths,
-            thresholds=loaded.thresholds,
-            progress="auto",
-            **own,
-        ),
-        paths,
-    )
+def _run(recipe_file: str | None, source: str | None, dry_run: bool, **values: Any) -> None:
+    if values.pop(LIST.name):
+        in_terminal = sys.stdout.isatty()
+        click.echo(listing(shutil.get_terminal_size().columns if in_terminal else None))
+        return
+    if recipe_file is None:
+        raise click.UsageError("Missing argument 'RECIPE'; cgconvert run --list shows the shipped")
+    source = source or shipped.implied_source(recipe_file)
+    recipes = recipe.load(shipped.find(recipe_file), known_bounds(), source)
+    reading = {option.name: values.pop(option.name) for option in READ}
+    overriding = {name: value for name, value in reading.items() if value not in (None, ())}
+    RecipeRun(recipes, overriding, values).carry_out(dry_run=dry_run)
 
 
 command = click.Command(
     "run",
     params=[
-        click.Argument(["recipe_file"], metavar="RECIPE.yaml"),
-        *click_options(WRITE[0], DRY_RUN, *WRITE[1:]),
+        click.Argument(["recipe_file"], metavar="RECIPE", required=False),
+        *click_options(SOURCE, WRITE[0], DRY_RUN, LIST, *WRITE[1:], *READ),
     ],
     callback=_run,
     help=HELP,

@@ -5,26 +5,43 @@ from __future__ import annotations
 import re
 from pathlib import Path
 
+import click
 import pytest
 
 from cgconvert import embedded
-from cgconvert.cli import recipe
+from cgconvert.cli import recipe, shipped
+from cgconvert.cli.main import cli
 from cgconvert.errors import InputError
 from cgconvert.model import family
 from cgconvert.verification.thresholds import known_bounds
+
+STEPS = ("to-hf", "to-onnx", "to-gguf", "quantize", "verify")
 
 SHIPPED = sorted((Path(__file__).parents[2] / "recipes").glob("*.yaml"))
 
 
 @pytest.mark.parametrize("path", SHIPPED, ids=lambda p: p.stem)
 def test_shipped_recipes_load(path: Path) -> None:
-    loaded = recipe.load(path, known_bounds())
+    (loaded,) = recipe.load(path, known_bounds())
     assert family.is_published_checkpoint(loaded.source) or loaded.source == embedded.NAME
     assert loaded.steps[-1].command == "verify"
 
 
+@pytest.mark.parametrize("name", family.NAMES)
+def test_a_published_name_chooses_the_recipe_of_its_size(name: str) -> None:
+    path = shipped.find(name)
+    (loaded,) = recipe.load(path, source=shipped.implied_source(name))
+    assert loaded.source == name
+    own, chosen = family.geometry(name), family.geometry(path.stem)
+    assert (own.n_layer, own.n_embd) == (chosen.n_layer, chosen.n_embd)
+    same_model = [p.stem for p in SHIPPED if p.stem != embedded.NAME and
+                  family.published(p.stem).model == family.published(name).model
+                  and family.geometry(p.stem).n_layer == own.n_layer]  # fmt: skip
+    assert not same_model or path.stem in same_model
+
+
 def test_every_published_size_has_a_recipe() -> None:
-    sources = [recipe.load(path).source for path in SHIPPED]
+    sources = [recipe.load(path)[0].source for path in SHIPPED]
     for size in family.SIZES:
         assert any(f"-{size}-" in source for source in sources), size
     for size in family.CODEGEN2_SIZES:
@@ -34,9 +51,12 @@ def test_every_published_size_has_a_recipe() -> None:
 
 
 def test_a_recipe_is_found_by_name_or_path(tmp_path: Path) -> None:
-    assert recipe.find(embedded.NAME).name == f"{embedded.NAME}.yaml"
+    assert shipped.find(embedded.NAME).name == f"{embedded.NAME}.yaml"
+    own = tmp_path / "own.yaml"
+    own.write_text(GOOD)
+    assert shipped.find(str(own)) == own
     with pytest.raises(InputError, match="no such recipe; shipped are"):
-        recipe.find("nonsense")
+        shipped.find("nonsense")
 
 
 GOOD = """\
@@ -56,7 +76,7 @@ thresholds:
 def test_a_recipe_is_read_into_steps_and_thresholds(tmp_path: Path) -> None:
     path = tmp_path / "good.yaml"
     path.write_text(GOOD)
-    loaded = recipe.load(path)
+    (loaded,) = recipe.load(path)
     assert loaded.source_options == {"mp_num": 4}
     assert loaded.steps == (
         recipe.Step("to-hf", {"max_shard_size": "5GB"}, 4),
@@ -75,7 +95,7 @@ def test_a_recipe_is_read_into_steps_and_thresholds(tmp_path: Path) -> None:
 def test_thresholds_are_numbers_or_none(tmp_path: Path, text: str, bound: float | None) -> None:
     path = tmp_path / "good.yaml"
     path.write_text(GOOD.replace("0.5", text))
-    loaded = recipe.load(path, known_bounds())
+    (loaded,) = recipe.load(path, known_bounds())
     assert loaded.thresholds == {"gguf Q4_0": {"logits.kl_mean": bound}}
 
 
@@ -101,7 +121,25 @@ MISTAKES = [
     ("kl_mean: 0.5", "kl_mean: [1]", "10: logits.kl_mean must be a single value"),
     ("kl_mean: 0.5", "mean: 0.5", "10: gguf Q4_0: no check 'logits.mean' has a bound to set"),
     ("- verify", "- verify: {runtime: vllm}", "5: runtime is one of transformers, onnxruntime,"),
-    ("- verify", "- verify: {text: []}", "5: text must be a single value"),
+    ("- verify", "- verify: {text: []}", "5: text: the list is empty"),
+    ("- verify", "- verify: {text: [[a]]}", "5: text must be a single value"),
+    ("- verify", "- verify: {device: [cpu, cuda]}", "5: device must be a single value; for a step"),
+    ("- verify", "- verify: {threshold: {mean: 1}}", "5: threshold: no check 'mean'"),
+    ("- verify", "- verify: {mp_num: 0}", "5: mp_num 0 is not in the range"),
+    ("bits: 4", "matrix: {bits: [4, 5]}", "7: bits is one of 4, 8"),
+    ("bits: 4", "matrix: {bits: []}", "7: bits has no value in the matrix"),
+    ("bits: 4", "matrix: {}", "7: the matrix is empty"),
+    ("bits: 4", "matrix: 4", "7: matrix must be a mapping"),
+    ("bits: 4", "matrix: {bots: [4]}", "7: quantize has no option 'bots'"),
+    ("bits: 4", "matrix: {bits: [4], bits: [8]}", "7: 'bits' stands twice"),
+    ("bits: 4", "matrix: {max-size: [1GB], max_size: [2GB]}", "7: 'max_size' stands twice"),
+    ("bits: 4", "bits: 4\n      matrix: {bits: [8]}", "7: bits stands among the options and"),
+    ("bits: 4", "matrix: {bits: [4], bpw: [5]}", "6: quantize needs one of bits, type"),
+    ("bits: 4", "bpw: [4, 5]", "7: bpw must be a single value; for a step for each value write"),
+    ("bits: 4", "bits: 4\n      output: x-${{ matrix.bits }}", "8: ${{ matrix.bits }} stands for"),
+    ("bits: 4", "bits: 4\n      output: ${{ secrets.TOKEN }}", "8: ${{ secrets.TOKEN }} stands"),
+    ("mp_num: 4", "matrix: {type: [Q8_0]}", "2: no step uses type of the matrix"),
+    ("mp_num: 4", f"matrix: {{mp_num: {list(range(1, 300))}}}", "2: the matrix has more than 256"),
     ("- verify", "- verify: {text_tokens: 1}", "5: text_tokens 1 is not in the range x>=2"),
     ("  - to-hf: {max-shard-size: 5GB}\n", "", "4: verify has nothing to verify"),
     ("Q4_0: {", "Q9: {", "10: no type 'gguf Q9'"),
@@ -110,10 +148,118 @@ MISTAKES = [
 ]
 
 
+def read(tmp_path: Path, text: str, source: str | None = None) -> tuple[recipe.Recipe, ...]:
+    path = tmp_path / "recipe.yaml"
+    path.write_text(text)
+    return recipe.load(path, known_bounds(), source)
+
+
+MATRICES = [
+    "  - quantize: {effort: fast, matrix: {type: [Q8_0, q4_k_m]}}",
+    "  - quantize: {effort: fast}\n    matrix: {type: [Q8_0, Q4_K_M]}",
+    "  - quantize:\n      effort: fast\n      matrix:\n        type:\n          - Q8_0\n"
+    "          - Q4_K_M",
+    "  - matrix: {type: [Q8_0, Q4_K_M]}\n    quantize: {effort: fast}",
+    "  - quantize: {matrix: {effort: fast, type: [Q8_0, Q4_K_M]}}",
+]
+
+
+@pytest.mark.parametrize("steps", MATRICES)
+def test_a_matrix_is_a_step_for_each_value(tmp_path: Path, steps: str) -> None:
+    (loaded,) = read(tmp_path, f"source: codegen-tiny-mono\nsteps:\n{steps}\n  - verify\n")
+    assert [step.command for step in loaded.steps] == ["quantize", "quantize", "verify"]
+    assert [dict(step.options) for step in loaded.steps] == [
+        {"effort": "fast", "type": "Q8_0"}, {"effort": "fast", "type": "Q4_K_M"}, {},
+    ]  # fmt: skip
+
+
+def test_a_matrix_combines_its_values_and_names_them_in_texts(tmp_path: Path) -> None:
+    (loaded,) = read(
+        tmp_path,
+        "source: codegen-tiny-mono\n"
+        "steps:\n"
+        "  - to-onnx:\n"
+        "      bits: 4\n"
+        "      output: onnx-${{ matrix.block-size }}-${{matrix.symmetric}}\n"
+        "      matrix: {block-size: [32, 64], symmetric: [true, false]}\n",
+    )
+    values = [(s.options["output"], s.options["block_size"]) for s in loaded.steps]
+    assert values == [
+        ("onnx-32-true", 32), ("onnx-32-false", 32), ("onnx-64-true", 64), ("onnx-64-false", 64),
+    ]  # fmt: skip
+
+
+PER_SOURCE = """\
+matrix:
+  source: [codegen-350M-mono, codegen-350M-multi]
+  type: [Q8_0, Q4_K_M]
+mp_num: 4
+steps:
+  - to-gguf: {type: "${{ matrix.type }}", output: "${{ matrix.source }}.gguf"}
+  - verify
+"""
+
+
+def test_a_matrix_at_the_top_is_a_recipe_for_each_combination(tmp_path: Path) -> None:
+    recipes = read(tmp_path, PER_SOURCE)
+    assert [(r.source, r.steps[0].options["type"]) for r in recipes] == [
+        ("codegen-350M-mono", "Q8_0"), ("codegen-350M-mono", "Q4_K_M"),
+        ("codegen-350M-multi", "Q8_0"), ("codegen-350M-multi", "Q4_K_M"),
+    ]  # fmt: skip
+    assert all(r.steps[0].options["output"] == f"{r.source}.gguf" for r in recipes)
+    assert all(len(r.steps) == 2 and r.source_options == {"mp_num": 4} for r in recipes)
+
+
+def test_the_examples_of_the_documentation_are_recipes(tmp_path: Path) -> None:
+    page = (Path(__file__).parents[2] / "docs" / "recipes.md").read_text("utf-8")
+    examples = re.findall(r"```yaml\n(.*?)```", page, re.S)
+    assert len(examples) == 3
+    for text in examples:
+        source = None if "source" in text else "codegen-tiny-mono"
+        assert read(tmp_path, text, source)
+
+
+def test_a_source_of_the_command_line_takes_the_place_of_all_others(tmp_path: Path) -> None:
+    recipes = read(tmp_path, PER_SOURCE, "./mine")
+    assert [(r.source, r.steps[0].options["type"]) for r in recipes] == [
+        ("./mine", "Q8_0"), ("./mine", "Q4_K_M"),
+    ]  # fmt: skip
+    assert recipes[0].steps[0].options["output"] == "./mine.gguf"
+    (loaded,) = read(tmp_path, GOOD, "./mine")
+    assert (loaded.source, loaded.source_options) == ("./mine", {"mp_num": 4})
+    (loaded,) = read(tmp_path, GOOD.replace("source: codegen-tiny-mono\n", ""), "./mine")
+    assert loaded.source == "./mine"
+
+
+def test_steps_take_the_options_of_their_commands(tmp_path: Path) -> None:
+    """All that a command has a flag for, but the plan alone and what concerns the terminal."""
+    for name, command in ((name, cli.get_command(click.Context(cli), name)) for name in STEPS):
+        assert command is not None
+        flags = {parameter.name for parameter in command.params if parameter.expose_value}
+        assert flags - recipe.steps()[name].keys() == (
+            {"artefact"} if name == "verify" else {"source", "dry_run"}
+        ), name
+    (loaded,) = read(
+        tmp_path,
+        "source: codegen-tiny-mono\n"
+        "steps:\n"
+        "  - to-gguf: {allow-nonfinite: true, force: true, mp_num: auto, adapter: [a, b]}\n"
+        "  - verify: {report: [a.html, b.xml], text: stdlib, threshold: {logits.kl_mean: none},"
+        " reference: x}\n",
+    )
+    assert dict(loaded.steps[0].options) == {
+        "allow_nonfinite": True, "force": True, "mp_num": "auto", "adapter": ("a", "b"),
+    }  # fmt: skip
+    assert dict(loaded.steps[1].options) == {
+        "report": ("a.html", "b.xml"), "text": ("stdlib",), "threshold": {"logits.kl_mean": None},
+        "reference": "x",
+    }  # fmt: skip
+
+
 def test_the_number_of_groups_may_be_a_word(tmp_path: Path) -> None:
     path = tmp_path / "measured.yaml"
     path.write_text(GOOD.replace("mp_num: 4", "mp_num: auto"))
-    assert recipe.load(path).source_options == {"mp_num": "auto"}
+    assert recipe.load(path)[0].source_options == {"mp_num": "auto"}
 
 
 @pytest.mark.parametrize(("old", "new", "message"), MISTAKES)

@@ -312,9 +312,9 @@ def test_commands_and_recipes_take_adapters(base: Path, adapter: Path, tmp_path:
     path = tmp_path / "recipe.yaml"
     steps = f"source: {base}\nsteps: [to-gguf]\n"
     path.write_text(f"{steps}adapter: {adapter}\n")
-    assert recipe.load(path).source_options == {"adapter": (str(adapter),)}
+    assert recipe.load(path)[0].source_options == {"adapter": (str(adapter),)}
     path.write_text(f"{steps}adapter: [{adapter}, {second}]\n")
-    assert recipe.load(path).source_options == {"adapter": (str(adapter), str(second))}
+    assert recipe.load(path)[0].source_options == {"adapter": (str(adapter), str(second))}
     path.write_text(f"{steps}adapter: [1]\n")
     with pytest.raises(InputError, match=r"recipe.yaml:3: adapter is not text"):
         recipe.load(path)

@@ -1,0 +1,84 @@
+"""The recipes that cgconvert ships, and the choice of one by a name."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from cgconvert.cli.yaml_nodes import STDIN
+from cgconvert.errors import InputError
+from cgconvert.model import family
+
+__all__ = ["find", "implied_source", "shipped", "variants"]
+
+
+def shipped() -> dict[str, Path]:
+    """The shipped recipes by name: inside an installed package, at the top of a checkout."""
+    here = Path(__file__).resolve().parents[1]
+    folder = here / "recipes" if (here / "recipes").is_dir() else here.parent / "recipes"
+    return {path.stem: path for path in sorted(folder.glob("*.yaml"), key=_by_size)}
+
+
+def find(name: str) -> Path:
+    """Find a recipe by what a user writes.
+
+    Args:
+        name: A path, `-` for the standard input, the name of a shipped recipe, or the name of a
+            published checkpoint, which has the recipe of its size.
+
+    Raises:
+        InputError: There is none.
+    """
+    path, table = Path(name), shipped()
+    if path == STDIN or (path.exists() and not path.is_dir()):
+        return path
+    if path.stem in table and path.name in (path.stem, f"{path.stem}.yaml"):
+        return table[path.stem]
+    if path.name in table:  # a name with a dot in it
+        return table[path.name]
+    if family.is_published_checkpoint(name):
+        return table[_of_same_size(name)]
+    advice = f"; for a model of your own: codegen-350M-mono --source {name}"
+    is_model = path.is_dir() or ("/" in name and path.suffix not in (".yaml", ".yml"))
+    raise InputError(
+        f"{name}: no such recipe; shipped are {', '.join(table)}{advice if is_model else ''}"
+    )
+
+
+def implied_source(name: str) -> str | None:
+    """The source that a recipe's name chooses beside the recipe: that of a published checkpoint.
+
+    None for every other name: the recipe's own source holds.
+    """
+    if Path(name).is_file() or name in shipped() or not family.is_published_checkpoint(name):
+        return None
+    return name
+
+
+def variants(recipe: str) -> list[str]:
+    """The other published checkpoints that a shipped recipe is for."""
+    if not family.is_published_checkpoint(recipe):
+        return []
+    return [name for name in family.NAMES if name != recipe and _of_same_size(name) == recipe]
+
+
+def _of_same_size(checkpoint: str) -> str:
+    """The shipped recipe for as many layers of the same width; one of the same model if there is.
+
+    MOSS, which has CodeGen's 16B decoder, has that recipe.
+    """
+    published = family.published(checkpoint)
+    size = (published.geometry.n_layer, published.geometry.n_embd)
+    fitting = [
+        name
+        for name in filter(family.is_published_checkpoint, shipped())
+        if (family.geometry(name).n_layer, family.geometry(name).n_embd) == size
+    ]
+    return min(fitting, key=lambda name: family.published(name).model != published.model)
+
+
+def _by_size(path: Path) -> tuple[str, int, str]:
+    """The order of a listing: by model, then by size; the built-in one first."""
+    if not family.is_published_checkpoint(path.stem):
+        return "", 0, path.stem
+    geometry = family.geometry(path.stem)
+    return path.stem.split("-")[0], geometry.n_layer * geometry.n_embd**2, path.stem

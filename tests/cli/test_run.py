@@ -1,0 +1,198 @@
+"""`cgconvert run`: which recipe and source it takes, and what it does with the steps."""
+
+from __future__ import annotations
+
+import io
+import json
+import math
+import os
+import shutil
+import sys
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from cgconvert import embedded
+from cgconvert.api.conversions import plan
+from cgconvert.api.sources import load
+from cgconvert.cli import recipe, shipped
+from cgconvert.cli.main import main
+from cgconvert.cli.recipe_list import listing
+from cgconvert.lazy import torch
+from cgconvert.model import family
+from cgconvert.model.tensor import Zeros
+from cgconvert.model.tensor_names import CODEGEN, GPTJ
+from cgconvert.testing.synthetic import tensor_shapes
+
+TINY = embedded.NAME
+
+Run = Callable[..., tuple[int, str, str]]
+
+
+@pytest.fixture
+def run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Run:
+    """Runs `cgconvert run` in an empty folder; returns its exit code and what it printed."""
+    monkeypatch.chdir(tmp_path)
+
+    def call(*arguments: str, stdin: str = "") -> tuple[int, str, str]:
+        monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO(stdin.encode())))
+        capsys.readouterr()
+        with pytest.raises(SystemExit) as caught:
+            main(["run", *arguments])
+        printed = capsys.readouterr()
+        assert "Traceback" not in printed.err
+        return int(caught.value.code or 0), printed.out, printed.err
+
+    return call
+
+
+def headers(out: str) -> list[str]:
+    """The lines that name a step."""
+    return [line for line in out.splitlines() if line.startswith("[")]
+
+
+def test_a_recipe_is_read_from_the_standard_input(run: Run, tmp_path: Path) -> None:
+    text = f"source: {TINY}\nsteps: [to-gguf: {{type: Q8_0, output: x.gguf}}]\n"
+    code, out, err = run("-", stdin=text)
+    assert (code, headers(out)) == (0, ["[1/1] to-gguf type Q8_0, output x.gguf"]), err
+    assert (tmp_path / "x.gguf").is_file()
+    code, _, err = run("-", stdin=text.replace("Q8_0", "Q9"))
+    assert (code, "cgconvert: stdin:2: type is one of" in err) == (3, True)
+    code, _, err = run("-", stdin="")
+    assert (code, "stdin: is empty" in err) == (3, True)
+
+
+def test_a_recipe_is_read_from_a_pipe(run: Run, tmp_path: Path) -> None:
+    read_end, write_end = os.pipe()
+    os.write(write_end, f"source: {TINY}\nsteps: [to-gguf]\n".encode())
+    os.close(write_end)
+    code, out, err = run(f"/dev/fd/{read_end}", "--dry-run")
+    assert (code, headers(out)) == (0, ["[1/1] to-gguf"]), err
+    os.close(read_end)
+
+
+def test_the_source_may_be_another(run: Run, tmp_path: Path) -> None:
+    shutil.copytree(embedded.path(), tmp_path / "mine")
+    (tmp_path / "r.yaml").write_text("source: nowhere\nsteps: [to-gguf: {type: Q8_0}]\n")
+    code, _, err = run("r.yaml", "--source", "mine")
+    assert code == 0, err
+    assert (tmp_path / "out/mine/gguf/mine-Q8_0.gguf").is_file()
+    manifest = json.loads((tmp_path / "out/mine/gguf/mine-Q8_0.gguf.cgconvert.json").read_text())
+    assert manifest["source"]["origin"]["given"] == "mine"
+    code, _, err = run("r.yaml")
+    assert (code, "nowhere: no such file" in err) == (3, True)
+
+
+@pytest.mark.parametrize("name", ["codegen-2B-multi", "nsql-350M", "gpt-j-6B"])
+def test_a_published_name_is_the_source_of_its_recipe(name: str, run: Run, tmp_path: Path) -> None:
+    """The folder ./NAME is what a published name means first; it has no model here."""
+    (tmp_path / name).mkdir()
+    code, _, err = run(name)
+    assert (code, err.startswith(f"cgconvert: {name}: ")) == (3, True), err
+
+
+def test_what_is_no_recipe_is_a_source_to_give(run: Run, tmp_path: Path) -> None:
+    (tmp_path / "mine").mkdir()
+    for name in ("mine", "someone/codegen-sql"):
+        code, _, err = run(name)
+        assert (code, f"codegen-350M-mono --source {name}" in err) == (3, True)
+    code, _, err = run()
+    assert (code, "Missing argument 'RECIPE'; cgconvert run --list" in err) == (2, True)
+
+
+def test_options_of_reading_hold_for_all_steps_unless_a_step_has_its_own(
+    run: Run, tmp_path: Path
+) -> None:
+    (tmp_path / "r.yaml").write_text(
+        f"source: {TINY}\nstep: 7\nsteps: [to-gguf: {{mp_num: 2}}, to-hf]\n"
+    )
+    code, _, err = run("r.yaml", "--dry-run")
+    assert (code, "step" in err) == (2, True)  # the built-in model is no training run
+    (tmp_path / "r.yaml").write_text(f"source: {TINY}\nsteps: [to-hf: {{tokenizer: nowhere}}]\n")
+    code, _, err = run("r.yaml", "--dry-run")
+    assert (code, "nowhere" in err) == (3, True)
+    (tmp_path / "r.yaml").write_text(f"source: {TINY}\ntokenizer: nowhere\nsteps: [to-hf]\n")
+    code, _, err = run("r.yaml", "--tokenizer", str(embedded.path()), "--dry-run")
+    assert code == 0, err
+
+
+def test_two_steps_of_one_output_are_refused_before_anything_is_written(
+    run: Run, tmp_path: Path
+) -> None:
+    (tmp_path / "r.yaml").write_text(
+        f"source: {TINY}\nsteps:\n  - to-gguf\n  - to-onnx: {{bits: 4, matrix: "
+        "{block_size: [32, 64]}}\n"
+    )
+    code, _, err = run("r.yaml")
+    assert code == 3
+    assert "r.yaml:4: to-onnx bits 4, block_size 64: would write out/" in err
+    assert "as the step of line 4 does; give one of them another output" in err
+    assert os.listdir(tmp_path) == ["r.yaml"]
+
+
+def test_verify_looks_at_all_steps_before_it(run: Run, tmp_path: Path) -> None:
+    (tmp_path / "r.yaml").write_text(
+        f"source: {TINY}\n"
+        "steps:\n"
+        "  - to-gguf: {matrix: {type: [F16, Q8_0]}}\n"
+        "  - verify: {report: [one.json, one.html], threshold: {logits.kl_mean: 0.01}}\n"
+        "  - to-hf: {output: later}\n"
+    )
+    code, out, err = run("r.yaml")
+    assert code == 0, err
+    assert [line.partition("] ")[2].partition(" ")[0] for line in headers(out)] == [
+        "to-gguf", "to-gguf", "verify", "to-hf",
+    ]  # fmt: skip
+    report = json.loads((tmp_path / "one.json").read_text())
+    assert [entry["artefact"]["type"] for entry in report["artefacts"]] == ["F16", "Q8_0"]
+    for entry in report["artefacts"]:
+        (mean,) = [check for check in entry["checks"] if check["name"] == "logits.kl_mean"]
+        assert mean["threshold"] == 0.01
+    assert (tmp_path / "one.html").is_file()
+    assert (tmp_path / "later").is_dir()
+
+
+@pytest.mark.parametrize("columns", [40, 80])
+def test_the_list_fits_the_terminal(columns: int) -> None:
+    wrapped = listing(columns)
+    assert max(map(len, wrapped.splitlines())) <= columns
+    assert wrapped.split() == listing().split()
+
+
+def test_the_list_has_source_steps_sizes_and_outputs(run: Run) -> None:
+    _, out, _ = run("--list")
+    entries = dict(entry.split("\n", 1) for entry in out.strip().split("\n\n"))
+    assert list(entries) == list(shipped.shipped())
+    entry = entries["codegen-2B-mono"]
+    for part in (
+        "source  codegen-2B-mono, or codegen-2B-nl, or codegen-2B-multi", "GB in float16", "GB are",
+        "steps   to-hf dtype float16; to-hf", "bits 4, format onnx; verify",
+        "writes  out/codegen-2B-mono/",
+    ):  # fmt: skip
+        assert part in entry
+
+
+@pytest.mark.parametrize("name", [name for name in shipped.shipped() if name != TINY])
+def test_a_shipped_recipe_says_how_much_it_writes(name: str) -> None:
+    """Plans of a model without numbers; a fitted artefact has the size of a simple one."""
+    (loaded,) = recipe.load(shipped.shipped()[name])
+    geometry = family.geometry(name)
+    shapes = tensor_shapes(geometry)
+    zeros = {part: Zeros(shape, torch.float16) for part, shape in shapes.items()}
+    names = CODEGEN if geometry.mp_num else GPTJ
+    decoder = names.decoder(geometry, zeros, name)
+    checkpoint = replace(load(TINY), name=name, decoder=decoder)
+    written = 0
+    for step in loaded.steps:
+        if step.command != "verify":
+            effort = {"effort": "fast"} if step.command == "quantize" else {}
+            written += plan(checkpoint, step.command, **step.options, **effort).nbytes
+    sizes = {
+        "in float16": sum(2 * math.prod(shape) for shape in shapes.values()),
+        "are written": written,
+    }
+    for words, size in sizes.items():
+        (said,) = (float(part.split()[-1]) for part in loaded.description.split(f" GB {words}")[:1])
+        assert said == pytest.approx(size / 1e9, rel=0.05, abs=0.05), words
