@@ -1,15 +1,13 @@
-"""Carry out a plan: `execute`, the progress it shows, and the `Result` it returns."""
+"""Carry out a plan: `execute`, and the `Result` it returns."""
 
 from __future__ import annotations
 
-import sys
-import threading
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
-from cgconvert.io.progress import Progress, SilentProgress
+from cgconvert.api.progress import ProgressBar, ProgressOption, progress_for
 from cgconvert.write.execute import execute as write_plan
 from cgconvert.write.manifest import Manifest
 from cgconvert.write.plan import LazyPlan
@@ -32,8 +30,9 @@ def execute(
         force: Replace an existing output, once the new one is complete.
         resume: Continue what an interrupted run has written, and keep it if this one is too.
         allow_nonfinite: Keep NaN, infinities and what overflows to them; never in quantized types.
-        progress: "auto" or True for a bar, an object with `step`, `advance` and `finish` (see
-            `cgconvert.io.progress.Progress`), None for silence.
+        progress: "auto" for a line in a terminal or a bar in a notebook; True for that, and for
+            lines where there is neither; an object with `step`, `advance` and `finish` (see
+            `cgconvert.io.progress.Progress`); None for silence.
 
     Returns:
         The artefact's path and manifest.
@@ -56,66 +55,6 @@ def execute(
         progress=progress_for(progress),
     )
     return Result(plan.output, manifest)
-
-
-ProgressOption = Progress | Literal["auto"] | bool | None
-"""What a function of the API takes as `progress`."""
-
-BAR = "{desc}  {percentage:3.0f}%|{bar}| {elapsed}<{remaining}"
-"""Without amounts: a unit may be bytes, layers or tokens."""
-
-
-class ProgressBar:
-    """One bar a step, on stderr: stdout stays free for what was asked for.
-
-    tqdm's automatic class draws it, which uses a widget in a notebook.
-    """
-
-    def __init__(self) -> None:
-        self._bar: Any = None
-
-    def step(self, label: str, total: int) -> None:
-        """Begin a bar of `total` units; the one before is complete."""
-        from tqdm.auto import tqdm
-
-        self.finish()
-        # Worker processes are forked while the bar is drawn. tqdm's monitor thread and its
-        # semaphore shared by processes are switched off: a fork could copy them in a held state.
-        tqdm.monitor_interval = 0
-        tqdm.set_lock(threading.RLock())
-        self._bar = tqdm(total=max(total, 1), desc=label, bar_format=BAR, file=sys.stderr)
-
-    def advance(self, amount: int) -> None:
-        """Show that `amount` more units are complete."""
-        if self._bar is not None:
-            self._bar.update(amount)
-
-    def finish(self) -> None:
-        """End the last bar; it stays visible."""
-        if self._bar is not None:
-            self._bar.close()
-            self._bar = None
-
-
-def progress_for(progress: ProgressOption) -> Progress:
-    """Return the object that reports progress.
-
-    None and False are silent, True draws a bar, and "auto" draws one in a terminal or a notebook.
-    """
-    if progress is None or progress is False:
-        return SilentProgress()
-    if progress is True:
-        return ProgressBar()
-    if progress == "auto":
-        return ProgressBar() if sys.stderr.isatty() or _in_notebook() else SilentProgress()
-    return progress
-
-
-def _in_notebook() -> bool:
-    """Whether this process is the kernel of a notebook."""
-    ipython = sys.modules.get("IPython")
-    shell = ipython.get_ipython() if ipython else None
-    return type(shell).__name__ == "ZMQInteractiveShell"
 
 
 @dataclass(frozen=True)

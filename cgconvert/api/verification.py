@@ -15,6 +15,7 @@ from cgconvert.errors import CgconvertError, InputError, UsageError
 from cgconvert.formats.read import ReadOptions, read
 from cgconvert.formats.registry import Artefact, find_all, identify
 from cgconvert.io.file_names import is_possible
+from cgconvert.io.progress import LaterSteps
 from cgconvert.model.decoder import Checkpoint
 from cgconvert.options import accepted_values
 from cgconvert.runtimes import runtime_names
@@ -29,6 +30,7 @@ from cgconvert.verification.thresholds import (
     parse_bound,
     worst_verdict,
 )
+from cgconvert.verification.verify import MOST_STEPS
 from cgconvert.verification.verify import verify as verify_artefact
 
 __all__ = ["Verification", "artefacts_at", "reports_of", "verify"]
@@ -239,20 +241,24 @@ def reports_of(
         _check_runtime(runtime, artefacts)
     sources: dict[tuple[str, ReadOptions], Checkpoint] = {}
     reports = []
-    for artefact in artefacts:
+    shown = progress_for(progress)
+    for number, artefact in enumerate(artefacts, 1):
         source = reference or _source_of(artefact, options or ReadOptions(), sources)
-        verified = verify_artefact(
-            artefact.path,
-            artefact.format,
-            artefact.type,
-            source,
-            device,
-            thresholds=(thresholds or {}).get(f"{artefact.format} {artefact.type}"),
-            runtime=runtime if runtime in runtime_names(artefact.format) else None,
-            texts=texts,
-            text_tokens=text_tokens,
-            progress=progress_for(progress),
-        )
+        try:
+            verified = verify_artefact(
+                artefact.path,
+                artefact.format,
+                artefact.type,
+                source,
+                device,
+                thresholds=(thresholds or {}).get(f"{artefact.format} {artefact.type}"),
+                runtime=runtime if runtime in runtime_names(artefact.format) else None,
+                texts=texts,
+                text_tokens=text_tokens,
+                progress=LaterSteps(shown, MOST_STEPS * (len(artefacts) - number)),
+            )
+        finally:
+            shown.finish()
         reports.append(verified)
         yield verified
     Verification(tuple(reports)).save(*report)

@@ -79,6 +79,11 @@ class CalibratedPlan(ABC):
         """The name of the artefact's format."""
 
     @property
+    def steps(self) -> int:
+        """See LazyPlan: sensitivities and the fit."""
+        return 2
+
+    @property
     @abstractmethod
     def limit(self) -> int:
         """The largest size in bytes that the artefact can have."""

@@ -112,6 +112,10 @@ class CalibratedGGUF(CalibratedPlan):
         return generation_metadata(self.source).notes
 
     @property
+    def steps(self) -> int:
+        return super().steps + (self.save_imatrix is not None)
+
+    @property
     def chooses_types(self) -> bool:
         return self.budget.mix is None
 

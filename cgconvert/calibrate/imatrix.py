@@ -11,7 +11,7 @@ import hashlib
 from dataclasses import replace
 
 from cgconvert.formats.gguf.imatrix import Imatrix, InputStatistics, encoded
-from cgconvert.io.progress import Progress
+from cgconvert.io.progress import Amount, Progress
 from cgconvert.lazy import torch
 from cgconvert.model.decoder import Decoder
 from cgconvert.model.device import CPU, read_float32
@@ -48,7 +48,7 @@ def collect(
     """
     g, sums = decoder.geometry, _SquareSums()
     tables = rotary(g, windows.shape[1], device)
-    progress.step("collecting the imatrix", g.n_layer + 1)
+    progress.step("collecting the imatrix", Amount(g.n_layer + 1, "layers"))
     with torch.inference_mode():
         states = read_float32(decoder.wte, device)[windows.to(device)]
         for number in range(g.n_layer):

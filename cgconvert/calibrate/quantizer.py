@@ -26,7 +26,7 @@ from cgconvert.codecs.block_codec import BlockCodec
 from cgconvert.codecs.quantized_tensor import QuantizedTensor
 from cgconvert.formats.huggingface import safetensors_reader
 from cgconvert.io.parallel import start_workers
-from cgconvert.io.progress import Progress
+from cgconvert.io.progress import Amount, Progress
 from cgconvert.io.staging import atomic_path, write_atomic
 from cgconvert.lazy import torch
 from cgconvert.model.decoder import Decoder
@@ -129,10 +129,12 @@ class Quantizer:
     def _run(self, calibration: LayerwiseCalibration) -> None:
         """Run the steps that the folder does not have yet."""
         n_layer = self.decoder.geometry.n_layer
-        self.progress.step("calibrating", n_layer + 2)
         next_layer, states = self._read_states()
+        fisher = self._fisher_matrices() if states is None else None  # a step of its own
+        self.progress.step("calibrating", Amount(n_layer + 2, "layers"))
         if states is None:
-            embedding, states = calibration.embedding(*self._fisher_matrices())
+            assert fisher is not None
+            embedding, states = calibration.embedding(*fisher)
             self._save_step("wte", {"wte": embedding})
             self._save_states(0, states)
             next_layer = 0

@@ -19,7 +19,7 @@ from pathlib import Path
 
 from safetensors.torch import load_file, save_file
 
-from cgconvert.io.progress import Progress
+from cgconvert.io.progress import Amount, Progress
 from cgconvert.lazy import torch
 from cgconvert.model.decoder import Decoder, Geometry
 from cgconvert.model.device import CPU, read_float32
@@ -164,7 +164,7 @@ def sensitivities(
     g, generator = decoder.geometry, torch.Generator().manual_seed(seed)
     tables = rotary(g, ids.shape[1], device)
     x = read_float32(decoder.wte, device)[ids.to(device)]
-    progress.step("measuring sensitivities", 2 * g.n_layer)
+    progress.step("measuring sensitivities", Amount(2 * g.n_layer, "layers"))
     for number in range(g.n_layer):
         weights = layer_weights(decoder, number, device)
         save_file({"x": x.cpu()}, folder / f"entering-{number}.safetensors")

@@ -15,6 +15,7 @@ from cgconvert.api.conversions import Conversion, plan
 from cgconvert.api.declarations import DRY_RUN, OUTPUT, READ, WRITE, declared_options
 from cgconvert.api.execution import execute
 from cgconvert.cli.options import arguments, click_options
+from cgconvert.cli.output import progress_of_command, verbosity
 from cgconvert.cli.text import one_line, printable, with_flags
 from cgconvert.errors import UsageError
 from cgconvert.formats.registry import FORMATS, OUT, Artefact, find_all, load
@@ -48,12 +49,18 @@ def conversion_command(conversion: Conversion) -> click.Command:
 
 
 def carry_out(
-    plan: LazyPlan, *, dry_run: bool = False, printed: set[str] | None = None, **writing: Any
+    plan: LazyPlan,
+    *,
+    dry_run: bool = False,
+    printed: set[str] | None = None,
+    context: str = "",
+    **writing: Any,
 ) -> Path:
     """Write the artefact and print where it is, or only print the plan; return its path.
 
     A plan that has to compute first is printed to stderr before that: it says how long it takes.
-    Notes are printed to stderr, each once; `printed` has those that were printed before.
+    Notes are printed to stderr, each once; `printed` has those that were printed before. `context`
+    stands before the steps of progress, as the number of a recipe's step.
     """
     printed = set() if printed is None else printed
     _print_notes((*plan.source.notes, *plan.notes), printed)
@@ -62,7 +69,7 @@ def carry_out(
     if dry_run:
         check_plan(plan)
         return plan.output
-    result = execute(plan, progress="auto", **writing)
+    result = execute(plan, progress=progress_of_command(context), **writing)
     _print_notes(result.notes, printed)
     path = printable(str(result.path))
     click.echo(f"{path}  {result.format} {result.type}, {format_bytes(result.bytes)}")
@@ -72,9 +79,12 @@ def carry_out(
 
 
 def _print_notes(notes: Iterable[str], printed: set[str]) -> None:
-    """Print each note that is not yet in `printed` as a line on stderr, and record it there."""
+    """Print each note that is not yet in `printed` as a line on stderr, and record it there.
+
+    A quiet command prints only warnings.
+    """
     for note in notes:
-        if note not in printed:
+        if note not in printed and not (verbosity.quiet and not note.startswith(WARNING)):
             label = "" if note.startswith(WARNING) else "note: "
             click.echo(label + one_line(with_flags(note, declared_options())), err=True)
             printed.add(note)

@@ -22,8 +22,12 @@ Example:
 
 
 def _run(artefact: str, prompt: str, **options: Any) -> None:
-    for piece in stream_generate(artefact, prompt, **options):
-        click.echo(piece, nl=False)
+    try:
+        for piece in stream_generate(artefact, prompt, **options):
+            click.echo(piece, nl=False)
+    except KeyboardInterrupt:
+        click.echo()  # what was generated stays readable
+        raise
     click.echo()
 
 

@@ -15,9 +15,11 @@ from typing import Any, NoReturn
 
 import click
 
+from cgconvert.cli.output import output_options, verbosity
 from cgconvert.cli.text import one_line, with_flags
 from cgconvert.errors import CgconvertError, Interrupted
 from cgconvert.io.system.signals import INTERRUPTS
+from cgconvert.io.terminal import is_controllable, is_terminal
 from cgconvert.version import __version__
 
 __all__ = ["main"]
@@ -57,7 +59,11 @@ class Commands(click.Group):
         return command
 
 
-@click.command(cls=Commands, context_settings={"help_option_names": ["-h", "--help"]})
+@click.command(
+    cls=Commands,
+    params=output_options(),
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
 @click.version_option(__version__, prog_name="cgconvert")
 def cli() -> None:
     """Convert Salesforce CodeGen checkpoints to safetensors, ONNX and GGUF, and prove the result.
@@ -86,6 +92,7 @@ def main(arguments: Sequence[str] | None = None) -> NoReturn:
 
 
 def _run(arguments: Sequence[str] | None) -> int:
+    verbosity.quiet = verbosity.verbose = False
     try:
         for number, default_handler in _SIGNALS.items():
             # A signal with another handler is ignored on purpose, as SIGHUP is under nohup.
@@ -99,8 +106,7 @@ def _run(arguments: Sequence[str] | None) -> int:
     except click.exceptions.Exit as leaving:
         return leaving.exit_code
     except (Interrupted, click.Abort, KeyboardInterrupt) as error:
-        if sys.stderr.isatty():  # the terminal has written ^C: begin a new line
-            click.echo(err=True)
+        _leave_line()
         return _say("interrupted", INTERRUPTED, error)
     except click.UsageError as error:
         where = error.ctx.command_path if error.ctx else "cgconvert"
@@ -134,13 +140,18 @@ def _with_flags(message: str) -> str:
 
 
 def _say(message: str, code: int, error: BaseException) -> int:
-    # Not imported at the top: it brings torch, and an interruption while that loads is caught here.
-    options = sys.modules.get("cgconvert.cli.options")
-    verbosity = getattr(options, "verbosity", None)
-    if verbosity is not None and verbosity.verbose:
+    if verbosity.verbose:
         traceback.print_exception(error)
     click.echo(f"cgconvert: {one_line(message)}", err=True)
     return code
+
+
+def _leave_line() -> None:
+    """Begin a new line on a terminal, which has written ^C; a line with nothing else is erased."""
+    if is_controllable(sys.stderr):
+        click.echo("\r\x1b[K", nl=False, err=True)
+    elif is_terminal(sys.stderr):
+        click.echo(err=True)
 
 
 def _interrupted(signum: int, frame: FrameType | None) -> NoReturn:

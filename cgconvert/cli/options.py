@@ -3,17 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
 
 from cgconvert.api.declarations import declared_options
+from cgconvert.cli.output import output_options, verbosity
 from cgconvert.cli.text import with_flags
 from cgconvert.options import ByteSize, Option, parse_size
 
-__all__ = ["arguments", "click_option", "click_options", "verbose_option", "verbosity"]
+__all__ = ["arguments", "click_option", "click_options", "verbosity"]
 
 if TYPE_CHECKING:
     ParamType = click.ParamType[Any]
@@ -21,35 +21,9 @@ else:  # the oldest click that is supported has no type argument here
     ParamType = click.ParamType
 
 
-@dataclass
-class Verbosity:
-    """Whether a failure shows its traceback; known before the options are all parsed."""
-
-    verbose: bool = False
-
-
-verbosity = Verbosity()
-
-
-def _set_verbose(ctx: click.Context, param: click.Parameter, value: bool) -> None:
-    verbosity.verbose = verbosity.verbose or value
-
-
-def verbose_option() -> click.Option:
-    """--verbose, for every command."""
-    return click.Option(
-        ["-v", "--verbose"],
-        is_flag=True,
-        is_eager=True,
-        expose_value=False,
-        callback=_set_verbose,
-        help="Show the traceback of a failure.",
-    )
-
-
 def click_options(*options: Option) -> list[click.Parameter]:
-    """The flags of a command's options, in this order, and --verbose."""
-    return [*map(click_option, options), verbose_option()]
+    """The flags of a command's options, in this order, then --quiet and --verbose."""
+    return [*map(click_option, options), *output_options()]
 
 
 def click_option(option: Option) -> click.Option:

@@ -14,6 +14,7 @@ from cgconvert.api.declarations import OUTPUT, READ, WRITE
 from cgconvert.api.sources import load
 from cgconvert.api.verification import artefacts_at, reports_of
 from cgconvert.cli.conversions import carry_out
+from cgconvert.cli.output import progress_of_command
 from cgconvert.cli.recipe import Recipe, Step
 from cgconvert.cli.text import printable
 from cgconvert.cli.verify import print_and_judge
@@ -101,11 +102,12 @@ class RecipeRun:
         Raises VerificationError if a check fails; the steps after that are not carried out.
         """
         for number, task in enumerate(self.tasks, 1):
-            click.echo(printable(f"[{number}/{len(self.tasks)}] {task.step.title}"))
+            context = f"[{number}/{len(self.tasks)}]"
+            click.echo(printable(f"{context} {task.step.title}"))
             if isinstance(task, Conversion):
-                self._convert(task, dry_run)
+                self._convert(task, dry_run, context)
             else:
-                self._verify(task, dry_run)
+                self._verify(task, dry_run, context)
 
     def _tasks(self, recipe: Recipe) -> list[Conversion | Verification]:
         tasks: list[Conversion | Verification] = []
@@ -162,13 +164,16 @@ class RecipeRun:
                     f"of line {first.line} does; give one of them another {OUTPUT.name}"
                 )
 
-    def _convert(self, task: Conversion, dry_run: bool) -> None:
+    def _convert(self, task: Conversion, dry_run: bool, context: str) -> None:
+        """Write the artefact; `context` stands before the steps of its progress."""
         writing = {name: task.step.options.get(name, WRITING[name]) for name in WRITING}
         writing |= {k: value for k, value in self.writing.items() if value != WRITING[k]}
         planned = task.plan or _plan(task)
-        task.path = carry_out(planned, dry_run=dry_run, printed=self.notes, **writing)
+        task.path = carry_out(
+            planned, dry_run=dry_run, printed=self.notes, context=context, **writing
+        )
 
-    def _verify(self, task: Verification, dry_run: bool) -> None:
+    def _verify(self, task: Verification, dry_run: bool, context: str) -> None:
         options = _without(task.step, {*READING, "reference", "threshold", "text", "report"})
         paths = [conversion.path for conversion in task.conversions if conversion.path]
         if dry_run:
@@ -187,7 +192,7 @@ class RecipeRun:
                     kind: {**task.recipe.thresholds.get(kind, {}), **bounds}
                     for kind in known_bounds()
                 },
-                progress="auto",
+                progress=progress_of_command(context),
                 **options,
             ),
             reports,

@@ -6,6 +6,7 @@ import re
 from collections.abc import Iterable
 
 from cgconvert.errors import ARGUMENT
+from cgconvert.io.terminal import printable
 from cgconvert.options import Option
 
 __all__ = ["one_line", "printable", "with_flags"]
@@ -31,18 +32,6 @@ def with_flags(message: str, options: Iterable[Option]) -> str:
         return f"{flags[name]} {value.strip(chr(34))}"
 
     return ARGUMENT.sub(flag, message)
-
-
-def printable(text: str) -> str:
-    """Escape control characters and lone surrogates.
-
-    Text from a file may hold sequences that change colours, move the cursor or worse.
-    """
-    if text.isprintable():
-        return text
-    return "".join(
-        c if c.isprintable() else c.encode("unicode_escape", "surrogatepass").decode() for c in text
-    )
 
 
 def one_line(text: str) -> str:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import re
 import shutil
 import sys
 from collections.abc import Iterable, Sequence
@@ -16,6 +15,7 @@ from cgconvert.api.declarations import READ, VERIFY
 from cgconvert.api.sources import read_options
 from cgconvert.api.verification import artefacts_at, reports_of
 from cgconvert.cli.options import arguments, click_options
+from cgconvert.cli.output import echo, progress_of_command
 from cgconvert.cli.text import printable
 from cgconvert.errors import UsageError, VerificationError
 from cgconvert.formats.read import read
@@ -59,17 +59,11 @@ def _run(artefact: Path | None, **values: Any) -> None:
             options=reading_options,
             texts=texts,
             thresholds=thresholds,
-            progress="auto",
+            progress=progress_of_command(),
             **options,
         ),
         options["report"],
     )
-
-
-COLOURS = {"FAIL": "red", "warning": "yellow", "pass": "green"}
-"""Colours of the words that begin a line of a table."""
-
-_WORD = re.compile(r"^(FAIL|warning|pass)(?= |$)", re.MULTILINE)
 
 
 def print_and_judge(reports: Iterable[Report], paths: Sequence[Path] = ()) -> None:
@@ -129,9 +123,7 @@ def columns() -> int | None:
 def _print(text: str) -> None:
     """Print lines of a report, without what a terminal would obey: names of files may hold it."""
     shown = "\n".join(map(printable, text.split("\n")))
-    if sys.stdout.isatty() and not os.environ.get("NO_COLOR"):
-        shown = _WORD.sub(lambda match: click.style(match[0], COLOURS[match[0]], bold=True), shown)
-    click.echo(shown)
+    echo(shown)
 
 
 command = click.Command(

@@ -1,16 +1,26 @@
-"""Progress of long work, and sizes as text."""
+"""Progress of long work, and sizes and durations as text."""
 
 from __future__ import annotations
 
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
-__all__ = ["Progress", "SilentProgress", "format_bytes"]
+__all__ = [
+    "Amount",
+    "CountsSteps",
+    "LaterSteps",
+    "Progress",
+    "SilentProgress",
+    "expect_steps",
+    "format_bytes",
+    "format_duration",
+]
 
 
 class Progress(Protocol):
     """Receives reports of progress, to show them.
 
-    Work is divided into steps. A step has a label and a known number of units (bytes, tokens).
+    Work is divided into steps. A step has a label and a known number of units; where it is known
+    what they are, the number is an `Amount`. An object may also have the method of `CountsSteps`.
     """
 
     def step(self, label: str, total: int) -> None:
@@ -23,6 +33,28 @@ class Progress(Protocol):
         """End the last step."""
 
 
+@runtime_checkable
+class CountsSteps(Protocol):
+    """What a Progress has that shows how many steps there are, as in "step 3 of 8"."""
+
+    def expect(self, steps: int) -> None:
+        """Say that `steps` more steps follow; it replaces what was said before."""
+
+
+class Amount(int):
+    """A number of units that says what they are: "bytes", "layers", "tokens"."""
+
+    unit: str
+
+    def __new__(cls, count: int, unit: str) -> Amount:
+        amount = super().__new__(cls, count)
+        amount.unit = unit
+        return amount
+
+    def __getnewargs__(self) -> tuple[int, str]:  # type: ignore[override]
+        return int(self), self.unit
+
+
 class SilentProgress:
     """A Progress that shows nothing."""
 
@@ -33,11 +65,57 @@ class SilentProgress:
     def finish(self) -> None: ...
 
 
-def format_bytes(count: int) -> str:
+def expect_steps(progress: Progress, steps: int) -> None:
+    """Say that `steps` more steps follow, to a progress that counts them.
+
+    Work that finds steps complete already says so with a smaller number.
+    """
+    if isinstance(progress, CountsSteps):
+        progress.expect(steps)
+
+
+class LaterSteps:
+    """A Progress of a part of the work, after which `later` more steps follow."""
+
+    def __init__(self, progress: Progress, later: int) -> None:
+        self._progress, self._later = progress, later
+
+    def expect(self, steps: int) -> None:
+        """Say that `steps` more steps of this part follow."""
+        expect_steps(self._progress, steps + self._later)
+
+    def step(self, label: str, total: int) -> None:
+        """See Progress."""
+        self._progress.step(label, total)
+
+    def advance(self, amount: int) -> None:
+        """See Progress."""
+        self._progress.advance(amount)
+
+    def finish(self) -> None:
+        """End the last step of this part: steps that were expected and not begun do not come."""
+        self.expect(0)
+        self._progress.finish()
+
+
+def format_bytes(count: float) -> str:
     """Format a number of bytes in decimal units with three digits, for example 1.23 GB."""
     value, unit = float(count), "B"
     for unit in ("B", "kB", "MB", "GB", "TB"):
-        if value < 1000 or unit == "TB":
+        if value < 999.5 or unit == "TB":
             break
         value /= 1000
-    return f"{count} B" if unit == "B" else f"{value:.3g} {unit}"
+    return f"{count:.0f} B" if unit == "B" else f"{value:.3g} {unit}"
+
+
+def format_duration(seconds: float) -> str:
+    """Write a duration as people say it, no more precise than it is worth: 40 s, 12 min, 2.3 h."""
+    if seconds < 10:
+        return f"{max(1, round(seconds))} s"
+    if seconds < 57.5:
+        return f"{round(seconds / 5) * 5} s"
+    minutes = seconds / 60
+    if minutes < 90:
+        return f"{max(1, round(minutes))} min"
+    hours = minutes / 60
+    return f"{hours:.1f} h" if hours < 48 else f"{hours / 24:.0f} days"

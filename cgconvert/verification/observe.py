@@ -9,7 +9,7 @@ from itertools import chain, cycle, islice
 import numpy as np
 
 from cgconvert.errors import VerificationError
-from cgconvert.io.progress import Progress, SilentProgress
+from cgconvert.io.progress import Amount, Progress, SilentProgress
 from cgconvert.model.decoder import Checkpoint
 from cgconvert.model.tokenizer import Tokenizer
 from cgconvert.runtimes.generate import generate
@@ -212,7 +212,7 @@ def _full_passes(
     runtime: Runtime, sequences: Sequence[Sequence[int]], progress: Progress
 ) -> np.ndarray:
     """Feed each sequence at once into an empty cache; logits after every token of all of them."""
-    progress.step("running the prompts", sum(map(len, sequences)))
+    progress.step("running the prompts", Amount(sum(map(len, sequences)), "tokens"))
     parts = []
     for sequence in sequences:
         runtime.reset()
@@ -232,7 +232,8 @@ def _cache_runs(
     `full_pass_logits` is float32 [tokens of all sequences, ids of the tokenizer].
     """
     cuts = _cache_cuts(sequences)
-    progress.step("decoding step by step", sum(sum(pieces) for _, _, pieces in cuts))
+    total = sum(sum(pieces) for _, _, pieces in cuts)
+    progress.step("decoding step by step", Amount(total, "tokens"))
     starts = np.cumsum([0, *map(len, sequences)])
     tokenizer_size = full_pass_logits.shape[1]
     runs = []
@@ -292,7 +293,7 @@ def _fill_context(runtime: Runtime, ids: Sequence[int], progress: Progress) -> n
     Returns the logits after the last chunk and after each single token, [1 + single tokens,
     vocab_size].
     """
-    progress.step("filling the context", len(ids))
+    progress.step("filling the context", Amount(len(ids), "tokens"))
     runtime.reset()
     first_single = max(1, len(ids) - SINGLE_STEPS)
     parts = []
@@ -314,7 +315,7 @@ def _generate(
     progress: Progress,
 ) -> tuple[tuple[tuple[int, ...], ...], str]:
     """The greedy tokens after each opening, and the first error that ended generation too early."""
-    progress.step("generating", len(openings) * max_new_tokens)
+    progress.step("generating", Amount(len(openings) * max_new_tokens, "tokens"))
     generated, first_error = [], ""
     for opening in openings:
         new_ids: list[int] = []
@@ -335,7 +336,7 @@ def _tokenizer_runs(
     runtime: Runtime, tokenizer: Tokenizer, texts: Sequence[str], progress: Progress
 ) -> tuple[TokenizerRun, ...]:
     """Encode texts with both tokenizers, and decode the ids of the artefact's."""
-    progress.step("comparing tokenizers", len(texts))
+    progress.step("comparing tokenizers", Amount(len(texts), "texts"))
     runs = []
     for text in texts:
         ids = tuple(runtime.tokenize(text))

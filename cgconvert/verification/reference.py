@@ -25,7 +25,7 @@ from safetensors.numpy import load, save
 
 from cgconvert.errors import InputError
 from cgconvert.io.cache import read_entry, write_entry
-from cgconvert.io.progress import Progress, SilentProgress
+from cgconvert.io.progress import Amount, Progress, SilentProgress
 from cgconvert.lazy import torch
 from cgconvert.model.decoder import Decoder, Layer
 from cgconvert.model.device import torch_device
@@ -144,7 +144,7 @@ class Reference:
         x = self._embed(np.concatenate([np.asarray(s, dtype=np.int64) for s in sequences]))
         lengths = [len(s) for s in sequences]
         sin, cos = rotary(d.geometry, max(lengths), self.device)
-        self.progress.step("running the reference", len(d.layers))
+        self.progress.step("running the reference", Amount(len(d.layers), "layers"))
         for layer in d.layers:
             x = self._layer(x, layer, lengths, sin, cos)
             self.progress.advance(1)

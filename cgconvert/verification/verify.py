@@ -11,7 +11,7 @@ from typing import Any
 from cgconvert.errors import CgconvertError, UsageError, in_words
 from cgconvert.formats.registry import load
 from cgconvert.io.cache import cache_folder
-from cgconvert.io.progress import Progress, SilentProgress
+from cgconvert.io.progress import Amount, Progress, SilentProgress, expect_steps
 from cgconvert.lazy import torch
 from cgconvert.model.decoder import Checkpoint
 from cgconvert.runtimes import Runtime, open_runtime, runtime_class
@@ -45,7 +45,16 @@ from cgconvert.verification.witness.tokenizer import TokenReading, read_artefact
 from cgconvert.write.hashing import file_sha256, hash_checkpoint
 from cgconvert.write.manifest import manifest_path
 
-__all__ = ["verify"]
+__all__ = ["MOST_STEPS", "verify"]
+
+FILE_STEPS, RUN_STEPS, WITNESS_STEPS, REFERENCE_STEPS = 3, 5, 1, 2
+"""Steps of progress: hashes, groups of qkv_proj and weights; the runtime; transformers; references.
+
+Some need not be taken, such as what was measured before.
+"""
+
+MOST_STEPS = FILE_STEPS + RUN_STEPS + WITNESS_STEPS + REFERENCE_STEPS
+"""The most steps of progress that verifying one artefact takes."""
 
 NOT_OPENED = "-"
 """The version of a runtime that could not open the artefact."""
@@ -104,7 +113,8 @@ def verify(
     thresholds_for(format, type, overrides=thresholds)  # raises for a mistake before the long work
     context = source.geometry.n_positions
     text_windows = {text: windows(text, source.tokenizer, text_tokens, context) for text in texts}
-    hashes, source_sha256 = _file_hashes(artefact), hash_checkpoint(source)["sha256"]
+    expect_steps(progress, MOST_STEPS)
+    hashes, source_sha256 = _hashes(artefact, source, progress)
     subject = _ArtefactUnderTest(
         path=artefact,
         format=format,
@@ -119,6 +129,7 @@ def verify(
     cache = cache_folder() / "reference"
     checks = [check_provenance(artefact, hashes, source_sha256, source.origin)]
     checks += check_source_groups(source, source_sha256, cache, progress)
+    expect_steps(progress, MOST_STEPS - FILE_STEPS + 1)
     file_checks, tensor_errors, has_source_weights = subject.check_files()
     checks += file_checks
     run = subject.run(
@@ -127,6 +138,8 @@ def verify(
         files_failed=worst_verdict(file_checks) == Verdict.FAIL,
     )
     observation = run.observation
+    reference_steps = REFERENCE_STEPS - has_source_weights if observation else 0
+    expect_steps(progress, WITNESS_STEPS + reference_steps)
     witness = call_once(
         source,
         source_sha256,
@@ -138,6 +151,7 @@ def verify(
     witness = within_format(witness, load(format), observation.eos_token_ids if observation else ())
     checks += check_source(witness)
     checks += check_files(witness, subject.read_tokens(witness), subject.read_settings())
+    expect_steps(progress, reference_steps)
     series: dict[str, list[float | None]] = {}
     if run.failure is not None:
         checks.append(run.failure)
@@ -162,6 +176,7 @@ def verify(
         )
         if comparisons.with_source is not None:
             series = {"logits.kl": rounded(comparisons.with_source.kl)}
+    expect_steps(progress, 0)
     progress.finish()
     return Report(
         artefact={"path": str(artefact), "format": format, "type": type, "files": hashes},
@@ -349,15 +364,22 @@ def _texts_entry(observation: Observation | None) -> dict[str, Any]:
     return {"sha256": texts_sha256(texts), "count": len(texts)}
 
 
-def _file_hashes(artefact: Path) -> dict[str, str]:
-    """Hash every file of an artefact but its manifest: SHA-256 by its path in the artefact."""
-    if not artefact.is_dir():
-        return {artefact.name: file_sha256(artefact)}
-    return {
-        path.relative_to(artefact).as_posix(): file_sha256(path)
-        for path in sorted(artefact.rglob("*"))
-        if path.is_file() and path != manifest_path(artefact)
-    }
+def _hashes(artefact: Path, source: Checkpoint, progress: Progress) -> tuple[dict[str, str], str]:
+    """Hash every file of an artefact but its manifest, and the source.
+
+    Returns the SHA-256 of each file by its path in the artefact, and that of the source.
+    """
+    paths = {artefact.name: artefact}
+    if artefact.is_dir():
+        paths = {
+            path.relative_to(artefact).as_posix(): path
+            for path in sorted(artefact.rglob("*"))
+            if path.is_file() and path != manifest_path(artefact)
+        }
+    total = sum(path.stat().st_size for path in (*paths.values(), *source.files))
+    progress.step("hashing", Amount(total, "bytes"))
+    hashes = {name: file_sha256(path, progress.advance) for name, path in paths.items()}
+    return hashes, hash_checkpoint(source, advance=progress.advance)["sha256"]
 
 
 def _dtype_name(dtype: torch.dtype) -> str:

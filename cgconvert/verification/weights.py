@@ -17,7 +17,7 @@ from cgconvert.codecs.quantized_tensor import QuantizedTensor
 from cgconvert.errors import first_few
 from cgconvert.formats.comparison import StoredArtefact
 from cgconvert.formats.registry import load
-from cgconvert.io.progress import Progress, SilentProgress
+from cgconvert.io.progress import Amount, Progress, SilentProgress
 from cgconvert.lazy import torch
 from cgconvert.model.decoder import Decoder
 from cgconvert.model.tensor import FLOATING_TYPES, LazyTensor
@@ -133,7 +133,7 @@ def check_weights(
 def compare(artefact: StoredArtefact, progress: Progress) -> list[TensorError]:
     """Compute the errors of every tensor that is there in its shape, in the artefact's order."""
     total = sum(math.prod(tensor.shape) for tensor in artefact.expected.values())
-    progress.step("comparing weights", total)
+    progress.step("comparing weights", Amount(total, "weights"))
     errors = []
     for name, expected in artefact.expected.items():
         tensor = artefact.tensors.get(name)

@@ -17,7 +17,7 @@ from typing import Any
 from cgconvert.errors import InputError, OutputError, UsageError
 from cgconvert.io.file_names import is_possible
 from cgconvert.io.parallel import WorkerPool
-from cgconvert.io.progress import Progress, SilentProgress
+from cgconvert.io.progress import Amount, Progress, SilentProgress, expect_steps
 from cgconvert.io.signals import uninterrupted
 from cgconvert.io.staging import Staging
 from cgconvert.model.decoder import Checkpoint
@@ -35,6 +35,9 @@ from cgconvert.write.plan import LazyPlan, Plan, free_bytes, worker_count
 from cgconvert.write.writer import ChunkWriter, PlanWriter
 
 __all__ = ["check_plan", "execute"]
+
+OWN_STEPS = 2
+"""Steps of progress of every execution: writing and hashing."""
 
 SMALL_BYTES = 64 << 20
 """An artefact of fewer bytes is written by a thread: starting and ending processes takes longer."""
@@ -113,7 +116,9 @@ def execute(
             with uninterrupted():
                 stack.enter_context(staging)
             was_computed = not plan.resolved
+            expect_steps(progress, plan.steps + OWN_STEPS)
             plan = plan.resolve(staging.steps, progress)
+            expect_steps(progress, OWN_STEPS)
             write_chunk = ChunkWriter(plan, staging.content, allow_nonfinite)
             with uninterrupted():
                 pool = stack.enter_context(_worker_pool(write_chunk, plan, was_computed))
@@ -123,7 +128,7 @@ def execute(
                 journal = _open_journal(staging, key, plan)
                 # Meanwhile, because the source has to be read from the disk now anyway.
                 source_hashes = background.submit(_hash_source, plan.source, journal, stop)
-                progress.step(f"writing {plan.output}", plan.nbytes)
+                progress.step(f"writing {plan.output}", Amount(plan.nbytes, "bytes"))
                 with PlanWriter(write_chunk, pool, journal, background, progress) as writer:
                     for file_index in range(len(plan.files)):
                         writer.write(file_index)
@@ -212,7 +217,7 @@ def _make_manifest(
     progress: Progress,
 ) -> Manifest:
     """Wait for all hashes, check the source against its own manifest, and make the output's."""
-    progress.step("hashing", plan.nbytes)
+    progress.step("hashing", Amount(plan.nbytes, "bytes"))
     checkpoint, source = plan.source, source_hashes.result()
     _check_source(checkpoint, source)
     files = {}

@@ -34,14 +34,20 @@ STEP_BYTES = 8 << 20
 """Bytes of a written file that are handed to the hashing thread at once."""
 
 
-def file_sha256(path: Path) -> str:
-    """SHA-256 of a file, in hex."""
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
+def file_sha256(path: Path, advance: Callable[[int], None] = lambda count: None) -> str:
+    """SHA-256 of a file, in hex; `advance` gets the number of bytes of each read."""
+    hasher = hashlib.sha256()
+    with path.open("rb", buffering=0) as file:
+        while data := file.read(READ_BYTES):
+            hasher.update(data)
+            advance(len(data))
+    return hasher.hexdigest()
 
 
 def hash_checkpoint(
-    checkpoint: Checkpoint, is_cancelled: Callable[[], bool] = lambda: False
+    checkpoint: Checkpoint,
+    is_cancelled: Callable[[], bool] = lambda: False,
+    advance: Callable[[int], None] = lambda count: None,
 ) -> dict[str, Any]:
     """Hash all files of a checkpoint.
 
@@ -49,6 +55,7 @@ def hash_checkpoint(
         checkpoint: The checkpoint.
         is_cancelled: Called between reads. Once it returns true, hashing stops, and the result is
             incomplete and must not be used.
+        advance: Gets the number of bytes of each read.
 
     Returns:
         {"files": [{"name", "bytes", "sha256"} for each file], "sha256": one hash over all names
@@ -61,7 +68,7 @@ def hash_checkpoint(
         {
             "name": path.name,
             "bytes": path.stat().st_size,
-            "sha256": checked_sha256(path, checkpoint.decoder.leaves(), is_cancelled),
+            "sha256": checked_sha256(path, checkpoint.decoder.leaves(), is_cancelled, advance),
         }
         for path in checkpoint.files
     ]
@@ -80,6 +87,7 @@ def checked_sha256(
     path: Path,
     tensors: Iterable[StoredTensor] = (),
     is_cancelled: Callable[[], bool] = lambda: False,
+    advance: Callable[[int], None] = lambda count: None,
 ) -> str:
     """SHA-256 of a file in hex, or "" if cancelled. The file is read once.
 
@@ -90,6 +98,7 @@ def checked_sha256(
         tensors: Stored tensors, among them those in this file. An error names the tensor that lies
             in a damaged member, or the member itself if no tensor does.
         is_cancelled: Called between reads.
+        advance: Gets the number of bytes of each read.
 
     Raises:
         InputError: The file cannot be read, or a member is damaged.
@@ -108,6 +117,7 @@ def checked_sha256(
                 if archive_update:
                     archive_update.result()
                 offset += count
+                advance(count)
     except OSError as error:
         raise InputError(f"{path}: cannot be read: {error.strerror}") from error
     if archive and archive.incomplete:

@@ -158,6 +158,7 @@ class Plan:
 
     resolved: ClassVar[bool] = True
     computed_options: ClassVar[tuple[str, ...]] = ()
+    steps: ClassVar[int] = 0
 
     source: Checkpoint
     output: Path
@@ -222,6 +223,7 @@ class LazyPlan(Protocol):
 
     Attributes:
         resolved: Whether nothing has to be computed; a Plan is always resolved.
+        steps: How many steps of progress computing it takes at most.
         source: The checkpoint whose tensors are written.
         output: Path of the artefact.
         is_folder: Whether the artefact is a folder; if not, it is a single file.
@@ -235,6 +237,9 @@ class LazyPlan(Protocol):
 
     @property
     def resolved(self) -> bool: ...
+
+    @property
+    def steps(self) -> int: ...
 
     @property
     def source(self) -> Checkpoint: ...

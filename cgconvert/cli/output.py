@@ -1,0 +1,97 @@
+"""What the commands print beside their result: progress, and colours for verdicts."""
+
+from __future__ import annotations
+
+import re
+import sys
+from dataclasses import dataclass
+
+import click
+
+from cgconvert.api.progress import ProgressBar
+from cgconvert.io.progress import Progress, SilentProgress
+from cgconvert.io.terminal import is_terminal, uses_color
+
+__all__ = ["color_verdicts", "echo", "output_options", "progress_of_command", "verbosity"]
+
+LOG_DELAY, TERMINAL_DELAY = 20.0, 2.0
+"""Seconds in which a command without a line of its own prints no progress: a log, a dumb terminal.
+
+Most commands take less, and then a failure is the only line.
+"""
+
+COLORS = {"fail": "red", "failed": "red", "warning": "yellow", "pass": "green", "passed": "green"}
+"""Colours of the words with which a line of a report begins."""
+
+_VERDICT = re.compile(rf"^(\s*)({'|'.join(COLORS)})\b", re.IGNORECASE | re.MULTILINE)
+
+
+@dataclass
+class Verbosity:
+    """How much a command prints; known before its options are all parsed.
+
+    Attributes:
+        quiet: Whether progress and notes are left out.
+        verbose: Whether a failure shows its traceback.
+    """
+
+    quiet: bool = False
+    verbose: bool = False
+
+
+verbosity = Verbosity()
+
+
+def output_options() -> list[click.Parameter]:
+    """--quiet and --verbose: every command has them, and they may stand before its name too."""
+    return [
+        click.Option(
+            ["-q", "--quiet"],
+            is_flag=True,
+            is_eager=True,
+            expose_value=False,
+            callback=_remember,
+            help="Print no progress and no notes; warnings and errors remain.",
+        ),
+        click.Option(
+            ["-v", "--verbose"],
+            is_flag=True,
+            is_eager=True,
+            expose_value=False,
+            callback=_remember,
+            help="Show the traceback of a failure.",
+        ),
+    ]
+
+
+def _remember(ctx: click.Context, param: click.Parameter, value: bool) -> None:
+    if value:
+        setattr(verbosity, str(param.name), True)
+
+
+def progress_of_command(context: str = "") -> Progress:
+    """Return the progress that a command shows; `context` stands first, as "[2/5]" of a recipe."""
+    if verbosity.quiet:
+        return SilentProgress()
+    delay = TERMINAL_DELAY if is_terminal(sys.stderr) else LOG_DELAY
+    return ProgressBar(context, log_delay=delay)
+
+
+def color_verdicts(text: str) -> str:
+    """Colour the verdict at the beginning of a line: FAIL red, warning yellow, pass green.
+
+    The text is returned as it is where stdout takes no colours.
+    """
+    if not uses_color(sys.stdout):
+        return text
+
+    def colored(match: re.Match[str]) -> str:
+        color = COLORS[match[2].lower()]
+        return match[1] + click.style(match[2], fg=color, bold=color == "red")
+
+    return _VERDICT.sub(colored, text)
+
+
+def echo(text: str) -> None:
+    """Print a report on stdout, its verdicts in colours where stdout takes them."""
+    click.echo(color_verdicts(text), color=uses_color(sys.stdout))
