@@ -14,8 +14,8 @@ from pkgutil import resolve_name
 
 from cgconvert.errors import InputError, UsageError
 from cgconvert.formats.base import OUT, Format, SourceFormat
+from cgconvert.sources.no_model import explain_no_model
 from cgconvert.sources.snapshot import cached_repository
-from cgconvert.sources.weight_files import explain_no_weights, list_names
 from cgconvert.write.manifest import Manifest, find_manifest
 
 __all__ = [
@@ -67,9 +67,9 @@ def source_format(path: Path) -> SourceFormat:
     for format_ in map(_make, FORMATS.values()):
         if format_.recognises(path):
             return format_
-    explanation = explain_no_weights(list_names(path)) if path.is_dir() else ""
+    explanation = explain_no_model(path)
     snapshot = cached_repository(path)
-    if not explanation and snapshot:
+    if snapshot and (not explanation or "no weights" in explanation):
         explanation = f"has no weights; give {snapshot.repository} as the source to download them"
     if explanation:
         raise InputError(f"{path}: {explanation}")

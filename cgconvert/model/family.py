@@ -6,6 +6,7 @@ of EleutherAI/gpt-j-6b, OpenMOSS/MOSS, and the configurations on the Hub.
 
 from __future__ import annotations
 
+import difflib
 import re
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
@@ -24,6 +25,9 @@ __all__ = [
     "VARIANTS",
     "Model",
     "Published",
+    "canonical_id",
+    "canonical_name",
+    "did_you_mean",
     "geometry",
     "groups",
     "hub_id",
@@ -31,6 +35,7 @@ __all__ = [
     "is_published_checkpoint",
     "license_of",
     "model_of",
+    "nearest_names",
     "published",
 ]
 
@@ -181,6 +186,12 @@ _PUBLISHED = _table()
 NAMES = tuple(_PUBLISHED)
 """The names of the published checkpoints."""
 
+_BY_LOWER_CASE = {name.lower(): name for name in (*reversed(NAMES), embedded.NAME)}
+_IDS = {
+    f"{entry.organisation}/{entry.repository}".lower(): f"{entry.organisation}/{entry.repository}"
+    for entry in _PUBLISHED.values()
+}
+
 _NAME_PARTS = {
     "codegen2": CODEGEN2, "codegen": CODEGEN, "nsql": NSQL, "moss": MOSS, "gpt-j": GPTJ,
     "gptj": GPTJ,
@@ -197,7 +208,55 @@ LLAMA = (
 
 def is_llama(name: str) -> bool:
     """Whether this is the name of one of the Llamas that are called like models of the family."""
-    return re.match(r"codegen25-|nsql-llama-", name) is not None
+    return re.match(r"codegen25-|nsql-llama-", name, re.IGNORECASE) is not None
+
+
+def canonical_name(name: str) -> str:
+    """The name of a published checkpoint as it is written on the Hub, whatever the case here.
+
+    Any other name stays as it is.
+    """
+    if name in _PUBLISHED or name == embedded.NAME:
+        return name
+    return _BY_LOWER_CASE.get(name.lower(), name)
+
+
+def canonical_id(repository: str) -> str:
+    """The Hub id of a published checkpoint as the Hub writes it, whatever the case here."""
+    return _IDS.get(repository.lower(), repository)
+
+
+def nearest_names(name: str) -> list[str]:
+    """Return the names of the family that a mistyped name may stand for, the nearest first.
+
+    Signs between letters and digits count as the same: codegen_350M_mono. The beginning of names
+    stands for all of them: codegen-350M.
+    """
+    plain = _plain(name)
+    plains = {_plain(known): known for known in (embedded.NAME, *reversed(NAMES))}
+    if plain in plains:
+        return [plains[plain]]
+    begun = [known for start, known in plains.items() if len(plain) > 3 and start.startswith(plain)]
+    if begun:
+        return begun[::-1]
+    return [plains[near] for near in difflib.get_close_matches(plain, plains, n=1, cutoff=0.8)]
+
+
+def did_you_mean(name: str) -> str:
+    """A clause that asks for the names that are nearest to a mistyped one, "" if none is near."""
+    names = nearest_names(name)
+    if not names:
+        return ""
+    return (
+        f"did you mean {', '.join(names[:2])} or {names[2]}?"
+        if len(names) > 2
+        else (f"did you mean {' or '.join(names)}?")
+    )
+
+
+def _plain(name: str) -> str:
+    """A name in lower case, with one sign between its words."""
+    return re.sub(r"[\W_]+", "-", name.lower())
 
 
 def is_published_checkpoint(name: str) -> bool:

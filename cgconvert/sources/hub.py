@@ -3,11 +3,18 @@
 from __future__ import annotations
 
 import glob
+import os
 from collections.abc import Sequence
 from pathlib import Path
+from queue import Empty, Queue
+from threading import Thread
+from typing import TYPE_CHECKING
 
 from cgconvert.errors import CgconvertError, InputError, first_few
+from cgconvert.model.architectures import explain_config
 from cgconvert.model.tokenizer_files import TOKENIZER_FILES
+from cgconvert.sources.hub_errors import explain_failure
+from cgconvert.sources.no_model import explain_pipeline
 from cgconvert.sources.snapshot import (
     description_names,
     has_tokenizer,
@@ -17,6 +24,9 @@ from cgconvert.sources.snapshot import (
 )
 from cgconvert.sources.weight_files import INDEX_SUFFIX, explain_no_weights, list_names, shard_names
 
+if TYPE_CHECKING:
+    from huggingface_hub.hf_api import ModelInfo
+
 __all__ = ["GPT2", "GPT2_REVISION", "fetch_checkpoint", "fetch_gpt2_tokenizer"]
 
 GPT2 = "openai-community/gpt2"
@@ -24,6 +34,11 @@ GPT2 = "openai-community/gpt2"
 
 GPT2_REVISION = "607a30d783dfa663caf39e06633721c8d4cfcd7e"
 """The commit of the repository: the same tokenizer is downloaded every time."""
+
+
+WAIT = 3.0
+"""Seconds in which the Hub has to answer the first question, so that a command without a network
+ends in five. An answer takes 0.1 to 1."""
 
 
 def fetch_checkpoint(
@@ -55,9 +70,8 @@ def fetch_checkpoint(
         state = (
             f"its snapshot in the Hub cache lacks {absent}" if missing else "not in the Hub cache"
         )
-        raise InputError(
-            f"{repository}: {state} and cannot be downloaded: {_one_line(error)}"
-        ) from error
+        reason = explain_failure(error, repository, revision)
+        raise InputError(f"{repository}: {state} and cannot be downloaded: {reason}") from error
     return folder, folder.name
 
 
@@ -72,13 +86,13 @@ def fetch_gpt2_tokenizer() -> Path:
     if folder is not None and has_tokenizer(set(list_names(folder))):
         return folder
     try:
+        _ask(GPT2, GPT2_REVISION)
         return Path(
             snapshot_download(GPT2, revision=GPT2_REVISION, allow_patterns=list(TOKENIZER_FILES))
         )
     except Exception as error:
         raise InputError(
-            f"{GPT2} cannot be downloaded: {_one_line(error)}; "
-            "give a folder with CodeGen's or GPT-2's tokenizer with `tokenizer`"
+            f"{GPT2} cannot be downloaded: {explain_failure(error, GPT2)}, with `tokenizer`"
         ) from error
 
 
@@ -97,13 +111,14 @@ def _download(repository: str, revision: str | None) -> Path:
     """Download configuration, tokenizer and the weights in one format; return their folder.
 
     Everything comes from the commit that the revision had at the beginning. Raises InputError if
-    the repository has no weights.
+    the repository has no weights, or those of another model.
     """
-    from huggingface_hub import HfApi
-
-    model = HfApi().model_info(repository, revision=revision)
+    model = _ask(repository, revision)
     names = [file.rfilename for file in model.siblings or ()]
     weights = weight_names(names)
+    other = explain_pipeline(names) or explain_config(getattr(model, "config", None) or {})
+    if other:  # before gigabytes are downloaded
+        raise InputError(f"{repository}: {other}")
     if not weights:
         reason = explain_no_weights(names) or (
             f"has no weights for transformers; it has {first_few(names, 5, separator=', ')}"
@@ -122,14 +137,39 @@ def _download(repository: str, revision: str | None) -> Path:
     return folder
 
 
+def _ask(repository: str, revision: str | None) -> ModelInfo:
+    """Ask the Hub for a repository's commit and files.
+
+    A name that is not resolved, a dead proxy or a network without a way out may block for minutes,
+    and no timeout of the client holds for all of them. So the request runs in a thread, which is
+    given up after `WAIT` seconds, or those of HF_HUB_ETAG_TIMEOUT.
+
+    Raises TimeoutError, or what the client raises.
+    """
+    from huggingface_hub import HfApi
+
+    wait = float(os.environ.get("HF_HUB_ETAG_TIMEOUT") or WAIT)
+    answer: Queue[ModelInfo | Exception] = Queue()
+
+    def request() -> None:
+        try:
+            answer.put(HfApi().model_info(repository, revision=revision, timeout=wait))
+        except Exception as error:  # raised again below
+            answer.put(error)
+
+    Thread(target=request, daemon=True).start()
+    try:
+        model = answer.get(timeout=wait)
+    except Empty:
+        raise TimeoutError(f"no answer in {wait:g} s") from None
+    if isinstance(model, Exception):
+        raise model
+    return model
+
+
 def _fetch(repository: str, revision: str | None, names: Sequence[str]) -> Path:
     """Download files; return the folder of their commit."""
     from huggingface_hub import snapshot_download
 
     exact = [glob.escape(name) for name in names]
     return Path(snapshot_download(repository, revision=revision, allow_patterns=exact))
-
-
-def _one_line(error: BaseException) -> str:
-    """The start of an error's message, in one line."""
-    return " ".join(str(error).split())[:240].rstrip(".") or type(error).__name__

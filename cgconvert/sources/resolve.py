@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import difflib
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -13,7 +15,19 @@ from cgconvert.model import family
 from cgconvert.sources import hub, tarball
 from cgconvert.sources.snapshot import cached_repository
 
-__all__ = ["Source", "plain_name", "resolve"]
+__all__ = ["Source", "is_path", "plain_name", "resolve"]
+
+FILE_SUFFIXES = (
+    ".safetensors", ".bin", ".pt", ".pth", ".ckpt", ".gguf", ".onnx", ".gz", ".tgz", ".tar", ".zip",
+    ".7z", ".json", ".npz", ".h5", ".msgpack", ".yaml", ".yml",
+)  # fmt: skip
+"""Ends of a location that is a file's, and no name on the Hub."""
+
+HUB_ADDRESS = re.compile(r"https?://(www\.)?(huggingface\.co|hf\.co)/(?P<id>[\w.-]+/[\w.-]+)(/.*)?")
+
+_FAMILY = (
+    f"not a name of the family (codegen-350M-mono, codegen2-1B, gpt-j-6b ...) or {embedded.NAME}"
+)
 
 
 @dataclass(frozen=True)
@@ -48,49 +62,103 @@ def resolve(location: str, revision: str | None = None, *, needs_tokenizer: bool
 
     Args:
         location: One of these, tried in this order: the name of the embedded model; the name of a
-            published checkpoint (codegen-350M-mono); a path; a Hub id. A published checkpoint is
-            looked for at ./checkpoints/<name>, ./checkpoints/<name>.tar.gz and ./<name>, then in
-            the Hub's cache, then downloaded. A tarball is unpacked into cgconvert's cache. A path
-            in the Hub's cache stands for the repository that it belongs to.
+            published checkpoint (codegen-350M-mono), in any case; a path; a Hub id. A published
+            checkpoint is looked for at ./checkpoints/<name>, ./checkpoints/<name>.tar.gz and
+            ./<name>, then in the Hub's cache, then downloaded. A tarball is unpacked into
+            cgconvert's cache. A path in the Hub's cache stands for the repository that it belongs
+            to. What has the form of a path (see `is_path`) is never looked for on the Hub.
         revision: Branch, tag or commit on the Hub. With one, a name or id always means the Hub.
         needs_tokenizer: Whether a model from the Hub needs its tokenizer too.
 
     Raises:
         InputError: There is no such checkpoint, or it cannot be downloaded or unpacked.
-        UsageError: A revision is given for a path that does not lie in the Hub's cache.
+        UsageError: A revision is given for a path that does not lie in the Hub's cache, or the
+            location is empty.
     """
+    if not location.strip():
+        raise UsageError("the source is empty; give a path, a name such as codegen-350M-mono, or "
+                         f"the built-in {embedded.NAME}")  # fmt: skip
     path = Path(location)
-    if location == embedded.NAME and not path.exists():
+    name = location if path.exists() and revision is None else family.canonical_name(location)
+    if name == embedded.NAME and not path.exists():
         if revision is not None:
             raise UsageError(f"`revision` chooses a commit on the Hub; {location} is built in")
         return Source(embedded.path(), embedded.NAME, {"embedded": embedded.NAME})
-    if family.is_published_checkpoint(location):
-        candidates = (
-            Path("checkpoints") / location,
-            Path("checkpoints") / f"{location}.tar.gz",
-            path,
-        )
-        for candidate in candidates if revision is None else ():
+    if family.is_published_checkpoint(name):
+        for candidate in _places(location, name) if revision is None else ():
             if candidate.exists():
                 return _from_path(candidate)
-        return _from_hub(family.hub_id(location), location, revision, needs_tokenizer)
-    if path.exists() and not (revision is not None and _is_hub_id(location)):
+        return _from_hub(family.hub_id(name), name, revision, needs_tokenizer)
+    is_id = _is_hub_id(location)
+    if path.exists() and not (revision is not None and is_id):
         return _from_path(path, revision)
     if family.is_llama(path.name):  # before gigabytes are downloaded
         raise InputError(f"{location}: is {family.LLAMA}")
-    if _is_hub_id(location):
-        name = location.split("/")[1]
-        try:
-            return _from_hub(location, name, revision, needs_tokenizer)
-        except InputError as error:
-            if not path.parent.is_dir():
-                raise
-            raise InputError(f"{location}: {name} is not in the folder {path.parent}; as an id on "
-                             f"the Hub: {error}") from error  # fmt: skip
-    raise InputError(
-        f"{location}: no such file or folder, and not a name of the family "
-        f"(codegen-350M-mono, codegen2-1B, gpt-j-6b ...) or {embedded.NAME}"
+    if is_id and not (revision is None and is_path(location)):
+        repository = family.canonical_id(location)
+        return _from_hub(repository, repository.split("/")[1], revision, needs_tokenizer)
+    raise InputError(f"{location}: {_explain_absent(location)}")
+
+
+def is_path(location: str) -> bool:
+    """Whether a location that does not exist was meant as a path, and not as a Hub id.
+
+    It begins with a dot, a tilde, a slash or a drive, has a backslash or several slashes, ends in
+    a slash or a suffix of a checkpoint's file, or names a folder that exists and something in it.
+    """
+    return bool(
+        location[0] in ".~/"
+        or "\\" in location
+        or re.match(r"[A-Za-z]:", location)
+        or location.count("/") > 1
+        or location.endswith(("/", *FILE_SUFFIXES))
+        or ("/" in location and Path(location).parent.is_dir())
     )
+
+
+def _places(location: str, name: str) -> list[Path]:
+    """Return where a published checkpoint may lie, under the user's spelling of its name too."""
+    return [
+        place
+        for spelling in dict.fromkeys((location, name))
+        for place in (
+            Path("checkpoints") / spelling,
+            Path("checkpoints") / f"{spelling}.tar.gz",
+            Path(spelling),
+        )
+    ]
+
+
+def _explain_absent(location: str) -> str:
+    """Say that there is nothing of this path or name, and what may be meant; continues "LOCATION:".
+
+    Of a path the neighbours are looked at, of a name those of the family.
+    """
+    text = "no such file or folder"
+    if match := HUB_ADDRESS.fullmatch(location):
+        return f"{text}, but an address; give the Hub's id, {match['id']}"
+    if re.match(r"\w+://", location):
+        return f"{text}, but an address; download it and give the path"
+    path = Path(location)
+    if "/" not in location and not is_path(location):
+        asked = family.did_you_mean(location)
+        return f"{text}; {asked}" if asked else f"{text}, and {_FAMILY}"
+    if location.startswith("~") and path.expanduser().exists():
+        return f"{text}; write it without quotes, or as {path.expanduser()}"
+    parent = path.parent
+    if not parent.is_dir():
+        absent = [folder for folder in path.parents if not folder.exists()]
+        return f"{text}, nor a folder {absent[-1]}" if absent else text
+    name = family.canonical_name(path.name)
+    if family.is_published_checkpoint(name):
+        return f"{text}; to have it downloaded, give {name}"
+    neighbours = [entry.name for entry in parent.iterdir() if not entry.name.startswith(".")]
+    near = difflib.get_close_matches(path.name, sorted(neighbours), n=1, cutoff=0.7)
+    if near:
+        return f"{text}; did you mean {parent / near[0]}?"
+    if _is_hub_id(location):
+        return f"{text}; if the Hub's {location} is meant, add `revision=main`"
+    return text
 
 
 def _from_path(path: Path, revision: str | None = None) -> Source:

@@ -330,10 +330,7 @@ def test_a_revision_of_something_local_is_refused(
             read(location, ReadOptions(revision="v2"))
 
 
-def test_a_path_that_is_not_there_and_looks_like_an_id(cache: Path, tmp_path: Path) -> None:
-    (tmp_path / "checkpoints").mkdir()
-    with pytest.raises(InputError, match=r"no-such is not in the folder checkpoints; as an id"):
-        read("checkpoints/no-such")
+def test_an_id_that_is_not_in_the_cache(cache: Path) -> None:
     with pytest.raises(InputError, match=r"^nowhere/no-such: not in the Hub cache"):
         read("nowhere/no-such")
 

@@ -6,7 +6,9 @@ from pathlib import Path
 
 from cgconvert.errors import InputError
 from cgconvert.formats.adapter.config import CONFIG_NAME, read_config
-from cgconvert.formats.adapter.merge import WEIGHT_NAMES
+from cgconvert.formats.adapter.merge import WEIGHT_NAMES, adapter_weights
+from cgconvert.formats.huggingface.foreign_tensors import explain_model
+from cgconvert.formats.huggingface.reader import read_weights
 from cgconvert.sources.resolve import Source, resolve
 
 __all__ = ["find_base", "has_adapter"]
@@ -33,6 +35,9 @@ def find_base(folder: Path) -> tuple[str, Source]:
             f"{folder}: has the weights of an adapter, but no {CONFIG_NAME}; fetch it too"
         )
     config = read_config(folder)
+    weights = adapter_weights(folder)
+    if explanation := explain_model(read_weights((weights,)), {}):  # before a base is downloaded
+        raise InputError(f"{weights}: is an adapter whose model {explanation}")
     advice = f"give the base as the source and this folder with `adapter={folder}`"
     if not config.base:
         raise InputError(f"{config.path}: does not name its base model; {advice}")

@@ -138,6 +138,7 @@ class Gguf(Format):
 
         path = _file(source.path)
         header, _ = read_model_header(path)
+        reader.check_architecture(path, header)
         tokenizer = reader.tokenizer(path, header)
         generation = reader.generation(path, header, tokenizer)
         return Headers(

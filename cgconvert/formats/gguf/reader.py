@@ -24,13 +24,22 @@ from cgconvert.formats.gguf.header import GgufHeader, TensorInfo
 from cgconvert.formats.gguf.split import read_model_header
 from cgconvert.formats.gguf.writer import ARCHITECTURE, PRE_TOKENIZER, SUPPRESSED
 from cgconvert.lazy import torch
+from cgconvert.model.architectures import explain_gguf
 from cgconvert.model.decoder import Checkpoint, Decoder, Geometry
 from cgconvert.model.generation_config import GenerationConfig
 from cgconvert.model.tensor import LazyTensor, StoredTensor
 from cgconvert.model.tensor_names import GGUF
 from cgconvert.model.tokenizer import AddedToken, Tokenizer
 
-__all__ = ["decoder", "generation", "geometry", "read", "tensors", "tokenizer"]
+__all__ = [
+    "check_architecture",
+    "decoder",
+    "generation",
+    "geometry",
+    "read",
+    "tensors",
+    "tokenizer",
+]
 
 _TOKENIZER_PREFIX = "tokenizer.ggml."
 _PACKED = re.compile(r"(blk\.\d+)\.attn_qkv\.(weight|bias)")
@@ -52,6 +61,7 @@ def read(path: Path, name: str) -> Checkpoint:
     Raises InputError if the file is broken, quantized or not a CodeGen.
     """
     header, files = read_model_header(path)
+    check_architecture(path, header)
     own_name = header.metadata.get("general.name")
     plain = {kind for kind, encoding in ENCODINGS.items() if isinstance(encoding, FloatEncoding)}
     quantized = sorted({tensor.type for tensor in header.tensors} - plain)
@@ -121,17 +131,25 @@ def _tensor(path: Path, tensor: TensorInfo) -> LazyTensor:
     )
 
 
+def check_architecture(path: Path, header: GgufHeader) -> None:
+    """Raise InputError if a file holds another model than CodeGen, and say which."""
+    architecture = header.metadata.get("general.architecture")
+    if architecture == ARCHITECTURE:
+        return
+    if isinstance(architecture, str) and architecture:
+        raise InputError(f"{path}: {explain_gguf(architecture)}")
+    raise InputError(
+        f"{path}: its architecture is {architecture!r}; CodeGen's in GGUF is {ARCHITECTURE!r}"
+    )
+
+
 def geometry(path: Path, header: GgufHeader) -> Geometry:
     """Read sizes and constants from the metadata, the number of rows from the embedding's tensor.
 
     Raises InputError if one is missing or wrong.
     """
     metadata = header.metadata
-    architecture = metadata.get("general.architecture")
-    if architecture != ARCHITECTURE:
-        raise InputError(
-            f"{path}: its architecture is {architecture!r}; CodeGen's in GGUF is {ARCHITECTURE!r}"
-        )
+    check_architecture(path, header)
     embedding = GGUF.model["wte"]
     rows = next((tensor.shape[0] for tensor in header.tensors if tensor.name == embedding), 0)
     if not rows:

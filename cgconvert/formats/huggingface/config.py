@@ -9,6 +9,7 @@ from typing import Any
 
 from cgconvert.errors import InputError
 from cgconvert.model import family
+from cgconvert.model.architectures import explain_config
 from cgconvert.model.decoder import Checkpoint, Geometry
 
 __all__ = [
@@ -144,7 +145,8 @@ def from_codegen(config: Mapping[str, Any], config_path: Path, mp_num: int | Non
     `mp_num` is the number of groups in qkv_proj, which cannot be seen in the weights. If it is
     None, `family.groups` tells it. Raises InputError if it is not known or a value is wrong.
     """
-    _refuse_llama(config, config_path)
+    if explanation := explain_config(config):
+        raise InputError(f"{config_path}: {explanation}")
     if mp_num is None:
         mp_num = family.groups(config)
     if mp_num is None:
@@ -166,12 +168,6 @@ def from_codegen(config: Mapping[str, Any], config_path: Path, mp_num: int | Non
     return _decoder_geometry(
         config, config_path, mp_num, rotary_dim=integer(config, config_path, "rotary_dim")
     )
-
-
-def _refuse_llama(config: Mapping[str, Any], config_path: Path) -> None:
-    """Raise InputError for a Llama, which CodeGen2.5 and one of the NSQL models are."""
-    if config.get("model_type") == "llama":
-        raise InputError(f"{config_path}: has model_type 'llama': {family.LLAMA}")
 
 
 def from_gptj(config: Mapping[str, Any], config_path: Path, mp_num: int | None = None) -> Geometry:

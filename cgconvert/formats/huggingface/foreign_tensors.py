@@ -6,31 +6,18 @@ import re
 from collections.abc import Iterable, Mapping
 from typing import Any
 
+from cgconvert.model.architectures import (
+    by_tensors,
+    explain_architecture,
+    explain_config,
+    is_of_family,
+)
 from cgconvert.model.tensor import LazyTensor
 from cgconvert.model.tensor_names import TensorNames
 
-__all__ = ["explain_tensors", "other_architecture"]
+__all__ = ["explain_model", "explain_tensors"]
 
 ADAPTER = re.compile(r".+\.(lora_[AB]|lora_embedding_[AB]|base_layer|modules_to_save)\..+")
-
-ARCHITECTURES: Mapping[str, str] = {
-    r"(.+\.)?h\.\d+\.attn\.c_attn\.weight": "GPT-2 or of StarCoder (gpt_bigcode)",
-    r"(.+\.)?h\.\d+\.attn\.attention\.q_proj\.weight": "GPT-Neo",
-    r"(.+\.)?gpt_neox\.layers\.\d+\..+|(.+\.)?embed_in\.weight": "GPT-NeoX",
-    r"(.+\.)?decoder\.layers\.\d+\.self_attn\.k_proj\.weight": "OPT or of an encoder-decoder",
-    r"(.+\.)?h\.\d+\.self_attention\.query_key_value\.weight": "BLOOM or Falcon",
-    r"(.+\.)?blocks\.\d+\.attn\.Wqkv\.weight": "MPT",
-    r"(.+\.)?layers\.\d+\.self_attn\.dense\.weight": "Phi",
-    r"(.+\.)?layers\.\d+\.self_attn\.q_proj\.weight": "Llama or a relative",
-    r"(.+\.)?layers\.\d+\.attention\.wq\.weight": "Llama, as Meta stores it",
-    r"(.+\.)?(encoder|decoder)\.block\.\d+\.layer\..+": "T5 or CodeT5",
-    r"(.+\.)?encoder\.layer\.\d+\.attention\..+": "BERT or RoBERTa",
-    r"(.+\.)?language_model\.(encoder|transformer)\.layers\..+": "a model of Megatron",
-    r"(.+\.)?h\.\d+\.attn\.qkv_proj\.weight": "CodeGen",
-    r"(.+\.)?h\.\d+\.attn\.q_proj\.weight": "GPT-J",
-}
-"""Names of tensors by which a model is known, and the model; the first that fits counts."""
-
 
 CLASSIFIER = re.compile(r"(.+\.)?(score|classifier|classification_head)\..+")
 
@@ -39,18 +26,34 @@ MODEL_TYPES: Mapping[str, tuple[str, ...]] = {
     "GPT-J": ("gptj",),
     "Phi": ("phi",),
 }
-"""The model types that are read and have the tensors of a model of `ARCHITECTURES`."""
+"""The model types that are read and have the tensors of a model that `by_tensors` names."""
 
 
-def other_architecture(names: Iterable[str]) -> tuple[str, str] | None:
-    """Return the model that has tensors of these names, and such a name; None if not known."""
-    names = sorted(names)
-    for pattern, model in ARCHITECTURES.items():
-        compiled = re.compile(pattern)
-        name = next(filter(compiled.fullmatch, names), None)
-        if name is not None:
-            return model, name
-    return None
+def explain_model(names: Iterable[str], config: Mapping[str, Any]) -> str:
+    """Say which other model a source is, by its configuration or the names of its tensors.
+
+    Args:
+        names: The names of the tensors in the file.
+        config: The contents of config.json; empty if there is none.
+
+    Returns:
+        A phrase that continues "PATH: ", or "" if it may be a model of the family.
+    """
+    names = list(names)
+    is_family = is_of_family(names)
+    if explanation := explain_config(config):
+        advice = (
+            "; the tensors have CodeGen's names: if it is a CodeGen, give its own configuration "
+            "with `config`"
+        )
+        return explanation + (advice if is_family else "")
+    known = None if is_family else by_tensors(names)
+    if known is None or known[0] in MODEL_TYPES:
+        return ""
+    model, advice, name = known
+    declared = config.get("model_type")
+    of_type = f", model_type {str(declared)[:80]!r}" if declared else ""
+    return explain_architecture(model, f"tensor {name}{of_type}", advice)
 
 
 def explain_tensors(
@@ -110,11 +113,13 @@ def _explain_attention(
 ) -> str:
     """Say which model the tensors are of, if the first layer's matrix `attention` is missing."""
     declared = config.get("model_type")
-    is_known = declared in ("codegen", "moss", "gptj", "phi")
-    other = other_architecture(stored)
+    other = by_tensors(stored)
     if other is None:
-        return f"has no {attention}, as a CodeGen has; its tensors are {_examples(stored)}"
-    model, name = other
+        is_known = declared is None or any(declared in types for types in MODEL_TYPES.values())
+        of_type = "" if is_known else f"has model_type {str(declared)[:80]!r} and "
+        examples = _examples(stored)
+        return f"{of_type or 'has '}no {attention}, as a CodeGen has; its tensors are {examples}"
+    model, advice, name = other
     types = MODEL_TYPES.get(model, ())
     if declared in types:
         return (
@@ -127,11 +132,7 @@ def _explain_attention(
             f"has the tensors of {model} ({name}), and its config.json {says}; change it to "
             f"{types[0]!r}, or give the right file with `config`"
         )
-    of_type = "" if is_known else f" and model_type {str(declared)[:80]!r}"
-    return (
-        f"has the tensors of {model} ({name}){of_type}: not a CodeGen, and not one of its "
-        "relatives that are read (CodeGen2, GPT-J, MOSS, Phi)"
-    )
+    return explain_architecture(model, f"tensor {name}", advice)
 
 
 def _examples(stored: Mapping[str, LazyTensor]) -> str:

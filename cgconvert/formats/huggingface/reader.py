@@ -11,7 +11,7 @@ from cgconvert.errors import InputError
 from cgconvert.formats.huggingface import config as configs
 from cgconvert.formats.huggingface import safetensors_reader as safetensors
 from cgconvert.formats.huggingface import torch_reader as torch_zip
-from cgconvert.formats.huggingface.foreign_tensors import explain_tensors
+from cgconvert.formats.huggingface.foreign_tensors import explain_model, explain_tensors
 from cgconvert.formats.huggingface.head import complete_head, fit_vocabulary, is_tied
 from cgconvert.formats.huggingface.quantized import refuse_quantized
 from cgconvert.formats.huggingface.state_dict import layout_tensors
@@ -57,7 +57,7 @@ def read(source: Source, options: ReadOptions) -> Checkpoint:
     files = _files(base, weights)
     folder = _settings_folder(base / weights.folder, files)
     config_path = options.config or folder / "config.json"
-    config = _read_config(config_path)
+    config = _read_config(config_path, files)
     has_groups = "qkv" in model_type(config).names.layer
     mp_num = options.groups if has_groups or options.mp_num != AUTO else None
     model, notes = _source_decoder(path, files, config, config_path, mp_num)
@@ -138,13 +138,19 @@ def _with_file(folder: Path, names: tuple[str, ...]) -> Path:
     return above if is_above and not any((folder / name).exists() for name in names) else folder
 
 
-def _read_config(path: Path) -> dict[str, Any]:
-    """Read a config.json. Raises InputError, which says what to do if it is not there."""
+def _read_config(path: Path, files: tuple[Path, ...]) -> dict[str, Any]:
+    """Read a config.json.
+
+    Raises InputError; if it is not there, the error says what to do, or which other model the
+    weights are of.
+    """
     try:
         return read_json(path)
     except InputError as error:
         if path.exists():
             raise
+        if explanation := explain_model(read_weights(files), {}):
+            raise InputError(f"{files[0]}: {explanation}") from None
         raise InputError(f"{error}; give the model's configuration with `config`") from error
 
 
@@ -217,6 +223,8 @@ def _source_decoder(
     """
     stored_as = model_type(config)
     stored = read_weights(files)
+    if explanation := explain_model(stored, config):
+        raise InputError(f"{path}: {explanation}")
     refuse_quantized(path, config, stored)
     tensors, notes = layout_tensors(_with_shared(files, stored), stored_as.names, str(path))
     if explanation := explain_tensors(stored, tensors, stored_as.names, config):

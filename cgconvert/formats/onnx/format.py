@@ -14,7 +14,6 @@ from cgconvert.formats.huggingface.config import from_codegen
 from cgconvert.formats.onnx.files import artefacts, folder_of, graphs
 from cgconvert.formats.onnx.variant import ACCURACY_LEVELS, CLIENTS, TARGETS
 from cgconvert.formats.read_options import ReadOptions
-from cgconvert.io.strict_json import read_json
 from cgconvert.model.decoder import Checkpoint, Decoder
 from cgconvert.model.generation_config import read_generation_config
 from cgconvert.model.tokenizer import Tokenizer
@@ -139,13 +138,14 @@ class Onnx(Format):
         graph = reader.find_graph(source.path)
         folder = reader.folder_of(graph)
         config_path = options.config or folder / "config.json"
-        config = read_json(config_path)
+        config = reader.read_config(config_path)
+        geometry = from_codegen(config, config_path, 1)
         tokenizer = Tokenizer.load(options.tokenizer or folder)
         generation = read_generation_config(folder, config, config_path, tokenizer)
         return Headers(
             source.name,
             self.name,
-            from_codegen(config, config_path, 1),
+            geometry,
             tokenizer,
             tensor_lines(reader.stored_tensors(graph).values()),
             source.origin,

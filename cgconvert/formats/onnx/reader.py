@@ -10,6 +10,7 @@ import math
 from collections.abc import Iterator, Mapping
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import onnx
@@ -26,6 +27,7 @@ from cgconvert.formats.onnx.weights import COS, QKV, ROTARY_BASE, ROTARY_ORDER
 from cgconvert.io.stand_ins import check_head
 from cgconvert.io.strict_json import read_json
 from cgconvert.lazy import torch
+from cgconvert.model.architectures import explain_architecture, explain_config
 from cgconvert.model.chat_templates import chat_template_files
 from cgconvert.model.decoder import Checkpoint, Decoder, Geometry
 from cgconvert.model.generation_config import generation_files, read_generation_config
@@ -141,6 +143,17 @@ def decoded_tensors(graph: Path) -> dict[str, LazyTensor]:
     return decoded | {name: tensor for name, tensor in stored.items() if name not in used}
 
 
+def read_config(path: Path) -> dict[str, Any]:
+    """Read the config.json beside a graph. Raises InputError for that of another model."""
+    config = read_json(path)
+    model_type = config.get("model_type")
+    if model_type != "codegen":
+        named = explain_config(config)
+        evidence = f"model_type {str(model_type)[:80]!r}"
+        raise InputError(f"{path}: {named or explain_architecture('another model', evidence)}")
+    return config
+
+
 def read(path: Path, name: str) -> Checkpoint:
     """Read a float artefact as a source; only headers are read, the weights are lazy.
 
@@ -149,7 +162,7 @@ def read(path: Path, name: str) -> Checkpoint:
     graph = find_graph(path)
     folder = folder_of(graph)
     config_path = folder / "config.json"
-    config = read_json(config_path)
+    config = read_config(config_path)
     model = parse(graph)
     stored = _tensors(graph, model)
     geometry = _geometry(graph, configs.from_codegen(config, config_path, mp_num=1), model, stored)
@@ -321,7 +334,9 @@ def _geometry(
     try:
         base = float(facts[ROTARY_BASE])
     except (KeyError, ValueError) as error:
-        raise InputError(f"{graph}: not a graph that cgconvert wrote: no {ROTARY_BASE}") from error
+        raise InputError(
+            f"{graph}: not a graph that cgconvert wrote (no {ROTARY_BASE}); convert from its source"
+        ) from error
     if facts.get(ROTARY_ORDER) != "half_split":
         raise InputError(f"{graph}: {ROTARY_ORDER} is {facts.get(ROTARY_ORDER)!r}, not half_split")
     table = stored[COS].shape if COS in stored else ()

@@ -108,7 +108,8 @@ def test_moss_has_four_groups_though_it_brings_code(make_checkpoint: Make) -> No
     ("entries", "message"),
     [
         ({"model_type": "llama"}, "a Llama, as CodeGen2.5 and nsql-llama-2-7B are.*llama.cpp"),
-        ({"model_type": "gpt_neox"}, "'gpt_neox', which is none of codegen, gptj, moss, phi"),
+        ({"model_type": "gpt_neox"}, "is GPT-NeoX .* if it is a CodeGen, give its own config"),
+        ({"model_type": "mine"}, "'mine', which is none of codegen, gptj, moss, phi"),
         ({"model_type": "absent"}, "has no model_type, such as codegen, gptj, moss, phi"),
         ({"auto_map": {"AutoModel": "x.Y"}}, "brings its own modelling code"),
     ],
