@@ -15,7 +15,7 @@ from pathlib import Path
 
 import huggingface_hub.constants as client
 import pytest
-from huggingface_hub.utils import close_session
+from huggingface_hub import close_session
 
 from cgconvert import embedded
 from cgconvert.errors import CgconvertError, InputError, UsageError

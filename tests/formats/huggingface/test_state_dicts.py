@@ -576,30 +576,30 @@ def test_mixed_types(state: State, source: Path, plain_bytes: bytes, tmp_path: P
 FOREIGN: dict[str, tuple[str, tuple[str, ...], str]] = {
     "gpt2": (
         "gpt2", ("transformer.wte.weight", "transformer.h.0.attn.c_attn.weight"),
-        r"of GPT-2 .*c_attn\.weight\) and model_type 'gpt2': not a CodeGen",
+        r"is GPT-2 \(model_type 'gpt2'\), no model of CodeGen's family .*convert_hf_to_gguf\.py",
     ),
     "gpt_neo": (
         "gpt_neo", ("transformer.wte.weight", "transformer.h.0.attn.attention.q_proj.weight"),
-        "of GPT-Neo .* and model_type 'gpt_neo'",
+        r"is GPT-Neo \(model_type 'gpt_neo'\).*'optimum-cli export onnx'",
     ),
     "gpt_neox": (
         "gpt_neox", ("gpt_neox.layers.0.attention.query_key_value.weight",), "GPT-NeoX",
     ),
     "llama": (
         "llama", ("model.embed_tokens.weight", "model.layers.0.self_attn.q_proj.weight"),
-        "of Llama or a relative .* and model_type 'llama'",
+        r"is a Llama, .*\(model_type 'llama'\)",
     ),
-    "llama, as Meta has it": ("llama", ("layers.0.attention.wq.weight",), "of Llama, as Meta"),
+    "llama, as Meta has it": ("llama", ("layers.0.attention.wq.weight",), "is a Llama"),
     "starcoder": (
         "gpt_bigcode", ("transformer.h.0.attn.c_attn.weight", "transformer.wpe.weight"),
         "StarCoder",
     ),
-    "opt": ("opt", ("model.decoder.layers.0.self_attn.k_proj.weight",), "of OPT"),
-    "bloom": ("bloom", ("transformer.h.0.self_attention.query_key_value.weight",), "of BLOOM"),
-    "CodeT5": ("t5", ("encoder.block.0.layer.0.SelfAttention.q.weight",), "of T5 or CodeT5"),
+    "opt": ("opt", ("model.decoder.layers.0.self_attn.k_proj.weight",), "is OPT"),
+    "bloom": ("bloom", ("transformer.h.0.self_attention.query_key_value.weight",), "is BLOOM"),
+    "CodeT5": ("t5", ("encoder.block.0.layer.0.SelfAttention.q.weight",), "is T5 or CodeT5"),
     "llama, called a CodeGen": (
         "codegen", ("model.layers.0.self_attn.q_proj.weight",),
-        r"of Llama or a relative \(model\.layers\.0\.self_attn\.q_proj\.weight\): not a CodeGen",
+        r"is Llama or a relative \(tensor model\.layers\.0\.self_attn\.q_proj\.weight, model",
     ),
     "GPT-J, called a CodeGen": (
         "codegen", ("transformer.wte.weight", "transformer.h.0.attn.q_proj.weight"),
