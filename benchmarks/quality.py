@@ -22,8 +22,9 @@ import numpy as np
 from losses import EvaluationText, Row, store_rows, table
 from measuring import command, machine, work_folder
 
+from cgconvert.calibrate.budget import Budget
 from cgconvert.calibrate.calibration_set import PRESETS, CalibrationPreset, CalibrationSet
-from cgconvert.calibrate.gguf import Budget, CalibratedGGUF
+from cgconvert.calibrate.gguf import CalibratedGGUF
 from cgconvert.calibrate.imatrix import collect
 from cgconvert.formats.gguf import writer as gguf
 from cgconvert.formats.gguf.imatrix import Imatrix

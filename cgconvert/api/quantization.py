@@ -205,7 +205,7 @@ def _plan_gguf(
     **options: Any,
 ) -> LazyPlan:
     # Not imported at the top: it brings onnx, which conversions without calibration do without.
-    from cgconvert.calibrate.gguf import Budget
+    from cgconvert.calibrate.budget import Budget
     from cgconvert.calibrate.request import default_4bit_type, quantize_gguf
 
     for name in ONNX_OPTIONS:

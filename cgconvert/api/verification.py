@@ -230,7 +230,7 @@ def reports_of(
     """Verify artefacts one after the other, yielding each report as soon as it is complete.
 
     Report files are written after the last. See `verify` for the arguments; `thresholds` is by
-    stored type ("gguf Q8_0"), then by name of check, and `options` says how a reference that a
+    type ("gguf Q8_0"), then by name of check, and `options` says how a reference that a
     manifest names is read.
 
     Raises UsageError if an artefact's format has no runtime, or if `runtime` runs none of them.
@@ -251,7 +251,7 @@ def reports_of(
                 artefact.type,
                 source,
                 device,
-                thresholds=(thresholds or {}).get(f"{artefact.format} {artefact.type}"),
+                thresholds=_bounds_of(artefact, thresholds or {}),
                 runtime=runtime if runtime in runtime_names(artefact.format) else None,
                 texts=texts,
                 text_tokens=text_tokens,
@@ -270,6 +270,16 @@ def _checked_bounds(threshold: Bounds) -> dict[str, float | None]:
         return {check: parse_bound(check, bound, known) for check, bound in threshold.items()}
     except ValueError as error:
         raise UsageError(f"`threshold`: {error}") from None
+
+
+def _bounds_of(artefact: Artefact, thresholds: Mapping[str, Bounds]) -> Bounds:
+    """The bounds that are set for an artefact's type.
+
+    Those for the type in which most of its bytes are stored hold too, where it has no own.
+    """
+    types = (artefact.bounds_type, artefact.type)
+    kinds = (f"{artefact.format} {type_}" for type_ in types)
+    return {check: bound for kind in kinds for check, bound in thresholds.get(kind, {}).items()}
 
 
 def _check_runtime(runtime: str, artefacts: Sequence[Artefact]) -> None:

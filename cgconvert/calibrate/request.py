@@ -6,8 +6,9 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from cgconvert.calibrate.budget import Budget, in_bytes, standard_sizes, type_name
 from cgconvert.calibrate.calibration_set import FAST, PRESETS
-from cgconvert.calibrate.gguf import Budget, CalibratedGGUF, standard_sizes
+from cgconvert.calibrate.gguf import CalibratedGGUF
 from cgconvert.calibrate.onnx import CalibratedONNX
 from cgconvert.errors import UsageError
 from cgconvert.formats.gguf import writer as gguf
@@ -73,9 +74,11 @@ def quantize_gguf(
             raise UsageError("`save_imatrix` is collected from a text, and none is read here")
         type_ = _uncalibrated_type(checkpoint, budget)
         importance = read_imatrix(imatrix, checkpoint.decoder) if imatrix else None
-        path = gguf.output_path(checkpoint, output, type_)
+        name = gguf.type_name(checkpoint, type_, budget.fixed)
+        path = gguf.output_path(checkpoint, output, name)
         return gguf.plan(checkpoint, path, type=type_, fixed=budget.fixed, importance=importance)
-    path = gguf.output_path(checkpoint, output, _file_label(budget))
+    name = type_name(checkpoint, in_bytes(budget, checkpoint))
+    path = gguf.output_path(checkpoint, output, name)
     fixed = {"tensor_type": dict(budget.fixed)} if budget.fixed else {}
     return CalibratedGGUF(
         checkpoint, path, text, PRESETS[effort], {**requested, **fixed},
@@ -183,13 +186,3 @@ def _uncalibrated_type(checkpoint: Checkpoint, budget: Budget) -> str:
     if not fitting:
         raise UsageError(f"no type is that small: the least is {min(sizes.values())} bytes")
     return fitting[-1]
-
-
-def _file_label(budget: Budget) -> str:
-    """Return the part of a file's name that describes the budget, such as Q4_K_M, 4.5bpw or 2GB."""
-    if budget.nbytes is not None:
-        unit, size = ("GB", 10**9) if budget.nbytes >= 10**9 else ("MB", 10**6)
-        return f"{budget.nbytes / size:.4g}{unit}"
-    if budget.bpw is not None:
-        return f"{budget.bpw:g}bpw"
-    return f"kl{budget.kl:g}" if budget.kl is not None else budget.mix or budget.like or ""

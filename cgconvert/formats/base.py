@@ -163,7 +163,7 @@ class Format(SourceFormat):
     """The conversion's own options: the keyword arguments of `plan`."""
 
     thresholds: ClassVar[Mapping[str, ThresholdRow]]
-    """Verification bounds by stored type, as `stored_type` names it."""
+    """Verification bounds by stored type, as `bounds_type` names it."""
 
     unquantized_types: ClassVar[Mapping[str, torch.dtype]] = {
         "float32": torch.float32,
@@ -204,10 +204,21 @@ class Format(SourceFormat):
 
     @abstractmethod
     def stored_type(self, path: Path) -> str:
-        """Return the type in which most bytes are stored, such as "Q8_0" or "float16".
+        """Return the name of an artefact's type, such as "Q8_0", "4.85bpw" or "float16".
 
         It is read from the headers, not from the manifest. Raises InputError if they are broken.
         """
+
+    def bounds_type(self, path: Path) -> str:
+        """Return the type whose bounds hold for an artefact: that in which most bytes are stored.
+
+        It is a key of `thresholds`, unless none is known. Raises as `stored_type`.
+        """
+        return self.stored_type(path)
+
+    def is_type_name(self, name: str) -> bool:
+        """Return whether `stored_type` can return this name."""
+        return name in self.thresholds
 
     @abstractmethod
     def admit(self, path: Path) -> None:

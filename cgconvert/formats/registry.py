@@ -100,8 +100,13 @@ class Artefact:
 
     @property
     def type(self) -> str:
-        """The type in which most bytes are stored. Raises InputError if the headers are broken."""
+        """The name of its type. Raises InputError if the headers are broken."""
         return load(self.format).stored_type(self.path)
+
+    @property
+    def bounds_type(self) -> str:
+        """The type in which most bytes are stored, whose bounds hold. Raises as `type`."""
+        return load(self.format).bounds_type(self.path)
 
     @property
     def name(self) -> str:

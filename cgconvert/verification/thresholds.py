@@ -24,14 +24,14 @@ that the stored weights are compared.
 from __future__ import annotations
 
 import math
-from collections.abc import Collection, Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from enum import StrEnum
 from typing import Any
 
 from cgconvert.errors import InputError, first_few
 from cgconvert.formats.base import ThresholdRow
-from cgconvert.formats.registry import formats
+from cgconvert.formats.registry import formats, load
 
 __all__ = [
     "MAX_NAMED",
@@ -161,9 +161,34 @@ CUDA = ThresholdRow(
 """The bounds on CUDA, wherever they are wider than those of the stored type."""
 
 
-def known_bounds() -> dict[str, set[str]]:
-    """The checks whose bounds can be set, by format and stored type as in "gguf Q8_0"."""
-    return {" ".join(key): set(row.bounds()) for key, row in _table().items()}
+class KnownBounds(Mapping[str, set[str]]):
+    """The checks whose bounds can be set, by format and type as in "gguf Q8_0".
+
+    It lists the types with bounds of their own. Types of other names, such as "gguf 4.85bpw", can
+    be looked up too: they have the bounds of the type in which most of their bytes are stored.
+    """
+
+    def __init__(self) -> None:
+        self._rows = {" ".join(key): set(row.bounds()) for key, row in _table().items()}
+
+    def __getitem__(self, kind: str) -> set[str]:
+        format_name, _, type_ = kind.partition(" ")
+        same_format = (name for name in self._rows if name.startswith(f"{format_name} "))
+        first = kind if kind in self._rows else next(same_format, "")
+        if first != kind and not (first and load(format_name).is_type_name(type_)):
+            raise KeyError(kind)
+        return self._rows[first]
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._rows)
+
+    def __len__(self) -> int:
+        return len(self._rows)
+
+
+def known_bounds() -> KnownBounds:
+    """The checks whose bounds can be set, by format and type."""
+    return KnownBounds()
 
 
 def thresholds_for(

@@ -85,7 +85,7 @@ def verify(
     Args:
         artefact: The file or folder.
         format: Its format.
-        type: What most of its bytes are stored as.
+        type: The name of its type.
         source: The checkpoint.
         device: "cpu", "cuda" or "auto", for the runtime and for the references.
         thresholds: Bounds that replace those of the type, by name of check; a check with the
@@ -104,13 +104,17 @@ def verify(
     """
     progress = progress or SilentProgress()
     unquantized_dtype = load(format).unquantized_types.get(type)
+    has_bounds = type in load(format).thresholds
+    bounds_type = type if has_bounds else load(format).bounds_type(artefact)
     source_reference = Reference(
         source.decoder,
         device=device,
         weight_dtype=_reference_dtype(unquantized_dtype),
         progress=progress,
     )
-    thresholds_for(format, type, overrides=thresholds)  # raises for a mistake before the long work
+    thresholds_for(
+        format, bounds_type, overrides=thresholds
+    )  # raises for a mistake before the long work
     context = source.geometry.n_positions
     text_windows = {text: windows(text, source.tokenizer, text_tokens, context) for text in texts}
     expect_steps(progress, MOST_STEPS)
@@ -165,7 +169,7 @@ def verify(
             load(format).kept_eos_ids(source),
         )
         comparisons = LogitComparisons.of(evidence)
-        bounds = thresholds_for(format, type, run.runtime["device"], thresholds)
+        bounds = thresholds_for(format, bounds_type, run.runtime["device"], thresholds)
         checks += run_checks(evidence, comparisons, bounds)
         compared = comparisons.with_source
         checks += check_observation(

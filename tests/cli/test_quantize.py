@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -13,6 +14,7 @@ import pytest
 
 from cgconvert.calibrate.layerwise import LayerwiseCalibration
 from cgconvert.cli.main import main
+from cgconvert.formats.registry import identify
 from cgconvert.texts.text import read_text
 from cgconvert.write.execute import execute
 from tests.conftest import first_layers
@@ -59,13 +61,15 @@ def test_four_bits_give_a_file_no_larger_than_the_standard_mix_that_passes(
     assert outcome.code == 0, outcome.err
     assert outcome.err.startswith("text.py: ")
     lines = outcome.out.splitlines()
-    assert lines[0].startswith("four.gguf  gguf Q4_K_")
+    type_ = re.fullmatch(r"four\.gguf  gguf (\d\.\d\dbpw), .*", lines[0])
+    assert type_, lines[0]
     assert [line.split()[0] for line in lines[1:]] == [
         "token_embd.weight", "attn_q.weight", "attn_k.weight", "attn_v.weight",
         "attn_output.weight", "ffn_up.weight", "ffn_down.weight", "output.weight",
     ]  # fmt: skip
     manifest = json.loads((folder / "four.gguf.cgconvert.json").read_text())
     options = manifest["options"]
+    assert manifest["type"] == options["type"] == identify(Path("four.gguf")).type == type_[1]
     assert options["effort"] == "default"
     assert options["calibration"]["text"] == "text.py"
     assert options["bits"] == 4

@@ -15,7 +15,7 @@ import pytest
 import torch
 
 from cgconvert import embedded
-from cgconvert.calibrate.gguf import Budget, check_budget
+from cgconvert.calibrate.budget import Budget, check_budget
 from cgconvert.codecs.block_codec import BlockCodec
 from cgconvert.codecs.block_layout import BlockParams, blocks_first, float16_columns
 from cgconvert.codecs.ggml import ENCODINGS
@@ -123,4 +123,4 @@ def test_calibration_takes_it_for_matrices_that_ask_for_it(
     checkpoint: Checkpoint, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setitem(ENCODINGS, "Q5_0", Q5_0())
-    check_budget(checkpoint.decoder, Budget(bpw=5.5, fixed=[("*.weight", "Q5_0")]))
+    check_budget(checkpoint, Budget(bpw=5.5, fixed=[("*.weight", "Q5_0")]))

@@ -38,6 +38,7 @@ from cgconvert.formats.gguf.generation import (
 )
 from cgconvert.formats.gguf.header import GgufHeader, read_header
 from cgconvert.formats.gguf.split import refuse_split
+from cgconvert.formats.gguf.type_names import TYPE_KEY, contradictions
 from cgconvert.formats.gguf.writer import (
     ADJUSTED,
     ARCHITECTURE,
@@ -95,7 +96,8 @@ def stored_artefact(path: Path, source: Decoder) -> StoredArtefact:
 
 def settings(path: Path, source: Checkpoint) -> SettingsDifferences:
     """Compare ids, settings of sampling, chat templates and vocabulary with the source's."""
-    metadata = read_header(path).metadata
+    header = read_header(path)
+    metadata = header.metadata
     entries = {  # an array where a number should be differs from it, and is no error
         key: value.tolist() if isinstance(value, np.ndarray) else value
         for key, value in metadata.items()
@@ -105,6 +107,7 @@ def settings(path: Path, source: Checkpoint) -> SettingsDifferences:
             *_id_differences(entries, source),
             *_sampling_differences(entries, source),
             *_template_differences(entries, source.tokenizer),
+            *contradictions(header),
         ],
         _vocabulary_differences(entries, source.tokenizer, source.geometry.vocab_size),
     )
@@ -262,7 +265,7 @@ GGUF_KEYS = frozenset(
             "eot_token_id", "eom_token_id", "unknown_token_id", "padding_token_id",
             "seperator_token_id", "mask_token_id", "add_bos_token", "add_space_prefix",
         )),
-        SUPPRESSED, ADJUSTED, CHAT_TEMPLATE, CHAT_TEMPLATES,
+        SUPPRESSED, ADJUSTED, TYPE_KEY, CHAT_TEMPLATE, CHAT_TEMPLATES,
     )
 )  # fmt: skip
 """The keys that are let through, beside SHOWN; llama.cpp obeys others or aborts on them."""

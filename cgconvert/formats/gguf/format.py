@@ -166,12 +166,19 @@ class Gguf(Format):
         return writer.output_path(checkpoint, None, options.get("type", DEFAULT_TYPE))
 
     def stored_type(self, path: Path) -> str:
-        from cgconvert.formats.gguf.header import read_header
-        from cgconvert.formats.gguf.split import refuse_split
+        from cgconvert.formats.gguf.type_names import stored_name
 
-        header = read_header(path)
-        refuse_split(path, header)
-        return most_stored(_lines(header))
+        header = _whole_header(path)
+        most = most_stored(_lines(header))
+        return most if most in self.unquantized_types else stored_name(header) or most
+
+    def bounds_type(self, path: Path) -> str:
+        return most_stored(_lines(_whole_header(path)))
+
+    def is_type_name(self, name: str) -> bool:
+        from cgconvert.formats.gguf.type_names import is_type_name
+
+        return is_type_name(name) or name in self.thresholds
 
     def admit(self, path: Path) -> None:
         from cgconvert.formats.gguf.checks import admit_gguf
@@ -202,6 +209,16 @@ class Gguf(Format):
 def _file(path: Path) -> Path:
     """Return the file itself, or the only GGUF file of a folder, or the first part of a model."""
     return path if path.is_file() else min(path.glob(f"*{SUFFIX}"))
+
+
+def _whole_header(path: Path) -> GgufHeader:
+    """Read the header of a file; raises InputError if it is one part of a model."""
+    from cgconvert.formats.gguf.header import read_header
+    from cgconvert.formats.gguf.split import refuse_split
+
+    header = read_header(path)
+    refuse_split(path, header)
+    return header
 
 
 def _lines(header: GgufHeader) -> tuple[TensorLine, ...]:

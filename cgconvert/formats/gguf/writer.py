@@ -31,6 +31,7 @@ from cgconvert.formats.gguf.generation import (
 )
 from cgconvert.formats.gguf.header import ALIGNMENT, HeaderWriter, padded
 from cgconvert.formats.gguf.imatrix import Imatrix
+from cgconvert.formats.gguf.type_names import TYPE_KEY, MatrixType, mix_name, standard_mix
 from cgconvert.formats.gguf.types import DEFAULT_TYPE, TYPES, FileType
 from cgconvert.model import family
 from cgconvert.model.chat_templates import DEFAULT
@@ -50,6 +51,7 @@ __all__ = [
     "header_size",
     "output_path",
     "plan",
+    "type_name",
 ]
 
 EncodedTensor = tuple[str, LazyTensor, Encoding]
@@ -92,13 +94,15 @@ def plan(
     fixed: Sequence[tuple[str, str]] = (),
     adjusted: Sequence[str] = (),
     importance: Imatrix | None = None,
+    name: str | None = None,
 ) -> Plan:
     """Plan the file at `output`, its matrices stored as `type` says, its vectors as F32.
 
     `fixed` are other types by pattern of a matrix's name, the first match first. Matrices that are
     quantized already stay as they are. `adjusted` are the names of vectors that calibration has
     changed; the file records them. `importance` is an imatrix of this model: matrices of a searched
-    type then lose least where their inputs are large.
+    type then lose least where their inputs are large. `name` is the name of the file's type, by
+    default that of its matrices' types (type_names.py).
 
     Raises UsageError for an unknown type and a pattern that fits nothing, InputError where a row
     does not divide into blocks or the tokenizer has no merges, without which llama.cpp loads no
@@ -108,10 +112,14 @@ def plan(
         raise UsageError(f"type {type!r} is not one of {', '.join(TYPES)}")
     _check_merges(checkpoint)
     tensors = _apply_patterns(list(_tensors(checkpoint.decoder, TYPES[type])), fixed)
-    tensors = [(name, tensor, _weighted(name, e, importance)) for name, tensor, e in tensors]
+    tensors = [(key, tensor, _weighted(key, e, importance)) for key, tensor, e in tensors]
     # Offsets in the header count from the end of the header, so its length does not matter yet.
     tensors_from_zero = lay_out(tensors, align=ALIGNMENT)
-    header = _header(checkpoint, type, tensors_from_zero, adjusted, importance)
+    matrices = _matrices(tensors_from_zero)
+    name = name or mix_name(matrices)
+    header = _header(
+        checkpoint, name, standard_mix(matrices), tensors_from_zero, adjusted, importance
+    )
     tensor_plans = lay_out(tensors, start=padded(len(header)), align=ALIGNMENT)
     data_end = tensor_plans[-1].arrays[-1].offset + tensor_plans[-1].arrays[-1].nbytes
     file = FilePlan(output.name, header, tensor_plans, padded(data_end))
@@ -121,19 +129,43 @@ def plan(
     if importance is not None:
         options["imatrix"] = importance.manifest_entry
     notes = generation_metadata(checkpoint).notes
-    return Plan(checkpoint, output, False, "gguf", type, (file,), options, notes)
+    return Plan(checkpoint, output, False, "gguf", name, (file,), options, notes)
 
 
-def header_size(checkpoint: Checkpoint, adjusted: Sequence[str] = ()) -> int:
-    """Bytes of a file before its tensors, the padding included; the same for every type.
+def header_size(
+    checkpoint: Checkpoint, adjusted: Sequence[str] = (), name: str = DEFAULT_TYPE
+) -> int:
+    """Bytes of a file before its tensors, the padding included; the same for every standard type.
 
-    With `types.data_size` it gives the length of a file without planning it. `adjusted` are the
-    names that the header will have, as in `plan`. Raises InputError where the tokenizer has no
-    merges.
+    With `types.data_size` it gives the length of a file without planning it. `adjusted` and `name`
+    are those that the header will have, as in `plan`; if `name` is no type of llama.cpp's, the
+    result may be a few bytes too large. Raises InputError where the tokenizer has no merges.
     """
     _check_merges(checkpoint)
     tensors = lay_out(_tensors(checkpoint.decoder, TYPES[DEFAULT_TYPE]), align=ALIGNMENT)
-    return padded(len(_header(checkpoint, DEFAULT_TYPE, tensors, adjusted, None)))
+    return padded(len(_header(checkpoint, name, DEFAULT_TYPE, tensors, adjusted, None)))
+
+
+def type_name(
+    checkpoint: Checkpoint,
+    type: str,  # noqa: A002 - as in plan
+    fixed: Sequence[tuple[str, str]] = (),
+) -> str:
+    """Return the name of the type of a file whose matrices are stored as `type` and `fixed` say.
+
+    Arguments and errors are those of `plan`.
+    """
+    tensors = _apply_patterns(list(_tensors(checkpoint.decoder, TYPES[type])), fixed)
+    return mix_name(_matrices(lay_out(tensors, align=ALIGNMENT)))
+
+
+def _matrices(tensor_plans: Sequence[TensorPlan]) -> list[MatrixType]:
+    """List how the matrices among the tensors are stored."""
+    return [
+        MatrixType.of(tensor.name, tensor.encoding.name, tensor.arrays[0].shape, tensor.nbytes)
+        for tensor in tensor_plans
+        if len(tensor.arrays[0].shape) == 2
+    ]
 
 
 def _check_merges(checkpoint: Checkpoint) -> None:
@@ -190,12 +222,18 @@ def _weighted(name: str, encoding: Encoding, importance: Imatrix | None) -> Enco
 
 def _header(
     checkpoint: Checkpoint,
-    type: str,  # noqa: A002
+    name: str,
+    mix: str | None,
     tensor_plans: tuple[TensorPlan, ...],
     adjusted: Sequence[str],
     importance: Imatrix | None,
 ) -> bytes:
-    """The metadata and the list of tensors, as the bytes at the start of the file."""
+    """The metadata and the list of tensors, as the bytes at the start of the file.
+
+    `name` is the name of the file's type, and `mix` llama.cpp's for the types of its matrices; None
+    if it has none. Then the file has no general.file_type, which the format allows, because every
+    number of llama.cpp's names another mix. Its loader guesses the most frequent type, and says so.
+    """
     writer, generation = HeaderWriter(ARCHITECTURE), generation_metadata(checkpoint)
     _describe(writer, checkpoint)
     for key, value in generation.sampling.items():
@@ -203,7 +241,10 @@ def _header(
             writer.add_int32(key, value)
         else:
             writer.add_float32(key, value)
-    writer.add_file_type(TYPES[type].number)
+    if mix is not None:
+        writer.add_file_type(TYPES[mix].number)
+    if name != mix:
+        writer.add_string(TYPE_KEY, name)
     writer.add_quantization_version(gguf.GGML_QUANT_VERSION)
     _add_geometry(writer, checkpoint.geometry)
     _add_tokenizer(writer, checkpoint.tokenizer, checkpoint.geometry.vocab_size, generation)
