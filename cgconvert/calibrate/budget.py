@@ -44,7 +44,7 @@ LARGEST_TYPE = "Q8_0"
 """The file type of the largest file that chosen types can give."""
 
 LONGEST_NAME = "kl1.23457e-05"
-"""As long a name of a type as a calibrated file can have; see type_names.py."""
+"""A name of a type, as long as any of a calibrated file; see type_names.py."""
 
 CANDIDATES = ("Q3_K", "Q4_K", "Q5_K", "Q6_K", "Q8_0")
 """The types that are chosen from under a budget; other types of the same size lose more."""

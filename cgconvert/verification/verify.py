@@ -104,8 +104,8 @@ def verify(
     """
     progress = progress or SilentProgress()
     unquantized_dtype = load(format).unquantized_types.get(type)
-    has_bounds = type in load(format).thresholds
-    bounds_type = type if has_bounds else load(format).bounds_type(artefact)
+    is_named = type not in load(format).thresholds and load(format).is_type_name(type)
+    bounds_type = load(format).bounds_type(artefact) if is_named else type
     source_reference = Reference(
         source.decoder,
         device=device,

@@ -6,6 +6,7 @@ Format: docs/gguf.md of ggml-org/ggml; tensors and keys: src/models/phi2.cpp of 
 from __future__ import annotations
 
 import fnmatch
+from collections import Counter
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -231,8 +232,7 @@ def _header(
     """The metadata and the list of tensors, as the bytes at the start of the file.
 
     `name` is the name of the file's type, and `mix` llama.cpp's for the types of its matrices; None
-    if it has none. Then the file has no general.file_type, which the format allows, because every
-    number of llama.cpp's names another mix. Its loader guesses the most frequent type, and says so.
+    if it has none.
     """
     writer, generation = HeaderWriter(ARCHITECTURE), generation_metadata(checkpoint)
     _describe(writer, checkpoint)
@@ -241,8 +241,7 @@ def _header(
             writer.add_int32(key, value)
         else:
             writer.add_float32(key, value)
-    if mix is not None:
-        writer.add_file_type(TYPES[mix].number)
+    writer.add_file_type(_file_type(mix, tensor_plans))
     if name != mix:
         writer.add_string(TYPE_KEY, name)
     writer.add_quantization_version(gguf.GGML_QUANT_VERSION)
@@ -267,6 +266,22 @@ def _header(
             number,
         )
     return writer.header()
+
+
+def _file_type(mix: str | None, tensor_plans: Sequence[TensorPlan]) -> int:
+    """Return the number that llama.cpp shows as the file's type.
+
+    Every number names a mix. For other types of matrices it is that of the type in which most bytes
+    are stored, with the mark that llama.cpp shows as "(guessed)". Without the entry its loader
+    counts tensors, of which most are vectors, and shows "all F32".
+    """
+    if mix is not None:
+        return int(TYPES[mix].number)
+    sizes: Counter[str] = Counter()
+    for tensor in tensor_plans:
+        sizes[tensor.encoding.name] += tensor.nbytes
+    most = next((name for name, _ in sizes.most_common() if name in TYPES), DEFAULT_TYPE)
+    return int(TYPES[most].number) | gguf.LlamaFileType.GUESSED
 
 
 def _describe(writer: HeaderWriter, checkpoint: Checkpoint) -> None:

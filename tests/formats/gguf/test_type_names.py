@@ -4,10 +4,13 @@ from __future__ import annotations
 
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import gguf
+import llama_cpp
 import numpy as np
 import pytest
+from gguf import LlamaFileType
 
 from cgconvert.errors import UsageError
 from cgconvert.formats.gguf.header import GgufHeader, TensorInfo, read_header
@@ -76,7 +79,7 @@ def test_a_mix_of_llama_cpp_has_its_name_everywhere(
     ],
 )  # fmt: skip
 def test_a_budget_names_the_file_before_anything_is_measured(
-    options: dict[str, object], name: str, source: Checkpoint
+    options: dict[str, Any], name: str, source: Checkpoint
 ) -> None:
     plan = plans.quantize(source, **options)
     assert plan.output.name == f"small-{name}.gguf"
@@ -84,7 +87,9 @@ def test_a_budget_names_the_file_before_anything_is_measured(
     assert known_bounds()[f"gguf {name}"] == known_bounds()["gguf Q4_K"]
 
 
-def test_types_that_are_no_mix_are_named_by_their_bits(source: Checkpoint, tmp_path: Path) -> None:
+def test_types_that_are_no_mix_are_named_by_their_bits(
+    source: Checkpoint, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
     path = tmp_path / "model.gguf"
     table = {"blk.0.*": "Q8_0"}
     plan = plans.quantize(source, path, type="Q4_K", tensor_type=table, effort="fast")
@@ -94,7 +99,9 @@ def test_types_that_are_no_mix_are_named_by_their_bits(source: Checkpoint, tmp_p
     assert identify(path).type == manifest.type == f"{bits:.2f}bpw"
     metadata = read_header(path).metadata
     assert metadata[TYPE_KEY] == manifest.type
-    assert "general.file_type" not in metadata  # every number would be another mix's
+    assert metadata["general.file_type"] == LlamaFileType.GUESSED | LlamaFileType.MOSTLY_Q4_K_S
+    llama_cpp.Llama(str(path), verbose=True, n_ctx=32)
+    assert "(guessed) Q4_K - Small" in capfd.readouterr().err
     report = verify(path, "gguf", manifest.type, source, "cpu", new_tokens=2, threads=1)
     assert report.passed
     assert report.artefact["type"] == manifest.type
