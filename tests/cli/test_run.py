@@ -194,5 +194,5 @@ def test_a_shipped_recipe_says_how_much_it_writes(name: str) -> None:
         "are written": written,
     }
     for words, size in sizes.items():
-        (said,) = (float(part.split()[-1]) for part in loaded.description.split(f" GB {words}")[:1])
-        assert said == pytest.approx(size / 1e9, rel=0.05, abs=0.05), words
+        (stated,) = (float(part.split()[-1]) for part in loaded.description.split(f" GB {words}")[:1])
+        assert stated == pytest.approx(size / 1e9, rel=0.05, abs=0.05), words
