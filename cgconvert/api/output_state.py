@@ -40,14 +40,20 @@ class OutputState:
     reason: str = ""
 
 
-def output_state(plan: LazyPlan) -> OutputState:
+def output_state(plan: LazyPlan, *, all_bytes: bool = False) -> OutputState:
     """Compare what lies at the output of a plan with what the plan would write.
 
     Nothing is computed for the plan. Files of an artefact count as complete if they have their
     sizes, small ones if they have their SHA-256 too. The SHA-256 of large sources that have been
     hashed before is remembered.
 
-    Raises InputError if the source cannot be read.
+    Args:
+        plan: The plan.
+        all_bytes: Whether large files of the artefact need their SHA-256 too. Of files that were
+            not changed since they were written or hashed, it is remembered.
+
+    Raises:
+        InputError: The source cannot be read.
     """
     path = plan.output
     if not os.path.lexists(path):
@@ -56,7 +62,7 @@ def output_state(plan: LazyPlan) -> OutputState:
         return OutputState("foreign", reason)
     if path.is_dir() != plan.is_folder:
         return OutputState("foreign", f"is a {'file' if plan.is_folder else 'folder'}")
-    if reason := foreign_part(path, all_bytes=False):
+    if reason := foreign_part(path, all_bytes=all_bytes):
         return OutputState("foreign", reason)
     manifest = find_manifest(path)
     if manifest is None:  # it was there a moment ago

@@ -1,70 +1,29 @@
-"""Carrying out recipes: all their artefacts are planned before the first is written."""
+"""Carrying out recipes: all artefacts are planned first, and what is there already is not written.
+
+What lies at the outputs is looked at before anything is written, so that a recipe does not stop
+after hours for what could be known at once.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Container, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import click
 
-from cgconvert.api.conversions import plan
-from cgconvert.api.declarations import OUTPUT, READ, WRITE
+from cgconvert.api.declarations import OUTPUT
 from cgconvert.api.sources import load
-from cgconvert.api.verification import artefacts_at, reports_of
-from cgconvert.cli.conversions import carry_out
-from cgconvert.cli.output import progress_of_command
 from cgconvert.cli.recipe import Recipe, Step
+from cgconvert.cli.recipe_convert import READING, Conversion, only
+from cgconvert.cli.recipe_verify import Verification
 from cgconvert.cli.text import printable
-from cgconvert.cli.verify import print_and_judge
 from cgconvert.errors import InputError
 from cgconvert.model.decoder import Checkpoint
 from cgconvert.texts.text import Text, read_text
 from cgconvert.verification.report import check_report_path
-from cgconvert.verification.thresholds import known_bounds
-from cgconvert.write.plan import LazyPlan
 
 __all__ = ["RecipeRun"]
-
-READING = {option.name for option in READ}
-WRITING = {option.name: option.default for option in WRITE}
-
-
-@dataclass
-class Conversion:
-    """A step that writes an artefact.
-
-    Attributes:
-        step: The step.
-        label: How messages call its recipe's file.
-        checkpoint: The model that it converts.
-        plan: What it writes; None until then if an earlier step has to write a file for it.
-        path: Where the artefact is, once it is written; in a dry run, where it would be.
-    """
-
-    step: Step
-    label: str
-    checkpoint: Checkpoint
-    plan: LazyPlan | None = None
-    path: Path | None = None
-
-
-@dataclass
-class Verification:
-    """A step that verifies the artefacts of all steps before it in its recipe.
-
-    Attributes:
-        step: The step.
-        recipe: Its recipe.
-        reference: The model that it compares with; None if each artefact's manifest names its own.
-        conversions: The steps before it that write artefacts.
-    """
-
-    step: Step
-    recipe: Recipe
-    reference: Checkpoint | None
-    conversions: Sequence[Conversion]
 
 
 class RecipeRun:
@@ -87,7 +46,6 @@ class RecipeRun:
     ) -> None:
         self.reading, self.writing = reading, writing
         self.checkpoints: dict[tuple[str, str], Checkpoint] = {}
-        self.notes: set[str] = set()
         verifications = [s for r in recipes for s in r.steps if s.command == "verify"]
         for path in (path for step in verifications for path in step.options.get("report", ())):
             check_report_path(Path(path))
@@ -96,52 +54,71 @@ class RecipeRun:
         self.tasks = [task for recipe in recipes for task in self._tasks(recipe)]
         self._check_outputs()
 
-    def carry_out(self, *, dry_run: bool) -> None:
-        """Carry out all steps in order, or print what they would do.
+    def carry_out(self) -> None:
+        """Carry out, in order, each step whose work is not there already.
 
-        Raises VerificationError if a check fails; the steps after that are not carried out.
+        Raises:
+            UsageError: Something else lies at an output. Nothing has been written then, unless it
+                is that of a step which needs a file of an earlier one.
+            VerificationError: A check failed; the steps after that are not carried out.
         """
+        for task in self.tasks:
+            if isinstance(task, Conversion) and task.plan is not None:
+                task.refuse_obstacle()
+        printed: set[str] = set()
         for number, task in enumerate(self.tasks, 1):
-            context = f"[{number}/{len(self.tasks)}]"
-            click.echo(printable(f"{context} {task.step.title}"))
+            context = self._print_title(number, task.step)
             if isinstance(task, Conversion):
-                self._convert(task, dry_run, context)
+                task.carry_out(printed, context)
             else:
-                self._verify(task, dry_run, context)
+                task.carry_out(context, again=self.writing["force"])
+
+    def describe(self) -> None:
+        """Print which steps are there, and what the others would do or why they would stop."""
+        printed: set[str] = set()
+        for number, task in enumerate(self.tasks, 1):
+            self._print_title(number, task.step)
+            if isinstance(task, Conversion):
+                task.describe(printed)
+            else:
+                task.describe()
+
+    def _print_title(self, number: int, step: Step) -> str:
+        """Print the number of a step and what it is; return the number, for its progress."""
+        context = f"[{number}/{len(self.tasks)}]"
+        click.echo(printable(f"{context} {step.title}"))
+        return context
 
     def _tasks(self, recipe: Recipe) -> list[Conversion | Verification]:
         tasks: list[Conversion | Verification] = []
         conversions: list[Conversion] = []
         imatrix_files: set[str] = set()
         for step in recipe.steps:
-            reading = {**recipe.source_options, **self.reading, **_only(step, READING)}
+            reading = {**recipe.source_options, **self.reading, **only(step, READING)}
             if step.command == "verify":
-                reference = self._reference(recipe, step, reading, conversions)
-                tasks.append(Verification(step, recipe, reference, tuple(conversions)))
+                reference = self._reference(recipe, step, reading)
+                texts = [self.texts[name] for name in step.options.get("text", ())]
+                before = tuple(conversions)
+                tasks.append(Verification(step, recipe.thresholds, reference, before, texts))
                 continue
-            task = Conversion(step, recipe.label, self._load(recipe.source, reading))
+            checkpoint = self._load(recipe.source, reading)
+            task = Conversion(step, recipe.label, checkpoint, self.writing)
             imatrix = step.options.get("imatrix", "")
             if imatrix not in imatrix_files or Path(imatrix).exists():
-                task.plan = _plan(task)
+                task.make_plan()
             imatrix_files.add(step.options.get("save_imatrix", ""))
             conversions.append(task)
             tasks.append(task)
         return tasks
 
     def _reference(
-        self,
-        recipe: Recipe,
-        step: Step,
-        reading: Mapping[str, Any],
-        conversions: Sequence[Conversion],
+        self, recipe: Recipe, step: Step, reading: Mapping[str, Any]
     ) -> Checkpoint | None:
-        """What a `verify` step compares with: what it names, otherwise what was converted."""
+        """What a `verify` step compares with, if it says so."""
+        own = only(step, READING)
         if "reference" in step.options:
-            return self._load(step.options["reference"], _only(step, READING))
-        if _only(step, READING):
-            return self._load(recipe.source, reading)
-        first, *others = (task.checkpoint for task in conversions)
-        return first if all(checkpoint is first for checkpoint in others) else None
+            return self._load(step.options["reference"], own)
+        return self._load(recipe.source, reading) if own else None
 
     def _load(self, source: str, options: Mapping[str, Any]) -> Checkpoint:
         """The model, read once for all steps that read it in the same way."""
@@ -163,50 +140,3 @@ class RecipeRun:
                     f"{task.label}:{step.line}: {step.title}: would write {output}, as the step "
                     f"of line {first.line} does; give one of them another {OUTPUT.name}"
                 )
-
-    def _convert(self, task: Conversion, dry_run: bool, context: str) -> None:
-        """Write the artefact; `context` stands before the steps of its progress."""
-        writing = {name: task.step.options.get(name, WRITING[name]) for name in WRITING}
-        writing |= {k: value for k, value in self.writing.items() if value != WRITING[k]}
-        planned = task.plan or _plan(task)
-        task.path = carry_out(
-            planned, dry_run=dry_run, printed=self.notes, context=context, **writing
-        )
-
-    def _verify(self, task: Verification, dry_run: bool, context: str) -> None:
-        options = _without(task.step, {*READING, "reference", "threshold", "text", "report"})
-        paths = [conversion.path for conversion in task.conversions if conversion.path]
-        if dry_run:
-            for path in paths:
-                click.echo(f"verify {printable(str(path))}")
-            return
-        bounds = task.step.options.get("threshold", {})
-        reports = [Path(path) for path in task.step.options.get("report", ())]
-        print_and_judge(
-            reports_of(
-                artefacts_at(paths),
-                reference=task.reference,
-                texts=[self.texts[name] for name in task.step.options.get("text", ())],
-                report=reports,
-                thresholds={
-                    kind: {**task.recipe.thresholds.get(kind, {}), **bounds}
-                    for kind in known_bounds()
-                },
-                progress=progress_of_command(context),
-                **options,
-            ),
-            reports,
-        )
-
-
-def _plan(task: Conversion) -> LazyPlan:
-    own = _without(task.step, READING | WRITING.keys())
-    return plan(task.checkpoint, task.step.command, **own)
-
-
-def _only(step: Step, names: Container[str]) -> dict[str, Any]:
-    return {name: value for name, value in step.options.items() if name in names}
-
-
-def _without(step: Step, names: Container[str]) -> dict[str, Any]:
-    return {name: value for name, value in step.options.items() if name not in names}

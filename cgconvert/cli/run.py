@@ -51,7 +51,11 @@ def _run(recipe_file: str | None, source: str | None, dry_run: bool, **values: A
     recipes = recipe.load(shipped.find(recipe_file), known_bounds(), source)
     reading = {option.name: values.pop(option.name) for option in READ}
     overriding = {name: value for name, value in reading.items() if value not in (None, ())}
-    RecipeRun(recipes, overriding, values).carry_out(dry_run=dry_run)
+    run = RecipeRun(recipes, overriding, values)
+    if dry_run:
+        run.describe()
+    else:
+        run.carry_out()
 
 
 command = click.Command(

@@ -20,6 +20,7 @@ from cgconvert.api.sources import load
 from cgconvert.cli import recipe, shipped
 from cgconvert.cli.main import main
 from cgconvert.cli.recipe_list import listing
+from cgconvert.io.cache import cache_folder
 from cgconvert.lazy import torch
 from cgconvert.model import family
 from cgconvert.model.tensor import Zeros
@@ -154,6 +155,130 @@ def test_verify_looks_at_all_steps_before_it(run: Run, tmp_path: Path) -> None:
     assert (tmp_path / "later").is_dir()
 
 
+STEPS = f"""\
+source: {TINY}
+steps:
+  - to-gguf: {{type: Q8_0, output: q8.gguf}}
+  - verify: {{report: verdict.json}}
+  - to-hf: {{output: hf}}
+  - quantize: {{bits: 4, effort: fast, output: q4.gguf}}
+"""
+
+
+def snapshot(folder: Path) -> dict[str, tuple[int, int]]:
+    """When each file was written, and which one it is."""
+    return {
+        path.relative_to(folder).as_posix(): (path.stat().st_mtime_ns, path.stat().st_ino)
+        for path in folder.rglob("*")
+        if path.name != "r.yaml"
+    }
+
+
+def test_a_recipe_goes_on_where_it_was_and_does_nothing_once_it_is_finished(
+    run: Run, tmp_path: Path
+) -> None:
+    """The verification in its middle is one of the steps; --dry-run says all of it before."""
+    (tmp_path / "r.yaml").write_text(STEPS[: STEPS.index("  - to-hf")])
+    assert run("r.yaml")[0] == 0
+    first = snapshot(tmp_path)
+
+    (tmp_path / "r.yaml").write_text(STEPS)
+    code, dry, err = run("r.yaml", "--dry-run")
+    assert (code, snapshot(tmp_path)) == (0, first), err
+    code, out, err = run("r.yaml")
+    assert code == 0, err
+    for text in (dry, out):
+        lines = text.splitlines()
+        assert lines[:3] == [
+            "[1/4] to-gguf type Q8_0, output q8.gguf",
+            "already there: q8.gguf",
+            "[2/4] verify report verdict.json",
+        ]
+        assert lines[3] == "verified before, with the same files, bounds and versions; passed:"
+        assert lines[4].startswith("  gguf Q8_0 in llama.cpp")
+        assert text.count("already there") == 1
+    assert {name: state for name, state in snapshot(tmp_path).items() if name in first} == first
+    finished = snapshot(tmp_path)
+    assert {"hf/cgconvert.json", "q4.gguf"} <= finished.keys()
+
+    code, out, err = run("r.yaml")
+    assert (code, out.count("already there"), out.count("verified before")) == (0, 3, 1), err
+    assert snapshot(tmp_path) == finished
+    code, dry, _ = run("r.yaml", "--dry-run")
+    assert (code, dry) == (0, out.replace("--force verifies again\n", ""))
+
+
+def test_a_recipe_stops_before_it_begins_for_what_differs(run: Run, tmp_path: Path) -> None:
+    for target in ("hf", "q4.gguf"):
+        for name in os.listdir(tmp_path):
+            path = tmp_path / name
+            shutil.rmtree(path) if path.is_dir() else path.unlink()
+        (tmp_path / "r.yaml").write_text(STEPS.replace("  - verify: {report: verdict.json}\n", ""))
+        if target == "hf":
+            assert run("r.yaml")[0] == 0
+            (tmp_path / "r.yaml").write_text(
+                STEPS.replace("hf}", "hf, dtype: float32}").replace("type: Q8_0", "type: Q8_0 ")
+                .replace("verify: {report: verdict.json}", "to-gguf: {output: new.gguf}")
+            )  # fmt: skip
+            reason = "r.yaml:5: to-hf output hf, dtype float32: hf has "
+            advice = "--force replaces it, or give the step another output"
+        else:
+            (tmp_path / "q4.gguf").write_text("a thesis")
+            reason = "r.yaml:5: quantize bits 4, effort fast, output q4.gguf: q4.gguf "
+            advice = "; give the step another output"
+        before = snapshot(tmp_path)
+        code, out, err = run("r.yaml")
+        assert (code, out, err.count("\n")) == (2, "", 1), err
+        assert reason in err
+        assert err.rstrip().endswith(advice)
+        code, out, _ = run("r.yaml", "--dry-run")
+        assert (code, f"would stop: {target} " in out, advice in out) == (0, True, True), out
+        assert snapshot(tmp_path) == before
+    code, _, err = run("r.yaml", "--force")  # never what is not cgconvert's
+    assert (code, (tmp_path / "q4.gguf").read_text()) == (2, "a thesis"), err
+
+
+def test_force_replaces_only_what_differs(run: Run, tmp_path: Path) -> None:
+    (tmp_path / "r.yaml").write_text(STEPS.replace("  - verify: {report: verdict.json}\n", ""))
+    assert run("r.yaml")[0] == 0
+    before = snapshot(tmp_path)
+    text = (tmp_path / "r.yaml").read_text()
+    (tmp_path / "r.yaml").write_text(text.replace("Q8_0", "Q4_0"))
+    code, out, err = run("r.yaml", "--force")
+    assert (code, out.count("already there")) == (0, 2), err
+    after = snapshot(tmp_path)
+    changed = {name for name in after if after[name] != before[name]}
+    assert changed == {"q8.gguf", "q8.gguf.cgconvert.json"}
+
+
+def test_what_was_verified_is_verified_again_where_something_differs(
+    run: Run, tmp_path: Path
+) -> None:
+    (tmp_path / "r.yaml").write_text(STEPS[: STEPS.index("  - to-hf")])
+    assert run("r.yaml")[0] == 0
+    (tmp_path / "verdict.json").write_text("{}")
+    code, out, err = run("r.yaml")
+    assert (code, "verified before" in out) == (0, False), err
+    assert json.loads((tmp_path / "verdict.json").read_text())["verdict"] == "pass"
+    with (tmp_path / "q8.gguf").open("r+b") as file:  # of the same size
+        file.seek(-100, os.SEEK_END)
+        file.write(bytes(50))
+    code, _, err = run("r.yaml")
+    assert (code, "q8.gguf changed since it was written" in err) == (2, True), err
+    assert "--force" not in err
+
+
+def test_a_failed_verification_is_not_recorded(run: Run, tmp_path: Path) -> None:
+    text = STEPS[: STEPS.index("  - to-hf")].replace(
+        "report:", "threshold: {logits.kl_mean: -1}, report:"
+    )
+    (tmp_path / "r.yaml").write_text(text)
+    records = cache_folder() / "verified"
+    before = set(records.glob("*"))
+    assert run("r.yaml")[0] == 4
+    assert set(records.glob("*")) == before
+
+
 @pytest.mark.parametrize("columns", [40, 80])
 def test_the_list_fits_the_terminal(columns: int) -> None:
     wrapped = listing(columns)
@@ -194,5 +319,7 @@ def test_a_shipped_recipe_says_how_much_it_writes(name: str) -> None:
         "are written": written,
     }
     for words, size in sizes.items():
-        (stated,) = (float(part.split()[-1]) for part in loaded.description.split(f" GB {words}")[:1])
+        (stated,) = (
+            float(part.split()[-1]) for part in loaded.description.split(f" GB {words}")[:1]
+        )
         assert stated == pytest.approx(size / 1e9, rel=0.05, abs=0.05), words
