@@ -18,11 +18,12 @@ from cgconvert.verification.prompts import TEXT_TOKENS
 from cgconvert.verification.thresholds import known_bounds, parse_bound
 
 __all__ = [
-    "DRY_RUN",
+    "DRY_RUNS",
     "GENERATE",
     "OUTPUT",
     "QUANTIZE",
     "READ",
+    "TENSORS",
     "VERIFY",
     "WRITE",
     "declared_options",
@@ -93,9 +94,18 @@ DRY_RUN = Option(
     name="dry_run",
     type=bool,
     default=False,
-    help="Print the plan, its size and its needs; write nothing.",
+    help="Print where, of which type and how large, and what that needs; write nothing.",
 )
-"""An option of the commands only: the API has `plan`."""
+
+TENSORS = Option(
+    name="tensors",
+    type=bool,
+    default=False,
+    help="List every tensor too, before the summary.",
+)
+
+DRY_RUNS = (DRY_RUN, TENSORS)
+"""Options of the commands only: the API has `plan`."""
 
 WRITE = (
     Option(
@@ -252,4 +262,4 @@ Example:
 def declared_options() -> list[Option]:
     """All options there are; several have the same name."""
     conversions = (option for format_ in formats() for option in format_.options)
-    return [OUTPUT, DRY_RUN, *READ, *WRITE, *QUANTIZE, *VERIFY, *GENERATE, *conversions]
+    return [OUTPUT, *DRY_RUNS, *READ, *WRITE, *QUANTIZE, *VERIFY, *GENERATE, *conversions]

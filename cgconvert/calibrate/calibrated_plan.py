@@ -155,6 +155,10 @@ class CalibratedPlan(ABC):
             f"{len(windows.validation)} to judge by; about {_duration(seconds)} here"
         )
 
+    def describe_tensors(self) -> tuple[str, ...]:
+        """See LazyPlan: the types are chosen while the model is calibrated."""
+        return ()
+
     def claim(self, folder: Path) -> CalibrationSet:
         """Prepare `folder` for the steps of this calibration and return the calibration set.
 

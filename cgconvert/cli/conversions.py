@@ -12,14 +12,15 @@ from typing import Any
 import click
 
 from cgconvert.api.conversions import Conversion, plan
-from cgconvert.api.declarations import DRY_RUN, OUTPUT, READ, WRITE, declared_options
+from cgconvert.api.declarations import DRY_RUNS, OUTPUT, READ, WRITE, declared_options
 from cgconvert.api.execution import execute
 from cgconvert.cli.options import arguments, click_options
-from cgconvert.cli.output import progress_of_command, verbosity
+from cgconvert.cli.output import columns, progress_of_command, verbosity
 from cgconvert.cli.text import one_line, printable, with_flags
 from cgconvert.errors import UsageError
 from cgconvert.formats.registry import FORMATS, OUT, Artefact, find_all, load
 from cgconvert.io.progress import format_bytes
+from cgconvert.io.terminal import wrapped_fields
 from cgconvert.model.decoder import WARNING
 from cgconvert.write.execute import check_plan
 from cgconvert.write.plan import LazyPlan
@@ -29,11 +30,11 @@ __all__ = ["carry_out", "conversion_command"]
 
 def conversion_command(conversion: Conversion) -> click.Command:
     """The command of a conversion: SOURCE, its own options and those of writing and reading."""
-    options = (*conversion.options, OUTPUT, WRITE[0], DRY_RUN, *WRITE[1:], *READ)
+    options = (*conversion.options, OUTPUT, WRITE[0], *DRY_RUNS, *WRITE[1:], *READ)
     default_source = {"quantize": _only_unquantized_model}.get(conversion.name)
 
     def run(source: str | None, **values: Any) -> None:
-        writing = {option.name: values.pop(option.name) for option in (DRY_RUN, *WRITE)}
+        writing = {option.name: values.pop(option.name) for option in (*DRY_RUNS, *WRITE)}
         if not source and default_source is not None:
             source = default_source()
         planned = plan(str(source), conversion.name, **arguments(options, values))
@@ -52,20 +53,25 @@ def carry_out(
     plan: LazyPlan,
     *,
     dry_run: bool = False,
+    tensors: bool = False,
     printed: set[str] | None = None,
     context: str = "",
     **writing: Any,
 ) -> Path:
     """Write the artefact and print where it is, or only print the plan; return its path.
 
-    A plan that has to compute first is printed to stderr before that: it says how long it takes.
-    Notes are printed to stderr, each once; `printed` has those that were printed before. `context`
-    stands before the steps of progress, as the number of a recipe's step.
+    With `tensors` the list of tensors is printed before the plan. A plan that has to compute first
+    is printed to stderr before that: it says how long it takes. Notes are printed to stderr, each
+    once; `printed` has those that were printed before. `context` stands before the steps of
+    progress, as the number of a recipe's step.
     """
     printed = set() if printed is None else printed
     _print_notes((*plan.source.notes, *plan.notes), printed)
+    if tensors:
+        check_lists_tensors(dry_run=dry_run)
+        click.echo("\n".join(map(printable, plan.describe_tensors())))
     if dry_run or not plan.resolved:
-        click.echo("\n".join(map(printable, plan.describe().split("\n"))), err=not dry_run)
+        click.echo(_summary(plan), err=not dry_run)
     if dry_run:
         check_plan(plan)
         return plan.output
@@ -76,6 +82,21 @@ def carry_out(
     for line in _types(result.types):
         click.echo(line)
     return result.path
+
+
+def check_lists_tensors(*, dry_run: bool) -> None:
+    """Raise UsageError if tensors are to be listed, but not of a dry run."""
+    if not dry_run:
+        raise UsageError("`tensors` lists what would be written: it goes with `dry_run=True`")
+
+
+def _summary(plan: LazyPlan) -> str:
+    """Put what a plan says of itself in two columns, in lines that fit the terminal."""
+    fields = []
+    for line in map(printable, plan.describe().split("\n")):
+        name, _, text = line.partition(" ")
+        fields.append((name, text.lstrip()) if name.endswith(":") else ("", line))
+    return "\n".join(wrapped_fields(fields, columns()))
 
 
 def _print_notes(notes: Iterable[str], printed: set[str]) -> None:

@@ -8,17 +8,22 @@ from typing import Any
 
 import click
 
-from cgconvert.api.declarations import READ
+from cgconvert.api.declarations import READ, TENSORS
 from cgconvert.api.sources import inspect
 from cgconvert.cli.options import click_options
+from cgconvert.cli.output import columns
 from cgconvert.cli.text import printable
 from cgconvert.formats.read import Description
 from cgconvert.io.progress import format_bytes
+from cgconvert.io.terminal import wrapped_fields
 
 __all__ = ["command"]
 
+NAME_COLUMNS = 11
+"""Columns of the names of what is said."""
+
 HELP = """\
-Tell what PATH is: layout, geometry, tensors, types, sizes, tokenizer, origin.
+Tell what PATH is: layout, geometry, tokenizer, origin, types and size.
 
 \b
 Example:
@@ -26,65 +31,81 @@ Example:
 """
 
 
-def _run(path: str, as_json: bool, **reading: Any) -> None:
+def _run(path: str, as_json: bool, tensors: bool, **reading: Any) -> None:
     description = inspect(path, **reading)
     if as_json:
         click.echo(json.dumps(description.as_dict(), indent=2, ensure_ascii=False))
-    else:
-        click.echo("\n".join(map(printable, _lines(description))))
+        return
+    if tensors:
+        click.echo("\n".join([*map(printable, _tensor_lines(description)), ""]))
+    fields = [(f"{name:<{NAME_COLUMNS}}", printable(text)) for name, text in _summary(description)]
+    click.echo("\n".join(wrapped_fields(fields, columns())))
 
 
-def _lines(description: Description) -> list[str]:
+def _tensor_lines(description: Description) -> list[str]:
+    """Write a line for each tensor: name, type, shape, bytes."""
+    width = max((len(tensor.name) for tensor in description.tensors), default=0)
+    return [
+        f"{tensor.name:<{width}}  {tensor.type:<8} "
+        f"{'x'.join(map(str, tensor.shape)) or 'scalar':>14} {tensor.nbytes:>15,} B"
+        for tensor in description.tensors
+    ]
+
+
+def _summary(description: Description) -> list[tuple[str, str]]:
+    """Return names and texts of all that is to be said but for the tensors."""
     geometry, tokenizer = description.geometry, description.tokenizer
     runs = "-".join(map(str, tokenizer["white_space"])) or "none"
     sizes = ", ".join(f"{kind} {format_bytes(size)}" for kind, size in description.types.items())
-    lines = [
-        f"{description.path}: {description.name}, layout {description.layout}",
-        "geometry    " + ", ".join(f"{name} {value}" for name, value in geometry.items()),
-        f"parameters  {description.parameters:,}",
-        f"tokenizer   {tokenizer['entries']} entries, end-of-text {tokenizer['end_of_text']}, "
-        f"white-space runs {runs}, {tokenizer['padding_rows']} padding rows",
+    return [
+        ("path", description.path),
+        ("model", f"{description.name}, layout {description.layout}"),
+        ("geometry", ", ".join(f"{name} {value}" for name, value in geometry.items())),
+        ("parameters", f"{description.parameters:,}"),
+        (
+            "tokenizer",
+            f"{tokenizer['entries']} entries, end-of-text {tokenizer['end_of_text']}, "
+            f"white-space runs {runs}, {tokenizer['padding_rows']} padding rows",
+        ),
         *_generation(description),
-        f"tensors     {len(description.tensors)}: {sizes}",
         *_provenance(description),
-        *(f"note        {note}" for note in description.notes),
-        "",
+        *(("note", note) for note in description.notes),
+        ("tensors", f"{len(description.tensors)}: {sizes}"),
+        ("size", format_bytes(sum(description.types.values()))),
     ]
-    width = max((len(tensor.name) for tensor in description.tensors), default=0)
-    for tensor in description.tensors:
-        shape = "x".join(map(str, tensor.shape)) or "scalar"
-        lines.append(f"{tensor.name:<{width}}  {tensor.type:<8} {shape:>14} {tensor.nbytes:>15,} B")
-    return lines
 
 
-def _generation(description: Description) -> list[str]:
-    """Lines about where generation stops and how it samples, if there is anything to say."""
-    tokenizer, lines = description.tokenizer, []
+def _generation(description: Description) -> list[tuple[str, str]]:
+    """Fields about where generation stops and how it samples, if there is anything to say."""
+    tokenizer, fields = description.tokenizer, list[tuple[str, str]]()
     if len(tokenizer["stops_at"]) > 1:
-        lines.append(f"stops at    {', '.join(map(str, tokenizer['stops_at']))}")
+        fields.append(("stops at", ", ".join(map(str, tokenizer["stops_at"]))))
     if tokenizer["chat_templates"]:
-        lines.append(f"chat        template {', '.join(tokenizer['chat_templates'])}")
+        fields.append(("chat", f"template {', '.join(tokenizer['chat_templates'])}"))
     if description.generation:
         settings = ", ".join(
             f"{name} {reprlib.repr(value)}" for name, value in description.generation.items()
         )
-        lines.append(f"generation  {settings}")
-    return lines
+        fields.append(("generation", settings))
+    return fields
 
 
-def _provenance(description: Description) -> list[str]:
-    """Lines about the place of a checkpoint, or about the source of an artefact."""
+def _provenance(description: Description) -> list[tuple[str, str]]:
+    """Fields about the place of a checkpoint, or about the source of an artefact."""
     provenance = description.provenance
     if "source" not in provenance:
         origin = ", ".join(f"{name} {_shown(value)}" for name, value in provenance.items())
-        return [f"from        {origin}"] if provenance else []
+        return [("from", origin)] if provenance else []
     source = provenance["source"]
     options = ", ".join(f"{name} {value}" for name, value in provenance["options"].items())
     made_by = f"{provenance['cgconvert']}, {provenance['format']} {provenance['type']}"
     return [
-        f"from        {source['origin'].get('given', provenance['name'])} ({source['layout']}), "
-        f"sha256 {source['sha256']}",
-        f"made by     cgconvert {made_by}" + (f" ({options})" if options else ""),
+        (
+            "from",
+            f"{source['origin'].get('given', provenance['name'])} ({source['layout']}), "
+            f"sha256 {source['sha256']}",
+        ),
+        ("made by", f"cgconvert {made_by}" + (f" ({options})" if options else "")),
     ]
 
 
@@ -98,7 +119,7 @@ command = click.Command(
     params=[
         click.Argument(["path"]),
         click.Option(["--json", "as_json"], is_flag=True, help="For a machine: schema 1."),
-        *click_options(*READ),
+        *click_options(TENSORS, *READ),
     ],
     callback=_run,
     help=HELP,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 import sys
 from dataclasses import dataclass
@@ -10,9 +11,16 @@ import click
 
 from cgconvert.api.progress import ProgressBar
 from cgconvert.io.progress import Progress, SilentProgress
-from cgconvert.io.terminal import is_terminal, uses_color
+from cgconvert.io.terminal import is_terminal, terminal_width, uses_color
 
-__all__ = ["color_verdicts", "echo", "output_options", "progress_of_command", "verbosity"]
+__all__ = [
+    "color_verdicts",
+    "columns",
+    "echo",
+    "output_options",
+    "progress_of_command",
+    "verbosity",
+]
 
 LOG_DELAY, TERMINAL_DELAY = 20.0, 2.0
 """Seconds in which a command without a line of its own prints no progress: a log, a dumb terminal.
@@ -75,6 +83,13 @@ def progress_of_command(context: str = "") -> Progress:
         return SilentProgress()
     delay = TERMINAL_DELAY if is_terminal(sys.stderr) else LOG_DELAY
     return ProgressBar(context, log_delay=delay)
+
+
+def columns() -> int | None:
+    """The width of the terminal; None if the output goes to a file or a pipe."""
+    if not (is_terminal(sys.stdout) or os.environ.get("COLUMNS", "").isdecimal()):
+        return None
+    return max(20, terminal_width(sys.stdout))
 
 
 def color_verdicts(text: str) -> str:

@@ -74,13 +74,16 @@ class Conversion:
         self.refuse_obstacle()
         self.path = carry_out(self.make_plan(), printed=printed, context=context, **self._writing())
 
-    def describe(self, printed: set[str]) -> None:
-        """Print whether the artefact is there; if not, the plan, and what lies in its way."""
+    def describe(self, printed: set[str], *, tensors: bool = False) -> None:
+        """Print whether the artefact is there; if not, the plan, and what lies in its way.
+
+        With `tensors` the tensors are listed before the plan.
+        """
         state = self.state()
         if state.kind == "complete":
             self._print_there()
             return
-        self.path = carry_out(self.make_plan(), dry_run=True, printed=printed)
+        self.path = carry_out(self.make_plan(), dry_run=True, tensors=tensors, printed=printed)
         if obstacle := self._obstacle(state):
             click.echo(f"would stop: {printable(obstacle)}")
 

@@ -73,13 +73,16 @@ class RecipeRun:
             else:
                 task.carry_out(context, again=self.writing["force"])
 
-    def describe(self) -> None:
-        """Print which steps are there, and what the others would do or why they would stop."""
+    def describe(self, *, tensors: bool = False) -> None:
+        """Print which steps are there, and what the others would do or why they would stop.
+
+        With `tensors` the tensors of each artefact are listed too.
+        """
         printed: set[str] = set()
         for number, task in enumerate(self.tasks, 1):
             self._print_title(number, task.step)
             if isinstance(task, Conversion):
-                task.describe(printed)
+                task.describe(printed, tensors=tensors)
             else:
                 task.describe()
 

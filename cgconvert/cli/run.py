@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
-import shutil
-import sys
 from typing import Any
 
 import click
 
-from cgconvert.api.declarations import DRY_RUN, READ, WRITE
+from cgconvert.api.declarations import DRY_RUNS, READ, WRITE
 from cgconvert.cli import recipe, shipped
+from cgconvert.cli.conversions import check_lists_tensors
 from cgconvert.cli.options import click_options
+from cgconvert.cli.output import columns
 from cgconvert.cli.recipe_list import listing
 from cgconvert.cli.recipe_run import RecipeRun
 from cgconvert.options import Option
@@ -40,20 +40,23 @@ LIST = Option(
 )
 
 
-def _run(recipe_file: str | None, source: str | None, dry_run: bool, **values: Any) -> None:
+def _run(
+    recipe_file: str | None, source: str | None, dry_run: bool, tensors: bool, **values: Any
+) -> None:
     if values.pop(LIST.name):
-        in_terminal = sys.stdout.isatty()
-        click.echo(listing(shutil.get_terminal_size().columns if in_terminal else None))
+        click.echo(listing(columns()))
         return
     if recipe_file is None:
         raise click.UsageError("Missing argument 'RECIPE'; cgconvert run --list shows the shipped")
+    if tensors:
+        check_lists_tensors(dry_run=dry_run)
     source = source or shipped.implied_source(recipe_file)
     recipes = recipe.load(shipped.find(recipe_file), known_bounds(), source)
     reading = {option.name: values.pop(option.name) for option in READ}
     overriding = {name: value for name, value in reading.items() if value not in (None, ())}
     run = RecipeRun(recipes, overriding, values)
     if dry_run:
-        run.describe()
+        run.describe(tensors=tensors)
     else:
         run.carry_out()
 
@@ -62,7 +65,7 @@ command = click.Command(
     "run",
     params=[
         click.Argument(["recipe_file"], metavar="RECIPE", required=False),
-        *click_options(SOURCE, WRITE[0], DRY_RUN, LIST, *WRITE[1:], *READ),
+        *click_options(SOURCE, WRITE[0], *DRY_RUNS, LIST, *WRITE[1:], *READ),
     ],
     callback=_run,
     help=HELP,

@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-import os
-import shutil
-import sys
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
@@ -15,7 +12,7 @@ from cgconvert.api.declarations import READ, VERIFY
 from cgconvert.api.sources import read_options
 from cgconvert.api.verification import artefacts_at, reports_of
 from cgconvert.cli.options import arguments, click_options
-from cgconvert.cli.output import echo, progress_of_command
+from cgconvert.cli.output import columns, echo, progress_of_command
 from cgconvert.cli.text import printable
 from cgconvert.errors import UsageError, VerificationError
 from cgconvert.formats.read import read
@@ -111,13 +108,6 @@ def _raise_if_failed(reports: Sequence[Report]) -> None:
         raise VerificationError("; ".join(texts))
     if texts:
         raise UsageError(texts[0])
-
-
-def columns() -> int | None:
-    """The width of the terminal; None if the output goes to a file or a pipe."""
-    if not (sys.stdout.isatty() or os.environ.get("COLUMNS", "").isdecimal()):
-        return None
-    return max(20, shutil.get_terminal_size().columns)
 
 
 def _print(text: str) -> None:

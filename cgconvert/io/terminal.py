@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import os
+import re
 import shutil
 import unicodedata
+from collections.abc import Iterable
 from typing import TextIO
 
 __all__ = [
@@ -16,12 +18,20 @@ __all__ = [
     "shorten_path",
     "terminal_width",
     "uses_color",
+    "wrapped",
+    "wrapped_fields",
 ]
 
 DEFAULT_WIDTH = 80
 """Columns where no terminal says how many it has."""
 
 ELLIPSIS = "…"
+
+NARROW = 60
+"""Columns below which a text is not continued below its beginning: there is too little room."""
+
+SLASHED = re.compile(r"[^/]*/|[^/]+")
+"""The parts of a path, each with its slash."""
 
 
 def terminal_width(stream: TextIO | None = None) -> int:
@@ -119,6 +129,56 @@ def shorten(text: str, width: int) -> str:
     if is_path and room >= 8:
         return f"{start} {shorten_path(path, room)}"
     return _beginning(text, width - 1).rstrip() + ELLIPSIS if width > 0 else ""
+
+
+def wrapped(text: str, width: int | None, indent: str = "") -> list[str]:
+    """Break a text into lines of at most `width` columns, each behind `indent`.
+
+    A word that is longer, such as a path, is broken behind a slash if it has one.
+    """
+    if not text:
+        return []
+    if width is None:
+        return [indent + text]
+    room = max(width - cell_width(indent), 1)
+    lines = [""]
+    for word in text.split(" "):
+        gap = " " if lines[-1] else ""
+        if cell_width(lines[-1]) + cell_width(gap) + cell_width(word) <= room:
+            lines[-1] += gap + word
+        elif cell_width(word) <= room:
+            lines.append(word)
+        else:
+            lines[-1] += gap
+            for piece in SLASHED.findall(word):
+                for start in range(0, len(piece), room):
+                    part = piece[start : start + room]
+                    if cell_width(lines[-1]) + cell_width(part) <= room:
+                        lines[-1] += part
+                    else:
+                        lines.append(part)
+    return [indent + line.rstrip() for line in lines if line.strip()]
+
+
+def wrapped_fields(fields: Iterable[tuple[str, str]], width: int | None) -> list[str]:
+    """Write names and their texts in two columns; what does not fit is continued below its text.
+
+    In fewer than NARROW columns it is continued near the left edge.
+    """
+    rows = list(fields)
+    label_width = max((cell_width(name) for name, _ in rows), default=0) + 1
+    indent = label_width if width is None or width >= NARROW else 2
+    lines = []
+    for name, text in rows:
+        room = None if width is None else width - indent
+        if indent == label_width:
+            first, *rest = wrapped(text, room) or [""]
+            lines.append(f"{name:<{label_width}}{first}".rstrip())
+        else:
+            first, *rest = wrapped(f"{name:<{label_width}}{text}", room)
+            lines.append(first)
+        lines += [" " * indent + line for line in rest]
+    return lines
 
 
 def _character_width(character: str) -> int:

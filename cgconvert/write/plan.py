@@ -194,24 +194,37 @@ class Plan:
         return 3 * in_flight + workers * WORKER_BYTES + headers
 
     def describe(self) -> str:
-        """Return a line for each file and array, then one with size, free space and memory."""
+        """See LazyPlan: where, of which types, how large, and what writing needs."""
+        sizes: dict[str, int] = {}
+        for tensor in self.tensors:
+            for array in tensor.arrays:
+                sizes[array.dtype] = sizes.get(array.dtype, 0) + array.nbytes
+        types = ", ".join(f"{dtype} {format_bytes(size)}" for dtype, size in sizes.items())
+        count = len(self.files)
+        return (
+            f"path:  {self.output}\n"
+            f"type:  {self.format} {self.type} ({types})\n"
+            f"size:  {format_bytes(self.nbytes)} in {count} file{'s' if count > 1 else ''}\n"
+            f"needs: {format_bytes(self.nbytes)} to write "
+            f"({format_bytes(free_bytes(self.output))} free), "
+            f"about {format_bytes(self.peak_memory)} of memory beyond the interpreter's"
+        )
+
+    def describe_tensors(self) -> tuple[str, ...]:
+        """See LazyPlan."""
         lines = []
+        width = max((len(a.name) for tensor in self.tensors for a in tensor.arrays), default=0)
         for file in self.files:
             lines.append(f"{file.path}  {format_bytes(file.size)}")
             for tensor in file.tensors:
                 dtype = str(tensor.source.stored_dtype).removeprefix("torch.")
                 origin = f"from {dtype} {_format_shape(tensor.source.shape)}"
                 lines += [
-                    f"  {array.name:<48} {array.dtype:<6} {_format_shape(array.shape):>14} "
+                    f"  {array.name:<{width}} {array.dtype:<6} {_format_shape(array.shape):>14} "
                     f"{array.nbytes:>14,} B  {origin}"
                     for array in tensor.arrays
                 ]
-        lines.append(
-            f"{self.output}: {format_bytes(self.nbytes)} to write "
-            f"({format_bytes(free_bytes(self.output))} free), "
-            f"about {format_bytes(self.peak_memory)} of memory beyond the interpreter's"
-        )
-        return "\n".join(lines)
+        return tuple(lines)
 
     def resolve(self, folder: Path, progress: Progress) -> Plan:
         """Return the plan itself, because nothing has to be computed."""
@@ -266,7 +279,10 @@ class LazyPlan(Protocol):
     def notes(self) -> tuple[str, ...]: ...
 
     def describe(self) -> str:
-        """Describe in a line or more what will be computed or written, and what that needs."""
+        """Describe what will be computed or written, and what that needs: lines of "name: text"."""
+
+    def describe_tensors(self) -> tuple[str, ...]:
+        """Return a line for each file and array, as far as they are known."""
 
     def resolve(self, folder: Path, progress: Progress) -> Plan:
         """Compute the plan. Completed steps are kept in `folder`, where a later run finds them."""

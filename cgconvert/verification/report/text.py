@@ -6,9 +6,9 @@ terminal: what does not fit is continued on the next line, and nothing is cut.
 
 from __future__ import annotations
 
-import re
 from collections.abc import Sequence
 
+from cgconvert.io.terminal import wrapped
 from cgconvert.verification.report.advice import advice
 from cgconvert.verification.report.model import (
     SUMMARY,
@@ -26,9 +26,6 @@ __all__ = ["as_table", "as_text", "overview", "summary", "table", "wrapped"]
 
 INDENT = " " * 9
 """What stands before the continuation of a check: the width of a verdict and two spaces."""
-
-SLASHED = re.compile(r"[^/]*/|[^/]+")
-"""The parts of a path, each with its slash."""
 
 LEAST_DETAIL = 40
 """The columns that a detail needs beside a check; in fewer it stands below."""
@@ -131,35 +128,6 @@ def _stacked(row: tuple[str, ...], heads: tuple[str, ...], width: int) -> list[s
     text = ", ".join([f"{row[2]} in {row[3]}", *measured])
     first = wrapped(f"{row[0]:<7}  {row[1]}", width)
     return [*first, *wrapped(text, width, INDENT)]
-
-
-def wrapped(text: str, width: int | None, indent: str = "") -> list[str]:
-    """Break a text into lines of at most `width` columns, each behind `indent`.
-
-    A word that is longer, such as a path, is broken behind a slash if it has one.
-    """
-    if not text:
-        return []
-    if width is None:
-        return [indent + text]
-    room = max(width - len(indent), 1)
-    lines = [""]
-    for word in text.split(" "):
-        gap = " " if lines[-1] else ""
-        if len(lines[-1]) + len(gap) + len(word) <= room:
-            lines[-1] += gap + word
-        elif len(word) <= room:
-            lines.append(word)
-        else:
-            lines[-1] += gap
-            for piece in SLASHED.findall(word):
-                for start in range(0, len(piece), room):
-                    part = piece[start : start + room]
-                    if len(lines[-1]) + len(part) <= room:
-                        lines[-1] += part
-                    else:
-                        lines.append(part)
-    return [indent + line.rstrip() for line in lines if line.strip()]
 
 
 def _word(verdict: Verdict) -> str:
