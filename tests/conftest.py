@@ -37,12 +37,14 @@ def cut(size: str) -> Geometry:
     return replace(family.SIZES[size], n_layer=2, vocab_size=rows)
 
 
-def first_layers(count: int) -> Checkpoint:
-    """The embedded model cut to its first `count` layers: trained weights, and quick."""
+def first_layers(count: int, positions: int = 512) -> Checkpoint:
+    """The embedded model cut to its first `count` layers and `positions`: trained, and quick."""
     whole = read(embedded.NAME)
-    geometry = replace(whole.geometry, n_layer=count)
+    geometry = replace(whole.geometry, n_layer=count, n_positions=positions)
     decoder = replace(whole.decoder, geometry=geometry, layers=whole.decoder.layers[:count])
-    return replace(whole, decoder=decoder, config={**whole.config, "n_layer": count})
+    return replace(
+        whole, decoder=decoder, config={**whole.config, "n_layer": count, "n_positions": positions}
+    )
 
 
 @pytest.fixture(scope="session")

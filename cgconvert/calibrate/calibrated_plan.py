@@ -28,6 +28,7 @@ from cgconvert.texts.text import Text
 from cgconvert.write.journal import source_identity
 from cgconvert.write.manifest import library_versions
 from cgconvert.write.plan import Plan
+from cgconvert.write.promise import PROMISE, Promise
 
 __all__ = ["CalibratedPlan", "CalibrationResult"]
 
@@ -188,6 +189,7 @@ class CalibratedPlan(ABC):
             **self.options,
             "types": dict(result.types),
             "adjusted": list(result.adjusted),
+            PROMISE: result.promise.manifest_entry(),
         }
         if result.expected_kl is not None:
             options["expected_kl"] = float(f"{result.expected_kl:.3g}")
@@ -223,12 +225,14 @@ class CalibrationResult:
         adjusted: The names in the format of the vectors that calibration changed.
         expected_kl: The expected mean KL divergence from the source, in nats per token; None if no
             types were chosen.
+        promise: The loss that was measured on validation windows.
     """
 
     checkpoint: Checkpoint
     types: Mapping[str, str]
     adjusted: tuple[str, ...]
     expected_kl: float | None
+    promise: Promise
 
     @classmethod
     def from_decoder(
@@ -238,6 +242,7 @@ class CalibrationResult:
         types: Mapping[str, str],
         names: TensorNames,
         expected_kl: float | None,
+        promise: Promise,
     ) -> CalibrationResult:
         """Make the result from the calibrated decoder of `source`, for a format with `names`."""
         return cls(
@@ -245,6 +250,7 @@ class CalibrationResult:
             types=types,
             adjusted=_adjusted_vectors(source.decoder, calibrated, names),
             expected_kl=expected_kl,
+            promise=promise,
         )
 
 

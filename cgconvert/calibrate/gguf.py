@@ -46,6 +46,10 @@ from cgconvert.write.plan import Plan
 __all__ = ["CalibratedGGUF", "calibrate_gguf"]
 
 
+SAFETY = 0.9
+"""The share of an allowed loss that is aimed at after a larger loss was measured than expected."""
+
+
 @dataclass(frozen=True)
 class CalibratedGGUF(CalibratedPlan):
     """The plan of a GGUF file whose matrices are fitted to a text.
@@ -153,16 +157,22 @@ def calibrate_gguf(
     expected_kl: float | None = None
     if budget.mix is not None:
         types = types_of_budget(decoder, budget)
+        calibrated, promise = quantizer.calibrate(types)
     else:
         codecs = {name: codec_of(name) for name in candidate_types(decoder, budget.fixed)}
         choices = _apply_fixed_types(quantizer.choices(codecs), budget.fixed)
-        limit = _limit(choices, budget, decoder, overhead)
-        chosen, expected_kl = choose_types(choices, limit)
-        types = {name: codecs[type_] for name, type_ in chosen.items()}
-    calibrated = quantizer.calibrate(types)
+        limit = budget
+        while True:
+            chosen, expected_kl = choose_types(choices, _limit(choices, limit, decoder, overhead))
+            types = {name: codecs[type_] for name, type_ in chosen.items()}
+            calibrated, promise = quantizer.calibrate(types)
+            if budget.kl is None or promise.kl <= budget.kl:
+                break
+            # More was lost than expected, so types are chosen as if less were allowed.
+            limit = replace(budget, kl=SAFETY * expected_kl * budget.kl / promise.kl)
     in_order = [name for name in MatrixId.all(decoder.geometry.n_layer) if name in types]
     table = {name.name(GGUF): types[name].name for name in in_order}
-    return CalibrationResult.from_decoder(source, calibrated, table, GGUF, expected_kl)
+    return CalibrationResult.from_decoder(source, calibrated, table, GGUF, expected_kl, promise)
 
 
 def _limit(
@@ -174,7 +184,7 @@ def _limit(
     for nbytes, loss in pareto_frontier(choices):
         if loss <= budget.kl:
             return nbytes
-    raise UsageError(f"no choice of types loses as little as {budget.kl:g}; allow more")
+    raise UsageError("no choice of types loses as little as `max_kl` says; allow more")
 
 
 def _apply_fixed_types(

@@ -16,6 +16,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 
 from cgconvert.calibrate.gptq import quantize_matrix
 from cgconvert.calibrate.statistics import (
@@ -38,6 +39,7 @@ from cgconvert.model.forward import (
     rotary,
 )
 from cgconvert.model.matrix_id import MatrixId
+from cgconvert.write.promise import PROMISE_TOKENS, PROMISE_WINDOWS, Promise
 
 __all__ = ["HiddenStates", "LayerwiseCalibration", "QuantizedPart"]
 
@@ -229,6 +231,43 @@ class LayerwiseCalibration:
         bias = read_float32(decoder.head_bias, self.device)
         bias = bias + statistics.bias_change(weight, values)
         return {"head": part, "head_bias": QuantizedPart(bias)}
+
+    def promise(
+        self, head: Mapping[str, QuantizedPart], states: HiddenStates, vocab_size: int
+    ) -> Promise:
+        """Measure the loss on the first tokens of the first validation windows.
+
+        Args:
+            head: The result of `head`.
+            states: The hidden states after the last layer.
+            vocab_size: The number of ids that the tokenizer has; only these count.
+        """
+        decoder, epsilon = self.decoder, self.decoder.geometry.layer_norm_epsilon
+        read = partial(read_float32, device=self.device)
+        scale, shift = read(decoder.ln_f_weight), read(decoder.ln_f_bias)
+        weight = read(decoder.head)
+        models = (
+            (states.source, weight, read(decoder.head_bias)),
+            (
+                states.quantized,
+                self._values(MatrixId("head"), head["head"], weight.shape),
+                head["head_bias"].stored.to(self.device),
+            ),
+        )
+        windows = slice(self.train_count, self.train_count + PROMISE_WINDOWS)
+        ids, divergences = self.ids[windows, :PROMISE_TOKENS], []
+        for window in range(self.train_count, self.train_count + len(ids)):
+            log_p, log_q = (
+                (norm(x[window, :PROMISE_TOKENS], scale, shift, epsilon) @ matrix[:vocab_size].t())
+                .add_(bias[:vocab_size])
+                .double()
+                .log_softmax(-1)
+                for x, matrix, bias in models
+            )
+            divergences.append((log_p.exp() * (log_p - log_q)).sum(-1))
+        kl = torch.cat(divergences)
+        standard_error = float(kl.std()) / len(kl) ** 0.5
+        return Promise(float(kl.mean()), standard_error, tuple(map(tuple, ids.tolist())))
 
     def _fit(
         self,

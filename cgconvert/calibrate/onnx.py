@@ -140,9 +140,9 @@ def calibrate_onnx(
         types = {name: codecs[chosen[name]] for name in types}
         if all(codec.bits == 8 for codec in types.values()):
             raise UsageError(f"all matrices fit into {nbytes} bytes in 8 bits: ask for these")
-    calibrated = quantizer.calibrate(types)
+    calibrated, promise = quantizer.calibrate(types)
     table = {_graph_name(name): codec.name for name, codec in types.items()}
-    return CalibrationResult.from_decoder(source, calibrated, table, ONNX, expected_kl)
+    return CalibrationResult.from_decoder(source, calibrated, table, ONNX, expected_kl, promise)
 
 
 def variant_types(geometry: Geometry, variant: Variant) -> dict[MatrixId, MatMulNBits]:

@@ -33,6 +33,7 @@ from cgconvert.model.decoder import Decoder
 from cgconvert.model.device import CPU
 from cgconvert.model.matrix_id import MatrixId
 from cgconvert.model.tensor import LazyTensor
+from cgconvert.write.promise import Promise
 
 __all__ = ["SENSITIVITY_WINDOWS", "Quantizer"]
 
@@ -104,11 +105,11 @@ class Quantizer:
             for key, choices in stored.items()
         }
 
-    def calibrate(self, types: Mapping[MatrixId, BlockCodec]) -> Decoder:
+    def calibrate(self, types: Mapping[MatrixId, BlockCodec]) -> tuple[Decoder, Promise]:
         """Quantize the matrices in these types, fitted to the text.
 
         Matrices without a type stay unchanged. Returns the quantized decoder, whose tensors are
-        read from the folder.
+        read from the folder, and the loss that it has on the validation windows.
         """
         d = self.decoder
         names = {name.key: codec.name for name, codec in types.items()}
@@ -118,16 +119,16 @@ class Quantizer:
         train, validation = self.calibration_set.train, self.calibration_set.validation
         calibration = LayerwiseCalibration(d, types, train, validation, self.sweeps, self.device)
         with torch.inference_mode():
-            self._run(calibration)
+            promise = self._run(calibration)
         model_tensors: dict[str, Any] = self._read("wte", types, d) | self._read("head", types, d)
         layers = [
             replace(layer, **self._read(f"layer-{i}", types, layer, i))
             for i, layer in enumerate(d.layers)
         ]
-        return replace(d, layers=tuple(layers), **model_tensors)
+        return replace(d, layers=tuple(layers), **model_tensors), promise
 
-    def _run(self, calibration: LayerwiseCalibration) -> None:
-        """Run the steps that the folder does not have yet."""
+    def _run(self, calibration: LayerwiseCalibration) -> Promise:
+        """Run the steps that the folder does not have yet; the last is to measure the loss."""
         n_layer = self.decoder.geometry.n_layer
         next_layer, states = self._read_states()
         fisher = self._fisher_matrices() if states is None else None  # a step of its own
@@ -145,7 +146,10 @@ class Quantizer:
             self.progress.advance(1)
         if not self._path("head").is_file():
             self._save_step("head", calibration.head(states))
+        head = {field: QuantizedPart(t) for field, t in load_file(self._path("head")).items()}
+        promise = calibration.promise(head, states, self.vocab_size)
         self.progress.advance(1)
+        return promise
 
     def _measure(self, visit: Callable[[MatrixSample], None]) -> None:
         """Measure sensitivities, and store the Fisher matrices of the embedding's output.

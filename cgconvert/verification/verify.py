@@ -19,6 +19,7 @@ from cgconvert.texts.text import Text
 from cgconvert.verification.checks import LogitComparisons, run_checks
 from cgconvert.verification.evidence import gather_evidence
 from cgconvert.verification.observe import NEW_TOKENS, Observation, observe
+from cgconvert.verification.promise import check_promise, read_promise
 from cgconvert.verification.prompts import PROMPTS, TEXT_TOKENS, texts_sha256, windows
 from cgconvert.verification.provenance import check_provenance
 from cgconvert.verification.reference import CachedReference, Reference
@@ -44,6 +45,7 @@ from cgconvert.verification.witness.settings import read_artefact_settings
 from cgconvert.verification.witness.tokenizer import TokenReading, read_artefact_tokens
 from cgconvert.write.hashing import file_sha256, hash_checkpoint
 from cgconvert.write.manifest import manifest_path
+from cgconvert.write.promise import Promise
 
 __all__ = ["MOST_STEPS", "verify"]
 
@@ -136,8 +138,12 @@ def verify(
     expect_steps(progress, MOST_STEPS - FILE_STEPS + 1)
     file_checks, tensor_errors, has_source_weights = subject.check_files()
     checks += file_checks
+    promise = read_promise(artefact, source.tokenizer.size)
+    if isinstance(promise, Check):
+        checks.append(promise)
+    promised_windows = promise.windows if isinstance(promise, Promise) else ()
     run = subject.run(
-        [ids for id_windows in text_windows.values() for ids in id_windows],
+        [*(ids for id_windows in text_windows.values() for ids in id_windows), *promised_windows],
         new_tokens,
         files_failed=worst_verdict(file_checks) == Verdict.FAIL,
     )
@@ -171,6 +177,8 @@ def verify(
         comparisons = LogitComparisons.of(evidence)
         bounds = thresholds_for(format, bounds_type, run.runtime["device"], thresholds)
         checks += run_checks(evidence, comparisons, bounds)
+        if isinstance(promise, Promise):
+            checks.append(check_promise(promise, run.observation, comparisons))
         compared = comparisons.with_source
         checks += check_observation(
             witness,

@@ -181,7 +181,7 @@ def test_resume_gives_the_same_bytes(
     def run(folder: str) -> Decoder:
         steps = tmp_path / folder
         quantizer = Quantizer(source.decoder, windows, size, PRESET.sweeps, steps, SilentProgress())
-        return quantizer.calibrate(types)
+        return quantizer.calibrate(types)[0]
 
     whole = run("whole")
     layer = LayerwiseCalibration.layer

@@ -20,9 +20,9 @@ import torch
 from cgconvert import embedded
 from cgconvert.formats.read import read
 from cgconvert.model.decoder import Checkpoint
+from tests.conftest import first_layers
 from tests.mutations import MODELS, MUTATIONS, survey
 from tests.mutations.fine_tunes import fine_tune_source
-from tests.mutations.mutation import MATRICES
 from tests.mutations.peers import Peers
 from tests.mutations.table import Row, as_markdown
 from tests.support.artefacts import write_all
@@ -40,12 +40,14 @@ SOURCES: Mapping[str, Callable[[Path], Checkpoint]] = {
     "sharp": sharp,
     "trained": lambda _: read(embedded.NAME),
     "fine-tune": fine_tune_source,
+    "one layer": lambda _: first_layers(1, positions=96),
 }
 
 
 def rows(model: str, source: Checkpoint, folder: Path, only: str) -> Iterator[Row]:
     peers = Peers.of(source)
-    valid = write_all(MATRICES, source, folder / "valid")
+    kinds = {type_ for m in MUTATIONS if model in m.models for type_ in m.types}
+    valid = write_all(sorted(kinds), source, folder / "valid")
     refused = {type_: peers.caught(plan) for type_, plan in valid.items()}
     chosen = [m for m in MUTATIONS if model in m.models and (only in m.name or only == m.where)]
     pairs = [(mutation, type_) for mutation in chosen for type_ in mutation.types]

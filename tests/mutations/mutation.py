@@ -13,8 +13,8 @@ from cgconvert.write.plan import Plan
 from tests.support.artefacts import copied, write
 
 __all__ = [
-    "FINE_TUNE", "GEOMETRY", "GGUF", "HF", "MATRICES", "MODELS", "ONNX", "VALUES", "Mutation",
-    "in_files", "in_model", "in_source", "plant",
+    "CALIBRATED", "FINE_TUNE", "GEOMETRY", "GGUF", "HF", "MATRICES", "MODELS", "ONE_LAYER", "ONNX",
+    "VALUES", "Mutation", "in_files", "in_model", "in_source", "plant",
 ]  # fmt: skip
 
 HF = ("hf-float16", "hf-gptj-float16", "hf-phi-float16")
@@ -23,10 +23,15 @@ GGUF = ("gguf-F16", "gguf-Q8_0", "gguf-Q4_0")
 MATRICES = (*HF, *ONNX, *GGUF)
 """The types that a bug is planted in, unless a format cannot have it."""
 
+CALIBRATED = ("gguf-Q4_0-cal",)
+"""The types of calibrated artefacts."""
+
 FINE_TUNE = ("fine-tune",)
-MODELS = ("sharp", "trained", *FINE_TUNE)
-"""The models that bugs are planted in: a random one with sharp attention, the embedded one, and a
-small one with tokens, a chat template and settings of its own."""
+ONE_LAYER = ("one layer",)
+MODELS = ("sharp", "trained", *FINE_TUNE, *ONE_LAYER)
+"""The models that bugs are planted in: a random one with sharp attention, the embedded one, a small
+one with tokens, a chat template and settings of its own, and the first layer of the embedded one,
+which is calibrated in seconds."""
 
 VALUES = ("weights.equal", "weights.error")
 GEOMETRY = ("weights.geometry",)

@@ -7,13 +7,15 @@ from collections.abc import Callable, Iterable, Mapping
 from functools import partial
 from pathlib import Path
 
+from cgconvert.io.progress import SilentProgress
 from cgconvert.model.decoder import Checkpoint
+from cgconvert.texts.text import read_text
 from cgconvert.write.execute import execute
 from cgconvert.write.manifest import manifest_path
 from cgconvert.write.plan import Plan
 from tests.support import plans
 
-__all__ = ["WRITERS", "Writer", "copied", "write", "write_all"]
+__all__ = ["CALIBRATED", "WRITERS", "Writer", "copied", "write", "write_all"]
 
 Writer = Callable[..., Plan]
 
@@ -32,10 +34,28 @@ WRITERS: Mapping[str, Writer] = {
 }
 
 
+TEXT_CHARACTERS = 20_000
+"""The length of the text that artefacts are calibrated on: enough for a small context."""
+
+
+def _calibrated_gguf(checkpoint: Checkpoint, output: Path, type: str) -> Plan:  # noqa: A002
+    """The plan of a calibrated file, whose steps stay beside it."""
+    text = output.with_suffix(".py")
+    documents = read_text("stdlib", "calibration").documents
+    text.write_text("\n".join(documents)[:TEXT_CHARACTERS], encoding="utf-8")
+    plan = plans.quantize(checkpoint, output, type=type, calibration=str(text))
+    resolved: Plan = plan.resolve(output.with_suffix(".steps"), SilentProgress())
+    return resolved
+
+
+CALIBRATED: Mapping[str, Writer] = {"gguf-Q4_0-cal": partial(_calibrated_gguf, type="Q4_0")}
+"""Writers of calibrated artefacts, which take seconds for each layer."""
+
+
 def write(name: str, checkpoint: Checkpoint, folder: Path) -> Plan:
     """Write an artefact of a kind into a folder, over an earlier one."""
     output = folder / (f"{name}.gguf" if name.startswith("gguf") else name)
-    plan = WRITERS[name](checkpoint, output)
+    plan = {**WRITERS, **CALIBRATED}[name](checkpoint, output)
     execute(plan, force=True)
     return plan
 

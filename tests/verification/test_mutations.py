@@ -16,10 +16,13 @@ from _pytest.mark import ParameterSet
 from cgconvert import embedded
 from cgconvert.formats.read import read
 from cgconvert.model.decoder import Checkpoint
+from cgconvert.verification.thresholds import Verdict
 from cgconvert.write.plan import Plan
-from tests.mutations import MUTATIONS, Mutation, Outcome, survey
+from tests.conftest import first_layers
+from tests.mutations import MUTATIONS, Mutation, Outcome, survey, verified
 from tests.mutations.fine_tunes import fine_tune_source
-from tests.support.artefacts import write_all
+from tests.mutations.mutation import CALIBRATED
+from tests.support.artefacts import write, write_all
 from tests.support.tampering import checkpoint
 
 DOCUMENT = Path(__file__).parents[2] / "docs" / "mutations.md"
@@ -56,6 +59,7 @@ def worlds(tmp_path_factory: pytest.TempPathFactory) -> dict[str, World]:
         "sharp": checkpoint(tmp_path_factory.mktemp("source"), sharpness=4),
         "trained": replace(trained, decoder=replace(trained.decoder, geometry=g)),
         "fine-tune": fine_tune_source(tmp_path_factory.mktemp("source") / "fine-tune"),
+        "one layer": first_layers(1, positions=POSITIONS),
     }
     return {name: World(m, tmp_path_factory.mktemp(name)) for name, m in models.items()}
 
@@ -105,6 +109,21 @@ def test_logits_alone_miss_what_other_checks_catch(worlds: dict[str, World]) -> 
             assert outcome.caught
             assert not outcome.by_logits, outcome
     assert not missed
+
+
+def test_a_calibrated_artefact_keeps_its_promise(worlds: dict[str, World]) -> None:
+    """It has room to its bound, so that no processor's rounding makes it fail."""
+    world = worlds["one layer"]
+    (kind,) = CALIBRATED
+    plan = world.right.get(kind) or write(kind, world.source, world.folder)
+    checks = {check.name: check for check in verified(plan, world.source).checks}
+    assert not [name for name, check in checks.items() if check.verdict == Verdict.FAIL]
+    check = checks["calibration.loss"]
+    assert check.value is not None
+    assert check.threshold is not None
+    promised = plan.options["promise"]
+    assert 0.9 * promised["kl"] < check.value < 0.8 * check.threshold
+    assert check.threshold < 3 * promised["kl"]
 
 
 def test_mutations_have_unique_names_and_are_all_documented() -> None:

@@ -45,6 +45,7 @@ ADVICE: Mapping[str, str] = {
     "logits.top1_sure": _TYPE,
     "logits.top5": _TYPE,
     "logits.perplexity_ratio": "above its bound: " + _TYPE + "; far below 1: check the reference",
+    "calibration.loss": "quantize again; its matrices are not those that were calibrated",
     "generation": _RUNTIME,
     "cache": _RUNTIME,
     "batch": _RUNTIME,

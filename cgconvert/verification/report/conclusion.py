@@ -30,7 +30,7 @@ ORDER = (
     "weights.equal", "weights.error", "weights.adjusted", "settings", "tokenizer.files",
     "witness.logits", "end_of_text", "context", "vocabulary", "tokenizer.ids",
     "tokenizer.round_trip", "padding", "finite", "runtime", "runtime.nmse", "runtime.", "cache",
-    "batch", "generation", "witness.", "logits.", "provenance",
+    "batch", "generation", "witness.", "logits.", "calibration.loss", "provenance",
 )  # fmt: skip
 """Which failed check a sentence states: the first of these, because the rest may follow from it.
 What ends in a full stop stands for all checks whose names begin so."""
@@ -141,6 +141,7 @@ def _fact(subject: Subject, check: Check) -> str:
         "runtime": f"{runtime} could not run it ({check.detail})",
         "cache": f"{runtime} gives other logits if the same text is fed in pieces ({measured})",
         "batch": f"{runtime} gives other logits if the same text is part of a batch ({measured})",
+        "calibration.loss": f"it loses more than was measured when it was calibrated ({measured})",
         "generation": f"{runtime} generates other text than the stored weights ({check.detail})",
     }
     if check.name in facts:
@@ -245,6 +246,10 @@ CAUSES: tuple[Cause, ...] = (
         lambda s, lead, f: lead.startswith("logits."),
         "the file and the runtime are right, the type is too small; take more bits, calibrate, or "
         "allow it with another threshold",
+    ),
+    Cause(
+        lambda s, lead, f: lead == "calibration.loss" and not _changed_later(s, lead, f),
+        "its matrices are not those that were calibrated; quantize again with cgconvert {version}",
     ),
     Cause(
         lambda s, lead, f: _changed_later(s, lead, f),
