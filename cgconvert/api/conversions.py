@@ -12,11 +12,12 @@ from pathlib import Path
 from typing import Any, Literal
 
 from cgconvert.api.declarations import QUANTIZE, QUANTIZE_HELP, READ, WRITE
-from cgconvert.api.execution import ProgressOption, Result, execute
+from cgconvert.api.execution import ProgressOption, Result, execute, progress_for
 from cgconvert.api.quantization import BUDGETS, plan_quantized
 from cgconvert.api.sources import Source, load
 from cgconvert.errors import UsageError
 from cgconvert.formats.registry import formats
+from cgconvert.io.progress import shown_while_reading
 from cgconvert.options import Option, accepted_values
 from cgconvert.write.plan import LazyPlan
 
@@ -110,9 +111,11 @@ def convert(
         >>> cgconvert.convert("codegen-tiny-mono", "to-hf", "folder", layout="phi").format
         'huggingface'
     """
-    names = [*(option.name for option in WRITE), "progress"]
-    writing = {name: options.pop(name) for name in names if name in options}
-    return execute(plan(source, conversion, output, **options), **writing)
+    writing = {option.name: options.pop(option.name) for option in WRITE if option.name in options}
+    progress = progress_for(options.pop("progress", None))
+    with shown_while_reading(progress):
+        planned = plan(source, conversion, output, **options)
+    return execute(planned, progress=progress, **writing)
 
 
 def to_hf(

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from cgconvert.api.declarations import QUANTIZE
-from cgconvert.api.execution import ProgressOption, Result, execute
+from cgconvert.api.execution import ProgressOption, Result, execute, progress_for
 from cgconvert.api.sources import Source, load
 from cgconvert.errors import UsageError
 from cgconvert.formats.onnx.format import MATRIX_BLOCKS
@@ -131,6 +131,7 @@ def quantize(
             "accuracy_level": accuracy_level,
         },
     )
+    shown = progress_for(progress)
     checkpoint = load(
         source,
         tokenizer=tokenizer,
@@ -139,6 +140,7 @@ def quantize(
         step=step,
         revision=revision,
         adapter=adapter,
+        progress=shown,
     )
     plan = plan_quantized(checkpoint, None if output is None else Path(output), **values)
     return execute(
@@ -146,7 +148,7 @@ def quantize(
         force=force,
         resume=resume,
         allow_nonfinite=allow_nonfinite,
-        progress=progress,
+        progress=shown,
     )
 
 

@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any, Literal
 
 from cgconvert.api.declarations import READ
+from cgconvert.api.progress import ProgressOption, progress_for
 from cgconvert.errors import UsageError
 from cgconvert.formats.qkv_groups import with_doubtful_groups_warned
 from cgconvert.formats.read import Description, ReadOptions, describe, read
 from cgconvert.formats.read_options import AUTO
+from cgconvert.io.progress import shown_while_reading
 from cgconvert.model.decoder import Checkpoint
 from cgconvert.options import Option
 
@@ -29,6 +32,7 @@ def load(
     step: int | None = None,
     revision: str | None = None,
     adapter: str | Path | Sequence[str | Path] = (),
+    progress: ProgressOption = None,
 ) -> Checkpoint:
     """Open a CodeGen model. Only headers are read; weights are read when they are converted.
 
@@ -47,6 +51,7 @@ def load(
         revision: Branch, tag or commit on the Hub.
         adapter: Folder with a LoRA adapter of peft, or several, merged in this order into the
             weights. A folder with an adapter only may also be the source: it names its base.
+        progress: See `execute`; for downloads, archives and measuring.
 
     Returns:
         The checkpoint: `name`, `geometry`, `tokenizer`, `layout` and lazy tensors in `decoder`.
@@ -69,9 +74,11 @@ def load(
         adapter=adapter,
     )
     if not isinstance(source, Checkpoint):
-        checkpoint = read(str(source), options)
-        is_user_number = options.mp_num is not None and options.mp_num != AUTO
-        return with_doubtful_groups_warned(checkpoint) if is_user_number else checkpoint
+        is_shown = progress is not None
+        with shown_while_reading(progress_for(progress)) if is_shown else nullcontext():
+            checkpoint = read(str(source), options)
+            is_user_number = options.mp_num is not None and options.mp_num != AUTO
+            return with_doubtful_groups_warned(checkpoint) if is_user_number else checkpoint
     if options != ReadOptions():
         raise UsageError(f"{source.name} is loaded already; give reading options to `load`")
     return source

@@ -15,7 +15,7 @@ from cgconvert.errors import CgconvertError, InputError, UsageError
 from cgconvert.formats.read import ReadOptions, read
 from cgconvert.formats.registry import Artefact, find_all, identify
 from cgconvert.io.file_names import is_possible
-from cgconvert.io.progress import LaterSteps
+from cgconvert.io.progress import LaterSteps, shown_while_reading
 from cgconvert.model.decoder import Checkpoint
 from cgconvert.options import accepted_values
 from cgconvert.runtimes import runtime_names
@@ -176,10 +176,12 @@ def verify(
         revision=revision,
         adapter=adapter,
     )
+    shown = progress_for(progress)
     if reference is None or isinstance(reference, Checkpoint):
         source = reference
     else:
-        source = read(str(reference), options)
+        with shown_while_reading(shown):
+            source = read(str(reference), options)
     reports = reports_of(
         artefacts_at(artefact),
         reference=source,
@@ -190,7 +192,7 @@ def verify(
         report=report_paths,
         runtime=runtime,
         device=device,
-        progress=progress,
+        progress=shown,
     )
     return Verification(tuple(reports))
 
@@ -243,7 +245,8 @@ def reports_of(
     reports = []
     shown = progress_for(progress)
     for number, artefact in enumerate(artefacts, 1):
-        source = reference or _source_of(artefact, options or ReadOptions(), sources)
+        with shown_while_reading(shown):
+            source = reference or _source_of(artefact, options or ReadOptions(), sources)
         try:
             verified = verify_artefact(
                 artefact.path,

@@ -19,7 +19,7 @@ from cgconvert.cli.output import columns, progress_of_command, verbosity
 from cgconvert.cli.text import one_line, printable, with_flags
 from cgconvert.errors import UsageError
 from cgconvert.formats.registry import FORMATS, OUT, Artefact, find_all, load
-from cgconvert.io.progress import format_bytes
+from cgconvert.io.progress import Progress, format_bytes, shown_while_reading
 from cgconvert.io.terminal import wrapped_fields
 from cgconvert.model.decoder import WARNING
 from cgconvert.write.execute import check_plan
@@ -37,8 +37,10 @@ def conversion_command(conversion: Conversion) -> click.Command:
         writing = {option.name: values.pop(option.name) for option in (*DRY_RUNS, *WRITE)}
         if not source and default_source is not None:
             source = default_source()
-        planned = plan(str(source), conversion.name, **arguments(options, values))
-        carry_out(planned, **writing)
+        progress = progress_of_command()
+        with shown_while_reading(progress):
+            planned = plan(str(source), conversion.name, **arguments(options, values))
+        carry_out(planned, progress=progress, **writing)
 
     argument = click.Argument(["source"], required=default_source is None)
     return click.Command(
@@ -56,14 +58,15 @@ def carry_out(
     tensors: bool = False,
     printed: set[str] | None = None,
     context: str = "",
+    progress: Progress | None = None,
     **writing: Any,
 ) -> Path:
     """Write the artefact and print where it is, or only print the plan; return its path.
 
     With `tensors` the list of tensors is printed before the plan. A plan that has to compute first
     is printed to stderr before that: it says how long it takes. Notes are printed to stderr, each
-    once; `printed` has those that were printed before. `context` stands before the steps of
-    progress, as the number of a recipe's step.
+    once; `printed` has those that were printed before. `progress` has shown what reading took; if
+    there was none, `context` stands before its steps, as the number of a recipe's step.
     """
     printed = set() if printed is None else printed
     _print_notes((*plan.source.notes, *plan.notes), printed)
@@ -75,7 +78,7 @@ def carry_out(
     if dry_run:
         check_plan(plan)
         return plan.output
-    result = execute(plan, progress=progress_of_command(context), **writing)
+    result = execute(plan, progress=progress or progress_of_command(context), **writing)
     _print_notes(result.notes, printed)
     path = printable(str(result.path))
     click.echo(f"{path}  {result.format} {result.type}, {format_bytes(result.bytes)}")

@@ -11,10 +11,10 @@ import click
 from cgconvert.api.declarations import READ, TENSORS
 from cgconvert.api.sources import inspect
 from cgconvert.cli.options import click_options
-from cgconvert.cli.output import columns
+from cgconvert.cli.output import columns, progress_of_command
 from cgconvert.cli.text import printable
 from cgconvert.formats.read import Description
-from cgconvert.io.progress import format_bytes
+from cgconvert.io.progress import format_bytes, shown_while_reading
 from cgconvert.io.terminal import wrapped_fields
 
 __all__ = ["command"]
@@ -32,7 +32,8 @@ Example:
 
 
 def _run(path: str, as_json: bool, tensors: bool, **reading: Any) -> None:
-    description = inspect(path, **reading)
+    with shown_while_reading(progress_of_command()):
+        description = inspect(path, **reading)
     if as_json:
         click.echo(json.dumps(description.as_dict(), indent=2, ensure_ascii=False))
         return

@@ -14,6 +14,7 @@ import click
 
 from cgconvert.api.declarations import OUTPUT
 from cgconvert.api.sources import load
+from cgconvert.cli.output import progress_of_command
 from cgconvert.cli.recipe import Recipe, Step
 from cgconvert.cli.recipe_convert import READING, Conversion, only
 from cgconvert.cli.recipe_verify import Verification
@@ -127,7 +128,7 @@ class RecipeRun:
         """The model, read once for all steps that read it in the same way."""
         key = source, repr(sorted(options.items()))
         if key not in self.checkpoints:
-            self.checkpoints[key] = load(source, **options)
+            self.checkpoints[key] = load(source, progress=progress_of_command(), **options)
         return self.checkpoints[key]
 
     def _check_outputs(self) -> None:

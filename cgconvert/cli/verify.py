@@ -17,6 +17,7 @@ from cgconvert.cli.text import printable
 from cgconvert.errors import UsageError, VerificationError
 from cgconvert.formats.read import read
 from cgconvert.formats.registry import OUT, find_all
+from cgconvert.io.progress import shown_while_reading
 from cgconvert.texts.text import read_text
 from cgconvert.verification.report import check_report_path
 from cgconvert.verification.report.model import Report, total_sentence
@@ -49,14 +50,17 @@ def _run(artefact: Path | None, **values: Any) -> None:
     texts = [read_text(path) for path in dict.fromkeys(options.pop("text"))]
     reference, reading_options = options.pop("reference"), read_options(**reading)
     thresholds = dict.fromkeys(known_bounds(), options.pop("threshold") or {})
+    progress = progress_of_command()
+    with shown_while_reading(progress):
+        source = read(reference, reading_options) if reference else None
     print_and_judge(
         reports_of(
             artefacts,
-            reference=read(reference, reading_options) if reference else None,
+            reference=source,
             options=reading_options,
             texts=texts,
             thresholds=thresholds,
-            progress=progress_of_command(),
+            progress=progress,
             **options,
         ),
         options["report"],

@@ -20,7 +20,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
 
 from cgconvert.errors import InputError
-from cgconvert.io.progress import Amount, Progress, SilentProgress
+from cgconvert.io.progress import Amount, Progress, progress_of_reading
 from cgconvert.lazy import torch
 from cgconvert.model.decoder import (
     WARNING,
@@ -197,7 +197,7 @@ def measure_groups(
         x = read_float32(decoder.wte.rows(sequences.flatten().numpy()), CPU)
         x = x.unflatten(0, sequences.shape).repeat(len(numbers), 1, 1)
         tables = rotary(geometry, length)
-        progress = progress or SilentProgress()
+        progress = progress or progress_of_reading()
         progress.step("measuring the groups of qkv_proj", Amount(len(decoder.layers), "layers"))
         for layer in decoder.layers:
             x = _layer(geometry, layer, x, numbers, tables)

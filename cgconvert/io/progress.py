@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
+from collections.abc import Iterator
+from contextvars import ContextVar
 from typing import Protocol, runtime_checkable
 
 __all__ = [
@@ -13,6 +16,8 @@ __all__ = [
     "expect_steps",
     "format_bytes",
     "format_duration",
+    "progress_of_reading",
+    "shown_while_reading",
 ]
 
 
@@ -72,6 +77,25 @@ def expect_steps(progress: Progress, steps: int) -> None:
     """
     if isinstance(progress, CountsSteps):
         progress.expect(steps)
+
+
+_reading: ContextVar[Progress] = ContextVar("progress of reading")
+
+
+def progress_of_reading() -> Progress:
+    """Return the progress that shows what a source takes: downloads, unpacking, measuring."""
+    return _reading.get(None) or SilentProgress()
+
+
+@contextlib.contextmanager
+def shown_while_reading(progress: Progress) -> Iterator[None]:
+    """Let `progress` show what sources take that are read in the block, and end its last step."""
+    token = _reading.set(progress)
+    try:
+        yield
+    finally:
+        _reading.reset(token)
+        progress.finish()
 
 
 class LaterSteps:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import glob
 import os
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from queue import Empty, Queue
 from threading import Thread
@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING
 from cgconvert.errors import CgconvertError, InputError, first_few
 from cgconvert.model.architectures import explain_config
 from cgconvert.model.tokenizer_files import TOKENIZER_FILES
+from cgconvert.sources.download import shown_download
 from cgconvert.sources.hub_errors import explain_failure
 from cgconvert.sources.no_model import explain_pipeline
 from cgconvert.sources.snapshot import (
@@ -80,16 +81,12 @@ def fetch_gpt2_tokenizer() -> Path:
 
     Raises InputError if the download failed.
     """
-    from huggingface_hub import snapshot_download
-
     folder = _cached_snapshot(GPT2, GPT2_REVISION)
     if folder is not None and has_tokenizer(set(list_names(folder))):
         return folder
     try:
         _ask(GPT2, GPT2_REVISION)
-        return Path(
-            snapshot_download(GPT2, revision=GPT2_REVISION, allow_patterns=list(TOKENIZER_FILES))
-        )
+        return _fetch(GPT2, GPT2_REVISION, TOKENIZER_FILES, {})
     except Exception as error:
         raise InputError(
             f"{GPT2} cannot be downloaded: {explain_failure(error, GPT2)}, with `tokenizer`"
@@ -125,7 +122,8 @@ def _download(repository: str, revision: str | None) -> Path:
         )
         raise InputError(f"{repository}: {reason}")
     # With the revision, not its commit: so the cache records which commit it is.
-    folder = _fetch(repository, revision, [*weights, *description_names(names)])
+    sizes = {file.rfilename: file.size or 0 for file in model.siblings or ()}
+    folder = _fetch(repository, revision, [*weights, *description_names(names)], sizes)
     if folder.name != model.sha:
         raise InputError(f"{repository}: changed while it was downloaded; try again")
     for index in (name for name in weights if name.endswith(INDEX_SUFFIX)):
@@ -133,7 +131,7 @@ def _download(repository: str, revision: str | None) -> Path:
         shards = [f"{place}/{shard}".lstrip("/") for shard in shard_names(folder / index)]
         if absent := sorted(set(shards) - set(names)):
             raise InputError(f"{repository}: {index} names {absent[0]}, which is not there")
-        _fetch(repository, folder.name, shards)
+        _fetch(repository, folder.name, shards, sizes)
     return folder
 
 
@@ -153,7 +151,9 @@ def _ask(repository: str, revision: str | None) -> ModelInfo:
 
     def request() -> None:
         try:
-            answer.put(HfApi().model_info(repository, revision=revision, timeout=wait))
+            answer.put(
+                HfApi().model_info(repository, revision=revision, timeout=wait, files_metadata=True)
+            )
         except Exception as error:  # raised again below
             answer.put(error)
 
@@ -167,9 +167,15 @@ def _ask(repository: str, revision: str | None) -> ModelInfo:
     return model
 
 
-def _fetch(repository: str, revision: str | None, names: Sequence[str]) -> Path:
-    """Download files; return the folder of their commit."""
+def _fetch(
+    repository: str, revision: str | None, names: Sequence[str], sizes: Mapping[str, int]
+) -> Path:
+    """Download files, whose sizes in bytes are known as far as the Hub tells them.
+
+    Returns the folder of their commit.
+    """
     from huggingface_hub import snapshot_download
 
     exact = [glob.escape(name) for name in names]
-    return Path(snapshot_download(repository, revision=revision, allow_patterns=exact))
+    with shown_download(repository, sum(sizes.get(name, 0) for name in names)):
+        return Path(snapshot_download(repository, revision=revision, allow_patterns=exact))

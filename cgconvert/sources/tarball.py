@@ -7,11 +7,13 @@ import hashlib
 import json
 import shutil
 import zlib
+from collections.abc import Callable
 from pathlib import Path
 from typing import IO, Any
 
 from cgconvert.errors import InputError, OutputError
 from cgconvert.io.cache import cache_folder
+from cgconvert.io.progress import Amount, progress_of_reading
 from cgconvert.io.staging import Staging
 from cgconvert.io.stand_ins import check_head
 from cgconvert.io.strict_json import read_json
@@ -94,8 +96,10 @@ def unpack(path: Path) -> tuple[Path, dict[str, Any]]:
 
 def _unpack_into(path: Path, folder: Path) -> None:
     """Extract the checkpoint's files into `folder`, hash the archive, and write ORIGIN_FILE."""
+    progress = progress_of_reading()
+    progress.step(f"unpacking {path}", Amount(path.stat().st_size, "bytes"))
     with path.open("rb") as file:
-        archive = _HashingReader(file)
+        archive = _HashingReader(file, progress.advance)
         _extract(path, archive, folder)
         while archive.read(READ_BYTES):  # so that the hash covers the whole file
             pass
@@ -147,12 +151,13 @@ def _extract_member(path: Path, tar_stream: TarStream, member: TarMember, folder
 
 
 class _HashingReader:
-    """Reads from a file and hashes all that it reads."""
+    """Reads from a file and hashes all that it reads; `advance` gets the bytes of each read."""
 
-    def __init__(self, file: IO[bytes]) -> None:
-        self.file, self.hasher = file, hashlib.sha256()
+    def __init__(self, file: IO[bytes], advance: Callable[[int], None]) -> None:
+        self.file, self.hasher, self.advance = file, hashlib.sha256(), advance
 
     def read(self, size: int = -1) -> bytes:
         data = self.file.read(size)
         self.hasher.update(data)
+        self.advance(len(data))
         return data

@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+import tarfile
+from pathlib import Path
+
 import pytest
 
 import cgconvert
+from cgconvert import embedded
 from cgconvert.api.execution import ProgressBar, progress_for
 from cgconvert.io.progress import SilentProgress
 
@@ -61,3 +65,22 @@ def test_what_progress_accepts(monkeypatch: pytest.MonkeyPatch) -> None:
     assert isinstance(progress_for("auto"), SilentProgress)
     monkeypatch.setattr("sys.stderr.isatty", lambda: True)
     assert isinstance(progress_for("auto"), ProgressBar)
+
+
+def test_measuring_the_groups_shows_progress() -> None:
+    progress = Recorded()
+    model = cgconvert.load("codegen-tiny-mono", mp_num="auto", progress=progress)
+    assert model.geometry.mp_num == 4
+    assert progress.steps == ["measuring the groups of qkv_proj"]
+    assert progress.amounts == progress.totals == [6]
+    assert progress.finished
+
+
+def test_unpacking_an_archive_shows_progress(tmp_path: Path) -> None:
+    archive = tmp_path / "model.tar.gz"
+    with tarfile.open(archive, "w:gz") as tar:
+        tar.add(embedded.path(), "model")
+    progress = Recorded()
+    cgconvert.to_gguf(archive, tmp_path / "a.gguf", progress=progress)
+    assert progress.steps == [f"unpacking {archive}", f"writing {tmp_path / 'a.gguf'}", "hashing"]
+    assert progress.amounts[0] == progress.totals[0] == archive.stat().st_size
