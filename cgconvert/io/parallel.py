@@ -1,4 +1,4 @@
-"""Parallel work: forked worker processes, and results in the order of their tasks.
+"""Parallel work: worker processes, and results in the order of their tasks.
 
 Encoding and searching are thousands of short torch operations. Threads would wait more than they
 compute: for Python's global lock between two operations, and for the slowest thread at the end of
@@ -10,7 +10,6 @@ depend on the number of workers.
 from __future__ import annotations
 
 import os
-import sys
 import threading
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -23,12 +22,18 @@ from concurrent.futures import (
     wait,
 )
 from concurrent.futures.process import BrokenProcessPool
-from multiprocessing.context import ForkContext, ForkProcess
 from types import TracebackType
 from typing import Any, TypeVar
 
 from cgconvert.errors import OutputError
 from cgconvert.io.signals import uninterrupted
+from cgconvert.io.system.processes import (
+    MAX_PROCESSES,
+    can_fork,
+    end_with_parent,
+    end_with_pipe,
+    worker_context,
+)
 from cgconvert.io.system.signals import blocked_interrupts
 from cgconvert.lazy import torch
 
@@ -97,23 +102,22 @@ class WorkerPool:
 
     Args:
         function: The function. Forked workers inherit it, so that only tasks and results are
-            pickled.
+            pickled; spawned ones get it pickled.
         count: Number of workers.
-        forked: Whether workers are processes, forked when the context is entered; the caller must
-            have started no threads by then. If false, workers are threads, and so they are on
-            systems other than Linux, where forking is not safe.
+        processes: Whether workers are processes. On Linux they are forked when the context is
+            entered, and the caller must have started no threads by then; elsewhere they are
+            spawned as tasks come. If false, workers are threads.
 
     Raises:
         OutputError: A worker was killed; raised when the context is left.
     """
 
-    def __init__(self, function: Callable[..., Any], count: int, *, forked: bool = True) -> None:
-        self._function, self._count = function, count
-        self._is_forked = forked and sys.platform == "linux"
+    def __init__(self, function: Callable[..., Any], count: int, *, processes: bool = True) -> None:
+        self._function, self._count, self._has_processes = function, count, processes
         self._executor: Executor | _Workers
 
     def __enter__(self) -> WorkerPool:
-        if self._is_forked:
+        if self._has_processes:
             self._executor = _Workers(self._count, self._function)
         else:
             self._executor = ThreadPoolExecutor(self._count)
@@ -139,13 +143,13 @@ class WorkerPool:
 
     def submit(self, *task: Any) -> Future[Any]:
         """Let a worker call the function with the arguments `task`."""
-        function = _call_inherited if self._is_forked else self._function
+        function = _call_worker_function if self._has_processes else self._function
         return self._executor.submit(function, *task)
 
 
 _kept: dict[int, _Workers] = {}
-"""The workers of `parallel_map`, by the id of the process that forked them. A forked copy of that
-process inherits this table but cannot use the workers, so it has to fork its own."""
+"""The workers of `parallel_map`, by the id of the process that started them. A forked copy of that
+process inherits this table but cannot use the workers, so it has to start its own."""
 
 
 def parallel_map(
@@ -153,12 +157,12 @@ def parallel_map(
 ) -> list[Result]:
     """Return `function(*task)` for every task, in order.
 
-    The work is done by worker processes. They are forked at the first call and kept for the next,
-    because forking takes longer than searching a small matrix. Function, tasks and results are
-    pickled. Callers on several threads share the workers. If processes cannot be forked here, or
-    one was killed, this process does all the work itself, with the same results.
+    The work is done by worker processes. They start at the first call and are kept for the next,
+    because starting takes longer than searching a small matrix. Function, tasks and results are
+    pickled. Callers on several threads share the workers. If one was killed, this process does all
+    the work itself, with the same results.
     """
-    if processes > 1 and len(tasks) > 1 and sys.platform == "linux":
+    if processes > 1 and len(tasks) > 1:
         workers = _kept_workers(processes)
         try:
             return workers.map(function, tasks)
@@ -173,7 +177,7 @@ def parallel_map(
 
 
 def start_workers(processes: int) -> None:
-    """Fork the workers of `parallel_map` now.
+    """Start the workers of `parallel_map` now.
 
     Call this before loading much: memory that this process holds when it forks stays allocated
     until the workers end, even if this process frees it.
@@ -182,14 +186,14 @@ def start_workers(processes: int) -> None:
 
 
 def stop_workers() -> None:
-    """End the workers of `parallel_map` after their current tasks; the next call forks new ones."""
+    """End the workers of `parallel_map` after their tasks; the next call starts new ones."""
     workers = _kept.get(os.getpid())
     if workers is not None:
         _stop(workers)
 
 
 def _kept_workers(count: int) -> _Workers:
-    """Return this process's workers of `parallel_map`; fork `count` of them if there are none."""
+    """Return this process's workers of `parallel_map`; start `count` of them if there are none."""
     with _lock:
         if os.getpid() not in _kept:
             _kept[os.getpid()] = _Workers(count)
@@ -199,7 +203,7 @@ def _kept_workers(count: int) -> _Workers:
 def _stop(workers: _Workers) -> None:
     """End these workers of `parallel_map`, unless another thread has done so."""
     with _lock:
-        # The other thread may already have forked new ones, which must stay.
+        # The other thread may already have started new ones, which must stay.
         if _kept.get(os.getpid()) is not workers:
             return
         del _kept[os.getpid()]
@@ -207,22 +211,32 @@ def _stop(workers: _Workers) -> None:
 
 
 class _Workers:
-    """Forked processes that end when this process ends, in whatever way.
+    """Processes that end when this process ends, in whatever way.
 
-    Only this process holds the write end of a pipe, and a worker ends when that end is closed.
-    (Linux's PR_SET_PDEATHSIG is no alternative: it would end them with the thread that forked
-    them.) SIGINT, SIGTERM and SIGHUP are blocked in the workers, because a terminal sends them to
-    all processes of a group, and only this process should answer.
+    Only this process holds the write end of a pipe, and a forked worker ends when that end is
+    closed. (Linux's PR_SET_PDEATHSIG is no alternative: it would end them with the thread that
+    forked them.) Interrupts are blocked in the workers, because a terminal sends them to all
+    processes of a group, and only this process should answer.
     """
 
     @uninterrupted()
     def __init__(self, count: int, function: Callable[..., Any] | None = None) -> None:
+        self._write_end = -1
+        count = min(count, MAX_PROCESSES)
+        if can_fork():
+            self._fork(count, function)
+        else:
+            self._executor = ProcessPoolExecutor(
+                count, worker_context(), initializer=_set_up_spawned, initargs=(function,)
+            )
+
+    def _fork(self, count: int, function: Callable[..., Any] | None) -> None:
         with _lock:
             read_end, self._write_end = os.pipe()
             self._executor = ProcessPoolExecutor(
                 count,
-                _WorkerContext(),
-                initializer=_set_up_worker,
+                worker_context(),
+                initializer=_set_up_forked,
                 initargs=(
                     function,
                     read_end,
@@ -268,37 +282,27 @@ class _Workers:
         self._write_end = -1
 
 
-class _WorkerProcess(ForkProcess):
-    """A worker that the executor can end although SIGTERM, its usual means, is blocked in it."""
-
-    def terminate(self) -> None:
-        self.kill()
-
-
-class _WorkerContext(ForkContext):
-    """Makes the executor fork processes of the class _WorkerProcess."""
-
-    Process = _WorkerProcess
-
-
-_inherited_function: Callable[..., Any] | None = None
+_worker_function: Callable[..., Any] | None = None
 """The function of the WorkerPool that this process is a worker of."""
 
 
-def _set_up_worker(function: Callable[..., Any] | None, read_end: int, write_end: int) -> None:
+def _set_up_forked(function: Callable[..., Any] | None, read_end: int, write_end: int) -> None:
     """Prepare a new worker: keep its function and watch for the end of its parent process."""
-    global _inherited_function
-    _inherited_function = function
+    global _worker_function
+    _worker_function = function
     os.close(write_end)
-
-    def end_with_parent() -> None:
-        os.read(read_end, 1)  # returns when the parent's write end is closed
-        os._exit(1)
-
-    threading.Thread(target=end_with_parent, daemon=True).start()
+    end_with_pipe(read_end)
 
 
-def _call_inherited(*task: Any) -> Any:
-    """Call the inherited function with the arguments `task`; runs in a worker."""
-    assert _inherited_function is not None
-    return _inherited_function(*task)
+def _set_up_spawned(function: Callable[..., Any] | None) -> None:
+    """Prepare a new worker as `_set_up_forked` does."""
+    global _worker_function
+    _worker_function = function
+    end_with_parent()
+    torch.set_num_threads(1)
+
+
+def _call_worker_function(*task: Any) -> Any:
+    """Call the worker's function with the arguments `task`."""
+    assert _worker_function is not None
+    return _worker_function(*task)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import pkgutil
 import signal
 import threading
 from collections.abc import Callable
@@ -82,20 +83,20 @@ def test_an_interrupt_at_any_call_leaves_nothing_behind(
     tensors = lay_out([("a", InMemoryTensor(torch.ones(4, 4)), F32)])
     files = (FilePlan("x", b"", tensors),)
     plan = Plan(checkpoint, tmp_path / "new" / "out", True, "x", "F32", files)
-    module = "cgconvert.io." + ("parallel" if call[0] in "tP" else "system.locks")
-    if call[0] == "s":
-        module = "cgconvert.io.staging"
+    modules = {"s": "cgconvert.io.staging", "P": "cgconvert.io.parallel"}
+    module = modules.get(call[0], "cgconvert.io.system.locks")
+    target = call if call[0] == "t" else f"{module}.{call}"  # torch is imported late
     monkeypatch.setattr(execution, "SMALL_BYTES", 0)
     threads = torch.get_num_threads()
     torch.set_num_threads(2)
-    original = ProcessPoolExecutor if call[0] == "P" else _named(module, call)
+    original = ProcessPoolExecutor if call[0] == "P" else _named(target)
 
     def interrupting(*arguments: Any, **options: Any) -> object:
         monkeypatch.undo()
         signal.raise_signal(signal.SIGINT)
         return original(*arguments, **options)
 
-    monkeypatch.setattr(f"{module}.{call}", interrupting)
+    monkeypatch.setattr(target, interrupting)
     monkeypatch.setattr(execution, "SMALL_BYTES", 0)
     with pytest.raises(KeyboardInterrupt):
         execute(plan)
@@ -104,9 +105,6 @@ def test_an_interrupt_at_any_call_leaves_nothing_behind(
     assert capfd.readouterr().err == ""
 
 
-def _named(module: str, call: str) -> Callable[..., object]:
-    import importlib
-
-    owner, name = call.split(".")
-    function: Callable[..., object] = getattr(getattr(importlib.import_module(module), owner), name)
+def _named(target: str) -> Callable[..., object]:
+    function: Callable[..., object] = pkgutil.resolve_name(target)
     return function

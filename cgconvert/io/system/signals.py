@@ -6,7 +6,7 @@ import signal
 from collections.abc import Iterator
 from contextlib import contextmanager
 
-__all__ = ["INTERRUPTS", "blocked_interrupts"]
+__all__ = ["INTERRUPTS", "blocked_interrupts", "ignore_interrupts"]
 
 INTERRUPTS = tuple(
     signal.Signals[name]
@@ -28,3 +28,9 @@ def blocked_interrupts() -> Iterator[None]:
         yield
     finally:
         signal.pthread_sigmask(signal.SIG_SETMASK, earlier_mask)
+
+
+def ignore_interrupts() -> None:
+    """Ignore interrupts in this process from now on."""
+    for number in INTERRUPTS:
+        signal.signal(number, signal.SIG_IGN)
