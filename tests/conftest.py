@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import signal
+import sys
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -14,6 +15,7 @@ import torch
 from cgconvert import embedded
 from cgconvert.formats.read import read
 from cgconvert.io.parallel import stop_workers
+from cgconvert.io.system.signals import INTERRUPTS
 from cgconvert.model import family
 from cgconvert.model.decoder import Checkpoint, Geometry
 from cgconvert.testing import synthetic
@@ -47,6 +49,22 @@ def first_layers(count: int, positions: int = 512) -> Checkpoint:
     )
 
 
+LINUX_TESTS = {
+    "faults": "a server forks itself for every command, and sets limits with resource",
+    "calibrate/test_gptq.py": "limits memory with resource",
+    "io/test_parallel.py": "looks at forked processes in /proc",
+    "io/test_signals.py": "sends SIGHUP to itself",
+    "sources/test_snapshot.py": "the Hub's cache is made of links",
+    "test_portable.py": "compares Linux's ways with the portable ones",
+    "write/test_execute.py": "holds a lock with fcntl",
+    "write/test_hashing.py": "writes with pwrite",
+    "write/test_writer.py": "hashes with the server of faults",
+}
+"""Tests that need what only Linux has, and what that is."""
+
+collect_ignore = [] if sys.platform == "linux" and hasattr(os, "fork") else list(LINUX_TESTS)
+
+
 @pytest.fixture(scope="session")
 def tokenizer_folder() -> Path:
     return embedded.path()
@@ -69,9 +87,8 @@ def _private_cache(
 def _signals() -> Iterator[None]:
     """Reset signal handlers, which commands and a shell's `&` leave ignored."""
     own: dict[signal.Signals, Callable[..., object] | signal.Handlers] = {
-        signal.SIGINT: signal.default_int_handler,
-        signal.SIGTERM: signal.SIG_DFL,
-        signal.SIGHUP: signal.SIG_DFL,
+        number: signal.default_int_handler if number == signal.SIGINT else signal.SIG_DFL
+        for number in INTERRUPTS
     }
     for number, handler in own.items():
         signal.signal(number, handler)

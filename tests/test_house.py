@@ -25,6 +25,73 @@ DANGLING = frozenset({"Of", "As", "Where", "Whose", "With", "By", "In"})
 """First words of a docstring that leaves out its subject."""
 
 
+PORTABLE_OS = frozenset(
+    {
+        "_exit", "close", "curdir", "devnull", "dup", "dup2", "environ", "fsdecode", "fsencode",
+        "fspath", "getpid", "listdir", "name", "open", "path", "pathsep", "pipe", "PathLike",
+        "read", "scandir", "sep", "strerror", "walk", "O_RDONLY", "O_WRONLY",
+    }
+)  # fmt: skip
+PORTABLE_SIGNAL = frozenset(
+    {
+        "default_int_handler", "getsignal", "raise_signal", "signal", "Signals", "SIG_DFL",
+        "SIG_IGN", "SIGINT",
+    }
+)  # fmt: skip
+"""What the package may use of these modules: Linux, macOS and Windows have it and mean the same."""
+
+SYSTEM_MODULES = frozenset(
+    {"fcntl", "grp", "mmap", "msvcrt", "multiprocessing", "posix", "pwd", "resource", "termios"}
+)
+SYSTEM_METHODS = frozenset({"chmod", "group", "hardlink_to", "owner", "rename", "symlink_to"})
+"""Methods of paths that differ between systems."""
+
+SYSTEM_PATHS = re.compile("/(proc|dev|sys|tmp|etc)/")
+
+
+def system_own(tree: ast.Module) -> Iterator[tuple[int, str]]:
+    """Everything in a module that not every system has, or that systems do differently."""
+    allowed = {"os": PORTABLE_OS, "signal": PORTABLE_SIGNAL}
+    for node in ast.walk(tree):
+        match node:
+            case ast.Import(names=aliases):
+                for alias in aliases:
+                    if alias.name.split(".")[0] in SYSTEM_MODULES:
+                        yield node.lineno, alias.name
+            case ast.ImportFrom(module=str(module), names=aliases):
+                if module.split(".")[0] in {*SYSTEM_MODULES, *allowed}:
+                    yield node.lineno, module
+            case ast.Attribute(value=ast.Name(id=module), attr=name) if module in allowed:
+                if name not in allowed[module]:
+                    yield node.lineno, f"{module}.{name}"
+            case ast.Attribute(value=ast.Name(id="sys"), attr="platform"):
+                yield node.lineno, "sys.platform"
+            case ast.Attribute(attr=name) if name in SYSTEM_METHODS:
+                yield node.lineno, f".{name}"
+            case ast.Constant(value=str(text)) if SYSTEM_PATHS.match(text):
+                yield node.lineno, text
+            case _:
+                pass
+
+
+def texts_without_encoding(tree: ast.Module) -> Iterator[tuple[int, str]]:
+    """Every call that opens a file as text and leaves its encoding to the system."""
+    for node in ast.walk(tree):
+        match node:
+            case ast.Call(func=ast.Attribute(attr="read_text" | "write_text" as name)) if not (
+                len(node.args) > (name == "write_text")
+                or any(keyword.arg == "encoding" for keyword in node.keywords)
+            ):
+                yield node.lineno, name
+            case ast.Call(func=ast.Name(id="open"), args=[_, ast.Constant(value=str(mode))]) | (
+                ast.Call(func=ast.Attribute(attr="open"), args=[ast.Constant(value=str(mode))])
+            ) if re.fullmatch("[rwax+t]+", mode):
+                if not any(keyword.arg == "encoding" for keyword in node.keywords):
+                    yield node.lineno, "open"
+            case _:
+                pass
+
+
 def python_files(*folders: str) -> list[Path]:
     """The Python files under these folders of the repository, without what npm installed."""
     paths = (path for folder in folders for path in (ROOT / folder).rglob("*.py"))
@@ -130,3 +197,35 @@ def test_modules_that_are_imported_by_name_lie_below_too() -> None:
                 case _:
                     pass
     assert upward == []
+
+
+SYSTEM_FOLDER = ROOT / "cgconvert" / "io" / "system"
+
+
+def test_what_systems_do_differently_stands_in_one_folder() -> None:
+    own = {
+        path.relative_to(ROOT).as_posix(): [
+            f"{path.relative_to(ROOT).as_posix()}:{line}: {name}"
+            for line, name in system_own(ast.parse(path.read_text("utf-8")))
+        ]
+        for path in python_files("cgconvert")
+    }
+    outside = [
+        line
+        for name, lines in own.items()
+        for line in lines
+        if not name.startswith("cgconvert/io/system/")
+    ]
+    assert outside == []
+    assert len(list(SYSTEM_FOLDER.glob("*.py"))) > 4
+    assert all(own[f"cgconvert/io/system/{name}.py"] for name in ("files", "locks", "processes"))
+
+
+def test_every_text_file_has_an_encoding() -> None:
+    """Windows would take its own, and other bytes would be written."""
+    without = [
+        f"{path.relative_to(ROOT).as_posix()}:{line}: {name}"
+        for path in python_files("cgconvert")
+        for line, name in texts_without_encoding(ast.parse(path.read_text("utf-8")))
+    ]
+    assert without == []

@@ -177,10 +177,10 @@ class CalibratedPlan(ABC):
         ]  # fmt: skip
         key = hashlib.sha256(json.dumps(identity, sort_keys=True).encode()).hexdigest()
         key_file = folder / "key"
-        if not key_file.is_file() or key_file.read_text() != key:
+        if not key_file.is_file() or key_file.read_text(encoding="utf-8") != key:
             shutil.rmtree(folder, ignore_errors=True)
             folder.mkdir(parents=True)
-            key_file.write_text(key)
+            key_file.write_text(key, encoding="utf-8")
         return self.calibration_set
 
     def manifest_options(self, result: CalibrationResult) -> dict[str, Any]:

@@ -99,7 +99,7 @@ class Quantizer:
 
             self._measure(visit)
             write_atomic(path, json.dumps(measured).encode(), durable=False)
-        stored = json.loads(path.read_text())
+        stored = json.loads(path.read_text(encoding="utf-8"))
         return {
             MatrixId.from_key(key): [Choice(*choice) for choice in choices]
             for key, choices in stored.items()

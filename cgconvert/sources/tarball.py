@@ -104,7 +104,7 @@ def _unpack_into(path: Path, folder: Path) -> None:
         while archive.read(READ_BYTES):  # so that the hash covers the whole file
             pass
     origin = {"archive": path.name, "archive_sha256": archive.hasher.hexdigest()}
-    (folder / ORIGIN_FILE).write_text(json.dumps(origin))
+    (folder / ORIGIN_FILE).write_text(json.dumps(origin), encoding="utf-8")
 
 
 def _extract(path: Path, archive: _HashingReader, folder: Path) -> None:

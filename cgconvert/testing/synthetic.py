@@ -203,7 +203,8 @@ def _moss(state: State, g: Geometry, target: Path, tokenizer: Path | None) -> Pa
     """Write shards for torch with MOSS's configuration."""
     state, g = regroup(state, g, family.MP_NUM["moss"])
     _torch_sharded({**state, **_buffers(g)}, g, target, tokenizer)
-    (target / "config.json").write_text(json.dumps(moss_config(g, _dtype(state)), indent=2))
+    text = json.dumps(moss_config(g, _dtype(state)), indent=2)
+    (target / "config.json").write_text(text, encoding="utf-8")
     return target
 
 
@@ -219,7 +220,9 @@ def _tarball(state: State, g: Geometry, target: Path, tokenizer: Path | None) ->
 def _jaxformer(state: State, g: Geometry, target: Path, tokenizer: Path | None) -> Path:
     step = target / "1000"
     (step / "model").mkdir(parents=True)
-    (step / "ckpt.json").write_text(json.dumps({"step": 1000, "process_count": 1}))
+    (step / "ckpt.json").write_text(
+        json.dumps({"step": 1000, "process_count": 1}), encoding="utf-8"
+    )
     training = {
         "tpu_version": {4: 4, 8: 3}[g.mp_num],
         "model_layers": g.n_layer,
@@ -230,7 +233,7 @@ def _jaxformer(state: State, g: Geometry, target: Path, tokenizer: Path | None) 
         "model_seq_len": g.n_positions,
         "model_vocab_size": g.vocab_size,
     }
-    (target / "config.json").write_text(json.dumps(training, indent=2))
+    (target / "config.json").write_text(json.dumps(training, indent=2), encoding="utf-8")
     _copy_tokenizer(tokenizer, target)
     with zipfile.ZipFile(step / "model" / "0.npz", "w", allowZip64=True) as archive:
         for number, leaf in enumerate(LEAVES):
@@ -328,14 +331,14 @@ def _sharded(
         save({name: state[name] for name in half}, target / file)
         weight_map |= dict.fromkeys(half, file)
     index = {"metadata": {}, "weight_map": weight_map}
-    (target / f"{unsharded}.index.json").write_text(json.dumps(index, indent=2))
+    (target / f"{unsharded}.index.json").write_text(json.dumps(index, indent=2), encoding="utf-8")
 
 
 def _hub_files(state: State, g: Geometry, target: Path, tokenizer: Path | None) -> None:
     config = (codegen_config if g.mp_num else gptj_config)(g, _dtype(state))
     if target.name.startswith("codegen2"):
         config = codegen2_config(g, _dtype(state), target.name)
-    (target / "config.json").write_text(json.dumps(config, indent=2))
+    (target / "config.json").write_text(json.dumps(config, indent=2), encoding="utf-8")
     _copy_tokenizer(tokenizer, target)
 
 

@@ -174,8 +174,8 @@ def _worker_pool(write_chunk: ChunkWriter, plan: Plan, was_computed: bool) -> Wo
     with threads should not fork.
     """
     if worker_count() == 1 or plan.nbytes < SMALL_BYTES:
-        return WorkerPool(write_chunk, 1, processes=False)
-    return WorkerPool(write_chunk, worker_count(), processes=not was_computed)
+        return WorkerPool(write_chunk, 1, forked=False)
+    return WorkerPool(write_chunk, worker_count(), forked=not was_computed)
 
 
 def _open_journal(staging: Staging, key: str, plan: Plan) -> Journal:

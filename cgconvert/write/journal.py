@@ -94,7 +94,7 @@ class Journal:
     def begin(self) -> None:
         """Replace the journal by a new one, in which nothing is written yet."""
         self.position, self.source_sha256 = START, ""
-        self.path.write_text("")
+        self.path.write_text("", encoding="utf-8")
         self._append({"key": self.key})
 
     def record(self, position: Position) -> None:

@@ -14,9 +14,6 @@ import torch
 
 from cgconvert.io.parallel import WorkerPool, parallel_map, stop_workers
 
-if sys.platform != "linux":
-    pytest.skip("processes are forked on Linux alone", allow_module_level=True)
-
 pytestmark = pytest.mark.filterwarnings("error::pytest.PytestUnhandledThreadExceptionWarning")
 
 
@@ -167,7 +164,7 @@ def test_pool_workers_outlast_an_interrupt_but_not_their_parent() -> None:
 
 @pytest.mark.parametrize("forked", [True, False])
 def test_a_pool_runs_a_job_that_cannot_be_pickled(forked: bool) -> None:
-    with WorkerPool(lambda number: (number, os.getpid()), 2, processes=forked) as pool:
+    with WorkerPool(lambda number: (number, os.getpid()), 2, forked=forked) as pool:
         futures = [pool.submit(number) for number in range(6)]
         results = [future.result() for future in futures]
     assert [number for number, _ in results] == list(range(6))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import warnings
 from pathlib import Path
@@ -80,6 +81,8 @@ class FileLock:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # that there is neither fcntl nor LockFileEx
             import filelock
+        if not self.path.parent.is_dir():  # the library would make it
+            raise FileNotFoundError(errno.ENOENT, os.strerror(errno.ENOENT), str(self.path))
         lock = filelock.FileLock(self.path, thread_local=False)
         try:
             lock.acquire(blocking=wait, poll_interval=0.01)

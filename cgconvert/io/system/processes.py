@@ -2,7 +2,7 @@
 
 A forked process has all that this one has, at once. On macOS forking is not safe, because system
 libraries start threads, and Windows cannot fork. A spawned process is a new Python that imports
-torch anew, which takes more than a second, and to which the function has to be pickled.
+torch anew, which takes more than a second of a core and 200 MB.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from multiprocessing import context, parent_process
 from types import ModuleType
 from typing import TYPE_CHECKING, Any
 
-from cgconvert.io.system.signals import blocked_interrupts, ignore_interrupts
+from cgconvert.io.system.signals import blocked_interrupts
 
 __all__ = ["MAX_PROCESSES", "can_fork", "end_with_parent", "end_with_pipe", "worker_context"]
 
@@ -48,8 +48,7 @@ def end_with_pipe(read_end: int) -> None:
 
 
 def end_with_parent() -> None:
-    """End this spawned process when its parent ends, in whatever way, and ignore interrupts."""
-    ignore_interrupts()
+    """End this spawned process when its parent ends, in whatever way."""
     parent = parent_process()
     assert parent is not None
 

@@ -18,17 +18,18 @@ import sys
 from collections.abc import Callable
 from typing import Any
 
-MODULES = ("fcntl", "resource", "pwd", "grp", "syslog")
+MODULES = ("fcntl", "pwd", "grp", "syslog")
+"""transformers imports resource wherever it is not on Windows, so that stays."""
 
 FUNCTIONS = (
     "fork", "forkpty", "pread", "preadv", "pwrite", "pwritev", "readv",
     "writev", "posix_fallocate", "posix_fadvise", "fdatasync", "sched_getaffinity", "sched_yield",
-    "getuid", "geteuid", "getgid", "getegid", "getpgid", "setsid", "killpg", "nice", "wait3",
+    "getgid", "getegid", "getpgid", "setsid", "killpg", "nice", "wait3",
     "wait4", "waitid", "sysconf", "mkfifo", "mknod", "chown", "fchown", "lchown", "memfd_create",
     "sendfile", "copy_file_range", "O_NOFOLLOW", "O_DIRECTORY", "O_CLOEXEC", "O_SYNC", "O_DSYNC",
 )  # fmt: skip
-"""Names of os. What torch and Python's own library call here, and on Windows do not, stays:
-register_at_fork and statvfs."""
+"""Names of os. What torch, pytest and Python's own library call here, and on Windows do not, stays:
+register_at_fork, getuid and statvfs."""
 
 SIGNALS = ("SIGHUP", "SIGQUIT", "SIGKILL", "SIGUSR1", "SIGALRM", "pthread_sigmask", "alarm",
            "setitimer", "sigwait")  # fmt: skip
@@ -54,7 +55,7 @@ def _refusing(function: Callable[..., Any]) -> Callable[..., Any]:
             # shutil.rmtree gives names relative to an open folder; the file itself is not open.
             if not options and _is_in_use(os.path.realpath(os.fsdecode(name))):
                 error = PermissionError(errno.EACCES, "used by this process", os.fsdecode(name))
-                error.winerror = SHARING_VIOLATION
+                error.winerror = SHARING_VIOLATION  # type: ignore[attr-defined]
                 raise error
         return function(path, *arguments, **options)
 
@@ -65,7 +66,7 @@ def _is_in_use(path: str) -> bool:
     in_use = set()
     for number in os.listdir("/proc/self/fd"):
         try:
-            in_use.add(os.readlink(f"/proc/self/fd/{number}"))
+            in_use.add(os.path.realpath(f"/proc/self/fd/{number}"))
         except OSError:
             continue  # closed since
     with open("/proc/self/maps") as maps:
