@@ -11,11 +11,14 @@ import typing
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Final
 
 from cgconvert.errors import UsageError
 
-__all__ = ["ByteSize", "Option", "accepted_values", "defaults", "parse_size", "shown"]
+__all__ = ["AUTO", "ByteSize", "Option", "accepted_values", "defaults", "parse_size", "shown"]
+
+AUTO: Final = "auto"
+"""The word that has a number measured in place of being given, as that of groups in qkv_proj."""
 
 _UNITS = {
     "": 1,

@@ -1,4 +1,4 @@
-"""Conversions by name, and those of the built-in formats: `to_hf`, `to_onnx`, `to_gguf`.
+"""Planning and converting by a conversion's name, and `to_hf`, `to_onnx`, `to_gguf`.
 
 A conversion makes a plan from headers, then the plan is carried out. Functions of the API, commands
 and steps of a recipe all go this way; so does every format that is registered.
@@ -6,52 +6,20 @@ and steps of a recipe all go this way; so does every format that is registered.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Literal
 
-from cgconvert.api.declarations import QUANTIZE, QUANTIZE_HELP, READ, WRITE
+from cgconvert.api.conversion_table import conversions
+from cgconvert.api.declarations import READ, WRITE
 from cgconvert.api.execution import ProgressOption, Result, execute, progress_for
-from cgconvert.api.quantization import BUDGETS, plan_quantized
 from cgconvert.api.sources import Source, load
 from cgconvert.errors import UsageError
-from cgconvert.formats.registry import formats
 from cgconvert.io.progress import shown_while_reading
-from cgconvert.options import Option, accepted_values
+from cgconvert.options import accepted_values
 from cgconvert.write.plan import LazyPlan
 
-__all__ = ["Conversion", "conversions", "convert", "plan", "to_gguf", "to_hf", "to_onnx"]
-
-
-@dataclass(frozen=True)
-class Conversion:
-    """A way to make an artefact: a command of the command line and a step of a recipe.
-
-    Attributes:
-        name: Such as to-gguf.
-        options: Its own options, beside those of reading and writing.
-        help: What `--help` says, with an example.
-        plan: Makes the plan from a checkpoint, an output path or None, and the options by name.
-        exactly_one_of: Names of options of which one has to be given.
-    """
-
-    name: str
-    options: tuple[Option, ...]
-    help: str
-    plan: Callable[..., LazyPlan]
-    exactly_one_of: tuple[str, ...] = ()
-
-
-def conversions() -> dict[str, Conversion]:
-    """All conversions by name: one for each format that is written, then quantize."""
-    table = [
-        Conversion(format_.command, format_.options, format_.help, format_.plan)
-        for format_ in formats()
-    ]
-    table.sort(key=lambda conversion: conversion.name)
-    table.append(Conversion("quantize", QUANTIZE, QUANTIZE_HELP, plan_quantized, BUDGETS))
-    return {conversion.name: conversion for conversion in table}
+__all__ = ["convert", "plan", "to_gguf", "to_hf", "to_onnx"]
 
 
 def plan(

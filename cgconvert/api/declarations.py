@@ -5,19 +5,19 @@ from __future__ import annotations
 from collections.abc import Mapping
 from pathlib import Path
 
-from cgconvert.calibrate.calibration_set import FAST, PRESETS
-from cgconvert.formats.gguf.types import QUANTIZED_TYPES
+from cgconvert.calibrate.presets import FAST, PRESETS
+from cgconvert.formats.gguf.type_choices import QUANTIZED_TYPES
 from cgconvert.formats.onnx.format import MATRIX_BLOCKS
-from cgconvert.formats.read_options import AUTO
 from cgconvert.formats.registry import formats
 from cgconvert.model.device import DEVICES
-from cgconvert.options import ByteSize, Option
+from cgconvert.options import AUTO, ByteSize, Option
 from cgconvert.runtimes import RUNTIMES
 from cgconvert.texts.text import STDLIB
 from cgconvert.verification.prompts import TEXT_TOKENS
 from cgconvert.verification.thresholds import known_bounds, parse_bound
 
 __all__ = [
+    "BUDGETS",
     "DRY_RUNS",
     "GENERATE",
     "OUTPUT",
@@ -247,6 +247,9 @@ GENERATE = (
     RUNTIME,
     device_option("the runtime"),
 )
+
+BUDGETS = ("bits", "type", "max_size", "bpw", "max_kl")
+"""Options of `quantize` that say how small the artefact is to be; exactly one is given."""
 
 QUANTIZE_HELP = """\
 Write SOURCE in fewer bits. Without SOURCE: the one unquantized model under ./out.

@@ -10,7 +10,7 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
-from cgconvert.api.declarations import QUANTIZE
+from cgconvert.api.declarations import BUDGETS, QUANTIZE
 from cgconvert.api.execution import ProgressOption, Result, execute, progress_for
 from cgconvert.api.sources import Source, load
 from cgconvert.errors import UsageError
@@ -19,10 +19,7 @@ from cgconvert.model.decoder import Checkpoint
 from cgconvert.options import accepted_values
 from cgconvert.write.plan import LazyPlan
 
-__all__ = ["BUDGETS", "plan_quantized", "quantize"]
-
-BUDGETS = ("bits", "type", "max_size", "bpw", "max_kl")
-"""Options that say how small the artefact is to be; exactly one is given."""
+__all__ = ["plan_quantized", "quantize"]
 
 ONNX_OPTIONS = tuple(option.name for option in MATRIX_BLOCKS)
 """Options that only ONNX takes: those of its quantization blocks."""

@@ -12,10 +12,9 @@ from cgconvert.api.progress import ProgressOption, progress_for
 from cgconvert.errors import UsageError
 from cgconvert.formats.qkv_groups import with_doubtful_groups_warned
 from cgconvert.formats.read import Description, ReadOptions, describe, read
-from cgconvert.formats.read_options import AUTO
 from cgconvert.io.progress import shown_while_reading
 from cgconvert.model.decoder import Checkpoint
-from cgconvert.options import Option
+from cgconvert.options import AUTO, Option
 
 __all__ = ["Source", "inspect", "load", "read_options"]
 

@@ -16,7 +16,8 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any, ClassVar
 
-from cgconvert.calibrate.calibration_set import CalibrationPreset, CalibrationSet
+from cgconvert.calibrate.calibration_set import CalibrationSet
+from cgconvert.calibrate.presets import CalibrationPreset
 from cgconvert.calibrate.quantizer import SENSITIVITY_WINDOWS
 from cgconvert.codecs.quantized_tensor import QuantizedTensor
 from cgconvert.io.progress import Progress

@@ -1,4 +1,4 @@
-"""The text windows that a model is calibrated on, and the presets that say how many there are."""
+"""The text windows that a model is calibrated on."""
 
 from __future__ import annotations
 
@@ -8,14 +8,12 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from cgconvert.calibrate.presets import CalibrationPreset
 from cgconvert.errors import InputError
 from cgconvert.lazy import torch
 from cgconvert.model.decoder import Geometry
 
-__all__ = ["FAST", "PRESETS", "CalibrationPreset", "CalibrationSet"]
-
-FAST = "fast"
-"""The effort that uses no calibration text, only the search for the best scales."""
+__all__ = ["CalibrationSet"]
 
 MIN_WINDOWS = 5
 """The smallest number of windows to calibrate with. One window in five at most is for validation.
@@ -24,32 +22,6 @@ MIN_WINDOWS = 5
 STATE_COPIES, MAX_STATE_BYTES = 4, 4 << 29
 """Copies of the hidden states of all windows that are in memory while a layer is quantized, and the
 bytes that they may take together."""
-
-
-@dataclass(frozen=True)
-class CalibrationPreset:
-    """The amount of work that a calibration does.
-
-    Attributes:
-        name: The name by which users choose it.
-        train: The number of windows that weights are fitted to.
-        validation: The number of windows that only decide whether a fit is accepted.
-        sweeps: The number of sweeps of coordinate descent after GPTQ.
-        length: The number of tokens in a window.
-    """
-
-    name: str
-    train: int
-    validation: int
-    sweeps: int
-    length: int = 256
-
-
-PRESETS = {
-    preset.name: preset
-    for preset in (CalibrationPreset("default", 128, 32, 2), CalibrationPreset("max", 512, 64, 4))
-}
-"""The presets by their names."""
 
 
 @dataclass(frozen=True)

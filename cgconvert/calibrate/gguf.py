@@ -28,8 +28,9 @@ from cgconvert.calibrate.budget import (
     types_of_budget,
 )
 from cgconvert.calibrate.calibrated_plan import CalibratedPlan, CalibrationResult
-from cgconvert.calibrate.calibration_set import CalibrationPreset, CalibrationSet
+from cgconvert.calibrate.calibration_set import CalibrationSet
 from cgconvert.calibrate.imatrix import collect
+from cgconvert.calibrate.presets import CalibrationPreset
 from cgconvert.calibrate.quantizer import Quantizer
 from cgconvert.errors import UsageError
 from cgconvert.formats.gguf import writer

@@ -15,7 +15,8 @@ from typing import Any
 
 from cgconvert.calibrate.allocation import choose_types
 from cgconvert.calibrate.calibrated_plan import CalibratedPlan, CalibrationResult
-from cgconvert.calibrate.calibration_set import CalibrationPreset, CalibrationSet
+from cgconvert.calibrate.calibration_set import CalibrationSet
+from cgconvert.calibrate.presets import CalibrationPreset
 from cgconvert.calibrate.quantizer import Quantizer
 from cgconvert.codecs.matmul_nbits import MatMulNBits
 from cgconvert.errors import UsageError

@@ -31,6 +31,7 @@ from cgconvert.io.staging import atomic_path, write_atomic
 from cgconvert.lazy import torch
 from cgconvert.model.decoder import Decoder
 from cgconvert.model.device import CPU
+from cgconvert.model.dtype import UINT8
 from cgconvert.model.matrix_id import MatrixId
 from cgconvert.model.tensor import LazyTensor
 from cgconvert.write.promise import Promise
@@ -227,7 +228,7 @@ class Quantizer:
         for part, stored in safetensors_reader.tensors(self._path(name)).items():
             codec = types.get(MatrixId(part, layer))
             shape = getattr(source, part).shape
-            is_quantized = codec is not None and stored.dtype == torch.uint8
+            is_quantized = codec is not None and stored.dtype == UINT8
             tensors[part] = (
                 QuantizedTensor((stored,), shape, codec) if is_quantized and codec else stored
             )

@@ -7,13 +7,13 @@ from pathlib import Path
 from typing import Any
 
 from cgconvert.calibrate.budget import Budget, in_bytes, standard_sizes, type_name
-from cgconvert.calibrate.calibration_set import FAST, PRESETS
 from cgconvert.calibrate.gguf import CalibratedGGUF
 from cgconvert.calibrate.onnx import CalibratedONNX
+from cgconvert.calibrate.presets import FAST, PRESETS
 from cgconvert.errors import UsageError
 from cgconvert.formats.gguf import writer as gguf
 from cgconvert.formats.gguf.imatrix import read_imatrix
-from cgconvert.formats.gguf.types import QUANTIZED_TYPES
+from cgconvert.formats.gguf.type_choices import QUANTIZED_TYPES
 from cgconvert.formats.onnx import writer as onnx
 from cgconvert.lazy import torch
 from cgconvert.model.decoder import Checkpoint, Geometry

@@ -11,10 +11,11 @@ from typing import Any
 
 import click
 
-from cgconvert.api.conversions import Conversion, plan
+from cgconvert.api.conversion_table import conversions
+from cgconvert.api.conversions import plan
 from cgconvert.api.declarations import DRY_RUNS, OUTPUT, READ, WRITE, declared_options
 from cgconvert.api.execution import execute
-from cgconvert.cli.options import arguments, click_options
+from cgconvert.cli.options import arguments
 from cgconvert.cli.output import columns, progress_of_command, verbosity
 from cgconvert.cli.text import one_line, printable, with_flags
 from cgconvert.errors import UsageError
@@ -25,30 +26,19 @@ from cgconvert.model.decoder import WARNING
 from cgconvert.write.execute import check_plan
 from cgconvert.write.plan import LazyPlan
 
-__all__ = ["carry_out", "conversion_command"]
+__all__ = ["carry_out", "run"]
 
 
-def conversion_command(conversion: Conversion) -> click.Command:
-    """The command of a conversion: SOURCE, its own options and those of writing and reading."""
-    options = (*conversion.options, OUTPUT, WRITE[0], *DRY_RUNS, *WRITE[1:], *READ)
-    default_source = {"quantize": _only_unquantized_model}.get(conversion.name)
-
-    def run(source: str | None, **values: Any) -> None:
-        writing = {option.name: values.pop(option.name) for option in (*DRY_RUNS, *WRITE)}
-        if not source and default_source is not None:
-            source = default_source()
-        progress = progress_of_command()
-        with shown_while_reading(progress):
-            planned = plan(str(source), conversion.name, **arguments(options, values))
-        carry_out(planned, progress=progress, **writing)
-
-    argument = click.Argument(["source"], required=default_source is None)
-    return click.Command(
-        conversion.name,
-        params=[argument, *click_options(*options)],
-        callback=run,
-        help=conversion.help,
-    )
+def run(conversion: str, source: str | None, **values: Any) -> None:
+    """Convert a source by the conversion's name; without one, what its default is."""
+    writing = {option.name: values.pop(option.name) for option in (*DRY_RUNS, *WRITE)}
+    if source is None:
+        source = _only_unquantized_model()
+    options = (*conversions()[conversion].options, OUTPUT, *READ)
+    progress = progress_of_command()
+    with shown_while_reading(progress):
+        planned = plan(source, conversion, **arguments(options, values))
+    carry_out(planned, progress=progress, **writing)
 
 
 def carry_out(

@@ -6,22 +6,13 @@ from typing import Any
 
 import click
 
-from cgconvert.api.declarations import GENERATE
 from cgconvert.api.generation import stream_generate
-from cgconvert.cli.options import click_options
 
-__all__ = ["command"]
-
-HELP = """\
-Continue PROMPT with ARTEFACT, in the runtime people use for its format.
-
-\b
-Example:
-  cgconvert generate out/codegen-tiny-mono/hf "def hello_world():"
-"""
+__all__ = ["run"]
 
 
-def _run(artefact: str, prompt: str, **options: Any) -> None:
+def run(artefact: str, prompt: str, **options: Any) -> None:
+    """Print the continuation of a prompt, piece by piece."""
     try:
         for piece in stream_generate(artefact, prompt, **options):
             click.echo(piece, nl=False)
@@ -29,11 +20,3 @@ def _run(artefact: str, prompt: str, **options: Any) -> None:
         click.echo()  # what was generated stays readable
         raise
     click.echo()
-
-
-command = click.Command(
-    "generate",
-    params=[click.Argument(["artefact"]), click.Argument(["prompt"]), *click_options(*GENERATE)],
-    callback=_run,
-    help=HELP,
-)

@@ -8,30 +8,21 @@ from typing import Any
 
 import click
 
-from cgconvert.api.declarations import READ, TENSORS
 from cgconvert.api.sources import inspect
-from cgconvert.cli.options import click_options
 from cgconvert.cli.output import columns, progress_of_command
 from cgconvert.cli.text import printable
 from cgconvert.formats.read import Description
 from cgconvert.io.progress import format_bytes, shown_while_reading
 from cgconvert.io.terminal import wrapped_fields
 
-__all__ = ["command"]
+__all__ = ["run"]
 
 NAME_COLUMNS = 11
 """Columns of the names of what is said."""
 
-HELP = """\
-Tell what PATH is: layout, geometry, tokenizer, origin, types and size.
 
-\b
-Example:
-  cgconvert inspect codegen-tiny-mono
-"""
-
-
-def _run(path: str, as_json: bool, tensors: bool, **reading: Any) -> None:
+def run(path: str, as_json: bool, tensors: bool, **reading: Any) -> None:
+    """Print what the headers at `path` contain."""
     with shown_while_reading(progress_of_command()):
         description = inspect(path, **reading)
     if as_json:
@@ -113,15 +104,3 @@ def _provenance(description: Description) -> list[tuple[str, str]]:
 def _shown(value: object) -> str:
     """A value of a checkpoint's origin; several adapters stand beside each other."""
     return " and ".join(map(str, value)) if isinstance(value, list) else str(value)
-
-
-command = click.Command(
-    "inspect",
-    params=[
-        click.Argument(["path"]),
-        click.Option(["--json", "as_json"], is_flag=True, help="For a machine: schema 1."),
-        *click_options(TENSORS, *READ),
-    ],
-    callback=_run,
-    help=HELP,
-)

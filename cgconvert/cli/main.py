@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-import importlib
 import io
 import os
 import signal
 import sys
-import traceback
 import warnings
 from collections.abc import Sequence
 from types import FrameType
@@ -15,6 +13,8 @@ from typing import Any, NoReturn
 
 import click
 
+from cgconvert.api.declarations import declared_options
+from cgconvert.cli.commands import command, command_names
 from cgconvert.cli.output import output_options, verbosity
 from cgconvert.cli.text import one_line, with_flags
 from cgconvert.errors import CgconvertError, Interrupted
@@ -23,9 +23,6 @@ from cgconvert.io.terminal import is_controllable, is_terminal
 from cgconvert.version import __version__
 
 __all__ = ["main"]
-
-OTHER_COMMANDS = ("verify", "inspect", "generate", "run")
-"""Commands that convert nothing; each is a module of this folder."""
 
 _SIGNALS: dict[signal.Signals, Any] = {
     number: signal.default_int_handler if number == signal.SIGINT else signal.SIG_DFL
@@ -38,25 +35,13 @@ IO_ERROR = 5
 
 
 class Commands(click.Group):
-    """Imports the code of commands only when one is looked up, because it brings torch."""
+    """Looks a command up in the table of commands when it is asked for."""
 
     def list_commands(self, ctx: click.Context) -> list[str]:
-        conversions = importlib.import_module("cgconvert.api.conversions").conversions()
-        return [*conversions, *OTHER_COMMANDS]
+        return command_names()
 
     def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
-        command: click.Command
-        if cmd_name in OTHER_COMMANDS:
-            command = importlib.import_module(f"cgconvert.cli.{cmd_name}").command
-            return command
-        make = importlib.import_module("cgconvert.cli.conversions").conversion_command
-        conversion = (
-            importlib.import_module("cgconvert.api.conversions").conversions().get(cmd_name)
-        )
-        if conversion is None:
-            return None
-        command = make(conversion)
-        return command
+        return command(cmd_name)
 
 
 @click.command(
@@ -133,14 +118,13 @@ def _with_flags(message: str) -> str:
     """Replace the Python arguments that an error names by flags of the command line."""
     if "`" not in message:  # most errors name no argument
         return message
-    # Not imported at the top: it brings torch, which --help does without.
-    from cgconvert.api.declarations import declared_options
-
     return with_flags(message, declared_options())
 
 
 def _say(message: str, code: int, error: BaseException) -> int:
     if verbosity.verbose:
+        import traceback
+
         traceback.print_exception(error)
     click.echo(f"cgconvert: {one_line(message)}", err=True)
     return code

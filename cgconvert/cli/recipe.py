@@ -26,7 +26,7 @@ from typing import Any
 
 import yaml
 
-from cgconvert.api.conversions import conversions
+from cgconvert.api.conversion_table import conversions
 from cgconvert.api.declarations import OUTPUT, READ, VERIFY, WRITE
 from cgconvert.cli.yaml_nodes import Entries, Nodes, compose
 from cgconvert.errors import InputError

@@ -11,7 +11,7 @@ import click
 from cgconvert.api.declarations import READ, VERIFY
 from cgconvert.api.sources import read_options
 from cgconvert.api.verification import artefacts_at, reports_of
-from cgconvert.cli.options import arguments, click_options
+from cgconvert.cli.options import arguments
 from cgconvert.cli.output import columns, echo, progress_of_command
 from cgconvert.cli.text import printable
 from cgconvert.errors import UsageError, VerificationError
@@ -24,20 +24,11 @@ from cgconvert.verification.report.model import Report, total_sentence
 from cgconvert.verification.report.text import overview, table, wrapped
 from cgconvert.verification.thresholds import known_bounds
 
-__all__ = ["command", "print_and_judge"]
-
-HELP = """\
-Run ARTEFACT in its real runtime and compare it with the fp16 reference.
-
-Without ARTEFACT: all artefacts under ./out. Exits with 4 if a check fails.
-
-\b
-Example:
-  cgconvert verify out/codegen-350M-mono/onnx --report verdict.json
-"""
+__all__ = ["print_and_judge", "run"]
 
 
-def _run(artefact: Path | None, **values: Any) -> None:
+def run(artefact: Path | None, **values: Any) -> None:
+    """Verify an artefact, or all under ./out, and print the verdict."""
     options = arguments((*VERIFY, *READ), values)
     reading = {option.name: options.pop(option.name) for option in READ}
     for path in options["report"]:
@@ -118,14 +109,3 @@ def _print(text: str) -> None:
     """Print lines of a report, without what a terminal would obey: names of files may hold it."""
     shown = "\n".join(map(printable, text.split("\n")))
     echo(shown)
-
-
-command = click.Command(
-    "verify",
-    params=[
-        click.Argument(["artefact"], required=False, type=click.Path(path_type=Path)),
-        *click_options(*VERIFY, *READ),
-    ],
-    callback=_run,
-    help=HELP,
-)

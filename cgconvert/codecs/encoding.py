@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from typing import Protocol
 
 from cgconvert.lazy import torch
+from cgconvert.model.dtype import BFLOAT16, FLOAT16, FLOAT32, DType
 
 __all__ = ["BF16", "F16", "F32", "Array", "Encoding", "FloatEncoding"]
 
@@ -58,16 +59,16 @@ class FloatEncoding:
     """The encoding of unquantized numbers, rounded to the floating type `dtype` (nearest even)."""
 
     name: str
-    dtype: torch.dtype
+    dtype: DType
 
     def arrays(self, shape: Sequence[int]) -> tuple[Array, ...]:
         row_bytes = math.prod(shape[1:]) * self.dtype.itemsize
         return (Array("", tuple(shape), self.name, row_bytes),)
 
     def encode(self, rows: torch.Tensor) -> tuple[torch.Tensor, ...]:
-        return (rows.to(self.dtype).contiguous(),)
+        return (rows.to(self.dtype.torch_dtype).contiguous(),)
 
 
-F32 = FloatEncoding("F32", torch.float32)
-F16 = FloatEncoding("F16", torch.float16)
-BF16 = FloatEncoding("BF16", torch.bfloat16)
+F32 = FloatEncoding("F32", FLOAT32)
+F16 = FloatEncoding("F16", FLOAT16)
+BF16 = FloatEncoding("BF16", BFLOAT16)

@@ -19,6 +19,7 @@ from cgconvert.codecs.block_codec import TILE, BlockCodec
 from cgconvert.codecs.block_layout import BlockParams, blocks_first, float16_columns
 from cgconvert.codecs.encoding import Array
 from cgconvert.codecs.ggml.blocks_of_32 import SIGNED_4_BITS
+from cgconvert.codecs.matmul_nbits_choices import BLOCK_SIZES
 from cgconvert.codecs.search.least_squares import Search
 from cgconvert.codecs.search.rounding import (
     AbsMaxRounding,
@@ -30,11 +31,7 @@ from cgconvert.codecs.search.zero_point import ZeroPointSearch
 from cgconvert.errors import InputError, UsageError
 from cgconvert.lazy import torch
 
-__all__ = ["BLOCK_SIZES", "MatMulNBits"]
-
-BLOCK_SIZES = (16, 32, 64, 128, 256)
-"""Block sizes for which onnxruntime has CPU kernels (mlas/lib/qnbitgemm.cpp); other sizes are slow.
-"""
+__all__ = ["MatMulNBits"]
 
 
 @dataclass(frozen=True)

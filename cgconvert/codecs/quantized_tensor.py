@@ -11,6 +11,7 @@ from cgconvert.codecs.block_codec import BlockCodec
 from cgconvert.codecs.block_layout import BlockParams
 from cgconvert.codecs.encoding import Array, Encoding
 from cgconvert.lazy import torch
+from cgconvert.model.dtype import FLOAT32, DType
 from cgconvert.model.tensor import ALL, LazyTensor
 
 __all__ = ["ImportanceEncoding", "PackedRowsEncoding", "QuantizedTensor", "block_codec_of"]
@@ -34,7 +35,7 @@ class QuantizedTensor(LazyTensor):
     arrays: tuple[LazyTensor, ...]
     shape: tuple[int, ...]
     codec: BlockCodec
-    dtype: torch.dtype = torch.float32
+    dtype: DType = FLOAT32
 
     @property
     def parents(self) -> tuple[LazyTensor, ...]:

@@ -9,66 +9,26 @@ from __future__ import annotations
 
 import re
 from abc import ABC, abstractmethod
-from collections import Counter
-from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, field
+from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar
 
-from cgconvert.formats.comparison import SettingsDifferences, StoredArtefact
-from cgconvert.formats.read_options import ReadOptions
-from cgconvert.lazy import torch
-from cgconvert.model.decoder import Checkpoint, Decoder, Geometry
-from cgconvert.model.generation_config import GenerationConfig
-from cgconvert.model.tensor import FirstColumns, LazyTensor, StoredTensor, TransposedTensor
-from cgconvert.model.tokenizer import Tokenizer
+from cgconvert.model.dtype import BFLOAT16, FLOAT16, FLOAT32, DType
 from cgconvert.options import Option
-from cgconvert.sources.resolve import Source
-from cgconvert.write.plan import Plan
 
-__all__ = [
-    "OUT",
-    "Format",
-    "Headers",
-    "SourceFormat",
-    "TensorLine",
-    "ThresholdRow",
-    "bytes_by_type",
-    "most_stored",
-    "tensor_lines",
-]
+if TYPE_CHECKING:  # --help needs a format's options, and nothing that brings numpy
+    from cgconvert.formats.comparison import SettingsDifferences, StoredArtefact
+    from cgconvert.formats.headers import Headers
+    from cgconvert.formats.read_options import ReadOptions
+    from cgconvert.model.decoder import Checkpoint, Decoder
+    from cgconvert.sources.resolve import Source
+    from cgconvert.write.plan import Plan
+
+__all__ = ["OUT", "Format", "SourceFormat", "ThresholdRow"]
 
 OUT = Path("out")
 """The parent folder of artefacts if the user gives no output path."""
-
-
-@dataclass(frozen=True)
-class TensorLine:
-    """A tensor as a file stores it: its logical `shape`, and `nbytes` in the file."""
-
-    name: str
-    type: str
-    shape: tuple[int, ...]
-    nbytes: int
-
-
-@dataclass(frozen=True)
-class Headers:
-    """What the headers of a checkpoint or an artefact contain, for `inspect`.
-
-    `layout` names how it is stored, such as "torch" or "gguf"; `origin` is where it came from (Hub
-    revision, archive, step). `generation` says where generation stops beside the tokenizer's eos
-    token, and `notes` what reading did that the user should know.
-    """
-
-    name: str
-    layout: str
-    geometry: Geometry
-    tokenizer: Tokenizer
-    tensors: tuple[TensorLine, ...]
-    origin: Mapping[str, Any]
-    generation: GenerationConfig = field(default_factory=GenerationConfig)
-    notes: tuple[str, ...] = ()
 
 
 ARITHMETIC = (
@@ -165,10 +125,10 @@ class Format(SourceFormat):
     thresholds: ClassVar[Mapping[str, ThresholdRow]]
     """Verification bounds by stored type, as `bounds_type` names it."""
 
-    unquantized_types: ClassVar[Mapping[str, torch.dtype]] = {
-        "float32": torch.float32,
-        "float16": torch.float16,
-        "bfloat16": torch.bfloat16,
+    unquantized_types: ClassVar[Mapping[str, DType]] = {
+        "float32": FLOAT32,
+        "float16": FLOAT16,
+        "bfloat16": BFLOAT16,
     }
     """Types that are not quantized, as `stored_type` names them, in the order in which they are
     preferred as a source: float32 loses nothing, float16 rounds less than bfloat16."""
@@ -262,30 +222,3 @@ class Format(SourceFormat):
 
         Raises InputError if a file cannot be read at all.
         """
-
-
-def tensor_lines(tensors: Iterable[LazyTensor]) -> tuple[TensorLine, ...]:
-    """Describe the tensors that a file stores, in whatever order of numbers.
-
-    Lazy tensors of other kinds are left out.
-    """
-    return tuple(
-        TensorLine(stored.name, str(tensor.dtype).removeprefix("torch."), tensor.shape,
-                   tensor.nbytes)
-        for tensor in tensors
-        if isinstance(tensor, StoredTensor | TransposedTensor | FirstColumns)
-        for stored in tensor.leaves()
-    )  # fmt: skip
-
-
-def most_stored(tensors: Iterable[TensorLine]) -> str:
-    """Return the type in which most bytes are stored, "empty" if there are no tensors."""
-    return next(iter(bytes_by_type(tensors)), "empty")
-
-
-def bytes_by_type(tensors: Iterable[TensorLine]) -> dict[str, int]:
-    """Count the stored bytes of each type, the most frequent type first."""
-    sizes: Counter[str] = Counter()
-    for tensor in tensors:
-        sizes[tensor.type] += tensor.nbytes
-    return dict(sizes.most_common())

@@ -13,8 +13,8 @@ from typing import Any
 
 import numpy as np
 
-from cgconvert.lazy import torch
 from cgconvert.model.decoder import Decoder, Geometry
+from cgconvert.model.dtype import FLOAT32
 from cgconvert.model.tensor import LazyTensor, Zeros
 from cgconvert.model.tensor_names import TensorNames
 
@@ -87,7 +87,7 @@ def expected_tensors(
         for part, name in names.layer.items():
             yield name.format(i=i), layer.packed(mp_num) if part == "qkv" else getattr(layer, part)
         for name in names.zero_biases:
-            yield name.format(i=i), Zeros((decoder.geometry.n_embd,), torch.float32)
+            yield name.format(i=i), Zeros((decoder.geometry.n_embd,), FLOAT32)
 
 
 def pair_tensors(

@@ -17,18 +17,18 @@ from pathlib import Path
 import numpy as np
 
 from cgconvert.errors import InputError
-from cgconvert.formats.base import TensorLine
+from cgconvert.formats.headers import TensorLine
 from cgconvert.io.stored_zip import Member
-from cgconvert.lazy import torch
+from cgconvert.model.dtype import BFLOAT16, FLOAT16, FLOAT32
 from cgconvert.model.tensor import LastAxis, LazyTensor, StoredTensor
 
 __all__ = ["NpyArray", "read_array"]
 
 DTYPES = {
-    "<f4": torch.float32,
-    "<f2": torch.float16,
-    "|V2": torch.bfloat16,  # numpy stores a type that it does not know as raw bytes
-    "<V2": torch.bfloat16,
+    "<f4": FLOAT32,
+    "<f2": FLOAT16,
+    "|V2": BFLOAT16,  # numpy stores a type that it does not know as raw bytes
+    "<V2": BFLOAT16,
 }
 MAX_NPY_HEADER = 4096  # bytes; numpy writes 128
 MAX_AXES = 3
@@ -70,7 +70,7 @@ class NpyArray:
     @property
     def line(self) -> TensorLine:
         """The array as `inspect` shows it."""
-        kind = str(self.stored.dtype).removeprefix("torch.")
+        kind = str(self.stored.dtype)
         return TensorLine(self.name, kind, self.shape, self.stored.nbytes)
 
 

@@ -30,7 +30,7 @@ from cgconvert.model.decoder import (
     Layer,
     qkv_row_indices,
 )
-from cgconvert.model.device import CPU, read_float32
+from cgconvert.model.device import read_float32, torch_device
 from cgconvert.model.forward import RotaryTables, attend, gelu, norm, rotary
 from cgconvert.model.tensor import LazyTensor
 from cgconvert.texts.page import PAGE
@@ -194,7 +194,7 @@ def measure_groups(
     length = min(len(ids), geometry.n_positions)
     sequences = torch.tensor(ids[: len(ids) // length * length]).reshape(-1, length)
     with torch.inference_mode():
-        x = read_float32(decoder.wte.rows(sequences.flatten().numpy()), CPU)
+        x = read_float32(decoder.wte.rows(sequences.flatten().numpy()), torch_device("cpu"))
         x = x.unflatten(0, sequences.shape).repeat(len(numbers), 1, 1)
         tables = rotary(geometry, length)
         progress = progress or progress_of_reading()
@@ -264,7 +264,7 @@ def _norm(
     geometry: Geometry, x: torch.Tensor, weight: LazyTensor, bias: LazyTensor
 ) -> torch.Tensor:
     """Apply a layer norm."""
-    vectors = read_float32(weight, CPU), read_float32(bias, CPU)
+    vectors = read_float32(weight, torch_device("cpu")), read_float32(bias, torch_device("cpu"))
     return norm(x, *vectors, geometry.layer_norm_epsilon)
 
 

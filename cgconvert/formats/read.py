@@ -7,11 +7,12 @@ from dataclasses import asdict, dataclass, field, replace
 from typing import Any
 
 from cgconvert.formats.adapter.merge import merge
-from cgconvert.formats.base import Headers, TensorLine, bytes_by_type, tensor_lines
+from cgconvert.formats.headers import Headers, TensorLine, bytes_by_type, tensor_lines
 from cgconvert.formats.locate import Located, locate
 from cgconvert.formats.qkv_groups import with_measured_groups
-from cgconvert.formats.read_options import AUTO, ReadOptions, complete
+from cgconvert.formats.read_options import ReadOptions, complete
 from cgconvert.model.decoder import Checkpoint
+from cgconvert.options import AUTO
 from cgconvert.sources.resolve import plain_name
 from cgconvert.write.manifest import find_manifest
 

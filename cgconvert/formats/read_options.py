@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, Final, Literal
+from typing import Any, Literal
 
 from cgconvert.errors import InputError
 from cgconvert.io.strict_json import read_json
@@ -15,14 +15,12 @@ from cgconvert.model.decoder import Checkpoint
 from cgconvert.model.generation_config import GENERATION_CONFIG, OLD_EOS
 from cgconvert.model.tokenizer import END_OF_TEXT, Tokenizer
 from cgconvert.model.tokenizer_files import TOKENIZER_FILES
+from cgconvert.options import AUTO
 from cgconvert.sources import hub
 from cgconvert.sources.resolve import Source
 from cgconvert.write.manifest import find_manifest
 
-__all__ = ["AUTO", "ReadOptions", "complete", "read_tokenizer"]
-
-AUTO: Final = "auto"
-"""The value of mp_num that has the number measured (see qkv_groups)."""
+__all__ = ["ReadOptions", "complete", "read_tokenizer"]
 
 CODEGEN_ROWS = 51200
 """The rows of CodeGen's embedding. GPT-J's has 50,400, and its fine-tunes a few more."""

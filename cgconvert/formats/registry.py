@@ -11,12 +11,13 @@ import os
 from dataclasses import dataclass
 from pathlib import Path
 from pkgutil import resolve_name
+from typing import TYPE_CHECKING
 
 from cgconvert.errors import InputError, UsageError
 from cgconvert.formats.base import OUT, Format, SourceFormat
-from cgconvert.sources.no_model import explain_no_model
-from cgconvert.sources.snapshot import cached_repository
-from cgconvert.write.manifest import Manifest, find_manifest
+
+if TYPE_CHECKING:
+    from cgconvert.write.manifest import Manifest
 
 __all__ = [
     "FORMATS",
@@ -34,7 +35,7 @@ __all__ = [
 FORMATS: dict[str, str] = {
     "onnx": "cgconvert.formats.onnx.format:Onnx",
     "huggingface": "cgconvert.formats.huggingface.format:HuggingFace",
-    "jaxformer": "cgconvert.formats.jaxformer:Jaxformer",
+    "jaxformer": "cgconvert.formats.jaxformer.format:Jaxformer",
     "gguf": "cgconvert.formats.gguf.format:Gguf",
 }
 """Module and class of each format, by the format's name."""
@@ -67,6 +68,9 @@ def source_format(path: Path) -> SourceFormat:
     for format_ in map(_make, FORMATS.values()):
         if format_.recognises(path):
             return format_
+    from cgconvert.sources.no_model import explain_no_model
+    from cgconvert.sources.snapshot import cached_repository
+
     explanation = explain_no_model(path)
     snapshot = cached_repository(path)
     if snapshot and (not explanation or "no weights" in explanation):
@@ -131,6 +135,8 @@ def identify(path: Path) -> Artefact:
 
 
 def _artefact(path: Path, format_: Format) -> Artefact:
+    from cgconvert.write.manifest import find_manifest
+
     return Artefact(path, format_.name, find_manifest(path))
 
 

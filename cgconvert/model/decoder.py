@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 
 from cgconvert.errors import InputError
-from cgconvert.lazy import torch
+from cgconvert.model.dtype import FLOAT32, DType
 from cgconvert.model.generation_config import GenerationConfig
 from cgconvert.model.tensor import LazyTensor, SelectedRows, StackedTensor, StoredTensor
 from cgconvert.model.tokenizer import Tokenizer
@@ -236,13 +236,13 @@ class Decoder:
         return replace(self, geometry=geometry, layers=tuple(layers))
 
     @property
-    def dtype(self) -> torch.dtype:
+    def dtype(self) -> DType:
         """The type in which the source stores its matrices; float32 if they have several."""
         dtypes = {self.wte.stored_dtype, self.head.stored_dtype}
         for layer in self.layers:
             matrices = (layer.q, layer.k, layer.v, layer.o, layer.fc_in, layer.fc_out)
             dtypes |= {matrix.stored_dtype for matrix in matrices}
-        return dtypes.pop() if len(dtypes) == 1 else torch.float32
+        return dtypes.pop() if len(dtypes) == 1 else FLOAT32
 
 
 def _stack(*tensors: LazyTensor) -> LazyTensor:
@@ -256,7 +256,7 @@ def _stack(*tensors: LazyTensor) -> LazyTensor:
     if len(selections) == len(tensors) and len({id(rows.source) for rows in selections}) == 1:
         return selections[0].source.rows(np.concatenate([rows.indices for rows in selections]))
     if len({tensor.dtype for tensor in tensors}) > 1:
-        tensors = tuple(tensor.to(torch.float32) for tensor in tensors)
+        tensors = tuple(tensor.to(FLOAT32) for tensor in tensors)
     return StackedTensor(tensors)
 
 

@@ -6,21 +6,30 @@ import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from functools import cache
+from typing import TYPE_CHECKING, Any
 
 from cgconvert.errors import UsageError
 from cgconvert.lazy import torch
-from cgconvert.model.tensor import LazyTensor
+
+if TYPE_CHECKING:  # --help needs DEVICES and nothing that brings numpy
+    from cgconvert.model.tensor import LazyTensor
+
+    CPU: torch.device
 
 __all__ = ["CPU", "DEVICES", "deterministic", "read_float32", "torch_device", "warm_up_mkl"]
 
 DEVICES = ("auto", "cpu", "cuda")
 """The names a user can choose from; auto is cuda if torch has a CUDA device, else cpu."""
 
-CPU = torch.device("cpu")
-
-MKL_FUNCTIONS = (torch.sin, torch.cos, torch.sqrt, torch.tanh)
+MKL_FUNCTIONS = ("sin", "cos", "sqrt", "tanh")
 """Those of the functions that torch has MKL compute which cgconvert or transformers' CodeGen calls
 (tanh is part of gelu_new in transformers)."""
+
+
+def __getattr__(name: str) -> Any:
+    if name == "CPU":  # made when it is imported from here: it needs torch
+        return torch.device("cpu")
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
 
 
 def torch_device(name: str) -> torch.device:
@@ -79,5 +88,5 @@ def warm_up_mkl() -> None:
     """
     for dtype in (torch.float32, torch.float64):
         element = torch.ones(1, dtype=dtype)  # too few for a second thread
-        for function in MKL_FUNCTIONS:
-            function(element)
+        for name in MKL_FUNCTIONS:
+            getattr(torch, name)(element)

@@ -13,6 +13,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 
 from cgconvert.lazy import torch
+from cgconvert.model.dtype import FLOAT32, DType
 from cgconvert.model.tensor import ALL, LazyTensor
 
 __all__ = ["TILE", "LowRankUpdate", "ScaledSum"]
@@ -49,8 +50,8 @@ class LowRankUpdate(LazyTensor):
         return self.base.shape
 
     @property
-    def dtype(self) -> torch.dtype:  # type: ignore[override]
-        return torch.float32
+    def dtype(self) -> DType:  # type: ignore[override]
+        return FLOAT32
 
     @property
     def is_strided(self) -> bool:
@@ -102,8 +103,8 @@ class ScaledSum(LazyTensor):
         return self.base.shape
 
     @property
-    def dtype(self) -> torch.dtype:  # type: ignore[override]
-        return torch.float32
+    def dtype(self) -> DType:  # type: ignore[override]
+        return FLOAT32
 
     def read(self, rows: slice = ALL, cols: slice = ALL) -> torch.Tensor:
         addend = self.addend.read(rows, cols).float() * self.scaling

@@ -21,9 +21,9 @@ import numpy as np
 from cgconvert.errors import InputError
 from cgconvert.io.system.files import read_at
 from cgconvert.lazy import torch
+from cgconvert.model.dtype import FLOAT32, DType, dtype_of
 
 __all__ = [
-    "FLOATING_TYPES",
     "CastTensor",
     "FirstColumns",
     "InMemoryTensor",
@@ -36,9 +36,6 @@ __all__ = [
     "TransposedTensor",
     "Zeros",
 ]
-
-FLOATING_TYPES = (torch.float64, torch.float32, torch.float16, torch.bfloat16)
-"""Types of weights. Types of 8 bits are not among them: they need scales."""
 
 ALL = slice(None)
 """All rows, or all columns."""
@@ -53,7 +50,7 @@ class LazyTensor(ABC):
     """
 
     shape: tuple[int, ...]
-    dtype: torch.dtype
+    dtype: DType
 
     @abstractmethod
     def read(self, rows: slice = ALL, cols: slice = ALL) -> torch.Tensor:
@@ -68,7 +65,7 @@ class LazyTensor(ABC):
         """The lazy tensors that this one reads from; none if it reads a file or memory."""
 
     @property
-    def stored_dtype(self) -> torch.dtype:
+    def stored_dtype(self) -> DType:
         """The type of the numbers in the file; it differs from `dtype` if the tensor casts them."""
         return self.dtype
 
@@ -92,7 +89,7 @@ class LazyTensor(ABC):
         """Whether a row's numbers are not adjacent in the file, so that reading rows is slow."""
         return any(parent.is_strided for parent in self.parents)
 
-    def to(self, dtype: torch.dtype) -> LazyTensor:
+    def to(self, dtype: DType) -> LazyTensor:
         """The tensor in another type; numbers are rounded if that type is narrower."""
         return self if dtype == self.dtype else CastTensor(self, dtype)
 
@@ -116,7 +113,7 @@ class StoredTensor(LazyTensor):
     path: Path
     offset: int
     shape: tuple[int, ...]
-    dtype: torch.dtype
+    dtype: DType
     name: str = ""
 
     @property
@@ -139,7 +136,7 @@ class StoredTensor(LazyTensor):
 
     def _read_elements(self, start: int, count: int) -> torch.Tensor:
         """Read `count` elements, starting at element number `start`, into a flat tensor."""
-        elements = torch.empty(count, dtype=self.dtype)
+        elements = torch.empty(count, dtype=self.dtype.torch_dtype)
         with self._open() as file:
             self._fill(file.fileno(), _memory(elements), start)
         return elements
@@ -147,7 +144,9 @@ class StoredTensor(LazyTensor):
     def _read_columns(self, start: int, stop: int, left: int, right: int) -> torch.Tensor:
         """Read columns `left` to `right` of rows `start` to `stop`, with one read for each row."""
         width = self.shape[1]
-        part = torch.empty((max(0, stop - start), max(0, right - left)), dtype=self.dtype)
+        part = torch.empty(
+            (max(0, stop - start), max(0, right - left)), dtype=self.dtype.torch_dtype
+        )
         memory, row_bytes = _memory(part), part.shape[1] * self.dtype.itemsize
         with self._open() as file:
             for row in range(part.shape[0]):
@@ -201,7 +200,7 @@ class LastAxis(LazyTensor):
         return self.source.shape[:-1]
 
     @property
-    def dtype(self) -> torch.dtype:  # type: ignore[override]
+    def dtype(self) -> DType:  # type: ignore[override]
         return self.source.dtype
 
     def read(self, rows: slice = ALL, cols: slice = ALL) -> torch.Tensor:
@@ -210,7 +209,9 @@ class LastAxis(LazyTensor):
         left, right, _ = cols.indices(self.shape[1]) if len(self.shape) == 2 else (0, 1, 1)
         flat = (self.shape[0], math.prod(self.source.shape[1:]))
         source = replace(self.source, shape=flat)
-        kept = torch.empty((max(0, stop - start), max(0, right - left)), dtype=self.dtype)
+        kept = torch.empty(
+            (max(0, stop - start), max(0, right - left)), dtype=self.dtype.torch_dtype
+        )
         step = max(1, LAST_AXIS_BYTES // max(1, (right - left) * length * self.dtype.itemsize))
         for first in range(0, len(kept), step):
             last = min(first + step, len(kept))
@@ -236,8 +237,8 @@ class InMemoryTensor(LazyTensor):
         return tuple(self.tensor.shape)
 
     @property
-    def dtype(self) -> torch.dtype:  # type: ignore[override]
-        return self.tensor.dtype
+    def dtype(self) -> DType:  # type: ignore[override]
+        return dtype_of(self.tensor.dtype)
 
     def read(self, rows: slice = ALL, cols: slice = ALL) -> torch.Tensor:
         if self.tensor.ndim < 2:
@@ -250,7 +251,7 @@ class Zeros(LazyTensor):
     """Zeros, for a bias that a target format requires and CodeGen does not have."""
 
     shape: tuple[int, ...]
-    dtype: torch.dtype
+    dtype: DType
 
     @property
     def parents(self) -> tuple[LazyTensor, ...]:
@@ -259,7 +260,7 @@ class Zeros(LazyTensor):
     def read(self, rows: slice = ALL, cols: slice = ALL) -> torch.Tensor:
         slices = (rows, cols)[: len(self.shape)]
         shape = [len(range(*s.indices(n))) for s, n in zip(slices, self.shape, strict=True)]
-        return torch.zeros(shape, dtype=self.dtype)
+        return torch.zeros(shape, dtype=self.dtype.torch_dtype)
 
 
 @dataclass(frozen=True)
@@ -277,11 +278,11 @@ class TransposedTensor(LazyTensor):
         return self.source.shape[::-1]
 
     @property
-    def dtype(self) -> torch.dtype:  # type: ignore[override]
+    def dtype(self) -> DType:  # type: ignore[override]
         return self.source.dtype
 
     @property
-    def stored_dtype(self) -> torch.dtype:
+    def stored_dtype(self) -> DType:
         return self.source.stored_dtype
 
     @property
@@ -312,11 +313,11 @@ class FirstColumns(LazyTensor):
         return (self.source.shape[0], self.count)
 
     @property
-    def dtype(self) -> torch.dtype:  # type: ignore[override]
+    def dtype(self) -> DType:  # type: ignore[override]
         return self.source.dtype
 
     @property
-    def stored_dtype(self) -> torch.dtype:
+    def stored_dtype(self) -> DType:
         return self.source.stored_dtype
 
     def read(self, rows: slice = ALL, cols: slice = ALL) -> torch.Tensor:
@@ -329,7 +330,7 @@ class CastTensor(LazyTensor):
     """Another tensor, cast to `dtype`; numbers are rounded to nearest even."""
 
     source: LazyTensor
-    dtype: torch.dtype
+    dtype: DType
 
     @property
     def parents(self) -> tuple[LazyTensor, ...]:
@@ -340,11 +341,11 @@ class CastTensor(LazyTensor):
         return self.source.shape
 
     @property
-    def stored_dtype(self) -> torch.dtype:
+    def stored_dtype(self) -> DType:
         return self.source.stored_dtype
 
     def read(self, rows: slice = ALL, cols: slice = ALL) -> torch.Tensor:
-        return self.source.read(rows, cols).to(self.dtype)
+        return self.source.read(rows, cols).to(self.dtype.torch_dtype)
 
 
 @dataclass(frozen=True)
@@ -367,11 +368,11 @@ class RowBias(LazyTensor):
         return self.weight.shape
 
     @property
-    def dtype(self) -> torch.dtype:  # type: ignore[override]
-        return torch.float32
+    def dtype(self) -> DType:  # type: ignore[override]
+        return FLOAT32
 
     @property
-    def stored_dtype(self) -> torch.dtype:
+    def stored_dtype(self) -> DType:
         return self.weight.stored_dtype
 
     def read(self, rows: slice = ALL, cols: slice = ALL) -> torch.Tensor:
@@ -394,7 +395,7 @@ class SelectedRows(LazyTensor):
         return (self.source,)
 
     @property
-    def stored_dtype(self) -> torch.dtype:
+    def stored_dtype(self) -> DType:
         return self.source.stored_dtype
 
     def rows(self, indices: np.ndarray) -> LazyTensor:
@@ -432,7 +433,7 @@ class StackedTensor(LazyTensor):
         return self.sources
 
     @property
-    def stored_dtype(self) -> torch.dtype:
+    def stored_dtype(self) -> DType:
         return self.sources[0].stored_dtype
 
     @cached_property

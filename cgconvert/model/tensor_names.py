@@ -7,7 +7,6 @@ from dataclasses import dataclass, field
 from typing import NamedTuple, cast
 
 from cgconvert.errors import InputError, first_few
-from cgconvert.lazy import torch
 from cgconvert.model.decoder import (
     Decoder,
     Geometry,
@@ -15,7 +14,8 @@ from cgconvert.model.decoder import (
     interleaved_row_indices,
     qkv_row_indices,
 )
-from cgconvert.model.tensor import FLOATING_TYPES, LazyTensor, Zeros
+from cgconvert.model.dtype import FLOATING_TYPES, DType
+from cgconvert.model.tensor import LazyTensor, Zeros
 
 __all__ = [
     "CODEGEN",
@@ -373,7 +373,7 @@ def named_tensors(
     names: TensorNames,
     *,
     mp_num: int = 0,
-    bias_dtype: torch.dtype | None = None,
+    bias_dtype: DType | None = None,
 ) -> Iterator[NamedTensor]:
     """Yield all tensors of a layout in the order in which the model uses them.
 

@@ -8,12 +8,15 @@ from __future__ import annotations
 import os
 from pathlib import Path
 from pkgutil import resolve_name
+from typing import TYPE_CHECKING
 
 from cgconvert.errors import InputError, UsageError
 from cgconvert.lazy import torch
-from cgconvert.runtimes.runtime import Runtime
 
-__all__ = ["RUNTIMES", "Runtime", "open_runtime", "runtime_class", "runtime_names"]
+if TYPE_CHECKING:
+    from cgconvert.runtimes.runtime import Runtime
+
+__all__ = ["RUNTIMES", "open_runtime", "runtime_class", "runtime_names"]
 
 RUNTIMES: dict[str, dict[str, str]] = {
     "huggingface": {

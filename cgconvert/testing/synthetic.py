@@ -27,7 +27,7 @@ import torch
 
 from cgconvert import embedded
 from cgconvert.errors import UsageError
-from cgconvert.formats.jaxformer import LEAVES
+from cgconvert.formats.jaxformer.reader import LEAVES
 from cgconvert.model import family
 from cgconvert.model.decoder import Geometry, packed_qkv_row_indices, qkv_row_indices
 from cgconvert.model.tensor_names import CODEGEN, GPTJ, TensorNames

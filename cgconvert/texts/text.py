@@ -6,11 +6,14 @@ import hashlib
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from cgconvert.errors import InputError
 from cgconvert.io.stand_ins import refuse_pointer
-from cgconvert.model.tokenizer import Tokenizer
 from cgconvert.texts import corpus
+
+if TYPE_CHECKING:
+    from cgconvert.model.tokenizer import Tokenizer
 
 __all__ = ["STDLIB", "Text", "read_text"]
 

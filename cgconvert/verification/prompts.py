@@ -10,11 +10,14 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Sequence
 from functools import cache
+from typing import TYPE_CHECKING
 
 from cgconvert.errors import InputError
-from cgconvert.model.tokenizer import Tokenizer
 from cgconvert.texts import corpus
 from cgconvert.texts.text import Text
+
+if TYPE_CHECKING:
+    from cgconvert.model.tokenizer import Tokenizer
 
 __all__ = ["PROMPTS", "TEXT_TOKENS", "texts_sha256", "tokenizer_texts", "windows"]
 

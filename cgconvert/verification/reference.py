@@ -29,6 +29,7 @@ from cgconvert.io.progress import Amount, Progress, SilentProgress
 from cgconvert.lazy import torch
 from cgconvert.model.decoder import Decoder, Layer
 from cgconvert.model.device import torch_device
+from cgconvert.model.dtype import FLOAT16, DType
 from cgconvert.model.forward import attend, gelu, norm, rotary
 from cgconvert.model.tensor import LazyTensor
 from cgconvert.verification.metrics import ARRAYS, TOP, Distribution
@@ -62,7 +63,7 @@ class Reference:
         decoder: Decoder,
         *,
         device: str = "cpu",
-        weight_dtype: torch.dtype | None = torch.float16,
+        weight_dtype: DType | None = FLOAT16,
         progress: Progress | None = None,
     ) -> None:
         self.decoder = decoder
@@ -221,7 +222,7 @@ class Reference:
         """Read rows of a tensor, rounded to `weight_dtype`, as float32 on the device."""
         values = tensor.read(rows)
         if self.weight_dtype is not None:
-            values = values.to(self.weight_dtype)
+            values = values.to(self.weight_dtype.torch_dtype)
         return values.to(self.device, torch.float32)
 
 

@@ -12,9 +12,10 @@ from cgconvert.errors import CgconvertError, UsageError, in_words
 from cgconvert.formats.registry import load
 from cgconvert.io.cache import cache_folder
 from cgconvert.io.progress import Amount, Progress, SilentProgress, expect_steps
-from cgconvert.lazy import torch
 from cgconvert.model.decoder import Checkpoint
-from cgconvert.runtimes import Runtime, open_runtime, runtime_class
+from cgconvert.model.dtype import BFLOAT16, FLOAT16, FLOAT32, DType
+from cgconvert.runtimes import open_runtime, runtime_class
+from cgconvert.runtimes.runtime import Runtime
 from cgconvert.texts.text import Text
 from cgconvert.verification.checks import LogitComparisons, run_checks
 from cgconvert.verification.evidence import gather_evidence
@@ -194,7 +195,7 @@ def verify(
         artefact={"path": str(artefact), "format": format, "type": type, "files": hashes},
         source={"name": source.name, "layout": source.layout, "sha256": source_sha256},
         reference={
-            "weights": _dtype_name(source_reference.weight_dtype or source.decoder.dtype),
+            "weights": str(source_reference.weight_dtype or source.decoder.dtype),
             "compute": "float32",
             "device": source_reference.device.type,
         },
@@ -239,7 +240,7 @@ class _ArtefactUnderTest:
 
     path: Path
     format: str
-    unquantized_dtype: torch.dtype | None
+    unquantized_dtype: DType | None
     source: Checkpoint
     device: str
     runtime: str
@@ -335,17 +336,17 @@ class _ArtefactUnderTest:
         if is_quantized or worst_verdict(weight_checks) == Verdict.FAIL:
             return False
         stored = self.unquantized_dtype
-        return stored == torch.float32 or stored == self.source.decoder.dtype == torch.float16
+        return stored == FLOAT32 or stored == self.source.decoder.dtype == FLOAT16
 
 
-def _reference_dtype(unquantized_dtype: torch.dtype | None) -> torch.dtype | None:
+def _reference_dtype(unquantized_dtype: DType | None) -> DType | None:
     """The type that the source's weights are rounded to for the reference of an artefact.
 
     It is float16, but None (not rounded) for types of a wider range, because these keep weights
     that float16 cannot hold. `unquantized_dtype` is the artefact's, None if it is quantized.
     """
-    is_wide = unquantized_dtype in (torch.float32, torch.bfloat16)
-    return None if is_wide else torch.float16
+    is_wide = unquantized_dtype in (FLOAT32, BFLOAT16)
+    return None if is_wide else FLOAT16
 
 
 def _prompts_entry(
@@ -392,8 +393,3 @@ def _hashes(artefact: Path, source: Checkpoint, progress: Progress) -> tuple[dic
     progress.step("hashing", Amount(total, "bytes"))
     hashes = {name: file_sha256(path, progress.advance) for name, path in paths.items()}
     return hashes, hash_checkpoint(source, advance=progress.advance)["sha256"]
-
-
-def _dtype_name(dtype: torch.dtype) -> str:
-    """A type as torch names it, without "torch."."""
-    return str(dtype).removeprefix("torch.")

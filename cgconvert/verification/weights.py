@@ -20,7 +20,8 @@ from cgconvert.formats.registry import load
 from cgconvert.io.progress import Amount, Progress, SilentProgress
 from cgconvert.lazy import torch
 from cgconvert.model.decoder import Decoder
-from cgconvert.model.tensor import FLOATING_TYPES, LazyTensor
+from cgconvert.model.dtype import FLOATING_TYPES
+from cgconvert.model.tensor import LazyTensor
 from cgconvert.verification.quantization_error import (
     adjustment_over_bound,
     is_too_exact,
@@ -253,7 +254,7 @@ def _type(tensor: LazyTensor) -> str:
     """The type that a tensor is stored in: the codec's label or torch's name, such as "float16"."""
     if isinstance(tensor, QuantizedTensor):
         return tensor.codec.label
-    return str(tensor.dtype).removeprefix("torch.")
+    return str(tensor.dtype)
 
 
 def _count_differing(values: torch.Tensor, source: torch.Tensor) -> int:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import importlib.metadata
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
@@ -151,4 +150,7 @@ def _is_valid(fields: Mapping[str, Any]) -> bool:
 
 def library_versions() -> dict[str, str]:
     """The installed version of each of LIBRARIES."""
-    return {name: importlib.metadata.version(name) for name in LIBRARIES}
+    # Not imported at the top: it brings email and zipfile, which takes as long as all of this code.
+    from importlib.metadata import version
+
+    return {name: version(name) for name in LIBRARIES}

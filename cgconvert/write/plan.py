@@ -15,7 +15,7 @@ from typing import Any, ClassVar, Protocol
 
 from cgconvert.codecs.encoding import Encoding
 from cgconvert.io.progress import Progress, format_bytes
-from cgconvert.lazy import torch
+from cgconvert.io.threads import thread_count
 from cgconvert.model.decoder import Checkpoint
 from cgconvert.model.tensor import LazyTensor
 
@@ -217,7 +217,7 @@ class Plan:
         for file in self.files:
             lines.append(f"{file.path}  {format_bytes(file.size)}")
             for tensor in file.tensors:
-                dtype = str(tensor.source.stored_dtype).removeprefix("torch.")
+                dtype = tensor.source.stored_dtype
                 origin = f"from {dtype} {_format_shape(tensor.source.shape)}"
                 lines += [
                     f"  {array.name:<{width}} {array.dtype:<6} {_format_shape(array.shape):>14} "
@@ -325,7 +325,7 @@ def free_bytes(output: Path) -> int:
 
 def worker_count() -> int:
     """Number of workers, each with one chunk: torch's number of threads (OMP_NUM_THREADS)."""
-    return min(torch.get_num_threads(), MAX_WORKERS)
+    return min(thread_count(), MAX_WORKERS)
 
 
 def _format_shape(shape: tuple[int, ...]) -> str:

@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 
 import cgconvert
-from cgconvert.api.conversions import conversions
+from cgconvert.api.conversion_table import conversions
 from cgconvert.api.declarations import GENERATE, READ, VERIFY, WRITE
 from cgconvert.api.generation import stream_generate
 from cgconvert.options import Option

@@ -15,8 +15,8 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from cgconvert.calibrate import calibrated_plan, sensitivity
 from cgconvert.calibrate import gguf as calibrate
 from cgconvert.calibrate.calibrated_plan import CalibratedPlan
-from cgconvert.calibrate.calibration_set import PRESETS, CalibrationPreset
 from cgconvert.calibrate.imatrix import collect
+from cgconvert.calibrate.presets import PRESETS, CalibrationPreset
 from cgconvert.codecs.block_codec import BlockCodec
 from cgconvert.codecs.ggml import ENCODINGS
 from cgconvert.codecs.matmul_nbits import MatMulNBits

@@ -14,9 +14,10 @@ import torch
 from cgconvert.calibrate import gguf as calibrate
 from cgconvert.calibrate.budget import Budget
 from cgconvert.calibrate.calibrated_plan import CalibrationResult
-from cgconvert.calibrate.calibration_set import PRESETS, CalibrationSet
+from cgconvert.calibrate.calibration_set import CalibrationSet
 from cgconvert.calibrate.gguf import CalibratedGGUF, calibrate_gguf
 from cgconvert.calibrate.layerwise import LayerwiseCalibration
+from cgconvert.calibrate.presets import PRESETS
 from cgconvert.calibrate.quantizer import Quantizer
 from cgconvert.calibrate.sensitivity import MatrixSample, sensitivities
 from cgconvert.codecs.block_codec import BlockCodec

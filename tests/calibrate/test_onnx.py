@@ -13,8 +13,9 @@ import torch
 from cgconvert.calibrate import allocation
 from cgconvert.calibrate.allocation import Choice, allocate
 from cgconvert.calibrate.calibrated_plan import CalibrationResult
-from cgconvert.calibrate.calibration_set import PRESETS, CalibrationSet
+from cgconvert.calibrate.calibration_set import CalibrationSet
 from cgconvert.calibrate.onnx import calibrate_onnx, variant_types
+from cgconvert.calibrate.presets import PRESETS
 from cgconvert.codecs.matmul_nbits import MatMulNBits
 from cgconvert.codecs.quantized_tensor import QuantizedTensor
 from cgconvert.errors import UsageError

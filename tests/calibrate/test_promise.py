@@ -14,8 +14,8 @@ import pytest
 from cgconvert.calibrate import gguf as calibrate
 from cgconvert.calibrate.allocation import Choice
 from cgconvert.calibrate.budget import Budget
-from cgconvert.calibrate.calibration_set import PRESETS
 from cgconvert.calibrate.gguf import calibrate_gguf
+from cgconvert.calibrate.presets import PRESETS
 from cgconvert.codecs.block_codec import BlockCodec
 from cgconvert.errors import InputError, UsageError
 from cgconvert.io.progress import SilentProgress

@@ -21,8 +21,8 @@ from cgconvert.cli import recipe, shipped
 from cgconvert.cli.main import main
 from cgconvert.cli.recipe_list import listing
 from cgconvert.io.cache import cache_folder
-from cgconvert.lazy import torch
 from cgconvert.model import family
+from cgconvert.model.dtype import FLOAT16
 from cgconvert.model.tensor import Zeros
 from cgconvert.model.tensor_names import CODEGEN, GPTJ
 from cgconvert.testing.synthetic import tensor_shapes
@@ -305,7 +305,7 @@ def test_a_shipped_recipe_says_how_much_it_writes(name: str) -> None:
     (loaded,) = recipe.load(shipped.shipped()[name])
     geometry = family.geometry(name)
     shapes = tensor_shapes(geometry)
-    zeros = {part: Zeros(shape, torch.float16) for part, shape in shapes.items()}
+    zeros = {part: Zeros(shape, FLOAT16) for part, shape in shapes.items()}
     names = CODEGEN if geometry.mp_num else GPTJ
     decoder = names.decoder(geometry, zeros, name)
     checkpoint = replace(load(TINY), name=name, decoder=decoder)

@@ -28,7 +28,6 @@ import torch
 from cgconvert.calibrate.imatrix import collect
 from cgconvert.cli import recipe
 from cgconvert.errors import CgconvertError, InputError, UsageError
-from cgconvert.formats import jaxformer
 from cgconvert.formats.gguf.checks import admit_gguf
 from cgconvert.formats.gguf.header import read_header
 from cgconvert.formats.gguf.imatrix import Imatrix, encoded, read_imatrix
@@ -38,6 +37,7 @@ from cgconvert.formats.huggingface import torch_reader as torch_zip
 from cgconvert.formats.huggingface.state_dict import find_state_dict
 from cgconvert.formats.huggingface.torch_globals import RefusedError
 from cgconvert.formats.huggingface.torch_pickle import parse
+from cgconvert.formats.jaxformer import reader as jaxformer
 from cgconvert.formats.onnx import reader as onnx
 from cgconvert.formats.onnx.checks import admit_genai, admit_onnx
 from cgconvert.io.progress import SilentProgress

@@ -13,17 +13,17 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import torch
 
 from cgconvert.codecs.encoding import F32
 from cgconvert.errors import InputError, UsageError
-from cgconvert.formats.base import OUT, Format, Headers, ThresholdRow, most_stored, tensor_lines
+from cgconvert.formats.base import OUT, Format, ThresholdRow
 from cgconvert.formats.comparison import (
     SettingsDifferences,
     StoredArtefact,
     expected_tensors,
     pair_tensors,
 )
+from cgconvert.formats.headers import Headers, most_stored, tensor_lines
 from cgconvert.formats.huggingface.checks import config_differences, tokenizer_differences
 from cgconvert.formats.huggingface.config import codegen_config, from_codegen
 from cgconvert.formats.read_options import ReadOptions, read_tokenizer
@@ -31,6 +31,7 @@ from cgconvert.io.strict_json import read_json
 from cgconvert.model import forward
 from cgconvert.model.decoder import Checkpoint, Decoder
 from cgconvert.model.device import CPU, read_float32
+from cgconvert.model.dtype import FLOAT32
 from cgconvert.model.tensor import LazyTensor, StoredTensor
 from cgconvert.model.tensor_names import CODEGEN, named_tensors
 from cgconvert.model.tokenizer import Tokenizer
@@ -147,7 +148,7 @@ def _array(path: Path) -> StoredTensor:
         start = file.tell()
     if dtype != np.float32 or path.stat().st_size != start + 4 * math.prod(shape):
         raise InputError(f"{path}: not a whole array of float32")
-    return StoredTensor(path, start, shape, torch.float32, path.stem)
+    return StoredTensor(path, start, shape, FLOAT32, path.stem)
 
 
 class TorchRuntime(Runtime):

@@ -14,7 +14,7 @@ import pytest
 import torch
 
 from cgconvert.errors import InputError
-from cgconvert.formats.jaxformer import LEAVES
+from cgconvert.formats.jaxformer.reader import LEAVES
 from cgconvert.formats.read import ReadOptions, describe, read
 from cgconvert.model import tensor
 from cgconvert.model.decoder import Checkpoint, Decoder

@@ -19,9 +19,9 @@ from cgconvert.errors import InputError, UsageError
 from cgconvert.formats import qkv_groups
 from cgconvert.formats.qkv_groups import FAR, GroupPerplexities, measure_groups, page_ids
 from cgconvert.formats.read import ReadOptions, describe, read
-from cgconvert.formats.read_options import AUTO
 from cgconvert.model.decoder import Checkpoint, Geometry, qkv_row_indices
 from cgconvert.model.tensor import InMemoryTensor
+from cgconvert.options import AUTO
 from cgconvert.testing import synthetic
 from cgconvert.verification.reference import Reference
 from cgconvert.write.manifest import find_manifest

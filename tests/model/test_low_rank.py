@@ -8,6 +8,7 @@ import sys
 import pytest
 import torch
 
+from cgconvert.model.dtype import FLOAT32
 from cgconvert.model.low_rank import TILE, LowRankUpdate, ScaledSum
 from cgconvert.model.tensor import InMemoryTensor
 
@@ -31,7 +32,8 @@ def update(transposed: bool = False, rank: int = 5) -> LowRankUpdate:
 def test_every_part_has_the_numbers_of_the_whole(transposed: bool, rank: int) -> None:
     tensor = update(transposed, rank)
     whole = tensor.read()
-    assert whole.dtype == tensor.dtype == tensor.stored_dtype == torch.float32
+    assert whole.dtype == torch.float32
+    assert tensor.dtype == tensor.stored_dtype == FLOAT32
     height, width = tensor.shape
     for rows in (slice(0, 1), slice(TILE - 1, TILE + 1), slice(3, height - 3), slice(5, 5)):
         assert torch.equal(tensor.read(rows), whole[rows])
@@ -57,7 +59,9 @@ def test_biases_are_added() -> None:
 
 MEASURE = """
 import resource, sys, torch
+from cgconvert.model.dtype import FLOAT32
 from cgconvert.model.low_rank import LowRankUpdate
+from cgconvert.model.dtype import FLOAT32
 from cgconvert.model.tensor import InMemoryTensor
 torch.set_num_threads(1)
 rows, columns = 60_000, 6144

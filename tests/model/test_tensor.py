@@ -9,6 +9,7 @@ import pytest
 import torch
 
 from cgconvert.errors import InputError
+from cgconvert.model.dtype import BFLOAT16, FLOAT16, FLOAT32
 from cgconvert.model.tensor import (
     ALL,
     CastTensor,
@@ -29,7 +30,7 @@ WHOLE = torch.arange(7 * 5, dtype=torch.float32).reshape(7, 5)
 def stored(tmp_path: Path) -> StoredTensor:
     path = tmp_path / "numbers"
     path.write_bytes(b"head" + WHOLE.numpy().tobytes())
-    return StoredTensor(path, 4, (7, 5), torch.float32, "numbers")
+    return StoredTensor(path, 4, (7, 5), FLOAT32, "numbers")
 
 
 BLOCKS = [(ALL, ALL), (slice(2, 5), ALL), (slice(0, 7), slice(1, 4)), (slice(6, 7), slice(4, 5)),
@@ -41,7 +42,7 @@ def check(lazy: LazyTensor, whole: torch.Tensor) -> None:
     for rows, cols in BLOCKS:
         part = lazy.read(rows, cols)
         assert part.is_contiguous()
-        assert part.dtype == lazy.dtype
+        assert part.dtype == lazy.dtype.torch_dtype
         torch.testing.assert_close(part, whole[rows, cols], rtol=0, atol=0)
 
 
@@ -84,10 +85,10 @@ def test_stacked_tensors_read_any_part(stored: StoredTensor) -> None:
 
 
 def test_cast_keeps_the_stored_type(stored: StoredTensor) -> None:
-    check(stored.to(torch.float16), WHOLE.half())
-    assert stored.to(torch.float16).stored_dtype == torch.float32
-    assert stored.to(torch.float32) is stored
-    assert isinstance(stored.to(torch.bfloat16), CastTensor)
+    check(stored.to(FLOAT16), WHOLE.half())
+    assert stored.to(FLOAT16).stored_dtype == FLOAT32
+    assert stored.to(FLOAT32) is stored
+    assert isinstance(stored.to(BFLOAT16), CastTensor)
 
 
 def test_row_bias_is_added_in_float32() -> None:
@@ -98,14 +99,14 @@ def test_row_bias_is_added_in_float32() -> None:
 
 
 def test_zeros_of_one_and_two_dimensions() -> None:
-    check(Zeros((7, 5), torch.float16), torch.zeros(7, 5, dtype=torch.float16))
-    assert Zeros((5,), torch.float32).read(slice(1, 3)).shape == (2,)
+    check(Zeros((7, 5), FLOAT16), torch.zeros(7, 5, dtype=torch.float16))
+    assert Zeros((5,), FLOAT32).read(slice(1, 3)).shape == (2,)
 
 
 def test_vectors_are_read_by_rows(tmp_path: Path) -> None:
     path = tmp_path / "vector"
     path.write_bytes(WHOLE[0].numpy().tobytes())
-    vector = StoredTensor(path, 0, (5,), torch.float32)
+    vector = StoredTensor(path, 0, (5,), FLOAT32)
     torch.testing.assert_close(vector.read(slice(1, 3)), WHOLE[0, 1:3])
 
 

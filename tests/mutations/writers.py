@@ -52,7 +52,7 @@ def in_geometry(change: Callable[[Decoder], dict[str, Any]]) -> Model:
 
 def on_float32(change: Callable[[torch.Tensor], torch.Tensor]) -> Change:
     """Apply a function to a tensor's float32 values and convert them back to its type."""
-    return lambda tensor: InMemoryTensor(change(tensor.read().float()).to(tensor.dtype))
+    return lambda tensor: InMemoryTensor(change(tensor.read().float()).to(tensor.dtype.torch_dtype))
 
 
 def times(factor: float) -> Change:

@@ -17,9 +17,9 @@ from cgconvert.errors import UsageError
 from cgconvert.formats.huggingface import writer as huggingface
 from cgconvert.formats.onnx import writer as onnx_format
 from cgconvert.model.decoder import Checkpoint
-from cgconvert.runtimes import RUNTIMES, Runtime, open_runtime, runtime_class
+from cgconvert.runtimes import RUNTIMES, open_runtime, runtime_class
 from cgconvert.runtimes.onnxruntime import OnnxRuntime
-from cgconvert.runtimes.runtime import run_left_padded
+from cgconvert.runtimes.runtime import Runtime, run_left_padded
 from cgconvert.runtimes.transformers import TransformersRuntime
 from cgconvert.verification.metrics import relative_error
 from cgconvert.write.execute import execute

@@ -15,10 +15,11 @@ from cgconvert import runtimes
 from cgconvert.errors import InputError, UsageError
 from cgconvert.model.decoder import Checkpoint
 from cgconvert.model.device import torch_device
-from cgconvert.runtimes import RUNTIMES, Runtime, llamacpp, open_runtime, runtime_class
+from cgconvert.runtimes import RUNTIMES, llamacpp, open_runtime, runtime_class
 from cgconvert.runtimes.genai import GenaiRuntime
 from cgconvert.runtimes.llamacpp import LlamaCppRuntime
 from cgconvert.runtimes.onnxruntime import OnnxRuntime
+from cgconvert.runtimes.runtime import Runtime
 from cgconvert.runtimes.transformers import TransformersRuntime
 from cgconvert.verification.reference import Reference
 from cgconvert.verification.verify import verify

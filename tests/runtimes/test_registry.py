@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import pytest
 
-from cgconvert.runtimes import RUNTIMES, Runtime, runtime_class
+from cgconvert.runtimes import RUNTIMES, runtime_class
+from cgconvert.runtimes.runtime import Runtime
 
 
 @pytest.mark.parametrize(

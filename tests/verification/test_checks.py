@@ -14,7 +14,7 @@ from cgconvert.errors import InputError
 from cgconvert.formats.registry import load
 from cgconvert.model.decoder import Checkpoint
 from cgconvert.model.tensor import InMemoryTensor
-from cgconvert.runtimes import Runtime
+from cgconvert.runtimes.runtime import Runtime
 from cgconvert.verification import reference as reference_module
 from cgconvert.verification.checks import LogitComparisons, run_checks
 from cgconvert.verification.evidence import Evidence, gather_evidence

@@ -245,7 +245,7 @@ def test_a_rotary_table_may_differ_in_the_last_place_and_no_more(
     artefact = copied(right[name], tmp_path)
     table = load("onnx").stored_artefact(artefact, source.decoder).tensors["rotary.cos"]
     assert isinstance(table, StoredTensor)
-    size = torch.finfo(table.dtype).eps
+    size = torch.finfo(table.dtype.torch_dtype).eps
 
     def off(by: float) -> None:
         def change(numbers: torch.Tensor) -> None:

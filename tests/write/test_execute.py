@@ -18,6 +18,7 @@ from cgconvert.codecs.encoding import BF16, F16, F32, Encoding
 from cgconvert.errors import InputError, OutputError, UsageError
 from cgconvert.formats.read import read
 from cgconvert.model.decoder import Checkpoint
+from cgconvert.model.dtype import FLOAT32
 from cgconvert.model.tensor import InMemoryTensor, LazyTensor
 from cgconvert.write import execute as execution
 from cgconvert.write import plan as plans
@@ -143,7 +144,7 @@ class Full(LazyTensor):
     """A source whose reading fails with the error of a full disk."""
 
     shape = (4, 4)
-    dtype = torch.float32
+    dtype = FLOAT32
     parents = ()
 
     def read(self, rows: slice = slice(None), cols: slice = slice(None)) -> torch.Tensor:

@@ -46,9 +46,9 @@ from cgconvert.formats.gguf.writer import (
     PRE_TOKENIZER,
     SUPPRESSED,
 )
-from cgconvert.lazy import torch
 from cgconvert.model.chat_templates import DEFAULT, MAX_CHARACTERS
 from cgconvert.model.decoder import Checkpoint, Decoder
+from cgconvert.model.dtype import FLOAT32
 from cgconvert.model.tensor import Zeros
 from cgconvert.model.tensor_names import GGUF
 from cgconvert.model.tokenizer import Tokenizer
@@ -284,7 +284,7 @@ def admit_gguf(path: Path) -> None:
     """
     header = read_header(path)
     refuse_split(path, header)
-    shapes = {t.name: Zeros(t.shape, torch.float32) for t in header.tensors}
+    shapes = {t.name: Zeros(t.shape, FLOAT32) for t in header.tensors}
     GGUF.decoder(reader.geometry(path, header), shapes, str(path))
     tokenizer = reader.tokenizer(path, header)
     for key in header.metadata:

@@ -7,19 +7,19 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
 
-from cgconvert.formats.base import Format, Headers, TensorLine, ThresholdRow, most_stored
-from cgconvert.formats.comparison import SettingsDifferences, StoredArtefact
-from cgconvert.formats.gguf.types import DEFAULT_TYPE, TYPES
-from cgconvert.formats.read_options import ReadOptions
-from cgconvert.lazy import torch
-from cgconvert.model.decoder import Checkpoint, Decoder
-from cgconvert.model.tokenizer import Tokenizer
+from cgconvert.formats.base import Format, ThresholdRow
+from cgconvert.formats.gguf.type_choices import DEFAULT_TYPE, TYPE_CHOICES
+from cgconvert.model.dtype import BFLOAT16, FLOAT16, FLOAT32, DType
 from cgconvert.options import Option
-from cgconvert.sources.resolve import Source
-from cgconvert.write.plan import Plan
 
-if TYPE_CHECKING:  # it brings gguf, which recognising a source does without
+if TYPE_CHECKING:
+    from cgconvert.formats.comparison import SettingsDifferences, StoredArtefact
     from cgconvert.formats.gguf.header import GgufHeader
+    from cgconvert.formats.headers import Headers, TensorLine
+    from cgconvert.formats.read_options import ReadOptions
+    from cgconvert.model.decoder import Checkpoint, Decoder
+    from cgconvert.sources.resolve import Source
+    from cgconvert.write.plan import Plan
 
 __all__ = ["Gguf"]
 
@@ -28,7 +28,7 @@ SUFFIX = ".gguf"
 OPTIONS = (
     Option(
         name="type",
-        choices=tuple(TYPES),
+        choices=TYPE_CHOICES,
         any_case=True,
         default=DEFAULT_TYPE,
         help="Type of the matrices; norms and biases stay F32.",
@@ -107,10 +107,10 @@ class Gguf(Format):
     help = HELP
     options = OPTIONS
     thresholds = THRESHOLDS
-    unquantized_types: ClassVar[Mapping[str, torch.dtype]] = {
-        "F32": torch.float32,
-        "F16": torch.float16,
-        "BF16": torch.bfloat16,
+    unquantized_types: ClassVar[Mapping[str, DType]] = {
+        "F32": FLOAT32,
+        "F16": FLOAT16,
+        "BF16": BFLOAT16,
     }
 
     max_eos_ids = 3  # eos, eot and eom
@@ -135,6 +135,8 @@ class Gguf(Format):
     def describe(self, location: str, source: Source, options: ReadOptions) -> Headers:
         from cgconvert.formats.gguf import reader
         from cgconvert.formats.gguf.split import read_model_header
+        from cgconvert.formats.headers import Headers
+        from cgconvert.model.tokenizer import Tokenizer
 
         path = _file(source.path)
         header, _ = read_model_header(path)
@@ -167,12 +169,15 @@ class Gguf(Format):
 
     def stored_type(self, path: Path) -> str:
         from cgconvert.formats.gguf.type_names import stored_name
+        from cgconvert.formats.headers import most_stored
 
         header = _whole_header(path)
         most = most_stored(_lines(header))
         return most if most in self.unquantized_types else stored_name(header) or most
 
     def bounds_type(self, path: Path) -> str:
+        from cgconvert.formats.headers import most_stored
+
         return most_stored(_lines(_whole_header(path)))
 
     def is_type_name(self, name: str) -> bool:
@@ -223,4 +228,6 @@ def _whole_header(path: Path) -> GgufHeader:
 
 def _lines(header: GgufHeader) -> tuple[TensorLine, ...]:
     """Describe the tensors of a model."""
+    from cgconvert.formats.headers import TensorLine
+
     return tuple(TensorLine(t.name, t.type, t.shape, t.nbytes) for t in header.tensors)

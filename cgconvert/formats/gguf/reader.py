@@ -23,9 +23,9 @@ from cgconvert.formats.gguf.generation import (
 from cgconvert.formats.gguf.header import GgufHeader, TensorInfo
 from cgconvert.formats.gguf.split import read_model_header
 from cgconvert.formats.gguf.writer import ARCHITECTURE, PRE_TOKENIZER, SUPPRESSED
-from cgconvert.lazy import torch
 from cgconvert.model.architectures import explain_gguf
 from cgconvert.model.decoder import Checkpoint, Decoder, Geometry
+from cgconvert.model.dtype import UINT8
 from cgconvert.model.generation_config import GenerationConfig
 from cgconvert.model.tensor import LazyTensor, StoredTensor
 from cgconvert.model.tensor_names import GGUF
@@ -123,7 +123,7 @@ def _tensor(path: Path, tensor: TensorInfo) -> LazyTensor:
         return StoredTensor(tensor.path, tensor.offset, tensor.shape, encoding.dtype, tensor.name)
     if isinstance(encoding, BlockCodec) and len(tensor.shape) == 2:
         packed_shape = (tensor.shape[0], encoding.row_bytes(tensor.shape))
-        stored = StoredTensor(tensor.path, tensor.offset, packed_shape, torch.uint8, tensor.name)
+        stored = StoredTensor(tensor.path, tensor.offset, packed_shape, UINT8, tensor.name)
         return QuantizedTensor((stored,), tensor.shape, encoding)
     raise InputError(
         f"{path}: tensor {tensor.name} is {tensor.type} {list(tensor.shape)}, "

@@ -22,7 +22,8 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 from cgconvert.formats.gguf.header import GgufHeader
-from cgconvert.formats.gguf.types import QUANTIZED_TYPES, TYPES
+from cgconvert.formats.gguf.type_choices import QUANTIZED_TYPES
+from cgconvert.formats.gguf.types import TYPES
 from cgconvert.model.tensor_names import GGUF
 
 __all__ = [

@@ -11,16 +11,14 @@ from dataclasses import dataclass, field
 
 from gguf import LlamaFileType
 
-from cgconvert.codecs.encoding import F32, Encoding, FloatEncoding
+from cgconvert.codecs.encoding import F32, Encoding
 from cgconvert.codecs.ggml import ENCODINGS
 from cgconvert.codecs.quantized_tensor import QuantizedTensor
 from cgconvert.formats.gguf.header import padded
 from cgconvert.model.decoder import Decoder
 from cgconvert.model.tensor_names import GGUF, named_tensors
 
-__all__ = ["DEFAULT_TYPE", "QUANTIZED_TYPES", "TYPES", "FileType", "data_size"]
-
-DEFAULT_TYPE = "F16"
+__all__ = ["TYPES", "FileType", "data_size"]
 
 Layers = Callable[[int, int], bool]
 """Whether a layer, given its index and the number of layers, has the part's own encoding."""
@@ -96,11 +94,6 @@ TYPES: Mapping[str, FileType] = {
     "Q3_K": _uniform(LlamaFileType.MOSTLY_Q3_K_S, "Q3_K"),
 }
 """File types by name. Uniform types store every matrix alike, including embedding and head."""
-
-QUANTIZED_TYPES = tuple(
-    name for name, file_type in TYPES.items() if not isinstance(file_type.encoding, FloatEncoding)
-)
-"""Names of the types that store matrices in blocks of quantized weights."""
 
 
 def data_size(decoder: Decoder, type: str) -> int:  # noqa: A002 - the option's name

@@ -32,8 +32,9 @@ from cgconvert.formats.gguf.generation import (
 )
 from cgconvert.formats.gguf.header import ALIGNMENT, HeaderWriter, padded
 from cgconvert.formats.gguf.imatrix import Imatrix
+from cgconvert.formats.gguf.type_choices import DEFAULT_TYPE
 from cgconvert.formats.gguf.type_names import TYPE_KEY, MatrixType, mix_name, standard_mix
-from cgconvert.formats.gguf.types import DEFAULT_TYPE, TYPES, FileType
+from cgconvert.formats.gguf.types import TYPES, FileType
 from cgconvert.model import family
 from cgconvert.model.chat_templates import DEFAULT
 from cgconvert.model.decoder import Checkpoint, Decoder, Geometry

@@ -4,19 +4,18 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from cgconvert.formats.base import OUT, Format, Headers, ThresholdRow, most_stored, tensor_lines
-from cgconvert.formats.comparison import SettingsDifferences, StoredArtefact
-from cgconvert.formats.huggingface import reader
-from cgconvert.formats.huggingface.layouts import LAYOUTS
-from cgconvert.formats.huggingface.quantized import refuse_quantized
-from cgconvert.formats.read_options import ReadOptions, complete
-from cgconvert.model.decoder import Checkpoint, Decoder
+from cgconvert.formats.base import OUT, Format, ThresholdRow
 from cgconvert.options import ByteSize, Option, defaults
-from cgconvert.sources.resolve import Source
-from cgconvert.sources.weight_files import choose_weights, is_weight_file, list_names
-from cgconvert.write.plan import Plan
+
+if TYPE_CHECKING:
+    from cgconvert.formats.comparison import SettingsDifferences, StoredArtefact
+    from cgconvert.formats.headers import Headers
+    from cgconvert.formats.read_options import ReadOptions
+    from cgconvert.model.decoder import Checkpoint, Decoder
+    from cgconvert.sources.resolve import Source
+    from cgconvert.write.plan import Plan
 
 __all__ = ["HuggingFace"]
 
@@ -73,6 +72,8 @@ class HuggingFace(Format):
     thresholds = THRESHOLDS
 
     def recognises(self, path: Path) -> bool:
+        from cgconvert.sources.weight_files import choose_weights, is_weight_file, list_names
+
         if path.is_file():
             return is_weight_file(path)
         return path.is_dir() and choose_weights(list_names(path)) is not None
@@ -83,9 +84,16 @@ class HuggingFace(Format):
         return any((*path.glob("*.safetensors"), *path.glob("*.safetensors.index.json")))
 
     def read(self, source: Source, options: ReadOptions) -> Checkpoint:
+        from cgconvert.formats.huggingface import reader
+
         return reader.read(source, options)
 
     def describe(self, location: str, source: Source, options: ReadOptions) -> Headers:
+        from cgconvert.formats.headers import Headers, tensor_lines
+        from cgconvert.formats.huggingface import reader
+        from cgconvert.formats.read_options import complete
+        from cgconvert.sources.weight_files import is_weight_file
+
         checkpoint = complete(self.read(source, options), location, source, options)
         files = tuple(p for p in checkpoint.files if is_weight_file(p))
         tensors = reader.read_weights(files).values()
@@ -107,10 +115,16 @@ class HuggingFace(Format):
         return writer.plan(checkpoint, path, **(defaults(OPTIONS) | options))
 
     def default_output(self, checkpoint: Checkpoint, **options: Any) -> Path:
+        from cgconvert.formats.huggingface.layouts import LAYOUTS
+
         layout = LAYOUTS.get(options.get("layout", "codegen"), LAYOUTS["codegen"])
         return OUT / checkpoint.name / layout.folder
 
     def stored_type(self, path: Path) -> str:
+        from cgconvert.formats.headers import most_stored, tensor_lines
+        from cgconvert.formats.huggingface import reader
+        from cgconvert.formats.huggingface.quantized import refuse_quantized
+
         tensors = reader.read_weights(reader.find_weights(path)[1])
         refuse_quantized(path, {}, tensors)
         return most_stored(tensor_lines(tensors.values()))

@@ -14,8 +14,8 @@ from typing import Any
 
 from cgconvert.errors import InputError
 from cgconvert.formats.huggingface.safetensors_reader import DTYPES
-from cgconvert.lazy import torch
-from cgconvert.model.tensor import FLOATING_TYPES, LazyTensor, StoredTensor
+from cgconvert.model.dtype import BFLOAT16, FLOAT16, FLOATING_TYPES, TORCH_DTYPES, DType
+from cgconvert.model.tensor import LazyTensor, StoredTensor
 
 __all__ = ["refuse_quantized"]
 
@@ -53,12 +53,12 @@ MAX_ENDING = 100
 
 UNREAD_TYPES = frozenset(
     dtype for dtype in DTYPES.values()
-    if dtype.itemsize < 4 and dtype not in (torch.float16, torch.bfloat16, torch.bool)
-) | {torch.uint32, torch.uint64}  # fmt: skip
+    if dtype.itemsize < 4 and dtype not in (FLOAT16, BFLOAT16, TORCH_DTYPES["bool"])
+) | {TORCH_DTYPES["uint32"], TORCH_DTYPES["uint64"]}  # fmt: skip
 """Types in which a weight cannot be stored unless it is quantized, or is the bits of floats."""
 
 _MATRIX = re.compile(r".*\.\d+\..*\.weight", re.DOTALL)
-_PLAIN_BITS = (torch.uint16, torch.int16)
+_PLAIN_BITS = (TORCH_DTYPES["uint16"], TORCH_DTYPES["int16"])
 
 
 def refuse_quantized(where: Path, config: Mapping[str, Any], tensors: Mapping[str, Any]) -> None:
@@ -107,7 +107,7 @@ def _more_precise(declared: str, method: str) -> str:
     return method if not declared or method.startswith(declared) else declared
 
 
-def _method_of_type(dtype: torch.dtype) -> str:
+def _method_of_type(dtype: DType) -> str:
     """Return the method that a type of numbers shows alone, "" if it may not be quantized."""
     if dtype.is_floating_point:
         return "fp8"

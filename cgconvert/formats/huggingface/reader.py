@@ -15,12 +15,13 @@ from cgconvert.formats.huggingface.foreign_tensors import explain_model, explain
 from cgconvert.formats.huggingface.head import complete_head, fit_vocabulary, is_tied
 from cgconvert.formats.huggingface.quantized import refuse_quantized
 from cgconvert.formats.huggingface.state_dict import layout_tensors
-from cgconvert.formats.read_options import AUTO, ReadOptions, read_tokenizer
+from cgconvert.formats.read_options import ReadOptions, read_tokenizer
 from cgconvert.io.strict_json import read_json
 from cgconvert.model.decoder import Checkpoint, Decoder, Geometry
 from cgconvert.model.generation_config import generation_files, read_generation_config
 from cgconvert.model.tensor import LazyTensor
 from cgconvert.model.tensor_names import CODEGEN, GPTJ, PHI, TensorNames
+from cgconvert.options import AUTO
 from cgconvert.sources.resolve import Source
 from cgconvert.sources.weight_files import (
     CHECKPOINT_FOLDER,

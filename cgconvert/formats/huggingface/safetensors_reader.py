@@ -14,31 +14,34 @@ from typing import Any
 from cgconvert.errors import InputError
 from cgconvert.io.stand_ins import check_head
 from cgconvert.io.strict_json import parse_json
-from cgconvert.lazy import torch
+from cgconvert.model.dtype import TORCH_DTYPES
 from cgconvert.model.tensor import StoredTensor
 
 __all__ = ["shared_names", "tensors"]
 
 DTYPES = {
-    "F64": torch.float64,
-    "F32": torch.float32,
-    "F16": torch.float16,
-    "BF16": torch.bfloat16,
-    "I64": torch.int64,
-    "I32": torch.int32,
-    "I16": torch.int16,
-    "I8": torch.int8,
-    "U8": torch.uint8,
-    "BOOL": torch.bool,
-    "F8_E4M3": torch.float8_e4m3fn,
-    "F8_E5M2": torch.float8_e5m2,
-    "F8_E4M3FNUZ": torch.float8_e4m3fnuz,
-    "F8_E5M2FNUZ": torch.float8_e5m2fnuz,
-    "F8_E8M0": torch.float8_e8m0fnu,
-    "U16": torch.uint16,
-    "U32": torch.uint32,
-    "U64": torch.uint64,
-    "C64": torch.complex64,
+    name: TORCH_DTYPES[torch_name]
+    for name, torch_name in {
+        "F64": "float64",
+        "F32": "float32",
+        "F16": "float16",
+        "BF16": "bfloat16",
+        "I64": "int64",
+        "I32": "int32",
+        "I16": "int16",
+        "I8": "int8",
+        "U8": "uint8",
+        "BOOL": "bool",
+        "F8_E4M3": "float8_e4m3fn",
+        "F8_E5M2": "float8_e5m2",
+        "F8_E4M3FNUZ": "float8_e4m3fnuz",
+        "F8_E5M2FNUZ": "float8_e5m2fnuz",
+        "F8_E8M0": "float8_e8m0fnu",
+        "U16": "uint16",
+        "U32": "uint32",
+        "U64": "uint64",
+        "C64": "complex64",
+    }.items()
 }
 """The format's types. Weights are accepted in F64, F32, F16 and BF16 only; the others occur in
 buffers, and in files that another library quantized."""

@@ -11,7 +11,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
-from cgconvert.lazy import torch
+from cgconvert.model.dtype import TORCH_DTYPES, UINT8, DType
 
 __all__ = ["INERT", "Call", "InertClass", "RefusedError", "Storage", "View", "find_global"]
 
@@ -20,18 +20,18 @@ MAX_ARGUMENTS = 8
 MAX_ELEMENTS = 1 << 48
 
 STORAGES = {
-    "DoubleStorage": torch.float64,
-    "FloatStorage": torch.float32,
-    "HalfStorage": torch.float16,
-    "BFloat16Storage": torch.bfloat16,
-    "LongStorage": torch.int64,
-    "IntStorage": torch.int32,
-    "ShortStorage": torch.int16,
-    "CharStorage": torch.int8,
-    "ByteStorage": torch.uint8,
-    "BoolStorage": torch.bool,
-    "ComplexFloatStorage": torch.complex64,
-    "ComplexDoubleStorage": torch.complex128,
+    "DoubleStorage": TORCH_DTYPES["float64"],
+    "FloatStorage": TORCH_DTYPES["float32"],
+    "HalfStorage": TORCH_DTYPES["float16"],
+    "BFloat16Storage": TORCH_DTYPES["bfloat16"],
+    "LongStorage": TORCH_DTYPES["int64"],
+    "IntStorage": TORCH_DTYPES["int32"],
+    "ShortStorage": TORCH_DTYPES["int16"],
+    "CharStorage": TORCH_DTYPES["int8"],
+    "ByteStorage": TORCH_DTYPES["uint8"],
+    "BoolStorage": TORCH_DTYPES["bool"],
+    "ComplexFloatStorage": TORCH_DTYPES["complex64"],
+    "ComplexDoubleStorage": TORCH_DTYPES["complex128"],
 }
 
 
@@ -44,7 +44,7 @@ class Storage:
     """The numbers in one archive member: `count` of type `dtype`. `key` is the member's name."""
 
     key: str
-    dtype: torch.dtype
+    dtype: DType
     count: int
 
 
@@ -127,13 +127,13 @@ def find_global(name: str) -> Any:
 
 
 @dataclass(frozen=True)
-class _DType:
+class _Type:
     """The stand-in for a type of numbers, which is not that of a storage."""
 
-    dtype: torch.dtype
+    dtype: DType
 
 
-_UNTYPED = _DType(torch.uint8)
+_UNTYPED = _Type(UINT8)
 """The stand-in for a storage of bytes, whose type of numbers follows in `_typed_tensor`."""
 
 _TENSOR_CLASS = InertClass("torch.Tensor", ())
@@ -145,10 +145,10 @@ def storage(persistent_id: Any) -> Storage:
         raise ValueError("a storage described in an unknown way")
     kind, dtype, key, _, count = persistent_id
     if dtype is _UNTYPED:
-        dtype = torch.uint8
+        dtype = UINT8
     if (
         kind != "storage"
-        or not isinstance(dtype, torch.dtype)
+        or not isinstance(dtype, DType)
         or not isinstance(key, str)
         or type(count) is not int
         or not 0 <= count < MAX_ELEMENTS
@@ -171,7 +171,7 @@ def _tensor(storage: Any, offset: Any, shape: Any, stride: Any, *_: Any) -> View
 def _typed_tensor(storage: Any, offset: Any, shape: Any, stride: Any, *rest: Any) -> View:
     """Stand in for torch._utils._rebuild_tensor_v3, whose storage is of bytes."""
     dtype = rest[2] if len(rest) > 2 else None
-    if not isinstance(storage, Storage) or not isinstance(dtype, _DType):
+    if not isinstance(storage, Storage) or not isinstance(dtype, _Type):
         raise ValueError("a tensor without a type")
     if storage.count % dtype.dtype.itemsize:
         raise ValueError("a storage of half a number")
@@ -301,9 +301,5 @@ _GLOBALS: dict[str, Any] = {
     "torch._tensor _rebuild_from_type_v2": Call(_with_attributes),
     "torch.storage UntypedStorage": _UNTYPED,
     **{f"torch {name}": dtype for name, dtype in STORAGES.items()},
-    **{
-        f"torch {name}": _DType(dtype)
-        for name, dtype in vars(torch).items()
-        if isinstance(dtype, torch.dtype)
-    },
+    **{f"torch {name}": _Type(dtype) for name, dtype in TORCH_DTYPES.items()},
 }  # fmt: skip

@@ -52,7 +52,7 @@ from cgconvert.formats.onnx.weights import (
 )
 from cgconvert.io.strict_json import read_json
 from cgconvert.model.decoder import Checkpoint, Decoder, Geometry
-from cgconvert.model.tensor import InMemoryTensor, LazyTensor, StoredTensor
+from cgconvert.model.tensor import LazyTensor, StoredTensor
 from cgconvert.model.tensor_names import ONNX
 from cgconvert.model.tokenizer import Tokenizer
 
@@ -79,7 +79,7 @@ def stored_artefact(path: Path, source: Decoder) -> StoredArtefact:
         for name, tensor in _stack_qkv(expected_tensors(source, ONNX), source)
     }  # fmt: skip
     cos, sin = rotary_tables(g)
-    expected |= {COS: InMemoryTensor(cos), SIN: InMemoryTensor(sin)}
+    expected |= {COS: cos, SIN: sin}
     adjusted = _metadata(graph).get(ADJUSTED, "")
     return replace(
         pair_tensors(tensors, expected, ONNX, g, differences),

@@ -4,22 +4,22 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from cgconvert.codecs.matmul_nbits import BLOCK_SIZES
+from cgconvert.codecs.matmul_nbits_choices import ACCURACY_LEVELS, BLOCK_SIZES
 from cgconvert.errors import UsageError
-from cgconvert.formats.base import Format, Headers, ThresholdRow, tensor_lines
-from cgconvert.formats.comparison import SettingsDifferences, StoredArtefact
-from cgconvert.formats.huggingface.config import from_codegen
+from cgconvert.formats.base import Format, ThresholdRow
+from cgconvert.formats.onnx.choices import CLIENTS, TARGETS
 from cgconvert.formats.onnx.files import artefacts, folder_of, graphs
-from cgconvert.formats.onnx.variant import ACCURACY_LEVELS, CLIENTS, TARGETS
-from cgconvert.formats.read_options import ReadOptions
-from cgconvert.model.decoder import Checkpoint, Decoder
-from cgconvert.model.generation_config import read_generation_config
-from cgconvert.model.tokenizer import Tokenizer
 from cgconvert.options import Option
-from cgconvert.sources.resolve import Source
-from cgconvert.write.plan import Plan
+
+if TYPE_CHECKING:
+    from cgconvert.formats.comparison import SettingsDifferences, StoredArtefact
+    from cgconvert.formats.headers import Headers
+    from cgconvert.formats.read_options import ReadOptions
+    from cgconvert.model.decoder import Checkpoint, Decoder
+    from cgconvert.sources.resolve import Source
+    from cgconvert.write.plan import Plan
 
 __all__ = ["MATRIX_BLOCKS", "Onnx"]
 
@@ -133,7 +133,11 @@ class Onnx(Format):
         return options.with_tokenizer(reader.read(path, source.name))
 
     def describe(self, location: str, source: Source, options: ReadOptions) -> Headers:
+        from cgconvert.formats.headers import Headers, tensor_lines
+        from cgconvert.formats.huggingface.config import from_codegen
         from cgconvert.formats.onnx import reader
+        from cgconvert.model.generation_config import read_generation_config
+        from cgconvert.model.tokenizer import Tokenizer
 
         graph = reader.find_graph(source.path)
         folder = reader.folder_of(graph)

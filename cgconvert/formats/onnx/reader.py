@@ -20,16 +20,16 @@ from onnx import TensorProto
 from cgconvert.codecs.matmul_nbits import MatMulNBits
 from cgconvert.codecs.quantized_tensor import QuantizedTensor
 from cgconvert.errors import InputError, UsageError
-from cgconvert.formats.base import most_stored, tensor_lines
+from cgconvert.formats.headers import most_stored, tensor_lines
 from cgconvert.formats.huggingface import config as configs
 from cgconvert.formats.onnx.files import find_graph, folder_of
 from cgconvert.formats.onnx.weights import COS, QKV, ROTARY_BASE, ROTARY_ORDER
 from cgconvert.io.stand_ins import check_head
 from cgconvert.io.strict_json import read_json
-from cgconvert.lazy import torch
 from cgconvert.model.architectures import explain_architecture, explain_config
 from cgconvert.model.chat_templates import chat_template_files
 from cgconvert.model.decoder import Checkpoint, Decoder, Geometry
+from cgconvert.model.dtype import FLOAT16, FLOAT32, UINT8, DType
 from cgconvert.model.generation_config import generation_files, read_generation_config
 from cgconvert.model.tensor import LazyTensor, StoredTensor
 from cgconvert.model.tensor_names import ONNX
@@ -55,10 +55,10 @@ MAX_ENTRIES = 1 << 16
 MAX_NAME = 60
 """The most characters of a file's name: 4 bytes each at most, and file systems take 255."""
 
-_DTYPES: Mapping[int, torch.dtype] = {
-    TensorProto.FLOAT: torch.float32,
-    TensorProto.FLOAT16: torch.float16,
-    TensorProto.UINT8: torch.uint8,
+_DTYPES: Mapping[int, DType] = {
+    TensorProto.FLOAT: FLOAT32,
+    TensorProto.FLOAT16: FLOAT16,
+    TensorProto.UINT8: UINT8,
 }
 
 

@@ -7,17 +7,13 @@ from typing import Any
 
 from cgconvert.codecs.encoding import F16, F32, Encoding, FloatEncoding
 from cgconvert.codecs.matmul_nbits import MatMulNBits
+from cgconvert.codecs.matmul_nbits_choices import ACCURACY_LEVELS
 from cgconvert.errors import UsageError
+from cgconvert.formats.onnx.choices import CLIENTS, TARGETS
 
-__all__ = ["ACCURACY_LEVELS", "CLIENTS", "TARGETS", "Variant"]
-
-ACCURACY_LEVELS = (0, 1, 2, 3, 4)
-"""MatMulNBits' accuracy_level: the operator's choice, float32, float16, bfloat16, int8."""
+__all__ = ["Variant"]
 
 HEAD_BLOCK_SIZE = 128
-
-CLIENTS = ("any", "transformers.js")
-TARGETS = ("cpu", "cuda")
 
 _STEMS = {
     ("float32", None): "model",

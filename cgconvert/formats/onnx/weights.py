@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import replace
+from dataclasses import dataclass, replace
 
 import numpy as np
 
@@ -13,7 +13,8 @@ from cgconvert.codecs.quantized_tensor import PackedRowsEncoding, QuantizedTenso
 from cgconvert.formats.onnx.variant import Variant
 from cgconvert.lazy import torch
 from cgconvert.model.decoder import Decoder, Geometry, Layer
-from cgconvert.model.tensor import InMemoryTensor, LazyTensor, StackedTensor
+from cgconvert.model.dtype import FLOAT64, DType
+from cgconvert.model.tensor import ALL, LazyTensor, StackedTensor
 from cgconvert.model.tensor_names import ONNX
 from cgconvert.write.plan import TensorPlan, lay_out
 
@@ -47,7 +48,29 @@ CACHE_LINE = 64  # bytes
 LARGE = 1 << 20  # bytes from which a tensor begins at a page
 
 
-def rotary_tables(geometry: Geometry) -> tuple[torch.Tensor, torch.Tensor]:
+@dataclass(frozen=True, eq=False)
+class ComputedTable(LazyTensor):
+    """A table of float64 that numpy has computed; a plan of it needs no torch."""
+
+    array: np.ndarray
+
+    @property
+    def parents(self) -> tuple[LazyTensor, ...]:
+        return ()
+
+    @property
+    def shape(self) -> tuple[int, ...]:  # type: ignore[override]
+        return self.array.shape
+
+    @property
+    def dtype(self) -> DType:  # type: ignore[override]
+        return FLOAT64
+
+    def read(self, rows: slice = ALL, cols: slice = ALL) -> torch.Tensor:
+        return torch.from_numpy(self.array[rows, cols]).contiguous()
+
+
+def rotary_tables(geometry: Geometry) -> tuple[LazyTensor, LazyTensor]:
     """Compute cos and sin of position / base^(2i / rotary_dim).
 
     Returns two tensors, float64 [n_positions, rotary_dim / 2]. In float32 the angles would be wrong
@@ -57,7 +80,7 @@ def rotary_tables(geometry: Geometry) -> tuple[torch.Tensor, torch.Tensor]:
     pair = np.arange(0, geometry.rotary_dim, 2, dtype=np.float64) / geometry.rotary_dim
     position = np.arange(geometry.n_positions, dtype=np.float64)
     angle = position[:, None] / geometry.rotary_base**pair
-    return torch.from_numpy(np.cos(angle)), torch.from_numpy(np.sin(angle))
+    return ComputedTable(np.cos(angle)), ComputedTable(np.sin(angle))
 
 
 def weights(decoder: Decoder, variant: Variant) -> Iterator[tuple[str, LazyTensor, Encoding]]:
@@ -69,8 +92,8 @@ def weights(decoder: Decoder, variant: Variant) -> Iterator[tuple[str, LazyTenso
     plain, norm, top = variant.plain, variant.norm, ONNX.model
     cos, sin = rotary_tables(decoder.geometry)
     yield top["wte"], *_keep_packed(decoder.wte, variant.embedding)
-    yield COS, InMemoryTensor(cos), plain
-    yield SIN, InMemoryTensor(sin), plain
+    yield COS, cos, plain
+    yield SIN, sin, plain
     for i, layer in enumerate(decoder.layers):
         name = {part: pattern.format(i=i) for part, pattern in ONNX.layer.items()}
         yield name["ln_weight"], layer.ln_weight, norm

@@ -14,8 +14,8 @@ from dataclasses import dataclass
 from typing import Any
 
 from cgconvert.io.progress import Progress
-from cgconvert.lazy import torch
 from cgconvert.model.decoder import Checkpoint
+from cgconvert.model.dtype import DType
 from cgconvert.verification.prompts import tokenizer_texts
 from cgconvert.verification.witness.model import MAX_TOKENS, ModelReading, read_model
 from cgconvert.verification.witness.opening import NoWitnessError
@@ -54,7 +54,7 @@ def call(
     texts: Sequence[str],
     openings: Sequence[Sequence[int]],
     new_tokens: int,
-    weight_dtype: torch.dtype | None,
+    weight_dtype: DType | None,
     progress: Progress,
 ) -> Witness:
     """Have transformers read a source, and return what it read.
@@ -92,7 +92,7 @@ def call_once(
     source_sha256: str,
     openings: Sequence[Sequence[int]],
     new_tokens: int,
-    weight_dtype: torch.dtype | None,
+    weight_dtype: DType | None,
     progress: Progress,
 ) -> Witness:
     """Call the witness as `call` does, on all tokenizer texts; its last answer is kept.

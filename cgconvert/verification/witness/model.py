@@ -12,6 +12,7 @@ import numpy as np
 from cgconvert.io.system.memory import available_memory
 from cgconvert.lazy import torch
 from cgconvert.model.decoder import Checkpoint
+from cgconvert.model.dtype import DType
 from cgconvert.verification.metrics import relative_error
 from cgconvert.verification.prompts import PROMPTS
 from cgconvert.verification.reference import Reference
@@ -80,7 +81,7 @@ def read_model(
     openings: Sequence[Sequence[int]],
     new_tokens: int,
     stop_ids: Sequence[int],
-    weight_dtype: torch.dtype | None,
+    weight_dtype: DType | None,
 ) -> ModelReading:
     """Load the source, or its first layers, compare logits, and generate."""
     if source.geometry.mp_num not in (0, 4) and "mp_num" in source.origin:
@@ -114,7 +115,7 @@ def read_model(
             return ModelReading(logits, None, "transformers read no id at which it stops")
         if weight_dtype is not None:
             for parameter in model.parameters():
-                parameter.data = parameter.data.to(weight_dtype).to(torch.float32)
+                parameter.data = parameter.data.to(weight_dtype.torch_dtype).to(torch.float32)
         size = source.tokenizer.size
         if source.geometry.parameters >= SLOW:
             openings, new_tokens = openings[:1], min(new_tokens, SLOW_TOKENS)

@@ -13,7 +13,8 @@ from click.testing import CliRunner
 
 from cgconvert import embedded
 from cgconvert.cli.main import cli
-from cgconvert.codecs.matmul_nbits import BLOCK_SIZES, MatMulNBits
+from cgconvert.codecs.matmul_nbits import MatMulNBits
+from cgconvert.codecs.matmul_nbits_choices import BLOCK_SIZES
 from cgconvert.codecs.quantized_tensor import QuantizedTensor
 from cgconvert.errors import InputError
 from cgconvert.formats.gguf import reader as gguf
@@ -24,6 +25,7 @@ from cgconvert.formats.onnx.writer import plan
 from cgconvert.formats.read import read
 from cgconvert.model import family
 from cgconvert.model.decoder import Checkpoint, Decoder, Geometry
+from cgconvert.model.dtype import FLOAT16
 from cgconvert.model.tensor import Zeros
 from cgconvert.model.tensor_names import CODEGEN, GGUF, ONNX
 from cgconvert.runtimes.onnxruntime import OnnxRuntime
@@ -35,9 +37,7 @@ from tests.support.onnx_models import GEOMETRIES, THREADS, Model, relative_error
 
 def shapes_of(geometry: Geometry) -> Checkpoint:
     """A checkpoint of a geometry without numbers, for what only a plan is needed."""
-    shapes = {
-        n: Zeros(shape, torch.float16) for n, shape in synthetic.tensor_shapes(geometry).items()
-    }
+    shapes = {n: Zeros(shape, FLOAT16) for n, shape in synthetic.tensor_shapes(geometry).items()}
     decoder: Decoder = CODEGEN.decoder(geometry, shapes, "shapes")
     tiny = read(embedded.NAME)
     return Checkpoint("x", Path("x"), "torch", {}, decoder, tiny.tokenizer, ())

@@ -16,6 +16,7 @@ from cgconvert import embedded
 from cgconvert.formats.read import ReadOptions, read
 from cgconvert.io.progress import SilentProgress
 from cgconvert.model.decoder import Checkpoint
+from cgconvert.model.dtype import DType
 from cgconvert.sources import hub
 from cgconvert.testing import synthetic
 from cgconvert.verification.prompts import tokenizer_texts
@@ -34,7 +35,7 @@ OPENING = [40, 50, 60]
 NEW_TOKENS = 3
 
 
-def ask(source: Checkpoint, dtype: torch.dtype | None = None) -> Witness:
+def ask(source: Checkpoint, dtype: DType | None = None) -> Witness:
     return call(source, tokenizer_texts(), [OPENING], NEW_TOKENS, dtype, SilentProgress())
 
 

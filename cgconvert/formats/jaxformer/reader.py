@@ -1,4 +1,4 @@
-"""The format jaxformer, which is only read: training checkpoints, `<step>/model/0.npz`.
+"""Reader of training checkpoints, `<step>/model/0.npz`.
 
 The archive holds the leaves of the parameter tree in the order jax.tree_flatten gives them
 (salesforce/jaxformer, models/decoder/inter/checkpoint.py), layers stacked on axis 0, linear
@@ -13,8 +13,9 @@ from pathlib import Path
 from typing import Any
 
 from cgconvert.errors import InputError
-from cgconvert.formats.base import Headers, SourceFormat
+from cgconvert.formats.headers import Headers
 from cgconvert.formats.huggingface.config import geometry, integer
+from cgconvert.formats.jaxformer.files import ARCHIVE, is_step
 from cgconvert.formats.npz import NpyArray, read_array
 from cgconvert.formats.read_options import ReadOptions, complete, read_tokenizer
 from cgconvert.io.stored_zip import read_members
@@ -25,7 +26,7 @@ from cgconvert.model.tensor import LazyTensor, RowBias
 from cgconvert.model.tensor_names import CODEGEN
 from cgconvert.sources.resolve import Source, plain_name
 
-__all__ = ["LEAVES", "Jaxformer", "choose_step", "geometry_of", "leaves", "tensors"]
+__all__ = ["LEAVES", "choose_step", "describe", "geometry_of", "leaves", "read", "tensors"]
 
 LEAVES = (
     "embed.b", "embed.w",
@@ -36,48 +37,40 @@ LEAVES = (
 )  # fmt: skip
 """The leaves arr_0 to arr_13: the tree {embed, proj, transformer}, keys of each level sorted."""
 
-ARCHIVE = Path("model/0.npz")
+
+def read(source: Source, options: ReadOptions) -> Checkpoint:
+    """Read one step of a training run; see SourceFormat.read."""
+    path = source.path
+    step = choose_step(path, options.step)
+    config_path = options.config or _training_config(path, step)
+    config = read_json(config_path)
+    sizes = geometry_of(config, config_path, options.groups)
+    state = tensors(step, sizes)
+    tokenizer, tokenizer_files = read_tokenizer(path, options, source.name, config)
+    return Checkpoint(
+        name=plain_name(path.resolve().parent.name) if source.name.isdigit() else source.name,
+        path=step,
+        layout="jaxformer",
+        config=config,
+        decoder=CODEGEN.decoder(sizes, state, str(step)),
+        tokenizer=tokenizer,
+        files=(step / ARCHIVE, config_path, *tokenizer_files),
+        origin={**source.origin, "step": _step_number(step)},
+    )
 
 
-class Jaxformer(SourceFormat):
-    """A folder of training steps, or one step of it."""
-
-    name = "jaxformer"
-    has_steps = True
-
-    def recognises(self, path: Path) -> bool:
-        return path.is_dir() and (_is_step(path) or any(map(_is_step, path.iterdir())))
-
-    def read(self, source: Source, options: ReadOptions) -> Checkpoint:
-        path = source.path
-        step = choose_step(path, options.step)
-        config_path = options.config or _training_config(path, step)
-        config = read_json(config_path)
-        sizes = geometry_of(config, config_path, options.groups)
-        state = tensors(step, sizes)
-        tokenizer, tokenizer_files = read_tokenizer(path, options, source.name, config)
-        return Checkpoint(
-            name=plain_name(path.resolve().parent.name) if source.name.isdigit() else source.name,
-            path=step,
-            layout=self.name,
-            config=config,
-            decoder=CODEGEN.decoder(sizes, state, str(step)),
-            tokenizer=tokenizer,
-            files=(step / ARCHIVE, config_path, *tokenizer_files),
-            origin={**source.origin, "step": _step_number(step)},
-        )
-
-    def describe(self, location: str, source: Source, options: ReadOptions) -> Headers:
-        checkpoint = complete(self.read(source, options), location, source, options)
-        return Headers(
-            checkpoint.name,
-            checkpoint.layout,
-            checkpoint.geometry,
-            checkpoint.tokenizer,
-            tuple(leaf.line for leaf in leaves(checkpoint.path / ARCHIVE)),
-            checkpoint.origin,
-            notes=checkpoint.notes,
-        )
+def describe(location: str, source: Source, options: ReadOptions) -> Headers:
+    """Describe the leaves as they are stored; see SourceFormat.describe."""
+    checkpoint = complete(read(source, options), location, source, options)
+    return Headers(
+        checkpoint.name,
+        checkpoint.layout,
+        checkpoint.geometry,
+        checkpoint.tokenizer,
+        tuple(leaf.line for leaf in leaves(checkpoint.path / ARCHIVE)),
+        checkpoint.origin,
+        notes=checkpoint.notes,
+    )
 
 
 def _training_config(folder: Path, step: Path) -> Path:
@@ -167,19 +160,14 @@ def geometry_of(config: Mapping[str, Any], config_path: Path, mp_num: int | None
     )
 
 
-def _is_step(folder: Path) -> bool:
-    """Return whether this folder is one step of a training run."""
-    return (folder / ARCHIVE).is_file()
-
-
 def choose_step(folder: Path, step: int | None) -> Path:
     """Return the folder of step `step`, or of the last step if `step` is None.
 
     Raises InputError if there is no such step.
     """
-    if _is_step(folder) and step in (None, _step_number(folder)):
+    if is_step(folder) and step in (None, _step_number(folder)):
         return folder
-    steps = {_step_number(child): child for child in folder.iterdir() if _is_step(child)}
+    steps = {_step_number(child): child for child in folder.iterdir() if is_step(child)}
     steps.pop(None, None)
     if not steps:
         raise InputError(f"{folder}: no step with model/0.npz in it")

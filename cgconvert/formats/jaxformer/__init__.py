@@ -1,0 +1,1 @@
+"""Training checkpoints of salesforce/jaxformer, which are only read."""
