@@ -66,7 +66,7 @@ class CalibratedPlan(ABC):
     """
 
     resolved: ClassVar[bool] = False
-    computed_options: ClassVar[tuple[str, ...]] = ("types", "adjusted", "expected_kl")
+    computed_options: ClassVar[tuple[str, ...]] = ("types", "adjusted", "expected_kl", PROMISE)
 
     source: Checkpoint
     output: Path
