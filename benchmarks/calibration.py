@@ -46,7 +46,9 @@ def main(name: str, layers: int | None, threads: int, work: Path | None) -> None
         quantize += ["quantize", str(source), "--bits", "4", "-o", str(target)]
         job = Job(name, [*quantize, "--tokenizer", str(embedded.path())], target)
         job.measure()
-    announced = re.search(r"(\d+) windows of (\d+) tokens.*; about (.*) here", job.stderr)
+    announced = re.search(
+        r"(\d+) windows of (\d+) tokens.*time: +(.*?), by", " ".join(job.stderr.split())
+    )
     assert announced, job.stderr
     file = RESULTS / "calibration.json"
     result = json.loads(file.read_text()) if file.is_file() else {"runs": {}}

@@ -8,19 +8,20 @@ from __future__ import annotations
 import hashlib
 import json
 import shutil
-import time
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any, ClassVar
 
 from cgconvert.calibrate.calibration_set import CalibrationSet
+from cgconvert.calibrate.estimate import Measurements, Work, duration_range
 from cgconvert.calibrate.presets import CalibrationPreset
 from cgconvert.calibrate.quantizer import SENSITIVITY_WINDOWS
+from cgconvert.codecs.block_codec import BlockCodec
 from cgconvert.codecs.quantized_tensor import QuantizedTensor
-from cgconvert.io.progress import Progress
+from cgconvert.io.progress import Progress, format_bytes
 from cgconvert.lazy import torch
 from cgconvert.model.decoder import Checkpoint, Decoder
 from cgconvert.model.device import CPU, deterministic
@@ -28,28 +29,10 @@ from cgconvert.model.tensor_names import TensorNames
 from cgconvert.texts.text import Text
 from cgconvert.write.journal import source_identity
 from cgconvert.write.manifest import library_versions
-from cgconvert.write.plan import Plan
+from cgconvert.write.plan import Plan, free_bytes
 from cgconvert.write.promise import PROMISE, Promise
 
 __all__ = ["CalibratedPlan", "CalibrationResult"]
-
-LAYER_COST, VOCABULARY_COST, SENSITIVITY_COST = 16, 3, 12
-"""Floating-point operations per weight and token that quantizing a layer, quantizing the embedding
-and head, and measuring sensitivities take. They were measured as times, relative to the time of a
-matrix product."""
-
-HESSIAN_COST = 8
-"""Floating-point operations that the inverse of a Hessian takes, divided by its columns cubed."""
-
-PROBE_COLUMNS, GPU_PROBE_COLUMNS = 1536, 8192
-"""The number of rows and columns of the matrices whose product is timed, on a CPU and on a GPU."""
-
-TIMING_ROUNDS = 8
-"""How often an operation is timed; the fastest round counts."""
-
-KERNELS_PER_COLUMN = 15
-"""Operations that a pass of GPTQ or coordinate descent does on a column. On a GPU they take as long
-as it takes to start them."""
 
 
 @dataclass(frozen=True)
@@ -147,14 +130,58 @@ class CalibratedPlan(ABC):
         windows = self.calibration_set
         return min(SENSITIVITY_WINDOWS * windows.length, windows.token_count)
 
+    @property
+    @abstractmethod
+    def type(self) -> str:
+        """The name of the artefact's type."""
+
+    @property
+    @abstractmethod
+    def matrices(self) -> str:
+        """What is known of the types of the matrices, in words."""
+
+    @property
+    @abstractmethod
+    def timed_codec(self) -> BlockCodec:
+        """The type whose search is timed for an estimate: that of most matrices."""
+
+    @property
+    @abstractmethod
+    def candidates(self) -> int:
+        """The number of types that each matrix can have."""
+
     def describe(self) -> str:
-        """Describe the windows in one line, with an estimate of how long calibration will take."""
+        """See LazyPlan: the target, the text, and what calibration needs, with the time for it."""
         windows = self.calibration_set
+        work = self.work()
+        measurements = Measurements(
+            work.geometry, self.timed_codec, self.device, min(windows.length, 256)
+        )
         with deterministic(self.device):
-            seconds = self._estimated_seconds()
+            seconds = measurements.calibration_seconds(work)
+            fast_seconds = measurements.rounding_seconds(work.weights)
         return (
-            f"{self.text.name}: {len(windows.train)} windows of {windows.length} tokens to fit to, "
-            f"{len(windows.validation)} to judge by; about {_duration(seconds)} here"
+            f"path:  {self.output}\n"
+            f"type:  {self.format} {self.type} ({self.matrices})\n"
+            f"size:  at most {format_bytes(self.limit)}\n"
+            f"text:  {self.text.name}: {len(windows.train)} windows of {windows.length} tokens to "
+            f"fit to, {len(windows.validation)} to judge by\n"
+            f"needs: about {format_bytes(work.peak_memory())} of memory, "
+            f"{format_bytes(self.nbytes)} of disk until it is complete "
+            f"({format_bytes(free_bytes(self.output))} free)\n"
+            f"time:  {duration_range(seconds)}, by a second of its work on this machine; "
+            f'without the text, by `effort="fast"`: {duration_range(fast_seconds)}'
+        )
+
+    def work(self) -> Work:
+        """Return the amount of work of this calibration."""
+        return Work(
+            geometry=self.source.geometry,
+            length=self.calibration_set.length,
+            tokens=self.calibration_set.token_count,
+            sensitivity_tokens=self._sensitivity_tokens,
+            sweeps=self.preset.sweeps,
+            candidates=self.candidates if self.chooses_types else 0,
         )
 
     def describe_tensors(self) -> tuple[str, ...]:
@@ -195,25 +222,6 @@ class CalibratedPlan(ABC):
         if result.expected_kl is not None:
             options["expected_kl"] = float(f"{result.expected_kl:.3g}")
         return options
-
-    def _estimated_seconds(self) -> float:
-        """Estimate how long calibration takes, from the time of a matrix product on this device."""
-        g, tokens = self.source.geometry, self.calibration_set.token_count
-        layer_weights = g.n_layer * (4 * g.n_embd + 2 * g.n_inner) * g.n_embd
-        vocabulary_weights = 2 * g.vocab_size * g.n_embd
-        flops = tokens * (LAYER_COST * layer_weights + VOCABULARY_COST * vocabulary_weights)
-        flops += self._sensitivity_tokens * SENSITIVITY_COST * (layer_weights + vocabulary_weights)
-        flops += HESSIAN_COST * g.n_layer * (2 * g.n_embd**3 + g.n_inner**3)
-        n = PROBE_COLUMNS if self.device.type == "cpu" else GPU_PROBE_COLUMNS
-        probe = torch.ones(n, n, device=self.device)
-        seconds = flops * _timed(lambda: probe @ probe) / (2 * n**3)
-        if self.device.type == "cpu":
-            return seconds
-        columns = g.n_layer * (5 * g.n_embd + g.n_inner) + 2 * g.n_embd
-        passes = (1 if self.chooses_types else 0) + 1 + self.preset.sweeps
-        column = torch.ones(n, device=self.device)
-        kernel_seconds = _timed(lambda: column.mul_(1), 100)
-        return seconds + columns * passes * KERNELS_PER_COLUMN * kernel_seconds
 
 
 @dataclass(frozen=True)
@@ -268,27 +276,3 @@ def _adjusted_vectors(source: Decoder, calibrated: Decoder, names: TensorNames) 
             if tensor is not getattr(before, part) and not isinstance(tensor, QuantizedTensor):
                 changed.append(names.name(part, layer))
     return tuple(changed)
-
-
-def _timed(operation: Callable[[], torch.Tensor], calls: int = 1) -> float:
-    """Measure the seconds of one call of `operation`, as the mean of `calls` calls.
-
-    The fastest of several rounds counts, because the first one is slower, and so is a round in
-    which another process uses the cores.
-    """
-    seconds = []
-    for _ in range(TIMING_ROUNDS):
-        start = time.perf_counter()
-        for _ in range(calls):
-            result = operation()
-        float(result.flatten()[0])  # waits until a GPU has finished
-        seconds.append((time.perf_counter() - start) / calls)
-    return min(seconds)
-
-
-def _duration(seconds: float) -> str:
-    """Write a rounded duration in s, min or h."""
-    if seconds < 90:
-        return f"{max(1, round(seconds / 5) * 5)} s"
-    minutes = seconds / 60
-    return f"{minutes:.0f} min" if minutes < 90 else f"{minutes / 60:.1f} h"

@@ -32,6 +32,7 @@ from cgconvert.calibrate.calibration_set import CalibrationSet
 from cgconvert.calibrate.imatrix import collect
 from cgconvert.calibrate.presets import CalibrationPreset
 from cgconvert.calibrate.quantizer import Quantizer
+from cgconvert.codecs.block_codec import BlockCodec
 from cgconvert.errors import UsageError
 from cgconvert.formats.gguf import writer
 from cgconvert.formats.gguf.generation import generation_metadata
@@ -94,6 +95,25 @@ class CalibratedGGUF(CalibratedPlan):
     @property
     def chooses_types(self) -> bool:
         return self.budget.mix is None
+
+    @property
+    def matrices(self) -> str:
+        if self.budget.mix is not None:
+            return f"the types of {self.budget.mix}, fitted to a text"
+        return f"{', '.join(self._candidates)}: what loses least"
+
+    @property
+    def timed_codec(self) -> BlockCodec:
+        return codec_of("Q4_K" if "Q4_K" in self._candidates else self._candidates[0])
+
+    @property
+    def candidates(self) -> int:
+        return len(self._candidates)
+
+    @property
+    def _candidates(self) -> tuple[str, ...]:
+        """The types that matrices can have."""
+        return candidate_types(self.source.decoder, self.budget.fixed)
 
     def resolve(self, folder: Path, progress: Progress) -> Plan:
         """Calibrate the model and plan the file.

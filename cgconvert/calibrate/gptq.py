@@ -19,7 +19,14 @@ from cgconvert.codecs.block_codec import BlockCodec, tiles
 from cgconvert.codecs.block_layout import BlockParams
 from cgconvert.lazy import torch
 
-__all__ = ["DAMPING", "Hessian", "inverse_cholesky", "moments_dtype", "quantize_matrix"]
+__all__ = [
+    "DAMPING",
+    "ColumnBlock",
+    "Hessian",
+    "inverse_cholesky",
+    "moments_dtype",
+    "quantize_matrix",
+]
 
 DAMPING = 0.02
 """The number that is added to the diagonal of the Hessian, as a fraction of the diagonal's mean. In
@@ -158,7 +165,7 @@ class RoundedMatrix:
 
 
 @dataclass
-class _ColumnBlock:
+class ColumnBlock:
     """The blocks of all rows that lie in the same columns, with their steps and offsets.
 
     Attributes:
@@ -176,10 +183,19 @@ class _ColumnBlock:
     offsets: torch.Tensor | None
 
     @classmethod
-    def from_params(cls, codec: BlockCodec, params: BlockParams) -> _ColumnBlock:
+    def from_params(cls, codec: BlockCodec, params: BlockParams) -> ColumnBlock:
         steps, offsets = params.steps(), params.offsets()
         inverse_steps = torch.where(steps == 0, 0.0, steps.reciprocal())
         return cls(codec, params, steps, inverse_steps, offsets)
+
+    def repeated(self, times: int) -> ColumnBlock:
+        """Return the blocks of these rows, one set behind the other so many times."""
+        sub_blocks = (self.steps, self.inverse_steps, self.offsets)
+        steps, inverse_steps, offsets = (x if x is None else x.repeat(1, times) for x in sub_blocks)
+        assert steps is not None
+        assert inverse_steps is not None
+        params = replace(self.params, codes=self.params.codes.repeat(1, 1, times))
+        return ColumnBlock(self.codec, params, steps, inverse_steps, offsets)
 
     def round(self, column: int, weights: torch.Tensor) -> torch.Tensor:
         """Round the weights [rows] of a column, and write their codes into `params`.
@@ -209,7 +225,7 @@ def gptq(weight: torch.Tensor, hessian: Hessian, codec: BlockCodec) -> RoundedMa
         transposed = changed_weight[:, columns].t().contiguous()  # [size, rows]
         params = codec.fit(changed_weight[:, columns].contiguous(), importance[columns])
         codes = params.codes.clone(memory_format=torch.contiguous_format)
-        block = _ColumnBlock.from_params(codec, replace(params, codes=codes))
+        block = ColumnBlock.from_params(codec, replace(params, codes=codes))
         errors = torch.empty_like(transposed)
         block_factor = factor[columns, columns]
         for column in range(size):
@@ -241,7 +257,7 @@ def coordinate_descent(weight: torch.Tensor, hessian: Hessian, rounded: RoundedM
         torch.mm(weight[rows] - rounded.values[rows], matrix, out=gradient[rows])
     for index, params in enumerate(rounded.params):
         columns = slice(index * size, (index + 1) * size)
-        block = _ColumnBlock.from_params(rounded.codec, params)
+        block = ColumnBlock.from_params(rounded.codec, params)
         block_gradient = gradient[:, columns].t().contiguous()
         values = rounded.values[:, columns].t().contiguous()
         old_values, block_matrix = values.clone(), matrix[columns, columns]

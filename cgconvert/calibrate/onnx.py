@@ -18,6 +18,7 @@ from cgconvert.calibrate.calibrated_plan import CalibratedPlan, CalibrationResul
 from cgconvert.calibrate.calibration_set import CalibrationSet
 from cgconvert.calibrate.presets import CalibrationPreset
 from cgconvert.calibrate.quantizer import Quantizer
+from cgconvert.codecs.block_codec import BlockCodec
 from cgconvert.codecs.matmul_nbits import MatMulNBits
 from cgconvert.errors import UsageError
 from cgconvert.formats.onnx import writer
@@ -80,6 +81,22 @@ class CalibratedONNX(CalibratedPlan):
     @property
     def options(self) -> Mapping[str, Any]:
         return {**self._uncalibrated.options, **super().options}
+
+    @property
+    def type(self) -> str:
+        return "int4"
+
+    @property
+    def matrices(self) -> str:
+        return "MatMulNBits, fitted to a text"
+
+    @property
+    def timed_codec(self) -> BlockCodec:
+        return next(iter(variant_types(self.source.geometry, self._variant).values()))
+
+    @property
+    def candidates(self) -> int:
+        return 0
 
     def resolve(self, folder: Path, progress: Progress) -> Plan:
         """Calibrate the model and plan the folder; raises InputError if the text is too short."""

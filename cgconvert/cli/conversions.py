@@ -86,7 +86,8 @@ def check_lists_tensors(*, dry_run: bool) -> None:
 def _summary(plan: LazyPlan) -> str:
     """Put what a plan says of itself in two columns, in lines that fit the terminal."""
     fields = []
-    for line in map(printable, plan.describe().split("\n")):
+    description = with_flags(plan.describe(), declared_options())
+    for line in map(printable, description.split("\n")):
         name, _, text = line.partition(" ")
         fields.append((name, text.lstrip()) if name.endswith(":") else ("", line))
     return "\n".join(wrapped_fields(fields, columns()))

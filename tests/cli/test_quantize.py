@@ -59,7 +59,8 @@ def test_four_bits_give_a_file_no_larger_than_the_standard_mix_that_passes(
 ) -> None:
     outcome = run("--bits", "4", "-o", "four.gguf")
     assert outcome.code == 0, outcome.err
-    assert outcome.err.startswith("text.py: ")
+    assert outcome.err.startswith("path:  four.gguf\n")
+    assert "text:  text.py: " in outcome.err
     lines = outcome.out.splitlines()
     type_ = re.fullmatch(r"four\.gguf  gguf (\d\.\d\dbpw), .*", lines[0])
     assert type_, lines[0]

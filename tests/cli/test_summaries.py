@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 
+from cgconvert.calibrate.estimate import Measurements
 from cgconvert.cli.main import main
 from cgconvert.io.terminal import cell_width, wrapped_fields
 
@@ -16,6 +17,7 @@ DRY_RUNS = {
     "to-hf": ("to-hf", TINY, "--layout", "phi"),
     "to-onnx": ("to-onnx", TINY, "--bits", "4"),
     "quantize": ("quantize", TINY, "--type", "Q8_0", "--effort", "fast"),
+    "calibrate": ("quantize", TINY, "--bits", "4"),
     "run": ("run", "recipe.yaml"),
 }
 RECIPE = {"source": TINY, "steps": [{"to-gguf": {"type": "Q8_0", "output": "a.gguf"}}]}
@@ -24,7 +26,10 @@ RECIPE = {"source": TINY, "steps": [{"to-gguf": {"type": "Q8_0", "output": "a.gg
 @pytest.fixture(autouse=True)
 def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr("cgconvert.write.plan.free_bytes", lambda output: 60e9)  # it changes
+    # Two numbers that change: free space, and a time that is measured.
+    monkeypatch.setattr("cgconvert.write.plan.free_bytes", lambda output: 60e9)
+    monkeypatch.setattr("cgconvert.calibrate.calibrated_plan.free_bytes", lambda output: 60e9)
+    monkeypatch.setattr(Measurements, "_timed", lambda self, operation: 1e-3)
     Path("recipe.yaml").write_text(json.dumps(RECIPE))
     return tmp_path
 
@@ -47,15 +52,17 @@ def test_a_dry_run_ends_with_its_summary(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     whole = lines_of(capsys, *DRY_RUNS[command], "--dry-run")
-    assert [line.split(":")[0] for line in whole[-4:]] == ["path", "type", "size", "needs"]
-    assert len(whole) == 4 + (command == "run")
+    names = ["path", "type", "size", *["text"] * (command == "calibrate"), "needs"]
+    names += ["time"] * (command in ("quantize", "calibrate"))
+    assert [line.split(":")[0] for line in whole[-len(names) :]] == names
+    assert len(whole) == len(names) + (command == "run")
     monkeypatch.setenv("COLUMNS", str(columns))
     narrow = lines_of(capsys, *DRY_RUNS[command], "--dry-run")
     assert all(cell_width(line) <= columns for line in narrow)
     assert "".join("".join(narrow).split()) == "".join("".join(whole).split())
     listed = lines_of(capsys, *DRY_RUNS[command], "--dry-run", "--tensors")
     assert listed[-len(narrow) + (command == "run") :] == narrow[(command == "run") :]
-    assert sum(" B  from " in line for line in listed) > 40
+    assert sum(" B  from " in line for line in listed) > 40 or command == "calibrate"
     assert not any(" B  from " in line for line in narrow)
 
 
