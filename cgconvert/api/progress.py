@@ -31,7 +31,7 @@ TICK_SECONDS = 1.0
 """While nothing is reported, the time left is drawn this often."""
 
 LOG_SECONDS = 30.0
-"""In a log, a line follows a line after this time."""
+"""Seconds after which a log gets another line."""
 
 WIDGET = "{desc}  {percentage:3.0f}%|{bar}| {elapsed}<{remaining}"
 """What tqdm's widget shows."""

@@ -17,6 +17,7 @@ from cgconvert.formats.onnx.genai import (
     search_settings,
 )
 from cgconvert.formats.onnx.graph import build
+from cgconvert.formats.onnx.model_card import model_card
 from cgconvert.formats.onnx.variant import Variant
 from cgconvert.formats.onnx.weights import plan_tensors
 from cgconvert.model.chat_templates import DEFAULT
@@ -67,6 +68,11 @@ def plan(
     variant = Variant(dtype, bits, block_size, symmetric, accuracy_level, client, target)
     graph, data = f"{variant.stem}.onnx", f"{variant.stem}.onnx_data"
     tensor_plans = plan_tensors(checkpoint.decoder, variant)
+    graph_plans = (
+        FilePlan(f"onnx/{data}", tensors=tensor_plans),
+        FilePlan(f"onnx/{graph}", build(geometry, variant, tensor_plans, data, adjusted)),
+    )
+    card = model_card(checkpoint, variant, sum(file.size for file in graph_plans))
     return Plan(
         source=checkpoint,
         output=output,
@@ -74,8 +80,8 @@ def plan(
         format="onnx",
         type=variant.type,
         files=(
-            FilePlan(f"onnx/{data}", tensors=tensor_plans),
-            FilePlan(f"onnx/{graph}", build(geometry, variant, tensor_plans, data, adjusted)),
+            *graph_plans,
+            FilePlan("README.md", card.encode()),
             *(FilePlan(name, text) for name, text in _texts(checkpoint, variant).items()),
         ),
         options=variant.options,
