@@ -107,7 +107,7 @@ class Verification:
             yield report
 
     def _record(self) -> VerificationRecord:
-        """Where it is recorded that this was passed, for the present bytes of all files."""
+        """Return the file that records that this was passed, for the present bytes of all files."""
         subjects = [
             (conversion.path, self.reference or conversion.checkpoint)
             for conversion in self.conversions
