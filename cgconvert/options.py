@@ -9,13 +9,22 @@ from __future__ import annotations
 import re
 import typing
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Final
 
 from cgconvert.errors import UsageError
 
-__all__ = ["AUTO", "ByteSize", "Option", "accepted_values", "defaults", "parse_size", "shown"]
+__all__ = [
+    "AUTO",
+    "FLOAT_ALIASES",
+    "ByteSize",
+    "Option",
+    "accepted_values",
+    "defaults",
+    "parse_size",
+    "shown",
+]
 
 AUTO: Final = "auto"
 """The word that has a number measured in place of being given, as that of groups in qkv_proj."""
@@ -33,6 +42,17 @@ _UNITS = {
 }
 
 
+FLOAT_ALIASES: Mapping[str, str] = {
+    **dict.fromkeys(("fp16", "f16", "half", "torch.float16"), "float16"),
+    **dict.fromkeys(("bf16", "torch.bfloat16"), "bfloat16"),
+    **dict.fromkeys(("fp32", "f32", "float", "single", "torch.float32"), "float32"),
+}
+"""What other tools call the types of floats."""
+
+LEAST_BARE_SIZE = 100_000
+"""The least size that is believed to be bytes if it has no unit: no model is smaller."""
+
+
 class ByteSize(int):
     """The type of options that are a size: a number of bytes, or text such as 5GB or 512MiB."""
 
@@ -46,10 +66,11 @@ class Option:
         type: str, int, float, bool, Path, ByteSize or a Mapping of str to something.
         default: The value if the option is not given. None: the code decides.
         help: A line for `--help`, with its full stop.
-        choices: The allowed values, of `type`; empty if others are allowed too.
+        choices: The allowed values, of `type`; empty if others are allowed too. The case of their
+            letters does not matter, and the code gets the value as it is written here.
+        aliases: Other spellings of choices, in lower case, and the choice that each stands for.
+            `--help` does not show them.
         word: A word that is allowed in place of a number; None if there is none.
-        any_case: Whether the case of letters does not matter. Choices are in upper case, and so
-            is the value that the code gets.
         minimum: The smallest number, itself allowed unless `exclusive_minimum`.
         maximum: The largest number, itself allowed.
         exclusive_minimum: Whether a number must be larger than `minimum`.
@@ -67,8 +88,8 @@ class Option:
     default: Any = None
     help: str = ""
     choices: tuple[Any, ...] = ()
+    aliases: Mapping[str, str] = field(default_factory=dict)
     word: str | None = None
-    any_case: bool = False
     minimum: float | None = None
     maximum: float | None = None
     exclusive_minimum: bool = False
@@ -122,9 +143,20 @@ class Option:
                 raise UsageError(f"`{self.name}`: {error}") from None
         return value
 
+    def canonical(self, value: Any) -> Any:
+        """Return the choice that a text stands for, in any case and by any alias.
+
+        What stands for no choice is returned as it is.
+        """
+        if not isinstance(value, str):
+            return value
+        word = value.strip().lower()
+        spellings = {choice.lower(): choice for choice in self.choices if isinstance(choice, str)}
+        choice = spellings.get(word) or self.aliases.get(word)
+        return choice if choice in self.choices else value
+
     def _choice(self, value: Any) -> Any:
-        if self.any_case and isinstance(value, str):
-            value = value.upper()
+        value = self.canonical(value)
         if value not in self.choices or isinstance(value, bool):
             allowed = ", ".join(map(str, self.choices))
             raise UsageError(f"`{self.name}={shown(value)}` is not one of {allowed}")
@@ -176,14 +208,20 @@ def defaults(options: Sequence[Option]) -> dict[str, Any]:
     return accepted_values(options, {option.name: option.default for option in options})
 
 
-def parse_size(value: int | str) -> int:
+def parse_size(value: int | float | str) -> int:
     """Return the bytes that 5GB, 500 MB, 512MiB or a plain number mean, at least one.
 
-    Raises ValueError for anything else.
+    Raises ValueError for anything else, and for text without a unit that can hardly mean bytes.
     """
-    match = re.fullmatch(r"\s*(\d+(?:\.\d+)?)\s*([KMGT]I?)?B?\s*", str(value).upper())
+    text = str(value).strip()
+    match = re.fullmatch(r"(\d+(?:\.\d+)?)\s*([KMGT]I?)?(B?)", text.upper())
     size = 0
     if match and len(match[1]) < 20:
+        has_unit = bool(match[2] or match[3])
+        is_bare = isinstance(value, str | float) and not has_unit
+        if is_bare and float(match[1]) and ("." in text or int(text) < LEAST_BARE_SIZE):
+            unit = "GB" if float(text) < 100 else "MB"
+            raise ValueError(f"{text} bytes? write {text}{unit}")
         size = int(float(match[1]) * _UNITS[match[2] or ""])
     if size < 1:
         raise ValueError(f"{value!r} is not a size; write 5GB, 500MB or a number of bytes")

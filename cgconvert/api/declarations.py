@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from pathlib import Path
 
 from cgconvert.calibrate.presets import FAST, PRESETS
-from cgconvert.formats.gguf.type_choices import QUANTIZED_TYPES
+from cgconvert.formats.gguf.type_choices import QUANTIZED_TYPES, TYPE_ALIASES
 from cgconvert.formats.onnx.format import MATRIX_BLOCKS
 from cgconvert.formats.registry import formats
 from cgconvert.model.device import DEVICES
@@ -139,7 +139,7 @@ QUANTIZE = (
     Option(
         name="type",
         choices=QUANTIZED_TYPES,
-        any_case=True,
+        aliases=TYPE_ALIASES,
         help="A GGUF type, or standard mix of types.",
     ),
     Option(name="max_size", type=ByteSize, help="The largest file: 4.2GB, 500MB, or bytes."),

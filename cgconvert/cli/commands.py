@@ -17,6 +17,7 @@ import click
 
 from cgconvert.api.conversion_table import Conversion, conversions
 from cgconvert.api.declarations import DRY_RUNS, GENERATE, OUTPUT, READ, TENSORS, VERIFY, WRITE
+from cgconvert.cli.other_tools import Command
 from cgconvert.cli.options import click_options
 from cgconvert.options import Option
 
@@ -124,7 +125,7 @@ def command(name: str) -> click.Command | None:
     """Make click's command of this name; None if there is none."""
     if name in COMMANDS:
         declared = COMMANDS[name]
-        return click.Command(
+        return Command(
             name,
             params=[*declared.parameters(), *click_options(*declared.options)],
             callback=partial(_call, declared.function),
@@ -138,7 +139,7 @@ def _conversion_command(conversion: Conversion) -> click.Command:
     """The command of a conversion: SOURCE, its own options and those of writing and reading."""
     options = (*conversion.options, OUTPUT, WRITE[0], *DRY_RUNS, *WRITE[1:], *READ)
     source = click.Argument(["source"], required=conversion.name not in DEFAULT_SOURCE)
-    return click.Command(
+    return Command(
         conversion.name,
         params=[source, *click_options(*options)],
         callback=partial(_call, "cgconvert.cli.conversions:run", conversion=conversion.name),

@@ -58,7 +58,7 @@ def arguments(options: Iterable[Option], values: Mapping[str, Any]) -> dict[str,
 
 def _type(option: Option) -> ParamType | type:
     if option.choices:
-        return (_UpperCaseChoice if option.any_case else click.Choice)(option.choices)
+        return _Choice(option)
     if option.parse is not None:
         return _Parsed(option.parse, option.metavar or "text")
     if option.type is ByteSize:
@@ -80,14 +80,15 @@ def _whole(bound: float | None) -> int | None:
     return None if bound is None else int(bound)
 
 
-class _UpperCaseChoice(click.Choice[str]):
-    """Choices such as GGUF types: written in either case, shown and returned in upper case."""
+class _Choice(click.Choice[Any]):
+    """The choices of an option, in any case and by their aliases; shown as they are declared."""
 
-    def __init__(self, choices: Iterable[str]) -> None:
-        super().__init__(choices, case_sensitive=False)
+    def __init__(self, option: Option) -> None:
+        super().__init__(option.choices, case_sensitive=False)
+        self.option = option
 
-    def normalize_choice(self, choice: Any, ctx: click.Context | None) -> str:
-        return str(choice).upper()
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
+        return super().convert(self.option.canonical(value), param, ctx)
 
 
 class _NumberOrWord(ParamType):

@@ -296,8 +296,7 @@ class _Reader(Nodes):
         node = self.resolve(node)
         value, name = self.plain(node, option.name), option.name
         if option.choices:
-            if option.any_case and isinstance(value, str):
-                value = value.upper()
+            value = option.canonical(value)
             if value not in option.choices or isinstance(value, bool):
                 self.fail(node, f"{name} is one of {', '.join(map(str, option.choices))}")
             return value

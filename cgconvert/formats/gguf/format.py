@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from cgconvert.formats.base import Format, ThresholdRow
-from cgconvert.formats.gguf.type_choices import DEFAULT_TYPE, TYPE_CHOICES
+from cgconvert.formats.gguf.type_choices import DEFAULT_TYPE, TYPE_ALIASES, TYPE_CHOICES
 from cgconvert.model.dtype import BFLOAT16, FLOAT16, FLOAT32, DType
 from cgconvert.options import Option
 
@@ -29,7 +29,7 @@ OPTIONS = (
     Option(
         name="type",
         choices=TYPE_CHOICES,
-        any_case=True,
+        aliases=TYPE_ALIASES,
         default=DEFAULT_TYPE,
         help="Type of the matrices; norms and biases stay F32.",
     ),

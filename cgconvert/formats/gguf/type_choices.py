@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-__all__ = ["DEFAULT_TYPE", "QUANTIZED_TYPES", "TYPE_CHOICES"]
+from collections.abc import Mapping
+
+__all__ = ["DEFAULT_TYPE", "QUANTIZED_TYPES", "TYPE_ALIASES", "TYPE_CHOICES"]
 
 DEFAULT_TYPE = "F16"
 
@@ -13,3 +15,11 @@ QUANTIZED_TYPES = (
 
 TYPE_CHOICES = ("F32", "F16", "BF16", *QUANTIZED_TYPES)
 """Names of all types that are written."""
+
+TYPE_ALIASES: Mapping[str, str] = {
+    **dict.fromkeys(("fp16", "float16", "half"), "F16"),
+    "bfloat16": "BF16",
+    **dict.fromkeys(("fp32", "float32", "float"), "F32"),
+    **dict.fromkeys(("q8", "int8"), "Q8_0"),
+}
+"""What other tools call types of files."""

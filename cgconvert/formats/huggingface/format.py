@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from cgconvert.formats.base import OUT, Format, ThresholdRow
-from cgconvert.options import ByteSize, Option, defaults
+from cgconvert.options import FLOAT_ALIASES, ByteSize, Option, defaults
 
 if TYPE_CHECKING:
     from cgconvert.formats.comparison import SettingsDifferences, StoredArtefact
@@ -23,6 +23,7 @@ OPTIONS = (
     Option(
         name="dtype",
         choices=("float16", "bfloat16", "float32"),
+        aliases=FLOAT_ALIASES,
         default="float16",
         help="Type of the stored weights.",
     ),

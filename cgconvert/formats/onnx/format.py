@@ -11,7 +11,7 @@ from cgconvert.errors import UsageError
 from cgconvert.formats.base import Format, ThresholdRow
 from cgconvert.formats.onnx.choices import CLIENTS, TARGETS
 from cgconvert.formats.onnx.files import artefacts, folder_of, graphs
-from cgconvert.options import Option
+from cgconvert.options import FLOAT_ALIASES, Option
 
 if TYPE_CHECKING:
     from cgconvert.formats.comparison import SettingsDifferences, StoredArtefact
@@ -48,6 +48,7 @@ OPTIONS = (
     Option(
         name="dtype",
         choices=("float32", "float16"),
+        aliases=FLOAT_ALIASES,
         default="float32",
         help="Type of weights and arithmetic.",
     ),
