@@ -162,9 +162,12 @@ def plan_quantized(checkpoint: Checkpoint, output: Path | None, **options: Any) 
         InputError: The text or the imatrix is missing or broken.
         UsageError: Options do not go together, or nothing is that small.
     """
-    if sum(name in options for name in BUDGETS) != 1:
+    budgets = [f"`{name}`" for name in BUDGETS if name in options]
+    if len(budgets) > 1:
+        raise UsageError(f"{', '.join(budgets[:-1])} and {budgets[-1]}: give one")
+    if not budgets:
         *first, last = (f"`{name}`" for name in BUDGETS)
-        raise UsageError(f"say how small: one of {', '.join(first)} or {last}")
+        raise UsageError(f"say how small: one of {', '.join(first)} or {last}, as in `bits=4`")
     plan_format = _PLAN_FUNCTIONS[options.pop("format", "gguf")]
     return plan_format(checkpoint, output, **options)
 

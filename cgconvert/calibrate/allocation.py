@@ -15,6 +15,7 @@ from dataclasses import dataclass
 from typing import TypeVar
 
 from cgconvert.errors import UsageError
+from cgconvert.io.progress import format_bytes
 
 __all__ = ["Choice", "allocate", "choose_types", "pareto_frontier"]
 
@@ -80,8 +81,8 @@ def allocate(choices: Mapping[Key, Sequence[Choice]], budget: int) -> dict[Key, 
     free_bytes = budget - sum(choice.nbytes for choice in chosen.values())
     if free_bytes < 0:
         raise UsageError(
-            f"the matrices take {budget - free_bytes} bytes in their smallest types and the budget "
-            f"leaves {budget}; allow more"
+            f"the matrices take {format_bytes(budget - free_bytes, round_up=True)} in their "
+            f"smallest types and the budget leaves {format_bytes(max(budget, 0))}; allow more"
         )
     # The number i decides between equal slopes, because keys need not be comparable.
     queue = [

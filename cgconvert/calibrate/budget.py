@@ -17,6 +17,7 @@ from cgconvert.errors import InputError, UsageError
 from cgconvert.formats.gguf import writer
 from cgconvert.formats.gguf.type_names import bits_name, calibrated_name, loss_name
 from cgconvert.formats.gguf.types import TYPES, data_size
+from cgconvert.io.progress import format_bytes
 from cgconvert.model.decoder import Checkpoint, Decoder
 from cgconvert.model.matrix_id import MatrixId
 from cgconvert.model.tensor_names import GGUF
@@ -141,7 +142,8 @@ def check_budget(source: Checkpoint, budget: Budget) -> None:
     least, _ = _least_and_most_bytes(decoder, budget.fixed)
     if budget.nbytes is not None and least + overhead(source) > budget.nbytes:
         raise UsageError(
-            f"a file of {budget.nbytes} bytes is too small: the least is {least + overhead(source)}"
+            f"a file of {format_bytes(budget.nbytes)} is too small: the least is "
+            f"{format_bytes(least + overhead(source), round_up=True)}"
         )
     weights = weight_count(decoder, MatrixId.all(decoder.geometry.n_layer))
     if budget.bpw is not None and least > int(budget.bpw * weights / 8):

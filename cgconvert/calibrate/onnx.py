@@ -24,7 +24,7 @@ from cgconvert.errors import UsageError
 from cgconvert.formats.onnx import writer
 from cgconvert.formats.onnx.variant import Variant
 from cgconvert.formats.onnx.weights import QKV
-from cgconvert.io.progress import Progress
+from cgconvert.io.progress import Progress, format_bytes
 from cgconvert.lazy import torch
 from cgconvert.model.decoder import Checkpoint, Geometry
 from cgconvert.model.device import CPU, deterministic
@@ -157,7 +157,9 @@ def calibrate_onnx(
         chosen, expected_kl = choose_types(quantizer.choices(codecs), nbytes, _graph_matrix)
         types = {name: codecs[chosen[name]] for name in types}
         if all(codec.bits == 8 for codec in types.values()):
-            raise UsageError(f"all matrices fit into {nbytes} bytes in 8 bits: ask for these")
+            raise UsageError(
+                f"all matrices fit into {format_bytes(nbytes)} in 8 bits: ask for these"
+            )
     calibrated, promise = quantizer.calibrate(types)
     table = {_graph_name(name): codec.name for name, codec in types.items()}
     return CalibrationResult.from_decoder(source, calibrated, table, ONNX, expected_kl, promise)

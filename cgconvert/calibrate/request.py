@@ -20,6 +20,7 @@ from cgconvert.formats.gguf import writer as gguf
 from cgconvert.formats.gguf.imatrix import read_imatrix
 from cgconvert.formats.gguf.type_choices import QUANTIZED_TYPES
 from cgconvert.formats.onnx import writer as onnx
+from cgconvert.io.progress import format_bytes
 from cgconvert.lazy import torch
 from cgconvert.model.decoder import Checkpoint, Geometry
 from cgconvert.model.device import CPU, deterministic, torch_device
@@ -211,5 +212,6 @@ def _uncalibrated_type(checkpoint: Checkpoint, budget: Budget) -> str:
     sizes = standard_sizes(checkpoint)
     fitting = [type_ for type_, nbytes in sizes.items() if nbytes <= limit]
     if not fitting:
-        raise UsageError(f"no type is that small: the least is {min(sizes.values())} bytes")
+        least = format_bytes(min(sizes.values()), round_up=True)
+        raise UsageError(f"no type is that small: the least is {least}")
     return fitting[-1]

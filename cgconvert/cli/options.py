@@ -84,7 +84,7 @@ class _Choice(click.Choice[Any]):
     """The choices of an option, in any case and by their aliases; shown as they are declared."""
 
     def __init__(self, option: Option) -> None:
-        super().__init__(option.choices, case_sensitive=False)
+        super().__init__(option.choices)
         self.option = option
 
     def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:

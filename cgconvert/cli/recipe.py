@@ -247,7 +247,11 @@ class _Reader(Nodes):
             options[name] = self.option(value_node, known[name])
         conversion = conversions().get(command)
         exclusive = conversion.exactly_one_of if conversion else ()
-        if exclusive and len(options.keys() & set(exclusive)) != 1:
+        budgets = [name for name in exclusive if name in options]
+        if len(budgets) > 1:
+            both = f"{', '.join(budgets[:-1])} and {budgets[-1]}"
+            self.fail(key, f"{command} needs one of {', '.join(exclusive)}; it has {both}")
+        if exclusive and not budgets:
             self.fail(key, f"{command} needs one of {', '.join(exclusive)}")
         return Step(command, options, key.start_mark.line + 1)
 

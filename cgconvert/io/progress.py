@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import math
 from collections.abc import Iterator
 from contextvars import ContextVar
 from typing import Protocol, runtime_checkable
@@ -122,13 +123,19 @@ class LaterSteps:
         self._progress.finish()
 
 
-def format_bytes(count: float) -> str:
-    """Format a number of bytes in decimal units with three digits, for example 1.23 GB."""
+def format_bytes(count: float, *, round_up: bool = False) -> str:
+    """Format a number of bytes in decimal units with three digits, for example 1.23 GB.
+
+    With `round_up` the text never means less than the number: it can be given as a limit.
+    """
     value, unit = float(count), "B"
     for unit in ("B", "kB", "MB", "GB", "TB"):
         if value < 999.5 or unit == "TB":
             break
         value /= 1000
+    if round_up and unit != "B":
+        digits = 2 - math.floor(math.log10(value))
+        value = math.ceil(round(value * 10**digits, 6)) / 10**digits
     return f"{count:.0f} B" if unit == "B" else f"{value:.3g} {unit}"
 
 

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any, NoReturn
 
 from cgconvert.errors import InputError
+from cgconvert.io.progress import format_bytes
 from cgconvert.io.stand_ins import HEAD_BYTES, refuse_pointer, refuse_stand_in
 
 __all__ = ["MAX_BYTES", "parse_json", "read_json", "read_text"]
@@ -42,7 +43,8 @@ def read_text(path: Path) -> str:
             raise InputError(f"{path}: cannot be read: not a regular file")
         if status.st_size > MAX_BYTES:
             raise InputError(
-                f"{path}: {status.st_size} bytes, too large for any such file of a checkpoint"
+                f"{path}: {format_bytes(status.st_size)}, too large for any such file of a "
+                "checkpoint"
             )
         with path.open("rb") as file:
             data = file.read(MAX_BYTES + 1)

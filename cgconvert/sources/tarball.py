@@ -13,7 +13,7 @@ from typing import IO, Any
 
 from cgconvert.errors import InputError, OutputError
 from cgconvert.io.cache import cache_folder
-from cgconvert.io.progress import Amount, progress_of_reading
+from cgconvert.io.progress import Amount, format_bytes, progress_of_reading
 from cgconvert.io.staging import Staging
 from cgconvert.io.stand_ins import check_head
 from cgconvert.io.strict_json import read_json
@@ -142,8 +142,8 @@ def _extract_member(path: Path, tar_stream: TarStream, member: TarMember, folder
     free = shutil.disk_usage(folder).free
     if member.size > free:
         raise OutputError(
-            f"{folder}: {path.name} needs {member.size:,} bytes for {name}, {free:,} are free; "
-            "set CGCONVERT_CACHE to another disk"
+            f"{folder}: {path.name} needs {format_bytes(member.size)} for {name}, "
+            f"{format_bytes(free)} are free; set CGCONVERT_CACHE to another disk"
         )
     with target.open("wb") as file:
         while data := tar_stream.read(READ_BYTES):

@@ -17,7 +17,7 @@ from typing import Any
 from cgconvert.errors import InputError, OutputError, UsageError
 from cgconvert.io.file_names import is_possible
 from cgconvert.io.parallel import WorkerPool
-from cgconvert.io.progress import Amount, Progress, SilentProgress, expect_steps
+from cgconvert.io.progress import Amount, Progress, SilentProgress, expect_steps, format_bytes
 from cgconvert.io.signals import uninterrupted
 from cgconvert.io.staging import Staging
 from cgconvert.model.decoder import Checkpoint
@@ -74,8 +74,8 @@ def check_plan(plan: LazyPlan, *, staged_bytes: int = 0) -> None:
     free = free_bytes(plan.output)
     if plan.nbytes > free + staged_bytes:
         raise OutputError(
-            f"{plan.output}: {plan.nbytes:,} bytes are needed, {free:,} are free; "
-            "free some or choose another `output`"
+            f"{plan.output}: {format_bytes(plan.nbytes)} are needed, {format_bytes(free)} are "
+            "free; free some or choose another `output`"
         )
 
 

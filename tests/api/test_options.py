@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -14,16 +15,33 @@ from cgconvert.options import ByteSize, Option, accepted_values, parse_size
 
 @pytest.mark.parametrize(
     ("text", "size"),
-    [("5GB", 5 * 10**9), ("1.5 kb", 1500), ("512MiB", 512 << 20), ("77", 77), (77, 77)],
+    [
+        ("5GB", 5 * 10**9),
+        ("1.5 kb", 1500),
+        ("512MiB", 512 << 20),
+        ("77B", 77),
+        (77, 77),
+        ("200000000", 200_000_000),
+    ],
 )
 def test_sizes_are_read_in_all_units(text: int | str, size: int) -> None:
     assert parse_size(text) == size
 
 
-@pytest.mark.parametrize("text", ["", "lots", "-1", "0", "0.2", "4 parsecs", "9" * 20])
+@pytest.mark.parametrize("text", ["", "lots", "-1", "0", "0.0", "4 parsecs", "9" * 20])
 def test_an_invalid_size_is_refused(text: str) -> None:
     with pytest.raises(ValueError, match="is not a size; write 5GB, 500MB or a number of bytes"):
         parse_size(text)
+
+
+@pytest.mark.parametrize(
+    ("size", "question"),
+    [("4", "write 4GB"), (4.2, "write 4.2GB"), ("4.2", "write 4.2GB"), ("200", "write 200MB"),
+     ("99999", "write 99999MB"), ("1500.5", "write 1500.5MB")],
+)  # fmt: skip
+def test_a_size_without_a_unit_is_asked_for_it(size: float | str, question: str) -> None:
+    with pytest.raises(ValueError, match=rf"^{re.escape(str(size))} bytes\? {question}$"):
+        parse_size(size)
 
 
 @pytest.mark.parametrize(
@@ -61,12 +79,13 @@ def test_values_that_are_refused(option: Option, refused: Any, message: str) -> 
 
 def test_values_are_given_in_the_types_that_the_code_works_with() -> None:
     options = [
-        Option(name="dtype", choices=("A", "B"), any_case=True),
+        Option(name="dtype", choices=("A", "B"), aliases={"alpha": "A"}),
         Option(name="n", type=int, minimum=1, maximum=16),
         Option(name="size", type=ByteSize),
         Option(name="where", type=Path),
     ]
-    assert accepted_values(options, {"dtype": "a", "n": None}) == {"dtype": "A"}
+    for spelling in ("a", "A", "alpha", " Alpha "):
+        assert accepted_values(options, {"dtype": spelling, "n": None}) == {"dtype": "A"}
     assert accepted_values(options, {"n": 16, "size": "1kB", "where": "x"}) == {
         "n": 16, "size": 1000, "where": Path("x")
     }  # fmt: skip

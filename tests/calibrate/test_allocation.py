@@ -68,6 +68,6 @@ def test_a_type_that_is_larger_and_worse_is_never_taken() -> None:
 
 def test_a_budget_that_nothing_fits_is_refused() -> None:
     with pytest.raises(
-        UsageError, match="330 bytes in their smallest types and the budget leaves 329"
+        UsageError, match="330 B in their smallest types and the budget leaves 329 B"
     ):
         allocate(random_choices(0), 329)

@@ -116,7 +116,7 @@ def test_budgets_are_kept(run: Callable[..., Outcome], folder: Path) -> None:
     assert types["blk.0.attn_v.weight"] == types["blk.0.ffn_up.weight"] == "Q8_0"
     assert types["blk.1.attn_v.weight"] == "Q6_K"
     outcome = run("--max-size", "1200000", "-o", "no.gguf")
-    assert (outcome.code, "a file of 1200000 bytes is too small: the least is" in outcome.err) == (
+    assert (outcome.code, "a file of 1.2 MB is too small: the least is" in outcome.err) == (
         2,
         True,
     )

@@ -163,7 +163,7 @@ def test_too_little_space_is_refused_before_writing(
     tmp_path: Path, checkpoint: Checkpoint, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(execution, "free_bytes", lambda output: 1000)
-    with pytest.raises(OutputError, match=r"bytes are needed, 1,000 are free"):
+    with pytest.raises(OutputError, match=r"are needed, 1 kB are free"):
         execute(folder_plan(checkpoint, tmp_path / "out"))
     assert os.listdir(tmp_path) == ["source-safetensors"]
 

@@ -24,6 +24,7 @@ from cgconvert.formats.headers import most_stored, tensor_lines
 from cgconvert.formats.huggingface import config as configs
 from cgconvert.formats.onnx.files import find_graph, folder_of
 from cgconvert.formats.onnx.weights import COS, QKV, ROTARY_BASE, ROTARY_ORDER
+from cgconvert.io.progress import format_bytes
 from cgconvert.io.stand_ins import check_head
 from cgconvert.io.strict_json import read_json
 from cgconvert.model.architectures import explain_architecture, explain_config
@@ -197,7 +198,8 @@ def parse(graph: Path) -> onnx.ModelProto:
         size = graph.stat().st_size
         if size > MAX_GRAPH_BYTES:
             raise InputError(
-                f"{graph}: {size} bytes; a graph with its weights inside is not one of cgconvert's"
+                f"{graph}: has {format_bytes(size)}; a graph with its weights inside is not one of "
+                "cgconvert's"
             )
         model: onnx.ModelProto = onnx.ModelProto.FromString(graph.read_bytes())
     except DecodeError as error:
