@@ -17,8 +17,8 @@ import click
 
 from cgconvert.api.conversion_table import Conversion, conversions
 from cgconvert.api.declarations import DRY_RUNS, GENERATE, OUTPUT, READ, TENSORS, VERIFY, WRITE
-from cgconvert.cli.other_tools import Command
 from cgconvert.cli.options import click_options
+from cgconvert.cli.other_tools import AnsweringCommand
 from cgconvert.options import Option
 
 __all__ = ["COMMANDS", "Command", "command", "command_names"]
@@ -125,7 +125,7 @@ def command(name: str) -> click.Command | None:
     """Make click's command of this name; None if there is none."""
     if name in COMMANDS:
         declared = COMMANDS[name]
-        return Command(
+        return AnsweringCommand(
             name,
             params=[*declared.parameters(), *click_options(*declared.options)],
             callback=partial(_call, declared.function),
@@ -139,7 +139,7 @@ def _conversion_command(conversion: Conversion) -> click.Command:
     """The command of a conversion: SOURCE, its own options and those of writing and reading."""
     options = (*conversion.options, OUTPUT, WRITE[0], *DRY_RUNS, *WRITE[1:], *READ)
     source = click.Argument(["source"], required=conversion.name not in DEFAULT_SOURCE)
-    return Command(
+    return AnsweringCommand(
         conversion.name,
         params=[source, *click_options(*options)],
         callback=partial(_call, "cgconvert.cli.conversions:run", conversion=conversion.name),

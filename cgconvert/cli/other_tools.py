@@ -13,7 +13,7 @@ from typing import Any
 
 import click
 
-__all__ = ["Command"]
+__all__ = ["AnsweringCommand"]
 
 CONVERSIONS = ("to-gguf", "to-hf", "to-onnx", "quantize")
 SOURCE_FIRST = "the source is the first argument: cgconvert {command} {value}"
@@ -113,7 +113,7 @@ ANSWERS: Mapping[str, Mapping[str, str]] = {
 """What a command answers, by what the flag means."""
 
 
-class Command(click.Command):
+class AnsweringCommand(click.Command):
     """A command that answers flags and arguments of other tools with the right words."""
 
     allow_extra_args = True  # they are refused below, with an answer
