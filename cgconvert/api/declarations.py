@@ -228,7 +228,7 @@ VERIFY = (
         type=Path,
         repeatable=True,
         metavar="FILE",
-        help="Write the verdict to a file too: .json, .xml (JUnit), .html or .txt. Repeatable.",
+        help="Write the verdict to a .json, .xml (JUnit), .html, .md or .txt file too. Repeatable.",
     ),
     RUNTIME,
     device_option("the runtime"),

@@ -86,7 +86,7 @@ class Verification:
         return WRITERS[".txt"](self.reports)
 
     def save(self, *paths: str | Path) -> None:
-        """Write the report to files, each in the format of its suffix: .json, .xml, .html, .txt.
+        """Write the report to files, in the format of each suffix: .json, .xml, .html, .md, .txt.
 
         Raises:
             UsageError: A suffix has no format, or a path is a folder.
@@ -137,7 +137,7 @@ def verify(
         text_tokens: How many tokens of each text, from its beginning: at least 2.
         threshold: Other bounds by name of check, `{"logits.kl_mean": 0.05}`; None for a value
             that is only reported.
-        report: Files to write the report to: .json, .xml (JUnit), .html or .txt.
+        report: Files to write the report to: .json, .xml (JUnit), .html, .md or .txt.
         runtime: Runtime to use for artefacts of its format, instead of the format's first.
         device: Where runtime and reference compute: cpu, cuda or auto.
         tokenizer: See `load`; for the reference.

@@ -1,4 +1,4 @@
-"""A verification as text, JSON, JUnit XML and HTML: the format of a file follows its suffix."""
+"""A verification in files: the suffix says whether text, JSON, JUnit XML, HTML or Markdown."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ from cgconvert.errors import OutputError, UsageError
 from cgconvert.io.staging import write_atomic
 from cgconvert.verification.report.html import as_html
 from cgconvert.verification.report.junit import as_junit
+from cgconvert.verification.report.markdown import as_markdown
 from cgconvert.verification.report.model import Report, as_json, as_json_object
 from cgconvert.verification.report.text import as_text
 
@@ -19,6 +20,7 @@ WRITERS: Mapping[str, Callable[[Sequence[Report]], str]] = {
     ".xml": lambda reports: as_junit(as_json_object(reports)),
     ".html": lambda reports: as_html(as_json_object(reports)),
     ".txt": as_text,
+    ".md": lambda reports: as_markdown(as_json_object(reports)),
 }
 """Functions that turn reports into the text of a file, by the suffix of the file."""
 
