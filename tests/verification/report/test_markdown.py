@@ -34,11 +34,7 @@ def test_failures_come_first_and_say_what_to_do(tmp_path: Path) -> None:
     assert [row[1] for row in page.tables[0][1:]] == ["bad.gguf", "good.gguf"]
     text = (tmp_path / "verdict.md").read_text("utf-8")
     assert text.startswith("## ❌ cgconvert verify: fail\n\nDo not ship bad.gguf")
-    (line,) = [
-        line
-        for line in text.splitlines()
-        if line.startswith("- ❌ **logits.nmse**")
-    ]
+    (line,) = [line for line in text.splitlines() if line.startswith("- ❌ **logits.nmse**")]
     assert "0.01235 (bound \\<= 0.003)" in line
     assert "docs/verify.md\\#logitsnmse" in line
 
