@@ -27,6 +27,7 @@ from cgconvert.errors import (
 from cgconvert.version import __version__
 
 if TYPE_CHECKING:
+    from cgconvert.api.cleaning import Leftover, clean
     from cgconvert.api.conversions import convert, plan, to_gguf, to_hf, to_onnx
     from cgconvert.api.execution import Result, execute
     from cgconvert.api.generation import generate, stream_generate
@@ -37,6 +38,7 @@ if TYPE_CHECKING:
 __all__ = [
     "CgconvertError",
     "InputError",
+    "Leftover",
     "MissingRuntimeError",
     "OutputError",
     "Result",
@@ -44,6 +46,7 @@ __all__ = [
     "Verification",
     "VerificationError",
     "__version__",
+    "clean",
     "convert",
     "execute",
     "generate",
@@ -59,6 +62,7 @@ __all__ = [
 ]
 
 _MODULES = {
+    "cleaning": ("Leftover", "clean"),
     "conversions": ("convert", "plan", "to_gguf", "to_hf", "to_onnx"),
     "execution": ("Result", "execute"),
     "generation": ("generate", "stream_generate"),

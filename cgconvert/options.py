@@ -101,8 +101,9 @@ class Option:
 
     @property
     def flag(self) -> str:
-        """The long flag of the command line."""
-        return "--" + self.name.replace("_", "-")
+        """The long flag of the command line; that of an option which is on says that it is not."""
+        no = "no-" if self.type is bool and self.default else ""
+        return f"--{no}{self.name.replace('_', '-')}"
 
     @property
     def is_mapping(self) -> bool:

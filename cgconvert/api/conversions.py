@@ -94,7 +94,7 @@ def to_hf(
     layout: str = "codegen",
     max_shard_size: int | str = "5GB",
     force: bool = False,
-    resume: bool = False,
+    keep: bool = True,
     allow_nonfinite: bool = False,
     tokenizer: str | Path | None = None,
     config: str | Path | None = None,
@@ -114,7 +114,7 @@ def to_hf(
             PhiForCausalLM.
         max_shard_size: Most bytes of tensors in one file: a number, or text such as 5GB.
         force: See `execute`.
-        resume: See `execute`.
+        keep: See `execute`.
         allow_nonfinite: See `execute`.
         tokenizer: See `load`.
         config: See `load`.
@@ -145,7 +145,7 @@ def to_hf(
         layout=layout,
         max_shard_size=max_shard_size,
         force=force,
-        resume=resume,
+        keep=keep,
         allow_nonfinite=allow_nonfinite,
         tokenizer=tokenizer,
         config=config,
@@ -169,7 +169,7 @@ def to_onnx(
     client: str = "any",
     target: str = "cpu",
     force: bool = False,
-    resume: bool = False,
+    keep: bool = True,
     allow_nonfinite: bool = False,
     tokenizer: str | Path | None = None,
     config: str | Path | None = None,
@@ -196,7 +196,7 @@ def to_onnx(
             load it. any for all other clients.
         target: cuda, with float16, for flash attention; batches are padded after the prompt then.
         force: See `execute`.
-        resume: See `execute`.
+        keep: See `execute`.
         allow_nonfinite: See `execute`.
         tokenizer: See `load`.
         config: See `load`.
@@ -231,7 +231,7 @@ def to_onnx(
         client=client,
         target=target,
         force=force,
-        resume=resume,
+        keep=keep,
         allow_nonfinite=allow_nonfinite,
         tokenizer=tokenizer,
         config=config,
@@ -249,7 +249,7 @@ def to_gguf(
     *,
     type: str = "F16",  # noqa: A002 - the option's name
     force: bool = False,
-    resume: bool = False,
+    keep: bool = True,
     allow_nonfinite: bool = False,
     tokenizer: str | Path | None = None,
     config: str | Path | None = None,
@@ -268,7 +268,7 @@ def to_gguf(
         output: File to write, ending in .gguf; under `./out/<name>/gguf` unless given.
         type: Type of the matrices, such as F16, Q8_0 or Q4_K_M; norms and biases stay F32.
         force: See `execute`.
-        resume: See `execute`.
+        keep: See `execute`.
         allow_nonfinite: See `execute`.
         tokenizer: See `load`.
         config: See `load`.
@@ -297,7 +297,7 @@ def to_gguf(
         output,
         type=type,
         force=force,
-        resume=resume,
+        keep=keep,
         allow_nonfinite=allow_nonfinite,
         tokenizer=tokenizer,
         config=config,

@@ -112,13 +112,13 @@ WRITE = (
         name="force",
         type=bool,
         default=False,
-        help="Replace an existing output, once the new one is complete.",
+        help="Replace an earlier artefact, once the new one is complete; nothing else.",
     ),
     Option(
-        name="resume",
+        name="keep",
         type=bool,
-        default=False,
-        help="Continue what an interrupted run has written, and keep it if this one is too.",
+        default=True,
+        help="Do not go on with an interrupted run, and leave nothing for a later one.",
     ),
     Option(
         name="allow_nonfinite",

@@ -19,7 +19,7 @@ def execute(
     plan: LazyPlan,
     *,
     force: bool = False,
-    resume: bool = False,
+    keep: bool = True,
     allow_nonfinite: bool = False,
     progress: ProgressOption = None,
 ) -> Result:
@@ -27,8 +27,10 @@ def execute(
 
     Args:
         plan: What `plan` returned.
-        force: Replace an existing output, once the new one is complete.
-        resume: Continue what an interrupted run has written, and keep it if this one is too.
+        force: Replace an earlier artefact of cgconvert's, once the new one is complete. What holds
+            anything else is never replaced.
+        keep: Go on with what an interrupted run of this plan has left, and leave what is complete
+            if this run is interrupted or the disk is full. False drops both.
         allow_nonfinite: Keep NaN, infinities and what overflows to them; never in quantized types.
         progress: "auto" for a line in a terminal or a bar in a notebook; True for that, and for
             lines where there is neither; an object with `step`, `advance` and `finish` (see
@@ -50,7 +52,7 @@ def execute(
     manifest = write_plan(
         plan,
         force=force,
-        resume=resume,
+        keep=keep,
         allow_nonfinite=allow_nonfinite,
         progress=progress_for(progress),
     )

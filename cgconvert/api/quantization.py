@@ -48,7 +48,7 @@ def quantize(
     symmetric: bool | None = None,
     accuracy_level: int | None = None,
     force: bool = False,
-    resume: bool = False,
+    keep: bool = True,
     allow_nonfinite: bool = False,
     tokenizer: str | Path | None = None,
     config: str | Path | None = None,
@@ -85,7 +85,7 @@ def quantize(
         symmetric: ONNX only, see `to_onnx`.
         accuracy_level: ONNX only, see `to_onnx`.
         force: See `execute`.
-        resume: See `execute`; finished layers of the fit are kept too.
+        keep: See `execute`; finished layers of the fit are kept too.
         allow_nonfinite: See `execute`; it holds for the vectors alone.
         tokenizer: See `load`.
         config: See `load`.
@@ -143,7 +143,7 @@ def quantize(
     return execute(
         plan,
         force=force,
-        resume=resume,
+        keep=keep,
         allow_nonfinite=allow_nonfinite,
         progress=shown,
     )

@@ -28,6 +28,7 @@ from cgconvert.model.device import CPU, deterministic
 from cgconvert.model.tensor_names import TensorNames
 from cgconvert.texts.text import Text
 from cgconvert.write.journal import source_identity
+from cgconvert.write.leftovers import STEP_COUNT, STEPS_KEY
 from cgconvert.write.manifest import library_versions
 from cgconvert.write.plan import Plan, free_bytes
 from cgconvert.write.promise import PROMISE, Promise
@@ -188,12 +189,9 @@ class CalibratedPlan(ABC):
         """See LazyPlan: the types are chosen while the model is calibrated."""
         return ()
 
-    def claim(self, folder: Path) -> CalibrationSet:
-        """Prepare `folder` for the steps of this calibration and return the calibration set.
-
-        Steps in the folder stay if they belong to the same source, text, preset, format, device
-        type and versions of libraries; otherwise the folder is emptied.
-        """
+    @cached_property
+    def steps_key(self) -> str:
+        """See LazyPlan: steps belong to a source, text, preset, format, device and libraries."""
         preset = {
             "name": self.preset.name, "fitted": self.preset.train,
             "held_out": self.preset.validation, "sweeps": self.preset.sweeps,
@@ -203,13 +201,25 @@ class CalibratedPlan(ABC):
             library_versions(), source_identity(self.source), self.calibration_set.sha256, preset,
             self.source.geometry.as_dict(), self.format, self.device.type,
         ]  # fmt: skip
-        key = hashlib.sha256(json.dumps(identity, sort_keys=True).encode()).hexdigest()
-        key_file = folder / "key"
-        if not key_file.is_file() or key_file.read_text(encoding="utf-8") != key:
+        return hashlib.sha256(json.dumps(identity, sort_keys=True).encode()).hexdigest()
+
+    def claim(self, folder: Path) -> CalibrationSet:
+        """Prepare `folder` for the steps of this calibration and return the calibration set.
+
+        Steps in the folder stay if they have the same key; otherwise the folder is emptied.
+        """
+        key_file = folder / STEPS_KEY
+        if not key_file.is_file() or key_file.read_text(encoding="utf-8") != self.steps_key:
             shutil.rmtree(folder, ignore_errors=True)
             folder.mkdir(parents=True)
-            key_file.write_text(key, encoding="utf-8")
+            key_file.write_text(self.steps_key, encoding="utf-8")
+            (folder / STEP_COUNT).write_text(str(self.step_count), encoding="utf-8")
         return self.calibration_set
+
+    @property
+    def step_count(self) -> int:
+        """The number of steps whose results are stored: layers, embedding, head, sensitivities."""
+        return self.source.geometry.n_layer + 2 + (1 if self.chooses_types else 0)
 
     def manifest_options(self, result: CalibrationResult) -> dict[str, Any]:
         """List the options for the manifest: those requested, and the result of calibration."""

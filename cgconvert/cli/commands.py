@@ -109,6 +109,26 @@ Example:
         lambda: [click.Argument(["recipe_file"], metavar="RECIPE", required=False)],
         (RECIPE_SOURCE, WRITE[0], *DRY_RUNS, LIST_RECIPES, *WRITE[1:], *READ),
     ),
+    "clean": Command(
+        "cgconvert.cli.clean:run",
+        """\
+List what interrupted runs have left in PATH and below it; --delete removes it.
+
+PATH is a folder (the working folder unless given), or the output of a run that was interrupted. The
+same command again goes on with what is left. The cache ($CGCONVERT_CACHE, or ~/.cache/cgconvert)
+is not looked at.
+
+\b
+Example:
+  cgconvert clean
+  cgconvert clean out --delete
+""",
+        lambda: [
+            click.Argument(["path"], required=False, type=click.Path(path_type=Path), default="."),
+            click.Option(["--delete"], is_flag=True, help="Remove what is listed."),
+        ],
+        (),
+    ),
 }
 """The commands that convert nothing, by name. The conversions stand before them in `--help`."""
 

@@ -24,6 +24,7 @@ from cgconvert.io.progress import Progress, format_bytes, shown_while_reading
 from cgconvert.io.terminal import wrapped_fields
 from cgconvert.model.decoder import WARNING
 from cgconvert.write.execute import check_plan
+from cgconvert.write.leftovers import unfinished
 from cgconvert.write.plan import LazyPlan
 
 __all__ = ["carry_out", "run"]
@@ -68,6 +69,8 @@ def carry_out(
     if dry_run:
         check_plan(plan)
         return plan.output
+    if writing.get("keep", True):
+        _print_unfinished(plan, allow_nonfinite=writing.get("allow_nonfinite", False))
     result = execute(plan, progress=progress or progress_of_command(context), **writing)
     _print_notes(result.notes, printed)
     path = printable(str(result.path))
@@ -103,6 +106,19 @@ def _print_notes(notes: Iterable[str], printed: set[str]) -> None:
             label = "" if note.startswith(WARNING) else "note: "
             click.echo(label + one_line(with_flags(note, declared_options())), err=True)
             printed.add(note)
+
+
+def _print_unfinished(plan: LazyPlan, *, allow_nonfinite: bool) -> None:
+    """Say on stderr what of an interrupted run is continued, and what is dropped."""
+    left, output = unfinished(plan, allow_nonfinite=allow_nonfinite), printable(str(plan.output))
+    if left.continues:
+        click.echo(f"continuing at {left.continues}: {output}", err=True)
+    if left.drops:
+        click.echo(
+            f"note: drops what an interrupted run of another plan has left of {output} "
+            f"({left.drops})",
+            err=True,
+        )
 
 
 def _only_unquantized_model() -> str:

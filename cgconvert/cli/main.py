@@ -92,7 +92,8 @@ def _run(arguments: Sequence[str] | None) -> int:
         return leaving.exit_code
     except (Interrupted, click.Abort, KeyboardInterrupt) as error:
         _leave_line()
-        return _say("interrupted", INTERRUPTED, error)
+        # A note says what stays of the work.
+        return _say("; ".join(("interrupted", *_notes(error))), INTERRUPTED, error)
     except click.UsageError as error:
         where = error.ctx.command_path if error.ctx else "cgconvert"
         return _say(f"{error.format_message()} (see {where} --help)", 2, error)
@@ -112,6 +113,11 @@ def _run(arguments: Sequence[str] | None) -> int:
         text = f"internal error: {type(error).__name__}: {error}; --verbose shows where"
         return _say(text, 1, error)
     return 0
+
+
+def _notes(error: BaseException | None) -> list[str]:
+    """The notes of an error and of what caused it: click turns Ctrl-C into an error of its own."""
+    return [*getattr(error, "__notes__", []), *_notes(error.__cause__)] if error else []
 
 
 def _with_flags(message: str) -> str:

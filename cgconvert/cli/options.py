@@ -21,9 +21,15 @@ else:  # the oldest click that is supported has no type argument here
     ParamType = click.ParamType
 
 
+def _resume_option() -> click.Option:
+    """--resume, which older versions needed to go on: accepted, hidden, without effect."""
+    return click.Option(["--resume"], is_flag=True, hidden=True, expose_value=False)
+
+
 def click_options(*options: Option) -> list[click.Parameter]:
     """The flags of a command's options, in this order, then --quiet and --verbose."""
-    return [*map(click_option, options), *output_options()]
+    hidden = [_resume_option()] if any(option.name == "keep" for option in options) else []
+    return [*map(click_option, options), *hidden, *output_options()]
 
 
 def click_option(option: Option) -> click.Option:
@@ -31,7 +37,13 @@ def click_option(option: Option) -> click.Option:
     flags = [option.short, option.flag] if option.short else [option.flag]
     help_ = with_flags(option.help, declared_options())
     if option.type is bool:
-        return click.Option([*flags, option.name], is_flag=True, default=option.default, help=help_)
+        return click.Option(
+            [*flags, option.name],
+            is_flag=True,
+            flag_value=not option.default,
+            default=option.default,
+            help=help_,
+        )
     return click.Option(
         [*flags, option.name],
         type=_type(option),

@@ -17,9 +17,9 @@ MAX_LINE = 2000
 def with_flags(message: str, options: Iterable[Option]) -> str:
     """Replace the arguments that a library error names in backticks by flags of the command line.
 
-    `mp_num` becomes --mp-num, `bits=4` --bits 4, `effort="fast"` --effort fast and `force=True`
-    --force; an option with a short flag, such as `output`, becomes that. Whatever else stands in
-    backticks stays.
+    `mp_num` becomes --mp-num, `bits=4` --bits 4, `effort="fast"` --effort fast, `force=True`
+    --force and `keep=False` --no-keep; an option with a short flag, such as `output`, becomes that.
+    Whatever else stands in backticks stays.
     """
     flags = {option.name: option.short or option.flag for option in options}
 
@@ -27,7 +27,7 @@ def with_flags(message: str, options: Iterable[Option]) -> str:
         name, value = match[1], match[2]
         if name not in flags:
             return match[0]
-        if value in (None, "True"):
+        if value in (None, "True") or (value == "False" and flags[name].startswith("--no-")):
             return flags[name]
         return f"{flags[name]} {value.strip(chr(34))}"
 

@@ -11,17 +11,31 @@ import errno
 import os
 import shutil
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from types import TracebackType
 
-from cgconvert.errors import Interrupted, OutputError, UsageError
+from cgconvert.errors import InputError, OutputError, UsageError
+from cgconvert.io.commit import Commit, Guard
 from cgconvert.io.signals import uninterrupted
 from cgconvert.io.system.files import sync
 from cgconvert.io.system.locks import FileLock
-from cgconvert.io.system.names import exchange, rename
+from cgconvert.io.system.names import rename
 
-__all__ = ["Staging", "atomic_path", "write_atomic"]
+__all__ = [
+    "SUFFIX",
+    "Staging",
+    "atomic_path",
+    "is_locked",
+    "remove_partial",
+    "staging_folder",
+    "write_atomic",
+]
+
+SUFFIX = ".cgconvert-tmp"
+"""The end of the name of everything temporary, which begins with a dot."""
+
+LOCK_SUFFIX = f".lock{SUFFIX}"
 
 LOCK_SECONDS = 2.0
 """How long to wait for the lock of another run. If that run was killed, its workers hold the lock
@@ -50,9 +64,9 @@ def atomic_path(path: Path, *, durable: bool = True) -> Iterator[Path]:
             checked whenever it is read needs no sync.
     """
     path = Path(os.path.realpath(path))
-    partial = path.with_name(f".{path.name}.cgconvert-tmp")
+    partial = path.with_name(f".{path.name}{SUFFIX}")
     # A file of its own, because Windows does not rename a file that is open.
-    lock = FileLock(path.with_name(f".{path.name}.lock.cgconvert-tmp"))
+    lock = FileLock(path.with_name(f".{path.name}{LOCK_SUFFIX}"))
     try:
         with uninterrupted():
             lock.acquire()
@@ -69,32 +83,79 @@ def atomic_path(path: Path, *, durable: bool = True) -> Iterator[Path]:
         lock.release(remove=True)
 
 
+def is_locked(path: Path) -> bool:
+    """Whether a run is writing what is temporary at `path`: a staging folder or a file."""
+    lock = FileLock(_lock_path(path))
+    if not lock.path.exists():
+        return False
+    try:
+        lock.acquire(wait=False)
+    except OSError:
+        return True
+    lock.release()
+    return False
+
+
+def remove_partial(path: Path) -> bool:
+    """Remove the temporary file of `atomic_path`, or its lock; return False if a run uses it."""
+    lock = FileLock(_lock_path(path))
+    try:
+        lock.acquire(wait=False)
+    except OSError:
+        return False
+    if path != lock.path:
+        path.unlink(missing_ok=True)
+    lock.release(remove=True)
+    return True
+
+
+def _lock_path(path: Path) -> Path:
+    """The lock of a staging folder or of a temporary file; a lock's own path is that path."""
+    if path.is_dir():
+        return path / "lock"
+    if path.name.endswith(LOCK_SUFFIX):
+        return path
+    return path.with_name(path.name.removesuffix(SUFFIX) + LOCK_SUFFIX)
+
+
+def staging_folder(output: Path) -> Path:
+    """The hidden folder beside an output in which it is written."""
+    output = Path(os.path.abspath(output))
+    return output.parent / f".{output.name}{SUFFIX}"
+
+
 class Staging:
     """A hidden staging folder beside the output, which one run at a time may use.
 
-    The output itself is changed by the final rename only. Leaving the context without a commit
-    removes the staging folder, and the parent folders that were made for it.
+    The output itself is changed by the commit only. Leaving the context without a commit removes
+    the staging folder, and the parent folders that were made for it, unless work is kept.
 
     Args:
         output: Path of the artefact, a folder or a file.
-        force: Whether an existing output may be replaced.
-        resume: Whether to continue with the staging folder that an interrupted run has left. If
-            this run is interrupted too, or the disk fails, the folder is kept again. If false, what
-            an interrupted run has left is removed.
+        guard: Decides whether what lies at the output may be replaced.
+        has_work: Whether a run could go on with what lies in a staging folder. Then the folder is
+            kept when this run is interrupted, or the disk fails, and the next run finds it. If
+            None, nothing is kept, and what an interrupted run has left is removed.
 
     Attributes:
+        folder: The staging folder.
         content: The folder that will become the output, or that holds the files that will.
         journal: The file that records how much of the content is written.
         steps: The folder for intermediate results, computed before anything is written.
+        is_kept: Whether the work was kept when the context was left.
     """
 
-    def __init__(self, output: Path, *, force: bool, resume: bool = False) -> None:
+    def __init__(
+        self, output: Path, guard: Guard, has_work: Callable[[Path], bool] | None = None
+    ) -> None:
         self.output = Path(os.path.abspath(output))
-        self.force, self.resume = force, resume
-        self.folder = self.output.parent / f".{self.output.name}.cgconvert-tmp"
+        self.guard, self.has_work = guard, has_work
+        self.folder = staging_folder(self.output)
         self.content = self.folder / "content"
         self.journal = self.folder / "journal"
         self.steps = self.folder / "steps"
+        self.is_kept = False
+        self._commit = Commit(self.folder, self.output, guard)
         self._made_folders: list[Path] = []
         self._lock = FileLock(self.folder / "lock")
 
@@ -102,16 +163,15 @@ class Staging:
         try:
             with uninterrupted():
                 self._acquire()
-            self._restore_replaced()
-            if os.path.lexists(self.output) and not self.force:
-                raise UsageError(f"{self.output} exists; give `force=True` to replace it")
-            if not self.resume:
+                self._commit.settle()
+            self.guard.check(self.output)
+            if self.has_work is None:
                 self.clear()
                 shutil.rmtree(self.steps, ignore_errors=True)
             self.content.mkdir(exist_ok=True)
         except BaseException as error:
             if self._lock.is_held:
-                self._release(keep=self.resume and (self.journal.exists() or self.steps.exists()))
+                self._release(keep=self._has_work())
             else:
                 with contextlib.suppress(OSError):
                     self.folder.rmdir()
@@ -127,9 +187,23 @@ class Staging:
         error: BaseException | None,
         trace: TracebackType | None,
     ) -> None:
-        self._release(
-            keep=self.resume and isinstance(error, Interrupted | KeyboardInterrupt | OSError)
-        )
+        was_stopped = error is not None and not isinstance(error, InputError | UsageError)
+        self._release(keep=was_stopped and self._has_work())
+
+    def remove(self) -> bool:
+        """Remove the staging folder that an interrupted run has left; return whether it is gone.
+
+        A commit that was cut short is finished or undone first. What a run is writing stays.
+        """
+        try:
+            self._acquire()
+        except UsageError:
+            return False
+        try:
+            self._commit.settle()
+        finally:
+            self._release(keep=False)
+        return not self.folder.exists()
 
     def clear(self) -> None:
         """Remove the content and the journal that an interrupted run has left."""
@@ -139,46 +213,26 @@ class Staging:
     def commit_folder(self) -> None:
         """Make the content the output, in one step.
 
-        An earlier output comes into the staging folder by that step, and is removed with it.
+        An earlier output comes into the staging folder, and is removed with it.
+
+        Raises OutputError if what lies at the output may not be replaced.
         """
-        self._sync_content()
-        if os.path.lexists(self.output):
-            exchange(self.content, self.output, self._replaced)
-        else:
-            rename(self.content, self.output)
+        _sync_tree(self.content)
+        self._commit.run(self.content)
         self._sync_parents()
 
     def commit_files(self) -> None:
         """Move the output, which is a file, and the files beside it (its manifest) to their places.
 
-        The output itself comes last. If there is an earlier output, the files beside it are removed
-        first and the new ones come last: at no time does a file lie beside another's manifest.
-        """
-        self._sync_content()
-        output = self.content / self.output.name
-        beside = [file for file in sorted(self.content.iterdir()) if file != output]
-        ordered = [*beside, output]
-        if os.path.lexists(self.output):
-            ordered.reverse()
-            for file in beside:
-                self.output.with_name(file.name).unlink(missing_ok=True)
-        for file in ordered:
-            rename(file, self.output.with_name(file.name))
-        self._sync_parents()
-
-    def _sync_content(self) -> None:
-        """Sync the content, then remove the journal.
-
-        An earlier output may take the place of the content, and the journal does not describe it.
+        Raises OutputError if what lies at the output may not be replaced.
         """
         _sync_tree(self.content)
-        self.journal.unlink(missing_ok=True)
-        sync(self.folder)
+        output = self.content / self.output.name
+        self._commit.run(output, [file for file in self.content.iterdir() if file != output])
+        self._sync_parents()
 
-    @property
-    def _replaced(self) -> Path:
-        """The place of the earlier output if the system cannot exchange two folders."""
-        return self.folder / "replaced"
+    def _has_work(self) -> bool:
+        return self.has_work is not None and self.has_work(self.folder)
 
     def _acquire(self) -> None:
         """Make the staging folder and lock it; try again if another run removes it meanwhile.
@@ -206,18 +260,11 @@ class Staging:
                     raise UsageError(f"{self.output} is being written by another run") from error
                 time.sleep(0.01)
 
-    def _restore_replaced(self) -> None:
-        """Move the earlier output back if a run was killed between the two renames of _exchange."""
-        if self._replaced.exists():
-            if os.path.lexists(self.output):
-                shutil.rmtree(self._replaced)
-            else:
-                rename(self._replaced, self.output)
-
     @uninterrupted()
     def _release(self, *, keep: bool) -> None:
-        """Unlock the staging folder, and remove it unless `keep`."""
-        if keep:
+        """Unlock the staging folder, and remove it unless `keep`, or a commit is not finished."""
+        self.is_kept = keep
+        if keep or self._commit.is_open:
             self._lock.release()
             return
         with contextlib.suppress(OSError):

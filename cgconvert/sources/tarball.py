@@ -13,6 +13,7 @@ from typing import IO, Any
 
 from cgconvert.errors import InputError, OutputError
 from cgconvert.io.cache import cache_folder
+from cgconvert.io.commit import Anything
 from cgconvert.io.progress import Amount, format_bytes, progress_of_reading
 from cgconvert.io.staging import Staging
 from cgconvert.io.stand_ins import check_head
@@ -86,7 +87,7 @@ def unpack(path: Path) -> tuple[Path, dict[str, Any]]:
         folder = cache_folder() / "unpacked" / f"{checkpoint_name(path)}-{key}"
         check_head(path)
         if not (folder / ORIGIN_FILE).is_file():
-            with Staging(folder, force=True) as staging:  # replaces an incomplete folder
+            with Staging(folder, Anything()) as staging:  # replaces an incomplete folder
                 _unpack_into(path, staging.content)
                 staging.commit_folder()
     except OSError as error:

@@ -7,6 +7,7 @@ on threads at the same time.
 from __future__ import annotations
 
 import contextlib
+import shlex
 import threading
 from collections.abc import Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -24,6 +25,7 @@ from cgconvert.model.decoder import Checkpoint
 from cgconvert.write.hashing import StreamingHash, hash_checkpoint
 from cgconvert.write.journal import START, Journal, plan_key, source_identity
 from cgconvert.write.known_hashes import remember_sha256
+from cgconvert.write.leftovers import disk_bytes, progress_of, steps_folder
 from cgconvert.write.manifest import (
     Manifest,
     expected_files,
@@ -31,6 +33,7 @@ from cgconvert.write.manifest import (
     library_versions,
     manifest_path,
 )
+from cgconvert.write.ownership import Replacement
 from cgconvert.write.plan import LazyPlan, Plan, free_bytes, worker_count
 from cgconvert.write.writer import ChunkWriter, PlanWriter
 
@@ -83,7 +86,7 @@ def execute(
     plan: LazyPlan,
     *,
     force: bool = False,
-    resume: bool = False,
+    keep: bool = True,
     allow_nonfinite: bool = False,
     progress: Progress | None = None,
 ) -> Manifest:
@@ -91,9 +94,9 @@ def execute(
 
     Args:
         plan: What to write. A plan that is not resolved is computed first.
-        force: Replace an existing output.
-        resume: Continue what an interrupted run of the same plan has written. If this run is
-            interrupted, keep what it has written for the next.
+        force: Replace an earlier artefact of cgconvert's. Anything else is never replaced.
+        keep: Continue what an interrupted run of the same plan has written. If this run is
+            interrupted, or the disk fails, keep what it has written for the next.
         allow_nonfinite: Let plain types store NaN, infinities and values that overflow the type.
             If false they are refused; quantized types always refuse them.
         progress: Receives the number of bytes written and hashed.
@@ -104,20 +107,21 @@ def execute(
     Raises:
         InputError: A value cannot be stored, or the source differs from its own manifest.
         OutputError: Writing failed.
-        UsageError: The output exists, or another run is writing it.
+        UsageError: The output exists and may not be replaced, or another run is writing it.
     """
     progress = progress or SilentProgress()
     stop = threading.Event()
     identity = source_identity(plan.source)
-    staging = Staging(plan.output, force=force, resume=resume)
-    check_plan(plan, staged_bytes=max(0, _size(staging.content)))
+    guard = Replacement(force=force, is_folder=plan.is_folder)
+    staging = Staging(plan.output, guard, (lambda f: progress_of(f) != "") if keep else None)
+    check_plan(plan, staged_bytes=disk_bytes(staging.folder))
     try:
         with ExitStack() as stack:
             with uninterrupted():
                 stack.enter_context(staging)
             was_computed = not plan.resolved
             expect_steps(progress, plan.steps + OWN_STEPS)
-            plan = plan.resolve(staging.steps, progress)
+            plan = plan.resolve(steps_folder(staging.steps, plan), progress)
             expect_steps(progress, OWN_STEPS)
             write_chunk = ChunkWriter(plan, staging.content, allow_nonfinite)
             with uninterrupted():
@@ -143,11 +147,34 @@ def execute(
             else:
                 staging.commit_files()
     except OSError as error:
-        raise OutputError(f"{plan.output}: cannot be written: {error.strerror or error}") from error
+        message = f"{plan.output}: cannot be written: {error.strerror or error}"
+        raise OutputError("; ".join((message, *_kept(staging)))) from error
+    except BaseException as error:
+        for line in _kept(staging):
+            error.add_note(line)
+        raise
     finally:
         progress.finish()
     _remember_hashes(plan, manifest, identity)
     return manifest
+
+
+def _kept(staging: Staging) -> list[str]:
+    """Say how much of the work stays, where, and what to do with it: a line, or none."""
+    if not staging.is_kept:
+        return []
+    folder, output = _as_typed(staging.folder), _as_typed(staging.output)
+    size = format_bytes(disk_bytes(staging.folder))
+    return [
+        f"kept {progress_of(staging.folder)} ({size} in {folder}): run the same again to go on, "
+        f"or drop it with `cgconvert clean {output} --delete`"
+    ]
+
+
+def _as_typed(path: Path) -> str:
+    """A path from the working folder if it lies below it, as a user would type it."""
+    here = Path.cwd()
+    return shlex.quote(str(path.relative_to(here) if path.is_relative_to(here) else path))
 
 
 def _remember_hashes(plan: Plan, manifest: Manifest, identity: list[list[str | int]]) -> None:
@@ -191,7 +218,7 @@ def _open_journal(staging: Staging, key: str, plan: Plan) -> Journal:
     if journal.position == START or sizes != [file.size for file in begun]:
         staging.clear()
         staging.content.mkdir()
-        journal.begin()
+        journal.begin(plan.nbytes)
     return journal
 
 

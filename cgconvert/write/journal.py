@@ -20,7 +20,7 @@ from cgconvert.model.decoder import Checkpoint
 from cgconvert.write.manifest import library_versions
 from cgconvert.write.plan import Plan
 
-__all__ = ["START", "Journal", "Position", "plan_key", "source_identity"]
+__all__ = ["START", "Journal", "Position", "plan_key", "source_identity", "written_bytes"]
 
 Position = tuple[int, int, int]
 """Index of a file in the plan, index of a tensor in that file, and a row of that tensor. Everything
@@ -58,21 +58,34 @@ def source_identity(checkpoint: Checkpoint) -> list[list[str | int]]:
     return identities
 
 
+def written_bytes(plan: Plan, position: Position) -> int:
+    """Bytes of the output of a plan that lie before a position, gaps between arrays apart."""
+    file_index, tensor_index, row = position
+    nbytes = sum(file.size for file in plan.files[:file_index])
+    if file_index < len(plan.files) and (tensor_index, row) != (0, 0):
+        file = plan.files[file_index]
+        nbytes += len(file.header) + sum(t.nbytes for t in file.tensors[:tensor_index])
+        nbytes += file.tensors[tensor_index].stored_bytes(slice(0, row))
+    return nbytes
+
+
 class Journal:
     """The journal in the file `path`. What it has recorded counts only if its key is `key`.
 
     Attributes:
         position: Where the run has to begin: at START, or where an interrupted run has stopped.
+        nbytes: The bytes of the output that are written before that position.
         source_sha256: The SHA-256 of the source, or "" as long as it is not known.
     """
 
     def __init__(self, path: Path, key: str) -> None:
         self.path, self.key = path, key
-        self.position, self.source_sha256 = START, ""
+        self.position, self.nbytes, self.source_sha256 = START, 0, ""
         for entry in self._entries() if path.is_file() else ():
             if "position" in entry:
                 file_index, tensor_index, row = entry["position"]
                 self.position = (int(file_index), int(tensor_index), int(row))
+                self.nbytes = int(entry.get("bytes", 0))
             self.source_sha256 = entry.get("source", self.source_sha256)
 
     def _entries(self) -> list[Mapping[str, Any]]:
@@ -91,15 +104,17 @@ class Journal:
                 break
         return entries
 
-    def begin(self) -> None:
-        """Replace the journal by a new one, in which nothing is written yet."""
-        self.position, self.source_sha256 = START, ""
+    def begin(self, total_bytes: int) -> None:
+        """Replace the journal by a new one: nothing of the output's `total_bytes` is written."""
+        self.position, self.nbytes, self.source_sha256 = START, 0, ""
         self.path.write_text("", encoding="utf-8")
         self._append({"key": self.key})
+        self._append({"total": total_bytes})
 
-    def record(self, position: Position) -> None:
-        """Record that everything before `position` is written and synced."""
-        self._append({"position": position})
+    def record(self, position: Position, nbytes: int) -> None:
+        """Record that everything before `position`, `nbytes` bytes, is written and synced."""
+        self._append({"position": position, "bytes": nbytes})
+        self.nbytes = nbytes
 
     def record_source(self, sha256: str, path: Path) -> None:
         """Record the SHA-256 of the source at `path`.
@@ -107,7 +122,7 @@ class Journal:
         Raises InputError if the interrupted run has recorded another SHA-256.
         """
         if self.source_sha256 not in ("", sha256):
-            raise InputError(f"{path}: is not what it was before; run again without `resume=True`")
+            raise InputError(f"{path}: is not what it was before; run again with `keep=False`")
         if not self.source_sha256:
             self._append({"source": sha256})
 

@@ -44,22 +44,28 @@ class Replacement:
     def __init__(self, *, force: bool, is_folder: bool) -> None:
         self.force, self.is_folder = force, is_folder
         self._proven: Snapshot = {}
+        """What was at the output when it was proven to be cgconvert's."""
 
-    def __call__(self, path: Path) -> None:
-        """Raise UsageError unless what lies at `path` is nothing, or may be replaced.
+    def check(self, output: Path) -> None:
+        """Raise UsageError unless nothing lies at `output`, or what does may be replaced.
 
         What was proven before is not hashed again as long as it is unchanged.
         """
-        if self._proven and self._proven == _snapshot(path):
+        if self._proven and self._proven == _snapshot(output):
             return
-        reason = self._reason(path, all_bytes=self.force)
-        if reason:
-            raise UsageError(f"{path}: {reason}; choose another `output`")
-        if os.path.lexists(path) and not self.force:
-            raise UsageError(f"{path} exists; give `force=True` to replace it")
-        self._proven = _snapshot(path)
+        if reason := self._reason(output):
+            raise UsageError(f"{output}: {reason}; choose another `output`")
+        if os.path.lexists(output) and not self.force:
+            raise UsageError(f"{output} exists; give `force=True` to replace it")
+        self._proven = _snapshot(output)
 
-    def _reason(self, path: Path, *, all_bytes: bool) -> str:
+    def is_own(self, path: Path) -> bool:
+        """Whether what was taken from the output, and lies at `path` now, may be removed."""
+        if self._proven and self._proven == _snapshot(path):
+            return True
+        return not path.is_symlink() and not foreign_part(path, all_bytes=True)
+
+    def _reason(self, path: Path) -> str:
         """Say why what lies at `path` may not be replaced; "" if it may."""
         if not os.path.lexists(path):
             return "" if self.is_folder else _stale_manifest(path)
@@ -67,8 +73,8 @@ class Replacement:
             return reason
         if path.is_dir() != self.is_folder and not path.is_symlink():
             return f"exists and is {'a file' if self.is_folder else 'a folder'}"
-        part = foreign_part(path, all_bytes=all_bytes)
-        return f"exists and is not an artefact that `force` may replace: {part}" if part else ""
+        part = foreign_part(path, all_bytes=self.force)
+        return f"exists and is not cgconvert's to replace: {part}" if part else ""
 
 
 def protected_place(path: Path) -> str:
@@ -97,6 +103,8 @@ def foreign_part(path: Path, *, all_bytes: bool) -> str:
         path: A regular file or a folder.
         all_bytes: Whether to compare the bytes of large files too, not only their sizes.
     """
+    if path.is_dir() and not any(path.iterdir()):
+        return ""
     own_path = manifest_path(path)
     where = "in it" if path.is_dir() else "beside it"
     if own_path.is_symlink() or not own_path.is_file():
@@ -172,7 +180,9 @@ def _stale_manifest(output: Path) -> str:
 def _snapshot(path: Path) -> Snapshot:
     """Describe everything that lies at `path`; empty if that is nothing, or cannot be looked at."""
     try:
-        entries = dict(_walk(path)) if path.is_dir() else {"": path}
+        entries = (
+            dict(_walk(path)) if path.is_dir() else {"": path, "manifest": manifest_path(path)}
+        )
         statuses = {name: file.lstat() for name, file in entries.items()}
     except OSError:
         return {}

@@ -159,6 +159,7 @@ class Plan:
     resolved: ClassVar[bool] = True
     computed_options: ClassVar[tuple[str, ...]] = ()
     steps: ClassVar[int] = 0
+    steps_key: ClassVar[str] = ""
 
     source: Checkpoint
     output: Path
@@ -244,6 +245,8 @@ class LazyPlan(Protocol):
         options: The options of the conversion that the manifest will record, as far as they are
             known before anything is computed.
         computed_options: Names of further options that the manifest will record.
+        steps_key: SHA-256 (hex) of all that the completed steps of computing depend on; "" if
+            nothing has to be computed.
         nbytes: The most bytes on the disk at any time, intermediate results included.
         notes: What the user should know of the artefact, such as what its format cannot hold.
     """
@@ -271,6 +274,9 @@ class LazyPlan(Protocol):
 
     @property
     def computed_options(self) -> tuple[str, ...]: ...
+
+    @property
+    def steps_key(self) -> str: ...
 
     @property
     def nbytes(self) -> int: ...

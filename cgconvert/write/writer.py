@@ -15,7 +15,7 @@ from cgconvert.io.progress import Progress
 from cgconvert.io.system.files import allocate, open_file, sync_descriptor, write_at
 from cgconvert.lazy import torch
 from cgconvert.write.hashing import StreamingHash
-from cgconvert.write.journal import Journal, Position
+from cgconvert.write.journal import Journal, Position, written_bytes
 from cgconvert.write.plan import IN_FLIGHT_BYTES, FilePlan, Plan, TensorPlan
 
 __all__ = ["ChunkWriter", "PlanWriter", "UnstorableValues"]
@@ -273,7 +273,7 @@ class PlanWriter:
     def _sync(self, descriptor: int, position: Position) -> None:
         """Sync the file, then record the position; runs in the background."""
         sync_descriptor(descriptor)
-        self.journal.record(position)
+        self.journal.record(position, written_bytes(self.write_chunk.plan, position))
 
 
 def _first_offsets(file: FilePlan) -> list[int]:

@@ -135,11 +135,11 @@ def test_a_named_mix_keeps_its_types(run: Callable[..., Outcome], folder: Path) 
     assert any((a.data != b.data).any() for a, b in zip(fitted, rounded, strict=True))
 
 
-def test_resume_computes_only_what_is_missing_and_gives_the_same_bytes(
+def test_a_later_run_computes_only_what_is_missing_and_gives_the_same_bytes(
     run: Callable[..., Outcome], folder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The second time only what is missing is computed, and the bytes are the same."""
-    asked = ("--type", "Q4_K_S", "--resume")
+    asked = ("--type", "Q4_K_S")
     assert run(*asked, "-o", "whole.gguf").code == 0
     layer, done = LayerwiseCalibration.layer, []
 
@@ -150,9 +150,17 @@ def test_resume_computes_only_what_is_missing_and_gives_the_same_bytes(
         return layer(self, i, state)  # type: ignore[arg-type]
 
     monkeypatch.setattr(LayerwiseCalibration, "layer", stopping)
-    assert run(*asked, "-o", "parts.gguf").code == 130
+    outcome = run(*asked, "-o", "parts.gguf")
+    assert outcome.code == 130
+    assert re.search(
+        r"^cgconvert: interrupted; kept 2 of 4 steps "
+        r"\(\S+ MB in \.parts\.gguf\.cgconvert-tmp\): run the same again to go on, "
+        r"or drop it with `cgconvert clean parts\.gguf --delete`$",
+        outcome.err, re.MULTILINE,
+    )  # fmt: skip
     assert not (folder / "parts.gguf").exists()
-    assert run(*asked, "-o", "parts.gguf").code == 0
+    outcome = run(*asked, "-o", "parts.gguf")
+    assert (outcome.code, "continuing at 2 of 4 steps: parts.gguf" in outcome.err) == (0, True)
     assert done == [0, 1, 1]
     assert (folder / "parts.gguf").read_bytes() == (folder / "whole.gguf").read_bytes()
     assert not list(folder.glob(".*"))

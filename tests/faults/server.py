@@ -28,7 +28,7 @@ from typing import Any
 import torch
 
 from cgconvert.cli.main import cli, main
-from cgconvert.io import staging
+from cgconvert.io import commit, staging
 from cgconvert.write import execute as execution
 from cgconvert.write import writer as write
 
@@ -178,8 +178,8 @@ def _die_before(number: int) -> None:
         return call
 
     for owner, name in (
-        (Path, "rename"), (Path, "replace"), (Path, "unlink"), (shutil, "rmtree"),
-        (staging, "exchange"), (staging, "sync"),
+        (Path, "rename"), (Path, "replace"), (Path, "unlink"), (Path, "hardlink_to"),
+        (shutil, "rmtree"), (staging, "sync"), (commit, "exchange"), (commit, "sync"),
     ):  # fmt: skip
         setattr(owner, name, killing(getattr(owner, name)))
 

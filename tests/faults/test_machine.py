@@ -5,6 +5,7 @@ from __future__ import annotations
 import fcntl
 import json
 import os
+import re
 import shutil
 import signal
 from pathlib import Path
@@ -53,14 +54,21 @@ def test_a_kill_before_each_step_of_the_commit_leaves_whole_files(
 ) -> None:
     """Kill it before every rename, removal and sync in turn. A file and its manifest go apart.
 
-    The next run completes the output, resumed or not. What it replaces has the same sizes.
+    The next run completes the output, resumed or not. What it replaces has the same sizes: it is
+    the artefact of a source with another last byte.
     """
-    valid_inputs.copy("safetensors", tmp_path)
+    source = valid_inputs.copy("safetensors", tmp_path)
     arguments = (command, "source", "-o", output, "--force")
+    weights = source / "model.safetensors"
+    raw = weights.read_bytes()
+    weights.write_bytes(raw[:-1] + bytes([raw[-1] ^ 1]))
+    assert server.run(*arguments, cwd=tmp_path).code == 0
+    names = file_hashes(tmp_path / "out")
+    earlier = {name: (tmp_path / "out" / name).read_bytes() for name in names}
+    weights.write_bytes(raw)
     assert server.run(*arguments, cwd=tmp_path).code == 0
     complete = file_hashes(tmp_path / "out")
-    sizes = {name: (tmp_path / "out" / name).stat().st_size for name in complete}
-    old = {name: b"-" * size for name, size in sizes.items()} if replaced else {}
+    old = earlier if replaced else {}
     number, seen = 0, set()
     while True:
         for name in complete:
@@ -83,7 +91,7 @@ def test_a_kill_before_each_step_of_the_commit_leaves_whole_files(
             assert len(there) == 1, kinds  # a whole file, or a manifest that waits for its file
             assert all(any(kind) for kind in kinds.values()), kinds
         seen.add(json.dumps(there, sort_keys=True))
-        assert server.run(*arguments, *["--resume"] * (number % 2), cwd=tmp_path).code == 0
+        assert server.run(*arguments, *["--no-keep"] * (number % 2), cwd=tmp_path).code == 0
         assert file_hashes(tmp_path / "out") == complete
         number += 1
     assert number > 5
@@ -94,7 +102,7 @@ def test_a_kill_before_each_step_of_the_commit_leaves_whole_files(
 
 @pytest.mark.parametrize("group", [False, True])
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
-def test_an_interruption_ends_in_one_line_and_leaves_nothing(
+def test_an_interruption_without_keep_ends_in_one_line_and_leaves_nothing(
     number: int, group: bool, killer: Killer, tmp_path: Path
 ) -> None:
     """One line, exit code 130 and nothing left, at any moment from the start to the commit.
@@ -110,7 +118,7 @@ def test_an_interruption_ends_in_one_line_and_leaves_nothing(
     codes = set()
     for part in range(6):
         outcome = killer.run(
-            tmp_path, "to-gguf Q8_0", kill=[number, 0.01 + part * 0.02], group=group
+            tmp_path, "to-gguf Q8_0", "--no-keep", kill=[number, 0.01 + part * 0.02], group=group
         )
         codes.add(outcome.code)
         if outcome.code:
@@ -195,7 +203,7 @@ def test_a_second_run_to_the_same_output_is_refused(
     staging.mkdir()
     with (staging / "lock").open("w") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)
-        for more in ((), ("--force",), ("--resume",)):
+        for more in ((), ("--force",), ("--no-keep",), ("--resume",)):
             outcome = server.run("to-gguf", "source", "-o", "out.gguf", *more, cwd=tmp_path)
             assert_fails(outcome, 2, "out.gguf is being written by another run")
     assert server.run("to-gguf", "source", "-o", "out.gguf", cwd=tmp_path).code == 0
@@ -207,12 +215,17 @@ def test_a_kill_between_two_renames_keeps_the_old_folder(
 ) -> None:
     """If two folders cannot be exchanged in one step, the old one is in the staging folder."""
     valid_inputs.copy("safetensors", tmp_path)
-    aside = tmp_path / ".out.cgconvert-tmp" / "replaced"
-    aside.mkdir(parents=True)
-    (aside / "earlier").write_text("precious")
+    assert server.run("to-hf", "source", "-o", "out", cwd=tmp_path).code == 0
+    complete = file_hashes(tmp_path)
+    staging = tmp_path / ".out.cgconvert-tmp"
+    (staging / "replaced").mkdir(parents=True)
+    (staging / "content").mkdir()
+    record = {"new": "content", "inode": (staging / "content").stat().st_ino}
+    (staging / "commit").write_text(json.dumps(record))
+    (tmp_path / "out").rename(staging / "replaced" / "out")
     outcome = server.run("to-hf", "source", "-o", "out", cwd=tmp_path)
     assert_fails(outcome, 2, "out exists; give --force")
-    assert (tmp_path / "out" / "earlier").read_text() == "precious"
+    assert file_hashes(tmp_path) == complete
     assert not list(tmp_path.glob(".*"))
 
 
@@ -245,7 +258,7 @@ def test_resume_continues_where_the_journal_ends(killer: Killer, tmp_path: Path)
         mark = bytes(byte ^ 255 for byte in file.read(16))
         file.seek(400_000)
         file.write(mark)
-    assert killer.run(tmp_path, "to-gguf Q8_0", "--resume").code == 0
+    assert killer.run(tmp_path, "to-gguf Q8_0").code == 0
     raw = bytearray((tmp_path / "out/m.gguf").read_bytes())
     assert raw[400_000:400_016] == mark
     raw[400_000:400_016] = bytes(byte ^ 255 for byte in mark)
@@ -253,10 +266,12 @@ def test_resume_continues_where_the_journal_ends(killer: Killer, tmp_path: Path)
     assert not staging.exists()
 
 
-def test_without_resume_an_interrupted_run_is_discarded(killer: Killer, tmp_path: Path) -> None:
+def test_without_keep_an_interrupted_run_is_discarded(killer: Killer, tmp_path: Path) -> None:
     staging = interrupted_run(killer, tmp_path)
-    (staging / "content" / "m.gguf").write_bytes(b"garbage")
-    assert killer.run(tmp_path, "to-gguf Q8_0").code == 0
+    staged = staging / "content" / "m.gguf"
+    staged.write_bytes(bytes(staged.stat().st_size))  # would be continued
+    outcome = killer.run(tmp_path, "to-gguf Q8_0", "--no-keep")
+    assert (outcome.code, "continuing" in outcome.err) == (0, False)
     assert file_hashes(tmp_path / "out") == file_hashes(tmp_path / "expected")
 
 
@@ -276,7 +291,7 @@ def test_a_changed_source_type_or_staging_is_not_resumed(
         (staging / "journal").write_bytes(b'{"key": "x"}\n\xff\n{"position": [9, 9, 9]}\n')
     elif changed == "staged":
         os.truncate(staging / "content" / "m.gguf", 1000)
-    outcome = killer.run(tmp_path, writer, "--resume")
+    outcome = killer.run(tmp_path, writer)
     assert outcome.code == 0, outcome.err
     (tmp_path / "resumed").mkdir()
     (tmp_path / "out/m.gguf").rename(tmp_path / "resumed/m.gguf")
@@ -284,24 +299,30 @@ def test_a_changed_source_type_or_staging_is_not_resumed(
     assert (tmp_path / "out/m.gguf").read_bytes() == (tmp_path / "resumed/m.gguf").read_bytes()
 
 
-def test_an_interruption_with_resume_keeps_the_staging_folder(
-    killer: Killer, tmp_path: Path
-) -> None:
+INTERRUPTED = (
+    r"cgconvert: interrupted(?:; kept (\d+) % \([\d.]+ [kM]B in out/\.m\.gguf\.cgconvert-tmp\): "
+    r"run the same again to go on, or drop it with `cgconvert clean out/m\.gguf --delete`)?"
+)
+
+
+def test_an_interruption_keeps_what_is_written_and_says_so(killer: Killer, tmp_path: Path) -> None:
     """Each run writes more of the output; a signal during the commit is answered after it."""
     killer.write_source(tmp_path, 1)
     assert killer.run(tmp_path, "to-gguf Q8_0").code == 0
     complete = file_hashes(tmp_path)
     shutil.rmtree(tmp_path / "out")
-    assert killer.run(tmp_path, "to-gguf Q8_0", "--resume", file_bytes=2_000_000).code == 5
+    assert killer.run(tmp_path, "to-gguf Q8_0", file_bytes=2_000_000).code == 5
+    share = ""
     for part in range(40):  # the time grows beyond what the slowest machine needs
-        outcome = killer.run(
-            tmp_path, "to-gguf Q8_0", "--resume", kill=[signal.SIGINT, 0.01 * 1.25**part]
-        )
-        if outcome.code:
-            assert_fails(outcome, 130, "interrupted")
+        outcome = killer.run(tmp_path, "to-gguf Q8_0", kill=[signal.SIGINT, 0.01 * 1.25**part])
+        continued = re.search(r"^continuing at (\d+) %: out/m.gguf$", outcome.err, re.MULTILINE)
+        assert (continued[1] if continued else "") == share, outcome.err
         if file_hashes(tmp_path) == complete:
             break
-        assert outcome.code == 130
-        assert list(tmp_path.rglob("*.cgconvert-tmp"))
+        last = outcome.err.splitlines()[-1]
+        kept = re.fullmatch(INTERRUPTED, last)
+        assert (outcome.code, bool(kept)) == (130, True), outcome.err
+        share = kept[1] or "" if kept else ""
+        assert bool(list(tmp_path.rglob("*.cgconvert-tmp"))) == bool(share)
     assert file_hashes(tmp_path) == complete
     assert not list(tmp_path.rglob("*.cgconvert-tmp"))

@@ -89,16 +89,16 @@ def test_two_runs_give_the_same_manifest(tmp_path: Path, checkpoint: Checkpoint)
 
 def test_an_existing_output_is_kept_unless_forced(tmp_path: Path, checkpoint: Checkpoint) -> None:
     output = tmp_path / "out"
-    output.mkdir()
-    (output / "mine").write_text("precious")
+    execute(folder_plan(checkpoint, output, MATRIX + 1))
+    earlier = (output / "deep/data.bin").read_bytes()
     with pytest.raises(UsageError, match="exists; give `force=True`"):
         execute(folder_plan(checkpoint, output))
-    assert (output / "mine").read_text() == "precious"
+    assert (output / "deep/data.bin").read_bytes() == earlier
     with pytest.raises(InputError):
         execute(folder_plan(checkpoint, output, MATRIX / 0), force=True)
-    assert (output / "mine").read_text() == "precious"
+    assert (output / "deep/data.bin").read_bytes() == earlier
     execute(folder_plan(checkpoint, output), force=True)
-    assert not (output / "mine").exists()
+    assert (output / "deep/data.bin").read_bytes() != earlier
     assert (output / "note.txt").exists()
     assert sorted(os.listdir(tmp_path)) == ["out", "source-safetensors"]
 

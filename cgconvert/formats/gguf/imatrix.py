@@ -31,6 +31,7 @@ from cgconvert.formats.gguf.header import (
     TensorInfo,
     read_header,
 )
+from cgconvert.io.commit import Nothing
 from cgconvert.io.staging import Staging
 from cgconvert.io.stand_ins import refuse_pointer
 from cgconvert.lazy import torch
@@ -186,14 +187,14 @@ def read_imatrix(path: Path, decoder: Decoder) -> Imatrix:
     return replace(imatrix, file=path.name, sha256=hashlib.sha256(raw).hexdigest())
 
 
-def write_imatrix(path: Path, imatrix: Imatrix, *, force: bool = False) -> Imatrix:
+def write_imatrix(path: Path, imatrix: Imatrix) -> Imatrix:
     """Write the GGUF that llama-quantize reads; returns the imatrix with the file's name and hash.
 
-    The same imatrix gives the same bytes. Raises UsageError if the file exists and `force` is
-    False, OutputError if writing fails.
+    The same imatrix gives the same bytes. Raises UsageError if the file exists, OutputError if
+    writing fails.
     """
     data = encoded(imatrix)
-    with Staging(path, force=force) as staging:
+    with Staging(path, Nothing()) as staging:
         try:
             (staging.content / path.name).write_bytes(data)
             staging.commit_files()

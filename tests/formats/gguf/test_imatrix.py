@@ -110,13 +110,14 @@ def test_llama_cpp_quantizes_with_a_written_imatrix(tmp_path: Path) -> None:
         assert not np.array_equal(expected, ggml.quantize(kind, rows)), name
 
 
-def test_a_file_is_replaced_only_when_asked(tmp_path: Path) -> None:
+def test_a_file_is_never_replaced(tmp_path: Path) -> None:
     path = tmp_path / "imatrix.gguf"
     path.write_bytes(b"precious")
     with pytest.raises(UsageError, match="exists"):
         write_imatrix(path, collected())
     assert path.read_bytes() == b"precious"
-    write_imatrix(path, collected(), force=True)
+    path.unlink()
+    write_imatrix(path, collected())
     assert read_imatrix(path, DECODER).sha256 == collected().sha256
     (tmp_path / "file").write_bytes(b"")
     with pytest.raises(OutputError, match="cannot be written"):

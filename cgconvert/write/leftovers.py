@@ -1,0 +1,236 @@
+"""What interrupted runs have left: how far it has come, what continues it, and how it is removed.
+
+A leftover is the staging folder of an artefact, or the temporary file of a small file. Its name
+alone proves little, so only folders that hold nothing but what a staging folder has are touched.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import stat
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+from cgconvert.io.staging import SUFFIX, Staging, is_locked, remove_partial, staging_folder
+from cgconvert.write.journal import START, Journal, plan_key
+from cgconvert.write.ownership import Replacement
+from cgconvert.write.plan import LazyPlan, Plan
+
+__all__ = [
+    "STEPS_KEY",
+    "STEP_COUNT",
+    "Leftover",
+    "Unfinished",
+    "disk_bytes",
+    "find_leftovers",
+    "progress_of",
+    "remove_leftover",
+    "steps_folder",
+    "unfinished",
+]
+
+STEPS_KEY, STEP_COUNT = "key", "count"
+"""Files beside completed steps: what they depend on, and how many steps there will be."""
+
+STEP_NAMES = ("wte.safetensors", "head.safetensors", "choices.json")
+"""Files of completed steps, beside those of the layers."""
+
+PARTS = {
+    "lock", "content", "journal", "steps", "replaced", "commit", "commit-new", "commit-verified",
+}  # fmt: skip
+"""All that a staging folder can hold."""
+
+UNVISITED = (".git",)
+"""Folders that are not searched."""
+
+
+@dataclass(frozen=True)
+class Leftover:
+    """What an interrupted run has left, or what a running one is writing.
+
+    Attributes:
+        path: The hidden folder or file.
+        output: The artefact or file that was to be written.
+        nbytes: Its bytes on the disk.
+        modified: When it was last written, in seconds since 1970.
+        progress: How far it has come: "43 %", "12 of 22 steps"; "" if a run of the same
+            plan would begin anew.
+        is_running: Whether a run is writing it now.
+    """
+
+    path: Path
+    output: Path
+    nbytes: int
+    modified: float
+    progress: str
+    is_running: bool
+
+
+@dataclass(frozen=True)
+class Unfinished:
+    """What an interrupted run has left for the output of a plan.
+
+    Attributes:
+        continues: How far the same plan has come; "" if it begins anew.
+        drops: How far another plan has come, whose work will be removed; "" if there is none.
+    """
+
+    continues: str = ""
+    drops: str = ""
+
+
+def unfinished(plan: LazyPlan, *, allow_nonfinite: bool = False) -> Unfinished:
+    """Look at what an interrupted run has left for the output of a plan; nothing is computed."""
+    folder = staging_folder(plan.output)
+    if not _is_staging(folder):
+        return Unfinished()
+    steps = {path.name: _steps(path) for path in folder.glob("steps/*")}
+    continues = steps.pop(_steps_name(plan), "")
+    drops = next(filter(None, steps.values()), "")
+    if isinstance(plan, Plan):
+        journal = Journal(folder / "journal", plan_key(plan, nonfinite=allow_nonfinite))
+        if journal.position != START:
+            continues = _percent(journal.nbytes, plan.nbytes)
+        else:
+            drops = _written(folder) or drops
+    return Unfinished(continues, drops)
+
+
+def steps_folder(folder: Path, plan: LazyPlan) -> Path:
+    """The folder in which a plan stores its completed steps: one of its own, named by its key."""
+    return folder / _steps_name(plan) if plan.steps_key else folder
+
+
+def find_leftovers(path: Path) -> Iterator[Leftover]:
+    """Find what interrupted runs have left in a folder and below it, or for the output `path`.
+
+    Links are not followed. What belongs to another user is left out.
+    """
+    for candidate in dict.fromkeys((path, staging_folder(path))):
+        if (leftover := _leftover(candidate)) is not None:
+            yield leftover
+    if not path.is_dir() or path.is_symlink() or _is_temporary(path.name):
+        return
+    for parent, folders, files in os.walk(path):
+        for name in sorted((*folders, *files)):
+            if _is_temporary(name) and (leftover := _leftover(Path(parent, name))) is not None:
+                yield leftover
+        folders[:] = sorted(
+            name for name in folders if not _is_temporary(name) and name not in UNVISITED
+        )
+
+
+def remove_leftover(leftover: Leftover) -> bool:
+    """Remove a leftover; return whether it is gone. One that a run is writing stays."""
+    if leftover.path.is_dir():
+        guard = Replacement(force=False, is_folder=False)
+        return Staging(leftover.output, guard).remove()
+    return remove_partial(leftover.path)
+
+
+def progress_of(folder: Path) -> str:
+    """How far the run that left a staging folder has come; "" if it would begin anew."""
+    return _written(folder) or next(filter(None, map(_steps, folder.glob("steps/*"))), "")
+
+
+def disk_bytes(path: Path) -> int:
+    """Bytes on the disk of a file, or of all files in a folder."""
+    return sum(_blocks(file) for file in _files(path))
+
+
+def _leftover(path: Path) -> Leftover | None:
+    """Describe the leftover at `path`; None if it is not one of cgconvert's."""
+    is_folder = _is_staging(path)
+    if not is_folder and not _is_partial(path):
+        return None
+    name = path.name.removeprefix(".").removesuffix(SUFFIX)
+    files = list(_files(path))
+    times = [file.lstat().st_mtime for file in files if os.path.lexists(file)]
+    return Leftover(
+        path=path,
+        output=path.with_name(name if is_folder else name.removesuffix(".lock")),
+        nbytes=sum(map(_blocks, files)),
+        modified=max([path.lstat().st_mtime, *times]),
+        progress=progress_of(path) if is_folder else "",
+        is_running=is_locked(path),
+    )
+
+
+def _is_temporary(name: str) -> bool:
+    return name.startswith(".") and name.endswith(SUFFIX) and len(name) > len(SUFFIX) + 1
+
+
+def _is_staging(path: Path) -> bool:
+    """Whether a path is a folder with nothing in it but the parts of a staging folder."""
+    try:
+        if not _is_temporary(path.name) or not stat.S_ISDIR(path.lstat().st_mode):
+            return False
+        return _is_users(path) and {entry.name for entry in path.iterdir()} <= PARTS
+    except OSError:
+        return False
+
+
+def _is_partial(path: Path) -> bool:
+    """Whether a path is the temporary file of a small file, or that file's lock."""
+    try:
+        return _is_temporary(path.name) and stat.S_ISREG(path.lstat().st_mode) and _is_users(path)
+    except OSError:
+        return False
+
+
+def _is_users(path: Path) -> bool:
+    """Whether a path belongs to the user who runs this; Windows does not say."""
+    return not hasattr(os, "getuid") or path.lstat().st_uid == os.getuid()
+
+
+def _files(path: Path) -> Iterator[Path]:
+    """Yield a file, or all files in a folder."""
+    if not path.is_dir() or path.is_symlink():
+        yield path
+        return
+    for parent, _, names in os.walk(path):
+        yield from (Path(parent, name) for name in names)
+
+
+def _blocks(file: Path) -> int:
+    """Bytes of a file on the disk; 0 if it has gone."""
+    with contextlib.suppress(OSError):
+        status = file.lstat()
+        return int(getattr(status, "st_blocks", -(-status.st_size // 512))) * 512
+    return 0
+
+
+def _written(folder: Path) -> str:
+    """How much of the output is written, by the journal of whatever plan."""
+    total = nbytes = 0
+    with contextlib.suppress(OSError, ValueError, TypeError, AttributeError):
+        for line in (folder / "journal").read_text(encoding="utf-8", errors="replace").splitlines():
+            entry = json.loads(line)
+            total, nbytes = int(entry.get("total", total)), int(entry.get("bytes", nbytes))
+    return _percent(nbytes, total)
+
+
+def _percent(nbytes: int, total: int) -> str:
+    return f"{100 * nbytes // total} %" if nbytes and total else ""
+
+
+def _steps(folder: Path) -> str:
+    """How many steps of a plan are complete: those for its present choice of types count."""
+    try:
+        count = int((folder / STEP_COUNT).read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return ""
+    by_types = [
+        sum(file.name in STEP_NAMES or file.name.startswith("layer-") for file in files.iterdir())
+        for files in folder.iterdir()
+        if files.is_dir()
+    ]
+    complete = (folder / STEP_NAMES[-1]).is_file() + max(by_types, default=0)
+    return f"{complete} of {count} steps" if complete else ""
+
+
+def _steps_name(plan: LazyPlan) -> str:
+    return plan.steps_key[:16]
