@@ -28,7 +28,8 @@ DANGLING = frozenset({"Of", "As", "Where", "Whose", "With", "By", "In"})
 PORTABLE_OS = frozenset(
     {
         "_exit", "close", "curdir", "devnull", "dup", "dup2", "environ", "fsdecode", "fsencode",
-        "fspath", "getpid", "listdir", "name", "open", "path", "pathsep", "pipe", "PathLike",
+        "fspath", "get_terminal_size", "getpid", "listdir",
+        "name", "open", "path", "pathsep", "pipe", "PathLike",
         "read", "scandir", "sep", "strerror", "walk", "O_RDONLY", "O_WRONLY",
     }
 )  # fmt: skip

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from cgconvert.api.progress import ProgressBar, ProgressOption, progress_for
+from cgconvert.formats.registry import FORMATS, load
 from cgconvert.write.execute import execute as write_plan
 from cgconvert.write.manifest import Manifest
 from cgconvert.write.plan import LazyPlan
@@ -56,6 +57,8 @@ def execute(
         allow_nonfinite=allow_nonfinite,
         progress=progress_for(progress),
     )
+    if plan.format in FORMATS:
+        load(plan.format).after_writing(plan.source, plan.output)
     return Result(plan.output, manifest)
 
 

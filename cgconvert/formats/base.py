@@ -139,6 +139,13 @@ class Format(SourceFormat):
     template_names: ClassVar[re.Pattern[str] | None] = None
     """The names that a chat template can have in an artefact; None for any name."""
 
+    def after_writing(self, source: Checkpoint, output: Path) -> None:
+        """Do what an artefact of this format at `output` needs once it is complete; else nothing.
+
+        What is done may fail without harm to the artefact.
+        """
+        return
+
     @abstractmethod
     def identify(self, path: Path) -> bool:
         """Return whether a path is an artefact of this format; only file names are looked at."""

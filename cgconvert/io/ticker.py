@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-import os
 import threading
 import weakref
 from collections.abc import Callable
+
+from cgconvert.io.system.forks import call_around_fork
 
 __all__ = ["Ticker"]
 
@@ -63,7 +64,4 @@ def _start_all() -> None:
         ticker.start()
 
 
-if hasattr(os, "register_at_fork"):  # other systems do not fork
-    os.register_at_fork(
-        before=_pause_all, after_in_parent=_start_all, after_in_child=_running.clear
-    )
+call_around_fork(_pause_all, _start_all, _running.clear)

@@ -124,6 +124,12 @@ class Gguf(Format):
         names = [file.name for file in path.glob(f"*{SUFFIX}")]
         return len(names) == 1 or parts_of_one_model(names)
 
+    def after_writing(self, source: Checkpoint, output: Path) -> None:
+        """Update the model card of the folder; see model_card.py."""
+        from cgconvert.formats.gguf.model_card import update_card
+
+        update_card(source, output)
+
     def identify(self, path: Path) -> bool:
         return path.is_file() and path.suffix == SUFFIX
 

@@ -23,7 +23,6 @@ from cgconvert.codecs.quantized_tensor import (
     QuantizedTensor,
 )
 from cgconvert.errors import InputError, UsageError
-from cgconvert.formats.base import OUT
 from cgconvert.formats.gguf.generation import (
     CHAT_TEMPLATE,
     CHAT_TEMPLATES,
@@ -32,6 +31,7 @@ from cgconvert.formats.gguf.generation import (
 )
 from cgconvert.formats.gguf.header import ALIGNMENT, HeaderWriter, padded
 from cgconvert.formats.gguf.imatrix import Imatrix
+from cgconvert.formats.gguf.model_card import default_folder
 from cgconvert.formats.gguf.type_choices import DEFAULT_TYPE
 from cgconvert.formats.gguf.type_names import TYPE_KEY, MatrixType, mix_name, standard_mix
 from cgconvert.formats.gguf.types import TYPES, FileType
@@ -82,7 +82,7 @@ def output_path(checkpoint: Checkpoint, output: Path | None, type: str) -> Path:
 
     Raises UsageError where `output` does not end in .gguf.
     """
-    path = output or OUT / checkpoint.name / "gguf" / file_name(checkpoint, type)
+    path = output or default_folder(checkpoint) / file_name(checkpoint, type)
     if path.suffix != ".gguf":
         raise UsageError(f"{path}: a GGUF file's name ends in .gguf")
     return path

@@ -1,0 +1,117 @@
+"""The model card of a folder of GGUF files: one README.md for all of them, as on the Hub.
+
+It lies only in the folder that files go to where the user gives no output, and is no part of an
+artefact: a file is verified, moved and read without it.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import re
+from pathlib import Path
+
+from cgconvert.errors import InputError
+from cgconvert.formats.base import OUT
+from cgconvert.formats.model_card import compose_card
+from cgconvert.io.progress import format_bytes
+from cgconvert.io.staging import write_atomic
+from cgconvert.model.decoder import Checkpoint
+from cgconvert.write.manifest import find_manifest
+
+__all__ = ["default_folder", "model_card", "update_card"]
+
+CARD_NAME = "README.md"
+
+MARK = "<!-- Written by cgconvert, sha256 of the lines above: {} -->\n"
+"""The last line of a card. A card whose text was changed since is the user's, and stays."""
+
+_MARKED = re.compile(re.escape(MARK.strip()).replace(r"\{\}", "([0-9a-f]{64})") + r"\n?\Z")
+
+_USE = """\
+With llama.cpp, then POST a prompt to `/completion`; this is a model for completion, not for chat:
+
+```sh
+llama-server -m {file} -c {context}
+```
+
+With Ollama:
+
+```sh
+cat > Modelfile <<'END'
+FROM ./{file}
+TEMPLATE \"\"\"{{{{ .Prompt }}}}\"\"\"
+PARAMETER num_ctx {context}
+END
+ollama create {name} -f Modelfile
+ollama run {name} "def hello_world():"
+```
+
+With LM Studio: `lms import {file}`
+
+| file | type | size |
+|---|---|---|
+{table}"""
+
+
+def default_folder(checkpoint: Checkpoint) -> Path:
+    """Return the folder that files of a model go to if the user gives no output."""
+    return OUT / checkpoint.name / "gguf"
+
+
+def model_card(checkpoint: Checkpoint, files: dict[str, tuple[str, int]]) -> str:
+    """Create the card of a folder.
+
+    Args:
+        checkpoint: The source of the files.
+        files: The type and the bytes of each file, by its name.
+    """
+    geometry = checkpoint.geometry
+    rows = [f"| `{n}` | {type_} | {format_bytes(size)} |\n" for n, (type_, size) in files.items()]
+    smallest = min(files, key=lambda name: files[name][1])
+    use = _USE.format(
+        file=smallest,
+        context=geometry.n_positions,
+        name=re.sub(r"[^a-z0-9._-]+", "-", checkpoint.name.lower()),
+        table="".join(rows),
+    )
+    types = list(dict.fromkeys(type_ for type_, _ in files.values()))
+    card = compose_card(
+        checkpoint.name,
+        geometry,
+        checkpoint.tokenizer,
+        library="gguf",
+        weights="llama.cpp runs the files as its architecture phi2.",
+        stored_type=", ".join(types),
+        use=use,
+    )
+    return card + "\n" + MARK.format(hashlib.sha256(card.encode()).hexdigest())
+
+
+def update_card(checkpoint: Checkpoint, output: Path) -> None:
+    """Write the card of a file's folder anew, if it is the default folder and the card is ours.
+
+    A card that cannot be written is left out: the file is complete without.
+    """
+    folder = output.parent
+    if folder != default_folder(checkpoint):
+        return
+    card = folder / CARD_NAME
+    files = {}
+    for path in sorted(folder.glob("*.gguf")):
+        with contextlib.suppress(InputError, OSError):
+            manifest = find_manifest(path)
+            if manifest is not None and manifest.name == checkpoint.name:
+                files[path.name] = manifest.type, path.stat().st_size
+    with contextlib.suppress(OSError, UnicodeError):
+        if files and (not card.exists() or _is_unchanged(card)):
+            write_atomic(card, model_card(checkpoint, files).encode())
+
+
+def _is_unchanged(card: Path) -> bool:
+    """Whether a card is as it was written."""
+    text = card.read_text("utf-8")
+    mark = _MARKED.search(text)
+    if mark is None or card.is_symlink():
+        return False
+    return hashlib.sha256(text[: mark.start() - 1].encode()).hexdigest() == mark[1]
