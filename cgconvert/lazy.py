@@ -13,7 +13,7 @@ from functools import partial
 from types import ModuleType
 from typing import TYPE_CHECKING, Any
 
-__all__ = ["torch"]
+__all__ = ["safetensors_torch", "torch"]
 
 
 def _lazy_module(name: str) -> Any:
@@ -50,6 +50,7 @@ def _import_without_gc(name: str) -> ModuleType:
 
 
 if TYPE_CHECKING:
+    import safetensors.torch as safetensors_torch
     import torch as torch
 else:
-    torch = _lazy_module("torch")
+    safetensors_torch, torch = _lazy_module("safetensors.torch"), _lazy_module("torch")

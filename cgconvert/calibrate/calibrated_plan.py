@@ -24,7 +24,7 @@ from cgconvert.codecs.quantized_tensor import QuantizedTensor
 from cgconvert.io.progress import Progress, format_bytes
 from cgconvert.lazy import torch
 from cgconvert.model.decoder import Checkpoint, Decoder
-from cgconvert.model.device import CPU, deterministic
+from cgconvert.model.device import deterministic, torch_device
 from cgconvert.model.tensor_names import TensorNames
 from cgconvert.texts.text import Text
 from cgconvert.write.journal import source_identity
@@ -57,7 +57,7 @@ class CalibratedPlan(ABC):
     text: Text
     preset: CalibrationPreset
     requested: Mapping[str, Any]
-    device: torch.device = field(default=CPU, kw_only=True)
+    device: torch.device = field(default_factory=lambda: torch_device("cpu"), kw_only=True)
 
     @property
     @abstractmethod

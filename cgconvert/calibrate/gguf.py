@@ -40,7 +40,7 @@ from cgconvert.formats.gguf.imatrix import encoded, write_imatrix
 from cgconvert.io.progress import Progress
 from cgconvert.lazy import torch
 from cgconvert.model.decoder import Checkpoint, Decoder
-from cgconvert.model.device import CPU, deterministic
+from cgconvert.model.device import deterministic, torch_device
 from cgconvert.model.matrix_id import MatrixId
 from cgconvert.model.tensor_names import GGUF
 from cgconvert.write.plan import Plan
@@ -153,7 +153,7 @@ def calibrate_gguf(
     folder: Path,
     progress: Progress,
     overhead: int = 0,
-    device: torch.device = CPU,
+    device: torch.device | None = None,
 ) -> CalibrationResult:
     """Choose the type of each matrix and quantize the model, fitted to a text.
 
@@ -171,6 +171,7 @@ def calibrate_gguf(
         UsageError: No choice of types fits the budget, or a pattern matches no matrix.
         InputError: The rows of a matrix are not whole blocks of any type.
     """
+    device = device or torch_device("cpu")
     decoder, vocab_size = source.decoder, source.tokenizer.size
     quantizer = Quantizer(
         decoder, calibration_set, vocab_size, preset.sweeps, folder, progress, device

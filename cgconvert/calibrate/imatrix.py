@@ -14,7 +14,7 @@ from cgconvert.formats.gguf.imatrix import Imatrix, InputStatistics, encoded
 from cgconvert.io.progress import Amount, Progress
 from cgconvert.lazy import torch
 from cgconvert.model.decoder import Decoder
-from cgconvert.model.device import CPU, read_float32
+from cgconvert.model.device import read_float32, torch_device
 from cgconvert.model.forward import Observer, layer, layer_weights, norm, rotary
 from cgconvert.model.tensor_names import GGUF
 
@@ -29,7 +29,7 @@ def collect(
     windows: torch.Tensor,
     text: str,
     progress: Progress,
-    device: torch.device = CPU,
+    device: torch.device | None = None,
 ) -> Imatrix:
     """Collect the imatrix of a model on the windows of a text.
 
@@ -46,6 +46,7 @@ def collect(
     Returns:
         The imatrix of all matrices except the embedding, by their names in GGUF.
     """
+    device = device or torch_device("cpu")
     g, sums = decoder.geometry, _SquareSums()
     tables = rotary(g, windows.shape[1], device)
     progress.step("collecting the imatrix", Amount(g.n_layer + 1, "layers"))

@@ -28,7 +28,7 @@ from cgconvert.calibrate.statistics import (
 from cgconvert.codecs.block_codec import BlockCodec
 from cgconvert.lazy import torch
 from cgconvert.model.decoder import Decoder
-from cgconvert.model.device import CPU, read_float32
+from cgconvert.model.device import read_float32, torch_device
 from cgconvert.model.forward import (
     Weights,
     attention_context,
@@ -101,13 +101,13 @@ class LayerwiseCalibration:
         train: torch.Tensor,
         validation: torch.Tensor,
         sweeps: int,
-        device: torch.device = CPU,
+        device: torch.device | None = None,
     ) -> None:
         self.decoder, self.types = decoder, types
-        self.sweeps, self.device = sweeps, device
-        self.ids = torch.cat([train, validation]).to(device)
+        self.sweeps, self.device = sweeps, device or torch_device("cpu")
+        self.ids = torch.cat([train, validation]).to(self.device)
         self.train_count = len(train)
-        self.tables = rotary(decoder.geometry, self.ids.shape[1], device)
+        self.tables = rotary(decoder.geometry, self.ids.shape[1], self.device)
 
     def embedding(
         self, fisher: torch.Tensor, validation_fisher: torch.Tensor

@@ -27,7 +27,7 @@ from cgconvert.formats.onnx.weights import QKV
 from cgconvert.io.progress import Progress, format_bytes
 from cgconvert.lazy import torch
 from cgconvert.model.decoder import Checkpoint, Geometry
-from cgconvert.model.device import CPU, deterministic
+from cgconvert.model.device import deterministic, torch_device
 from cgconvert.model.matrix_id import MatrixId
 from cgconvert.model.tensor_names import ONNX
 from cgconvert.write.plan import Plan
@@ -121,7 +121,7 @@ def calibrate_onnx(
     folder: Path,
     progress: Progress,
     nbytes: int | None = None,
-    device: torch.device = CPU,
+    device: torch.device | None = None,
 ) -> CalibrationResult:
     """Quantize the model for a variant of 4 or 8 bits, fitted to a text.
 
@@ -144,6 +144,7 @@ def calibrate_onnx(
         InputError: The rows of a matrix are not whole blocks.
         UsageError: No choice of types fits into `nbytes`, or 8 bits for all matrices fit.
     """
+    device = device or torch_device("cpu")
     decoder, vocab_size = source.decoder, source.tokenizer.size
     quantizer = Quantizer(
         decoder, calibration_set, vocab_size, preset.sweeps, folder, progress, device

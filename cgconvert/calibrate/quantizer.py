@@ -14,8 +14,6 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from safetensors.torch import load_file, save_file
-
 from cgconvert.calibrate.allocation import Choice
 from cgconvert.calibrate.calibration_set import CalibrationSet
 from cgconvert.calibrate.gptq import Hessian, quantize_matrix
@@ -28,9 +26,9 @@ from cgconvert.formats.huggingface import safetensors_reader
 from cgconvert.io.parallel import start_workers
 from cgconvert.io.progress import Amount, Progress
 from cgconvert.io.staging import atomic_path, write_atomic
-from cgconvert.lazy import torch
+from cgconvert.lazy import safetensors_torch, torch
 from cgconvert.model.decoder import Decoder
-from cgconvert.model.device import CPU
+from cgconvert.model.device import torch_device
 from cgconvert.model.dtype import UINT8
 from cgconvert.model.matrix_id import MatrixId
 from cgconvert.model.tensor import LazyTensor
@@ -69,13 +67,13 @@ class Quantizer:
         sweeps: int,
         folder: Path,
         progress: Progress,
-        device: torch.device = CPU,
+        device: torch.device | None = None,
     ) -> None:
         self.decoder, self.calibration_set, self.vocab_size = decoder, calibration_set, vocab_size
-        self.sweeps, self.device = sweeps, device
+        self.sweeps, self.device = sweeps, device or torch_device("cpu")
         self.folder, self.steps, self.progress = folder, folder, progress
         folder.mkdir(parents=True, exist_ok=True)
-        if device.type == "cpu":  # on a GPU no worker processes are needed
+        if self.device.type == "cpu":  # on a GPU no worker processes are needed
             start_workers(torch.get_num_threads())
 
     def choices(self, types: Mapping[str, BlockCodec]) -> dict[MatrixId, list[Choice]]:
@@ -147,7 +145,10 @@ class Quantizer:
             self.progress.advance(1)
         if not self._path("head").is_file():
             self._save_step("head", calibration.head(states))
-        head = {field: QuantizedPart(t) for field, t in load_file(self._path("head")).items()}
+        head = {
+            field: QuantizedPart(t)
+            for field, t in safetensors_torch.load_file(self._path("head")).items()
+        }
         promise = calibration.promise(head, states, self.vocab_size)
         self.progress.advance(1)
         return promise
@@ -178,7 +179,7 @@ class Quantizer:
         """
         if not self._fisher_path.is_file():
             self._measure(lambda sample: None)
-        stored = load_file(self._fisher_path)
+        stored = safetensors_torch.load_file(self._fisher_path)
         return stored["fitted"].to(self.device), stored["held_out"].to(self.device)
 
     @property
@@ -190,7 +191,7 @@ class Quantizer:
         path = self._path("state")
         if not path.is_file():
             return 0, None
-        stored = load_file(path)
+        stored = safetensors_torch.load_file(path)
         source, quantized = (stored[name].to(self.device) for name in ("exact", "ours"))
         return int(stored["layer"]), HiddenStates(source, quantized)
 
@@ -264,4 +265,6 @@ def _measure_types(
 def _save(path: Path, tensors: Mapping[str, torch.Tensor]) -> None:
     """Write tensors into a safetensors file, which appears only when it is complete."""
     with atomic_path(path, durable=False) as partial:
-        save_file({name: t.cpu().contiguous() for name, t in tensors.items()}, partial)
+        safetensors_torch.save_file(
+            {name: t.cpu().contiguous() for name, t in tensors.items()}, partial
+        )

@@ -21,9 +21,8 @@ from cgconvert.formats.gguf.imatrix import read_imatrix
 from cgconvert.formats.gguf.type_choices import QUANTIZED_TYPES
 from cgconvert.formats.onnx import writer as onnx
 from cgconvert.io.progress import format_bytes
-from cgconvert.lazy import torch
 from cgconvert.model.decoder import Checkpoint, Geometry
-from cgconvert.model.device import CPU, deterministic, torch_device
+from cgconvert.model.device import deterministic, torch_device
 from cgconvert.texts.text import STDLIB, Text, read_text
 from cgconvert.write.plan import LazyPlan, Plan
 
@@ -51,8 +50,9 @@ class RoundedPlan(Plan):
         lines = super().describe()
         if not codecs:
             return lines
-        measurements = Measurements(self.source.geometry, codecs.most_common(1)[0][0], CPU)
-        with deterministic(CPU):
+        device = torch_device("cpu")
+        measurements = Measurements(self.source.geometry, codecs.most_common(1)[0][0], device)
+        with deterministic(device):
             seconds = measurements.rounding_seconds(weights)
         return f"{lines}\ntime:  {duration_range(seconds)}, by some of its work on this machine"
 
@@ -95,7 +95,7 @@ def quantize_gguf(
             )
         calibration = NO_TEXT
     text = _calibration_text(budget.mix, effort, calibration)
-    compute_device = _calibration_device(device, text)
+    _check_device(device, text)
     if text is None:
         if save_imatrix is not None:
             raise UsageError("`save_imatrix` is collected from a text, and none is read here")
@@ -110,7 +110,7 @@ def quantize_gguf(
     fixed = {"tensor_type": dict(budget.fixed)} if budget.fixed else {}
     return CalibratedGGUF(
         checkpoint, path, text, PRESETS[effort], {**requested, **fixed},
-        budget=budget, save_imatrix=save_imatrix, device=compute_device,
+        budget=budget, save_imatrix=save_imatrix, device=torch_device(device),
     )  # fmt: skip
 
 
@@ -144,13 +144,13 @@ def quantize_onnx(
         InputError: The text cannot be read.
     """
     text = _calibration_text(UNCALIBRATED_TYPE if bits == 8 else None, effort, calibration)
-    compute_device = _calibration_device(device, text)
+    _check_device(device, text)
     path = output or onnx.default_path(checkpoint, bits=bits)
     if text is None:
         return RoundedPlan(**vars(onnx.plan(checkpoint, path, bits=bits, **block_options)))
     return CalibratedONNX(
         checkpoint, path, text, PRESETS[effort], {},
-        block_options=block_options, device=compute_device,
+        block_options=block_options, device=torch_device(device),
     )  # fmt: skip
 
 
@@ -187,13 +187,12 @@ def _calibration_text(mix: str | None, effort: str, calibration: str | None) -> 
     return read_text(calibration or STDLIB, "calibration")
 
 
-def _calibration_device(name: str, text: Text | None) -> torch.device:
-    """Return the device for calibration; raises UsageError for cuda if there is no text."""
+def _check_device(name: str, text: Text | None) -> None:
+    """Raise UsageError for cuda if there is no text."""
     if name == "cuda" and text is None:
         raise UsageError(
             'device cuda: only what is fitted to a text runs there; use `device="auto"`'
         )
-    return torch_device(name)
 
 
 def _uncalibrated_type(checkpoint: Checkpoint, budget: Budget) -> str:

@@ -17,12 +17,10 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-from safetensors.torch import load_file, save_file
-
 from cgconvert.io.progress import Amount, Progress
-from cgconvert.lazy import torch
+from cgconvert.lazy import safetensors_torch, torch
 from cgconvert.model.decoder import Decoder, Geometry
-from cgconvert.model.device import CPU, read_float32
+from cgconvert.model.device import read_float32, torch_device
 from cgconvert.model.forward import (
     Observer,
     RotaryTables,
@@ -141,7 +139,7 @@ def sensitivities(
     visit: Callable[[MatrixSample], None],
     folder: Path,
     progress: Progress,
-    device: torch.device = CPU,
+    device: torch.device | None = None,
     seed: int = 0,
 ) -> torch.Tensor:
     """Run the model forwards and backwards once, and pass a sample of each matrix to `visit`.
@@ -161,13 +159,14 @@ def sensitivities(
     Returns:
         The gradients at the embedding's output, float32 [windows, T, n_embd].
     """
+    device = device or torch_device("cpu")
     g, generator = decoder.geometry, torch.Generator().manual_seed(seed)
     tables = rotary(g, ids.shape[1], device)
     x = read_float32(decoder.wte, device)[ids.to(device)]
     progress.step("measuring sensitivities", Amount(2 * g.n_layer, "layers"))
     for number in range(g.n_layer):
         weights = layer_weights(decoder, number, device)
-        save_file({"x": x.cpu()}, folder / f"entering-{number}.safetensors")
+        safetensors_torch.save_file({"x": x.cpu()}, folder / f"entering-{number}.safetensors")
         with torch.no_grad():
             x = torch.cat([_forward(g, weights, part, tables) for part in x.split(BATCH)])
         progress.advance(1)
@@ -178,7 +177,7 @@ def sensitivities(
     for number in reversed(range(g.n_layer)):
         path = folder / f"entering-{number}.safetensors"
         weights = layer_weights(decoder, number, device)
-        states = load_file(path)["x"].to(device)
+        states = safetensors_torch.load_file(path)["x"].to(device)
         path.unlink()
         gradient, samples = _backward(g, number, weights, states, gradient, tables, generator)
         for sample in samples:

@@ -12,7 +12,7 @@ from typing import Protocol
 
 from cgconvert.calibrate.gptq import DAMPING, Hessian, moments_dtype
 from cgconvert.lazy import torch
-from cgconvert.model.device import CPU
+from cgconvert.model.device import torch_device
 
 __all__ = [
     "AcceptanceTest",
@@ -46,7 +46,10 @@ class InputStatistics:
         count: The number of positions.
     """
 
-    def __init__(self, columns: int, rows: int | None = None, device: torch.device = CPU) -> None:
+    def __init__(
+        self, columns: int, rows: int | None = None, device: torch.device | None = None
+    ) -> None:
+        device = device or torch_device("cpu")
         dtype, height = moments_dtype(columns), columns if rows is None else rows
         self.moments = torch.zeros(columns, columns, dtype=dtype, device=device)
         self.cross = torch.zeros(height, columns, dtype=dtype, device=device)

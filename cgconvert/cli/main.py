@@ -94,6 +94,9 @@ def _run(arguments: Sequence[str] | None) -> int:
         _leave_line()
         # A note says what stays of the work.
         return _say("; ".join(("interrupted", *_notes(error))), INTERRUPTED, error)
+    except click.exceptions.NoArgsIsHelpError as error:  # it holds the whole help
+        error.show()
+        return 2
     except click.UsageError as error:
         where = error.ctx.command_path if error.ctx else "cgconvert"
         return _say(f"{error.format_message()} (see {where} --help)", 2, error)

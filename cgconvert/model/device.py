@@ -6,7 +6,7 @@ import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from functools import cache
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from cgconvert.errors import UsageError
 from cgconvert.lazy import torch
@@ -14,9 +14,7 @@ from cgconvert.lazy import torch
 if TYPE_CHECKING:  # --help needs DEVICES and nothing that brings numpy
     from cgconvert.model.tensor import LazyTensor
 
-    CPU: torch.device
-
-__all__ = ["CPU", "DEVICES", "deterministic", "read_float32", "torch_device", "warm_up_mkl"]
+__all__ = ["DEVICES", "deterministic", "read_float32", "torch_device", "warm_up_mkl"]
 
 DEVICES = ("auto", "cpu", "cuda")
 """The names a user can choose from; auto is cuda if torch has a CUDA device, else cpu."""
@@ -24,12 +22,6 @@ DEVICES = ("auto", "cpu", "cuda")
 MKL_FUNCTIONS = ("sin", "cos", "sqrt", "tanh")
 """Those of the functions that torch has MKL compute which cgconvert or transformers' CodeGen calls
 (tanh is part of gelu_new in transformers)."""
-
-
-def __getattr__(name: str) -> Any:
-    if name == "CPU":  # made when it is imported from here: it needs torch
-        return torch.device("cpu")
-    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
 
 
 def torch_device(name: str) -> torch.device:

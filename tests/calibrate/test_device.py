@@ -24,7 +24,6 @@ from cgconvert.errors import UsageError
 from cgconvert.formats.gguf.imatrix import encoded
 from cgconvert.io.progress import SilentProgress
 from cgconvert.model.decoder import Checkpoint
-from cgconvert.model.device import CPU
 from cgconvert.model.forward import rotary
 from cgconvert.verification.reference import Reference
 from cgconvert.write.execute import execute
@@ -85,7 +84,7 @@ def test_everything_is_computed_on_the_device(
     """The simulated device refuses tensors of the CPU, and gives the same bytes."""
     torch.ones(1, requires_grad=True).sum().backward()
     artefacts = []
-    for device in (CPU, fake_gpu.device()):
+    for device in (torch.device("cpu"), fake_gpu.device()):
         path = tmp_path / device.type / ("model.gguf" if form == "gguf" else "model")
         path.parent.mkdir()
         plan = replace(planned(source, path, bits=4, format=form), device=device)
@@ -128,7 +127,7 @@ def test_imatrix_is_the_same_on_the_device(source: Checkpoint) -> None:
     ids = torch.arange(64).view(2, 32)
     collected = [
         encoded(collect(source.decoder, ids, "a text", SilentProgress(), device))
-        for device in (CPU, fake_gpu.device())
+        for device in (torch.device("cpu"), fake_gpu.device())
     ]
     assert collected[0] == collected[1]
 

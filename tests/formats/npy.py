@@ -30,7 +30,7 @@ from cgconvert.formats.read_options import ReadOptions, read_tokenizer
 from cgconvert.io.strict_json import read_json
 from cgconvert.model import forward
 from cgconvert.model.decoder import Checkpoint, Decoder
-from cgconvert.model.device import CPU, read_float32
+from cgconvert.model.device import read_float32, torch_device
 from cgconvert.model.dtype import FLOAT32
 from cgconvert.model.tensor import LazyTensor, StoredTensor
 from cgconvert.model.tensor_names import CODEGEN, named_tensors
@@ -162,10 +162,13 @@ class TorchRuntime(Runtime):
         self.device = "cpu"
         self.decoder, self.tokenizer = Npy().decoder(path), Tokenizer.load(path)
         self.layers = [
-            forward.layer_weights(self.decoder, i, CPU) for i in range(len(self.decoder.layers))
+            forward.layer_weights(self.decoder, i, torch_device("cpu"))
+            for i in range(len(self.decoder.layers))
         ]
         parts = ("wte", "ln_f_weight", "ln_f_bias", "head", "head_bias")
-        self.ends = {part: read_float32(getattr(self.decoder, part), CPU) for part in parts}
+        self.ends = {
+            part: read_float32(getattr(self.decoder, part), torch_device("cpu")) for part in parts
+        }
         self.reset()
 
     @classmethod
