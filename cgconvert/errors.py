@@ -57,12 +57,25 @@ class UsageError(CgconvertError):
 
 
 class MissingRuntimeError(UsageError):
-    """A package that is needed is not installed."""
+    """A package that is needed is not installed, cannot be imported, or is too old.
+
+    Args:
+        package: The name under which it is installed, such as llama-cpp-python.
+        extra: The extra of cgconvert that requires it.
+        fault: What is wrong with the installed package; "" if it is not installed.
+        again: Whether the package is to be installed over itself.
+    """
 
     code = "missing-runtime"
 
-    def __init__(self, package: str, extra: str) -> None:
-        super().__init__(f"{package} is not installed: pip install 'cgconvert[{extra}]'")
+    def __init__(self, package: str, extra: str, fault: str = "", *, again: bool = False) -> None:
+        # Not imported at the top: almost no run needs it.
+        from cgconvert import installation
+
+        packages = installation.requirements(extra, package)
+        command = installation.install_command(packages, again=again)
+        hint = installation.compiler_hint(package)
+        super().__init__(f"{package} {fault or 'is not installed'}: {command}{hint}")
 
 
 class InputError(CgconvertError):

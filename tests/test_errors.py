@@ -25,7 +25,7 @@ def test_first_few_joins_as_given() -> None:
         ("give it with `mp_num`", "give it with mp_num"),
         ('full, use `device="cpu"`: 14 GiB', "full, use device cpu: 14 GiB"),
         ("add `bits=4` or `force=True`", "add bits 4 or force"),
-        ("pip install 'cgconvert[genai]'", "pip install 'cgconvert[genai]'"),
+        ("pip install 'genai>=1'", "pip install 'genai>=1'"),
     ],
 )
 def test_arguments_become_plain_words(message: str, words: str) -> None:

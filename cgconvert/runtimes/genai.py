@@ -9,14 +9,16 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from cgconvert.errors import InputError, MissingRuntimeError, UsageError
+from cgconvert.errors import InputError, UsageError
 from cgconvert.formats.comparison import as_mapping
 from cgconvert.formats.onnx.checks import admit_genai
 from cgconvert.formats.onnx.files import folder_of
+from cgconvert.installation import install_command, uninstall_command
 from cgconvert.io.strict_json import read_json
 from cgconvert.model.generation_config import ids_of
 from cgconvert.model.tokenizer import Tokenizer
 from cgconvert.runtimes.onnxruntime import CUDA_OPTIONS, onnxruntime_error
+from cgconvert.runtimes.packages import import_package
 from cgconvert.runtimes.runtime import Runtime
 
 if TYPE_CHECKING:
@@ -57,16 +59,14 @@ class GenaiRuntime(Runtime):
     @classmethod
     def open(cls, path: Path, device: str = "cpu", threads: int | None = None) -> GenaiRuntime:
         """Load a folder that has a genai_config.json (see Runtime.open)."""
-        try:
-            import onnxruntime_genai
-        except ImportError as error:
-            raise MissingRuntimeError("onnxruntime-genai", "genai") from error
+        onnxruntime_genai = import_package("onnxruntime_genai", "onnxruntime-genai", "genai")
         if device not in ("cpu", "cuda"):
             raise UsageError(f"device {device}: onnxruntime-genai runs on cpu or cuda here")
         if device == "cuda" and not onnxruntime_genai.is_cuda_available():
             raise UsageError(
-                "device cuda: this onnxruntime-genai was built without CUDA; pip uninstall "
-                'onnxruntime-genai, then pip install onnxruntime-genai-cuda, or use `device="cpu"`'
+                "device cuda: this onnxruntime-genai was built without CUDA; "
+                f"{uninstall_command('onnxruntime-genai')}, then "
+                f'{install_command(["onnxruntime-genai-cuda"])}, or use `device="cpu"`'
             )
         path = _admitted_folder(path)
         options = {"log_severity_level": 4}  # failures come as exceptions, once

@@ -12,9 +12,10 @@ from typing import Any
 
 import numpy as np
 
-from cgconvert.errors import CgconvertError, InputError, MissingRuntimeError, UsageError
+from cgconvert.errors import CgconvertError, InputError, UsageError
 from cgconvert.formats.registry import load
 from cgconvert.lazy import torch
+from cgconvert.runtimes.packages import import_package
 from cgconvert.runtimes.runtime import Runtime
 
 __all__ = ["LlamaCppRuntime"]
@@ -220,12 +221,7 @@ class LlamaCppRuntime(Runtime):
 @cache
 def _library() -> Any:
     """Load the ctypes functions of llama.cpp; its log goes to `_error_lines`, not to stderr."""
-    try:
-        from llama_cpp import llama_cpp as library
-    except ImportError as error:
-        raise MissingRuntimeError("llama-cpp-python", "llamacpp") from error
-    except (OSError, RuntimeError) as error:  # the package is installed, its library does not load
-        raise UsageError(f"llama-cpp-python cannot be loaded: {error}") from error
+    library = import_package("llama_cpp.llama_cpp", "llama-cpp-python", "llamacpp")
     library.llama_log_set(_log_callback(library), None)
     library.llama_backend_init()
     return library

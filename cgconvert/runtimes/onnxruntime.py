@@ -10,13 +10,15 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from cgconvert.errors import CgconvertError, InputError, MissingRuntimeError, UsageError
+from cgconvert.errors import CgconvertError, InputError, UsageError
 from cgconvert.formats.onnx.reader import find_graph, folder_of, parse
 from cgconvert.formats.onnx.weights import PADDING
 from cgconvert.formats.registry import load
+from cgconvert.installation import install_command, requirements, uninstall_command
 from cgconvert.io.strict_json import read_json
 from cgconvert.model.generation_config import ids_of
 from cgconvert.model.tokenizer import Tokenizer
+from cgconvert.runtimes.packages import import_package
 from cgconvert.runtimes.runtime import Runtime, run_left_padded
 
 if TYPE_CHECKING:
@@ -108,17 +110,16 @@ class OnnxRuntime(Runtime):
         cls, path: Path, device: str, threads: int | None, *, float_activations: bool
     ) -> OnnxRuntime:
         """Load a graph; `float_activations` makes every MatMulNBits compute in float32."""
-        try:
-            import onnxruntime
-        except ImportError as error:
-            raise MissingRuntimeError("onnxruntime", "onnxruntime") from error
+        onnxruntime = import_package("onnxruntime", "onnxruntime", "onnxruntime")
         if device not in PROVIDERS:
             raise UsageError(f"device {device}: onnxruntime runs on cpu or cuda here")
         provider = PROVIDERS[device]
         if provider not in onnxruntime.get_available_providers():
+            with_cuda = requirements("onnxruntime-gpu", "onnxruntime-gpu")
             raise UsageError(
-                "device cuda: this onnxruntime was built without CUDA; pip uninstall onnxruntime, "
-                "then pip install 'cgconvert[onnxruntime-gpu]', or use `device=\"cpu\"`"
+                "device cuda: this onnxruntime was built without CUDA; "
+                f"{uninstall_command('onnxruntime')}, then {install_command(with_cuda)}, or use "
+                '`device="cpu"`'
             )
         graph = find_graph(path)
         load("onnx").admit(graph)

@@ -9,11 +9,12 @@ from typing import Any
 
 import numpy as np
 
-from cgconvert.errors import InputError, MissingRuntimeError, UsageError
+from cgconvert.errors import InputError, UsageError
 from cgconvert.formats.registry import load
 from cgconvert.lazy import torch
 from cgconvert.model.device import warm_up_mkl
 from cgconvert.model.generation_config import ids_of
+from cgconvert.runtimes.packages import broken_package, import_package
 from cgconvert.runtimes.runtime import Runtime, run_left_padded
 
 __all__ = ["TransformersRuntime", "quiet"]
@@ -52,10 +53,12 @@ class TransformersRuntime(Runtime):
         `threads` sets PyTorch's number of threads for the whole process; `close` restores it. A
         folder whose tensors are not exactly those of the model is an InputError too.
         """
+        transformers = import_package("transformers", "transformers", "transformers")
         try:
-            from transformers import AutoModelForCausalLM, AutoTokenizer
-        except ImportError as error:
-            raise MissingRuntimeError("transformers", "transformers") from error
+            model_class: Any = transformers.AutoModelForCausalLM
+            tokenizer_class: Any = transformers.AutoTokenizer
+        except Exception as error:  # it imports its parts at first use
+            raise broken_package("transformers", "transformers", error) from error
         if device not in ("cpu", "cuda"):
             raise UsageError(f"device {device}: transformers runs on cpu or cuda here")
         if device == "cuda" and not torch.cuda.is_available():
@@ -66,12 +69,10 @@ class TransformersRuntime(Runtime):
         load("huggingface").admit(path)
         warm_up_mkl()
         with quiet(), _input_errors(path):
-            tokenizer = AutoTokenizer.from_pretrained(
+            tokenizer = tokenizer_class.from_pretrained(
                 path, local_files_only=True, trust_remote_code=False
             )
-            # Any: with output_loading_info it returns a pair, which its signature leaves out.
-            factory: Any = AutoModelForCausalLM
-            model, loading_info = factory.from_pretrained(
+            model, loading_info = model_class.from_pretrained(
                 path,
                 local_files_only=True,
                 trust_remote_code=False,

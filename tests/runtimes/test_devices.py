@@ -45,8 +45,8 @@ def artefacts(source: Checkpoint, tmp_path_factory: pytest.TempPathFactory) -> d
     ("format_", "name", "advice"),
     [
         ("huggingface", "transformers", "device cuda: PyTorch finds none"),
-        ("onnx", "onnxruntime", r"pip install 'cgconvert\[onnxruntime-gpu\]'"),
-        ("onnx", "onnxruntime-genai", "pip install onnxruntime-genai-cuda"),
+        ("onnx", "onnxruntime", "install 'onnxruntime-gpu>="),
+        ("onnx", "onnxruntime-genai", "install onnxruntime-genai-cuda"),
         ("gguf", "llama.cpp", "reinstall it with CMAKE_ARGS=-DGGML_CUDA=on"),
     ],
 )

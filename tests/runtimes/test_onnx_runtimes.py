@@ -147,13 +147,13 @@ def test_genai_runs_no_graph_outside_its_folder(small: Model, name: object, tmp_
         GenaiRuntime.open(folder)
 
 
-@pytest.mark.parametrize(("module", "kind", "extra"), [
+@pytest.mark.parametrize(("module", "kind", "package"), [
     ("onnxruntime", OnnxRuntime, "onnxruntime"),
-    ("onnxruntime_genai", GenaiRuntime, "genai"),
+    ("onnxruntime_genai", GenaiRuntime, "onnxruntime-genai"),
 ])  # fmt: skip
 def test_an_absent_runtime_is_named(
-    module: str, kind: type[Runtime], extra: str, monkeypatch: pytest.MonkeyPatch
+    module: str, kind: type[Runtime], package: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setitem(sys.modules, module, None)
-    with pytest.raises(MissingRuntimeError, match=rf"cgconvert\[{extra}\]"):
+    with pytest.raises(MissingRuntimeError, match=f"install '{package}>="):
         kind.open(Path("nowhere"))
