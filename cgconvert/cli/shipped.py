@@ -22,8 +22,9 @@ def find(name: str) -> Path:
     """Find a recipe by what a user writes.
 
     Args:
-        name: A path, `-` for the standard input, the name of a shipped recipe, or the name of a
-            published checkpoint, which has the recipe of its size.
+        name: A path, `-` for the standard input, the name of a shipped recipe, or the name or Hub
+            id of a published checkpoint, which has the recipe of its size. The case of letters in
+            names does not matter.
 
     Raises:
         InputError: There is none.
@@ -31,17 +32,16 @@ def find(name: str) -> Path:
     path, table = Path(name), shipped()
     if path == STDIN or (path.exists() and not path.is_dir()):
         return path
-    if path.stem in table and path.name in (path.stem, f"{path.stem}.yaml"):
-        return table[path.stem]
-    if path.name in table:  # a name with a dot in it
-        return table[path.name]
-    if family.is_published_checkpoint(name):
-        return table[_of_same_size(name)]
-    advice = f"; for a model of your own: codegen-350M-mono --source {name}"
-    is_model = path.is_dir() or ("/" in name and path.suffix not in (".yaml", ".yml"))
-    raise InputError(
-        f"{name}: no such recipe; shipped are {', '.join(table)}{advice if is_model else ''}"
-    )
+    recipe = family.canonical_name(name.removesuffix(".yaml"))
+    if recipe in table:
+        return table[recipe]
+    if checkpoint := _published_name(name):
+        return table[_of_same_size(checkpoint)]
+    if path.is_dir() or ("/" in name and path.suffix not in (".yaml", ".yml")):
+        problem = f"is no recipe; for a model of your own: codegen-350M-mono --source {name}"
+        raise InputError(f"{name}: {problem}")
+    advice = family.did_you_mean(name) or f"shipped are {', '.join(table)}"
+    raise InputError(f"{name}: no such recipe; {advice}")
 
 
 def implied_source(name: str) -> str | None:
@@ -49,9 +49,18 @@ def implied_source(name: str) -> str | None:
 
     None for every other name: the recipe's own source holds.
     """
-    if Path(name).is_file() or name in shipped() or not family.is_published_checkpoint(name):
+    checkpoint = _published_name(name)
+    if checkpoint is None or checkpoint in shipped() or find(name) == Path(name):
         return None
-    return name
+    return family.canonical_id(name) if "/" in name else checkpoint
+
+
+def _published_name(name: str) -> str | None:
+    """The name of the published checkpoint that this name or Hub id stands for, in any case."""
+    last = family.canonical_name(name.rpartition("/")[2])
+    if not family.is_published_checkpoint(last):
+        return None
+    return last if "/" not in name or family.canonical_id(name) == family.hub_id(last) else None
 
 
 def variants(recipe: str) -> list[str]:

@@ -40,6 +40,39 @@ def test_a_published_name_chooses_the_recipe_of_its_size(name: str) -> None:
     assert not same_model or path.stem in same_model
 
 
+NAMES = [
+    ("CODEGEN-350m-mono", "codegen-350M-mono", None),
+    ("codegen-350M-mono.yaml", "codegen-350M-mono", None),
+    ("codegen2-3_7B", "codegen2-3_7B", None),
+    ("Codegen-2b-Multi", "codegen-2B-mono", "codegen-2B-multi"),
+    ("salesforce/CodeGen-2B-nl", "codegen-2B-mono", "Salesforce/codegen-2B-nl"),
+    ("EleutherAI/gpt-j-6b", "gpt-j-6b", None),
+    (embedded.NAME.upper(), embedded.NAME, None),
+]
+
+
+@pytest.mark.parametrize(("name", "chosen", "source"), NAMES)
+def test_names_may_be_in_any_case_and_have_an_organisation(
+    name: str, chosen: str, source: str | None
+) -> None:
+    assert shipped.find(name).stem == chosen
+    assert shipped.implied_source(name) == source
+
+
+@pytest.mark.parametrize(
+    ("name", "advice"),
+    [
+        ("codegen-350M-mon", "no such recipe; did you mean codegen-350M-mono or"),
+        ("nonsense", "no such recipe; shipped are codegen-tiny-mono, codegen-350M-mono, "),
+        ("someone/codegen-2B-nl", "is no recipe; for a model of your own: codegen-350M-mono --sou"),
+        ("nowhere/mine.yaml", "no such recipe; shipped are"),
+    ],
+)
+def test_what_is_no_recipe_is_told_with_what_to_do(name: str, advice: str) -> None:
+    with pytest.raises(InputError, match=re.escape(f"{name}: {advice}")):
+        shipped.find(name)
+
+
 def test_every_published_size_has_a_recipe() -> None:
     sources = [recipe.load(path)[0].source for path in SHIPPED]
     for size in family.SIZES:
@@ -55,8 +88,6 @@ def test_a_recipe_is_found_by_name_or_path(tmp_path: Path) -> None:
     own = tmp_path / "own.yaml"
     own.write_text(GOOD)
     assert shipped.find(str(own)) == own
-    with pytest.raises(InputError, match="no such recipe; shipped are"):
-        shipped.find("nonsense")
 
 
 GOOD = """\
