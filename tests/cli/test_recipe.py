@@ -268,7 +268,7 @@ def test_steps_take_the_options_of_their_commands(tmp_path: Path) -> None:
         assert command is not None
         flags = {parameter.name for parameter in command.params if parameter.expose_value}
         assert flags - recipe.steps()[name].keys() == (
-            {"artefact"} if name == "verify" else {"source", "dry_run"}
+            {"artefact"} if name == "verify" else {"source", "dry_run", "tensors"}
         ), name
     (loaded,) = read(
         tmp_path,
