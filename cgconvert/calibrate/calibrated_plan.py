@@ -16,9 +16,10 @@ from pathlib import Path
 from typing import Any, ClassVar
 
 from cgconvert.calibrate.calibration_set import CalibrationSet
-from cgconvert.calibrate.estimate import Measurements, Work, duration_range
+from cgconvert.calibrate.estimate import Measurements, Work
 from cgconvert.calibrate.presets import CalibrationPreset
 from cgconvert.calibrate.quantizer import SENSITIVITY_WINDOWS
+from cgconvert.calibrate.rounded_plan import duration_range, rounding_seconds
 from cgconvert.codecs.block_codec import BlockCodec
 from cgconvert.codecs.quantized_tensor import QuantizedTensor
 from cgconvert.io.progress import Progress, format_bytes
@@ -160,7 +161,7 @@ class CalibratedPlan(ABC):
         )
         with deterministic(self.device):
             seconds = measurements.calibration_seconds(work)
-            fast_seconds = measurements.rounding_seconds(work.weights)
+        fast_seconds = rounding_seconds(self.timed_codec, work.weights)
         return (
             f"path:  {self.output}\n"
             f"type:  {self.format} {self.type} ({self.matrices})\n"

@@ -21,7 +21,7 @@ from cgconvert.model.decoder import Geometry
 from cgconvert.model.forward import attend, gelu, rotary
 from cgconvert.write.promise import PROMISE_TOKENS, PROMISE_WINDOWS
 
-__all__ = ["Measurements", "Work", "duration_range"]
+__all__ = ["Measurements", "Work"]
 
 MAX_WIDTH = 1024
 """The largest number of columns that is timed; the time for more grows as the operations do."""
@@ -41,13 +41,6 @@ STEP_ROWS = (256, 2048)
 
 STEP_COLUMNS = 4
 """How many columns a pass of GPTQ is timed on."""
-
-SPREAD = 1.25
-"""The factor by which the ends of a range differ from the estimate."""
-
-START_SECONDS, COPY_SECONDS = 2.0, 2e-9
-"""The time to start, and the time to read a weight and to write and hash it; this is a small part
-of the time to search, and not measured."""
 
 INTERPRETER_BYTES = 400 << 20
 """The memory of Python with torch and the model's tokenizer."""
@@ -163,10 +156,6 @@ class Measurements:
             + encoded * self.encode_seconds
         )
 
-    def rounding_seconds(self, weights: int) -> float:
-        """Estimate how long it takes to round so many weights without a text, and to write them."""
-        return START_SECONDS + weights * (self.encode_seconds + COPY_SECONDS)
-
     def column_seconds(self, rows: int, passes: int) -> float:
         """Estimate the time that `passes` passes need for a column of so many rows."""
         fixed, for_each_row = self._step_seconds
@@ -271,20 +260,3 @@ class Measurements:
             float(operation().flatten()[0])  # waits until a GPU has finished
             seconds.append(time.perf_counter() - start)
         return statistics.median(seconds)
-
-
-def duration_range(seconds: float) -> str:
-    """Write an estimate as a range of durations, such as 8 to 12 min."""
-    low, high = seconds / SPREAD, seconds * SPREAD
-    if high < 90:
-        low, high, unit = _rounded(low), _rounded(high), "s"
-    elif high < 5400:
-        low, high, unit = max(1, round(low / 60)), max(2, round(high / 60)), "min"
-    else:
-        low, high, unit = round(low / 3600, 1), round(high / 3600, 1), "h"
-    return f"{high:g} {unit}" if low >= high else f"{low:g} to {high:g} {unit}"
-
-
-def _rounded(seconds: float) -> float:
-    """Round seconds to whole ones below 10, and to multiples of 5 above."""
-    return max(1, round(seconds)) if seconds < 10 else 5 * round(seconds / 5)

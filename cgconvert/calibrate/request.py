@@ -2,19 +2,13 @@
 
 from __future__ import annotations
 
-import math
-from collections import Counter
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 from cgconvert.calibrate.budget import Budget, in_bytes, standard_sizes, type_name
-from cgconvert.calibrate.estimate import Measurements, duration_range
-from cgconvert.calibrate.gguf import CalibratedGGUF
-from cgconvert.calibrate.onnx import CalibratedONNX
 from cgconvert.calibrate.presets import FAST, PRESETS
-from cgconvert.codecs.block_codec import BlockCodec
-from cgconvert.codecs.quantized_tensor import block_codec_of
+from cgconvert.calibrate.rounded_plan import RoundedPlan
 from cgconvert.errors import UsageError
 from cgconvert.formats.gguf import writer as gguf
 from cgconvert.formats.gguf.imatrix import read_imatrix
@@ -22,9 +16,9 @@ from cgconvert.formats.gguf.type_choices import QUANTIZED_TYPES
 from cgconvert.formats.onnx import writer as onnx
 from cgconvert.io.progress import format_bytes
 from cgconvert.model.decoder import Checkpoint, Geometry
-from cgconvert.model.device import deterministic, torch_device
+from cgconvert.model.device import torch_device
 from cgconvert.texts.text import STDLIB, Text, read_text
-from cgconvert.write.plan import LazyPlan, Plan
+from cgconvert.write.plan import LazyPlan
 
 __all__ = ["NO_TEXT", "default_4bit_type", "quantize_gguf", "quantize_onnx"]
 
@@ -33,28 +27,6 @@ NO_TEXT = "none"
 
 UNCALIBRATED_TYPE = "Q8_0"
 """The file type of 8 bits. It is never calibrated, because its loss is tiny without a text too."""
-
-
-class RoundedPlan(Plan):
-    """The plan of an artefact whose weights are rounded without a text; it tells how long."""
-
-    def describe(self) -> str:
-        """See LazyPlan: the lines of a Plan, and the time for it here."""
-        codecs: Counter[BlockCodec] = Counter()
-        weights = 0
-        for tensor in self.tensors:
-            codec = block_codec_of(tensor.encoding)
-            if codec is not None:
-                codecs[codec] += tensor.nbytes
-                weights += math.prod(tensor.source.shape)
-        lines = super().describe()
-        if not codecs:
-            return lines
-        device = torch_device("cpu")
-        measurements = Measurements(self.source.geometry, codecs.most_common(1)[0][0], device)
-        with deterministic(device):
-            seconds = measurements.rounding_seconds(weights)
-        return f"{lines}\ntime:  {duration_range(seconds)}, by some of its work on this machine"
 
 
 def quantize_gguf(
@@ -108,6 +80,9 @@ def quantize_gguf(
     name = type_name(checkpoint, in_bytes(budget, checkpoint))
     path = gguf.output_path(checkpoint, output, name)
     fixed = {"tensor_type": dict(budget.fixed)} if budget.fixed else {}
+    # Not imported at the top: it brings torch, without which weights can be planned to be rounded.
+    from cgconvert.calibrate.gguf import CalibratedGGUF
+
     return CalibratedGGUF(
         checkpoint, path, text, PRESETS[effort], {**requested, **fixed},
         budget=budget, save_imatrix=save_imatrix, device=torch_device(device),
@@ -148,6 +123,8 @@ def quantize_onnx(
     path = output or onnx.default_path(checkpoint, bits=bits)
     if text is None:
         return RoundedPlan(**vars(onnx.plan(checkpoint, path, bits=bits, **block_options)))
+    from cgconvert.calibrate.onnx import CalibratedONNX
+
     return CalibratedONNX(
         checkpoint, path, text, PRESETS[effort], {},
         block_options=block_options, device=torch_device(device),

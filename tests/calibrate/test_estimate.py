@@ -2,13 +2,18 @@
 
 from __future__ import annotations
 
+import re
+import subprocess
+import sys
 import time
 from pathlib import Path
 
 import pytest
 import torch
 
-from cgconvert.calibrate.estimate import Measurements, Work, duration_range
+from cgconvert.calibrate.estimate import Measurements, Work
+from cgconvert.calibrate.rounded_plan import duration_range, rounding_seconds
+from cgconvert.cli.main import main
 from cgconvert.codecs.block_codec import BlockCodec
 from cgconvert.codecs.ggml import ENCODINGS
 from cgconvert.io.progress import SilentProgress
@@ -64,7 +69,7 @@ def test_more_work_takes_longer() -> None:
     usual = measurements.calibration_seconds(Work(geometry, 256, 160 * 256, 64 * 256, 2, 5))
     most = measurements.calibration_seconds(Work(geometry, 256, 640 * 256, 64 * 256, 4, 5))
     assert least < usual < most
-    assert measurements.rounding_seconds(350_000_000) < usual
+    assert rounding_seconds(q4_k(), 350_000_000) < usual
 
 
 def test_the_estimate_is_of_the_order_of_the_work(tmp_path: Path) -> None:
@@ -83,3 +88,45 @@ def test_the_estimate_is_of_the_order_of_the_work(tmp_path: Path) -> None:
     finally:
         torch.set_num_threads(threads)
     assert 1 / 3 < estimate / seconds < 3, (estimate, seconds)
+
+
+def test_the_quick_way_is_estimated_without_torch(tmp_path: Path) -> None:
+    command = "from cgconvert.cli.main import main; import sys\n" + (
+        "try: main('quantize codegen-tiny-mono --type Q4_K_M --effort fast --dry-run'.split())\n"
+        "finally: print('torch' in sys.modules)"
+    )
+    run = subprocess.run([sys.executable, "-c", command], cwd=tmp_path, capture_output=True)
+    lines = run.stdout.decode().splitlines()
+    assert re.fullmatch(r"time:  (\d+ to )?\d+ (s|min), by the speed of this machine", lines[-2])
+    assert lines[-1] == "False"
+
+
+def test_a_dry_run_names_the_quick_way(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(Measurements, "_timed", lambda self, operation: 1e-3)
+    with pytest.raises(SystemExit):
+        main(["quantize", "codegen-tiny-mono", "--bits", "4", "--dry-run"])
+    text = " ".join(capsys.readouterr().out.split())
+    assert re.search(r"path: out/codegen-tiny-mono/gguf/codegen-tiny-mono-5\.\d\dbpw\.gguf", text)
+    assert "size: at most 4.49 MB" in text
+    assert re.search(r"needs: about \d+ MB of memory, \d+ MB of disk", text)
+    assert re.search(r"time: .* by --effort fast: [\d to]+ s", text)
+
+
+def test_memory_is_about_what_calibration_takes(tmp_path: Path) -> None:
+    """One layer in a process of its own, with the whole vocabulary and the usual text."""
+    code = (
+        "from pathlib import Path\n"
+        "import sys, resource\n"
+        "from cgconvert.io.progress import SilentProgress\n"
+        "from tests.conftest import first_layers\n"
+        "from tests.support import plans\n"
+        "plan = plans.quantize(first_layers(1, positions=128), type='Q4_0')\n"
+        "plan.resolve(Path(sys.argv[1]), SilentProgress())\n"
+        "print(plan.work().peak_memory())\n"
+        "print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024)\n"
+    )
+    run = subprocess.run([sys.executable, "-c", code, tmp_path / "steps"], capture_output=True)
+    computed, measured = map(int, run.stdout.split())
+    assert 1 / 2 < computed / measured < 2, (computed, measured)
