@@ -6,7 +6,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from cgconvert.api.declarations import BUDGETS, QUANTIZE, QUANTIZE_HELP
+from cgconvert.api.declarations import BUDGETS, NAME, QUANTIZE, QUANTIZE_HELP
 from cgconvert.formats.registry import formats
 from cgconvert.options import Option
 
@@ -38,11 +38,11 @@ class Conversion:
 def conversions() -> dict[str, Conversion]:
     """All conversions by name: one for each format that is written, then quantize."""
     table = [
-        Conversion(format_.command, format_.options, format_.help, format_.plan)
+        Conversion(format_.command, (*format_.options, NAME), format_.help, format_.plan)
         for format_ in formats()
     ]
     table.sort(key=lambda conversion: conversion.name)
-    table.append(Conversion("quantize", QUANTIZE, QUANTIZE_HELP, _plan_quantized, BUDGETS))
+    table.append(Conversion("quantize", (*QUANTIZE, NAME), QUANTIZE_HELP, _plan_quantized, BUDGETS))
     return {conversion.name: conversion for conversion in table}
 
 

@@ -13,7 +13,7 @@ from typing import Any, Literal
 from cgconvert.api.conversion_table import conversions
 from cgconvert.api.declarations import READ, WRITE
 from cgconvert.api.execution import ProgressOption, Result, execute, progress_for
-from cgconvert.api.sources import Source, load
+from cgconvert.api.sources import Source, check_name, load, named
 from cgconvert.errors import UsageError
 from cgconvert.io.progress import shown_while_reading
 from cgconvert.options import accepted_values
@@ -52,7 +52,9 @@ def plan(
         raise UsageError(f"no conversion {conversion!r}; there are {', '.join(known)}")
     reading = {option.name: options.pop(option.name) for option in READ if option.name in options}
     own = accepted_values(known[conversion].options, options)
-    checkpoint = load(source, **reading)
+    name = own.pop("name", None)
+    check_name(name)
+    checkpoint = named(load(source, **reading), name)
     return known[conversion].plan(checkpoint, None if output is None else Path(output), **own)
 
 
@@ -93,6 +95,7 @@ def to_hf(
     dtype: str = "float16",
     layout: str = "codegen",
     max_shard_size: int | str = "5GB",
+    name: str | None = None,
     force: bool = False,
     keep: bool = True,
     allow_nonfinite: bool = False,
@@ -113,6 +116,7 @@ def to_hf(
         layout: codegen for CodeGenForCausalLM; gptj or phi for the same model as GPTJForCausalLM or
             PhiForCausalLM.
         max_shard_size: Most bytes of tensors in one file: a number, or text such as 5GB.
+        name: The model's name in paths, metadata and card; the source's unless given.
         force: See `execute`.
         keep: See `execute`.
         allow_nonfinite: See `execute`.
@@ -144,6 +148,7 @@ def to_hf(
         dtype=dtype,
         layout=layout,
         max_shard_size=max_shard_size,
+        name=name,
         force=force,
         keep=keep,
         allow_nonfinite=allow_nonfinite,
@@ -168,6 +173,7 @@ def to_onnx(
     accuracy_level: int | None = None,
     client: str = "any",
     target: str = "cpu",
+    name: str | None = None,
     force: bool = False,
     keep: bool = True,
     allow_nonfinite: bool = False,
@@ -195,6 +201,7 @@ def to_onnx(
         client: transformers.js for a graph that computes only the last logits; optimum cannot
             load it. any for all other clients.
         target: cuda, with float16, for flash attention; batches are padded after the prompt then.
+        name: The model's name in paths, metadata and card; the source's unless given.
         force: See `execute`.
         keep: See `execute`.
         allow_nonfinite: See `execute`.
@@ -230,6 +237,7 @@ def to_onnx(
         accuracy_level=accuracy_level,
         client=client,
         target=target,
+        name=name,
         force=force,
         keep=keep,
         allow_nonfinite=allow_nonfinite,
@@ -248,6 +256,7 @@ def to_gguf(
     output: str | Path | None = None,
     *,
     type: str = "F16",  # noqa: A002 - the option's name
+    name: str | None = None,
     force: bool = False,
     keep: bool = True,
     allow_nonfinite: bool = False,
@@ -267,6 +276,7 @@ def to_gguf(
         source: See `load`.
         output: File to write, ending in .gguf; under `./out/<name>/gguf` unless given.
         type: Type of the matrices, such as F16, Q8_0 or Q4_K_M; norms and biases stay F32.
+        name: The model's name in paths, metadata and card; the source's unless given.
         force: See `execute`.
         keep: See `execute`.
         allow_nonfinite: See `execute`.
@@ -296,6 +306,7 @@ def to_gguf(
         "to-gguf",
         output,
         type=type,
+        name=name,
         force=force,
         keep=keep,
         allow_nonfinite=allow_nonfinite,

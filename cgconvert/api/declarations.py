@@ -20,6 +20,7 @@ __all__ = [
     "BUDGETS",
     "DRY_RUNS",
     "GENERATE",
+    "NAME",
     "OUTPUT",
     "QUANTIZE",
     "READ",
@@ -55,6 +56,12 @@ def _check_and_bound(text: str) -> tuple[str, float | None]:
 
 
 OUTPUT = Option(name="output", type=Path, short="-o", help="Where to write (under ./out/<name>).")
+
+NAME = Option(
+    name="name",
+    help="The model's name in paths, metadata and card; the source's unless given.",
+)
+"""An option of every conversion."""
 
 READ = (
     Option(
@@ -265,4 +272,4 @@ Example:
 def declared_options() -> list[Option]:
     """All options there are; several have the same name."""
     conversions = (option for format_ in formats() for option in format_.options)
-    return [OUTPUT, *DRY_RUNS, *READ, *WRITE, *QUANTIZE, *VERIFY, *GENERATE, *conversions]
+    return [OUTPUT, NAME, *DRY_RUNS, *READ, *WRITE, *QUANTIZE, *VERIFY, *GENERATE, *conversions]

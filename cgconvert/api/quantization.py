@@ -12,7 +12,7 @@ from typing import Any, Literal
 
 from cgconvert.api.declarations import BUDGETS, QUANTIZE
 from cgconvert.api.execution import ProgressOption, Result, execute, progress_for
-from cgconvert.api.sources import Source, load
+from cgconvert.api.sources import Source, check_name, load, named
 from cgconvert.errors import UsageError
 from cgconvert.formats.onnx.format import MATRIX_BLOCKS
 from cgconvert.model.decoder import Checkpoint
@@ -47,6 +47,7 @@ def quantize(
     block_size: int | None = None,
     symmetric: bool | None = None,
     accuracy_level: int | None = None,
+    name: str | None = None,
     force: bool = False,
     keep: bool = True,
     allow_nonfinite: bool = False,
@@ -84,6 +85,7 @@ def quantize(
         block_size: ONNX only, see `to_onnx`.
         symmetric: ONNX only, see `to_onnx`.
         accuracy_level: ONNX only, see `to_onnx`.
+        name: The model's name in paths, metadata and card; the source's unless given.
         force: See `execute`.
         keep: See `execute`; finished layers of the fit are kept too.
         allow_nonfinite: See `execute`; it holds for the vectors alone.
@@ -128,6 +130,7 @@ def quantize(
             "accuracy_level": accuracy_level,
         },
     )
+    check_name(name)
     shown = progress_for(progress)
     checkpoint = load(
         source,
@@ -139,6 +142,7 @@ def quantize(
         adapter=adapter,
         progress=shown,
     )
+    checkpoint = named(checkpoint, name)
     plan = plan_quantized(checkpoint, None if output is None else Path(output), **values)
     return execute(
         plan,

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 from contextlib import nullcontext
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, Literal
 
@@ -16,7 +18,10 @@ from cgconvert.io.progress import shown_while_reading
 from cgconvert.model.decoder import Checkpoint
 from cgconvert.options import AUTO, Option
 
-__all__ = ["Source", "inspect", "load", "read_options"]
+__all__ = ["Source", "check_name", "inspect", "load", "named", "read_options"]
+
+MAX_NAME_BYTES = 120
+"""The longest name of a model. A type stands behind it in names of files, of 255 bytes at most."""
 
 Source = str | Path | Checkpoint
 """What names a model: a path, a name of the family, a Hub id, or a model that was loaded."""
@@ -126,6 +131,35 @@ def inspect(
         adapter=adapter,
     )
     return describe(str(path), options)
+
+
+def named(checkpoint: Checkpoint, name: str | None) -> Checkpoint:
+    """Give a model the name that the user chose, None for none."""
+    if name is None or name == checkpoint.name:
+        return checkpoint
+    return replace(checkpoint, name=name, original_name=checkpoint.known_as)
+
+
+def check_name(name: str | None) -> None:
+    """Raise UsageError for a model's name that cannot be a part of a path on every system."""
+    if name is not None and (fault := _fault_of_name(name)):
+        raise UsageError(f"the model's `name` {fault}; write letters, digits, - _ and .")
+
+
+def _fault_of_name(name: str) -> str:
+    """Say why a text cannot be a model's name, which is a part of paths; "" if it can be one."""
+    if not name.strip():
+        return "is empty"
+    if len(name.encode("utf-8", "replace")) > MAX_NAME_BYTES:
+        return f"has more than {MAX_NAME_BYTES} bytes"
+    refused = sorted({c for c in name if c in '/\\:*?"<>|' or not c.isprintable()})
+    if refused:
+        return f"has {', '.join(map(repr, refused))}"
+    if name[0] in ".- " or name[-1] in ". ":
+        return "begins or ends with a dot, a space or a hyphen"
+    if re.fullmatch(r"(con|prn|aux|nul|com\d|lpt\d)(\..*)?", name, re.IGNORECASE):
+        return "is the name of a device on Windows"
+    return ""
 
 
 def read_options(**values: Any) -> ReadOptions:

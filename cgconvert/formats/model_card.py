@@ -24,6 +24,7 @@ def compose_card(
     stored_type: str,
     use: str,
     facts: Mapping[str, Any] | None = None,
+    known_as: str = "",
 ) -> str:
     """Create a model card: Markdown after YAML front matter, the Hub's metadata.
 
@@ -38,20 +39,22 @@ def compose_card(
         stored_type: The type of the weights.
         use: How the model is run, in Markdown.
         facts: More rows of the table, by their names.
+        known_as: The name that tells which published model it is, if `name` does not.
     """
-    model = family.model_of(name)
-    is_published = family.is_published_checkpoint(name)
-    license_name = family.license_of(name)
+    original = known_as or name
+    model = family.model_of(original)
+    is_published = family.is_published_checkpoint(original)
+    license_name = family.license_of(original)
     front: dict[str, Any] = {
         **({"license": license_name} if license_name else {}),
         "library_name": library,
         "pipeline_tag": "text-generation",
         **({"tags": list(model.tags)} if model.tags else {}),
-        **({"base_model": family.hub_id(name)} if is_published else {}),
+        **({"base_model": family.hub_id(original)} if is_published else {}),
     }
-    source = f"the {model.title} checkpoint `{name}`" if model.title else f"`{name}`"
+    source = f"the {model.title} checkpoint `{original}`" if model.title else f"`{original}`"
     if is_published:
-        source = f"[{family.hub_id(name)}](https://huggingface.co/{family.hub_id(name)})"
+        source = f"[{family.hub_id(original)}](https://huggingface.co/{family.hub_id(original)})"
     rows = {
         "parameters": f"{geometry.parameters:,}",
         "type of the weights": stored_type,

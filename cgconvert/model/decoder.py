@@ -275,6 +275,7 @@ class Checkpoint:
         origin: Where it came from (Hub revision, archive, training step).
         generation: What it says of generation.
         notes: What reading did that the user should know, a line each; see also WARNING.
+        original_name: Its name before the user gave it another; "" if it was given none.
     """
 
     name: str
@@ -287,6 +288,12 @@ class Checkpoint:
     origin: Mapping[str, Any] = field(default_factory=dict)
     generation: GenerationConfig = field(default_factory=GenerationConfig)
     notes: tuple[str, ...] = ()
+    original_name: str = ""
+
+    @property
+    def known_as(self) -> str:
+        """The name that tells which published model this is: the one before the user's own."""
+        return self.original_name or self.name
 
     @property
     def eos_token_ids(self) -> tuple[int, ...]:

@@ -84,6 +84,7 @@ def model_card(checkpoint: Checkpoint, files: dict[str, tuple[str, int]]) -> str
         weights="llama.cpp runs the files as its architecture phi2.",
         stored_type=", ".join(types),
         use=use,
+        known_as=checkpoint.known_as,
     )
     return card + "\n" + MARK.format(hashlib.sha256(card.encode()).hexdigest())
 

@@ -288,6 +288,7 @@ def _file_type(mix: str | None, tensor_plans: Sequence[TensorPlan]) -> int:
 def _describe(writer: HeaderWriter, checkpoint: Checkpoint) -> None:
     """Add the general.* entries: name, size, tags, licence."""
     name, parameters = checkpoint.name, checkpoint.geometry.parameters
+    known_as = checkpoint.known_as
     _, _, base, finetune, version, size = gguf.Metadata.get_model_id_components(name, parameters)
     writer.add_type(gguf.GGUFType.MODEL)
     writer.add_name(name)
@@ -295,13 +296,13 @@ def _describe(writer: HeaderWriter, checkpoint: Checkpoint) -> None:
     writer.add_finetune(finetune or "")  # the writer leaves out what is empty
     writer.add_version(version or "")
     writer.add_size_label(size or gguf.size_label(parameters, parameters, 0, 0))
-    writer.add_tags(["text-generation", *family.model_of(name).tags])
-    license_name = family.license_of(name)
+    writer.add_tags(["text-generation", *family.model_of(known_as).tags])
+    license_name = family.license_of(known_as)
     if license_name:
         writer.add_license(license_name)
-    if family.is_published_checkpoint(name):  # who made a fine-tune is not known
-        writer.add_organization(family.published(name).organisation)
-        writer.add_languages(list(family.model_of(name).languages))
+    if family.is_published_checkpoint(known_as):  # who made a fine-tune is not known
+        writer.add_organization(family.published(known_as).organisation)
+        writer.add_languages(list(family.model_of(known_as).languages))
 
 
 def _add_geometry(writer: HeaderWriter, geometry: Geometry) -> None:

@@ -32,11 +32,17 @@ With MLX: `mlx_lm.generate --model . --prompt 'def hello_world():'`
 
 
 def model_card(
-    name: str, geometry: Geometry, tokenizer: Tokenizer, *, dtype: str, layout: str
+    name: str,
+    geometry: Geometry,
+    tokenizer: Tokenizer,
+    *,
+    dtype: str,
+    layout: str,
+    known_as: str = "",
 ) -> str:
     """Create the model card of a folder whose weights have this type and layout."""
     stored_as = LAYOUTS[layout]
-    is_own = family.model_of(name).title == stored_as.own_model
+    is_own = family.model_of(known_as or name).title == stored_as.own_model
     return compose_card(
         name,
         geometry,
@@ -45,4 +51,5 @@ def model_card(
         weights=stored_as.own_card if is_own else stored_as.card,
         stored_type=dtype,
         use=_SNIPPET + (f"\n{_MLX}" if layout == "phi" else ""),
+        known_as=known_as,
     )

@@ -49,7 +49,14 @@ def plan(
     tensors = [(entry.name, entry.tensor) for entry in named]
     # transformers 5 reads dtype, older versions torch_dtype.
     config |= token_ids(checkpoint) | {"dtype": dtype, "torch_dtype": dtype}
-    card = model_card(checkpoint.name, g, tokenizer, dtype=dtype, layout=layout)
+    card = model_card(
+        checkpoint.name,
+        g,
+        tokenizer,
+        dtype=dtype,
+        layout=layout,
+        known_as=checkpoint.known_as,
+    )
     texts = {
         "config.json": _json(config),
         "generation_config.json": _json(generation_config(checkpoint)),

@@ -81,4 +81,5 @@ def model_card(checkpoint: Checkpoint, variant: Variant, nbytes: int) -> str:
         stored_type=variant.type,
         use="\n".join(clients),
         facts={"size": format_bytes(nbytes)},
+        known_as=checkpoint.known_as,
     )
