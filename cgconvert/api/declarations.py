@@ -206,6 +206,12 @@ RUNTIME = Option(
 
 VERIFY = (
     Option(
+        name="quick",
+        type=bool,
+        default=False,
+        help="Compare the files and one prompt only, and say what was left out.",
+    ),
+    Option(
         name="reference",
         help="The source to compare with; without it the one its manifest names.",
     ),

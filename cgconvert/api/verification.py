@@ -16,6 +16,7 @@ from cgconvert.formats.read import ReadOptions, read
 from cgconvert.formats.registry import Artefact, find_all, identify
 from cgconvert.io.file_names import is_possible
 from cgconvert.io.progress import LaterSteps, shown_while_reading
+from cgconvert.io.remembered import remembering
 from cgconvert.model.decoder import Checkpoint
 from cgconvert.options import accepted_values
 from cgconvert.runtimes import runtime_names
@@ -107,6 +108,7 @@ class Verification:
 def verify(
     artefact: str | Path | Result | Sequence[str | Path | Result],
     *,
+    quick: bool = False,
     reference: Source | None = None,
     text: Sequence[str | Path | Text] = (),
     text_tokens: int = TEXT_TOKENS,
@@ -130,6 +132,7 @@ def verify(
     Args:
         artefact: Path or result of a conversion, several of these, or a folder with artefacts
             anywhere below it.
+        quick: Compare the files and one prompt only; the report says what was left out.
         reference: The source to compare with, see `load`; the one that the artefact's manifest
             names unless given.
         text: Files to compare logits on, beside the built-in prompts; "stdlib" for files of
@@ -149,12 +152,12 @@ def verify(
         progress: See `execute`.
 
     Returns:
-        Checks, verdict and reports. A check that fails raises nothing: see `passed`.
+        Checks, verdict and reports. A check that fails raises nothing: see `passed`. A runtime
+        that is not installed is a failed check, `runtime`, of the artefacts that need it.
 
     Raises:
         InputError: An artefact, the reference or a text cannot be read.
-        UsageError: A bound does not exist, or a runtime or device is not there
-            (MissingRuntimeError: not installed).
+        UsageError: A bound does not exist, `quick` is given texts, or a device is not there.
         OutputError: A report could not be written.
 
     Example:
@@ -184,6 +187,7 @@ def verify(
             source = read(str(reference), options)
     reports = reports_of(
         artefacts_at(artefact),
+        quick=quick,
         reference=source,
         options=options,
         texts=[item if isinstance(item, Text) else read_text(str(item)) for item in text],
@@ -219,6 +223,7 @@ def artefacts_at(
 def reports_of(
     artefacts: Sequence[Artefact],
     *,
+    quick: bool = False,
     reference: Checkpoint | None = None,
     options: ReadOptions | None = None,
     texts: Sequence[Text] = (),
@@ -235,8 +240,11 @@ def reports_of(
     type ("gguf Q8_0"), then by name of check, and `options` says how a reference that a
     manifest names is read.
 
-    Raises UsageError if an artefact's format has no runtime, or if `runtime` runs none of them.
+    Raises UsageError if an artefact's format has no runtime, if `runtime` runs none of them, or if
+    `quick` is given texts.
     """
+    if quick and texts:
+        raise UsageError("`quick` compares no text; leave out `quick` or `text`")
     for artefact in artefacts:
         runtime_names(artefact.format)  # raises for a format without one before the long work
     if runtime is not None:
@@ -248,18 +256,20 @@ def reports_of(
         with shown_while_reading(shown):
             source = reference or _source_of(artefact, options or ReadOptions(), sources)
         try:
-            verified = verify_artefact(
-                artefact.path,
-                artefact.format,
-                artefact.type,
-                source,
-                device,
-                thresholds=_bounds_of(artefact, thresholds or {}),
-                runtime=runtime if runtime in runtime_names(artefact.format) else None,
-                texts=texts,
-                text_tokens=text_tokens,
-                progress=LaterSteps(shown, MOST_STEPS * (len(artefacts) - number)),
-            )
+            with remembering():
+                verified = verify_artefact(
+                    artefact.path,
+                    artefact.format,
+                    artefact.type,
+                    source,
+                    device,
+                    thresholds=_bounds_of(artefact, thresholds or {}),
+                    runtime=runtime if runtime in runtime_names(artefact.format) else None,
+                    texts=texts,
+                    text_tokens=text_tokens,
+                    quick=quick,
+                    progress=LaterSteps(shown, MOST_STEPS * (len(artefacts) - number)),
+                )
         finally:
             shown.finish()
         reports.append(verified)

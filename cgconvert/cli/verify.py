@@ -83,7 +83,10 @@ def print_and_judge(reports: Iterable[Report], paths: Sequence[Path] = ()) -> No
         click.echo(f"report written to {printable(str(path))}")
     if len(complete) == 1 and complete[0].has_wrong_reference:
         (check,) = complete[0].checks
-        raise VerificationError(f"{complete[0].artefact['path']}: {check.detail}")
+        raise VerificationError(
+            f"{complete[0].artefact['path']}: {check.detail}; give the right one with "
+            "`reference=SOURCE`"
+        )
     _print("\n".join(wrapped(total_sentence(complete), width)))
     _raise_if_failed(complete)
 

@@ -38,7 +38,7 @@ class LogitComparisons:
         context_end: At the end of the context, from the reference with the artefact's own weights.
 
     All are None if the artefact has fewer logits than the source's tokenizer has ids; the last two
-    also if the artefact's weights make no model.
+    also if the artefact's weights make no model, and the last in a quick verification.
     """
 
     with_source: LogitComparison | None
@@ -51,10 +51,13 @@ class LogitComparisons:
         observation, stored = evidence.observation, evidence.stored_outputs
         if not evidence.has_all_logits:
             return cls(None, None, None)
+        has_end = stored is not None and len(observation.context_end_logits)
         return cls(
             measure(evidence.source_outputs.logits, observation.logits),
             measure(stored.logits, observation.logits) if stored else None,
-            measure(stored.context_end, observation.context_end_logits) if stored else None,
+            measure(stored.context_end, observation.context_end_logits)
+            if stored and has_end
+            else None,
         )
 
 
@@ -63,7 +66,8 @@ def run_checks(
 ) -> list[Check]:
     """Make all checks, in the order of a reader's questions: what is it, does it run, is it equal?
 
-    A check that has nothing to compare is left out.
+    A check that has nothing to compare is left out. So are the checks of what the type lost if
+    nothing was generated: a quick verification has one prompt, on which they say little.
     """
     checks = [
         _check_end_of_text(evidence),
@@ -74,9 +78,11 @@ def run_checks(
     if comparisons.with_source is not None:
         checks.append(_check_padding(evidence, comparisons.with_source))
         checks += _check_runtime(evidence, comparisons, thresholds)
-        checks += _check_logits(evidence, comparisons.with_source, thresholds)
-        checks.append(_check_generation(evidence, comparisons, thresholds))
-    checks.append(_check_cache(evidence, thresholds))
+        if evidence.observation.openings:
+            checks += _check_logits(evidence, comparisons.with_source, thresholds)
+            checks.append(_check_generation(evidence, comparisons, thresholds))
+    if evidence.observation.cache_runs:
+        checks.append(_check_cache(evidence, thresholds))
     if evidence.observation.batch_run is not None:
         checks.append(_check_batch(evidence.observation.batch_run, thresholds))
     checks += _check_tokenizer(evidence)
@@ -162,7 +168,7 @@ def _check_runtime(
     """Check that the runtime computes what the artefact stores: only its arithmetic may differ."""
     comparison, context_end = comparisons.with_stored, comparisons.context_end
     observation = evidence.observation
-    if comparison is None or context_end is None:
+    if comparison is None:
         return [Check("runtime.nmse", None, None, "<=", Verdict.INFO, evidence.stored_error)]
     difference = f"max |difference| {comparison.max_difference:.3g}"
     count = len(observation.context_end_logits)
@@ -171,8 +177,9 @@ def _check_runtime(
         ("runtime.relative_error", comparison.relative_error, difference),
         ("runtime.nmse", comparison.nmse, ""),
         ("runtime.kl_mean", comparison.kl_mean, _worst_position(evidence, comparison)),
-        ("runtime.context_end", context_end.nmse, last_positions),
     ]
+    if context_end is not None:
+        values.append(("runtime.context_end", context_end.nmse, last_positions))
     return [at_most(name, value, thresholds.get(name), detail) for name, value, detail in values]
 
 

@@ -151,12 +151,15 @@ def _run_reference(
         len(observation.full_context) - len(observation.context_end_logits),
         *(len(opening) - 1 for opening in observation.openings),
     ]
+    count = len(observation.sequences)
+    if not observation.full_context:  # a quick verification has the prompts alone
+        logits = Distribution.joined(reference.distributions(observation.sequences, tokenizer_size))
+        return ReferenceOutputs(logits, context_end=logits[:0], generated=())
     distributions = reference.distributions(
         [*observation.sequences, observation.full_context, *continuations],
         tokenizer_size,
         first_positions,
     )
-    count = len(observation.sequences)
     return ReferenceOutputs(
         logits=Distribution.joined(distributions[:count]),
         context_end=distributions[count],

@@ -15,11 +15,11 @@ from cgconvert.model.tokenizer import Tokenizer
 from cgconvert.runtimes.generate import generate
 from cgconvert.runtimes.runtime import Runtime
 from cgconvert.verification.metrics import relative_error
-from cgconvert.verification.prompts import PROMPTS, tokenizer_texts
+from cgconvert.verification.prompts import PROMPTS, SHORT_TEXTS, tokenizer_texts
 
 __all__ = [
     "NEW_TOKENS", "BatchRun", "CacheRun", "FloatActivationRun", "Observation", "TokenizerRun",
-    "observe", "run_with_float_activations",
+    "observe", "observe_quickly", "run_with_float_activations",
 ]  # fmt: skip
 
 NEW_TOKENS = 64
@@ -116,7 +116,8 @@ class Observation:
         cache_runs: Sequences fed in pieces through the cache.
         batch_run: The padded batch; None if the runtime takes one sequence at a time, or if the
             sequences are too short.
-        full_context: Ids that fill the context.
+        full_context: Ids that fill the context; none in a quick verification, which has no cache
+            runs, batch and openings either.
         context_end_logits: After the last tokens of `full_context`, all but the first of which
             were fed one by one, float32 [those tokens, vocab_size].
         openings: The ids of the prompts that were continued.
@@ -190,6 +191,40 @@ def observe(
         generated=generated,
         generation_error=generation_error,
         tokenizer_runs=_tokenizer_runs(runtime, tokenizer, tokenizer_texts(), progress),
+        n_positions=runtime.n_positions,
+        eos_token_ids=runtime.eos_token_ids,
+        stopping_ids=runtime.stopping_ids,
+    )
+
+
+QUICK_PROMPT = 3
+"""The index in PROMPTS of the prompt that a quick verification runs: a class of 30 tokens."""
+
+
+def observe_quickly(
+    runtime: Runtime, source: Checkpoint, progress: Progress | None = None
+) -> Observation:
+    """Have a runtime compute one prompt, and compare the tokenizers; the rest is left empty.
+
+    Args:
+        runtime: The artefact, open.
+        source: The checkpoint it was made from.
+        progress: Gets the steps.
+    """
+    progress = progress or SilentProgress()
+    context = min(runtime.n_positions, source.geometry.n_positions)
+    sequence = tuple(source.tokenizer.encode(PROMPTS[QUICK_PROMPT])[:context])
+    return Observation(
+        sequences=(sequence,),
+        logits=_full_passes(runtime, [sequence], progress),
+        cache_runs=(),
+        batch_run=None,
+        full_context=(),
+        context_end_logits=np.empty((0, 0), dtype=np.float32),
+        openings=(),
+        generated=(),
+        generation_error="",
+        tokenizer_runs=_tokenizer_runs(runtime, source.tokenizer, SHORT_TEXTS, progress),
         n_positions=runtime.n_positions,
         eos_token_ids=runtime.eos_token_ids,
         stopping_ids=runtime.stopping_ids,

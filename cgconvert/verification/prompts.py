@@ -19,7 +19,7 @@ from cgconvert.texts.text import Text
 if TYPE_CHECKING:
     from cgconvert.model.tokenizer import Tokenizer
 
-__all__ = ["PROMPTS", "TEXT_TOKENS", "texts_sha256", "tokenizer_texts", "windows"]
+__all__ = ["PROMPTS", "SHORT_TEXTS", "TEXT_TOKENS", "texts_sha256", "tokenizer_texts", "windows"]
 
 TEXT_TOKENS = 4096
 """How many tokens of each of the user's texts are used by default."""
@@ -146,6 +146,9 @@ _DIFFICULT_TEXTS: tuple[str, ...] = (
     "\x01\x7f\x1b[0m",
 )
 
+SHORT_TEXTS = (*_DIFFICULT_TEXTS, *PROMPTS)
+"""The texts on which a quick verification compares tokenizers."""
+
 EVALUATION_BYTES = 40_000
 """Bytes of the standard library's evaluation part on which the tokenizers are compared."""
 
@@ -171,7 +174,7 @@ def tokenizer_texts() -> tuple[str, ...]:
 
     The files are from the evaluation part of the standard library.
     """
-    return (*_DIFFICULT_TEXTS, *PROMPTS, *corpus.text("evaluation", EVALUATION_BYTES))
+    return (*SHORT_TEXTS, *corpus.text("evaluation", EVALUATION_BYTES))
 
 
 def texts_sha256(texts: Sequence[str]) -> str:

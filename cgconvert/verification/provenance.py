@@ -13,7 +13,7 @@ from cgconvert.errors import InputError, in_words
 from cgconvert.verification.thresholds import Check, Verdict
 from cgconvert.write.manifest import Manifest, expected_files, find_manifest, manifest_path
 
-__all__ = ["check_provenance", "is_other_source", "is_source_change"]
+__all__ = ["check_provenance", "is_other_source", "is_source_change", "source_name"]
 
 CHECK_NAME = "provenance"
 
@@ -46,7 +46,7 @@ def check_provenance(
     differences = _file_differences(artefact, manifest, hashes)
     detail, is_another = "", manifest.source.get("sha256") != source_sha256
     if is_another:
-        recorded, current = _source_name(manifest.source.get("origin")), _source_name(origin)
+        recorded, current = source_name(manifest.source.get("origin")), source_name(origin)
         if recorded is not None and recorded == current:
             differences.append(f"the source, {recorded}, {SOURCE_CHANGED}: its SHA-256 differs")
         else:
@@ -89,7 +89,7 @@ def _size(artefact: Path, name: str) -> int:
     return (artefact / name if artefact.is_dir() else artefact).stat().st_size
 
 
-def _source_name(origin: Any) -> str | None:
+def source_name(origin: Any) -> str | None:
     """How the user named the source and its adapters; None if the origin does not say."""
     name = origin.get("given") if isinstance(origin, dict) else None
     if not isinstance(name, str):

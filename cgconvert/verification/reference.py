@@ -245,7 +245,7 @@ class CachedReference:
     """
 
     def __init__(self, reference: Reference, source_sha256: str, folder: Path) -> None:
-        self.reference, self.folder = reference, folder
+        self.reference, self.folder, self.source_sha256 = reference, folder, source_sha256
         self._identity = [
             VERSION, TOP, source_sha256, reference.decoder.geometry.as_dict(),
             str(reference.weight_dtype), reference.device.type, torch.__version__,

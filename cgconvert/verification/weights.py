@@ -12,6 +12,8 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+import numpy as np
+
 from cgconvert.codecs.block_codec import BlockCodec
 from cgconvert.codecs.quantized_tensor import QuantizedTensor
 from cgconvert.errors import first_few
@@ -39,6 +41,9 @@ __all__ = ["TensorError", "check_weights", "compare"]
 
 CHUNK_BYTES = 16 << 20
 """How many bytes of a tensor are in memory at once, as float32."""
+
+QUICK_ROWS, QUICK_RUNS = 64, 8
+"""Rows of a quantized matrix that a quick verification compares, and the runs that they are in."""
 
 SUSPICIOUS = 0.25
 """A largest error of a quantized matrix, as a multiple of its bound, that is compared with the
@@ -87,6 +92,8 @@ def check_weights(
     format: str,  # noqa: A002 - what a plan and a manifest call it
     source: Decoder,
     progress: Progress | None = None,
+    *,
+    quick: bool = False,
 ) -> tuple[list[Check], list[TensorError]]:
     """Compare every stored tensor with the source's.
 
@@ -105,6 +112,7 @@ def check_weights(
         format: The artefact's format: "huggingface", "onnx" or "gguf".
         source: The model it was made from.
         progress: Is told how many values have been compared.
+        quick: Whether only some rows of quantized tensors are compared.
 
     Returns:
         The checks, and the errors of each tensor in the order in which the artefact stores them.
@@ -113,7 +121,7 @@ def check_weights(
         InputError: The artefact cannot be read at all.
     """
     stored = load(format).stored_artefact(artefact, source)
-    errors = compare(stored, progress or SilentProgress())
+    errors = compare(stored, progress or SilentProgress(), quick=quick)
     must_be_equal = [e for e in errors if e.error_over_bound is None]
     adjusted = [e for e in errors if _is_adjusted(stored, e.name)]
     quantized = [
@@ -131,27 +139,34 @@ def check_weights(
     ], errors
 
 
-def compare(artefact: StoredArtefact, progress: Progress) -> list[TensorError]:
-    """Compute the errors of every tensor that is there in its shape, in the artefact's order."""
+def compare(
+    artefact: StoredArtefact, progress: Progress, *, quick: bool = False
+) -> list[TensorError]:
+    """Compute the errors of every tensor that is there in its shape, in the artefact's order.
+
+    If `quick`, only QUICK_ROWS of each quantized matrix are compared.
+    """
     total = sum(math.prod(tensor.shape) for tensor in artefact.expected.values())
     progress.step("comparing weights", Amount(total, "weights"))
     errors = []
     for name, expected in artefact.expected.items():
         tensor = artefact.tensors.get(name)
         if tensor is not None and _difference_in_kind(tensor, expected) is None:
-            errors.append(_compare_tensor(artefact, name, tensor, expected))
+            errors.append(_compare_tensor(artefact, name, tensor, expected, quick=quick))
         progress.advance(math.prod(expected.shape))
     return errors
 
 
 def _compare_tensor(
-    artefact: StoredArtefact, name: str, tensor: LazyTensor, expected: LazyTensor
+    artefact: StoredArtefact, name: str, tensor: LazyTensor, expected: LazyTensor, *, quick: bool
 ) -> TensorError:
     """Compare one tensor, a chunk of rows at a time; then a searched or adjusted one as a whole."""
+    is_sampled = quick and isinstance(tensor, QuantizedTensor)
     nonfinite = differing = 0
     squared_error = squared_norm = 0.0
     error_over_bound: float | None = None
-    for rows in _chunks(tensor):
+    equal: list[slice] = []
+    for rows in _sampled_chunks(tensor) if is_sampled else _chunks(tensor):
         source = expected.read(rows)
         if isinstance(tensor, QuantizedTensor):
             values, chunk_error = _compare_blocks(tensor, rows, source)
@@ -159,23 +174,29 @@ def _compare_tensor(
         else:
             values = tensor.read(rows)
             count = _count_beyond_one_ulp if name in artefact.computed else _count_differing
-            differing += count(values, source)
+            differing_here = count(values, source)
+            differing += differing_here
+            is_equal = not differing_here and name not in artefact.computed
+            if is_equal and values.dtype == source.dtype and values.isfinite().all():
+                equal.append(rows)
+                continue
         nonfinite += int((~values.isfinite()).sum())
         squared_error += _sum_of_squares(values.float() - source.float())
         squared_norm += _sum_of_squares(source.float())
+    if squared_error:  # without an error the norm does not matter
+        squared_norm += sum(_sum_of_squares(expected.read(rows).float()) for rows in equal)
+    too_exact = False
     if _is_adjusted(artefact, name):
         differing, error_over_bound = 0, adjustment_over_bound(tensor, expected)
-    elif isinstance(tensor, QuantizedTensor) and _is_searched(artefact, tensor):
-        coarsest = _coarsest(artefact) if artefact.adjusted else None
-        error_over_bound = searched_error_over_bound(
-            tensor, tensor.codec.with_search(), expected, _chunk_rows(tensor), coarsest
-        )
-    too_exact = (
-        isinstance(tensor, QuantizedTensor)
-        and error_over_bound is not None
-        and error_over_bound < SUSPICIOUS
-        and is_too_exact(tensor, tensor.codec.with_search(), expected, _chunk_rows(tensor))
-    )
+    elif isinstance(tensor, QuantizedTensor):
+        codec, size = tensor.codec.with_search(), _chunk_rows(tensor)
+        sample = np.unique([row for c in _sampled_chunks(tensor) for row in range(c.start, c.stop)])
+        pair = (tensor.rows(sample), expected.rows(sample)) if quick else (tensor, expected)
+        if _is_searched(artefact, tensor):
+            coarsest = _coarsest(artefact) if artefact.adjusted else None
+            error_over_bound = searched_error_over_bound(pair[0], codec, pair[1], size, coarsest)
+        if error_over_bound is not None and error_over_bound < SUSPICIOUS:
+            too_exact = is_too_exact(pair[0], codec, pair[1], size)
     return TensorError(
         name=name,
         type=_type(tensor),
@@ -235,6 +256,17 @@ def _chunks(tensor: LazyTensor) -> Iterator[slice]:
     rows, step = tensor.shape[0], _chunk_rows(tensor)
     for first in range(0, rows, step):
         yield slice(first, min(first + step, rows))
+
+
+def _sampled_chunks(tensor: LazyTensor) -> Iterator[slice]:
+    """Cut QUICK_ROWS from a tensor, in runs that are evenly spaced; all rows of a smaller one."""
+    rows = tensor.shape[0]
+    if rows <= QUICK_ROWS:
+        yield slice(0, rows)
+        return
+    length = QUICK_ROWS // QUICK_RUNS
+    for first in np.linspace(0, rows - length, QUICK_RUNS).astype(int).tolist():
+        yield slice(first, first + length)
 
 
 def _sum_of_squares(rows: torch.Tensor) -> float:

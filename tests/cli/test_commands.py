@@ -18,6 +18,8 @@ from cgconvert import embedded
 from cgconvert.api.verification import verify
 from cgconvert.cli.main import cli, main
 from cgconvert.errors import UsageError
+from cgconvert.runtimes import llamacpp
+from cgconvert.testing import synthetic
 from cgconvert.write.hashing import file_sha256
 from tests.support.trained_models import OWN_CODE, trained, write_trained
 
@@ -231,6 +233,55 @@ def test_verify_reads_the_manifests_source_and_fails_with_4(
         outcome.last == f"cgconvert: verification failed: out/{TINY}/onnx"
         or str(folder) in outcome.last
     )
+
+
+def test_a_wrong_reference_is_said_alone_in_one_line(
+    run: Callable[..., Outcome], tmp_path: Path
+) -> None:
+    run("to-gguf", TINY, "-o", "x.gguf")
+    synthetic.main(
+        ["codegen-350M-mono", "--layers", "1", "--layout", "torch", "-o", str(tmp_path / "made")],
+        standalone_mode=False,
+    )
+    (other,) = (tmp_path / "made").iterdir()
+    outcome = run("verify", "x.gguf", "--reference", str(other))
+    assert (outcome.code, outcome.out) == (4, "")
+    assert outcome.err.strip() == (
+        "cgconvert: x.gguf: the reference is another model than the one this artefact was made "
+        f"from: it was made from {TINY}; it has 6 layers of 256, {other.name} has 1 layer of 1024; "
+        "give the right one with --reference SOURCE"
+    )
+
+
+def test_a_missing_runtime_stops_nothing_and_is_said_at_the_end(
+    run: Callable[..., Outcome], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run("to-gguf", TINY, "--type", "F16")
+    run("to-hf", TINY)
+    llamacpp._library.cache_clear()
+    monkeypatch.setitem(sys.modules, "llama_cpp", None)
+    outcome = run("verify", "--quick", "--report", "verdict.json", "--report", "verdict.txt")
+    assert outcome.code == 2, outcome.err
+    gguf = f"out/{TINY}/gguf/{TINY}-F16.gguf"
+    assert f"cgconvert: not run: {gguf}: llama-cpp-python is not installed" in outcome.last
+    lines = outcome.out.splitlines()
+    assert "report written to verdict.json" in lines
+    assert "report written to verdict.txt" in lines
+    assert lines[-1].startswith(f"Do not ship {gguf} (1 of 2 artefacts); not run: {gguf}.")
+    report = json.loads((tmp_path / "verdict.json").read_text())
+    gguf_entry, hf_entry = report["artefacts"]
+    assert "llama-cpp-python is not installed" in gguf_entry["runtime"]["missing"]
+    assert (gguf_entry["verdict"], hf_entry["verdict"]) == ("fail", "pass")
+    assert "weights.equal" in {check["name"] for check in gguf_entry["checks"]}
+    assert outcome.out.count("yet: what is stored is right, but it was not run") == 1
+    weights = next((tmp_path / "out" / TINY).rglob("model.safetensors"))
+    raw = bytearray(weights.read_bytes())
+    raw[-10] ^= 1
+    weights.write_bytes(raw)
+    outcome = run("verify", "--quick")
+    assert outcome.code == 4
+    assert "verification failed: " in outcome.last
+    assert f"; not run: {gguf}: llama-cpp-python" in outcome.last
 
 
 def test_verify_takes_texts_bounds_and_a_runtime(

@@ -24,7 +24,7 @@ from cgconvert.formats.gguf.header import read_header
 from cgconvert.formats.registry import load
 from cgconvert.model.decoder import Checkpoint
 from cgconvert.model.tensor import LazyTensor, StoredTensor
-from cgconvert.verification import verify as verify_module
+from cgconvert.verification import subject as subject_module
 from cgconvert.verification.provenance import check_provenance
 from cgconvert.verification.thresholds import Check, Verdict
 from cgconvert.verification.verify import verify
@@ -302,19 +302,32 @@ def test_a_file_that_does_not_load_fails_by_the_missing_tensor(
     assert "logits.nmse" not in checks
 
 
-def test_a_missing_runtime_is_an_error_however_broken_the_artefact(
+def absent(*_: object, **__: object) -> None:
+    raise MissingRuntimeError("llama-cpp-python", "llamacpp")
+
+
+def test_without_its_runtime_an_artefact_fails_and_its_files_are_compared(
     source: Checkpoint, right: dict[str, Plan], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    monkeypatch.setattr(subject_module, "open_runtime", absent)
     artefact = copied(right["gguf-F16"], tmp_path)
+    report = verify(artefact, "gguf", "F16", source, "cpu", new_tokens=2, threads=1)
+    assert failed({check.name: check for check in report.checks}) == {"runtime"}
+    assert report.is_only_unrun
+    advice = "install 'llama-cpp-python>="
+    assert advice in report.runtime["missing"]
+    assert advice in report.sentence
+    assert report.sentence.startswith(f"Do not ship {artefact} yet: what is stored is right, but")
     raw = artefact.read_bytes()
     artefact.write_bytes(raw.replace(b"blk.2.ffn_up.weight", b"blk.2.ffn_uq.weight"))
-
-    def absent(*_: object, **__: object) -> None:
-        raise MissingRuntimeError("llama-cpp-python", "llamacpp")
-
-    monkeypatch.setattr(verify_module, "open_runtime", absent)
-    with pytest.raises(MissingRuntimeError, match="install 'llama-cpp-python>="):
-        verify(artefact, "gguf", "F16", source, "cpu", new_tokens=2, threads=1)
+    report = verify(artefact, "gguf", "F16", source, "cpu", new_tokens=2, threads=1)
+    assert failed({check.name: check for check in report.checks}) == {
+        "provenance",
+        "weights.tensors",
+        "runtime",
+    }
+    assert not report.is_only_unrun
+    assert "blk.2.ffn_up.weight is missing" in report.sentence
 
 
 def test_the_error_of_a_runtime_is_told_in_words(
@@ -328,7 +341,7 @@ def test_the_error_of_a_runtime_is_told_in_words(
     def full(*_: object, **__: object) -> None:
         raise InputError('no memory on cuda, use `device="cpu"`')
 
-    monkeypatch.setattr(verify_module, "open_runtime", full)
+    monkeypatch.setattr(subject_module, "open_runtime", full)
     report = verify(artefact, "gguf", "F16", source, "cpu", new_tokens=2, threads=1)
     (check,) = (check for check in report.checks if check.name == "runtime")
     assert check.detail == "no memory on cuda, use device cpu"

@@ -19,6 +19,7 @@ import numpy as np
 from gguf.gguf_writer import WriterState
 
 from cgconvert.errors import InputError
+from cgconvert.io.remembered import remembered
 from cgconvert.io.stand_ins import check_head
 
 __all__ = [
@@ -86,6 +87,10 @@ def read_header(path: Path) -> GgufHeader:
     Raises InputError if the file is not a complete, well-formed GGUF of version 2 or 3 with numbers
     in little-endian order.
     """
+    return remembered((read_header, path), lambda: _parse(path))
+
+
+def _parse(path: Path) -> GgufHeader:
     try:
         if not path.is_file():  # opening a FIFO would wait for a writer
             raise InputError(f"{path}: cannot be read: not a regular file")

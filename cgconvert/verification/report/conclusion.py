@@ -277,8 +277,9 @@ def _praise(subject: Subject) -> str:
         computes = f"{runtime} computes what {witness}"
     if subject.not_compared:
         sentence = (
-            f"Ship {subject.path} only after a whole verification: {stored}, and {runtime} "
-            f"computes one prompt rightly, but quick: {subject.not_compared} were not compared"
+            f"Ship {subject.path} only after a whole verification: no fault is in its "
+            f"files, and {runtime} computes one prompt rightly, but quick: {subject.not_compared} "
+            "were not compared"
         )
     else:
         sentence = f"Ship {subject.path}: {stored}, and {computes}"

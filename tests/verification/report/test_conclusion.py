@@ -119,7 +119,7 @@ SENTENCES: list[tuple[Report, str]] = [
     ),
     (
         concluded(not_compared="batches and texts"),
-        "Ship x.gguf only after a whole verification: every stored number is the source's, and "
+        "Ship x.gguf only after a whole verification: no fault is in its files, and "
         "llama.cpp computes one prompt rightly, but quick: batches and texts were not compared.",
     ),
 ]
