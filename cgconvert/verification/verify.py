@@ -10,7 +10,7 @@ from cgconvert.formats.registry import load
 from cgconvert.io.cache import cache_folder
 from cgconvert.io.progress import Amount, Progress, SilentProgress, expect_steps
 from cgconvert.model.decoder import Checkpoint
-from cgconvert.model.dtype import BFLOAT16, FLOAT16, FLOAT32
+from cgconvert.model.dtype import BFLOAT16, FLOAT16, FLOAT32, DType
 from cgconvert.runtimes import runtime_class
 from cgconvert.texts.text import Text
 from cgconvert.verification.observe import NEW_TOKENS, Observation
