@@ -1,11 +1,11 @@
-"""Tell names that a file can have from text that cannot be one."""
+"""Names of files: whether a text can be one, and how a message shows it."""
 
 from __future__ import annotations
 
 import os
 from pathlib import Path, PurePath, PureWindowsPath
 
-__all__ = ["is_possible", "is_possible_on_windows"]
+__all__ = ["is_possible", "is_possible_on_windows", "path_from_here"]
 
 FORBIDDEN = frozenset('<>:"|?*') | {chr(code) for code in range(32)}
 """Characters that Windows has in no name (docs: Naming Files, Paths, and Namespaces). What follows
@@ -41,3 +41,9 @@ def is_possible_on_windows(path: PurePath) -> bool:
         or (name.endswith((".", " ")) and name != "..")
         for name in names
     )
+
+
+def path_from_here(path: Path) -> Path:
+    """The path from the working folder if it lies there or below, as a user would type it."""
+    here = Path.cwd()
+    return path.relative_to(here) if path.is_relative_to(here) else path

@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from cgconvert.errors import InputError, OutputError, UsageError
-from cgconvert.io.file_names import is_possible
+from cgconvert.io.file_names import is_possible, path_from_here
 from cgconvert.io.parallel import WorkerPool
 from cgconvert.io.progress import Amount, Progress, SilentProgress, expect_steps, format_bytes
 from cgconvert.io.signals import uninterrupted
@@ -163,18 +163,12 @@ def _kept(staging: Staging) -> list[str]:
     """Say how much of the work stays, where, and what to do with it: a line, or none."""
     if not staging.is_kept:
         return []
-    folder, output = _as_typed(staging.folder), _as_typed(staging.output)
+    folder, output = map(path_from_here, (staging.folder, staging.output))
     size = format_bytes(disk_bytes(staging.folder))
     return [
         f"kept {progress_of(staging.folder)} ({size} in {folder}): run the same again to go on, "
-        f"or drop it with `cgconvert clean {output} --delete`"
+        f"or drop it with `cgconvert clean {shlex.quote(str(output))} --delete`"
     ]
-
-
-def _as_typed(path: Path) -> str:
-    """A path from the working folder if it lies below it, as a user would type it."""
-    here = Path.cwd()
-    return shlex.quote(str(path.relative_to(here) if path.is_relative_to(here) else path))
 
 
 def _remember_hashes(plan: Plan, manifest: Manifest, identity: list[list[str | int]]) -> None:

@@ -12,6 +12,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from cgconvert.errors import InputError, UsageError, first_few
+from cgconvert.io.file_names import path_from_here
 from cgconvert.write.known_hashes import SMALL_BYTES, known_sha256
 from cgconvert.write.manifest import (
     MANIFEST_NAME,
@@ -53,10 +54,11 @@ class Replacement:
         """
         if self._proven and self._proven == _snapshot(output):
             return
+        shown = path_from_here(output)
         if reason := self._reason(output):
-            raise UsageError(f"{output}: {reason}; choose another `output`")
+            raise UsageError(f"{shown}: {reason}; choose another `output`")
         if os.path.lexists(output) and not self.force:
-            raise UsageError(f"{output} exists; give `force=True` to replace it")
+            raise UsageError(f"{shown} exists; give `force=True` to replace it")
         self._proven = _snapshot(output)
 
     def is_own(self, path: Path) -> bool:

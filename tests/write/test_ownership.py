@@ -97,6 +97,11 @@ def replace_by_link(folder: Path) -> None:
     (folder / "note.txt").symlink_to("../note.txt")
 
 
+def link_manifest(folder: Path) -> None:
+    (folder / MANIFEST_NAME).rename(folder.parent / "kept.json")
+    (folder / MANIFEST_NAME).symlink_to("../kept.json")
+
+
 CHANGED_FOLDERS: dict[str, tuple[Callable[[Path], object], str]] = {
     "a file beside": (
         lambda folder: (folder / "thesis.tex").write_text("years"),
@@ -141,13 +146,7 @@ CHANGED_FOLDERS: dict[str, tuple[Callable[[Path], object], str]] = {
         lambda folder: (folder / MANIFEST_NAME).write_text('{"name": "my own tool"}'),
         "the cgconvert.json in it is not one that cgconvert wrote",
     ),
-    "a manifest that is a link": (
-        lambda folder: [
-            (folder / MANIFEST_NAME).rename(folder.parent / "kept.json"),
-            (folder / MANIFEST_NAME).symlink_to("../kept.json"),
-        ],
-        "there is no cgconvert.json in it",
-    ),
+    "a manifest that is a link": (link_manifest, "there is no cgconvert.json in it"),
     "no manifest": (
         lambda folder: (folder / MANIFEST_NAME).unlink(),
         "there is no cgconvert.json in it",
@@ -174,23 +173,36 @@ def test_a_folder_with_anything_of_the_users_survives(
         assert state(place) == before
 
 
-def make_fifo(path: Path) -> None:
-    os.mkfifo(path)
+def manifest_of(path: Path) -> Path:
+    return path.with_name(f"{path.name}.{MANIFEST_NAME}")
+
+
+def move_behind_link(path: Path) -> None:
+    path.rename(path.with_name("kept"))
+    path.symlink_to("kept")
+
+
+def in_place_of(make: Callable[[Path], object]) -> Callable[[Path], None]:
+    """Remove the file, then make something else in its place."""
+
+    def replace(path: Path) -> None:
+        path.unlink()
+        make(path)
+
+    return replace
 
 
 CHANGED_FILES: dict[str, Callable[[Path], object]] = {
-    "no manifest": lambda path: path.with_name(f"{MODEL}.{MANIFEST_NAME}").unlink(),
+    "no manifest": lambda path: manifest_of(path).unlink(),
     "an edited file": lambda path: path.write_bytes(b"GGUF mine"),
     "other bytes of the same size": lambda path: path.write_bytes(b"gguf"),
-    "a foreign manifest": lambda path: path.with_name(f"{MODEL}.{MANIFEST_NAME}").write_text("{}"),
-    "a link": lambda path: [path.rename(path.with_name("kept")), path.symlink_to("kept")],
-    "a link that leads nowhere": lambda path: [path.unlink(), path.symlink_to("nowhere")],
-    "a folder": lambda path: [path.unlink(), path.mkdir()],
-    "a pipe": lambda path: [path.unlink(), make_fifo(path)],
-    "only a foreign manifest": lambda path: [
-        path.unlink(), path.with_name(f"{MODEL}.{MANIFEST_NAME}").write_text("my notes")
-    ],
-}  # fmt: skip
+    "a foreign manifest": lambda path: manifest_of(path).write_text("{}"),
+    "a link": move_behind_link,
+    "a link that leads nowhere": in_place_of(lambda path: path.symlink_to("nowhere")),
+    "a folder": in_place_of(Path.mkdir),
+    "a pipe": in_place_of(lambda path: os.mkfifo(path)),
+    "only a foreign manifest": in_place_of(lambda path: manifest_of(path).write_text("my notes")),
+}
 
 
 @pytest.mark.parametrize("name", CHANGED_FILES)
@@ -229,7 +241,7 @@ def test_places_that_are_never_replaced(
 
 
 def test_links_that_lead_to_an_artefact_survive(checkpoint: Checkpoint, tmp_path: Path) -> None:
-    """The link is refused; a hard link of a replaced file keeps its bytes; a linked parent is used."""
+    """A link is refused; a hard link keeps its bytes; a linked parent is used."""
     place = tmp_path / "place"
     execute(folder_plan(checkpoint, place / "out"))
     execute(file_plan(checkpoint, place / MODEL))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
@@ -25,6 +26,18 @@ WRITERS: Mapping[str, Callable[[Sequence[Report]], str]] = {
 """Functions that turn reports into the text of a file, by the suffix of the file."""
 
 
+MARKS: Mapping[str, re.Pattern[bytes]] = {
+    ".json": re.compile(rb'"tool":\s*\{\s*"name":\s*"cgconvert"'),
+    ".xml": re.compile(rb'<testsuites name="cgconvert verify"'),
+    ".html": re.compile(rb": cgconvert verify</title>"),
+    ".txt": re.compile(rb"^reference: .*, weights .*computed in ", re.MULTILINE),
+    ".md": re.compile(rb"^## .*cgconvert verify: "),
+}
+"""What the head of a report has and no other file, by the suffix of the file."""
+
+HEAD_BYTES = 16 << 10
+
+
 def write_reports(reports: Sequence[Report], path: Path) -> None:
     """Write reports in the format of the path's suffix, the whole file or nothing.
 
@@ -42,9 +55,20 @@ def write_reports(reports: Sequence[Report], path: Path) -> None:
 def check_report_path(path: Path) -> None:
     """Raise UsageError if no report can be written to this path; call this before long work.
 
-    No report format has its suffix then, or it is an existing folder.
+    No report format has its suffix then, or something lies there that is no earlier report.
     """
     if path.suffix not in WRITERS:
         raise UsageError(f"{path}: a report ends in {', '.join(WRITERS)}")
     if path.is_dir():
         raise UsageError(f"{path}: is a folder; a report is a file")
+    if not path.exists():
+        return
+    try:
+        if path.is_file():  # opening a pipe would wait for a writer
+            with path.open("rb") as file:
+                head = file.read(HEAD_BYTES)
+            if not head or MARKS[path.suffix].search(head):
+                return
+    except OSError as error:
+        raise OutputError(f"{path}: cannot be read: {error.strerror or error}") from error
+    raise UsageError(f"{path}: exists and is no report of cgconvert's; choose another `report`")
