@@ -17,6 +17,7 @@ from cgconvert.cli.recipe import Step
 from cgconvert.cli.text import printable
 from cgconvert.errors import UsageError
 from cgconvert.model.decoder import Checkpoint
+from cgconvert.write.leftovers import unfinished
 from cgconvert.write.plan import LazyPlan
 
 __all__ = ["READING", "Conversion", "only"]
@@ -74,18 +75,25 @@ class Conversion:
         self.refuse_obstacle()
         self.path = carry_out(self.make_plan(), printed=printed, context=context, **self._writing())
 
-    def describe(self, printed: set[str], *, tensors: bool = False) -> None:
+    def describe(self, printed: set[str], *, tensors: bool = False) -> str:
         """Print whether the artefact is there; if not, the plan, and what lies in its way.
 
-        With `tensors` the tensors are listed before the plan.
+        With `tensors` the tensors are listed before the plan. Returns what a recipe would do with
+        the step: skip, run or stop.
         """
         state = self.state()
         if state.kind == "complete":
             self._print_there()
-            return
+            return "skip"
         self.path = carry_out(self.make_plan(), dry_run=True, tensors=tensors, printed=printed)
         if obstacle := self._obstacle(state):
             click.echo(f"would stop: {printable(obstacle)}")
+            return "stop"
+        writing = self._writing()
+        left = unfinished(self.make_plan(), allow_nonfinite=writing["allow_nonfinite"])
+        if left.continues and writing["keep"]:
+            click.echo(f"would go on at {left.continues}")
+        return "run"
 
     def _print_there(self) -> None:
         self.path = self.make_plan().output
@@ -114,7 +122,8 @@ class Conversion:
             if self._writing()["force"]:
                 return ""
             advice = f"--force replaces it, or {advice}"
-        return f"{self.make_plan().output} {state.reason}; {advice}"
+        colon = "" if state.kind == "different" else ":"
+        return f"{self.make_plan().output}{colon} {state.reason}; {advice}"
 
 
 def only(step: Step, names: Container[str]) -> dict[str, Any]:

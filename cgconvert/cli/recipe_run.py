@@ -80,12 +80,18 @@ class RecipeRun:
         With `tensors` the tensors of each artefact are listed too.
         """
         printed: set[str] = set()
+        outcomes = []
         for number, task in enumerate(self.tasks, 1):
             self._print_title(number, task.step)
             if isinstance(task, Conversion):
-                task.describe(printed, tensors=tensors)
+                outcomes.append(task.describe(printed, tensors=tensors))
             else:
-                task.describe()
+                outcomes.append(task.describe())
+        there, to_run, stopped = map(outcomes.count, ("skip", "run", "stop"))
+        if stopped:
+            click.echo(f"nothing would be written: {stopped} of {len(outcomes)} steps would stop")
+        else:
+            click.echo(f"{there} of {len(outcomes)} steps are there, {to_run} would run")
 
     def _print_title(self, number: int, step: Step) -> str:
         """Print the number of a step and what it is; return the number, for its progress."""

@@ -60,14 +60,15 @@ class Verification:
         if record.path == self._record().path:  # no file was changed meanwhile
             record.write(verified, self._reports)
 
-    def describe(self) -> None:
-        """Print what would be verified, or that it was."""
+    def describe(self) -> str:
+        """Print what would be verified, or that it was; return skip if it was, otherwise run."""
         there = all(conversion.state().kind == "complete" for conversion in self.conversions)
         if there and (passed := self._record().read(self._reports)):
             self._print_passed(passed)
-            return
+            return "skip"
         for path in self._paths:
             click.echo(f"verify {printable(str(path))}")
+        return "run"
 
     @property
     def _paths(self) -> list[Path]:

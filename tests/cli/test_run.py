@@ -6,6 +6,7 @@ import io
 import json
 import math
 import os
+import re
 import shutil
 import sys
 from collections.abc import Callable
@@ -16,11 +17,14 @@ import pytest
 
 from cgconvert import embedded
 from cgconvert.api.conversions import plan
+from cgconvert.api.execution import execute
 from cgconvert.api.sources import load
 from cgconvert.cli import recipe, shipped
 from cgconvert.cli.main import main
 from cgconvert.cli.recipe_list import listing
+from cgconvert.errors import Interrupted
 from cgconvert.io.cache import cache_folder
+from cgconvert.io.progress import SilentProgress
 from cgconvert.model import family
 from cgconvert.model.dtype import FLOAT16
 from cgconvert.model.tensor import Zeros
@@ -205,41 +209,74 @@ def test_a_recipe_goes_on_where_it_was_and_does_nothing_once_it_is_finished(
     assert (code, out.count("already there"), out.count("verified before")) == (0, 3, 1), err
     assert snapshot(tmp_path) == finished
     code, dry, _ = run("r.yaml", "--dry-run")
-    assert (code, dry) == (0, out.replace("--force verifies again\n", ""))
+    assert code == 0
+    finished_out = out.replace("--force verifies again\n", "")
+    assert dry == f"{finished_out}4 of 4 steps are there, 0 would run\n"
+
+
+WITHOUT_VERIFY = STEPS.replace("  - verify: {report: verdict.json}\n", "")
+
+
+def assert_stops(run: Run, folder: Path, line: str, reason: str, advice: str) -> None:
+    """A run and a dry run say the same, in one line, and nothing is written."""
+    before = snapshot(folder)
+    code, out, err = run("r.yaml")
+    assert (code, out, err.count("\n")) == (2, "", 1), err
+    assert err.startswith(f"cgconvert: {line}: {reason}")
+    assert err.rstrip().endswith(advice)
+    code, out, _ = run("r.yaml", "--dry-run")
+    assert code == 0
+    assert f"would stop: {reason}" in out
+    assert advice in out
+    assert re.search(r"nothing would be written: 1 of \d steps would stop\n$", out)
+    assert snapshot(folder) == before
 
 
 def test_a_recipe_stops_before_it_begins_for_what_differs(run: Run, tmp_path: Path) -> None:
-    for target in ("hf", "q4.gguf"):
-        for name in os.listdir(tmp_path):
-            path = tmp_path / name
-            shutil.rmtree(path) if path.is_dir() else path.unlink()
-        (tmp_path / "r.yaml").write_text(STEPS.replace("  - verify: {report: verdict.json}\n", ""))
-        if target == "hf":
-            assert run("r.yaml")[0] == 0
-            (tmp_path / "r.yaml").write_text(
-                STEPS.replace("hf}", "hf, dtype: float32}").replace("type: Q8_0", "type: Q8_0 ")
-                .replace("verify: {report: verdict.json}", "to-gguf: {output: new.gguf}")
-            )  # fmt: skip
-            reason = "r.yaml:5: to-hf output hf, dtype float32: hf has "
-            advice = "--force replaces it, or give the step another output"
-        else:
-            (tmp_path / "q4.gguf").write_text("a thesis")
-            reason = "r.yaml:5: quantize bits 4, effort fast, output q4.gguf: q4.gguf "
-            advice = "; give the step another output"
-        before = snapshot(tmp_path)
-        code, out, err = run("r.yaml")
-        assert (code, out, err.count("\n")) == (2, "", 1), err
-        assert reason in err
-        assert err.rstrip().endswith(advice)
-        code, out, _ = run("r.yaml", "--dry-run")
-        assert (code, f"would stop: {target} " in out, advice in out) == (0, True, True), out
-        assert snapshot(tmp_path) == before
-    code, _, err = run("r.yaml", "--force")  # never what is not cgconvert's
+    (tmp_path / "r.yaml").write_text(WITHOUT_VERIFY)
+    assert run("r.yaml")[0] == 0
+    (tmp_path / "r.yaml").write_text(
+        STEPS.replace("hf}", "hf, dtype: float32}")
+        .replace("verify: {report: verdict.json}", "to-gguf: {output: new.gguf}")
+    )  # fmt: skip
+    line = "r.yaml:5: to-hf output hf, dtype float32"
+    advice = "; --force replaces it, or give the step another output"
+    assert_stops(run, tmp_path, line, "hf has ", advice)
+
+
+def test_a_recipe_stops_for_what_is_not_cgconverts_and_force_does_not_help(
+    run: Run, tmp_path: Path
+) -> None:
+    (tmp_path / "r.yaml").write_text(WITHOUT_VERIFY)
+    (tmp_path / "q4.gguf").write_text("a thesis")
+    line = "r.yaml:5: quantize bits 4, effort fast, output q4.gguf"
+    assert_stops(run, tmp_path, line, "q4.gguf: ", "; give the step another output")
+    code, _, err = run("r.yaml", "--force")
     assert (code, (tmp_path / "q4.gguf").read_text()) == (2, "a thesis"), err
 
 
+class InterruptedProgress(SilentProgress):
+    """Interrupts the run when everything is written and about to be hashed."""
+
+    def step(self, label: str, total: int) -> None:
+        if label == "hashing":
+            raise Interrupted
+
+
+def test_a_recipe_goes_on_with_what_an_interrupted_run_has_left(run: Run, tmp_path: Path) -> None:
+    (tmp_path / "r.yaml").write_text(WITHOUT_VERIFY)
+    interrupted = plan(TINY, "to-hf", "hf")
+    with pytest.raises(Interrupted):
+        execute(interrupted, progress=InterruptedProgress())
+    code, out, err = run("r.yaml", "--dry-run")
+    assert (code, out.count("would go on at ")) == (0, 1), err
+    assert out.endswith("0 of 3 steps are there, 3 would run\n")
+    code, out, err = run("r.yaml")
+    assert (code, err.count("continuing at ")) == (0, 1), err
+
+
 def test_force_replaces_only_what_differs(run: Run, tmp_path: Path) -> None:
-    (tmp_path / "r.yaml").write_text(STEPS.replace("  - verify: {report: verdict.json}\n", ""))
+    (tmp_path / "r.yaml").write_text(WITHOUT_VERIFY)
     assert run("r.yaml")[0] == 0
     before = snapshot(tmp_path)
     text = (tmp_path / "r.yaml").read_text()
