@@ -17,6 +17,7 @@ import click
 
 from cgconvert.api.conversion_table import Conversion, conversions
 from cgconvert.api.declarations import DRY_RUNS, GENERATE, OUTPUT, READ, TENSORS, VERIFY, WRITE
+from cgconvert.cli.completion import complete_recipe, complete_source
 from cgconvert.cli.options import click_options
 from cgconvert.cli.other_tools import AnsweringCommand
 from cgconvert.options import Option
@@ -75,7 +76,7 @@ Example:
   cgconvert inspect codegen-tiny-mono
 """,
         lambda: [
-            click.Argument(["path"]),
+            click.Argument(["path"], shell_complete=complete_source),
             click.Option(["--json", "as_json"], is_flag=True, help="For a machine: schema 1."),
         ],
         (TENSORS, *READ),
@@ -89,7 +90,10 @@ Continue PROMPT with ARTEFACT, in the runtime people use for its format.
 Example:
   cgconvert generate out/codegen-tiny-mono/hf "def hello_world():"
 """,
-        lambda: [click.Argument(["artefact"]), click.Argument(["prompt"])],
+        lambda: [
+            click.Argument(["artefact"], shell_complete=complete_source),
+            click.Argument(["prompt"]),
+        ],
         GENERATE,
     ),
     "run": Command(
@@ -106,7 +110,11 @@ Example:
   cgconvert run codegen-2B-multi
   cgconvert run codegen-350M-mono --source ./my-fine-tune
 """,
-        lambda: [click.Argument(["recipe_file"], metavar="RECIPE", required=False)],
+        lambda: [
+            click.Argument(
+                ["recipe_file"], metavar="RECIPE", required=False, shell_complete=complete_recipe
+            )
+        ],
         (RECIPE_SOURCE, WRITE[0], *DRY_RUNS, LIST_RECIPES, *WRITE[1:], *READ),
     ),
     "clean": Command(
@@ -158,7 +166,9 @@ def command(name: str) -> click.Command | None:
 def _conversion_command(conversion: Conversion) -> click.Command:
     """The command of a conversion: SOURCE, its own options and those of writing and reading."""
     options = (*conversion.options, OUTPUT, WRITE[0], *DRY_RUNS, *WRITE[1:], *READ)
-    source = click.Argument(["source"], required=conversion.name not in DEFAULT_SOURCE)
+    source = click.Argument(
+        ["source"], required=conversion.name not in DEFAULT_SOURCE, shell_complete=complete_source
+    )
     return AnsweringCommand(
         conversion.name,
         params=[source, *click_options(*options)],

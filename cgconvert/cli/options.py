@@ -7,8 +7,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
+from click.shell_completion import CompletionItem
 
 from cgconvert.api.declarations import declared_options
+from cgconvert.cli.completion import COMPLETIONS, begun_words
 from cgconvert.cli.output import output_options, verbosity
 from cgconvert.cli.text import with_flags
 from cgconvert.options import ByteSize, Option, parse_size
@@ -52,6 +54,7 @@ def click_option(option: Option) -> click.Option:
         multiple=option.repeatable or option.is_mapping,
         metavar=option.metavar,
         help=help_,
+        shell_complete=COMPLETIONS.get(option.name),
     )
 
 
@@ -102,6 +105,11 @@ class _Choice(click.Choice[Any]):
     def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
         return super().convert(self.option.canonical(value), param, ctx)
 
+    def shell_complete(
+        self, ctx: click.Context, param: click.Parameter, incomplete: str
+    ) -> list[CompletionItem]:
+        return begun_words(map(str, self.option.choices), incomplete)
+
 
 class _NumberOrWord(ParamType):
     """A whole number within bounds, or one word in its place."""
@@ -117,6 +125,11 @@ class _NumberOrWord(ParamType):
         except ValueError:
             self.fail(f"{value!r} is neither a whole number nor {self.word}.", param, ctx)
         return self.number.convert(number, param, ctx)
+
+    def shell_complete(
+        self, ctx: click.Context, param: click.Parameter, incomplete: str
+    ) -> list[CompletionItem]:
+        return begun_words((self.word,), incomplete)
 
 
 class _Parsed(ParamType):

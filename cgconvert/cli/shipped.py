@@ -4,11 +4,13 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from cgconvert.cli.yaml_nodes import STDIN
 from cgconvert.errors import InputError
 from cgconvert.model import family
 
-__all__ = ["find", "implied_source", "shipped", "variants"]
+__all__ = ["STDIN", "find", "implied_source", "shipped", "variants"]
+
+STDIN = Path("-")
+"""Written in place of a path, it stands for the standard input."""
 
 
 def shipped() -> dict[str, Path]:

@@ -11,12 +11,10 @@ from typing import Any, NoReturn
 
 import yaml
 
+from cgconvert.cli.shipped import STDIN
 from cgconvert.errors import InputError
 
-__all__ = ["STDIN", "Entries", "Nodes", "compose"]
-
-STDIN = Path("-")
-"""The path that stands for the standard input."""
+__all__ = ["Entries", "Nodes", "compose"]
 
 MAX_BYTES = 1 << 16
 """The largest recipe that is read. Shipped ones have a few hundred bytes; PyYAML takes seconds for

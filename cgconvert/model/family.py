@@ -13,7 +13,7 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from cgconvert import embedded
-from cgconvert.model.decoder import Geometry
+from cgconvert.model.geometry import Geometry
 
 __all__ = [
     "CODEGEN2_SIZES",

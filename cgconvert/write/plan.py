@@ -15,7 +15,7 @@ from typing import Any, ClassVar, Protocol
 
 from cgconvert.codecs.encoding import Encoding
 from cgconvert.io.progress import Progress, format_bytes
-from cgconvert.io.threads import thread_count
+from cgconvert.io.system.threads import thread_count
 from cgconvert.model.decoder import Checkpoint
 from cgconvert.model.tensor import LazyTensor
 

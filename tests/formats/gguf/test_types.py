@@ -12,11 +12,13 @@ import pytest
 import torch
 
 from cgconvert import embedded
+from cgconvert.codecs.encoding import FloatEncoding
 from cgconvert.codecs.ggml import ENCODINGS
 from cgconvert.codecs.quantized_tensor import QuantizedTensor
 from cgconvert.errors import InputError
 from cgconvert.formats.gguf import reader
 from cgconvert.formats.gguf.header import read_header
+from cgconvert.formats.gguf.type_choices import QUANTIZED_TYPES, TYPE_CHOICES
 from cgconvert.formats.gguf.types import TYPES, data_size
 from cgconvert.formats.gguf.writer import header_size, plan
 from cgconvert.formats.read import read as read_source
@@ -168,3 +170,10 @@ def test_the_length_of_a_file_whose_rows_do_not_divide_is_refused() -> None:
     narrow = replace(decoder, wte=InMemoryTensor(torch.zeros(8, 250)))
     with pytest.raises(InputError, match="250"):
         data_size(narrow, "Q4_K")
+
+
+def test_the_choices_are_the_types() -> None:
+    """The names stand apart from the encodings, because --help needs the names alone."""
+    assert tuple(TYPES) == TYPE_CHOICES
+    quantized = [n for n, kind in TYPES.items() if not isinstance(kind.encoding, FloatEncoding)]
+    assert tuple(quantized) == QUANTIZED_TYPES

@@ -24,7 +24,7 @@ def thread_count() -> int:
     for variable in ("OMP_NUM_THREADS", "MKL_NUM_THREADS"):  # c10's get_intraop_num_threads
         first = os.environ.get(variable, "").split(",")[0].strip()
         if first.isdecimal() and int(first):
-            return int(first)
+            return min(int(first), _core_count())  # MKL takes no more threads than cores
     return _core_count()
 
 
@@ -37,7 +37,8 @@ def _core_count() -> int:
         return len(cpus)
     try:
         siblings = {
-            (CPU_FOLDER / f"cpu{cpu}/topology/thread_siblings_list").read_text() for cpu in cpus
+            (CPU_FOLDER / f"cpu{cpu}/topology/thread_siblings_list").read_text("ascii")
+            for cpu in cpus
         }
     except OSError:
         return len(cpus)
