@@ -6,10 +6,15 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from cgconvert.api.declarations import GENERATE
-from cgconvert.formats.registry import identify
+from cgconvert.api.sources import Source, load
+from cgconvert.errors import UsageError
+from cgconvert.formats.registry import artefact_format, identify
+from cgconvert.model.decoder import Checkpoint
 from cgconvert.options import accepted_values
 from cgconvert.runtimes import open_runtime
 from cgconvert.runtimes.generate import generate as generate_tokens
+from cgconvert.runtimes.runtime import Runtime
+from cgconvert.runtimes.source import SourceRuntime
 
 __all__ = ["generate", "stream_generate"]
 
@@ -18,7 +23,7 @@ INCOMPLETE = "\ufffd"
 
 
 def generate(
-    artefact: str | Path,
+    artefact: Source,
     prompt: str,
     *,
     max_new_tokens: int = 128,
@@ -27,10 +32,13 @@ def generate(
     runtime: str | None = None,
     device: str = "auto",
 ) -> str:
-    """Continue a prompt with an artefact, in the runtime people use for its format.
+    """Continue a prompt with an artefact, in the runtime people use for its format, or a source.
+
+    A source is computed in float32 by cgconvert itself; nothing is converted or written.
 
     Args:
-        artefact: Path of a folder that `to_hf` or `to_onnx` wrote, or of a .gguf file.
+        artefact: Path of a folder that `to_hf` or `to_onnx` wrote, or of a .gguf file; or any
+            source, see `load`.
         prompt: Text to continue.
         max_new_tokens: Most tokens to generate, at least 1. Generation ends earlier at
             end-of-text, or where the context is full.
@@ -68,7 +76,7 @@ def generate(
 
 
 def stream_generate(
-    artefact: str | Path,
+    artefact: Source,
     prompt: str,
     *,
     max_new_tokens: int = 128,
@@ -112,8 +120,7 @@ def stream_generate(
             "device": device,
         },
     )
-    identified = identify(Path(artefact))
-    opened = open_runtime(identified.format, identified.path, device, name=runtime)
+    opened = _open(artefact, runtime, device)
     try:
         ids = opened.tokenize(prompt)
         tokens = generate_tokens(
@@ -137,3 +144,26 @@ def stream_generate(
             yield rest
     finally:
         opened.close()
+
+
+def _open(artefact: Source, runtime: str | None, device: str) -> Runtime:
+    """Open an artefact in a runtime, or a source as it is.
+
+    A folder for transformers that cgconvert did not write is a source, unless a runtime is named:
+    so any layout of the family is read, and transformers need not be installed.
+    """
+    if isinstance(artefact, Checkpoint):
+        return SourceRuntime(artefact, device)
+    path = Path(artefact)
+    if path.exists() and artefact_format(path) is not None:
+        identified = identify(path)
+        is_source = identified.format == "huggingface" and identified.manifest is None
+        if runtime is not None or not is_source:
+            return open_runtime(identified.format, identified.path, device, name=runtime)
+    checkpoint = load(artefact)
+    if runtime is not None:
+        raise UsageError(
+            f"{artefact}: is a source, which cgconvert computes itself; leave out `runtime`, or "
+            "convert it first"
+        )
+    return SourceRuntime(checkpoint, device)

@@ -86,9 +86,12 @@ Example:
         """\
 Continue PROMPT with ARTEFACT, in the runtime people use for its format.
 
+A source (a name of the family, a checkpoint, a Hub id) is computed as it is, in float32.
+
 \b
 Example:
   cgconvert generate out/codegen-tiny-mono/hf "def hello_world():"
+  cgconvert generate codegen-350M-mono "def hello_world():"
 """,
         lambda: [
             click.Argument(["artefact"], shell_complete=complete_source),

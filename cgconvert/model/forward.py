@@ -20,6 +20,7 @@ __all__ = [
     "RotaryTables",
     "Weights",
     "attend",
+    "attend_with_cache",
     "attention_context",
     "gelu",
     "layer",
@@ -129,6 +130,39 @@ def attend(
         heads_first[0], heads_first[1], heads_first[2], is_causal=True
     )
     return context.transpose(1, 2)
+
+
+def attend_with_cache(
+    q: torch.Tensor,
+    k: torch.Tensor,
+    v: torch.Tensor,
+    sin: torch.Tensor,
+    cos: torch.Tensor,
+    past: tuple[torch.Tensor, torch.Tensor] | None,
+) -> tuple[torch.Tensor, tuple[torch.Tensor, torch.Tensor]]:
+    """Compute causal attention of new positions of one sequence, [T, n_head, head_dim].
+
+    Args:
+        q: The queries, with interleaved rotary pairs, as the keys.
+        k: The keys of the new positions.
+        v: Their values.
+        sin: The table of the new positions, from `rotary`.
+        cos: Likewise.
+        past: Rotated keys and values of all positions before, or None if there are none.
+
+    Returns:
+        The context, and the rotated keys and values of all positions.
+    """
+    q, k = _rotate(q, sin, cos), _rotate(k, sin, cos)
+    if past is not None:
+        k, v = torch.cat((past[0], k)), torch.cat((past[1], v))
+    length, total = len(q), len(k)
+    visible = torch.ones(length, total, dtype=torch.bool, device=q.device).tril(total - length)
+    heads_first = [x.transpose(0, 1) for x in (q, k, v)]
+    context = torch.nn.functional.scaled_dot_product_attention(
+        heads_first[0], heads_first[1], heads_first[2], attn_mask=visible
+    )
+    return context.transpose(0, 1), (k, v)
 
 
 def norm(x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor, epsilon: float) -> torch.Tensor:
