@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import reprlib
+from collections.abc import Mapping
 from typing import Any
 
 import click
@@ -14,8 +15,12 @@ from cgconvert.cli.text import printable
 from cgconvert.formats.read import Description
 from cgconvert.io.progress import format_bytes, shown_while_reading
 from cgconvert.io.terminal import wrapped_fields
+from cgconvert.write.promise import PROMISE
 
 __all__ = ["run"]
+
+LONG_OPTIONS = ("types", "adjusted", "expected_kl", PROMISE)
+"""Options of a manifest that are not shown in the line of its options."""
 
 NAME_COLUMNS = 11
 """Columns of the names of what is said."""
@@ -89,7 +94,13 @@ def _provenance(description: Description) -> list[tuple[str, str]]:
         origin = ", ".join(f"{name} {_shown(value)}" for name, value in provenance.items())
         return [("from", origin)] if provenance else []
     source = provenance["source"]
-    options = ", ".join(f"{name} {value}" for name, value in provenance["options"].items())
+    recorded: Mapping[str, Any] = provenance["options"]
+    # The types of all matrices and the tokens of a promise would fill pages; --json has them.
+    named = {name: recorded[name] for name in recorded if name not in LONG_OPTIONS}
+    calibration = recorded.get("calibration")
+    if isinstance(calibration, dict):
+        named["calibration"] = calibration.get("text")
+    options = ", ".join(f"{name} {value}" for name, value in named.items())
     made_by = f"{provenance['cgconvert']}, {provenance['format']} {provenance['type']}"
     return [
         (
@@ -98,6 +109,20 @@ def _provenance(description: Description) -> list[tuple[str, str]]:
             f"sha256 {source['sha256']}",
         ),
         ("made by", f"cgconvert {made_by}" + (f" ({options})" if options else "")),
+        *_promise(recorded.get(PROMISE)),
+    ]
+
+
+def _promise(entry: object) -> list[tuple[str, str]]:
+    """The field about the loss that the quantizer measured, if it did."""
+    if not isinstance(entry, dict) or not {"kl", "standard_error", "tokens"} <= entry.keys():
+        return []
+    return [
+        (
+            "loss",
+            f"{entry['kl']} ± {entry['standard_error']} nats a token, measured on "
+            f"{entry['tokens']} tokens when it was calibrated",
+        )
     ]
 
 

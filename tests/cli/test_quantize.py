@@ -15,6 +15,7 @@ import pytest
 from cgconvert.calibrate.layerwise import LayerwiseCalibration
 from cgconvert.cli.main import main
 from cgconvert.formats.registry import identify
+from cgconvert.options import parse_size
 from cgconvert.texts.text import read_text
 from cgconvert.write.execute import execute
 from tests.conftest import first_layers
@@ -55,7 +56,7 @@ def run(
 
 
 def test_four_bits_give_a_file_no_larger_than_the_standard_mix_that_passes(
-    run: Callable[..., Outcome], folder: Path
+    run: Callable[..., Outcome], folder: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     outcome = run("--bits", "4", "-o", "four.gguf")
     assert outcome.code == 0, outcome.err
@@ -80,6 +81,17 @@ def test_four_bits_give_a_file_no_larger_than_the_standard_mix_that_passes(
     }
     assert len(options["types"]) == 2 * 6 + 2
     assert {name: stored[name] for name in options["types"]} == options["types"]
+    promise = options["promise"]
+    assert 0 < promise["kl"] < 2e-3
+    capsys.readouterr()
+    with pytest.raises(SystemExit):
+        main(["inspect", "four.gguf"])
+    shown = " ".join(capsys.readouterr().out.split())
+    assert (
+        f"gguf {type_[1]} (type {type_[1]}, bits 4, effort default, calibration text.py)" in shown
+    )
+    assert f"loss {promise['kl']} ± " in shown
+    assert promise["windows"][0][:20] not in shown
     assert not list(folder.glob(".*"))
     assert run("--bits", "4", "--calibration", "none", "-o", "plain.gguf").code == 0
     assert (folder / "four.gguf").stat().st_size <= (folder / "plain.gguf").stat().st_size
@@ -120,9 +132,9 @@ def test_budgets_are_kept(run: Callable[..., Outcome], folder: Path) -> None:
         2,
         True,
     )
-    least = int(outcome.err.rstrip().rsplit(" ", 1)[1])
-    assert run("--max-size", str(least), "-o", "least.gguf").code == 0
-    assert (folder / "least.gguf").stat().st_size <= least
+    least = outcome.err.rstrip().rpartition("the least is ")[2].replace(" ", "")
+    assert run("--max-size", least, "-o", "least.gguf").code == 0
+    assert (folder / "least.gguf").stat().st_size <= parse_size(least)
 
 
 def test_a_named_mix_keeps_its_types(run: Callable[..., Outcome], folder: Path) -> None:
