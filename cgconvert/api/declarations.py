@@ -37,7 +37,7 @@ def device_option(purpose: str) -> Option:
         name="device",
         choices=DEVICES,
         default="auto",
-        help=f"Where {purpose} computes; cuda is an error where there is none.",
+        help=f"Where {purpose} computes; auto is cuda or cpu. A GPU that is not there is an error.",
     )
 
 

@@ -47,7 +47,8 @@ def generate(
         seed: The same seed draws the same tokens.
         runtime: transformers, onnxruntime, onnxruntime-genai or llama.cpp; the format's first
             unless given.
-        device: cpu, cuda or auto, which is cuda where the runtime has it.
+        device: cpu, cuda, mps, gpu (the best there is), or auto: cuda where the runtime has it,
+            else cpu.
 
     Returns:
         The prompt and its continuation.

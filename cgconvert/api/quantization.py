@@ -80,7 +80,7 @@ def quantize(
             library; "none" takes no text.
         imatrix: llama.cpp's imatrix file, in place of a text.
         save_imatrix: File to write the text's imatrix to, for llama.cpp.
-        device: Where the model is fitted to the text: cpu, cuda or auto.
+        device: Where the model is fitted to the text: auto (cuda or cpu), cpu, cuda, mps or gpu.
         format: gguf or onnx.
         block_size: ONNX only, see `to_onnx`.
         symmetric: ONNX only, see `to_onnx`.

@@ -142,7 +142,7 @@ def verify(
             that is only reported.
         report: Files to write the report to: .json, .xml (JUnit), .html, .md or .txt.
         runtime: Runtime to use for artefacts of its format, instead of the format's first.
-        device: Where runtime and reference compute: cpu, cuda or auto.
+        device: Where runtime and reference compute: auto (cuda or cpu), cpu, cuda, mps or gpu.
         tokenizer: See `load`; for the reference.
         config: See `load`; for the reference.
         mp_num: See `load`; for the reference.

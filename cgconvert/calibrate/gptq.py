@@ -78,6 +78,10 @@ class Hessian:
         damped.diagonal().add_(damping)
         return cls(damped.float(), inverse_cholesky(damped).float())
 
+    def to(self, device: torch.device) -> Hessian:
+        """Return the same Hessian on a device."""
+        return Hessian(self.matrix.to(device), self.factor.to(device))
+
     def solve(self, products: torch.Tensor) -> torch.Tensor:
         """Solve X matrix = products for X, [rows, columns] as `products`."""
         return products @ self.factor.t() @ self.factor

@@ -14,7 +14,7 @@ from cgconvert.formats.gguf.imatrix import Imatrix, InputStatistics, encoded
 from cgconvert.io.progress import Amount, Progress
 from cgconvert.lazy import torch
 from cgconvert.model.decoder import Decoder
-from cgconvert.model.device import read_float32, torch_device
+from cgconvert.model.device import float64_sum, read_float32, torch_device
 from cgconvert.model.forward import Observer, layer, layer_weights, norm, rotary
 from cgconvert.model.tensor_names import GGUF
 
@@ -101,4 +101,4 @@ class _SquareSums:
 
 def _squares(inputs: torch.Tensor) -> torch.Tensor:
     """Sum the squares of inputs [..., columns] over all positions: float64 [columns]."""
-    return inputs.square().flatten(0, -2).sum(0, dtype=torch.float64)
+    return float64_sum(inputs.square().flatten(0, -2), 0)

@@ -28,7 +28,7 @@ from cgconvert.calibrate.statistics import (
 from cgconvert.codecs.block_codec import BlockCodec
 from cgconvert.lazy import torch
 from cgconvert.model.decoder import Decoder
-from cgconvert.model.device import read_float32, torch_device
+from cgconvert.model.device import float64_device, read_float32, torch_device
 from cgconvert.model.forward import (
     Weights,
     attention_context,
@@ -260,6 +260,7 @@ class LayerwiseCalibration:
             log_p, log_q = (
                 (norm(x[window, :PROMISE_TOKENS], scale, shift, epsilon) @ matrix[:vocab_size].t())
                 .add_(bias[:vocab_size])
+                .to(float64_device(self.device))
                 .double()
                 .log_softmax(-1)
                 for x, matrix, bias in models

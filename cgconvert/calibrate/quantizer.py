@@ -28,7 +28,7 @@ from cgconvert.io.progress import Amount, Progress
 from cgconvert.io.staging import atomic_path, write_atomic
 from cgconvert.lazy import safetensors_torch, torch
 from cgconvert.model.decoder import Decoder
-from cgconvert.model.device import torch_device
+from cgconvert.model.device import float64_device, torch_device
 from cgconvert.model.dtype import UINT8
 from cgconvert.model.matrix_id import MatrixId
 from cgconvert.model.tensor import LazyTensor
@@ -169,7 +169,8 @@ class Quantizer:
             )  # fmt: skip
         by_set = gradients.split([len(ids) for ids in sets])
         positions = [set_gradients.flatten(0, 1) for set_gradients in by_set]
-        train, validation = [(g.t() @ g).double() for g in positions]
+        sums = float64_device(self.device)
+        train, validation = [(g.t() @ g).to(sums).double() for g in positions]
         _save(self._fisher_path, {"fitted": train, "held_out": validation})
 
     def _fisher_matrices(self) -> tuple[torch.Tensor, torch.Tensor]:
@@ -180,7 +181,8 @@ class Quantizer:
         if not self._fisher_path.is_file():
             self._measure(lambda sample: None)
         stored = safetensors_torch.load_file(self._fisher_path)
-        return stored["fitted"].to(self.device), stored["held_out"].to(self.device)
+        sums = float64_device(self.device)
+        return stored["fitted"].to(sums), stored["held_out"].to(sums)
 
     @property
     def _fisher_path(self) -> Path:
@@ -243,7 +245,7 @@ def _measure_types(
     # The embedding is fitted to the Fisher matrix of its outputs, other matrices to their inputs.
     is_embedding = sample.is_embedding
     x = (sample.gradients if is_embedding else sample.inputs).flatten(0, 1)
-    hessian = Hessian.from_moments(second_moments(x), overwrite=True)
+    hessian = Hessian.from_moments(second_moments(x), overwrite=True).to(x.device)
     weight = sample.weight
     ones = weight.new_ones(len(weight))
     row_importance = ones if is_embedding else sample.gradients.square().sum((0, 1))

@@ -16,7 +16,7 @@ from cgconvert.formats.gguf.type_choices import QUANTIZED_TYPES
 from cgconvert.formats.onnx import writer as onnx
 from cgconvert.io.progress import format_bytes
 from cgconvert.model.decoder import Checkpoint, Geometry
-from cgconvert.model.device import torch_device
+from cgconvert.model.device import check_device_name, torch_device
 from cgconvert.texts.text import STDLIB, Text, read_text
 from cgconvert.write.plan import LazyPlan
 
@@ -49,7 +49,7 @@ def quantize_gguf(
         effort: FAST or the name of a preset.
         calibration: The name or path of a text, NO_TEXT, or None for the default text.
         requested: The options of the request, which the manifest of a calibrated file records.
-        device: "cpu", "cuda" or "auto".
+        device: One of model.device.DEVICES.
         imatrix: An imatrix file whose importance is used instead of a text.
         save_imatrix: The path to which the importance matrix of the text is written.
 
@@ -111,7 +111,7 @@ def quantize_onnx(
         calibration: The name or path of a text, NO_TEXT, or None for the default text.
         block_options: block_size, symmetric and accuracy_level of api.to_onnx, if they differ from
             their defaults.
-        device: "cpu", "cuda" or "auto".
+        device: One of model.device.DEVICES.
 
     Raises:
         UsageError: `effort` is unknown; a text is named and none would be used; `effort` is "max"
@@ -165,10 +165,11 @@ def _calibration_text(mix: str | None, effort: str, calibration: str | None) -> 
 
 
 def _check_device(name: str, text: Text | None) -> None:
-    """Raise UsageError for cuda if there is no text."""
-    if name == "cuda" and text is None:
+    """Raise UsageError for a GPU if there is no text."""
+    if name not in ("auto", "cpu") and text is None:
+        check_device_name(name)
         raise UsageError(
-            'device cuda: only what is fitted to a text runs there; use `device="auto"`'
+            f'device {name}: only what is fitted to a text runs there; use `device="auto"`'
         )
 
 

@@ -20,7 +20,7 @@ from pathlib import Path
 from cgconvert.io.progress import Amount, Progress
 from cgconvert.lazy import safetensors_torch, torch
 from cgconvert.model.decoder import Decoder, Geometry
-from cgconvert.model.device import read_float32, torch_device
+from cgconvert.model.device import float64_device, read_float32, torch_device
 from cgconvert.model.forward import (
     Observer,
     RotaryTables,
@@ -87,7 +87,7 @@ class MatrixSample:
             gradients: float32 [windows, T, rows].
             generator: The source of random numbers.
         """
-        rows, scale = draw_rows(gradients.square().sum((0, 1)), generator)
+        rows, scale = draw_rows(gradients.square().sum((0, 1)), generator, gradients.device)
         shape = (weight.shape[0], weight.shape[1])
         return cls(name, shape, rows, weight[rows], inputs, gradients[..., rows] * scale)
 
@@ -108,19 +108,20 @@ class MatrixSample:
             change = (error[self.inputs] * self.gradients).sum((1, 2))
         else:
             change = ((self.gradients @ error) * self.inputs).sum((1, 2))
-        return float(change.double().square().sum()) / 2 / self.gradients[..., 0].numel()
+        changes = change.to(float64_device(change.device)).double()
+        return float(changes.square().sum()) / 2 / self.gradients[..., 0].numel()
 
 
 def draw_rows(
-    row_weights: torch.Tensor, generator: torch.Generator
+    row_weights: torch.Tensor, generator: torch.Generator, device: torch.device
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """Draw at most SAMPLED_ROWS rows, with probabilities proportional to `row_weights` [rows].
 
     All random numbers are drawn on the CPU, so that a seed gives the same ones for any device.
 
-    Returns the row numbers, int64, and the factor of each row's gradients, float32.
+    Returns the row numbers, int64, and the factor of each row's gradients, float32, on `device`.
     """
-    device, count = row_weights.device, len(row_weights)
+    count = len(row_weights)
     if count <= SAMPLED_ROWS:
         return torch.arange(count, device=device), torch.ones(count, device=device)
     p = row_weights.cpu().double()
@@ -226,11 +227,12 @@ def _head(
     def probabilities(part: torch.Tensor) -> torch.Tensor:
         return (norm(part, scale, shift, epsilon) @ weight.t() + bias).softmax(-1)
 
-    row_weights = torch.zeros(vocab_size, dtype=torch.float64, device=x.device)
+    sums = float64_device(x.device)
+    row_weights = torch.zeros(vocab_size, dtype=torch.float64, device=sums)
     for part in x.split(BATCH):
         p = probabilities(part)
-        row_weights += (p * (1 - p)).sum((0, 1))  # the expectation of (p - one_hot(y))^2
-    rows, factors = draw_rows(row_weights, generator)
+        row_weights += (p * (1 - p)).sum((0, 1)).to(sums)  # the expectation of (p - one_hot(y))^2
+    rows, factors = draw_rows(row_weights, generator, x.device)
     inputs, logit_gradients, gradients = [], [], []
     for part in x.split(BATCH):
         p = probabilities(part)

@@ -12,7 +12,7 @@ from typing import Protocol
 
 from cgconvert.calibrate.gptq import DAMPING, Hessian, moments_dtype
 from cgconvert.lazy import torch
-from cgconvert.model.device import torch_device
+from cgconvert.model.device import float64_device, float64_sum, torch_device
 
 __all__ = [
     "AcceptanceTest",
@@ -35,7 +35,7 @@ class InputStatistics:
     Args:
         columns: The width of y.
         rows: The width of the outputs W x; None if the statistics are computed from x.
-        device: The device of all sums.
+        device: The device of the inputs, and of all sums if it has float64.
 
     Attributes:
         moments: The sum of y y^T, [columns, columns].
@@ -51,10 +51,11 @@ class InputStatistics:
     ) -> None:
         device = device or torch_device("cpu")
         dtype, height = moments_dtype(columns), columns if rows is None else rows
-        self.moments = torch.zeros(columns, columns, dtype=dtype, device=device)
-        self.cross = torch.zeros(height, columns, dtype=dtype, device=device)
-        self.source_sum = torch.zeros(height, dtype=torch.float64, device=device)
-        self.quantized_sum = torch.zeros(columns, dtype=torch.float64, device=device)
+        self.device, sums = device, float64_device(device)
+        self.moments = torch.zeros(columns, columns, dtype=dtype, device=sums)
+        self.cross = torch.zeros(height, columns, dtype=dtype, device=sums)
+        self.source_sum = torch.zeros(height, dtype=torch.float64, device=sums)
+        self.quantized_sum = torch.zeros(columns, dtype=torch.float64, device=sums)
         self.has_outputs, self.count = rows is not None, 0
 
     def add(self, source: torch.Tensor, quantized: torch.Tensor) -> None:
@@ -66,8 +67,8 @@ class InputStatistics:
         """
         _add_upper(self.moments, quantized)
         _add_product(self.cross, source, quantized)
-        self.source_sum += source.sum(0)
-        self.quantized_sum += quantized.sum(0)
+        self.source_sum += source.sum(0).to(self.source_sum.device)
+        self.quantized_sum += quantized.sum(0).to(self.quantized_sum.device)
         self.count += len(source)
 
     @cached_property
@@ -75,7 +76,7 @@ class InputStatistics:
         """The Hessian of y. It overwrites `moments` to save memory, so `add` must not follow."""
         _mirror(self.moments)
         self.scale = float(self.moments.diagonal().mean().clamp(min=1e-30))
-        return Hessian.from_moments(self.moments, overwrite=True)
+        return Hessian.from_moments(self.moments, overwrite=True).to(self.device)
 
     def target(self, weight: torch.Tensor) -> torch.Tensor:
         """Compute the matrix [rows, columns] whose outputs for y are nearest to W x.
@@ -88,8 +89,8 @@ class InputStatistics:
         if self.has_outputs:
             products, self.cross = self.cross, torch.empty(0)
         else:
-            products = weight.to(self.cross.dtype) @ self.cross
-        products = products.div_(self.scale).float().add_(weight, alpha=DAMPING)
+            products = weight.to(self.cross.device, self.cross.dtype) @ self.cross
+        products = products.div_(self.scale).float().to(weight.device).add_(weight, alpha=DAMPING)
         return hessian.solve(products)
 
     def bias_change(self, weight: torch.Tensor, quantized: torch.Tensor) -> torch.Tensor:
@@ -97,8 +98,10 @@ class InputStatistics:
 
         W is `weight`, and Q is `quantized`, which is decoded.
         """
-        source = self.source_sum if self.has_outputs else weight.double() @ self.source_sum
-        return ((source - quantized.double() @ self.quantized_sum) / self.count).float()
+        sums = self.source_sum
+        source = sums if self.has_outputs else weight.to(sums.device, sums.dtype) @ sums
+        change = (source - quantized.to(sums.device, sums.dtype) @ self.quantized_sum) / self.count
+        return change.float().to(weight.device)
 
 
 class AcceptanceTest(Protocol):
@@ -133,7 +136,7 @@ class ValidationPositions:
             outputs = source if self.has_outputs else source @ weight.t()
             for i, candidate in enumerate(candidates):
                 difference = torch.addmm(outputs, quantized, candidate.t(), alpha=-1)
-                totals[i] += float(difference.square_().sum(dtype=torch.float64))
+                totals[i] += float(float64_sum(difference.square_()))
         return totals
 
 
@@ -148,14 +151,18 @@ class FisherTest:
         self.matrix = matrix
 
     def errors(self, weight: torch.Tensor, candidates: Sequence[torch.Tensor]) -> list[float]:
-        differences = ((weight - candidate).to(self.matrix.dtype) for candidate in candidates)
+        differences = (
+            (weight - candidate).to(self.matrix.device, self.matrix.dtype)
+            for candidate in candidates
+        )
         return [float(((d @ self.matrix) * d).sum()) for d in differences]
 
 
 def second_moments(x: torch.Tensor) -> torch.Tensor:
     """Compute the sum of x x^T over n positions x [n, columns], in the type `moments_dtype`."""
     columns = x.shape[1]
-    sums = torch.zeros(columns, columns, dtype=moments_dtype(columns), device=x.device)
+    dtype = moments_dtype(columns)
+    sums = torch.zeros(columns, columns, dtype=dtype, device=float64_device(x.device))
     _add_upper(sums, x)
     _mirror(sums)
     return sums
@@ -166,7 +173,7 @@ def _add_product(sums: torch.Tensor, left: torch.Tensor, right: torch.Tensor) ->
     if sums.dtype == right.dtype:  # addmm_ needs no temporary matrix of the size of `sums`
         sums.addmm_(left.t(), right)
     else:
-        sums += left.t() @ right
+        sums += (left.t() @ right).to(sums.device)
 
 
 def _add_upper(sums: torch.Tensor, x: torch.Tensor) -> None:

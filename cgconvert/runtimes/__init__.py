@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING
 
 from cgconvert.errors import InputError, UsageError
 from cgconvert.lazy import torch
+from cgconvert.model.device import check_device_name
 
 if TYPE_CHECKING:
     from cgconvert.runtimes.runtime import Runtime
@@ -47,7 +48,7 @@ def open_runtime(
     Args:
         format: The artefact's format, a key of `RUNTIMES`.
         path: The artefact: a file or a folder.
-        device: "cpu", "cuda", or "auto": cuda if the runtime can use it, else the CPU.
+        device: One of model.device.DEVICES; auto is cuda if the runtime can use it, else cpu.
         name: The runtime's name; None for the format's default.
         threads: CPU threads; None for $OMP_NUM_THREADS, or the runtime's own default if that is
             not set.
@@ -67,8 +68,7 @@ def open_runtime(
         ) from None
     # torch reads this variable itself; llama.cpp and onnxruntime do not.
     threads = threads or int(os.environ.get("OMP_NUM_THREADS") or 0) or None
-    if device not in ("cpu", "cuda", "auto"):
-        raise UsageError(f"device {device!r}: give cpu, cuda or auto")
+    check_device_name(device)
     if device != "auto":
         return runtime.open(path, device, threads)
     if _has_gpu():

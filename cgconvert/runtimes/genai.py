@@ -60,8 +60,11 @@ class GenaiRuntime(Runtime):
     def open(cls, path: Path, device: str = "cpu", threads: int | None = None) -> GenaiRuntime:
         """Load a folder that has a genai_config.json (see Runtime.open)."""
         onnxruntime_genai = import_package("onnxruntime_genai", "onnxruntime-genai", "genai")
+        device = "cuda" if device == "gpu" else device
         if device not in ("cpu", "cuda"):
-            raise UsageError(f"device {device}: onnxruntime-genai runs on cpu or cuda here")
+            raise UsageError(
+                f"device {device}: onnxruntime-genai runs on cpu or cuda (gpu is cuda) here"
+            )
         if device == "cuda" and not onnxruntime_genai.is_cuda_available():
             raise UsageError(
                 "device cuda: this onnxruntime-genai was built without CUDA; "

@@ -25,6 +25,7 @@ BATCH_TOKENS = 256
 
 CACHE_TYPES = {"F32": 0, "F16": 1}  # GGML_TYPE_F32, GGML_TYPE_F16
 LOG_ERROR = 4  # GGML_LOG_LEVEL_ERROR
+GPU_KINDS = (1, 2)  # GGML_BACKEND_DEVICE_TYPE_GPU, and _IGPU, which shares the CPU's memory
 
 
 class LlamaCppRuntime(Runtime):
@@ -65,7 +66,8 @@ class LlamaCppRuntime(Runtime):
 
         Args:
             path: The GGUF file.
-            device: "cpu" or "cuda".
+            device: "cpu", "cuda", or "gpu": whatever GPU this llama.cpp was built for, as by Metal
+                or Vulkan. The runtime's attribute `device` then has the GPU's name too.
             threads: CPU threads; None for PyTorch's number of threads.
             n_ctx: The longest context, which bounds the memory of the KV cache; the model's own
                 context length if it is None or larger.
@@ -75,13 +77,17 @@ class LlamaCppRuntime(Runtime):
                 fastest kernels for this CPU use.
         """
         library = _library()
-        if device not in ("cpu", "cuda"):
-            raise UsageError(f"device {device}: llama.cpp runs on cpu or cuda here")
+        if device not in ("cpu", "cuda", "gpu"):
+            raise UsageError(
+                f"device {device}: llama.cpp runs on cpu, cuda or gpu (Metal, Vulkan) here"
+            )
         if device == "cuda":
             _require_cuda(library)
+        if device == "gpu":
+            device = f"gpu ({gpu_names(library)})"
         # llama.cpp aborts the process on some broken files, and hangs on others.
         load("gguf").admit(path)
-        offload = device == "cuda"
+        offload = device != "cpu"
         model_params = library.llama_model_default_params()
         model_params.n_gpu_layers = -1 if offload else 0
         model_params.use_extra_bufts = repack_weights
@@ -248,12 +254,12 @@ def _log_callback(library: Any) -> Any:
 def _error_from_log(summary: str, device: str) -> CgconvertError:
     """Make an error from a summary and the first error line that llama.cpp logged.
 
-    Later lines are consequences of the first. On CUDA an error of CUDA is a UsageError: mostly the
-    GPU has not enough memory, and the file is not at fault.
+    Later lines are consequences of the first. An error of the GPU's is a UsageError: mostly the GPU
+    has not enough memory, and the file is not at fault.
     """
     reason = " ".join(_error_lines[0].split()) if _error_lines else "llama.cpp gives no reason"
-    if device == "cuda" and re.search("CUDA|cudaMalloc", reason):
-        return UsageError(f'{summary} on cuda, use `device="cpu"`: {reason}')
+    if device != "cpu" and re.search("CUDA|cudaMalloc|[Vv]ulkan|[Mm]etal|out of memory", reason):
+        return UsageError(f'{summary} on {device}, use `device="cpu"`: {reason}')
     return InputError(f"{summary}: {reason}")
 
 
@@ -267,3 +273,37 @@ def _require_cuda(library: Any) -> None:
         )
     if not library.llama_supports_gpu_offload():
         raise UsageError('device cuda: llama.cpp finds no CUDA device; use `device="cpu"`')
+
+
+def gpu_names(library: Any) -> str:
+    """Return llama.cpp's names of its GPUs, for example Metal, Vulkan0 or CUDA0, with commas.
+
+    Raises UsageError if llama.cpp was built without a backend for GPUs or finds none.
+    """
+    if not library.llama_supports_gpu_offload():
+        raise UsageError(
+            "device gpu: this llama-cpp-python has no backend for a GPU, or finds none; reinstall "
+            "it with CMAKE_ARGS=-DGGML_METAL=on, -DGGML_VULKAN=on or -DGGML_CUDA=on, or use "
+            '`device="cpu"`'
+        )
+    return ", ".join(name for name, kind in _devices(library) if kind in GPU_KINDS) or "unnamed"
+
+
+def _devices(library: Any) -> list[tuple[str, int]]:
+    """Return name and kind of each of llama.cpp's devices (ggml-backend.h).
+
+    llama-cpp-python does not declare these functions. There are none where its library does not
+    pass on those of ggml's, as on Windows.
+    """
+    try:
+        count, get, name, kind = (
+            getattr(library._lib, f"ggml_backend_dev_{function}")
+            for function in ("count", "get", "name", "type")
+        )
+    except AttributeError:
+        return []
+    count.restype, get.restype, name.restype = ctypes.c_size_t, ctypes.c_void_p, ctypes.c_char_p
+    get.argtypes = [ctypes.c_size_t]
+    name.argtypes = kind.argtypes = [ctypes.c_void_p]
+    devices = [get(number) for number in range(count())]
+    return [(name(device).decode(errors="replace"), kind(device)) for device in devices]

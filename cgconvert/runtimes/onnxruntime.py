@@ -111,8 +111,9 @@ class OnnxRuntime(Runtime):
     ) -> OnnxRuntime:
         """Load a graph; `float_activations` makes every MatMulNBits compute in float32."""
         onnxruntime = import_package("onnxruntime", "onnxruntime", "onnxruntime")
+        device = "cuda" if device == "gpu" else device
         if device not in PROVIDERS:
-            raise UsageError(f"device {device}: onnxruntime runs on cpu or cuda here")
+            raise UsageError(f"device {device}: onnxruntime runs on cpu or cuda (gpu is cuda) here")
         provider = PROVIDERS[device]
         if provider not in onnxruntime.get_available_providers():
             with_cuda = requirements("onnxruntime-gpu", "onnxruntime-gpu")

@@ -30,7 +30,7 @@ class SourceRuntime(Runtime):
 
     Args:
         checkpoint: The model.
-        device: "cpu", "cuda" or "auto".
+        device: One of model.device.DEVICES.
 
     Raises:
         UsageError: The device is not there, or the model does not fit into the memory.

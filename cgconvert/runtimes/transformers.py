@@ -12,7 +12,7 @@ import numpy as np
 from cgconvert.errors import InputError, UsageError
 from cgconvert.formats.registry import load
 from cgconvert.lazy import torch
-from cgconvert.model.device import warm_up_mkl
+from cgconvert.model.device import DEVICES, torch_device, warm_up_mkl
 from cgconvert.model.generation_config import ids_of
 from cgconvert.runtimes.packages import broken_package, import_package
 from cgconvert.runtimes.runtime import Runtime, run_left_padded
@@ -59,10 +59,9 @@ class TransformersRuntime(Runtime):
             tokenizer_class: Any = transformers.AutoTokenizer
         except Exception as error:  # it imports its parts at first use
             raise broken_package("transformers", "transformers", error) from error
-        if device not in ("cpu", "cuda"):
-            raise UsageError(f"device {device}: transformers runs on cpu or cuda here")
-        if device == "cuda" and not torch.cuda.is_available():
-            raise UsageError('device cuda: PyTorch finds none; use `device="cpu"`')
+        if device not in DEVICES:
+            raise UsageError(f"device {device}: transformers runs on cpu, cuda, mps or gpu here")
+        device = torch_device(device).type
         # transformers would take any other folder for a name on the Hub.
         if not (path / "config.json").is_file():
             raise InputError(f"{path}: not a Hugging Face folder, it has no config.json")
@@ -171,6 +170,8 @@ class TransformersRuntime(Runtime):
             torch.set_num_threads(self._threads_to_restore)
         if self.device == "cuda":
             torch.cuda.empty_cache()
+        elif self.device == "mps":
+            torch.mps.empty_cache()
 
 
 def _check_complete(path: Path, loading_info: Mapping[str, Any]) -> None:

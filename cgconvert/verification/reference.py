@@ -52,7 +52,7 @@ class Reference:
 
     Args:
         decoder: The model.
-        device: "cpu", "cuda" or "auto".
+        device: One of model.device.DEVICES; gpu is the CPU where torch finds no GPU.
         weight_dtype: The type that weights are rounded to before they are used; None leaves them
             as stored.
         progress: Gets a step for each pass and an advance for each layer.
@@ -67,7 +67,8 @@ class Reference:
         progress: Progress | None = None,
     ) -> None:
         self.decoder = decoder
-        self.device = torch_device(device)
+        # Where llama.cpp has a GPU, as by Vulkan, torch may have none.
+        self.device = torch_device(device, cpu_without_gpu=True)
         self.weight_dtype = weight_dtype
         self.progress = progress or SilentProgress()
 

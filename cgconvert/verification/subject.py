@@ -81,7 +81,7 @@ class ArtefactUnderTest:
         bounds_type: The type whose bounds it is held to.
         unquantized_dtype: What most of its bytes are stored as; None if they are quantized.
         source: The checkpoint it was made from.
-        device: "cpu", "cuda" or "auto".
+        device: One of model.device.DEVICES.
         runtime: The name of the runtime.
         threads: CPU threads of the runtime; None for its default.
         progress: Gets the steps.

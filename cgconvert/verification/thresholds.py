@@ -202,7 +202,7 @@ def thresholds_for(
     Args:
         format: The artefact's format.
         type: What most of its bytes are stored as.
-        device: On "cuda" no bound is tighter than the error of the float16 arithmetic there.
+        device: On a GPU no bound is tighter than the error of the float16 arithmetic there.
         overrides: Bounds that replace those of the table.
 
     Raises:
@@ -215,7 +215,7 @@ def thresholds_for(
         known = ", ".join(" ".join(key) for key in table)
         raise InputError(f"no thresholds for {format} {type}; there are: {known}")
     bounds = row.bounds()
-    if device == "cuda":
+    if device != "cpu":
         for name, cuda_bound in CUDA.bounds().items():
             bound = bounds[name]
             if bound is not None and cuda_bound is not None:

@@ -82,7 +82,7 @@ def verify(
         format: Its format.
         type: The name of its type.
         source: The checkpoint.
-        device: "cpu", "cuda" or "auto", for the runtime and for the references.
+        device: One of model.device.DEVICES, for the runtime and for the references.
         thresholds: Bounds that replace those of the type, by name of check; a check with the
             bound None is reported and cannot fail.
         new_tokens: How many greedy tokens are generated after each opening.

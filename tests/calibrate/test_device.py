@@ -23,6 +23,7 @@ from cgconvert.codecs.matmul_nbits import MatMulNBits
 from cgconvert.errors import UsageError
 from cgconvert.formats.gguf.imatrix import encoded
 from cgconvert.io.progress import SilentProgress
+from cgconvert.model import device as devices
 from cgconvert.model.decoder import Checkpoint
 from cgconvert.model.forward import rotary
 from cgconvert.verification.reference import Reference
@@ -97,6 +98,28 @@ def test_everything_is_computed_on_the_device(
     assert artefacts[0] == artefacts[1]
 
 
+@pytest.mark.parametrize("form", ["gguf", "onnx"])
+def test_a_device_without_float64_gives_the_same_bytes(
+    form: str, source: Checkpoint, tmp_path: Path, quick: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """MPS has none, so the CPU keeps the sums."""
+    monkeypatch.setattr(devices, "WITHOUT_FLOAT64", {"fakegpu"})
+    artefacts = []
+    for device in (CPU, fake_gpu.device()):
+        path = tmp_path / device.type / ("model.gguf" if form == "gguf" else "model")
+        path.parent.mkdir()
+        plan = replace(planned(source, path, bits=4, format=form), device=device)
+        with sdpa_kernel(SDPBackend.MATH), fake_gpu.without_float64():
+            execute(plan)
+        artefacts.append(files(path))
+    assert artefacts[0] == artefacts[1]
+    with (
+        fake_gpu.without_float64(),
+        pytest.raises(TypeError, match=r"fakegpu has no torch\.float64"),
+    ):
+        torch.ones(2).to(fake_gpu.device()).double()
+
+
 def test_a_tensor_left_on_the_cpu_is_noticed(
     source: Checkpoint, tmp_path: Path, quick: None, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -123,13 +146,18 @@ def test_block_types_give_the_same_bytes(name: str) -> None:
         assert torch.equal(values.cpu(), codec.decode_rows(on_cpu, rows.shape))
 
 
-def test_imatrix_is_the_same_on_the_device(source: Checkpoint) -> None:
+def test_imatrix_is_the_same_on_the_device(
+    source: Checkpoint, monkeypatch: pytest.MonkeyPatch
+) -> None:
     ids = torch.arange(64).view(2, 32)
     collected = [
         encoded(collect(source.decoder, ids, "a text", SilentProgress(), device))
         for device in (torch.device("cpu"), fake_gpu.device())
     ]
-    assert collected[0] == collected[1]
+    monkeypatch.setattr(devices, "WITHOUT_FLOAT64", {"fakegpu"})
+    with fake_gpu.without_float64():
+        without = collect(source.decoder, ids, "a text", SilentProgress(), fake_gpu.device())
+    assert collected[0] == collected[1] == encoded(without)
 
 
 def test_reference_is_the_same_on_the_device(source: Checkpoint) -> None:

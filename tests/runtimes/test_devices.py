@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from contextlib import closing
 from pathlib import Path
 from typing import Any
 
@@ -44,7 +45,7 @@ def artefacts(source: Checkpoint, tmp_path_factory: pytest.TempPathFactory) -> d
 @pytest.mark.parametrize(
     ("format_", "name", "advice"),
     [
-        ("huggingface", "transformers", "device cuda: PyTorch finds none"),
+        ("huggingface", "transformers", "device cuda: torch finds no CUDA device"),
         ("onnx", "onnxruntime", "install 'onnxruntime-gpu>="),
         ("onnx", "onnxruntime-genai", "install onnxruntime-genai-cuda"),
         ("gguf", "llama.cpp", "reinstall it with CMAKE_ARGS=-DGGML_CUDA=on"),
@@ -85,12 +86,78 @@ def test_verify_refuses_absent_cuda(
 
 @pytest.mark.parametrize(("format_", "name"), NAMES)
 def test_other_devices_are_refused(format_: str, name: str, artefacts: dict[str, Path]) -> None:
-    with pytest.raises(UsageError, match="cpu, cuda or auto"):
+    with pytest.raises(UsageError, match="give auto, cpu, cuda, mps or gpu"):
         open_runtime(format_, artefacts[format_], "tpu", name=name)
-    with pytest.raises(UsageError, match=r"device tpu: .* runs on cpu or cuda here"):
+    with pytest.raises(UsageError, match=r"device tpu: .* runs on cpu(,| or) cuda.* here"):
         runtime_class(format_, name).open(artefacts[format_], "tpu")
-    with pytest.raises(UsageError, match="cpu, cuda or auto"):
+    with pytest.raises(UsageError, match="give auto, cpu, cuda, mps or gpu"):
         torch_device("tpu")
+
+
+@pytest.mark.parametrize("device", ["mps", "gpu"])
+@pytest.mark.parametrize(("format_", "name"), NAMES)
+def test_an_absent_gpu_is_an_error_with_advice(
+    device: str, format_: str, name: str, artefacts: dict[str, Path],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:  # fmt: skip
+    no_gpu(monkeypatch)
+    with pytest.raises(UsageError) as caught:
+        open_runtime(format_, artefacts[format_], device, name=name, threads=1)
+    assert caught.value.exit_code == 2
+    assert "\n" not in str(caught.value)
+    is_only_elsewhere = device == "mps" and name != "transformers"
+    assert ("runs on cpu" in str(caught.value)) == is_only_elsewhere
+    assert str(caught.value).endswith('use `device="cpu"`') != is_only_elsewhere
+
+
+def test_gpu_is_the_best_that_torch_has(monkeypatch: pytest.MonkeyPatch) -> None:
+    no_gpu(monkeypatch)
+    for name in ("mps", "gpu"):
+        with pytest.raises(UsageError, match=f'device {name}: torch finds .*; use `device="cpu"`$'):
+            torch_device(name)
+    assert torch_device("gpu", cpu_without_gpu=True).type == "cpu"
+    monkeypatch.setattr(torch.backends.mps, "is_available", lambda: True)
+    assert [torch_device(name).type for name in ("auto", "cpu", "mps", "gpu")] == [
+        "cpu", "cpu", "mps", "mps",
+    ]  # fmt: skip
+    cuda_is_there(monkeypatch)
+    assert [torch_device(name).type for name in ("auto", "cpu", "mps", "gpu")] == [
+        "cuda", "cpu", "mps", "cuda",
+    ]  # fmt: skip
+
+
+def test_llama_cpp_runs_on_any_gpu_that_it_was_built_for(
+    artefacts: dict[str, Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A build with Vulkan or Metal is imitated; all layers are handed to the GPU."""
+    no_gpu(monkeypatch)
+    layers: list[int] = []
+    load_model = llama_cpp.llama_model_load_from_file
+
+    def loading(path: bytes, params: Any) -> Any:
+        layers.append(params.n_gpu_layers)
+        return load_model(path, params)
+
+    monkeypatch.setattr(llama_cpp, "llama_supports_gpu_offload", lambda: True)
+    monkeypatch.setattr(llama_cpp, "llama_model_load_from_file", loading)
+    devices = [("CPU", 0), ("Vulkan0", 1), ("Vulkan1", 2)]
+    monkeypatch.setattr(llamacpp, "_devices", lambda library: devices)
+    with closing(open_runtime("gguf", artefacts["gguf"], "gpu", threads=1)) as runtime:
+        assert runtime.device == "gpu (Vulkan0, Vulkan1)"
+        assert len(runtime.feed(IDS)) == len(IDS)
+    with closing(open_runtime("gguf", artefacts["gguf"], "cpu", threads=1)) as runtime:
+        assert runtime.device == "cpu"
+    assert layers == [-1, 0]
+    with pytest.raises(UsageError, match=r"device cuda: .* built without CUDA"):
+        open_runtime("gguf", artefacts["gguf"], "cuda", threads=1)
+
+
+def test_llama_cpp_names_its_devices(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert ("CPU", 0) in llamacpp._devices(llama_cpp)
+    monkeypatch.setattr(llama_cpp, "_lib", object())
+    assert llamacpp._devices(llama_cpp) == []  # as on Windows
+    monkeypatch.setattr(llama_cpp, "llama_supports_gpu_offload", lambda: True)
+    assert llamacpp.gpu_names(llama_cpp) == "unnamed"
 
 
 # Built with CUDA, but it does not start

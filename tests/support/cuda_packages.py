@@ -35,8 +35,10 @@ def written(source: Checkpoint, folder: Path) -> dict[str, Path]:
 
 
 def no_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Let every package report that there is no CUDA, even on a machine with a GPU."""
+    """Let every package report that there is no GPU, even on a machine with a GPU."""
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    monkeypatch.setattr(torch.backends.mps, "is_available", lambda: False)
+    monkeypatch.setattr(llama_cpp, "llama_supports_gpu_offload", lambda: False)
     monkeypatch.setattr(onnxruntime, "get_available_providers", lambda: [CPU])
     monkeypatch.setattr(onnxruntime_genai, "is_cuda_available", lambda: False)
     monkeypatch.setattr(llama_cpp, "llama_print_system_info", lambda: b"CPU : AVX2 = 1 | ")

@@ -9,14 +9,15 @@ are on the right device. A GPU's own random numbers and kernels are not imitated
 
 from __future__ import annotations
 
+import contextlib
 import functools
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import torch
 from torch.utils.backend_registration import _setup_privateuseone_for_python_backend
 
-__all__ = ["device"]
+__all__ = ["device", "without_float64"]
 
 NAME = "fakegpu"
 
@@ -30,6 +31,19 @@ def device() -> torch.device:
     _libraries.append(library)
     return torch.device(NAME, 0)
 
+
+@contextlib.contextmanager
+def without_float64() -> Iterator[None]:
+    """Let the device refuse float64 in this context, as Apple's MPS does."""
+    refused_types.append(torch.float64)
+    try:
+        yield
+    finally:
+        refused_types.pop()
+
+
+refused_types: list[torch.dtype] = []
+"""The types that the device has no tensors of."""
 
 _libraries: list[torch.library.Library] = []
 """Registrations last as long as their library, so it is kept here."""
@@ -73,6 +87,7 @@ class _FakeTensor(torch.Tensor):
 def _run(op: Any, arguments: Sequence[Any], options: Mapping[str, Any]) -> Any:
     on_device: dict[int, _FakeTensor] = {}
     on_cpu: list[torch.Tensor] = []
+    targets: list[torch.device] = []
 
     def held(value: Any) -> Any:
         if isinstance(value, _FakeTensor):
@@ -80,6 +95,9 @@ def _run(op: Any, arguments: Sequence[Any], options: Mapping[str, Any]) -> Any:
             return value.held
         if isinstance(value, torch.Tensor) and value.dim():  # scalars may be on any device
             on_cpu.append(value)
+        if isinstance(value, torch.device):
+            targets.append(value)
+            return torch.device("cpu")
         return [held(item) for item in value] if isinstance(value, list | tuple) else value
 
     def wrapped(value: Any) -> Any:
@@ -90,6 +108,8 @@ def _run(op: Any, arguments: Sequence[Any], options: Mapping[str, Any]) -> Any:
             return value
         if id(value) in on_device:
             return on_device[id(value)]
+        if value.dtype in refused_types:
+            raise TypeError(f"{op.name()}: {NAME} has no {value.dtype}")
         with torch.inference_mode(
             mode=False
         ):  # a view of a tensor made outside is not an inference tensor
@@ -97,14 +117,7 @@ def _run(op: Any, arguments: Sequence[Any], options: Mapping[str, Any]) -> Any:
 
     numbers = [held(value) for value in arguments]
     named = {name: held(value) for name, value in options.items()}
-    target_device = named.get("device")
-    if target_device is not None:
-        named["device"] = torch.device("cpu")
     if on_device and on_cpu and op.name() not in ("aten::copy_", "aten::_copy_from"):
         raise RuntimeError(f"{op.name()}: tensors on {NAME} and on {on_cpu[0].device}")
     result = op(*numbers, **named)
-    return (
-        result
-        if target_device is not None and torch.device(target_device).type == "cpu"
-        else wrapped(result)
-    )
+    return result if targets and targets[0].type == "cpu" else wrapped(result)
