@@ -18,6 +18,7 @@ from cgconvert.calibrate.layerwise import ACTIVATION_BYTES, BATCH, ROWS
 from cgconvert.codecs.block_codec import BlockCodec
 from cgconvert.lazy import torch
 from cgconvert.model.decoder import Geometry
+from cgconvert.model.device import float64_device
 from cgconvert.model.forward import attend, gelu, rotary
 from cgconvert.write.promise import PROMISE_TOKENS, PROMISE_WINDOWS
 
@@ -188,7 +189,7 @@ class Measurements:
     def _double_flop_seconds(self) -> float:
         """The time of an operation in a matrix product of float64."""
         size = min(self.width, 512)
-        matrix = self._random(size, size).double()
+        matrix = self._random(size, size).to(float64_device(self.device)).double()
         return self._timed(lambda: matrix @ matrix) / (2 * size**3)
 
     @cached_property

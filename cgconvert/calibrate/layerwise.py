@@ -268,7 +268,7 @@ class LayerwiseCalibration:
             divergences.append((log_p.exp() * (log_p - log_q)).sum(-1))
         kl = torch.cat(divergences)
         standard_error = float(kl.std()) / len(kl) ** 0.5
-        return Promise(float(kl.mean()), standard_error, tuple(map(tuple, ids.tolist())))
+        return Promise(float(kl.mean()), standard_error, tuple(map(tuple, ids.cpu().tolist())))
 
     def _fit(
         self,

@@ -145,10 +145,8 @@ class Quantizer:
             self.progress.advance(1)
         if not self._path("head").is_file():
             self._save_step("head", calibration.head(states))
-        head = {
-            field: QuantizedPart(t)
-            for field, t in safetensors_torch.load_file(self._path("head")).items()
-        }
+        stored = safetensors_torch.load_file(self._path("head"))
+        head = {field: QuantizedPart(t.to(self.device)) for field, t in stored.items()}
         promise = calibration.promise(head, states, self.vocab_size)
         self.progress.advance(1)
         return promise
@@ -194,7 +192,8 @@ class Quantizer:
         if not path.is_file():
             return 0, None
         stored = safetensors_torch.load_file(path)
-        source, quantized = (stored[name].to(self.device) for name in ("exact", "ours"))
+        # A copy, because the file is replaced, which Windows refuses while its memory is mapped.
+        source, quantized = (stored[name].to(self.device, copy=True) for name in ("exact", "ours"))
         return int(stored["layer"]), HiddenStates(source, quantized)
 
     def _save_states(self, layer: int, states: HiddenStates) -> None:

@@ -178,7 +178,8 @@ def sensitivities(
     for number in reversed(range(g.n_layer)):
         path = folder / f"entering-{number}.safetensors"
         weights = layer_weights(decoder, number, device)
-        states = safetensors_torch.load_file(path)["x"].to(device)
+        # A copy, because Windows removes no file whose memory is mapped.
+        states = safetensors_torch.load_file(path)["x"].to(device, copy=True)
         path.unlink()
         gradient, samples = _backward(g, number, weights, states, gradient, tables, generator)
         for sample in samples:

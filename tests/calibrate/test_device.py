@@ -12,7 +12,7 @@ import pytest
 import torch
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
-from cgconvert.calibrate import calibrated_plan, sensitivity
+from cgconvert.calibrate import estimate, sensitivity
 from cgconvert.calibrate import gguf as calibrate
 from cgconvert.calibrate.calibrated_plan import CalibratedPlan
 from cgconvert.calibrate.imatrix import collect
@@ -50,7 +50,6 @@ def source(tmp_path_factory: pytest.TempPathFactory) -> Checkpoint:
 def quick(monkeypatch: pytest.MonkeyPatch) -> None:
     preset = CalibrationPreset("default", train=16, validation=4, sweeps=1, length=64)
     monkeypatch.setitem(PRESETS, "default", preset)
-    monkeypatch.setattr(calibrated_plan, "GPU_PROBE_COLUMNS", 64)
     grad = torch.autograd.grad
 
     def on_this_thread(*arguments: Any) -> Any:
@@ -105,7 +104,7 @@ def test_a_device_without_float64_gives_the_same_bytes(
     """MPS has none, so the CPU keeps the sums."""
     monkeypatch.setattr(devices, "WITHOUT_FLOAT64", {"fakegpu"})
     artefacts = []
-    for device in (CPU, fake_gpu.device()):
+    for device in (torch.device("cpu"), fake_gpu.device()):
         path = tmp_path / device.type / ("model.gguf" if form == "gguf" else "model")
         path.parent.mkdir()
         plan = replace(planned(source, path, bits=4, format=form), device=device)
@@ -202,7 +201,7 @@ def test_gpu_kernels_are_deterministic_and_too_little_memory_is_reported(
         raise torch.OutOfMemoryError
 
     monkeypatch.setattr(calibrate, "calibrate_gguf", full)
-    monkeypatch.setattr(calibrated_plan, "_timed", full)
+    monkeypatch.setattr(estimate.Measurements, "_timed", full)
     with pytest.raises(UsageError, match='not enough memory on the GPU; use `device="cpu"`'):
         plan.describe() if step == "describe" else plan.resolve(
             tmp_path / "steps", SilentProgress()
