@@ -85,7 +85,8 @@ def _outcome(commands: Sequence[Command], environment: Mapping[str, str]) -> str
 
 
 def python_of(environment: str) -> Path:
-    return ROOT / environment / "bin" / "python"
+    folder, name = ("Scripts", "python.exe") if os.name == "nt" else ("bin", "python")
+    return ROOT / environment / folder / name
 
 
 def set_up(steps: Steps, environment: str, constraints: str, *packages: str) -> None:
