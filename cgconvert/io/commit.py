@@ -18,7 +18,7 @@ from typing import Any, Protocol
 from cgconvert.errors import OutputError, UsageError
 from cgconvert.io.signals import uninterrupted
 from cgconvert.io.system.files import sync
-from cgconvert.io.system.names import exchange, rename
+from cgconvert.io.system.names import exchange, rename, rename_new
 
 __all__ = ["Anything", "Commit", "Guard", "Nothing"]
 
@@ -88,7 +88,7 @@ class Commit:
             if os.path.lexists(self.output):
                 exchange(new, self.output, self.replaced / self.output.name)
             else:
-                _rename_new(new, self.output)
+                rename_new(new, self.output)
         except (OSError, UsageError) as error:
             self.settle()
             if isinstance(error, OSError):
@@ -166,23 +166,6 @@ class Commit:
                 rename(path, place)
             self.replaced.rmdir()
         self._record.unlink()
-
-
-def _rename_new(new: Path, output: Path) -> None:
-    """Rename to a place where nothing lies; raises FileExistsError if something does by now."""
-    if not new.is_dir():
-        try:
-            output.hardlink_to(new)
-        except FileExistsError:
-            raise
-        except (OSError, NotImplementedError):
-            pass  # a disk without hard links
-        else:
-            new.unlink()
-            return
-    if os.path.lexists(output):
-        raise FileExistsError(f"{output} was made meanwhile")
-    rename(new, output)
 
 
 def _inode(path: Path) -> int:

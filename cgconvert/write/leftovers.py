@@ -15,6 +15,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from cgconvert.io.staging import SUFFIX, Staging, is_locked, remove_partial, staging_folder
+from cgconvert.io.system.names import is_users
 from cgconvert.write.journal import START, Journal, plan_key
 from cgconvert.write.ownership import Replacement
 from cgconvert.write.plan import LazyPlan, Plan
@@ -168,7 +169,7 @@ def _is_staging(path: Path) -> bool:
     try:
         if not _is_temporary(path.name) or not stat.S_ISDIR(path.lstat().st_mode):
             return False
-        return _is_users(path) and {entry.name for entry in path.iterdir()} <= PARTS
+        return is_users(path) and {entry.name for entry in path.iterdir()} <= PARTS
     except OSError:
         return False
 
@@ -176,14 +177,9 @@ def _is_staging(path: Path) -> bool:
 def _is_partial(path: Path) -> bool:
     """Whether a path is the temporary file of a small file, or that file's lock."""
     try:
-        return _is_temporary(path.name) and stat.S_ISREG(path.lstat().st_mode) and _is_users(path)
+        return _is_temporary(path.name) and stat.S_ISREG(path.lstat().st_mode) and is_users(path)
     except OSError:
         return False
-
-
-def _is_users(path: Path) -> bool:
-    """Whether a path belongs to the user who runs this; Windows does not say."""
-    return not hasattr(os, "getuid") or path.lstat().st_uid == os.getuid()
 
 
 def _files(path: Path) -> Iterator[Path]:

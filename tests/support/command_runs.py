@@ -33,7 +33,7 @@ def start_commands(
 ) -> subprocess.Popen[str]:
     """Start a process that runs commands in `folder`; `portable` takes Linux's functions away."""
     paths = [*([str(PORTABLE)] if portable else []), str(ROOT)]
-    environment = {"PYTHONPATH": os.pathsep.join(paths), "CGCONVERT_CACHE": str(folder / "cache")}
+    environment = {"PYTHONPATH": os.pathsep.join(paths), "CGCONVERT_CACHE": f"{folder}-cache"}
     process = subprocess.Popen(
         [sys.executable, "-m", "tests.support.command_runs"],
         stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True,

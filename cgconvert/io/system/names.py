@@ -11,7 +11,7 @@ import time
 from pathlib import Path
 from typing import Any
 
-__all__ = ["exchange", "link_or_copy", "rename"]
+__all__ = ["exchange", "is_users", "link_or_copy", "rename", "rename_new"]
 
 RENAME_EXCHANGE = 2
 AT_FDCWD = -100
@@ -59,6 +59,23 @@ def rename(source: Path, target: Path) -> None:
             time.sleep(0.01)
 
 
+def rename_new(new: Path, output: Path) -> None:
+    """Rename to a place where nothing lies; raises FileExistsError if something does by now."""
+    if not new.is_dir():
+        try:
+            output.hardlink_to(new)
+        except FileExistsError:
+            raise
+        except (OSError, NotImplementedError):
+            pass  # a disk without hard links
+        else:
+            new.unlink()
+            return
+    if os.path.lexists(output):
+        raise FileExistsError(f"{output} was made meanwhile")
+    rename(new, output)
+
+
 def link_or_copy(path: Path, target: Path) -> None:
     """Give a file a second name; copy it where the system has no links for this user or disk.
 
@@ -70,3 +87,8 @@ def link_or_copy(path: Path, target: Path) -> None:
             make(target)
             return
     shutil.copyfile(target, path)
+
+
+def is_users(path: Path) -> bool:
+    """Whether a path belongs to the user who runs this; Windows does not say."""
+    return not hasattr(os, "getuid") or path.lstat().st_uid == os.getuid()
