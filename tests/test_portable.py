@@ -133,7 +133,8 @@ def test_two_runs_do_not_write_one_output(inputs: Path, tmp_path: Path) -> None:
     folder = lay_inputs(inputs, tmp_path / "portable")
     holder = (
         "import sys; from pathlib import Path; from cgconvert.io.system.locks import FileLock;"
-        "lock = FileLock(Path('.out.cgconvert-tmp/lock')); lock.acquire(); print('held', flush=True);"
+        "lock = FileLock(Path('.out.cgconvert-tmp/lock')); lock.acquire();"
+        "print('held', flush=True);"
         "sys.stdin.read()"
     )
     (folder / ".out.cgconvert-tmp").mkdir()

@@ -63,6 +63,9 @@ def _refusing(function: Callable[..., Any]) -> Callable[..., Any]:
 
 
 def _is_in_use(path: str) -> bool:
+    if "lock" in path.rpartition("/")[2]:
+        # filelock takes Linux's kind of lock here, and renames its own file while it is open.
+        return False
     in_use = set()
     for number in os.listdir("/proc/self/fd"):
         try:
