@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 __all__ = ["ADVICE", "GUIDE", "advice", "anchor", "paragraph"]
 
@@ -62,9 +62,23 @@ ADVICE: Mapping[str, str] = {
 """What to do if a check fails, by name of check."""
 
 
-def advice(name: str) -> str:
-    """Say what to do about a failed check and where it is described, in one line."""
+STORED = ("source.groups", "weights.", "settings", "tokenizer.")
+"""Beginnings of the names of checks of what is in the files; what a runtime computes follows."""
+
+COMPUTED = ("runtime.", "logits.", "generation", "cache", "batch", "padding", "finite")
+"""Beginnings of the names of checks of what the runtime computes."""
+
+
+def advice(name: str, failed: Sequence[str] = ()) -> str:
+    """Say what to do about a failed check and where it is described, in one line.
+
+    `failed` are the names of all failed checks: what is computed may be wrong only because of what
+    is stored.
+    """
     see = f"see {paragraph(name)}"
+    causes = [cause for cause in failed if cause.startswith(STORED)]
+    if name.startswith(COMPUTED) and causes:
+        return f"may follow from {causes[0]}, mend that first; {see}"
     return f"{ADVICE[name]}; {see}" if name in ADVICE else see
 
 

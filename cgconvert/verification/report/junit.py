@@ -9,7 +9,7 @@ give the same bytes.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 from xml.etree.ElementTree import Element, SubElement, indent, tostring
 
@@ -48,7 +48,8 @@ def _suite(report: Mapping[str, Any], tool: Mapping[str, str]) -> Element:
     properties = SubElement(suite, "properties")
     for name, value in _properties(report, tool).items():
         SubElement(properties, "property", name=name, value=value)
-    suite.extend(_case(check, path) for check in checks)
+    failed = [check["name"] for check in checks if check["verdict"] == "fail"]
+    suite.extend(_case(check, path, failed) for check in checks)
     return suite
 
 
@@ -65,8 +66,8 @@ def _properties(report: Mapping[str, Any], tool: Mapping[str, str]) -> dict[str,
     return values | {f"artefact.sha256.{name}": sha256 for name, sha256 in hashes}
 
 
-def _case(check: Mapping[str, Any], path: str) -> Element:
-    """Build the test case of a check of the artefact at `path`.
+def _case(check: Mapping[str, Any], path: str, failed: Sequence[str]) -> Element:
+    """Build the test case of a check of the artefact at `path`, whose failed checks are `failed`.
 
     Numbers have all digits in its text, and four in its message.
     """
@@ -81,7 +82,7 @@ def _case(check: Mapping[str, Any], path: str) -> Element:
         limit = bound(check["comparison"], check["threshold"], check["minimum"])
         summary = f"{number(check['value'])}, not {limit}" if check["value"] is not None else ""
         message = "; ".join(filter(None, [summary, check["detail"]]))
-        text += f"\n{advice(check['name'])}"
+        text += f"\n{advice(check['name'], failed)}"
         SubElement(case, "failure", message=message, type=check["name"]).text = text
         return case
     if check["verdict"] == "warning":

@@ -84,14 +84,20 @@ def table(report: Report, width: int | None = None) -> str:
     used = len(cells[0]) + 2
     lines = [line for head in heads for line in wrapped(head, width)]
     lines += ["", *([] if width is not None and used > width else [cells[0].rstrip()])]
+    failed = [check.name for check in checks if check.verdict == Verdict.FAIL]
     for row, line, check in zip(rows[1:], cells[1:], checks, strict=True):
-        lines += _check_lines(row, line, check, width)
+        lines += _check_lines(row, line, check, width, failed)
     lines += ["", *wrapped(_counts(checks), width)]
     return "\n".join(lines) + "\n"
 
 
-def _check_lines(row: tuple[str, ...], cells: str, check: Check, width: int | None) -> list[str]:
-    """Write one check: its cells, its detail beside or below them, and what to do if it failed."""
+def _check_lines(
+    row: tuple[str, ...], cells: str, check: Check, width: int | None, failed: Sequence[str]
+) -> list[str]:
+    """Write one check: its cells, its detail beside or below them, and what to do if it failed.
+
+    `failed` are the names of all failed checks.
+    """
     room = None if width is None else width - len(cells) - 2
     if room is None or room >= LEAST_DETAIL:
         first, *rest = wrapped(check.detail, room) or [""]
@@ -106,7 +112,7 @@ def _check_lines(row: tuple[str, ...], cells: str, check: Check, width: int | No
         lines = [f"{head}  {values}" if is_short else head]
         lines += wrapped("; ".join(filter(None, texts)), width, INDENT)
     if check.verdict == Verdict.FAIL:
-        lines += wrapped(f"-> {advice(check.name)}", width, INDENT)
+        lines += wrapped(f"-> {advice(check.name, failed)}", width, INDENT)
     return lines
 
 

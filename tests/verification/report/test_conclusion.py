@@ -159,3 +159,6 @@ def test_every_check_has_its_advice_and_its_heading() -> None:
     assert anchors == [anchor(heading) for heading in headings]
     assert len(set(anchors)) == len(anchors)
     assert advice("weights.equal").endswith("see docs/verify.md#weightsequal")
+    assert advice("logits.nmse", ["weights.equal", "logits.nmse"]) == (
+        "may follow from weights.equal, mend that first; see docs/verify.md#logitsnmse"
+    )

@@ -53,11 +53,12 @@ def test_the_page_has_the_numbers_of_the_json(reports: list[Report], tmp_path: P
     assert page.words.index("failed") < page.words.index("rel. error")  # the verdict first
     words = {"pass": "passed", "fail": "failed"}
     for table, artefact in zip(tables, whole["artefacts"], strict=True):
+        names = [check["name"] for check in artefact["checks"] if check["verdict"] == "fail"]
         for row, check in zip(table[1:], worst_first(artefact["checks"]), strict=True):
             verdict = words.get(check["verdict"], check["verdict"])
             assert row[:2] == [verdict, check["name"]]
             failed = check["verdict"] == "fail"
-            assert row[4] == check["detail"] + (advice(check["name"]) if failed else "")
+            assert row[4] == check["detail"] + (advice(check["name"], names) if failed else "")
             if check["value"] is not None:
                 assert float(row[2]) == pytest.approx(check["value"], rel=1e-3)
         for provenance in (artefact["source"]["sha256"], *artefact["artefact"]["files"].values()):
@@ -79,6 +80,34 @@ def test_the_opening_names_what_failed_and_counts_warnings(tmp_path: Path) -> No
     assert "1 of 2 artefacts passed; failed: out/tiny.gguf; with warnings: 1." in text
     text = written([warned], tmp_path / "verdict.html")
     assert '<h1>Verification <span class="verdict warning">passed with warnings</span></h1>' in text
+
+
+def test_the_sentence_comes_before_the_tables(tmp_path: Path) -> None:
+    reports = [report("good.gguf", CHECKS[:1]), report()]
+    page = Page(written(reports, tmp_path / "verdict.html"))
+    sentences = [a["class"] for tag, a in page.elements if "sentence" in (a.get("class") or "")]
+    assert sentences == ["sentence fail", "sentence fail", "sentence pass"]  # all, then each
+    whole = as_json_object(reports)["sentence"]
+    assert page.words.index(whole) < page.words.index("artefact")
+    assert [row[1] for row in page.tables[0][1:]] == ["out/tiny.gguf", "good.gguf"]
+    single = Page(written(reports[:1], tmp_path / "verdict.html"))
+    assert single.words.count(reports[0].sentence) == 1
+
+
+def test_on_a_telephone_no_element_is_wider_than_the_page(tmp_path: Path) -> None:
+    """Tables scroll in their own box or become cards; drawings scroll in their figure."""
+    text = written([report()], tmp_path / "verdict.html")
+    style = text[text.index("<style>") : text.index("</style>")]
+    narrow = style[style.index("@media (max-width: 44rem)") :]
+    assert 'name="viewport" content="width=device-width' in text
+    for tables in re.findall(r".{24}<table", text):
+        assert tables.endswith('<div class="scroll"><table')
+    assert ".scroll { overflow-x: auto; }" in style
+    assert "figure { overflow-x: auto; }" in narrow
+    assert "dl { grid-template-columns: 1fr; }" in narrow
+    assert ".cards, .cards tbody, .cards tr { display: block; }" in narrow
+    labels = {a["data-label"] for tag, a in Page(text).elements if a.get("data-label")}
+    assert {"value", "bound", "runtime", "type"} <= labels  # the heads of columns are hidden there
 
 
 def test_the_same_reports_give_the_same_bytes(reports: list[Report], tmp_path: Path) -> None:
