@@ -136,8 +136,10 @@ class CalibratedGGUF(CalibratedPlan):
         """Collect the importance matrix on the training windows, and write it if it is new."""
         train = self.calibration_set.train
         imatrix = collect(self.source.decoder, train, self.text.name, progress, self.device)
-        if not path.is_file() or path.read_bytes() != encoded(imatrix):
+        if not path.exists():
             write_imatrix(path, imatrix)
+        elif path.read_bytes() != encoded(imatrix):
+            raise UsageError(f"{path}: exists, with other numbers; choose another `save_imatrix`")
 
     @cached_property
     def _budget_in_bytes(self) -> Budget:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -9,7 +10,7 @@ from typing import Any
 from cgconvert.calibrate.budget import Budget, in_bytes, standard_sizes, type_name
 from cgconvert.calibrate.presets import FAST, PRESETS
 from cgconvert.calibrate.rounded_plan import RoundedPlan
-from cgconvert.errors import UsageError
+from cgconvert.errors import InputError, UsageError
 from cgconvert.formats.gguf import writer as gguf
 from cgconvert.formats.gguf.imatrix import read_imatrix
 from cgconvert.formats.gguf.type_choices import QUANTIZED_TYPES
@@ -77,6 +78,8 @@ def quantize_gguf(
         path = gguf.output_path(checkpoint, output, name)
         plan = gguf.plan(checkpoint, path, type=type_, fixed=budget.fixed, importance=importance)
         return RoundedPlan(**vars(plan))
+    if save_imatrix is not None:
+        _check_place(save_imatrix, checkpoint)
     name = type_name(checkpoint, in_bytes(budget, checkpoint))
     path = gguf.output_path(checkpoint, output, name)
     fixed = {"tensor_type": dict(budget.fixed)} if budget.fixed else {}
@@ -87,6 +90,18 @@ def quantize_gguf(
         checkpoint, path, text, PRESETS[effort], {**requested, **fixed},
         budget=budget, save_imatrix=save_imatrix, device=torch_device(device),
     )  # fmt: skip
+
+
+def _check_place(save_imatrix: Path, checkpoint: Checkpoint) -> None:
+    """Raise UsageError if something other than an imatrix lies where one is to be written."""
+    if os.path.lexists(save_imatrix):
+        try:
+            read_imatrix(save_imatrix, checkpoint.decoder)
+        except InputError as error:
+            raise UsageError(
+                f"{save_imatrix}: exists and is no imatrix of this model; choose another "
+                "`save_imatrix`"
+            ) from error
 
 
 def quantize_onnx(

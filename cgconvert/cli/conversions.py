@@ -25,6 +25,7 @@ from cgconvert.io.terminal import wrapped_fields
 from cgconvert.model.decoder import WARNING
 from cgconvert.write.execute import check_plan
 from cgconvert.write.leftovers import unfinished
+from cgconvert.write.ownership import Replacement
 from cgconvert.write.plan import LazyPlan
 
 __all__ = ["carry_out", "run"]
@@ -40,6 +41,16 @@ def run(conversion: str, source: str | None, **values: Any) -> None:
     with shown_while_reading(progress):
         planned = plan(source, conversion, **arguments(options, values))
     carry_out(planned, progress=progress, **writing)
+    if writing["dry_run"]:
+        _print_obstacle(planned, force=writing["force"])
+
+
+def _print_obstacle(plan: LazyPlan, *, force: bool) -> None:
+    """Say what lies at the output of a plan, if it would not be replaced."""
+    try:
+        Replacement(force=force, is_folder=plan.is_folder).check(plan.output)
+    except UsageError as error:
+        click.echo(f"would stop: {one_line(with_flags(str(error), declared_options()))}")
 
 
 def carry_out(
@@ -68,9 +79,9 @@ def carry_out(
         click.echo(_summary(plan), err=not dry_run)
     if dry_run:
         check_plan(plan)
+        _print_unfinished(plan, writing, dry_run=True)
         return plan.output
-    if writing.get("keep", True):
-        _print_unfinished(plan, allow_nonfinite=writing.get("allow_nonfinite", False))
+    _print_unfinished(plan, writing, dry_run=False)
     result = execute(plan, progress=progress or progress_of_command(context), **writing)
     _print_notes(result.notes, printed)
     path = printable(str(result.path))
@@ -108,15 +119,20 @@ def _print_notes(notes: Iterable[str], printed: set[str]) -> None:
             printed.add(note)
 
 
-def _print_unfinished(plan: LazyPlan, *, allow_nonfinite: bool) -> None:
+def _print_unfinished(plan: LazyPlan, writing: Mapping[str, Any], *, dry_run: bool) -> None:
     """Say on stderr what of an interrupted run is continued, and what is dropped."""
-    left, output = unfinished(plan, allow_nonfinite=allow_nonfinite), printable(str(plan.output))
+    if verbosity.quiet or not writing.get("keep", True):
+        return
+    left = unfinished(plan, allow_nonfinite=writing.get("allow_nonfinite", False))
+    output = printable(str(plan.output))
     if left.continues:
-        click.echo(f"continuing at {left.continues}: {output}", err=True)
+        start = "would continue" if dry_run else "continuing"
+        click.echo(f"{start} at {left.continues}: {output}", err=True)
     if left.drops:
+        when = "now" if plan.resolved else "when this one is complete"
         click.echo(
-            f"note: drops what an interrupted run of another plan has left of {output} "
-            f"({left.drops})",
+            f"note: {output}: what an interrupted run of another plan has left ({left.drops}) "
+            f"is dropped {when}",
             err=True,
         )
 

@@ -13,6 +13,7 @@ import torch
 
 from cgconvert.codecs.block_codec import BlockCodec
 from cgconvert.codecs.ggml import ENCODINGS
+from cgconvert.errors import UsageError
 from cgconvert.formats.gguf.imatrix import DAMPING, Imatrix, InputStatistics
 from cgconvert.formats.gguf.writer import plan
 from cgconvert.model.decoder import Decoder
@@ -24,6 +25,8 @@ from cgconvert.verification.weights import check_weights
 from cgconvert.write.execute import execute
 from cgconvert.write.journal import plan_key
 from cgconvert.write.manifest import find_manifest
+from tests.conftest import first_layers
+from tests.support import plans
 from tests.support.gguf_models import GEOMETRIES, converted, random_checkpoint
 from tests.support.imatrices import collected, llama_collect, windows
 
@@ -197,3 +200,14 @@ def test_verification_passes_and_catches_mistakes(tmp_path: Path, type: str) -> 
     swapped = SelectedRows(first.v, np.arange(first.v.shape[0]))
     for layer in (replace(first, fc_in=louder), replace(first, k=swapped)):
         assert failed(replace(SOURCE.decoder, layers=(layer, *rest))) == {"weights.error"}
+
+
+@pytest.mark.parametrize("text", ["my notes", ""])
+def test_a_file_that_is_no_imatrix_is_refused_before_anything_is_computed(
+    text: str, tmp_path: Path
+) -> None:
+    path = tmp_path / "precious.gguf"
+    path.write_text(text)
+    with pytest.raises(UsageError, match="is no imatrix of this model; choose another `save_im"):
+        plans.quantize(first_layers(1), tmp_path / "m.gguf", bits=4, save_imatrix=path)
+    assert path.read_text() == text

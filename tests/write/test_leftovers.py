@@ -13,6 +13,7 @@ import torch
 
 import cgconvert
 from cgconvert.api.output_state import output_state
+from cgconvert.cli.conversions import carry_out
 from cgconvert.cli.main import main
 from cgconvert.codecs.encoding import F32
 from cgconvert.errors import InputError, Interrupted, OutputError
@@ -151,6 +152,26 @@ def test_a_refused_run_keeps_what_an_interrupted_one_has_left(checkpoint: Checkp
     assert staging.is_dir()
     Path("m.bin").unlink()
     assert unfinished(planned(checkpoint, Stopping(0, None))).continues
+
+
+def test_a_dry_run_says_what_would_be_continued_or_stop(
+    checkpoint: Checkpoint, capsys: pytest.CaptureFixture[str]
+) -> None:
+    carry_out(planned(checkpoint, Stopping(0, None)), dry_run=True)
+    assert capsys.readouterr().err == ""
+    stopped(checkpoint)
+    for options, start in (({"dry_run": True}, "would continue at "), ({}, "continuing at ")):
+        carry_out(planned(checkpoint, Stopping(0, None)), **options)  # type: ignore[arg-type]
+        assert re.search(rf"^{start}\d+ %: m\.bin$", capsys.readouterr().err, re.MULTILINE)
+    Path("precious.gguf").write_text("mine")
+    for name, flags, line in (
+        ("precious.gguf", ["--force"], "would stop: precious.gguf: exists and is not cgconvert's"),
+        ("new.gguf", [], ""),
+    ):
+        with pytest.raises(SystemExit):
+            main(["to-gguf", "codegen-tiny-mono", "-o", name, "--dry-run", *flags])
+        stops = [text for text in capsys.readouterr().out.splitlines() if "would stop" in text]
+        assert [stop[: len(line)] for stop in stops] == [line] * bool(line)
 
 
 # clean
