@@ -56,6 +56,18 @@ def test_a_page_loads_nothing_from_another_site(site: Path) -> None:
     assert not [path for path in site.rglob("*.html") if loads.search(path.read_text("utf-8"))]
 
 
+def test_pictures_are_there_and_load_nothing() -> None:
+    pages = [ROOT / "README.md", *(ROOT / "docs").glob("*.md")]
+    text = "".join(page.read_text("utf-8") for page in pages)
+    named = set(re.findall(r"images/([\w.-]+)\)", text))
+    pictures = {path.name: path for path in (ROOT / "docs" / "images").iterdir()}
+    assert named <= pictures.keys()
+    assert named >= {f"verify-{end}-{width}.svg" for end in ("pass", "fail") for width in (80, 40)}
+    for path in pictures.values():
+        if path.suffix == ".svg":
+            assert "url(http" not in path.read_text("utf-8").replace('"', "")
+
+
 @pytest.mark.parametrize("name", DOCUMENTS)
 def test_parts_that_are_made_from_the_code_are_up_to_date(name: str) -> None:
     text = (ROOT / name).read_text("utf-8")

@@ -270,8 +270,9 @@ def reports_of(
                     quick=quick,
                     progress=LaterSteps(shown, MOST_STEPS * (len(artefacts) - number)),
                 )
-        finally:
+        except BaseException:
             shown.finish()
+            raise
         reports.append(verified)
         yield verified
     Verification(tuple(reports)).save(*report)

@@ -9,7 +9,6 @@ from dataclasses import dataclass
 
 import click
 
-from cgconvert.api.progress import ProgressBar
 from cgconvert.io.progress import Progress, SilentProgress
 from cgconvert.io.terminal import is_terminal, terminal_width, uses_color
 
@@ -81,6 +80,9 @@ def progress_of_command(context: str = "") -> Progress:
     """Return the progress that a command shows; `context` stands first, as "[2/5]" of a recipe."""
     if verbosity.quiet:
         return SilentProgress()
+    # Not imported at the top: help and usage errors show no progress.
+    from cgconvert.api.progress import ProgressBar
+
     delay = TERMINAL_DELAY if is_terminal(sys.stderr) else LOG_DELAY
     return ProgressBar(context, log_delay=delay)
 

@@ -90,13 +90,18 @@ def progress_of_reading() -> Progress:
 
 @contextlib.contextmanager
 def shown_while_reading(progress: Progress) -> Iterator[None]:
-    """Let `progress` show what sources take that are read in the block, and end its last step."""
-    token = _reading.set(progress)
+    """Let `progress` show what sources take that are read in the block.
+
+    Its last step is ended, if there was one: most sources take none.
+    """
+    steps = _ReadingSteps(progress)
+    token = _reading.set(steps)
     try:
         yield
     finally:
         _reading.reset(token)
-        progress.finish()
+        if steps.has_begun:
+            progress.finish()
 
 
 class LaterSteps:
@@ -121,6 +126,18 @@ class LaterSteps:
         """End the last step of this part: steps that were expected and not begun do not come."""
         self.expect(0)
         self._progress.finish()
+
+
+class _ReadingSteps(LaterSteps):
+    """A Progress that knows whether a step has begun."""
+
+    def __init__(self, progress: Progress) -> None:
+        super().__init__(progress, 0)
+        self.has_begun = False
+
+    def step(self, label: str, total: int) -> None:
+        self.has_begun = True
+        super().step(label, total)
 
 
 def format_bytes(count: float, *, round_up: bool = False) -> str:

@@ -21,6 +21,7 @@ class Recorded:
         self.totals: list[int] = []
         self.amounts: list[int] = []
         self.finished = False
+        self.finishes = 0
 
     def step(self, label: str, total: int) -> None:
         self.steps.append(label)
@@ -32,6 +33,7 @@ class Recorded:
 
     def finish(self) -> None:
         self.finished = True
+        self.finishes += 1
 
 
 def test_nothing_is_printed_unless_asked(capsys: pytest.CaptureFixture[str]) -> None:
@@ -56,6 +58,7 @@ def test_an_object_gets_every_step_and_amount() -> None:
     assert progress.totals == [result.bytes, result.bytes]
     assert progress.amounts[1] == result.bytes
     assert progress.finished
+    assert progress.finishes == 1  # reading took no step
 
 
 def test_what_progress_accepts(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -43,6 +43,7 @@ def picture(raw: str, command: str, columns: int) -> str:
         for line in (*prompt.split(), *shown.split()):  # a terminal wraps at its last column
             for part in line.divide(range(columns, len(line), columns)):
                 console.print(part, no_wrap=True)
+        console.print()  # browsers cut what hangs below the last line
         svg = console.export_svg(title="cgconvert", theme=MONOKAI, unique_id=f"columns-{columns}")
     return FONT.sub("", svg)
 
