@@ -117,11 +117,10 @@ class Conversion:
         """Say what lies in the way of the step and what to do; "" if nothing does."""
         if state.kind in ("absent", "complete"):
             return ""
-        advice = f"give the step another {OUTPUT.name}"
-        if state.kind == "different":
-            if self._writing()["force"]:
-                return ""
-            advice = f"--force replaces it, or {advice}"
+        if state.kind == "different" and self._writing()["force"]:
+            return ""
+        first = "--force replaces it" if state.kind == "different" else "move it"
+        advice = f"{first}, or give the step another {OUTPUT.name}"
         colon = "" if state.kind == "different" else ":"
         return f"{self.make_plan().output}{colon} {state.reason}; {advice}"
 

@@ -250,7 +250,7 @@ def test_a_recipe_stops_for_what_is_not_cgconverts_and_force_does_not_help(
     (tmp_path / "r.yaml").write_text(WITHOUT_VERIFY)
     (tmp_path / "q4.gguf").write_text("a thesis")
     line = "r.yaml:5: quantize bits 4, effort fast, output q4.gguf"
-    assert_stops(run, tmp_path, line, "q4.gguf: ", "; give the step another output")
+    assert_stops(run, tmp_path, line, "q4.gguf: ", "; move it, or give the step another output")
     code, _, err = run("r.yaml", "--force")
     assert (code, (tmp_path / "q4.gguf").read_text()) == (2, "a thesis"), err
 
@@ -293,7 +293,7 @@ def test_what_was_verified_is_verified_again_where_something_differs(
 ) -> None:
     (tmp_path / "r.yaml").write_text(STEPS[: STEPS.index("  - to-hf")])
     assert run("r.yaml")[0] == 0
-    (tmp_path / "verdict.json").write_text("{}")
+    (tmp_path / "verdict.json").unlink()
     code, out, err = run("r.yaml")
     assert (code, "verified before" in out) == (0, False), err
     assert json.loads((tmp_path / "verdict.json").read_text())["verdict"] == "pass"
@@ -301,7 +301,7 @@ def test_what_was_verified_is_verified_again_where_something_differs(
         file.seek(-100, os.SEEK_END)
         file.write(bytes(50))
     code, _, err = run("r.yaml")
-    assert (code, "q8.gguf changed since it was written" in err) == (2, True), err
+    assert (code, "q8.gguf: changed since it was written" in err) == (2, True), err
     assert "--force" not in err
 
 
