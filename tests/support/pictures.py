@@ -70,7 +70,7 @@ def draw(page: Path, kind: str, picture: Path) -> None:
 
 
 def overflow(page: Path) -> int:
-    """By how many pixels a page is wider than a telephone, measured by Chromium."""
+    """Measure by how many pixels a page is wider than a telephone."""
     probe = page.with_suffix(".probe.html")
     probe.write_text(
         f'<iframe id="f" src="{page.name}" width="{TELEPHONE}" height="844"></iframe>'

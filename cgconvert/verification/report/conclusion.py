@@ -99,16 +99,20 @@ def conclusion(subject: Subject) -> str:
     return f"Do not ship {subject.path}: {_fact(subject, failed[lead])}: {cause.format(**values)}."
 
 
-def total(verdicts: Sequence[tuple[str, Verdict]], missing: Sequence[str] = ()) -> str:
+def total(
+    verdicts: Sequence[tuple[str, Verdict]], missing: Sequence[str] = (), *, quick: bool = False
+) -> str:
     """Say in one sentence which of several artefacts to ship.
 
     Args:
         verdicts: The path and the verdict of each artefact.
         missing: Paths of the artefacts that failed only because their runtime is not there.
+        quick: Whether only a part was compared.
     """
     failed = [path for path, verdict in verdicts if verdict == Verdict.FAIL]
     if not failed:
-        return f"Ship all {len(verdicts)} artefacts."
+        condition = " only after a whole verification" if quick else ""
+        return f"Ship all {len(verdicts)} artefacts{condition}."
     sentence = f"Do not ship {', '.join(failed)} ({len(failed)} of {len(verdicts)} artefacts)"
     if missing:
         sentence += f"; not run: {', '.join(missing)}"

@@ -177,6 +177,7 @@ def total_sentence(reports: Sequence[Report]) -> str:
     return total(
         [(str(report.artefact["path"]), report.verdict) for report in ordered],
         [str(report.artefact["path"]) for report in ordered if report.is_only_unrun],
+        quick=any(report.not_compared for report in reports),
     )
 
 

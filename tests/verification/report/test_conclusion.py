@@ -150,6 +150,10 @@ def test_several_artefacts_end_in_one_sentence() -> None:
     whole = as_json_object([concluded(), concluded(CHANGED, DIFFERS), concluded()])
     assert whole["sentence"] == "Do not ship x.gguf (1 of 3 artefacts)."
     assert as_json_object([concluded(), concluded()])["sentence"] == "Ship all 2 artefacts."
+    quick = [concluded(not_compared="batches"), concluded(not_compared="batches")]
+    assert as_json_object(quick)["sentence"] == (
+        "Ship all 2 artefacts only after a whole verification."
+    )
 
 
 def test_every_check_has_its_advice_and_its_heading() -> None:
