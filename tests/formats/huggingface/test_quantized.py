@@ -184,7 +184,8 @@ def test_other_types_in_a_torch_file(dtype: torch.dtype, make_checkpoint: Make) 
     state[name] = state[name].view(dtype) if dtype == torch.uint16 else state[name].to(dtype)
     torch.save(state, path)
     method = "" if dtype == torch.uint16 else r"is quantized \(fp8\).*"
-    with pytest.raises(InputError, match=rf"{method}fc_in.*type {dtype} is not supported"):
+    kind = str(dtype).removeprefix("torch.")
+    with pytest.raises(InputError, match=rf"{method}fc_in.*type {kind} is not supported"):
         read(str(folder))
 
 
