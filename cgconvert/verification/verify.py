@@ -45,6 +45,9 @@ Some need not be taken, such as what was measured before.
 MOST_STEPS = FILE_STEPS + RUN_STEPS + WITNESS_STEPS + REFERENCE_STEPS
 """The most steps of progress that verifying one artefact takes."""
 
+QUICK_STEPS = 6
+"""The most of a quick verification: hashes, weights, one prompt, tokenizers, references."""
+
 NOT_COMPARED = (
     "most rows of quantized matrices, the groups of qkv_proj, the other prompts and texts, the "
     "cache, batches, the end of the context, greedy text, what the type loses, and transformers "
@@ -116,7 +119,8 @@ def verify(
         text: windows(text, source.tokenizer, text_tokens, context)
         for text in (() if quick else texts)
     }
-    expect_steps(progress, MOST_STEPS)
+    most_steps = QUICK_STEPS if quick else MOST_STEPS
+    expect_steps(progress, most_steps)
     hashes, source_sha256 = _hashes(artefact, source, progress)
     subject = ArtefactUnderTest(
         path=artefact,
@@ -142,7 +146,7 @@ def verify(
         checks.append(check_provenance(artefact, hashes, source_sha256, source.origin))
         if not quick:
             checks += check_source_groups(source, source_sha256, cache, progress)
-        expect_steps(progress, MOST_STEPS - FILE_STEPS + 1)
+        expect_steps(progress, most_steps - (1 if quick else FILE_STEPS - 1))
         file_checks, tensor_errors, has_source_weights = subject.check_files(quick=quick)
         checks += file_checks
         promise = None if quick else read_promise(artefact, source.tokenizer.size)
