@@ -25,11 +25,11 @@ FUNCTIONS = (
     "fork", "forkpty", "pread", "preadv", "pwrite", "pwritev", "readv",
     "writev", "posix_fallocate", "posix_fadvise", "fdatasync", "sched_getaffinity", "sched_yield",
     "getgid", "getegid", "getpgid", "setsid", "killpg", "nice", "wait3",
-    "wait4", "waitid", "sysconf", "mkfifo", "mknod", "chown", "fchown", "lchown", "memfd_create",
+    "wait4", "waitid", "mkfifo", "mknod", "chown", "fchown", "lchown", "memfd_create",
     "sendfile", "copy_file_range", "O_NOFOLLOW", "O_DIRECTORY", "O_CLOEXEC", "O_SYNC", "O_DSYNC",
 )  # fmt: skip
-"""Names of os. What torch, pytest and Python's own library call here, and on Windows do not, stays:
-register_at_fork, getuid and statvfs."""
+"""Names of os. What torch, psutil, pytest and Python's own library call here, and on Windows do not,
+stays: register_at_fork, sysconf, getuid and statvfs."""
 
 SIGNALS = ("SIGHUP", "SIGQUIT", "SIGKILL", "SIGUSR1", "SIGALRM", "pthread_sigmask", "alarm",
            "setitimer", "sigwait")  # fmt: skip
