@@ -28,10 +28,10 @@ FUNCTIONS = (
     "wait4", "waitid", "mkfifo", "mknod", "chown", "fchown", "lchown", "memfd_create",
     "sendfile", "copy_file_range", "O_NOFOLLOW", "O_DIRECTORY", "O_CLOEXEC", "O_SYNC", "O_DSYNC",
 )  # fmt: skip
-"""Names of os. What torch, psutil, pytest and Python's own library call here, and on Windows do not,
-stays: register_at_fork, sysconf, getuid and statvfs."""
+"""Names of os. What torch, psutil, pytest and Python's own library call here and not on Windows
+stays: register_at_fork, sysconf, getuid, statvfs, and SIGKILL of signal."""
 
-SIGNALS = ("SIGHUP", "SIGQUIT", "SIGKILL", "SIGUSR1", "SIGALRM", "pthread_sigmask", "alarm",
+SIGNALS = ("SIGHUP", "SIGQUIT", "SIGUSR1", "SIGALRM", "pthread_sigmask", "alarm",
            "setitimer", "sigwait")  # fmt: skip
 
 SHARING_VIOLATION = 32
