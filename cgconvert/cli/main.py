@@ -87,9 +87,8 @@ def _run(arguments: Sequence[str] | None) -> int:
             sys.stdout.reconfigure(errors="backslashreplace")
         if not sys.warnoptions:
             warnings.simplefilter("ignore")  # they are meant for programmers, not for users
-        cli.main(args=arguments, prog_name="cgconvert", standalone_mode=False)
-    except click.exceptions.Exit as leaving:
-        return leaving.exit_code
+        # Commands return None; a number is the code of click's Exit.
+        return cli.main(args=arguments, prog_name="cgconvert", standalone_mode=False) or 0
     except (Interrupted, click.Abort, KeyboardInterrupt) as error:
         _leave_line()
         # A note says what stays of the work.
@@ -115,7 +114,6 @@ def _run(arguments: Sequence[str] | None) -> int:
     except Exception as error:
         text = f"internal error: {type(error).__name__}: {error}; --verbose shows where"
         return _say(text, 1, error)
-    return 0
 
 
 def _notes(error: BaseException | None) -> list[str]:

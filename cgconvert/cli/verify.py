@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
@@ -103,6 +104,9 @@ def _raise_if_failed(reports: Sequence[Report]) -> None:
     if missing:
         texts.append(f"not run: {', '.join(unrun)}: {'; '.join(missing)}")
     if failed:
+        if not missing and sys.stdout.isatty() and sys.stderr.isatty():
+            # The sentence above has said it, on the same screen.
+            raise click.exceptions.Exit(VerificationError.exit_code)
         raise VerificationError("; ".join(texts))
     if texts:
         raise UsageError(texts[0])
