@@ -39,7 +39,7 @@ def requirements(extra: str, package: str) -> tuple[str, ...]:
 
 
 def install_command(packages: Sequence[str], *, again: bool = False) -> str:
-    """Write the command that installs packages here; with `again`, over what is installed."""
+    """Write the command that installs packages here; with `again`, it installs them anew."""
     prefix = Path(sys.prefix)
     if (prefix / "pipx_metadata.json").is_file():
         force = ["--force"] if again else []
@@ -99,7 +99,7 @@ def _has_pip() -> bool:
 
 
 def _system_flags() -> list[str]:
-    """What pip wants for a system's own Python, in which this copy then was installed so too."""
+    """Return the flag without which pip refuses to install into a system's own Python."""
     is_managed = (Path(sysconfig.get_path("stdlib")) / "EXTERNALLY-MANAGED").is_file()
     return ["--break-system-packages"] if is_managed and sys.prefix == sys.base_prefix else []
 

@@ -13,8 +13,9 @@ __all__ = ["Leftover", "clean"]
 def clean(path: str | Path = ".", *, delete: bool = False) -> list[Leftover]:
     """Find what interrupted runs have left in a folder and below it, and remove it if asked.
 
-    Only hidden folders and files with the name and the content of cgconvert's own are found, which
-    belong to the user and are no links. What a run is writing now is never removed.
+    Only hidden files and folders with the names and the content of cgconvert's temporary ones are
+    found. They must belong to the user; links are left out. What a run is writing now is never
+    removed.
 
     Args:
         path: A folder, or the output of the run that was interrupted.

@@ -21,7 +21,7 @@ class Conversion:
     """A way to make an artefact: a command of the command line and a step of a recipe.
 
     Attributes:
-        name: Such as to-gguf.
+        name: Its name, such as to-gguf.
         options: Its own options, beside those of reading and writing.
         help: What `--help` says, with an example.
         plan: Makes the plan from a checkpoint, an output path or None, and the options by name.

@@ -43,14 +43,14 @@ class OutputState:
 def output_state(plan: LazyPlan, *, all_bytes: bool = False) -> OutputState:
     """Compare what lies at the output of a plan with what the plan would write.
 
-    Nothing is computed for the plan. Files of an artefact count as complete if they have their
-    sizes, small ones if they have their SHA-256 too. The SHA-256 of large sources that have been
+    Nothing is computed for the plan. A file of the artefact counts as complete if it has the right
+    size; a small one needs the right SHA-256 too. The SHA-256 of large sources that have been
     hashed before is remembered.
 
     Args:
         plan: The plan.
-        all_bytes: Whether large files of the artefact need their SHA-256 too. Of files that were
-            not changed since they were written or hashed, it is remembered.
+        all_bytes: Whether to compare the SHA-256 of the artefact's large files too. It is
+            remembered for files that have not changed since they were written or hashed.
 
     Raises:
         InputError: The source cannot be read.
@@ -74,7 +74,7 @@ def output_state(plan: LazyPlan, *, all_bytes: bool = False) -> OutputState:
 
 
 def _differences(plan: LazyPlan, manifest: Manifest) -> list[str]:
-    """Say in what an artefact with this manifest is not the one that the plan would write."""
+    """List how the artefact of this manifest differs from what the plan would write."""
     if manifest.format != plan.format:
         return [f"has format {manifest.format}, not {plan.format}"]
     differences = _option_differences(plan, manifest.options)
@@ -100,8 +100,8 @@ def _differences(plan: LazyPlan, manifest: Manifest) -> list[str]:
 def _option_differences(plan: LazyPlan, options: Mapping[str, Any]) -> list[str]:
     """Compare the options of a manifest with those that the plan's manifest would have.
 
-    A text is compared by what was read of it, wherever it lies; what it was fitted on is not
-    compared, because `device="auto"` may mean another device today.
+    A text is compared by its content, not by its path. The device is not compared, because
+    `device="auto"` may mean another device today.
     """
     expected, actual = json.loads(json.dumps(dict(plan.options))), dict(options)
     for name in plan.computed_options:
@@ -128,7 +128,7 @@ def _text_hashes(calibration: Any) -> list[Any]:
 
 
 def _shown(value: Any) -> str:
-    """The value of an option as a clause has it; of a file, its name."""
+    """Write the value of an option for a message; of a file, its name."""
     if isinstance(value, dict):
         return str(value.get("file", json.dumps(value)))
     return "none" if value is None else str(value)

@@ -74,8 +74,9 @@ class Status:
 def fit_line(status: Status, width: int, *, ascii_only: bool = False) -> str:
     """Write a status in at most `width` columns.
 
-    What tells least goes first: the word "left", then the bar, the rate and the time. The label is
-    shortened to the room that is left, a path in the middle.
+    If there is not enough room, the least important parts are left out first: the word "left", then
+    the bar, the rate and the time. The label is shortened to the room that is left, a path in the
+    middle.
     """
     gap = "  " if width >= WIDE else " "
     start = f"{status.position}{gap}" if status.position else ""
@@ -105,6 +106,7 @@ def fit_line(status: Status, width: int, *, ascii_only: bool = False) -> str:
 
 
 def _bar(share: float, width: int, *, ascii_only: bool) -> str:
+    """Draw a bar of `width` columns, of which a `share` from 0 to 1 is full."""
     full, empty = ("#", "-") if ascii_only else ("━", "─")
     count = int(share * width)
     return full * count + empty * (width - count)
@@ -121,14 +123,14 @@ class _View(Protocol):
 
 
 class ProgressBar:
-    """Progress on stderr: stdout stays free for what was asked for.
+    """Progress on stderr, so that stdout holds only the result.
 
     A terminal has one line that is drawn again and again. Where stderr is no terminal, or a dumb
     one, a line is written when a step begins and every 30 s. A notebook has tqdm's widget.
 
     Args:
         context: What stands before the position of a step, as the number of a recipe's step.
-        log_delay: Seconds in which a log stays without lines, because most work is done by then.
+        log_delay: Seconds before the first line of a log; most work is complete by then.
     """
 
     def __init__(self, context: str = "", *, log_delay: float = 0.0) -> None:
@@ -350,6 +352,7 @@ class _Widget:
 
 
 def _view_for(log_delay: float, lock: threading.RLock) -> _View:
+    """Choose how progress is shown: a widget in a notebook, one line in a terminal, or a log."""
     if _in_notebook():
         return _Widget()
     if is_controllable(sys.stderr):

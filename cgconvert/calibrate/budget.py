@@ -1,6 +1,6 @@
-"""The limit that a GGUF file has to keep: what it allows, and the name that it gives the file.
+"""The limit of a calibrated GGUF file, and the sizes and the type name that follow from it.
 
-All of this is known before anything is measured.
+Everything here is known before anything is measured.
 """
 
 from __future__ import annotations
@@ -42,16 +42,16 @@ STANDARD_TYPES = ("Q3_K", "Q4_0", "Q4_K_S", "Q4_K_M", "Q5_K_S", "Q5_K_M", "Q6_K"
 """The file types that `standard_sizes` lists."""
 
 LARGEST_TYPE = "Q8_0"
-"""The file type of the largest file that chosen types can give."""
+"""The file type that is as large as any choice of types can be."""
 
 LONGEST_NAME = "kl1.23457e-05"
 """A name of a type, as long as any of a calibrated file; see type_names.py."""
 
 CANDIDATES = ("Q3_K", "Q4_K", "Q5_K", "Q6_K", "Q8_0")
-"""The types that are chosen from under a budget; other types of the same size lose more."""
+"""The types that calibration chooses from; other types of the same size lose more."""
 
 SMALL_BLOCK_CANDIDATES = ("Q4_0", "Q4_1", "Q8_0")
-"""The types that are chosen from too, if rows of a matrix are not whole blocks of 256."""
+"""More types to choose from if rows of a matrix are not whole blocks of 256."""
 
 
 @dataclass(frozen=True)
@@ -63,7 +63,7 @@ class Budget:
         nbytes: The largest number of bytes of the file.
         bpw: The largest number of bits per weight, as the mean over all matrices.
         kl: The largest mean KL divergence from the source, in nats per token.
-        mix: A file type whose types are used, so that none are chosen.
+        mix: A file type that gives each matrix its type, so that no types are chosen.
         fixed: Pairs (pattern, type). A matrix whose name in GGUF matches a pattern gets its type;
             the first matching pattern decides.
     """
@@ -95,7 +95,7 @@ def _standard_data_sizes(decoder: Decoder) -> dict[str, int]:
 
 
 def in_bytes(budget: Budget, source: Checkpoint) -> Budget:
-    """Return a budget with `nbytes` in place of `like`."""
+    """Return the budget with `like` replaced by the `nbytes` that it stands for."""
     if budget.like is None:
         return budget
     nbytes = writer.header_size(source) + data_size(source.decoder, budget.like)
@@ -124,14 +124,19 @@ def largest_header(source: Checkpoint) -> int:
 
 
 def largest_file(source: Checkpoint, budget: Budget) -> int:
-    """Return the largest size in bytes that a file within a budget in bytes can have."""
+    """Return the largest size in bytes of a file that keeps a budget.
+
+    The budget must be one that `in_bytes` returned, without `like`.
+    """
     if budget.nbytes is not None:
         return budget.nbytes
     return largest_header(source) + data_size(source.decoder, budget.mix or LARGEST_TYPE)
 
 
 def check_budget(source: Checkpoint, budget: Budget) -> None:
-    """Check a budget in bytes before anything is measured.
+    """Check, before anything is measured, that a file can keep a budget.
+
+    The budget must be one that `in_bytes` returned, without `like`.
 
     Raises UsageError if even the smallest types exceed the budget or a pattern matches no matrix,
     InputError if the rows of a matrix are not whole blocks of any type.
@@ -152,7 +157,10 @@ def check_budget(source: Checkpoint, budget: Budget) -> None:
 
 
 def type_name(source: Checkpoint, budget: Budget) -> str:
-    """Return the name of the type of a file that is calibrated to a budget in bytes."""
+    """Return the type name of a file that is calibrated to a budget.
+
+    The budget must be one that `in_bytes` returned, without `like`.
+    """
     decoder = source.decoder
     weights = weight_count(decoder, MatrixId.all(decoder.geometry.n_layer))
     if budget.kl is not None:
@@ -211,7 +219,7 @@ def codec_of(name: str) -> BlockCodec:
 
 
 def candidate_types(decoder: Decoder, fixed: Sequence[tuple[str, str]]) -> tuple[str, ...]:
-    """List the types to measure: those that are chosen from under a budget, and the fixed ones."""
+    """List the types to measure: those that calibration chooses from, and the fixed ones."""
     matrices = MatrixId.all(decoder.geometry.n_layer)
     columns = {name.tensor(decoder).shape[1] for name in matrices}
     needs_small_blocks = any(n % codec_of(CANDIDATES[0]).block_size for n in columns)
@@ -237,7 +245,7 @@ def types_of_mix(decoder: Decoder, mix: str) -> dict[MatrixId, BlockCodec]:
 
 
 def types_of_budget(decoder: Decoder, budget: Budget) -> dict[MatrixId, BlockCodec]:
-    """Return the type of each quantized matrix under a budget that is a mix."""
+    """Return the type of each quantized matrix under a budget whose `mix` is set."""
     types = types_of_mix(decoder, budget.mix or "")
     for pattern, type_ in reversed(budget.fixed):
         types |= dict.fromkeys(matching_matrices(types, pattern), codec_of(type_))

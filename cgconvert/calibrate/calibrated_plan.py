@@ -5,8 +5,6 @@ Both are the same for every format.
 
 from __future__ import annotations
 
-import hashlib
-import json
 import shutil
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
@@ -22,6 +20,7 @@ from cgconvert.calibrate.quantizer import SENSITIVITY_WINDOWS
 from cgconvert.calibrate.rounded_plan import duration_range, rounding_seconds
 from cgconvert.codecs.block_codec import BlockCodec
 from cgconvert.codecs.quantized_tensor import QuantizedTensor
+from cgconvert.io.cache import key_of
 from cgconvert.io.progress import Progress, format_bytes
 from cgconvert.lazy import torch
 from cgconvert.model.decoder import Checkpoint, Decoder
@@ -202,7 +201,7 @@ class CalibratedPlan(ABC):
             library_versions(), source_identity(self.source), self.calibration_set.sha256, preset,
             self.source.geometry.as_dict(), self.format, self.device.type,
         ]  # fmt: skip
-        return hashlib.sha256(json.dumps(identity, sort_keys=True).encode()).hexdigest()
+        return key_of(identity)
 
     def claim(self, folder: Path) -> CalibrationSet:
         """Prepare `folder` for the steps of this calibration and return the calibration set.

@@ -7,7 +7,6 @@ source, the calibration set, the types and the kind of device.
 
 from __future__ import annotations
 
-import hashlib
 import json
 from collections.abc import Callable, Mapping
 from dataclasses import replace
@@ -23,6 +22,7 @@ from cgconvert.calibrate.statistics import second_moments
 from cgconvert.codecs.block_codec import BlockCodec
 from cgconvert.codecs.quantized_tensor import QuantizedTensor
 from cgconvert.formats.huggingface import safetensors_reader
+from cgconvert.io.cache import key_of
 from cgconvert.io.parallel import start_workers
 from cgconvert.io.progress import Amount, Progress
 from cgconvert.io.staging import atomic_path, write_atomic
@@ -112,8 +112,7 @@ class Quantizer:
         """
         d = self.decoder
         names = {name.key: codec.name for name, codec in types.items()}
-        digest = hashlib.sha256(json.dumps(names, sort_keys=True).encode()).hexdigest()
-        self.steps = self.folder / digest[:16]
+        self.steps = self.folder / key_of(names)[:16]
         self.steps.mkdir(exist_ok=True)
         train, validation = self.calibration_set.train, self.calibration_set.validation
         calibration = LayerwiseCalibration(d, types, train, validation, self.sweeps, self.device)

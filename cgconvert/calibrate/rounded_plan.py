@@ -1,6 +1,6 @@
-"""The plan of an artefact whose weights are rounded without a text, and the time for it here.
+"""The plan of an artefact whose weights are rounded without a text, and how long that takes.
 
-It does without torch, whose import would take longer than all else that a dry run does.
+It does not import torch: that would take longer than everything else in a dry run.
 """
 
 from __future__ import annotations
@@ -34,10 +34,10 @@ CACHED_NUMBERS = 1 << 16
 
 
 class RoundedPlan(Plan):
-    """The plan of an artefact whose weights are rounded without a text; it tells how long."""
+    """The plan of an artefact whose weights are rounded without a text; it estimates the time."""
 
     def describe(self) -> str:
-        """See LazyPlan: the lines of a Plan, and the time for it here."""
+        """See LazyPlan: the lines of a Plan, and the time on this machine."""
         codecs: Counter[BlockCodec] = Counter()
         weights = 0
         for tensor in self.tensors:

@@ -21,11 +21,11 @@ from cgconvert.texts.text import STDLIB
 __all__ = ["COMPLETIONS", "begun_words", "complete_recipe", "complete_source"]
 
 Completer: TypeAlias = Callable[[click.Context, click.Parameter, str], list[CompletionItem]]
-"""Returns what can stand in place of the beginning of a word."""
+"""Returns the words that a shell can complete the beginning of a word to."""
 
 
 def begun_words(words: Iterable[str], incomplete: str) -> list[CompletionItem]:
-    """List the words that begin so, in any case."""
+    """List the words that begin with `incomplete`; case does not matter."""
     start = incomplete.lower()
     return [CompletionItem(word) for word in words if word.lower().startswith(start)]
 
@@ -33,7 +33,7 @@ def begun_words(words: Iterable[str], incomplete: str) -> list[CompletionItem]:
 def complete_source(
     ctx: click.Context, param: click.Parameter, incomplete: str
 ) -> list[CompletionItem]:
-    """Complete a path, or the name of a published or built-in model, in any case."""
+    """Complete a path, or the name of a published or built-in model; case does not matter."""
     return _complete((embedded.NAME, *family.NAMES), incomplete)
 
 
@@ -53,7 +53,9 @@ def complete_text(
 
 
 def _complete(names: Iterable[str], incomplete: str) -> list[CompletionItem]:
-    """List the names and paths that begin so; if no name does, the shell lists the paths.
+    """List the names and paths that begin with `incomplete`.
+
+    If no name does, the shell lists the paths.
 
     A shell that lists paths itself does not list names beside them (bash's `compopt -o default`).
     """
@@ -72,4 +74,4 @@ COMPLETIONS: Mapping[str, Completer] = {
     "text": complete_text,
     "calibration": complete_text,
 }
-"""Functions that complete the values of options, by the names of these."""
+"""Functions that complete the values of options, by the option's name."""

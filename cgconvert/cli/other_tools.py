@@ -50,8 +50,8 @@ _FLAGS_OF: Mapping[str, str] = {
     "tokenizer": "--tokenizer-name --tokenizer-path --tokenizer-dir --pad-vocab",
     "tolerance": "--atol --rtol --tolerance",
 }
-"""Flags of other tools, with hyphens, by what they mean. A flag may mean several things: then that
-one counts which the command has an answer for."""
+"""Flags of other tools, with hyphens, by what they mean. If a flag has several meanings, the
+command answers the one that it has an answer for."""
 
 _EVERYWHERE = {
     "code": "leave it out: code of a checkpoint is never run",

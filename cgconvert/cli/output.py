@@ -22,7 +22,7 @@ __all__ = [
 ]
 
 LOG_DELAY, TERMINAL_DELAY = 20.0, 2.0
-"""Seconds in which a command without a line of its own prints no progress: a log, a dumb terminal.
+"""Seconds before the first line of progress in a log, and in a dumb terminal.
 
 Most commands take less, and then a failure is the only line.
 """

@@ -32,10 +32,12 @@ class Conversion:
 
     Attributes:
         step: The step.
-        label: How messages call its recipe's file.
+        label: The name of the recipe's file in messages.
         checkpoint: The model that it converts.
-        command_line: Options of writing; a default gives way to what the step says.
-        plan: What it writes; None until then if an earlier step has to write a file for it.
+        command_line: Options of writing from the command line. One that is not its default replaces
+            the step's.
+        plan: The plan of the artefact; None as long as an earlier step has to write a file that it
+            needs.
         path: Where the artefact is, once it is there; in a dry run, where it would be.
     """
 
@@ -106,7 +108,7 @@ class Conversion:
         return {**own, **changed}
 
     def state(self) -> OutputState:
-        """Tell what lies at the output; an artefact whose imatrix is saved too needs that file."""
+        """Say what lies at the output; if the step saves an imatrix, that file must exist too."""
         state = output_state(self.make_plan(), all_bytes=True)
         imatrix = self.step.options.get("save_imatrix")
         if state.kind == "complete" and imatrix is not None and not Path(imatrix).exists():

@@ -16,7 +16,7 @@ INDENT = 10
 
 
 def listing(width: int | None = None) -> str:
-    """Each shipped recipe in some lines of at most `width` columns."""
+    """Describe each shipped recipe in a few lines of at most `width` columns."""
     return "\n\n".join(
         "\n".join([name, *_lines(name, path, width)]) for name, path in shipped.shipped().items()
     )

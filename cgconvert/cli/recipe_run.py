@@ -1,7 +1,7 @@
-"""Carrying out recipes: all artefacts are planned first, and what is there already is not written.
+"""How a recipe runs: all artefacts are planned first, and complete ones are not written again.
 
-What lies at the outputs is looked at before anything is written, so that a recipe does not stop
-after hours for what could be known at once.
+Every output is checked before anything is written, so that a recipe does not stop after hours for a
+reason that was known at the start.
 """
 
 from __future__ import annotations
@@ -28,14 +28,17 @@ __all__ = ["RecipeRun"]
 
 
 class RecipeRun:
-    """Recipes with the options of the command line, which hold for all steps.
+    """Recipes, ready to run with the options of the command line.
 
-    Making one reads headers of sources and texts, and plans every artefact. Nothing is written.
+    The constructor reads the headers of sources and the texts, and plans the artefacts. It writes
+    nothing.
 
     Args:
         recipes: What `recipe.load` returned.
-        reading: Options of reading that take the place of the recipes' own.
-        writing: Options of writing; a default gives way to what a step says.
+        reading: Options of reading from the command line. They replace those at the top of a
+            recipe; those of a step replace both.
+        writing: Options of writing from the command line. One that is not its default replaces that
+            of every step.
 
     Raises:
         InputError: A source or text cannot be read, or two steps write the same artefact.
@@ -56,11 +59,11 @@ class RecipeRun:
         self._check_outputs()
 
     def carry_out(self) -> None:
-        """Carry out, in order, each step whose work is not there already.
+        """Carry out, in order, each step that is not complete already.
 
         Raises:
-            UsageError: Something else lies at an output. Nothing has been written then, unless it
-                is that of a step which needs a file of an earlier one.
+            UsageError: Something else lies at an output. Nothing has been written then, unless the
+                output is that of a step that needs a file of an earlier step.
             VerificationError: A check failed; the steps after that are not carried out.
         """
         for task in self.tasks:
@@ -75,7 +78,7 @@ class RecipeRun:
                 task.carry_out(context, again=self.writing["force"])
 
     def describe(self, *, tensors: bool = False) -> None:
-        """Print which steps are there, and what the others would do or why they would stop.
+        """Print which steps are complete, and what the others would do or why they would stop.
 
         With `tensors` the tensors of each artefact are listed too.
         """
@@ -100,9 +103,13 @@ class RecipeRun:
         return context
 
     def _tasks(self, recipe: Recipe) -> list[Conversion | Verification]:
+        """Make a task of each step, and the plan of each artefact.
+
+        A plan that needs an imatrix which an earlier step saves is made when its step runs.
+        """
         tasks: list[Conversion | Verification] = []
         conversions: list[Conversion] = []
-        imatrix_files: set[str] = set()
+        saved_imatrices: set[str] = set()
         for step in recipe.steps:
             reading = {**recipe.source_options, **self.reading, **only(step, READING)}
             if step.command == "verify":
@@ -113,10 +120,11 @@ class RecipeRun:
                 continue
             checkpoint = self._load(recipe.source, reading)
             task = Conversion(step, recipe.label, checkpoint, self.writing)
-            imatrix = step.options.get("imatrix", "")
-            if imatrix not in imatrix_files or Path(imatrix).exists():
+            imatrix = step.options.get("imatrix")
+            if imatrix not in saved_imatrices or Path(imatrix).exists():
                 task.make_plan()
-            imatrix_files.add(step.options.get("save_imatrix", ""))
+            if "save_imatrix" in step.options:
+                saved_imatrices.add(step.options["save_imatrix"])
             conversions.append(task)
             tasks.append(task)
         return tasks
@@ -124,14 +132,14 @@ class RecipeRun:
     def _reference(
         self, recipe: Recipe, step: Step, reading: Mapping[str, Any]
     ) -> Checkpoint | None:
-        """What a `verify` step compares with, if it says so."""
+        """The model that a `verify` step names to compare with; None if it names none."""
         own = only(step, READING)
         if "reference" in step.options:
             return self._load(step.options["reference"], own)
         return self._load(recipe.source, reading) if own else None
 
     def _load(self, source: str, options: Mapping[str, Any]) -> Checkpoint:
-        """The model, read once for all steps that read it in the same way."""
+        """Read a model, once for all steps that read it with the same options."""
         key = source, repr(sorted(options.items()))
         if key not in self.checkpoints:
             self.checkpoints[key] = load(source, progress=progress_of_command(), **options)

@@ -23,8 +23,8 @@ from cgconvert.verification.thresholds import known_bounds
 
 __all__ = ["Verification"]
 
-NOT_COMPUTING = {*READING, "reference", "threshold", "text", "report"}
-"""Options of the step that are not handed to the verification as they are."""
+SEPARATE_OPTIONS = {*READING, "reference", "threshold", "text", "report"}
+"""Options of the step that are not passed on to the verification as they are."""
 
 
 @dataclass
@@ -46,7 +46,7 @@ class Verification:
     texts: Sequence[Text] = field(default_factory=list)
 
     def carry_out(self, context: str, *, again: bool = False) -> None:
-        """Verify, unless exactly this was passed before and `again` is false.
+        """Verify, unless the same verification passed before and `again` is false.
 
         `context` stands before the steps of progress. Raises VerificationError if a check fails.
         """
@@ -61,9 +61,9 @@ class Verification:
             record.write(verified, self._reports)
 
     def describe(self) -> str:
-        """Print what would be verified, or that it was; return skip if it was, otherwise run."""
-        there = all(conversion.state().kind == "complete" for conversion in self.conversions)
-        if there and (passed := self._record().read(self._reports)):
+        """Print what would be verified, or that it passed before; return "run" or "skip"."""
+        is_written = all(conversion.state().kind == "complete" for conversion in self.conversions)
+        if is_written and (passed := self._record().read(self._reports)):
             self._print_passed(passed)
             return "skip"
         for path in self._paths:
@@ -86,7 +86,7 @@ class Verification:
 
     @property
     def _options(self) -> dict[str, Any]:
-        return only(self.step, self.step.options.keys() - NOT_COMPUTING)
+        return only(self.step, self.step.options.keys() - SEPARATE_OPTIONS)
 
     def _verified(self, verified: list[Report], context: str) -> Iterator[Report]:
         """Verify the artefacts one after the other; `verified` collects the reports."""
@@ -108,7 +108,7 @@ class Verification:
             yield report
 
     def _record(self) -> VerificationRecord:
-        """Return the file that records that this was passed, for the present bytes of all files."""
+        """Return the record of this verification, for the files as they are now."""
         subjects = [
             (conversion.path, self.reference or conversion.checkpoint)
             for conversion in self.conversions

@@ -47,7 +47,7 @@ def find(name: str) -> Path:
 
 
 def implied_source(name: str) -> str | None:
-    """The source that a recipe's name chooses beside the recipe: that of a published checkpoint.
+    """The source that a recipe's name chooses: the published checkpoint of that name.
 
     None for every other name: the recipe's own source holds.
     """

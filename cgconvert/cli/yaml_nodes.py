@@ -1,4 +1,4 @@
-"""The YAML of one recipe as nodes, which know their lines: every mistake is told with its line."""
+"""The YAML of one recipe as nodes, which know their lines, so that every error names its line."""
 
 from __future__ import annotations
 
@@ -33,8 +33,8 @@ Entries = Mapping[str, tuple[yaml.Node, yaml.Node]]
 def compose(path: Path) -> tuple[str, yaml.Node | None]:
     """Read a file, or the standard input for `-`, as YAML; return its label and its root.
 
-    Nothing but nodes is made: no tag is obeyed. Raises InputError, with the line where there is
-    one, if the file cannot be read, is too large or is not YAML.
+    Only nodes are made; tags have no effect. Raises InputError, with the line where there is one,
+    if the file cannot be read, is too large or is not YAML.
     """
     label = "stdin" if path == STDIN else str(path)
     try:
@@ -54,7 +54,7 @@ def compose(path: Path) -> tuple[str, yaml.Node | None]:
 
 
 def _read(path: Path) -> bytes:
-    """At most one byte more than a recipe may have; the path may be a pipe without a size."""
+    """Read at most MAX_BYTES and one more; the path may be a pipe, whose size is not known."""
     if path == STDIN:
         return sys.stdin.buffer.read(MAX_BYTES + 1)
     with path.open("rb") as file:
@@ -65,7 +65,7 @@ class Nodes:
     """Reads values out of nodes of one file, with the values that a matrix gives to names.
 
     Attributes:
-        label: How messages call the file.
+        label: The name of the file in messages.
         values: The nodes that stand for `${{ matrix.NAME }}`, by name.
         used: The names of those that were read.
     """

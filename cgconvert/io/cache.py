@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import hashlib
+import json
 import os
 from pathlib import Path
+from typing import Any
 
 from cgconvert.io.staging import write_atomic
 
-__all__ = ["cache_folder", "read_entry", "write_entry"]
+__all__ = ["cache_folder", "key_of", "read_entry", "write_entry"]
 
 DIGEST_BYTES = hashlib.sha256().digest_size
 
@@ -19,6 +21,11 @@ def cache_folder() -> Path:
         return Path(folder)
     base = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
     return Path(base) / "cgconvert"
+
+
+def key_of(values: Any) -> str:
+    """Return the SHA-256 (hex) of JSON values: a name for a file that depends on all of them."""
+    return hashlib.sha256(json.dumps(values, sort_keys=True).encode()).hexdigest()
 
 
 def write_entry(path: Path, data: bytes) -> None:

@@ -1,8 +1,8 @@
 """The commit of an output: finished files take their places, and no crash on the way loses any.
 
-What lies at the output is moved into the staging folder, looked at there once more, and removed
-last. A record in the staging folder says which file or folder is the new one, so the next run can
-finish or undo a commit that a crash has cut short.
+What lies at the output is moved into the staging folder, checked there once more, and removed last.
+A record in the staging folder says which file or folder is the new one, so the next run can finish
+or undo a commit that a crash has cut short.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ class Guard(Protocol):
         """Raise UsageError unless nothing lies at `output`, or what does may be replaced."""
 
     def is_own(self, path: Path) -> bool:
-        """Whether what was taken from the output, and lies at `path` now, may be removed."""
+        """Whether the earlier output, which was moved to `path`, may be removed."""
 
 
 class Anything:
@@ -101,9 +101,10 @@ class Commit:
             )
 
     def settle(self) -> bool:
-        """Finish a commit whose new output is in its place, or undo it; return whether it is.
+        """Finish a commit, or undo it; return whether the new output is in its place.
 
-        Without a record there is nothing to do.
+        A commit is finished if the new output was in its place already. Without a record there is
+        nothing to do.
         """
         record = self._read()
         if record is None:

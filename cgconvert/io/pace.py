@@ -10,7 +10,8 @@ from cgconvert.io.progress import format_bytes, format_duration
 __all__ = ["Pace", "format_rate", "format_time_left"]
 
 SETTLING_SECONDS = 0.5
-"""What is reported this early was done by an earlier run, or waited for: it tells no pace."""
+"""Units that are reported this early were complete already, or came after a wait; they say nothing
+about the pace."""
 
 FIRST_ESTIMATE_SECONDS = 4.0
 FIRST_ESTIMATE_SHARE = 0.02

@@ -1,4 +1,4 @@
-"""What was parsed once need not be parsed again while one artefact is verified."""
+"""A memory of parsed files: while one artefact is verified, each file is parsed only once."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ _values: ContextVar[dict[Hashable, object] | None] = ContextVar("remembered", de
 
 @contextmanager
 def remembering() -> Iterator[None]:
-    """Keep what `remembered` makes until the block ends. Files must not change in the meantime."""
+    """Let `remembered` keep its values until the block ends. Files must not change meanwhile."""
     token = _values.set({})
     try:
         yield
@@ -25,7 +25,7 @@ def remembering() -> Iterator[None]:
 
 
 def remembered(key: Hashable, make: Callable[[], Value]) -> Value:
-    """Return what `make` returned for this key before, inside `remembering`; else call it."""
+    """Return what `make` returned for this key earlier in `remembering`; otherwise call it."""
     values = _values.get()
     if values is None:
         return make()

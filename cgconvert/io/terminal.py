@@ -28,7 +28,8 @@ DEFAULT_WIDTH = 80
 ELLIPSIS = "…"
 
 NARROW = 60
-"""Columns below which a text is not continued below its beginning: there is too little room."""
+"""The least columns in which a continued text is aligned with its beginning; in fewer there is too
+little room for that."""
 
 SLASHED = re.compile(r"[^/]*/|[^/]+")
 """The parts of a path, each with its slash."""
@@ -117,9 +118,11 @@ def shorten_path(path: str, width: int) -> str:
 
 
 def shorten(text: str, width: int) -> str:
-    """Shorten a text to at most `width` columns: a path at its end in the middle, words at the end.
+    """Shorten a text to at most `width` columns.
 
-    A path is what has a slash, or is a single word after the first.
+    A path at its end loses its middle; any other text loses its end.
+
+    What follows the first word is a path if it has a slash or is a single word.
     """
     if cell_width(text) <= width:
         return text
@@ -132,9 +135,10 @@ def shorten(text: str, width: int) -> str:
 
 
 def wrapped(text: str, width: int | None, indent: str = "") -> list[str]:
-    """Break a text into lines of at most `width` columns, each behind `indent`.
+    """Break a text into lines of at most `width` columns, each after `indent`.
 
-    A word that is longer, such as a path, is broken behind a slash if it has one.
+    With None for `width` it stays one line. A word that is longer than a line, such as a path, is
+    broken after its slashes if it has any.
     """
     if not text:
         return []
@@ -182,6 +186,7 @@ def wrapped_fields(fields: Iterable[tuple[str, str]], width: int | None) -> list
 
 
 def _character_width(character: str) -> int:
+    """Count the columns of one character; W and F are Unicode's wide and fullwidth."""
     if unicodedata.combining(character):
         return 0
     return 2 if unicodedata.east_asian_width(character) in "WF" else 1

@@ -1,4 +1,4 @@
-"""Models of other architectures: how they are called, and which program converts them.
+"""Models of other architectures: their names, and the programs that convert them.
 
 A model is known by `model_type` in its config.json (transformers, models/auto/
 configuration_auto.py), by `general.architecture` of a GGUF file (llama.cpp, gguf-py/gguf/
@@ -107,7 +107,7 @@ GGUF_ARCHITECTURES: Mapping[str, str] = {
 """Titles by the name of an architecture in GGUF, where that is not a model_type."""
 
 DIFFUSERS = frozenset({"sd1", "sdxl", "sd3", "flux", "wan", "aura"})
-"""Architectures of pictures and films, which llama.cpp does not run."""
+"""Architectures that generate images or videos, which llama.cpp does not run."""
 
 NOT_GENERATED = frozenset({"clip", "whisper"})
 
@@ -160,10 +160,10 @@ def by_tensors(names: Iterable[str]) -> tuple[str, str, str] | None:
 
 
 def explain_architecture(title: str, evidence: str, advice: str = "") -> str:
-    """Say that a source is another model; the phrase continues "PATH: ".
+    """Say that a source is a model of another architecture; the phrase follows "PATH: ".
 
     Args:
-        title: What the model is called.
+        title: The name of the model.
         evidence: What shows it, such as "model_type 'llama'".
         advice: Which program converts or runs it.
     """

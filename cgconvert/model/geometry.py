@@ -1,4 +1,4 @@
-"""The sizes of a model, which its configuration contains."""
+"""The hyperparameters of a model, which its configuration contains."""
 
 from __future__ import annotations
 
@@ -18,18 +18,18 @@ _MAX_SIZES = {
 
 @dataclass(frozen=True)
 class Geometry:
-    """The sizes of a model, in elements, and the constants of its computation.
+    """The hyperparameters of a model; all sizes are numbers of elements.
 
     Attributes:
         n_layer: Number of layers.
         n_embd: Size of the hidden state.
         n_head: Number of attention heads.
-        rotary_dim: Elements of each head that rotary position embedding turns.
-        n_positions: Size of the context in tokens.
+        rotary_dim: Elements of each head that rotary position embedding rotates.
+        n_positions: Context length in tokens.
         vocab_size: Rows of the embedding, padding rows included.
         mp_num: Number of groups in a packed qkv_proj; 0 if q, k and v are stored apart.
         n_inner: Size of the MLP's hidden layer, by default 4 * n_embd.
-        layer_norm_epsilon: What layer normalization adds to the variance.
+        layer_norm_epsilon: The epsilon that layer normalization adds to the variance.
         rotary_base: The base of the rotary angles' frequencies.
     """
 

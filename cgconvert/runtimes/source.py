@@ -1,4 +1,4 @@
-"""The source itself, computed in float32 by cgconvert: a model can be tried before it is converted.
+"""The runtime of a source: cgconvert computes it in float32, to try it before it is converted.
 
 The weights are read once into memory as float32. Each layer is computed on the new positions alone,
 with a cache of keys and values. Nothing is written, and no other package is needed.
@@ -63,7 +63,7 @@ class SourceRuntime(Runtime):
 
     @classmethod
     def open(cls, path: Path, device: str = "cpu", threads: int | None = None) -> Runtime:
-        """A source is read by `load`, which knows names, archives and adapters too."""
+        """Raise UsageError: `load` reads sources, because it knows names, archives and adapters."""
         raise UsageError(f"{path}: a source is opened as a checkpoint")
 
     @property
@@ -82,7 +82,7 @@ class SourceRuntime(Runtime):
         return self.checkpoint.eos_token_ids
 
     def reset(self) -> None:
-        """Empty the cache."""
+        """Empty the cache of keys and values."""
         self._length = 0
         self._cache: list[tuple[torch.Tensor, torch.Tensor]] = []
 

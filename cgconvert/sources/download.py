@@ -1,4 +1,4 @@
-"""Downloads through the Hub's client, with progress that is read off its cache."""
+"""The progress of downloads by the Hub's client, measured by the growth of its cache."""
 
 from __future__ import annotations
 
@@ -17,10 +17,10 @@ POLL_SECONDS = 0.5
 
 @contextlib.contextmanager
 def shown_download(repository: str, total: int) -> Iterator[None]:
-    """Show the progress of a download of `total` bytes (0 if that is not known) in the block.
+    """Show progress while the block downloads `total` bytes (0 if the size is not known).
 
-    The bytes are those by which the repository's files in the cache grow, so no version of the
-    client has to tell them. Its own bars are off: they take a line for each file.
+    The progress is the growth of the repository's files in the cache, so it does not depend on the
+    client's version. The client's own bars are switched off: they take a line for each file.
     """
     from huggingface_hub import constants
     from huggingface_hub.utils.tqdm import (
@@ -47,7 +47,7 @@ def shown_download(repository: str, total: int) -> Iterator[None]:
 
 
 class _Growth:
-    """The bytes by which the files of a folder have grown, reported to a progress."""
+    """Reports to `progress` by how many bytes the files of a folder have grown."""
 
     def __init__(self, folder: Path, total: int, progress: Progress) -> None:
         self.folder, self.total, self.progress = folder, total, progress
@@ -61,7 +61,7 @@ class _Growth:
 
 
 def _size(folder: Path) -> int:
-    """Bytes of all files of a folder, whose files may come and go; 0 if there is none."""
+    """Return the bytes of a folder's files, which may come and go; 0 if there is no folder."""
     size = 0
     with contextlib.suppress(OSError), os.scandir(folder) as entries:
         for entry in entries:

@@ -1,4 +1,4 @@
-"""Say in one line why the Hub did not give a repository, and where its files can be put instead."""
+"""Explain why a download from the Hub failed, and where its files can be put instead."""
 
 from __future__ import annotations
 
@@ -19,11 +19,12 @@ _PROXIES = ("https_proxy", "http_proxy", "all_proxy")
 
 
 def explain_failure(error: BaseException, repository: str, revision: str | None = None) -> str:
-    """Say why a request to the Hub failed and what to do; continues "cannot be
-    downloaded: ".
+    """Say why a request to the Hub failed and what to do.
 
-    Classes of errors are known by their names, because the client's versions have several HTTP
-    libraries beneath them.
+    The text follows "cannot be downloaded: ".
+
+    Classes of errors are recognized by their names, because the client's versions use different
+    HTTP libraries.
 
     Args:
         error: What the Hub's client raised, or TimeoutError if it did not answer in time.
@@ -63,7 +64,7 @@ def explain_failure(error: BaseException, repository: str, revision: str | None 
 
 
 def where_to_put(repository: str) -> str:
-    """Say how files from the Hub come here if this machine cannot download them."""
+    """Say how to bring files of the Hub here if this machine cannot download them."""
     name = repository.rpartition("/")[2]
     command = f"run 'hf download {repository} --local-dir {name}' where there is a network"
     if family.is_published_checkpoint(name):

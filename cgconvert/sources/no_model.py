@@ -1,4 +1,4 @@
-"""Say what a folder or file is that holds no model: a tokenizer, a dataset, a pipeline of pictures.
+"""Say what a folder or file without a model is: a tokenizer, a dataset, a diffusers pipeline.
 
 Only file names and small JSON files are looked at.
 """

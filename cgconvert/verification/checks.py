@@ -13,7 +13,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from cgconvert.verification.evidence import Evidence, ReferenceOutputs
-from cgconvert.verification.metrics import LogitComparison, measure
+from cgconvert.verification.metrics import LogitComparison, first_difference, measure
 from cgconvert.verification.observe import BatchRun, FloatActivationRun
 from cgconvert.verification.thresholds import Check, Verdict, at_least, at_most
 
@@ -294,14 +294,14 @@ def _check_tokenizer(evidence: Evidence) -> list[Check]:
         f"not {run.expected[position : position + 3]}"
         for run in runs
         if run.ids != run.expected
-        for position in [_first_difference(run.ids, run.expected)]
+        for position in [first_difference(run.ids, run.expected)]
     ]
     wrong_texts = [
         f"character {position + 1} comes back as {run.decoded[position : position + 8]!r}, "
         f"not {run.text[position : position + 8]!r}"
         for run in runs
         if run.decoded != run.text
-        for position in [_first_difference(run.decoded, run.text)]
+        for position in [first_difference(run.decoded, run.text)]
     ]
     return [
         _text_check("tokenizer.ids", wrong_ids, len(runs)),
@@ -315,12 +315,6 @@ def _text_check(name: str, differences: Sequence[str], text_count: int) -> Check
     if differences:
         detail = f"{len(differences)} of {detail}; {differences[0]}"
     return at_most(name, float(len(differences)), 0, detail)
-
-
-def _first_difference(left: Sequence[object], right: Sequence[object]) -> int:
-    """The first index at which two sequences differ; the shorter length if one begins the other."""
-    pairs = enumerate(zip(left, right, strict=False))
-    return next((i for i, (a, b) in pairs if a != b), min(len(left), len(right)))
 
 
 def _worst_position(evidence: Evidence, comparison: LogitComparison) -> str:

@@ -19,7 +19,10 @@ import numpy.typing as npt
 
 from cgconvert.lazy import torch
 
-__all__ = ["TOP", "Distribution", "LogitComparison", "log_sum_exp", "measure", "relative_error"]
+__all__ = [
+    "TOP", "Distribution", "LogitComparison", "first_difference", "log_sum_exp", "measure",
+    "relative_error",
+]  # fmt: skip
 
 POSITIONS_PER_CHUNK = 64
 """Positions compared at once: 26 MB for each float64 array at CodeGen's vocabulary."""
@@ -122,6 +125,15 @@ def relative_error(reference: np.ndarray, candidate: np.ndarray) -> float:
             for reference_row, row in zip(reference, candidate, strict=True)
         )
     return _ratio(max_difference, float(np.abs(reference).max()))
+
+
+def first_difference(left: Sequence[object], right: Sequence[object]) -> int:
+    """Return the first index at which two sequences differ.
+
+    If one begins with the whole of the other, it is the length of the shorter one.
+    """
+    pairs = enumerate(zip(left, right, strict=False))
+    return next((i for i, (a, b) in pairs if a != b), min(len(left), len(right)))
 
 
 def _compare(reference: Distribution, candidate: np.ndarray) -> tuple[np.ndarray, ...]:

@@ -152,7 +152,7 @@ def _sizes(geometry: Geometry) -> str:
 
 
 def _other_numbers(artefact: StoredArtefact, source: Checkpoint, manifest: Manifest | None) -> str:
-    """Say how much of the artefact has other numbers than the source; empty if it is the same."""
+    """Say how many tensors or layers hold other numbers than the source; empty if too few do."""
     tensors = [
         _Tensor(name, artefact.tensors[name], expected)
         for name, expected in artefact.expected.items()

@@ -49,9 +49,9 @@ def check_promise(
     """Compare the artefact's mean divergence on the promise's windows with the promise.
 
     The quantizer measured in float32. A runtime that rounds activations adds an error of its own,
-    which the comparison with the stored weights measures on the same tokens. Square roots of
-    divergences add at most, because for small ones they are distances; so the bound is
-    (sqrt(promise) + sqrt(runtime's divergence))^2, and the promise's own error.
+    which the comparison with the stored weights measures on the same tokens. The square root of a
+    small divergence is a distance, and distances add up at most; so the bound is (sqrt(promise) +
+    sqrt(runtime's divergence))^2, and the promise's own error.
 
     Args:
         promise: The promise.

@@ -1,4 +1,4 @@
-"""Records of verifications that were passed, so that the same one need not be run again.
+"""Records of verifications that passed, so that the same one need not run again.
 
 A record stands for exact bytes: of every file of the artefacts and of their sources, of the texts;
 and for the bounds, the other options and the versions of everything that computed. It lies in
@@ -7,7 +7,6 @@ cgconvert's cache, and without it a verification is only run once more.
 
 from __future__ import annotations
 
-import hashlib
 import importlib.metadata
 import json
 import os
@@ -17,12 +16,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from cgconvert.io.cache import cache_folder, read_entry, write_entry
+from cgconvert.io.cache import cache_folder, key_of, read_entry, write_entry
 from cgconvert.model.decoder import Checkpoint
 from cgconvert.verification.report.model import Report, run_description
 from cgconvert.version import __version__
 from cgconvert.write.known_hashes import known_sha256, known_source
-from cgconvert.write.manifest import manifest_path
+from cgconvert.write.manifest import artefact_files, manifest_path
 
 __all__ = ["Passed", "VerificationRecord"]
 
@@ -35,7 +34,7 @@ PACKAGES = (
 
 @dataclass(frozen=True)
 class Passed:
-    """A verification that was passed.
+    """A verification that passed.
 
     Attributes:
         runs: What ran of each artefact: "gguf Q8_0 in llama.cpp 0.3.36 on cpu".
@@ -47,11 +46,11 @@ class Passed:
 
 
 class VerificationRecord:
-    """The place of the record of one verification.
+    """The record of one verification: a file in cgconvert's cache.
 
     Args:
         subjects: Each artefact's path, with the model that it is compared with.
-        settings: Everything else that the verdict depends on, as JSON has it: bounds, hashes of
+        settings: Everything else that the verdict depends on, as JSON values: bounds, hashes of
             texts, options.
     """
 
@@ -69,13 +68,12 @@ class VerificationRecord:
             ],
             "settings": settings,
         }  # fmt: skip
-        key = hashlib.sha256(json.dumps(identity, sort_keys=True).encode()).hexdigest()
-        self.path = cache_folder() / "verified" / key
+        self.path = cache_folder() / "verified" / key_of(identity)
 
     def read(self, reports: Sequence[Path]) -> Passed | None:
-        """The verification of this record; None if there was none, or `reports` are not its own.
+        """Return the verification of this record; None if there is none, or if `reports` differ.
 
-        Each file of a report has to be as it was written then.
+        Each file of a report must be as that verification wrote it.
         """
         data = read_entry(self.path)
         if data is None:
@@ -107,8 +105,6 @@ def _version(package: str) -> str | None:
 
 def _hashes(artefact: Path) -> dict[str, str]:
     """SHA-256 of every file of an artefact, the manifest's too, by its path."""
-    if not artefact.is_dir():
-        files = [path for path in (artefact, manifest_path(artefact)) if path.is_file()]
-        return {path.name: known_sha256(path) for path in files}
-    files = sorted(path for path in artefact.rglob("*") if path.is_file())
-    return {path.relative_to(artefact).as_posix(): known_sha256(path) for path in files}
+    manifest = manifest_path(artefact)
+    files = {**artefact_files(artefact), manifest.name: manifest}
+    return {name: known_sha256(path) for name, path in files.items() if path.is_file()}

@@ -13,9 +13,7 @@ same ones again, and at 16B a pass takes minutes.
 
 from __future__ import annotations
 
-import hashlib
 import itertools
-import json
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
@@ -24,7 +22,7 @@ from safetensors import SafetensorError
 from safetensors.numpy import load, save
 
 from cgconvert.errors import InputError
-from cgconvert.io.cache import read_entry, write_entry
+from cgconvert.io.cache import key_of, read_entry, write_entry
 from cgconvert.io.progress import Amount, Progress, SilentProgress
 from cgconvert.lazy import torch
 from cgconvert.model.decoder import Decoder, Layer
@@ -278,8 +276,7 @@ class CachedReference:
     def _path(self, sequence: Sequence[int], tokenizer_size: int, first_position: int) -> Path:
         """The file of one sequence's output."""
         identity = [*self._identity, tokenizer_size, first_position, list(map(int, sequence))]
-        sha256 = hashlib.sha256(json.dumps(identity).encode()).hexdigest()
-        return self.folder / f"{sha256}.safetensors"
+        return self.folder / f"{key_of(identity)}.safetensors"
 
 
 def _save(path: Path, distribution: Distribution) -> None:

@@ -6,13 +6,12 @@ a wrong number of groups. Text shows it (see formats/qkv_groups.py).
 
 from __future__ import annotations
 
-import hashlib
 import json
 from dataclasses import replace
 from pathlib import Path
 
 from cgconvert.formats.qkv_groups import FAR, GroupPerplexities, measure_groups, page_ids
-from cgconvert.io.cache import read_entry, write_entry
+from cgconvert.io.cache import key_of, read_entry, write_entry
 from cgconvert.io.progress import Progress
 from cgconvert.lazy import torch
 from cgconvert.model.decoder import Checkpoint
@@ -60,8 +59,7 @@ def _cached(
     # It is the same for every number of groups that the source is read with, but 0.
     geometry = replace(source.geometry, mp_num=min(source.geometry.mp_num, 1)).as_dict()
     identity = [VERSION, source_sha256, geometry, torch.__version__, page_ids(source)]
-    sha256 = hashlib.sha256(json.dumps(identity).encode()).hexdigest()
-    path = cache / f"{sha256}.json"
+    path = cache / f"{key_of(identity)}.json"
     measured = _load(path, source)
     if measured is None:
         measured = measure_groups(source, progress)

@@ -58,7 +58,7 @@ NOT_OPENED = "-"
 
 @dataclass(frozen=True)
 class Run:
-    """What came of running the artefact.
+    """The outcome of running the artefact.
 
     Attributes:
         runtime: The report's `runtime`: name, version and device.
@@ -79,7 +79,8 @@ class ArtefactUnderTest:
         path: The file or folder.
         format: The name of its format.
         bounds_type: The type whose bounds it is held to.
-        unquantized_dtype: What most of its bytes are stored as; None if they are quantized.
+        unquantized_dtype: The type that most of its bytes are stored in; None if they are
+            quantized.
         source: The checkpoint it was made from.
         device: One of model.device.DEVICES.
         runtime: The name of the runtime.

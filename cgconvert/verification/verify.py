@@ -31,7 +31,7 @@ from cgconvert.verification.subject import (
 from cgconvert.verification.thresholds import Check, Verdict, thresholds_for, worst_verdict
 from cgconvert.verification.weights import TensorError
 from cgconvert.write.hashing import file_sha256, hash_checkpoint
-from cgconvert.write.manifest import manifest_path
+from cgconvert.write.manifest import artefact_files
 from cgconvert.write.promise import Promise
 
 __all__ = ["MOST_STEPS", "verify"]
@@ -230,13 +230,7 @@ def _hashes(artefact: Path, source: Checkpoint, progress: Progress) -> tuple[dic
 
     Returns the SHA-256 of each file by its path in the artefact, and that of the source.
     """
-    paths = {artefact.name: artefact}
-    if artefact.is_dir():
-        paths = {
-            path.relative_to(artefact).as_posix(): path
-            for path in sorted(artefact.rglob("*"))
-            if path.is_file() and path != manifest_path(artefact)
-        }
+    paths = artefact_files(artefact)
     total = sum(path.stat().st_size for path in (*paths.values(), *source.files))
     progress.step("hashing", Amount(total, "bytes"))
     hashes = {name: file_sha256(path, progress.advance) for name, path in paths.items()}

@@ -1,4 +1,4 @@
-"""SHA-256 of files that were hashed before, so that large files are not read again to know it.
+"""The SHA-256 of files that were hashed before, so that large files are not read again for it.
 
 A file is known by its path, size, inode number and times. The inode's change time shows every
 change of a file, even if the modification time was restored afterwards.
@@ -6,12 +6,11 @@ change of a file, even if the modification time was restored afterwards.
 
 from __future__ import annotations
 
-import contextlib
 import hashlib
 from pathlib import Path
 from typing import Any
 
-from cgconvert.io.cache import cache_folder, read_entry
+from cgconvert.io.cache import cache_folder, read_entry, write_entry
 from cgconvert.model.decoder import Checkpoint
 from cgconvert.write.hashing import combined_sha256, file_sha256
 
@@ -31,14 +30,14 @@ def known_sha256(path: Path) -> str:
         return stored.hex()
     sha256 = file_sha256(path)
     if entry == _entry(path):  # otherwise it was changed while it was read
-        _write(entry, sha256)
+        write_entry(entry, bytes.fromhex(sha256))
     return sha256
 
 
 def remember_sha256(path: Path, sha256: str) -> None:
     """Remember the SHA-256 of a file that is as it was when it was hashed."""
     if path.stat().st_size >= SMALL_BYTES:
-        _write(_entry(path), sha256)
+        write_entry(_entry(path), bytes.fromhex(sha256))
 
 
 def known_source(checkpoint: Checkpoint) -> dict[str, Any]:
@@ -48,14 +47,6 @@ def known_source(checkpoint: Checkpoint) -> dict[str, Any]:
         for path in checkpoint.files
     ]
     return {"files": files, "sha256": combined_sha256(files)}
-
-
-def _write(entry: Path, sha256: str) -> None:
-    """Write a file of the cache. It need not be whole: a damaged one counts as absent."""
-    digest = bytes.fromhex(sha256)
-    with contextlib.suppress(OSError):
-        entry.parent.mkdir(parents=True, exist_ok=True)
-        entry.write_bytes(hashlib.sha256(digest).digest() + digest)
 
 
 def _entry(path: Path) -> Path:

@@ -1,4 +1,4 @@
-"""What interrupted runs have left: how far it has come, what continues it, and how it is removed.
+"""What interrupted runs have left: how much is complete, what continues it, and its removal.
 
 A leftover is the staging folder of an artefact, or the temporary file of a small file. Its name
 alone proves little, so only folders that hold nothing but what a staging folder has are touched.
@@ -34,7 +34,7 @@ __all__ = [
 ]
 
 STEPS_KEY, STEP_COUNT = "key", "count"
-"""Files beside completed steps: what they depend on, and how many steps there will be."""
+"""Files beside completed steps: the key of all that they depend on, and the number of all steps."""
 
 STEP_NAMES = ("wte.safetensors", "head.safetensors", "choices.json")
 """Files of completed steps, beside those of the layers."""
@@ -57,8 +57,8 @@ class Leftover:
         output: The artefact or file that was to be written.
         nbytes: Its bytes on the disk.
         modified: When it was last written, in seconds since 1970.
-        progress: How far it has come: "43 %", "12 of 22 steps"; "" if a run of the same
-            plan would begin anew.
+        progress: How much is complete: "43 %", "12 of 22 steps"; "" if a run of the same plan would
+            start over.
         is_running: Whether a run is writing it now.
     """
 
@@ -75,8 +75,9 @@ class Unfinished:
     """What an interrupted run has left for the output of a plan.
 
     Attributes:
-        continues: How far the same plan has come; "" if it begins anew.
-        drops: How far another plan has come, whose work will be removed; "" if there is none.
+        continues: How much of the same plan is complete; "" if it starts over.
+        drops: How much of another plan is complete, whose work will be removed; "" if there is
+            none.
     """
 
     continues: str = ""
@@ -127,13 +128,14 @@ def find_leftovers(path: Path) -> Iterator[Leftover]:
 def remove_leftover(leftover: Leftover) -> bool:
     """Remove a leftover; return whether it is gone. One that a run is writing stays."""
     if leftover.path.is_dir():
+        # It only decides whether an earlier output that a commit moved away may be removed.
         guard = Replacement(force=False, is_folder=False)
         return Staging(leftover.output, guard).remove()
     return remove_partial(leftover.path)
 
 
 def progress_of(folder: Path) -> str:
-    """How far the run that left a staging folder has come; "" if it would begin anew."""
+    """Say how much of a run is complete, by its staging folder; "" if it would start over."""
     return _written(folder) or next(filter(None, map(_steps, folder.glob("steps/*"))), "")
 
 
@@ -200,7 +202,7 @@ def _blocks(file: Path) -> int:
 
 
 def _written(folder: Path) -> str:
-    """How much of the output is written, by the journal of whatever plan."""
+    """Say how much of the output is written, by the journal in its staging folder."""
     total = nbytes = 0
     with contextlib.suppress(OSError, ValueError, TypeError, AttributeError):
         for line in (folder / "journal").read_text(encoding="utf-8", errors="replace").splitlines():
@@ -214,7 +216,10 @@ def _percent(nbytes: int, total: int) -> str:
 
 
 def _steps(folder: Path) -> str:
-    """How many steps of a plan are complete: those for its present choice of types count."""
+    """Say how many steps of a plan are complete.
+
+    Some steps depend on the types that were chosen: those of the choice with the most steps count.
+    """
     try:
         count = int((folder / STEP_COUNT).read_text(encoding="utf-8"))
     except (OSError, ValueError):

@@ -17,6 +17,7 @@ __all__ = [
     "MANIFEST_NAME",
     "SCHEMA",
     "Manifest",
+    "artefact_files",
     "expected_files",
     "find_manifest",
     "is_as_written",
@@ -86,6 +87,18 @@ def manifest_path(artefact: Path) -> Path:
     if artefact.is_dir():
         return artefact / MANIFEST_NAME
     return artefact.with_name(f"{artefact.name}.{MANIFEST_NAME}")
+
+
+def artefact_files(artefact: Path) -> dict[str, Path]:
+    """Find the files of an artefact, by their paths in it; its manifest is left out."""
+    if not artefact.is_dir():
+        return {artefact.name: artefact}
+    manifest = manifest_path(artefact)
+    return {
+        path.relative_to(artefact).as_posix(): path
+        for path in sorted(artefact.rglob("*"))
+        if path.is_file() and path != manifest
+    }
 
 
 def find_manifest(artefact: Path) -> Manifest | None:

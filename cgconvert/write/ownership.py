@@ -1,7 +1,7 @@
-"""Whether a file or folder is an artefact of cgconvert's, unchanged, that may be replaced.
+"""Whether a file or folder is an unchanged artefact of cgconvert's, which may be replaced.
 
 Its manifest proves it: the manifest is as it was written, and names every file with its size and
-SHA-256. What is anything else, or holds anything else, belongs to the user.
+SHA-256. Everything else belongs to the user, and so does a folder that holds anything else.
 """
 
 from __future__ import annotations
@@ -62,7 +62,7 @@ class Replacement:
         self._proven = _snapshot(output)
 
     def is_own(self, path: Path) -> bool:
-        """Whether what was taken from the output, and lies at `path` now, may be removed."""
+        """Whether the earlier output, which was moved to `path`, may be removed."""
         if self._proven and self._proven == _snapshot(path):
             return True
         return not path.is_symlink() and not foreign_part(path, all_bytes=True)
@@ -180,7 +180,7 @@ def _stale_manifest(output: Path) -> str:
 
 
 def _snapshot(path: Path) -> Snapshot:
-    """Describe everything that lies at `path`; empty if that is nothing, or cannot be looked at."""
+    """Describe every file and folder at `path`; empty if there is none or one cannot be read."""
     try:
         entries = (
             dict(_walk(path)) if path.is_dir() else {"": path, "manifest": manifest_path(path)}

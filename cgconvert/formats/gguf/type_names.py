@@ -102,7 +102,7 @@ def is_type_name(name: str) -> bool:
 
 
 def standard_mix(matrices: Iterable[MatrixType]) -> str | None:
-    """Return the name of llama.cpp's for matrices of these types; None if it has none."""
+    """Return llama.cpp's name for matrices of these types; None if it has none."""
     matrices = list(matrices)
     layers = 1 + max((matrix.layer for matrix in matrices if matrix.layer is not None), default=0)
     for name, file_type in TYPES.items():

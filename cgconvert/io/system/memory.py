@@ -31,7 +31,7 @@ class _MemoryStatus(ctypes.Structure):
 def available_memory() -> int:
     """The bytes of memory that are free or can be freed, in the machine and in its container.
 
-    macOS tells simply only how much there is, of which half is returned.
+    macOS has no simple call for free memory, so half of all memory is returned there.
     """
     limits = [_linux() or _windows() or _physical() // 2 or ASSUMED_BYTES]
     try:

@@ -90,10 +90,10 @@ class _SpawnContext(context.SpawnContext):
 
 @contextmanager
 def _without_main_module() -> Iterator[None]:
-    """Hide the program that runs, so that a process spawned now does not run it once more.
+    """Hide the `__main__` module, so that a process that is spawned now does not import it.
 
-    multiprocessing imports it in every process that it spawns. A user's script that converts
-    without asking for `__name__ == "__main__"` would begin again in each of them.
+    multiprocessing imports the main module in every process that it spawns. A user's script without
+    the guard `if __name__ == "__main__":` would convert once more in each of them.
     """
     main = sys.modules["__main__"]
     sys.modules["__main__"] = ModuleType("__main__")

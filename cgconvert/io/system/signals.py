@@ -31,6 +31,6 @@ def blocked_interrupts() -> Iterator[None]:
 
 
 def ignore_interrupts() -> None:
-    """Ignore interrupts in this process from now on."""
+    """Ignore interrupts in this process from now on; workers do, because their parent ends them."""
     for number in INTERRUPTS:
         signal.signal(number, signal.SIG_IGN)

@@ -1,4 +1,4 @@
-"""The number of threads that torch computes with, told without importing torch."""
+"""The number of threads that torch computes with, found without importing torch."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What each failed check asks for, and where docs/verify.md describes the check."""
+"""What to do about each failed check, and where docs/verify.md describes the check."""
 
 from __future__ import annotations
 

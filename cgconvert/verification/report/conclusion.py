@@ -32,8 +32,8 @@ ORDER = (
     "tokenizer.round_trip", "padding", "finite", "runtime", "runtime.nmse", "runtime.", "cache",
     "batch", "generation", "witness.", "logits.", "calibration.loss", "provenance",
 )  # fmt: skip
-"""Which failed check a sentence states: the first of these, because the rest may follow from it.
-What ends in a full stop stands for all checks whose names begin so."""
+"""The order of failed checks: the sentence states the first, because the others may follow from it.
+An entry that ends in a full stop stands for all checks whose names begin with it."""
 
 
 @dataclass(frozen=True)
@@ -42,7 +42,7 @@ class Subject:
 
     Attributes:
         path: The artefact, as the user named it.
-        type: What most of its bytes are stored as.
+        type: The type that most of its bytes are stored in.
         runtime: The runtime's name, version and device, as in the report.
         checks: All checks.
         tensors: The errors of its tensors.
@@ -62,12 +62,12 @@ class Subject:
 
     @property
     def wrong_tensors(self) -> list[str]:
-        """The names of the tensors that are not what the source says."""
+        """The names of the tensors that differ from the source by more than they may."""
         return [error.name for error in self.tensors if error.is_wrong]
 
     @property
-    def is_run(self) -> bool:
-        """Whether the runtime was there."""
+    def has_runtime(self) -> bool:
+        """Whether the runtime is installed."""
         return "missing" not in self.runtime
 
 
@@ -84,7 +84,7 @@ def conclusion(subject: Subject) -> str:
     failed = subject.named(Verdict.FAIL)
     if not failed:
         return _praise(subject)
-    if not subject.is_run:
+    if not subject.has_runtime:
         failed.pop("runtime", None)
         if not failed:
             return (
@@ -195,8 +195,8 @@ def _has_no_manifest(subject: Subject) -> bool:
     return check is None or (check.verdict == Verdict.WARNING and check.value is None)
 
 
-def _is_far_below(failed: Mapping[str, Check]) -> bool:
-    """Whether a value is too good to be true."""
+def _is_below_minimum(failed: Mapping[str, Check]) -> bool:
+    """Whether a value is below its minimum: better than any artefact of this source can be."""
     return any(
         check.minimum is not None and check.value is not None and check.value < check.minimum
         for check in failed.values()
@@ -243,7 +243,7 @@ CAUSES: tuple[Cause, ...] = (
         "one of the two reads the source wrongly; report a bug",
     ),
     Cause(
-        lambda s, lead, f: lead.startswith("logits.") and _is_far_below(f),
+        lambda s, lead, f: lead.startswith("logits.") and _is_below_minimum(f),
         "no right artefact is so much better than its source; give the right reference",
     ),
     Cause(

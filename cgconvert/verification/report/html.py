@@ -25,8 +25,8 @@ from cgconvert.verification.report.model import (
     SUMMARY,
     bound,
     number,
-    printable,
     run_description,
+    xml_safe,
 )
 from cgconvert.verification.report.plots import (
     changed_tensors,
@@ -102,7 +102,7 @@ def _template() -> Template:
 
 def _finalize(value: object) -> object:
     """Escape control characters; Jinja2 calls this on every value before it escapes markup."""
-    return value if isinstance(value, Markup) else printable(str(value))
+    return value if isinstance(value, Markup) else xml_safe(str(value))
 
 
 def _opening(report: Mapping[str, Any]) -> str:

@@ -14,7 +14,7 @@ from typing import Any
 from xml.etree.ElementTree import Element, SubElement, indent, tostring
 
 from cgconvert.verification.report.advice import advice
-from cgconvert.verification.report.model import bound, number, printable, run_description
+from cgconvert.verification.report.model import bound, number, run_description, xml_safe
 
 __all__ = ["as_junit"]
 
@@ -29,8 +29,8 @@ def as_junit(report: Mapping[str, Any]) -> str:
     root = Element("testsuites", {"name": "cgconvert verify", **totals})
     root.extend(suites)
     for node in root.iter():
-        node.text = printable(node.text) if node.text else None
-        node.attrib.update({name: printable(value) for name, value in node.attrib.items()})
+        node.text = xml_safe(node.text) if node.text else None
+        node.attrib.update({name: xml_safe(value) for name, value in node.attrib.items()})
     indent(root)
     return f'<?xml version="1.0" encoding="UTF-8"?>\n{tostring(root, encoding="unicode")}\n'
 

@@ -12,12 +12,12 @@ from html import escape
 from typing import Any
 
 from cgconvert.verification.report.advice import advice
-from cgconvert.verification.report.model import SUMMARY, bound, number, printable, run_description
+from cgconvert.verification.report.model import SUMMARY, bound, number, run_description, xml_safe
 
 __all__ = ["as_markdown"]
 
 _MARKUP = re.compile(r"([\\`*_{}\[\]<>#|~&!$@])")
-"""Characters that mean something in a line of Markdown, in GitHub's and GitLab's dialects."""
+"""Characters with a meaning in a line of GitHub's or GitLab's Markdown."""
 
 SIGNS = {"pass": "✅", "info": "", "warning": "⚠️", "fail": "❌"}
 
@@ -98,6 +98,6 @@ def _rank(verdict: str) -> int:
 
 
 def _text(text: str) -> str:
-    """Text as text: on one line, without meaning for Markdown or HTML."""
-    line = printable(" ".join(text.split()))
+    """Escape text for one line of Markdown, so that it is shown as it is."""
+    line = xml_safe(" ".join(text.split()))
     return _MARKUP.sub(r"\\\1", line)

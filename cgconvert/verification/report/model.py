@@ -56,8 +56,8 @@ from cgconvert.version import __version__
 
 __all__ = [
     "SCHEMA", "SEVERITY", "SUMMARY", "Report", "as_json", "as_json_object", "bound", "number",
-    "printable", "rounded", "run_description", "total_sentence", "worst_checks_first",
-    "worst_reports_first",
+    "rounded", "run_description", "total_sentence", "worst_checks_first", "worst_reports_first",
+    "xml_safe",
 ]  # fmt: skip
 
 SCHEMA = 1
@@ -207,7 +207,7 @@ def run_description(artefact: Mapping[str, Any]) -> str:
     )
 
 
-def printable(text: str) -> str:
+def xml_safe(text: str) -> str:
     """Replace the characters that no XML document may hold by Python's escapes."""
     return _NOT_XML.sub(lambda match: ascii(match[0])[1:-1], text)
 

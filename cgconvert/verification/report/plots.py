@@ -14,7 +14,7 @@ from itertools import accumulate, groupby
 from typing import Any
 from xml.etree.ElementTree import Element
 
-from cgconvert.verification.report.model import number, printable
+from cgconvert.verification.report.model import number, xml_safe
 
 __all__ = [
     "LEFT", "RIGHT", "WIDTH", "Scale", "changed_tensors", "element", "grid", "is_wrong", "kl_plot",
@@ -58,7 +58,7 @@ def element(tag: str, *children: str | Element | None, **attributes: object) -> 
     node = Element(
         tag,
         {
-            name.rstrip("_").replace("_", "-"): printable(str(value))
+            name.rstrip("_").replace("_", "-"): xml_safe(str(value))
             for name, value in attributes.items()
             if value is not None
         },
@@ -69,9 +69,9 @@ def element(tag: str, *children: str | Element | None, **attributes: object) -> 
             node.append(child)
             last = child
         elif child is not None and last is None:
-            node.text = (node.text or "") + printable(child)
+            node.text = (node.text or "") + xml_safe(child)
         elif child is not None and last is not None:
-            last.tail = (last.tail or "") + printable(child)
+            last.tail = (last.tail or "") + xml_safe(child)
     return node
 
 

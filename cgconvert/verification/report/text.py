@@ -153,7 +153,7 @@ def _aligned(rows: Sequence[tuple[str, ...]], *, strip: bool = True) -> list[str
 
 
 def _counts(checks: Sequence[Check]) -> str:
-    """Count the checks by verdict: "27 checks: 1 failed, 1 warning, 25 passed"."""
+    """Count the checks by verdict: "27 checks: 1 failed, 1 with a warning, 25 passed"."""
     judged = [check.verdict for check in checks if check.verdict != Verdict.INFO]
     counts = {
         "failed": judged.count(Verdict.FAIL),

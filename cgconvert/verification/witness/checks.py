@@ -10,6 +10,7 @@ from dataclasses import replace
 from typing import Any
 
 from cgconvert.formats.base import Format
+from cgconvert.verification.metrics import first_difference
 from cgconvert.verification.observe import Observation, TokenizerRun
 from cgconvert.verification.thresholds import Check, Verdict, at_most, no_differences
 from cgconvert.verification.witness.call import Witness
@@ -141,7 +142,7 @@ def _template_differences(source: TokenReading, artefact: TokenReading) -> list[
         elif expected is None:
             differences.append(f"the source has no template {name!r}")
         elif actual != expected:
-            place = _first_difference(actual, expected)
+            place = first_difference(actual, expected)
             differences.append(f"the template {name!r} differs from character {place + 1} on")
     return differences
 
@@ -152,13 +153,13 @@ def _check_tokenizer(reading: TokenizerReading, runs: Sequence[TokenizerRun]) ->
     for run in runs:
         ids, decoded = reading.texts[run.text]
         if run.ids != ids:
-            place = _first_difference(run.ids, ids)
+            place = first_difference(run.ids, ids)
             differences.append(
                 f"{run.text[:20]!r}: token {place + 1} is {list(run.ids[place : place + 3])}, "
                 f"transformers reads {list(ids[place : place + 3])} in the source"
             )
         elif run.decoded != decoded:
-            place = _first_difference(run.decoded, decoded)
+            place = first_difference(run.decoded, decoded)
             differences.append(
                 f"character {place + 1} comes back as {run.decoded[place : place + 8]!r}, "
                 f"in transformers as {decoded[place : place + 8]!r}"
@@ -209,7 +210,7 @@ def _check_generation(
         1,  # not all may be continued
     ):
         ids = generated[: len(expected.ids)]
-        place = _first_difference(ids, expected.ids[: len(ids)])
+        place = first_difference(ids, expected.ids[: len(ids)])
         # llama.cpp stops at some tokens by their text, which is not the file's fault.
         own_stops = observation.eos_token_ids
         stop = next((i for i, token in enumerate(ids[:place]) if token in own_stops), None)
@@ -247,12 +248,3 @@ def _check_generation(
 def _not_applicable(name: str, reason: str) -> Check:
     """A check without a verdict, because transformers is no witness."""
     return Check(name, None, None, "<=", Verdict.INFO, f"not applicable: {reason}")
-
-
-def _first_difference(left: Sequence[object], right: Sequence[object]) -> int:
-    """Return the first index at which two sequences differ.
-
-    If one begins the other, it is the length of the shorter one.
-    """
-    pairs = enumerate(zip(left, right, strict=False))
-    return next((i for i, (a, b) in pairs if a != b), min(len(left), len(right)))
