@@ -101,7 +101,7 @@ DRY_RUN = Option(
     name="dry_run",
     type=bool,
     default=False,
-    help="Print where, of which type and how large, and what that needs; write nothing.",
+    help="Print the output's path, type and size and what it needs; write nothing.",
 )
 
 TENSORS = Option(
@@ -125,7 +125,7 @@ WRITE = (
         name="keep",
         type=bool,
         default=True,
-        help="Do not go on with an interrupted run, and leave nothing for a later one.",
+        help="Do not continue an interrupted run, and leave nothing for a later one.",
     ),
     Option(
         name="allow_nonfinite",

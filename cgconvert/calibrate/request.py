@@ -183,9 +183,7 @@ def _check_device(name: str, text: Text | None) -> None:
     """Raise UsageError for a GPU if there is no text."""
     if name not in ("auto", "cpu") and text is None:
         check_device_name(name)
-        raise UsageError(
-            f'device {name}: only what is fitted to a text runs there; use `device="auto"`'
-        )
+        raise UsageError(f'device {name}: only calibration runs there; use `device="auto"`')
 
 
 def _uncalibrated_type(checkpoint: Checkpoint, budget: Budget) -> str:

@@ -26,10 +26,10 @@ def run(path: Path, delete: bool) -> None:
     for leftover in leftovers:
         click.echo(_line(leftover, is_removed=leftover.path in removed))
     if not leftovers:
-        click.echo(f"nothing is left in {printable(str(path))}")
+        click.echo(f"no interrupted run has left anything in {printable(str(path))}")
     elif not delete:
         total = format_bytes(sum(leftover.nbytes for leftover in leftovers))
-        click.echo(f"{total} in all; --delete removes it, the same command again goes on with it")
+        click.echo(f"{total} in total; --delete removes it, the same command again continues it")
 
 
 def _line(leftover: Leftover, *, is_removed: bool) -> str:

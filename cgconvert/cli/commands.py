@@ -69,7 +69,7 @@ Example:
     "inspect": Command(
         "cgconvert.cli.inspect:run",
         """\
-Tell what PATH is: layout, geometry, tokenizer, origin, types and size.
+Describe PATH: layout, geometry, tokenizer, origin, types and size.
 
 \b
 Example:
@@ -86,7 +86,7 @@ Example:
         """\
 Continue PROMPT with ARTEFACT, in the runtime people use for its format.
 
-A source (a name of the family, a checkpoint, a Hub id) is computed as it is, in float32.
+A source (a name of the family, a checkpoint, a Hub id) runs unconverted, in float32.
 
 \b
 Example:
@@ -125,9 +125,9 @@ Example:
         """\
 List what interrupted runs have left in PATH and below it; --delete removes it.
 
-PATH is a folder (the working folder unless given), or the output of a run that was interrupted. The
-same command again goes on with what is left. The cache ($CGCONVERT_CACHE, or ~/.cache/cgconvert)
-is not looked at.
+PATH is a folder (the working folder unless given), or the output of a run that was interrupted.
+Running the same command again continues it. The cache ($CGCONVERT_CACHE, or ~/.cache/cgconvert) is
+not listed.
 
 \b
 Example:

@@ -94,7 +94,7 @@ class Conversion:
         writing = self._writing()
         left = unfinished(self.make_plan(), allow_nonfinite=writing["allow_nonfinite"])
         if left.continues and writing["keep"]:
-            click.echo(f"would go on at {left.continues}")
+            click.echo(f"would continue at {left.continues}")
         return "run"
 
     def _print_there(self) -> None:

@@ -138,7 +138,7 @@ class Nodes:
         value = self.values.get(name) if root == "matrix" else None
         if value is None:
             names = ", ".join(f"${{{{ matrix.{known} }}}}" for known in self.values)
-            problem = f"${{{{ {expression} }}}} stands for nothing; there is {names or 'no matrix'}"
+            problem = f"${{{{ {expression} }}}} is not defined; there is {names or 'no matrix'}"
             self.fail(node, problem)
         self.used.add(name)
         if not isinstance(value, yaml.ScalarNode):

@@ -96,7 +96,7 @@ class Commit:
             raise OutputError(str(error)) from error
         if not self.settle():
             raise OutputError(
-                f"{self.output}: was changed in the moment in which it was replaced, and is as it "
+                f"{self.output}: was changed while it was being replaced, and was left as it "
                 "was; choose another `output`"
             )
 

@@ -47,7 +47,7 @@ def explain_failure(error: BaseException, repository: str, revision: str | None 
         name = repository.rpartition("/")[2]
         if repository == family.canonical_id(repository) and family.is_published_checkpoint(name):
             place = where_to_put(repository)
-            return f"{_endpoint()} does not have it; a proxy, or no mirror of the Hub? {place}"
+            return f"{_endpoint()} does not have it; is that an incomplete mirror? {place}"
         asked = family.did_you_mean(name)
         asked = asked or "check the name; a private one needs 'hf auth login' first"
         return f"there is no such model on the Hub ({_endpoint()}); {asked}"
@@ -85,7 +85,7 @@ def _no_answer(errors: list[BaseException], classes: set[str]) -> str:
     elif "refused" in texts.lower():
         reason = "connection refused"
     elif "certificate" in texts.lower():
-        reason = "its certificate is not trusted here; SSL_CERT_FILE names others"
+        reason = "its certificate is not trusted here; SSL_CERT_FILE can name a trusted one"
     else:
         reason = _first_line(errors[-1])
     return f"{_endpoint()} cannot be reached{through} ({reason})"

@@ -43,7 +43,7 @@ def explain_pipeline(names: Collection[str], class_name: str = "") -> str:
     if PIPELINE not in names:
         return ""
     evidence = f"{PIPELINE}, {class_name}" if class_name else PIPELINE
-    return explain_architecture("a diffusers pipeline, which makes no text", evidence)
+    return explain_architecture("a diffusers pipeline, which generates no text", evidence)
 
 
 def explain_no_model(path: Path) -> str:

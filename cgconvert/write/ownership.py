@@ -83,7 +83,7 @@ def protected_place(path: Path) -> str:
     """Say what makes a place one that is never replaced, whatever it holds; "" if nothing does."""
     real = Path(os.path.realpath(path))
     if path.is_symlink():
-        return f"is a link (to {path.readlink()}); give the path that is meant"
+        return f"is a link (to {path.readlink()}); give the path that it leads to"
     if real.parent == real:
         return "is a root folder"
     if Path(os.path.realpath(os.curdir)).is_relative_to(real):

@@ -174,7 +174,7 @@ def test_auto_takes_cuda_where_it_is(
     cuda_is_there(monkeypatch)
     for device, type_ in (("auto", "cuda"), ("cuda", "cuda"), ("cpu", "cpu")):
         assert planned(source, path, device, bits=4).device.type == type_
-    with pytest.raises(UsageError, match="only what is fitted to a text runs there"):
+    with pytest.raises(UsageError, match="only calibration runs there"):
         quantize(source, path, type="Q4_K_M", effort="fast", device="cuda")
     quantize(source, path, type="Q4_K_M", effort="fast")
     no_gpu(monkeypatch)

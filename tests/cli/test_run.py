@@ -269,7 +269,7 @@ def test_a_recipe_goes_on_with_what_an_interrupted_run_has_left(run: Run, tmp_pa
     with pytest.raises(Interrupted):
         execute(interrupted, progress=InterruptedProgress())
     code, out, err = run("r.yaml", "--dry-run")
-    assert (code, out.count("would go on at ")) == (0, 1), err
+    assert (code, out.count("would continue at ")) == (0, 1), err
     assert out.endswith("0 of 3 steps are there, 3 would run\n")
     code, out, err = run("r.yaml")
     assert (code, err.count("continuing at ")) == (0, 1), err

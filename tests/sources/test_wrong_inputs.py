@@ -99,7 +99,7 @@ NO_MODELS: dict[str, tuple[dict[str, str], str]] = {
     "jsonl": ({"train.jsonl": "{}"}, "is a dataset (train.jsonl)"),
     "pipeline": (
         {"model_index.json": '{"_class_name": "FluxPipeline"}', "unet/x.safetensors": "x"},
-        "is a diffusers pipeline, which makes no text (model_index.json, FluxPipeline)",
+        "is a diffusers pipeline, which generates no text (model_index.json, FluxPipeline)",
     ),
     "several": (
         {"codegen-2B/config.json": "{}", "codegen-2B/pytorch_model.bin": "x"},

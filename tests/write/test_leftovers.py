@@ -212,7 +212,7 @@ def test_clean_lists_and_removes_only_what_runs_have_left(
     listed = capsys.readouterr().out
     assert re.match(r"\.m\.bin\.cgconvert-tmp  4\d\d kB, \d s old, \d+ % of m\.bin\n", listed)
     assert listed.splitlines()[-1].endswith(
-        "--delete removes it, the same command again goes on with it"
+        "--delete removes it, the same command again continues it"
     )
     assert cgconvert.clean() == leftovers  # a list removes nothing
     with pytest.raises(SystemExit):
@@ -222,7 +222,7 @@ def test_clean_lists_and_removes_only_what_runs_have_left(
     assert len(cgconvert.clean("m.bin", delete=True)) == 1  # by the name of the output
     with pytest.raises(SystemExit):
         main(["clean", "--delete"])
-    assert capsys.readouterr().out == "nothing is left in .\n"
+    assert capsys.readouterr().out == "no interrupted run has left anything in .\n"
     assert {name: Path(name).read_text() for name in mine} == mine
     assert Path(".link.cgconvert-tmp").is_symlink()
     with pytest.raises(InputError, match="no such file or folder, and nothing was left for it"):

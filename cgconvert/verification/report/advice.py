@@ -27,7 +27,7 @@ ADVICE: Mapping[str, str] = {
     "weights.adjusted": "quantize again: calibration changes vectors less than this",
     "settings": "convert again; a client would stop or sample differently",
     "tokenizer.files": _TOKENS,
-    "runtime": "mend what the message says; the artefact was not run",
+    "runtime": "fix what the message names; the artefact was not run",
     "end_of_text": "convert again; a client would not stop where the model does",
     "context": "convert again; a client would use another length of context",
     "vocabulary": "convert again; the head has not the source's rows",
@@ -78,7 +78,7 @@ def advice(name: str, failed: Sequence[str] = ()) -> str:
     see = f"see {paragraph(name)}"
     causes = [cause for cause in failed if cause.startswith(STORED)]
     if name.startswith(COMPUTED) and causes:
-        return f"may follow from {causes[0]}, mend that first; {see}"
+        return f"may follow from {causes[0]}, fix that first; {see}"
     return f"{ADVICE[name]}; {see}" if name in ADVICE else see
 
 

@@ -210,11 +210,11 @@ CAUSES: tuple[Cause, ...] = (
     ),
     Cause(
         lambda s, lead, f: lead == "provenance" and is_source_change(f[lead]),
-        "nothing else differs; convert again, or bring back the source",
+        "nothing else differs; convert again, or restore the source",
     ),
     Cause(
         lambda s, lead, f: lead == "provenance",
-        "nothing that was compared differs; convert again, or bring back the files",
+        "nothing that was compared differs; convert again, or restore the files",
     ),
     Cause(
         lambda s, lead, f: "provenance" in f and is_source_change(f["provenance"]),
@@ -235,8 +235,8 @@ CAUSES: tuple[Cause, ...] = (
     ),
     Cause(
         lambda s, lead, f: _is_stored(lead),
-        "the conversion wrote it so; convert again with cgconvert {version}, and report a bug if "
-        "it stays",
+        "the conversion wrote it this way; convert again with cgconvert {version}, and report a "
+        "bug if it stays",
     ),
     Cause(
         lambda s, lead, f: lead.startswith("witness."),
@@ -244,12 +244,12 @@ CAUSES: tuple[Cause, ...] = (
     ),
     Cause(
         lambda s, lead, f: lead.startswith("logits.") and _is_below_minimum(f),
-        "no right artefact is so much better than its source; give the right reference",
+        "no correct artefact is so much better than its source; give the right reference",
     ),
     Cause(
         lambda s, lead, f: lead.startswith("logits."),
-        "the file and the runtime are right, the type is too small; take more bits, calibrate, or "
-        "allow it with another threshold",
+        "the file and the runtime are correct, but the type is too small; take more bits, "
+        "calibrate, or allow it with another threshold",
     ),
     Cause(
         lambda s, lead, f: lead == "calibration.loss" and not _changed_later(s, lead, f),

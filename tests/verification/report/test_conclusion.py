@@ -71,8 +71,8 @@ SENTENCES: list[tuple[Report, str]] = [
     ),
     (
         concluded(DIFFERS),
-        f"Do not ship x.gguf: {NAME} differs from the source: the conversion wrote it so; convert "
-        "again with cgconvert",
+        f"Do not ship x.gguf: {NAME} differs from the source: the conversion wrote it this way; "
+        "convert again with cgconvert",
     ),
     (concluded(DIFFERS, NO_MANIFEST), "from the source: nothing says how it was made; convert"),
     (concluded(DIFFERS, OTHER_SOURCE), "the reference is not the source that its manifest names"),
@@ -86,7 +86,7 @@ SENTENCES: list[tuple[Report, str]] = [
     ),
     (
         concluded(at_most("tokenizer.files", 2.0, 0, "merges are missing; 1 more")),
-        "Do not ship x.gguf: merges are missing: the conversion wrote it so",
+        "Do not ship x.gguf: merges are missing: the conversion wrote it this way",
     ),
     (
         concluded(at_most("runtime.nmse", 0.1, 1e-6), at_most("logits.kl_mean", 0.2, 1e-6)),
@@ -96,7 +96,7 @@ SENTENCES: list[tuple[Report, str]] = [
     (
         concluded(at_most("logits.kl_mean", 0.2, 0.1), right=QUANTIZED),
         "Do not ship x.gguf: Q8_0 lost more than it may (logits.kl_mean is 0.2, not <= 0.1): the "
-        "file and the runtime are right, the type is too small",
+        "file and the runtime are correct, but the type is too small",
     ),
     (
         concluded(at_least("logits.top1_sure", 0.5, 0.9), right=QUANTIZED),
@@ -104,7 +104,7 @@ SENTENCES: list[tuple[Report, str]] = [
     ),
     (
         concluded(at_most("logits.perplexity_ratio", 0.01, 1.02, minimum=1 / 1.02)),
-        "no right artefact is so much better than its source; give the right reference",
+        "no correct artefact is so much better than its source; give the right reference",
     ),
     (
         concluded(at_most("witness.logits", 0.5, 1e-5)),
@@ -164,5 +164,5 @@ def test_every_check_has_its_advice_and_its_heading() -> None:
     assert len(set(anchors)) == len(anchors)
     assert advice("weights.equal").endswith("see docs/verify.md#weightsequal")
     assert advice("logits.nmse", ["weights.equal", "logits.nmse"]) == (
-        "may follow from weights.equal, mend that first; see docs/verify.md#logitsnmse"
+        "may follow from weights.equal, fix that first; see docs/verify.md#logitsnmse"
     )
