@@ -26,7 +26,9 @@ def run(code: str) -> str:
 def test_the_import_alone_brings_nothing_heavy() -> None:
     code = f"import sys, cgconvert; print(sorted(set(sys.modules) & set({HEAVY})))"
     assert run(code) == "[]"
-    assert "torch" in run("import sys, cgconvert; cgconvert.load; print(*sys.modules)").split()
+    load = "import sys, cgconvert; model = cgconvert.load('codegen-tiny-mono')"
+    assert "torch" not in run(f"{load}; print(*sys.modules)").split()
+    assert "torch" in run(f"{load}; model.decoder.head.read(); print(*sys.modules)").split()
 
 
 def test_verify_is_the_function_whatever_was_imported_before() -> None:
