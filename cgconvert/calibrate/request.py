@@ -19,6 +19,7 @@ from cgconvert.io.progress import format_bytes
 from cgconvert.model.decoder import Checkpoint, Geometry
 from cgconvert.model.device import check_device_name, torch_device
 from cgconvert.texts.text import STDLIB, Text, read_text
+from cgconvert.write.manifest import manifest_path
 from cgconvert.write.plan import LazyPlan
 
 __all__ = ["NO_TEXT", "default_4bit_type", "quantize_gguf", "quantize_onnx"]
@@ -78,10 +79,10 @@ def quantize_gguf(
         path = gguf.output_path(checkpoint, output, name)
         plan = gguf.plan(checkpoint, path, type=type_, fixed=budget.fixed, importance=importance)
         return RoundedPlan(**vars(plan))
-    if save_imatrix is not None:
-        _check_place(save_imatrix, checkpoint)
     name = type_name(checkpoint, in_bytes(budget, checkpoint))
     path = gguf.output_path(checkpoint, output, name)
+    if save_imatrix is not None:
+        _check_place(save_imatrix, path, checkpoint)
     fixed = {"tensor_type": dict(budget.fixed)} if budget.fixed else {}
     # Not imported at the top: it brings torch, without which weights can be planned to be rounded.
     from cgconvert.calibrate.gguf import CalibratedGGUF
@@ -92,8 +93,15 @@ def quantize_gguf(
     )  # fmt: skip
 
 
-def _check_place(save_imatrix: Path, checkpoint: Checkpoint) -> None:
-    """Raise UsageError if something other than an imatrix lies where one is to be written."""
+def _check_place(save_imatrix: Path, output: Path, checkpoint: Checkpoint) -> None:
+    """Raise UsageError if an imatrix cannot be written to this place.
+
+    It is that of the output or its manifest, or something other than an imatrix lies there.
+    """
+    if os.path.realpath(save_imatrix) in map(os.path.realpath, (output, manifest_path(output))):
+        raise UsageError(
+            f"{save_imatrix}: is where the artefact will lie; choose another `save_imatrix`"
+        )
     if os.path.lexists(save_imatrix):
         try:
             read_imatrix(save_imatrix, checkpoint.decoder)

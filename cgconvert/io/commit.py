@@ -114,7 +114,7 @@ class Commit:
             if _inode(self.output) != record["inode"]:
                 self._undo()
                 return False
-            if _inode(new) == record["inode"]:  # a second name, see _rename_new
+            if _inode(new) == record["inode"]:  # a second name, see rename_new
                 new.unlink()
             elif os.path.lexists(new):  # the two were exchanged
                 rename(new, earlier)
@@ -149,11 +149,17 @@ class Commit:
         sync(self.folder)
 
     def _read(self) -> dict[str, Any] | None:
-        for path in (self._record, self._verified):
-            with contextlib.suppress(FileNotFoundError):
-                record: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+        """Read the record; None if there is none. Raises OutputError if it is no such record."""
+        path = self._verified if self._verified.exists() else self._record
+        with contextlib.suppress(FileNotFoundError, ValueError, TypeError, KeyError):
+            if not path.exists():
+                return None
+            record: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+            if isinstance(record["inode"], int) and _is_inside(record["new"]):
                 return record
-        return None
+        raise OutputError(
+            f"{path}: is damaged; move away what you need of {self.folder}, then remove it"
+        )
 
     def _undo(self) -> None:
         """Move what was taken from the output and beside it back to its place."""
@@ -167,6 +173,11 @@ class Commit:
                 rename(path, place)
             self.replaced.rmdir()
         self._record.unlink()
+
+
+def _is_inside(name: str) -> bool:
+    """Whether a relative path leads to something in the staging folder."""
+    return not Path(name).is_absolute() and ".." not in Path(name).parts and name != ""
 
 
 def _inode(path: Path) -> int:

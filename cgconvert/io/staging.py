@@ -7,9 +7,9 @@
 from __future__ import annotations
 
 import contextlib
-import errno
 import os
 import shutil
+import stat
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -20,13 +20,16 @@ from cgconvert.io.commit import Commit, Guard
 from cgconvert.io.signals import uninterrupted
 from cgconvert.io.system.files import sync
 from cgconvert.io.system.locks import FileLock
-from cgconvert.io.system.names import rename
+from cgconvert.io.system.names import is_users, rename
 
 __all__ = [
     "SUFFIX",
     "Staging",
     "atomic_path",
     "is_locked",
+    "is_partial",
+    "is_staging_folder",
+    "is_temporary",
     "remove_partial",
     "staging_folder",
     "write_atomic",
@@ -36,6 +39,10 @@ SUFFIX = ".cgconvert-tmp"
 """The end of the name of everything temporary, which begins with a dot."""
 
 LOCK_SUFFIX = f".lock{SUFFIX}"
+
+FOLDERS = {"content", "steps", "replaced"}
+FILES = {"lock", "journal", "commit", "commit-new", "commit-verified"}
+"""All that a staging folder can hold. The lock comes first and goes last."""
 
 LOCK_SECONDS = 2.0
 """How long to wait for the lock of another run. If that run was killed, its workers hold the lock
@@ -116,6 +123,46 @@ def _lock_path(path: Path) -> Path:
     if path.name.endswith(LOCK_SUFFIX):
         return path
     return path.with_name(path.name.removesuffix(SUFFIX) + LOCK_SUFFIX)
+
+
+def is_temporary(name: str) -> bool:
+    """Whether a name is one that cgconvert gives to what is temporary."""
+    return name.startswith(".") and name.endswith(SUFFIX) and len(name) > len(SUFFIX) + 1
+
+
+def is_staging_folder(path: Path) -> bool:
+    """Whether a path is a folder of this user's with nothing in it but what `Staging` makes.
+
+    It is empty, or has a lock, whatever moment the run was killed at.
+    """
+    try:
+        if not is_temporary(path.name) or not stat.S_ISDIR(path.lstat().st_mode):
+            return False
+        modes = {entry.name: entry.lstat().st_mode for entry in path.iterdir()}
+    except OSError:
+        return False
+    return (
+        is_users(path)
+        and ("lock" in modes or not modes)
+        and modes.keys() <= FOLDERS | FILES
+        and all((stat.S_ISDIR if n in FOLDERS else stat.S_ISREG)(mode) for n, mode in modes.items())
+    )
+
+
+def is_partial(path: Path) -> bool:
+    """Whether a path is a temporary file of `atomic_path`, beside its lock, or is that lock."""
+    try:
+        if not is_temporary(path.name) or path.is_dir():
+            return False
+        files = {path, _lock_path(path)}
+        modes = [file.lstat() for file in files]
+    except OSError:
+        return False
+    return (
+        all(stat.S_ISREG(s.st_mode) for s in modes)
+        and all(map(is_users, files))
+        and _lock_path(path).lstat().st_size == 0
+    )
 
 
 def staging_folder(output: Path) -> Path:
@@ -248,8 +295,11 @@ class Staging:
                 folder for folder in missing[1:] if folder not in self._made_folders
             ]
             self.folder.mkdir(parents=True, exist_ok=True)
-            if self.folder.is_symlink():
-                raise OSError(errno.ELOOP, f"{self.folder.name} is a link")
+            if not is_staging_folder(self.folder) and self.folder.exists():
+                raise UsageError(
+                    f"{self.folder}: is needed for what is not complete yet, and holds something "
+                    "else or belongs to another user; move it away or choose another `output`"
+                )
             try:
                 self._lock.acquire(wait=False)
                 return

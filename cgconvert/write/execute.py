@@ -7,6 +7,7 @@ on threads at the same time.
 from __future__ import annotations
 
 import contextlib
+import os
 import shlex
 import threading
 from collections.abc import Mapping
@@ -66,11 +67,11 @@ def check_plan(plan: LazyPlan, *, staged_bytes: int = 0) -> None:
         if not path.exists():  # the location may be a model's name or a Hub id
             continue
         source = path.resolve()
-        if output == source or (source.is_dir() and output.is_relative_to(source)):
+        if _holds(source, output):
             raise UsageError(
                 f"{plan.output}: the output is the input or inside it; choose another `output`"
             )
-        if source.is_relative_to(output):
+        if _holds(output, source):
             raise UsageError(
                 f"{plan.output}: the input is inside the output; choose another `output`"
             )
@@ -157,6 +158,19 @@ def execute(
         progress.finish()
     _remember_hashes(plan, manifest, identity)
     return manifest
+
+
+def _holds(outer: Path, inner: Path) -> bool:
+    """Whether two paths are one file or folder, or the inner one lies in the outer one.
+
+    They may be spelt in different ways: by a second mount or link, or in letters of another case.
+    """
+    status = outer.stat() if outer.exists() else None
+    for path in (inner, *inner.parents):
+        with contextlib.suppress(OSError):  # it does not exist yet, or lies in a file
+            if path == outer or (status and os.path.samestat(path.stat(), status)):
+                return True
+    return False
 
 
 def _kept(staging: Staging) -> list[str]:

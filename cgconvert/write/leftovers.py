@@ -1,7 +1,8 @@
 """What interrupted runs have left: how much is complete, what continues it, and its removal.
 
 A leftover is the staging folder of an artefact, or the temporary file of a small file. Its name
-alone proves little, so only folders that hold nothing but what a staging folder has are touched.
+alone proves little: a folder has to hold a lock and only what a staging folder has, and a file has
+to lie beside its lock.
 """
 
 from __future__ import annotations
@@ -9,13 +10,20 @@ from __future__ import annotations
 import contextlib
 import json
 import os
-import stat
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-from cgconvert.io.staging import SUFFIX, Staging, is_locked, remove_partial, staging_folder
-from cgconvert.io.system.names import is_users
+from cgconvert.io.staging import (
+    SUFFIX,
+    Staging,
+    is_locked,
+    is_partial,
+    is_staging_folder,
+    is_temporary,
+    remove_partial,
+    staging_folder,
+)
 from cgconvert.write.journal import START, Journal, plan_key
 from cgconvert.write.ownership import Replacement
 from cgconvert.write.plan import LazyPlan, Plan
@@ -38,11 +46,6 @@ STEPS_KEY, STEP_COUNT = "key", "count"
 
 STEP_NAMES = ("wte.safetensors", "head.safetensors", "choices.json")
 """Files of completed steps, beside those of the layers."""
-
-PARTS = {
-    "lock", "content", "journal", "steps", "replaced", "commit", "commit-new", "commit-verified",
-}  # fmt: skip
-"""All that a staging folder can hold."""
 
 UNVISITED = (".git",)
 """Folders that are not searched."""
@@ -87,7 +90,7 @@ class Unfinished:
 def unfinished(plan: LazyPlan, *, allow_nonfinite: bool = False) -> Unfinished:
     """Look at what an interrupted run has left for the output of a plan; nothing is computed."""
     folder = staging_folder(plan.output)
-    if not _is_staging(folder):
+    if not is_staging_folder(folder):
         return Unfinished()
     steps = {path.name: _steps(path) for path in folder.glob("steps/*")}
     continues = steps.pop(_steps_name(plan), "")
@@ -114,14 +117,14 @@ def find_leftovers(path: Path) -> Iterator[Leftover]:
     for candidate in dict.fromkeys((path, staging_folder(path))):
         if (leftover := _leftover(candidate)) is not None:
             yield leftover
-    if not path.is_dir() or path.is_symlink() or _is_temporary(path.name):
+    if not path.is_dir() or path.is_symlink() or is_temporary(path.name):
         return
     for parent, folders, files in os.walk(path):
         for name in sorted((*folders, *files)):
-            if _is_temporary(name) and (leftover := _leftover(Path(parent, name))) is not None:
+            if is_temporary(name) and (leftover := _leftover(Path(parent, name))) is not None:
                 yield leftover
         folders[:] = sorted(
-            name for name in folders if not _is_temporary(name) and name not in UNVISITED
+            name for name in folders if not is_temporary(name) and name not in UNVISITED
         )
 
 
@@ -146,8 +149,8 @@ def disk_bytes(path: Path) -> int:
 
 def _leftover(path: Path) -> Leftover | None:
     """Describe the leftover at `path`; None if it is not one of cgconvert's."""
-    is_folder = _is_staging(path)
-    if not is_folder and not _is_partial(path):
+    is_folder = is_staging_folder(path)
+    if not is_folder and not is_partial(path):
         return None
     name = path.name.removeprefix(".").removesuffix(SUFFIX)
     files = list(_files(path))
@@ -160,28 +163,6 @@ def _leftover(path: Path) -> Leftover | None:
         progress=progress_of(path) if is_folder else "",
         is_running=is_locked(path),
     )
-
-
-def _is_temporary(name: str) -> bool:
-    return name.startswith(".") and name.endswith(SUFFIX) and len(name) > len(SUFFIX) + 1
-
-
-def _is_staging(path: Path) -> bool:
-    """Whether a path is a folder with nothing in it but the parts of a staging folder."""
-    try:
-        if not _is_temporary(path.name) or not stat.S_ISDIR(path.lstat().st_mode):
-            return False
-        return is_users(path) and {entry.name for entry in path.iterdir()} <= PARTS
-    except OSError:
-        return False
-
-
-def _is_partial(path: Path) -> bool:
-    """Whether a path is the temporary file of a small file, or that file's lock."""
-    try:
-        return _is_temporary(path.name) and stat.S_ISREG(path.lstat().st_mode) and is_users(path)
-    except OSError:
-        return False
 
 
 def _files(path: Path) -> Iterator[Path]:

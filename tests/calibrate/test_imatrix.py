@@ -211,3 +211,12 @@ def test_a_file_that_is_no_imatrix_is_refused_before_anything_is_computed(
     with pytest.raises(UsageError, match="is no imatrix of this model; choose another `save_im"):
         plans.quantize(first_layers(1), tmp_path / "m.gguf", bits=4, save_imatrix=path)
     assert path.read_text() == text
+
+
+@pytest.mark.parametrize("name", ["m.gguf", "m.gguf.cgconvert.json", "../deep/m.gguf"])
+def test_an_imatrix_in_the_place_of_the_output_is_refused_before_anything_is_computed(
+    name: str, tmp_path: Path
+) -> None:
+    folder = tmp_path / "deep"
+    with pytest.raises(UsageError, match="is where the artefact will lie; choose another `save_im"):
+        plans.quantize(first_layers(1), folder / "m.gguf", bits=4, save_imatrix=folder / name)

@@ -16,7 +16,7 @@ from cgconvert.api.output_state import output_state
 from cgconvert.cli.conversions import carry_out
 from cgconvert.cli.main import main
 from cgconvert.codecs.encoding import F32
-from cgconvert.errors import InputError, Interrupted, OutputError
+from cgconvert.errors import InputError, Interrupted, OutputError, UsageError
 from cgconvert.formats.read import read
 from cgconvert.io.staging import staging_folder
 from cgconvert.io.system.locks import FileLock
@@ -185,8 +185,12 @@ def test_clean_lists_and_removes_only_what_runs_have_left(
         stopped(checkpoint, name)
     Path(".n.bin.cgconvert-tmp").rename("deep/er/.n.bin.cgconvert-tmp")
     Path("deep/.verdict.json.cgconvert-tmp").write_text("half")
+    Path("deep/.verdict.json.lock.cgconvert-tmp").touch()
     mine = {
         "deep/.mine.cgconvert-tmp/thesis.tex": "a folder with files that no staging folder has",
+        "deep/.book.cgconvert-tmp/content/thesis.tex": "a folder without a lock",
+        "deep/.half.tex.cgconvert-tmp": "a file without a lock",
+        "deep/.notes.lock.cgconvert-tmp": "a lock is empty",
         ".cgconvert-tmp/thesis.tex": "another name",
         "plain/.git/.x.cgconvert-tmp": "not searched",
         "plain/file.cgconvert-tmp": "not hidden",
@@ -200,12 +204,13 @@ def test_clean_lists_and_removes_only_what_runs_have_left(
     assert [str(leftover.path) for leftover in leftovers] == [
         ".m.bin.cgconvert-tmp",
         "deep/.verdict.json.cgconvert-tmp",
+        "deep/.verdict.json.lock.cgconvert-tmp",
         "deep/er/.n.bin.cgconvert-tmp",
     ]
     assert [str(leftover.output) for leftover in leftovers] == [
-        "m.bin", "deep/verdict.json", "deep/er/n.bin",
+        "m.bin", "deep/verdict.json", "deep/verdict.json", "deep/er/n.bin",
     ]  # fmt: skip
-    assert [bool(leftover.progress) for leftover in leftovers] == [True, False, True]
+    assert [bool(leftover.progress) for leftover in leftovers] == [True, False, False, True]
     assert leftovers[0].nbytes >= ROWS * COLUMNS * 4
     with pytest.raises(SystemExit):
         main(["clean"])
@@ -217,7 +222,7 @@ def test_clean_lists_and_removes_only_what_runs_have_left(
     assert cgconvert.clean() == leftovers  # a list removes nothing
     with pytest.raises(SystemExit):
         main(["clean", "deep", "--delete"])
-    assert capsys.readouterr().out.count("removed  deep/") == 2
+    assert capsys.readouterr().out.count("removed  deep/") == 3
     assert [str(leftover.path) for leftover in cgconvert.clean()] == [".m.bin.cgconvert-tmp"]
     assert len(cgconvert.clean("m.bin", delete=True)) == 1  # by the name of the output
     with pytest.raises(SystemExit):
@@ -241,6 +246,36 @@ def test_clean_spares_a_running_run(checkpoint: Checkpoint) -> None:
     assert os.listdir() == []
 
 
+def link_content(folder: Path) -> None:
+    (folder / "lock").touch()
+    (folder / "content").symlink_to(folder.parent)
+
+
+IN_THE_WAY: dict[str, Callable[[Path], object]] = {
+    "a file of the user's": lambda folder: (folder / "thesis.tex").write_text("years"),
+    "a folder without a lock": lambda folder: (folder / "content").mkdir(),
+    "a link in place of the content": link_content,
+}
+
+
+@pytest.mark.parametrize("name", [*IN_THE_WAY, "another user's"])
+def test_what_only_has_the_name_of_a_staging_folder_is_not_used(
+    name: str, checkpoint: Checkpoint, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder = staging_folder(Path("m.bin"))
+    folder.mkdir()
+    if name in IN_THE_WAY:
+        IN_THE_WAY[name](folder)
+    else:
+        monkeypatch.setattr("cgconvert.io.staging.is_users", lambda path: False)
+    before = sorted(map(str, Path().rglob("*")))
+    assert cgconvert.clean(delete=True) == []
+    with pytest.raises(UsageError, match="holds something else or belongs to another user"):
+        execute(planned(checkpoint, InMemoryTensor(VALUES)))
+    assert [path for path in sorted(map(str, Path().rglob("*"))) if path not in before] == []
+    assert name not in IN_THE_WAY or sorted(map(str, Path().rglob("*"))) == before
+
+
 def test_clean_puts_back_what_a_killed_commit_had_taken(checkpoint: Checkpoint) -> None:
     """The earlier artefact lies in the staging folder when a run is killed between two renames."""
     execute(planned(checkpoint, InMemoryTensor(VALUES)))
@@ -251,7 +286,27 @@ def test_clean_puts_back_what_a_killed_commit_had_taken(checkpoint: Checkpoint) 
     (staging / "replaced").mkdir()
     for name in before:
         Path(name).rename(staging / "replaced" / name)
+    (staging / "lock").touch()
     inode = (staging / "content" / "m.bin").stat().st_ino
     (staging / "commit").write_text(json.dumps({"new": "content/m.bin", "inode": inode}))
     assert len(cgconvert.clean(delete=True)) == 1
     assert {name: Path(name).read_bytes() for name in os.listdir()} == before
+
+
+@pytest.mark.parametrize(
+    "record",
+    ["", "{}", "[]", '{"new": "content/m.bin"}', '{"new": "../m.bin", "inode": 1}', '{"inode": 1}'],
+)
+def test_a_damaged_record_of_a_commit_removes_nothing(record: str, checkpoint: Checkpoint) -> None:
+    staging = staging_folder(Path("m.bin"))
+    (staging / "replaced").mkdir(parents=True)
+    (staging / "lock").touch()
+    (staging / "replaced" / "m.bin").write_text("an earlier artefact")
+    (staging / "commit").write_text(record)
+    for action in (
+        lambda: execute(planned(checkpoint, InMemoryTensor(VALUES))),
+        lambda: cgconvert.clean(delete=True),
+    ):
+        with pytest.raises(OutputError, match="commit: is damaged; move away what you need"):
+            action()
+        assert (staging / "replaced" / "m.bin").read_text() == "an earlier artefact"

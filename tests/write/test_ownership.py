@@ -259,6 +259,19 @@ def test_links_that_lead_to_an_artefact_survive(checkpoint: Checkpoint, tmp_path
     assert (tmp_path / "linked").is_symlink()
 
 
+def test_the_source_under_another_name_is_still_the_source(
+    checkpoint: Checkpoint, tmp_path: Path
+) -> None:
+    """A second mount or another case of the letters gives such names too."""
+    link = tmp_path / "place" / MODEL
+    link.parent.mkdir()
+    link.hardlink_to(checkpoint.files[0])
+    before = state(link.parent)
+    with pytest.raises(UsageError, match="the output is the input"):
+        execute(file_plan(checkpoint, link), force=True)
+    assert state(link.parent) == before
+
+
 def test_what_the_systems_leave_and_what_is_missing_does_not_count(
     checkpoint: Checkpoint, tmp_path: Path
 ) -> None:
@@ -357,7 +370,7 @@ def test_what_appears_at_the_output_during_a_run_survives(
     if moment.startswith("before"):
         interfering(monkeypatch, staging, "_sync_tree", write)
     else:
-        interfering(monkeypatch, commit, "exchange" if force else "_rename_new", write)
+        interfering(monkeypatch, commit, "exchange" if force else "rename_new", write)
     with pytest.raises(OutputError):
         execute(folder_plan(checkpoint, output, b"newer"), force=force)
     assert (output / "thesis.tex").read_text() == "years"
@@ -371,7 +384,7 @@ def test_a_file_that_appears_during_a_run_survives(
     checkpoint: Checkpoint, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     output = tmp_path / "place" / MODEL
-    interfering(monkeypatch, commit, "_rename_new", lambda: output.write_text("mine"))
+    interfering(monkeypatch, commit, "rename_new", lambda: output.write_text("mine"))
     with pytest.raises(CgconvertError):
         execute(file_plan(checkpoint, output))
     assert output.read_text() == "mine"

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import hashlib
+import os
 import re
 from pathlib import Path
 
@@ -105,7 +106,7 @@ def update_card(checkpoint: Checkpoint, output: Path) -> None:
             if manifest is not None and manifest.name == checkpoint.name:
                 files[path.name] = manifest.type, path.stat().st_size
     with contextlib.suppress(OSError, UnicodeError):
-        if files and (not card.exists() or _is_unchanged(card)):
+        if files and (not os.path.lexists(card) or _is_unchanged(card)):
             write_atomic(card, model_card(checkpoint, files).encode())
 
 

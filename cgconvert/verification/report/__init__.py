@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
@@ -41,12 +42,15 @@ HEAD_BYTES = 16 << 10
 def write_reports(reports: Sequence[Report], path: Path) -> None:
     """Write reports in the format of the path's suffix, the whole file or nothing.
 
+    The folders of the path are made where they are missing.
+
     Raises UsageError for a suffix without a format, OutputError if writing fails.
     """
     check_report_path(path)
     try:
         # Names of files may hold bytes that are not UTF-8; these are escaped, as in JSON.
         text = WRITERS[path.suffix](reports)
+        Path(os.path.realpath(path)).parent.mkdir(parents=True, exist_ok=True)
         write_atomic(path, text.encode(errors="backslashreplace"))
     except OSError as error:
         raise OutputError(f"{path}: cannot be written: {error.strerror or error}") from error
@@ -55,12 +59,17 @@ def write_reports(reports: Sequence[Report], path: Path) -> None:
 def check_report_path(path: Path) -> None:
     """Raise UsageError if no report can be written to this path; call this before long work.
 
-    No report format has its suffix then, or something lies there that is no earlier report.
+    No report format has its suffix then, something lies there that is no earlier report, or its
+    folder can be neither written nor made: that is an OutputError.
     """
     if path.suffix not in WRITERS:
         raise UsageError(f"{path}: a report ends in {', '.join(WRITERS)}")
     if path.is_dir():
         raise UsageError(f"{path}: is a folder; a report is a file")
+    folder = Path(os.path.realpath(path)).parent
+    existing = next(place for place in (folder, *folder.parents) if os.path.lexists(place))
+    if not existing.is_dir() or not os.access(existing, os.W_OK | os.X_OK):
+        raise OutputError(f"{path}: {existing} is no folder that can be written")
     if not path.exists():
         return
     try:

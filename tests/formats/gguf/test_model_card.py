@@ -50,6 +50,14 @@ def test_a_users_card_stays(own: str | None, card: Path) -> None:
     assert card.read_text() == own
 
 
+def test_a_card_that_is_a_link_to_nowhere_stays(card: Path) -> None:
+    card.parent.mkdir(parents=True)
+    card.symlink_to("elsewhere.md")
+    cgconvert.to_gguf(TINY, type="Q4_0")
+    assert card.is_symlink()
+    assert not card.exists()
+
+
 def test_a_path_of_the_users_gets_no_card(card: Path) -> None:
     cgconvert.to_gguf(TINY, "there/model.gguf", type="Q4_0")
     assert sorted(path.name for path in Path("there").iterdir()) == [

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from cgconvert.errors import UsageError
+from cgconvert.errors import OutputError, UsageError
 from cgconvert.verification.report import WRITERS, check_report_path, write_reports
 from cgconvert.verification.report.model import Report
 from tests.support.reports import HOSTILE, report
@@ -46,3 +46,15 @@ def test_other_files_survive(suffix: str, reports: list[Report], tmp_path: Path)
             write_reports(reports, tmp_path / f"{name}{suffix}")
     assert path.read_text() == FOREIGN[suffix]
     assert (tmp_path / f"pipe{suffix}").is_fifo()
+
+
+def test_folders_of_a_report_are_made_and_impossible_ones_refused_at_once(
+    reports: list[Report], tmp_path: Path
+) -> None:
+    path = tmp_path / "new" / "er" / "verdict.html"
+    check_report_path(path)
+    assert not path.parent.exists()
+    write_reports(reports, path)
+    assert path.is_file()
+    with pytest.raises(OutputError, match="is no folder that can be written"):
+        check_report_path(path / "below" / "verdict.html")
