@@ -282,8 +282,8 @@ def _praise(subject: Subject) -> str:
     if subject.not_compared:
         sentence = (
             f"Ship {subject.path} only after a whole verification: no fault is in its "
-            f"files, and {runtime} computes one prompt rightly, but quick: {subject.not_compared} "
-            "were not compared"
+            f"files, and {runtime} computes one prompt correctly, but quick: "
+            f"{subject.not_compared} were not compared"
         )
     else:
         sentence = f"Ship {subject.path}: {stored}, and {computes}"

@@ -120,7 +120,7 @@ SENTENCES: list[tuple[Report, str]] = [
     (
         concluded(not_compared="batches and texts"),
         "Ship x.gguf only after a whole verification: no fault is in its files, and "
-        "llama.cpp computes one prompt rightly, but quick: batches and texts were not compared.",
+        "llama.cpp computes one prompt correctly, but quick: batches and texts were not compared.",
     ),
 ]
 
