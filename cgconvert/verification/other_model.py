@@ -31,6 +31,7 @@ from cgconvert.sources.resolve import Source
 from cgconvert.verification.provenance import source_name
 from cgconvert.verification.quantization_error import searched_error_over_bound
 from cgconvert.verification.thresholds import Check, Verdict
+from cgconvert.verification.weights import compare_tensor
 from cgconvert.write.manifest import Manifest, find_manifest
 
 __all__ = ["CHECK_NAME", "check_reference"]
@@ -117,6 +118,12 @@ def check_reference(
 
 
 def _message(reason: str, source: Checkpoint, manifest: Manifest | None) -> str:
+    """Say that the reference is not the artefact's source, as far as this is known.
+
+    Without a manifest it must be another model. With one it is another source; whether that is
+    another model, or a copy of the same one in which a faulty conversion shows, other numbers do
+    not tell.
+    """
     made_from = source_name(manifest.source.get("origin")) if manifest else None
     if made_from is not None and made_from == source_name(source.origin):
         return (
@@ -124,9 +131,8 @@ def _message(reason: str, source: Checkpoint, manifest: Manifest | None) -> str:
             f"{reason}; convert again"
         )
     origin = f"it was made from {made_from}; " if made_from else ""
-    return (
-        f"the reference is another model than the one this artefact was made from: {origin}{reason}"
-    )
+    kind = "not the source that" if manifest else "another model than the one"
+    return f"the reference is {kind} this artefact was made from: {origin}{reason}"
 
 
 def _other_size(artefact: Path, format: str, source: Checkpoint) -> str:  # noqa: A002
@@ -184,10 +190,11 @@ def _is_comparable(artefact: StoredArtefact, name: str) -> bool:
 
 def _differs(artefact: StoredArtefact, tensor: _Tensor) -> bool:
     """Whether a sampled number is not what the source's gives in the tensor's type."""
-    if isinstance(tensor.stored, QuantizedTensor):
-        return _is_beyond_bound(tensor)
-    stored, expected = tensor.read()
-    return not bool(torch.equal(stored, expected.to(stored.dtype)))
+    rows = tensor.sample
+    error = compare_tensor(
+        artefact, tensor.name, tensor.stored.rows(rows), tensor.expected.rows(rows)
+    )
+    return error.differing > 0 or (error.error_over_bound or 0.0) > 1
 
 
 def _is_another(artefact: StoredArtefact, tensor: _Tensor) -> bool:

@@ -37,7 +37,7 @@ from cgconvert.verification.thresholds import (
     no_differences,
 )
 
-__all__ = ["TensorError", "check_weights", "compare"]
+__all__ = ["TensorError", "check_weights", "compare", "compare_tensor"]
 
 CHUNK_BYTES = 16 << 20
 """How many bytes of a tensor are in memory at once, as float32."""
@@ -152,13 +152,18 @@ def compare(
     for name, expected in artefact.expected.items():
         tensor = artefact.tensors.get(name)
         if tensor is not None and _difference_in_kind(tensor, expected) is None:
-            errors.append(_compare_tensor(artefact, name, tensor, expected, quick=quick))
+            errors.append(compare_tensor(artefact, name, tensor, expected, quick=quick))
         progress.advance(math.prod(expected.shape))
     return errors
 
 
-def _compare_tensor(
-    artefact: StoredArtefact, name: str, tensor: LazyTensor, expected: LazyTensor, *, quick: bool
+def compare_tensor(
+    artefact: StoredArtefact,
+    name: str,
+    tensor: LazyTensor,
+    expected: LazyTensor,
+    *,
+    quick: bool = False,
 ) -> TensorError:
     """Compare one tensor, a chunk of rows at a time; then a searched or adjusted one as a whole."""
     is_sampled = quick and isinstance(tensor, QuantizedTensor)

@@ -22,6 +22,9 @@ __all__ = ["Subject", "conclusion", "total"]
 NAMED = 2
 """Tensors that a sentence names; the number of the rest follows."""
 
+BFLOAT16_TYPES = ("BF16", "bfloat16")
+"""Types in which the numbers of nearly every source are rounded."""
+
 STORED = ("weights.", "settings", "tokenizer.", "end_of_text", "context", "vocabulary", "padding")
 """Beginnings of the names of checks that judge what is in the files."""
 
@@ -277,8 +280,12 @@ def _praise(subject: Subject) -> str:
         computes = f"{runtime} loses no more than {subject.type} may"
     else:
         stored = "every stored number is the source's"
+        if subject.type in BFLOAT16_TYPES:
+            stored += " in bfloat16"
         witness = "transformers does" if "witness.logits" in passed else "the reference does"
         computes = f"{runtime} computes what {witness}"
+        if witness.startswith(runtime):
+            computes = f"{runtime} computes the same from both"
     if subject.not_compared:
         sentence = (
             f"Ship {subject.path} only after a whole verification: no fault is in its "

@@ -55,6 +55,15 @@ SENTENCES: list[tuple[Report, str]] = [
         "transformers does.",
     ),
     (
+        concluded(runtime={"name": "transformers", "version": "-", "device": "cpu"}),
+        "Ship x.gguf: every stored number is the source's, and transformers computes the same from "
+        "both.",
+    ),
+    (
+        concluded(artefact={**report("x.gguf", RIGHT).artefact, "type": "BF16"}),
+        "Ship x.gguf: every stored number is the source's in bfloat16, and llama.cpp computes",
+    ),
+    (
         concluded(right=QUANTIZED),
         "Ship x.gguf: every stored number is the source's within the rounding of Q8_0, and "
         "llama.cpp loses no more than Q8_0 may.",
