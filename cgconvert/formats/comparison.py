@@ -154,7 +154,9 @@ def entry_differences(
         if isinstance(stored, list) and isinstance(value, list):
             pairs = enumerate(zip(stored, value, strict=False))
             first = next((i for i, (a, b) in pairs if a != b), min(len(stored), len(value)))
-            counts = f"{len(stored)} entries for {len(value)}"
+            counts = f"{len(stored)} entries"
+            if len(stored) != len(value):
+                counts += f" for {len(value)}"
             differences.append(f"{name} has {counts}, entry {first} is the first that differs")
         else:
             differences.append(f"{name} is {reprlib.repr(stored)}, not {reprlib.repr(value)}")

@@ -107,22 +107,26 @@ def check_reference(
         manifest = None
     if manifest is not None and manifest.source.get("sha256") == source_sha256:
         return None
+    other_size = _other_size(artefact, format, source)
     reason = (
-        _other_size(artefact, format, source)
+        other_size
         or _other_numbers(load(format).stored_artefact(artefact, source.decoder), source, manifest)
         or _other_tokens(artefact, format, source)
     )
     if not reason:
         return None
-    return Check(CHECK_NAME, None, None, "<=", Verdict.FAIL, _message(reason, source, manifest))
+    is_another = bool(other_size) or manifest is None
+    message = _message(reason, source, manifest, is_another=is_another)
+    return Check(CHECK_NAME, None, None, "<=", Verdict.FAIL, message)
 
 
-def _message(reason: str, source: Checkpoint, manifest: Manifest | None) -> str:
-    """Say that the reference is not the artefact's source, as far as this is known.
+def _message(
+    reason: str, source: Checkpoint, manifest: Manifest | None, *, is_another: bool
+) -> str:
+    """Say what the reference is: another model, or not the source that the manifest names.
 
-    Without a manifest it must be another model. With one it is another source; whether that is
-    another model, or a copy of the same one in which a faulty conversion shows, other numbers do
-    not tell.
+    That source may be a copy of the same model in other files, which a faulty conversion does not
+    fit either. Numbers and tokens do not tell the two apart.
     """
     made_from = source_name(manifest.source.get("origin")) if manifest else None
     if made_from is not None and made_from == source_name(source.origin):
@@ -131,7 +135,7 @@ def _message(reason: str, source: Checkpoint, manifest: Manifest | None) -> str:
             f"{reason}; convert again"
         )
     origin = f"it was made from {made_from}; " if made_from else ""
-    kind = "not the source that" if manifest else "another model than the one"
+    kind = "another model than the one" if is_another else "not the source that"
     return f"the reference is {kind} this artefact was made from: {origin}{reason}"
 
 

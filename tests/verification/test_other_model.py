@@ -112,11 +112,10 @@ def test_another_model_is_found(
         models += [(words, fine_tune(source)), (words, fine_tune(source, LIGHTLY[type_]))]
     for words, model in models:
         detail = judged(plan, artefact, elsewhere(model, tmp_path))
-        kind = "not the source that" if has_manifest else "another model than the one"
-        assert detail.startswith(f"the reference is {kind} this artefact was made from: "), (
-            words,
-            detail,
-        )
+        is_certain = not has_manifest or "layers of 128" in words
+        kind = "another model than the one" if is_certain else "not the source that"
+        start = f"the reference is {kind} this artefact was made from: "
+        assert detail.startswith(start), (words, detail)
         assert words in detail
         assert ("it was made from somewhere; " in detail) == has_manifest
     assert judged(plan, artefact, elsewhere(source, tmp_path)) == ""
