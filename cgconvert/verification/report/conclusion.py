@@ -148,7 +148,9 @@ def _fact(subject: Subject, check: Check) -> str:
         "runtime": f"{runtime} could not run it ({check.detail})",
         "cache": f"{runtime} gives other logits if the same text is fed in pieces ({measured})",
         "batch": f"{runtime} gives other logits if the same text is part of a batch ({measured})",
-        "calibration.loss": f"it loses more than was measured when it was calibrated ({measured})",
+        "calibration.loss": check.detail
+        if check.value is None
+        else f"it loses more than was measured when it was calibrated ({measured})",
         "generation": f"{runtime} generates other text than the stored weights ({check.detail})",
     }
     if check.name in facts:
@@ -253,6 +255,10 @@ CAUSES: tuple[Cause, ...] = (
         lambda s, lead, f: lead.startswith("logits."),
         "the file and the runtime are correct, but the type is too small; take more bits, "
         "calibrate, or allow it with another threshold",
+    ),
+    Cause(
+        lambda s, lead, f: lead == "calibration.loss" and f[lead].value is None,
+        "the manifest was changed; bring it back, or quantize again",
     ),
     Cause(
         lambda s, lead, f: lead == "calibration.loss" and not _changed_later(s, lead, f),

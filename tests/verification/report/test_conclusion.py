@@ -116,6 +116,13 @@ SENTENCES: list[tuple[Report, str]] = [
         "no correct artefact is so much better than its source; give the right reference",
     ),
     (
+        concluded(
+            Check("calibration.loss", None, None, "<=", Verdict.FAIL, "the promise is impossible"),
+            right=QUANTIZED,
+        ),
+        "Do not ship x.gguf: the promise is impossible: the manifest was changed; bring it back",
+    ),
+    (
         concluded(at_most("witness.logits", 0.5, 1e-5)),
         "compute different logits from the source: one of the two reads the source wrongly",
     ),
