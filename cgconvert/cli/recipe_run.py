@@ -6,6 +6,7 @@ reason that was known at the start.
 
 from __future__ import annotations
 
+import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -20,9 +21,11 @@ from cgconvert.cli.recipe_convert import READING, Conversion, only
 from cgconvert.cli.recipe_verify import Verification
 from cgconvert.cli.text import printable
 from cgconvert.errors import InputError
+from cgconvert.io.file_names import path_from_here
 from cgconvert.model.decoder import Checkpoint
 from cgconvert.texts.text import Text, read_text
 from cgconvert.verification.report import check_report_path
+from cgconvert.write.manifest import manifest_path
 
 __all__ = ["RecipeRun"]
 
@@ -146,15 +149,36 @@ class RecipeRun:
         return self.checkpoints[key]
 
     def _check_outputs(self) -> None:
-        """Raise InputError if two steps write to one path."""
+        """Raise InputError if a step would write at, in or around what an earlier one writes."""
         writers: dict[Path, Step] = {}
         for task in self.tasks:
-            if not isinstance(task, Conversion) or task.plan is None:
-                continue
-            step, output = task.step, task.plan.output
-            first = writers.setdefault(output.absolute(), step)
-            if first is not step:
-                raise InputError(
-                    f"{task.label}:{step.line}: {step.title}: would write {output}, as the step "
-                    f"of line {first.line} does; give one of them another {OUTPUT.name}"
-                )
+            if not isinstance(task, Conversion):
+                label = task.conversions[0].label
+                for report in task.step.options.get("report", ()):
+                    _refuse_overlap(label, task.step, Path(report), "report", writers)
+            elif task.plan is not None:
+                _refuse_overlap(task.label, task.step, task.plan.output, OUTPUT.name, writers)
+                writers[_real(task.plan.output)] = task.step
+
+
+def _refuse_overlap(
+    label: str, step: Step, output: Path, option: str, writers: Mapping[Path, Step]
+) -> None:
+    """Raise InputError if `output` overlaps with what another step writes."""
+    real = _real(output)
+    for path, first in writers.items():
+        if path == real:
+            verb = "does"
+        elif path in real.parents or real in path.parents or real == manifest_path(path):
+            verb = f"writes {path_from_here(path)}"
+        else:
+            continue
+        raise InputError(
+            f"{label}:{step.line}: {step.title}: would write {output}, as the step of line "
+            f"{first.line} {verb}; give one of them another {option}"
+        )
+
+
+def _real(path: Path) -> Path:
+    """The path without links, by which two spellings of one place are the same."""
+    return Path(os.path.realpath(path))

@@ -137,6 +137,29 @@ def test_two_steps_of_one_output_are_refused_before_anything_is_written(
     assert os.listdir(tmp_path) == ["r.yaml"]
 
 
+OVERLAPS = {
+    "another spelling": "[to-gguf: {output: a/m.gguf}, to-gguf: {output: a/../a/m.gguf}]",
+    "a link": "[to-gguf: {output: real/m.gguf}, to-gguf: {output: link/m.gguf}]",
+    "a file in a folder": "[to-hf: {output: c}, to-gguf: {output: c/m.gguf}]",
+    "a folder around a file": "[to-gguf: {output: c/m.gguf}, to-hf: {output: c}]",
+    "a report in an artefact": "[to-hf: {output: c}, verify: {report: c/report.html}]",
+    "a report in place of a manifest": "[to-gguf: {output: m.gguf}, "
+    "verify: {report: m.gguf.cgconvert.json}]",
+}
+
+
+@pytest.mark.parametrize("name", OVERLAPS)
+def test_steps_that_write_over_each_other_are_refused(name: str, run: Run, tmp_path: Path) -> None:
+    (tmp_path / "real").mkdir()
+    (tmp_path / "link").symlink_to("real")
+    (tmp_path / "r.yaml").write_text(f"source: {TINY}\nsteps: {OVERLAPS[name]}\n")
+    code, _, err = run("r.yaml", "--force")
+    assert code == 3, err
+    assert "as the step of line 2" in err
+    assert sorted(os.listdir(tmp_path)) == ["link", "r.yaml", "real"]
+    assert not os.listdir(tmp_path / "real")
+
+
 def test_verify_looks_at_all_steps_before_it(run: Run, tmp_path: Path) -> None:
     (tmp_path / "r.yaml").write_text(
         f"source: {TINY}\n"
