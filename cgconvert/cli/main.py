@@ -15,6 +15,7 @@ import click
 
 from cgconvert.api.declarations import declared_options
 from cgconvert.cli.commands import command, command_names
+from cgconvert.cli.other_tools import explain_no_command
 from cgconvert.cli.output import output_options, verbosity
 from cgconvert.cli.text import one_line, with_flags
 from cgconvert.errors import CgconvertError, Interrupted
@@ -42,6 +43,15 @@ class Commands(click.Group):
 
     def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
         return command(cmd_name)
+
+    def resolve_command(
+        self, ctx: click.Context, args: list[str]
+    ) -> tuple[str | None, click.Command | None, list[str]]:
+        """Find the command; raise UsageError with what may be meant if there is none."""
+        word = args[0]
+        if self.get_command(ctx, word) is None and not ctx.resilient_parsing and word[0] != "-":
+            raise click.UsageError(explain_no_command(word, command_names()), ctx)
+        return super().resolve_command(ctx, args)
 
 
 @click.command(

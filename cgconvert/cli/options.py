@@ -79,20 +79,32 @@ def _type(option: Option) -> ParamType | type:
     if option.type is ByteSize:
         return _Parsed(parse_size, "size")
     if option.type is Path:
-        return click.Path(exists=option.must_exist, path_type=Path)
+        return _Path(exists=option.must_exist, path_type=Path)
     if option.bounds and option.type is int:
         whole = click.IntRange(
             _whole(option.minimum), _whole(option.maximum), option.exclusive_minimum
         )
+        whole.name = "integer"  # "not a valid integer", without click's word "range"
         return whole if option.word is None else _NumberOrWord(whole, option.word)
     if option.bounds:
-        return click.FloatRange(option.minimum, option.maximum, min_open=option.exclusive_minimum)
+        number = click.FloatRange(option.minimum, option.maximum, option.exclusive_minimum)
+        number.name = "number"
+        return number
     plain: type = option.type
     return plain
 
 
 def _whole(bound: float | None) -> int | None:
     return None if bound is None else int(bound)
+
+
+class _Path(click.Path):
+    """A path; an empty text, as of a variable that is not set, would be the working folder."""
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
+        if value == "":
+            self.fail("the path is empty.", param, ctx)
+        return super().convert(value, param, ctx)
 
 
 class _Choice(click.Choice[Any]):

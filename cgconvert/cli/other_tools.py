@@ -6,6 +6,7 @@ builder of onnxruntime-genai, ct2-transformers-converter, mlx_lm and transformer
 
 from __future__ import annotations
 
+import difflib
 import re
 import shlex
 from collections.abc import Callable, Mapping, Sequence
@@ -13,7 +14,7 @@ from typing import Any
 
 import click
 
-__all__ = ["AnsweringCommand"]
+__all__ = ["AnsweringCommand", "explain_no_command"]
 
 CONVERSIONS = ("to-gguf", "to-hf", "to-onnx", "quantize")
 SOURCE_FIRST = "the source is the first argument: cgconvert {command} {value}"
@@ -29,9 +30,22 @@ _FLAGS_OF: Mapping[str, str] = {
     "--hf-path --src --source --checkpoint --input-path --artefact --artifact",
     "name": "--model-name",
     "task": "--task --framework --opset --library --library-name --arch --architecture --monolith "
-    "--no-post-process --batch-size --sequence-length --vocab-type --bigendian",
+    "--no-post-process --batch-size --sequence-length --vocab-type",
+    "endian": "--bigendian --big-endian",
+    "memory": "--no-lazy --lazy --use-temp-file --low-cpu-mem-usage --max-memory",
+    "part": "--vocab-only --mmproj --no-mtp --mistral-format",
+    "split": "--keep-split --split --no-split --split-max-tensors --no-tensor-first-split",
+    "remote": "--remote",
+    "upload": "--push-to-hub --upload-repo --repo-id",
+    "safetensors": "--safe-serialization --to-safetensors",
+    "files": "--copy-files",
+    "metadata": "--metadata",
+    "optimize": "--optimize -O --optimization-level",
+    "method": "--method --quant-method --algorithm --algo",
+    "requantize": "--allow-requantize",
     "code": "--trust-remote-code",
-    "force": "--overwrite -f -y --yes --clobber",
+    "force": "--overwrite -f -y --yes --clobber --force",
+    "dry run": "--dry-run -n",
     "shards": "--split-max-size --shard-size",
     "block": "--group-size --q-group-size -g",
     "provider": "--execution-provider -e --provider",
@@ -48,7 +62,7 @@ _FLAGS_OF: Mapping[str, str] = {
     "token": "--token --hf-token --use-auth-token --auth-token",
     "lora": "--lora --lora-path --peft --adapter-path --lora-base",
     "tokenizer": "--tokenizer-name --tokenizer-path --tokenizer-dir --pad-vocab",
-    "tolerance": "--atol --rtol --tolerance",
+    "tolerance": "--atol --rtol --tolerance --validate --check",
 }
 """Flags of other tools, with hyphens, by what they mean. If a flag has several meanings, the
 command answers the one that it has an answer for."""
@@ -58,6 +72,9 @@ _EVERYWHERE = {
     "threads": "the environment variable OMP_NUM_THREADS={value} says how many threads",
     "offline": "the environment variable HF_HUB_OFFLINE=1 forbids downloads",
     "cache": "the environment variable HF_HUB_CACHE={value} names the Hub's cache",
+    "remote": "leave it out: an id such as Salesforce/codegen-350M-mono is looked up on the Hub",
+    "upload": "leave it out; 'hf upload' sends what was written",
+    "memory": "leave it out: a matrix is read when it is written; --dry-run says the memory",
     "token": "run 'hf auth login', or set the environment variable HF_TOKEN",
 }
 _CONVERSION = {
@@ -68,6 +85,13 @@ _CONVERSION = {
     "name": "say --name {value}",
     "lora": "say --adapter {value}",
     "tokenizer": "say --tokenizer {value}",
+    "endian": "leave it out: only little-endian files are written",
+    "part": "leave it out: the whole model is written",
+    "split": "leave it out: one file is written",
+    "files": "leave it out: the tokenizer comes along",
+    "metadata": "say --name NAME; other metadata come from the checkpoint",
+    "tolerance": "cgconvert verify compares the result, with --threshold CHECK=VALUE",
+    "requantize": "leave it out: the source is the checkpoint, not a quantized file of it",
 }
 ANSWERS: Mapping[str, Mapping[str, str]] = {
     "to-gguf": {
@@ -76,19 +100,26 @@ ANSWERS: Mapping[str, Mapping[str, str]] = {
         "matrix types": "cgconvert quantize has --tensor-type PATTERN=TYPE",
         "shards": "leave it out: one file is written",
     },
-    "to-hf": {**_CONVERSION, "shards": "say --max-shard-size {value}"},
+    "to-hf": {
+        **_CONVERSION,
+        "shards": "say --max-shard-size {value}",
+        "split": "say --max-shard-size {value}",
+        "safetensors": "leave it out: safetensors are what is written",
+    },
     "to-onnx": {
         **_CONVERSION,
         "block": "say --block-size {value}",
         "provider": "say --target cpu or --target cuda",
         "gpu": "say --target cuda --dtype float16",
         "cpu": "leave it out: --target cpu is the default",
+        "optimize": "leave it out: onnxruntime optimizes the graph when it is loaded",
         "text": "cgconvert quantize SOURCE --format onnx --bits 4 --calibration {value}",
     },
     "quantize": {
         **_CONVERSION,
         "block": "say --block-size {value}, with --format onnx",
         "text": "say --calibration {value}",
+        "method": "say --effort fast, default or max",
         "matrix types": "say --tensor-type output.weight={value}",
         "gpu": "say --device cuda",
         "cpu": "say --device cpu",
@@ -109,8 +140,46 @@ ANSWERS: Mapping[str, Mapping[str, str]] = {
         "cpu": "say --device cpu",
     },
     "inspect": {"source": SOURCE_FIRST},
+    "clean": {
+        "force": "say --delete",
+        "dry run": "leave it out: without --delete nothing is removed",
+    },
 }
 """What a command answers, by what the flag means."""
+
+
+_COMMAND_OF: Mapping[str, str] = {
+    "to-gguf": "gguf convert-hf-to-gguf convert-hf-to-gguf.py",
+    "to-hf": "hf safetensors transformers to-safetensors to-transformers",
+    "to-onnx": "onnx export",
+    "quantize": "quant llama-quantize",
+    "verify": "check test validate compare",
+    "inspect": "info show describe dump",
+    "generate": "chat complete prompt llama-cli",
+    "run --list": "list ls recipes",
+    "--help": "help",
+    "--version": "version",
+}
+"""Commands of other tools, by what the same is called here."""
+
+
+def explain_no_command(word: str, names: Sequence[str]) -> str:
+    """Say in place of a command that there is not what may be meant, or which commands there are.
+
+    Args:
+        word: What was written as the command.
+        names: The names of all commands.
+    """
+    plain = word.replace("_", "-").lower()
+    text = f"No such command '{word}'"
+    for own, others in _COMMAND_OF.items():
+        if plain in others.split():
+            return f"{text}: say cgconvert {own}."
+    squeezed = {name.replace("-", ""): name for name in names}
+    if plain.replace("-", "") in squeezed:
+        return f"{text}: did you mean {squeezed[plain.replace('-', '')]}?"
+    asked = _did_you_mean(plain, names)
+    return f"{text}: {asked}" if asked else f"{text}; the commands are {', '.join(names)}."
 
 
 class AnsweringCommand(click.Command):
@@ -124,12 +193,18 @@ class AnsweringCommand(click.Command):
         try:
             rest = super().parse_args(ctx, args)
         except click.NoSuchOption as error:
-            answer = self._answer(error.option_name, arguments)
-            if not answer:
-                raise
-            raise click.UsageError(
-                f"No such option '{error.option_name}': {answer}.", ctx
-            ) from None
+            flag = error.option_name
+            answer = (
+                self._answer(flag, arguments)
+                or _did_you_mean(flag, self._own_flags())
+                or self._say_where(flag, ctx)
+            )
+            text = f"No such option '{flag}'"
+            text += f": {answer}" if answer else ""
+            raise click.UsageError(text if text.endswith("?") else f"{text}.", ctx) from None
+        except click.UsageError as error:
+            error.ctx = error.ctx or ctx  # the parser of options does not know its command
+            raise
         if ctx.args and not ctx.resilient_parsing:
             raise click.UsageError(self._answer_extra(ctx.args, arguments), ctx)
         return rest
@@ -137,8 +212,7 @@ class AnsweringCommand(click.Command):
     def _answer(self, flag: str, arguments: Sequence[str]) -> str:
         """What to say in place of a flag, "" if it is not known."""
         plain, name = flag.replace("_", "-"), str(self.name)
-        own = [f for param in self.params for f in param.opts if f.startswith("--")]
-        if plain in own:
+        if plain in self._own_flags():
             return f"say {plain}"
         value = _value_of(flag, arguments)
         for meaning, flags in _FLAGS_OF.items():
@@ -148,9 +222,30 @@ class AnsweringCommand(click.Command):
                 return self._say_type(plain, value)
             answer = ANSWERS.get(name, {}).get(meaning) or _EVERYWHERE.get(meaning)
             if answer:
+                if meaning == "threads" and not value.strip("0").isdigit():
+                    value = ""
                 shown = shlex.quote(value) if value else _PLACEHOLDERS.get(meaning, "VALUE")
                 return answer.format(command=name, value=shown)
         return ""
+
+    def _own_flags(self) -> list[str]:
+        """The long flags of this command that its help shows."""
+        shown = [p for p in self.params if isinstance(p, click.Option) and not p.hidden]
+        return [flag for param in shown for flag in param.opts if flag.startswith("--")]
+
+    def _say_where(self, flag: str, ctx: click.Context) -> str:
+        """Name the commands that have a flag which this one has not; "" if none has."""
+        root = ctx.find_root()
+        if not isinstance(root.command, click.Group):
+            return ""
+        commands = [root.command.get_command(root, n) for n in root.command.list_commands(root)]
+        plain = flag.replace("_", "-")
+        having = [
+            f"cgconvert {c.name}"
+            for c in commands
+            if isinstance(c, AnsweringCommand) and plain in c._own_flags()
+        ]
+        return f"an option of {' and of '.join(having[:2])}" if having else ""
 
     def _say_type(self, flag: str, value: str) -> str:
         """What to say for a type of numbers, which each command takes in its own way."""
@@ -189,6 +284,8 @@ class AnsweringCommand(click.Command):
             return f"{text}: put the prompt in quotes."
         types = [choice for word in extra if (choice := self._choice("type", word))]
         paths = [word for word in extra if not self._choice("type", word)]
+        if types and paths and paths[-1].isdigit():  # llama-quantize's number of threads
+            paths.pop()
         if self.name not in CONVERSIONS or len(types) > 1 or len(paths) > 1:
             return f"{text}."
         kept = [word for word in arguments if word not in extra]
@@ -197,10 +294,16 @@ class AnsweringCommand(click.Command):
         return f"{text}; say: {corrected}"
 
 
+def _did_you_mean(word: str, names: Sequence[str]) -> str:
+    """Ask for the name that a mistyped word is nearest to, "" if none is near."""
+    near = difflib.get_close_matches(word.replace("_", "-").lower(), names, n=1, cutoff=0.75)
+    return f"did you mean {near[0]}?" if near else ""
+
+
 _PLACEHOLDERS = {
     "output": "PATH", "source": "SOURCE", "name": "NAME", "text": "FILE", "length": "N",
     "prompt": "PROMPT", "lora": "FOLDER", "tokenizer": "FOLDER", "shards": "5GB", "threads": "4",
-    "cache": "FOLDER", "block": "32", "matrix types": "Q6_K", "temperature": "0.8",
+    "cache": "FOLDER", "block": "32", "split": "5GB", "matrix types": "Q6_K", "temperature": "0.8",
 }  # fmt: skip
 _TYPE_IN_FLAG = {
     "--fp16": "fp16", "--half": "fp16", "--bf16": "bf16", "--load-in-4bit": "int4",

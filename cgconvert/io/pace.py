@@ -22,7 +22,9 @@ WINDOW_SHARE = 0.25
 """The pace is that of the last seconds, or of the last share of the step where that is longer."""
 
 SMOOTHING_SECONDS = 5.0
-"""Time in which the time left that is shown follows a new estimate."""
+SMOOTHING_SHARE = 0.2
+"""Time, or share of the time left where that is shorter, in which the time left that is shown
+follows a new estimate: near the end an estimate from a slow beginning is soon forgotten."""
 
 MERGED_SECONDS = 0.05
 """Reports that follow each other more closely count as one."""
@@ -78,7 +80,8 @@ class Pace:
         left = max(0.0, (self.total - self.complete) / rate - since_report)
         if self._estimate is not None:
             when, before = self._estimate
-            weight = 1 - math.exp(-(now - when) / SMOOTHING_SECONDS)
+            smoothing = min(SMOOTHING_SECONDS, max(SMOOTHING_SHARE * left, MERGED_SECONDS))
+            weight = 1 - math.exp(-(now - when) / smoothing)
             left = weight * left + (1 - weight) * max(0.0, before - (now - when))
         self._estimate = now, left
         return left

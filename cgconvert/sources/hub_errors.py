@@ -35,7 +35,7 @@ def explain_failure(error: BaseException, repository: str, revision: str | None 
     classes = {kind.__name__ for link in errors for kind in type(link).__mro__}
     status = next(filter(None, map(_status, errors)), 0)
     if "OfflineModeIsEnabled" in classes:
-        return f"HF_HUB_OFFLINE is set; {where_to_put(repository)}"
+        return f"HF_HUB_OFFLINE is set; {where_to_put(repository, revision)}"
     if "GatedRepoError" in classes:
         return (
             f"it is gated: accept its terms at {_endpoint()}/{repository}, then run "
@@ -46,7 +46,7 @@ def explain_failure(error: BaseException, repository: str, revision: str | None 
     if "RepositoryNotFoundError" in classes or status == 404:
         name = repository.rpartition("/")[2]
         if repository == family.canonical_id(repository) and family.is_published_checkpoint(name):
-            place = where_to_put(repository)
+            place = where_to_put(repository, revision)
             return f"{_endpoint()} does not have it; is that an incomplete mirror? {place}"
         asked = family.did_you_mean(name)
         asked = asked or "check the name; a private one needs 'hf auth login' first"
@@ -59,13 +59,22 @@ def explain_failure(error: BaseException, repository: str, revision: str | None 
     if "HFValidationError" in classes:
         return f"it is no file or folder here, and no Hub id: {_first_line(error)}"
     if status:
-        return f"{_endpoint()} answers {status}; try again later, or {where_to_put(repository)}"
-    return f"{_no_answer(errors, classes)}; {where_to_put(repository)}"
+        place = where_to_put(repository, revision)
+        return f"{_endpoint()} answers {status}; try again later, or {place}"
+    return f"{_no_answer(errors, classes)}; {where_to_put(repository, revision)}"
 
 
-def where_to_put(repository: str) -> str:
-    """Say how to bring files of the Hub here if this machine cannot download them."""
+def where_to_put(repository: str, revision: str | None = None) -> str:
+    """Say how to bring files of the Hub here if this machine cannot download them.
+
+    A name with a revision always means the Hub, so the folder of a revision is given by its path.
+    """
     name = repository.rpartition("/")[2]
+    if revision is not None:
+        return (
+            f"run 'hf download {repository} --revision {revision} --local-dir {name}' where there "
+            "is a network and give the path of the folder, without `revision`"
+        )
     command = f"run 'hf download {repository} --local-dir {name}' where there is a network"
     if family.is_published_checkpoint(name):
         return f"{command} and put the folder here as ./checkpoints/{name}"

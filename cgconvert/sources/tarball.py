@@ -120,10 +120,10 @@ def _extract(path: Path, archive: _HashingReader, folder: Path) -> None:
             if tar_file.read(MAX_PADDING_BYTES).strip(b"\0") or tar_file.read(1):
                 raise TarError("data follows its end")
     except (TarError, EOFError, zlib.error) as error:
-        raise InputError(f"{path}: not a readable .tar.gz: {error}") from error
+        raise InputError(f"{path}: not a readable .tar.gz: {error}; fetch it again") from error
     except OSError as error:
         if error.errno is None:  # gzip's own errors have no errno, the system's have one
-            raise InputError(f"{path}: not a readable .tar.gz: {error}") from error
+            raise InputError(f"{path}: not a readable .tar.gz: {error}; fetch it again") from error
         raise
     if not (folder / "config.json").is_file():
         raise InputError(f"{path}: holds no config.json")

@@ -175,13 +175,21 @@ def list_names(folder: Path) -> list[str]:
         names += [
             prefix + name
             for name in files
-            if not name.startswith(".") and Path(parent, name).is_file()
+            if not name.startswith(".") and _is_file(Path(parent, name))
         ]
         if len(names) >= MAX_ENTRIES or count >= MAX_FOLDERS:
             return names[:MAX_ENTRIES]
         is_deepest = prefix.count("/") + 1 >= MAX_DEPTH
         folders[:] = [] if is_deepest else sorted(n for n in folders if not n.startswith("."))
     return names
+
+
+def _is_file(path: Path) -> bool:
+    """Whether this is a file; a link that may not be followed (/proc has some) is none."""
+    try:
+        return path.is_file()
+    except OSError:
+        return False
 
 
 def shard_names(index: Path) -> tuple[str, ...]:

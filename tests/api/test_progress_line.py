@@ -114,6 +114,20 @@ def test_no_estimate_is_shown_until_it_is_worth_something() -> None:
         assert left == pytest.approx(500 - second, rel=0.1, abs=2)
 
 
+def test_a_slow_beginning_is_forgotten_before_the_end() -> None:
+    """Three percent in four seconds, then a fifth of the units a second."""
+    pace = Pace(1000, 0.0)
+    for tenth in range(1, 41):
+        pace.advance(1 if tenth > 10 else 0, tenth / 10)
+        pace.seconds_left(tenth / 10)
+    left = None
+    for tenth in range(41, 86):
+        pace.advance(20, tenth / 10)
+        left = pace.seconds_left(tenth / 10)
+    assert left is not None
+    assert left < 2
+
+
 def test_what_an_interrupted_run_had_done_says_nothing_about_the_pace() -> None:
     pace = Pace(1000, 0.0)
     pace.advance(900, 0.1)

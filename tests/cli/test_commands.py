@@ -342,7 +342,12 @@ def test_a_moved_source_has_to_be_named(run: Callable[..., Outcome], tmp_path: P
 
 MISTAKES: list[tuple[list[str], int, str]] = [
     (["to-hf"], 2, "Missing argument 'SOURCE'. (see cgconvert to-hf --help)"),
-    (["nonsense"], 2, "No such command 'nonsense'"),
+    (["nonsense"], 2, "No such command 'nonsense'; the commands are to-"),
+    (["to-gguf", TINY, "-o"], 2, "requires an argument. (see cgconvert to-gguf --help)"),
+    (["to-gguf", TINY, "-o", ""], 2, "the path is empty"),
+    (["generate", TINY, "x", "--max-new-tokens", "y"], 2, "'y' is not a valid integer. (see"),
+    (["clean", "--force"], 2, "'--force': say --delete."),
+    (["clean", "--dry-run"], 2, "leave it out: without --delete nothing is removed"),
     (["to-hf", "no/such"], 3, "no/such: not in the Hub cache and cannot be downloaded"),
     (["to-hf", "no-such"], 3, "no-such: no such file or folder, and not a name of the family"),
     (["to-hf", TINY, "--dtype", "int3"], 2, "'int3' is not one of"),

@@ -296,6 +296,8 @@ def test_without_a_network_one_line_says_where_to_put_the_files(
 def test_offline_says_where_to_put_the_files(online: Hub, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(client, "HF_HUB_OFFLINE", True)
     assert "HF_HUB_OFFLINE is set; run 'hf download" in error_of("codegen-350M-mono")
+    with pytest.raises(InputError, match="--revision v1 .* path of the folder, without `revision`"):
+        resolve("codegen-350M-mono", "v1")  # with a revision ./checkpoints is not looked at
 
 
 def test_a_command_whose_hub_never_answers_ends_at_once(silent: str, tmp_path: Path) -> None:

@@ -118,6 +118,8 @@ class _Parser:
         magic = self.file.read(4)
         self.position = 4
         if magic != b"GGUF":
+            if not magic:
+                raise self.fault("it is empty")
             raise self.fault(f"it begins with {magic!r} instead of b'GGUF'")
         version = self.number("<u4")
         if version not in (2, 3):

@@ -98,7 +98,7 @@ def _read_header(path: Path) -> tuple[dict[str, Any], int, int]:
             if size < 8 or length > min(MAX_HEADER_BYTES, size - 8):
                 raise InputError(
                     f"{path}: not a safetensors file, or truncated: its header would have "
-                    f"{length} bytes, the file has {size}"
+                    f"{length} bytes, the file has {size}; fetch it again"
                 )
             header = _parse(file.read(length), path)
             if not isinstance(header.get("__metadata__", {}), dict):

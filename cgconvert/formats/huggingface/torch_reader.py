@@ -144,5 +144,5 @@ def _rejection_reason(path: Path) -> str:
     if head[8:9] == b"{":
         return "it is a safetensors file; rename it so that its name ends in .safetensors"
     if not head.startswith(b"PK\3\4"):
-        return "it is no zip archive"
+        return "it is no zip archive; fetch it again"
     return ""
