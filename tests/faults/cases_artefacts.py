@@ -61,7 +61,7 @@ FOLDERS: dict[str, Case] = {
         codes=BY_HEADERS,
     ),
     "weights that are only a pickle": folder_case(
-        leave_only_a_pickle, "not an artefact", commands=("generate", "verify")
+        leave_only_a_pickle, "not an artefact|its pickle asks for", commands=("generate", "verify")
     ),
     "a tokenizer cut short": folder_case(
         write_file("tokenizer.json", '{"model": '),

@@ -141,7 +141,9 @@ CONFIGS: dict[str, Case] = {
     "embeddings tied by a text": config_case(
         "tie_word_embeddings is 'yes', not true or false", tie_word_embeddings="yes"
     ),
-    "another model": config_case("model_type 'llama'", model_type="llama"),
+    "another model": Case(
+        "safetensors", change_config(model_type="llama"), "model_type 'llama'", "source"
+    ),
     "a list for the model": config_case("model_type", model_type=["codegen"]),
     "code of its own": config_case("brings its own modelling code", auto_map={"AutoModel": "x.Y"}),
     "no rotary_dim": config_case("rotary_dim is missing", rotary_dim=None),

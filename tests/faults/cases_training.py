@@ -89,8 +89,8 @@ TRAINING: dict[str, Case] = {
         "weights without numbers": case(
             saved_as(FILE, content={"transformer.wte.weight": torch.zeros(0)}), "has no numbers"
         ),
-        "names in the way": case(names_in_the_way, "no checkpoint found"),
-        "deep folders": case(deep_folders, "no checkpoint found"),
+        "names in the way": case(names_in_the_way, "no weights"),
+        "deep folders": case(deep_folders, "no weights"),
         "two models": case(prefixes("model.", "ema."), "several models", "safetensors"),
         "two models, one without a prefix": case(
             prefixes("", "teacher."), "several models", "safetensors"

@@ -10,6 +10,7 @@ from __future__ import annotations
 import hashlib
 import os
 import re
+import shutil
 from pathlib import Path
 
 import pytest
@@ -51,12 +52,13 @@ def write_input(kind: str, valid_inputs: ValidInputs, folder: Path) -> Path:
     return valid_inputs.copy(kind, folder)
 
 
-def write_earlier_artefacts(folder: Path) -> None:
-    """Write files under the names that the commands write to."""
-    (folder / "out").mkdir()
-    (folder / "out" / "earlier").write_text("precious")
-    (folder / "out.gguf").write_text("precious")
-    (folder / "out.gguf.cgconvert.json").write_text("precious too")
+def write_earlier_artefacts(valid_inputs: ValidInputs, folder: Path) -> None:
+    """Write artefacts, which --force may replace, under the names that the commands write to."""
+    for suffix in ("", ".cgconvert.json"):
+        shutil.copy(folder / f"valid.gguf{suffix}", folder / f"out.gguf{suffix}")
+    (folder / "earlier").mkdir()
+    valid_inputs.copy("hf", folder / "earlier").rename(folder / "out")
+    (folder / "earlier").rmdir()
 
 
 def snapshot(folder: Path) -> dict[str, object]:
@@ -86,7 +88,7 @@ def test_a_damaged_input_is_refused_in_one_line(
     case.damage(write_input(case.kind, valid_inputs, tmp_path))
     overwrites = number % 2 == 1
     if overwrites:
-        write_earlier_artefacts(tmp_path)
+        write_earlier_artefacts(valid_inputs, tmp_path)
     before = snapshot(tmp_path)
     for command in commands_for(case, number, COMMANDS_PER_CASE):
         arguments = [part.format(input=INPUT_NAMES[case.kind]) for part in COMMANDS[command]]
