@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -519,7 +520,7 @@ def test_the_number_of_groups_is_given_or_measured(
     )
     outcome = run("verify", "y.gguf")
     assert outcome.code == 4
-    assert "FAIL  source.groups" in outcome.out
+    assert re.search(r"^FAIL +source\.groups ", outcome.out, re.MULTILINE)
     outcome = run("to-gguf", "trained", "-o", "z.gguf", "--mp-num", "four")
     assert outcome.code == 2
     assert "'four' is neither a whole number nor auto" in outcome.last
