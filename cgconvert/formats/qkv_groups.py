@@ -37,12 +37,16 @@ from cgconvert.texts.page import PAGE
 
 __all__ = [
     "FAR",
+    "STEP",
     "GroupPerplexities",
     "measure_groups",
     "page_ids",
     "with_doubtful_groups_warned",
     "with_measured_groups",
 ]
+
+STEP = "measuring the groups of qkv_proj"
+"""What progress calls the measurement."""
 
 PAGE_TOKENS = 128
 """How many ids of the page are used: half a page of prose and code."""
@@ -198,7 +202,7 @@ def measure_groups(
         x = x.unflatten(0, sequences.shape).repeat(len(numbers), 1, 1)
         tables = rotary(geometry, length)
         progress = progress or progress_of_reading()
-        progress.step("measuring the groups of qkv_proj", Amount(len(decoder.layers), "layers"))
+        progress.step(STEP, Amount(len(decoder.layers), "layers"))
         for layer in decoder.layers:
             x = _layer(geometry, layer, x, numbers, tables)
             progress.advance(1)

@@ -34,6 +34,9 @@ from cgconvert.verification.metrics import ARRAYS, TOP, Distribution
 
 __all__ = ["CachedReference", "Reference"]
 
+STEP = "running the reference"
+"""What progress calls a pass over the layers."""
+
 CHUNK_BYTES = 128 << 20
 """How many bytes of a matrix are in memory at once, as float32."""
 
@@ -144,7 +147,7 @@ class Reference:
         x = self._embed(np.concatenate([np.asarray(s, dtype=np.int64) for s in sequences]))
         lengths = [len(s) for s in sequences]
         sin, cos = rotary(d.geometry, max(lengths), self.device)
-        self.progress.step("running the reference", Amount(len(d.layers), "layers"))
+        self.progress.step(STEP, Amount(len(d.layers), "layers"))
         for layer in d.layers:
             x = self._layer(x, layer, lengths, sin, cos)
             self.progress.advance(1)
@@ -265,6 +268,9 @@ class CachedReference:
         loaded = {i: _load(path) for i, path in enumerate(paths)}
         outputs = {i: output for i, output in loaded.items() if output is not None}
         missing = [i for i in range(len(paths)) if i not in outputs]
+        if not missing:  # a step that is complete at once, so that the count of steps stays true
+            self.reference.progress.step(STEP, 1)
+            self.reference.progress.advance(1)
         computed = self.reference.distributions(
             [sequences[i] for i in missing], tokenizer_size, [first_positions[i] for i in missing]
         )

@@ -10,7 +10,7 @@ import json
 from dataclasses import replace
 from pathlib import Path
 
-from cgconvert.formats.qkv_groups import FAR, GroupPerplexities, measure_groups, page_ids
+from cgconvert.formats.qkv_groups import FAR, STEP, GroupPerplexities, measure_groups, page_ids
 from cgconvert.io.cache import key_of, read_entry, write_entry
 from cgconvert.io.progress import Progress
 from cgconvert.lazy import torch
@@ -61,6 +61,10 @@ def _cached(
     identity = [VERSION, source_sha256, geometry, torch.__version__, page_ids(source)]
     path = cache / f"{key_of(identity)}.json"
     measured = _load(path, source)
+    if measured is not None and progress is not None:
+        # A step that is complete at once, so that the count of steps stays true.
+        progress.step(STEP, 1)
+        progress.advance(1)
     if measured is None:
         measured = measure_groups(source, progress)
         if measured is not None:

@@ -11,7 +11,7 @@ import time
 from pathlib import Path
 from typing import Any
 
-__all__ = ["exchange", "is_users", "link_or_copy", "rename", "rename_new"]
+__all__ = ["exchange", "is_users", "is_writable_folder", "link_or_copy", "rename", "rename_new"]
 
 RENAME_EXCHANGE = 2
 AT_FDCWD = -100
@@ -87,6 +87,11 @@ def link_or_copy(path: Path, target: Path) -> None:
             make(target)
             return
     shutil.copyfile(target, path)
+
+
+def is_writable_folder(path: Path) -> bool:
+    """Whether files can be made in a folder; Windows answers yes for every folder."""
+    return path.is_dir() and os.access(path, os.W_OK | os.X_OK)
 
 
 def is_users(path: Path) -> bool:

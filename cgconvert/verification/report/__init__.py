@@ -9,6 +9,7 @@ from pathlib import Path
 
 from cgconvert.errors import OutputError, UsageError
 from cgconvert.io.staging import write_atomic
+from cgconvert.io.system.names import is_writable_folder
 from cgconvert.verification.report.html import as_html
 from cgconvert.verification.report.junit import as_junit
 from cgconvert.verification.report.markdown import as_markdown
@@ -68,7 +69,7 @@ def check_report_path(path: Path) -> None:
         raise UsageError(f"{path}: is a folder; a report is a file")
     folder = Path(os.path.realpath(path)).parent
     existing = next(place for place in (folder, *folder.parents) if os.path.lexists(place))
-    if not existing.is_dir() or not os.access(existing, os.W_OK | os.X_OK):
+    if not is_writable_folder(existing):
         raise OutputError(f"{path}: {existing} is no folder that can be written")
     if not path.exists():
         return
