@@ -24,6 +24,7 @@ from cgconvert.testing import synthetic
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 os.environ["HF_HUB_OFFLINE"] = "1"  # read when huggingface_hub is imported
 torch.set_num_threads(1)
+os.environ.pop("COLUMNS", None)  # pytest-xdist sets it; what is printed into a pipe is not wrapped
 
 SMALL = Geometry(
     n_layer=2, n_embd=256, n_head=4, rotary_dim=32, n_positions=128, vocab_size=4096, mp_num=4

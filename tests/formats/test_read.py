@@ -154,7 +154,7 @@ def test_the_hub_cache_is_used_offline(
 
 
 def test_no_tokenizer_and_no_hub(make_checkpoint: Make) -> None:
-    with pytest.raises(InputError, match="give a folder with CodeGen's or GPT-2's tokenizer"):
+    with pytest.raises(InputError, match=r"has no tokenizer, .*hf download .*, with `tokenizer`"):
         read(str(make_checkpoint("tarball")))
 
 

@@ -83,7 +83,11 @@ def test_a_quantized_file_is_no_source(convert: Callable[..., Path]) -> None:
         (b"tokenizer.ggml.token_type", b"tokenizer.ggml.token_tipe", "token_type does not"),
         (b"token_embd.weight", b"token_embd.weighs", "token_embd.weight is missing"),
         (b"blk.1.attn_q.weight", b"blk.3.attn_q.weight", "blk.1.attn_q.weight is missing"),
-        (b"\x04\0\0\0\0\0\0\0phi2", b"\x04\0\0\0\0\0\0\0phi3", "architecture is 'phi3'"),
+        (
+            b"\x04\0\0\0\0\0\0\0phi2",
+            b"\x04\0\0\0\0\0\0\0phi3",
+            "is Phi-3 (general.architecture 'phi3')",
+        ),
     ],
 )
 def test_missing_tensors_are_named(
