@@ -219,6 +219,7 @@ def test_a_kill_between_two_renames_keeps_the_old_folder(
     complete = file_hashes(tmp_path)
     staging = tmp_path / ".out.cgconvert-tmp"
     (staging / "replaced").mkdir(parents=True)
+    (staging / "lock").touch()
     (staging / "content").mkdir()
     record = {"new": "content", "inode": (staging / "content").stat().st_ino}
     (staging / "commit").write_text(json.dumps(record))
