@@ -29,7 +29,7 @@ def clean(path: str | Path = ".", *, delete: bool = False) -> list[Leftover]:
         InputError: The path does not exist, and no run has left anything for it.
 
     Example:
-        >>> cgconvert.clean("out")
+        >>> cgconvert.clean()
         []
     """
     path = Path(path)
