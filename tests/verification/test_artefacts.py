@@ -107,8 +107,10 @@ def test_a_reports_format_follows_its_suffix(
     assert "Q8_0 lost more than it may (logits.nmse is" in report.sentence
     with pytest.raises(UsageError, match=r"ends in \.json"):
         write_reports([report], tmp_path / "report.doc")
-    with pytest.raises(OutputError, match="cannot be written"):
-        write_reports([report], tmp_path / "absent" / "report.json")
+    write_reports([report], tmp_path / "absent" / "report.json")
+    assert (tmp_path / "absent" / "report.json").is_file()
+    with pytest.raises(OutputError, match="is no folder that can be written"):
+        write_reports([report], tmp_path / "report.json" / "report.json")
 
 
 def test_progress_ends_at_its_total_and_a_wrong_format_is_refused(
