@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from cgconvert.errors import InputError
+from cgconvert.io.file_names import is_possible
 from cgconvert.write.leftovers import Leftover, find_leftovers, remove_leftover
 
 __all__ = ["Leftover", "clean"]
@@ -33,6 +34,8 @@ def clean(path: str | Path = ".", *, delete: bool = False) -> list[Leftover]:
         []
     """
     path = Path(path)
+    if not is_possible(path):
+        raise InputError(f"{path}: no file has such a name")
     leftovers = sorted(find_leftovers(path), key=lambda leftover: leftover.path)
     if not leftovers and not path.exists():
         raise InputError(f"{path}: no such file or folder, and nothing was left for it")

@@ -47,15 +47,15 @@ SMALL_BYTES = 64 << 20
 """An artefact of fewer bytes is written by a thread: starting and ending processes takes longer."""
 
 
-def check_plan(plan: LazyPlan, *, staged_bytes: int = 0) -> None:
+def check_plan(plan: LazyPlan, *, staging_folder: Path | None = None) -> None:
     """Refuse a plan that is bound to fail, before a byte is written.
 
     Args:
         plan: The plan.
-        staged_bytes: Bytes of the output that an interrupted run has already written.
+        staging_folder: Holds what an interrupted run has already written of the output, if one has.
 
     Raises:
-        UsageError: The output is the input, or one lies inside the other.
+        UsageError: No file can have the name of the output, or the output is the input or in it.
         OutputError: The disk has too little space.
     """
     if not is_possible(plan.output):
@@ -76,6 +76,7 @@ def check_plan(plan: LazyPlan, *, staged_bytes: int = 0) -> None:
                 f"{plan.output}: the input is inside the output; choose another `output`"
             )
     free = free_bytes(plan.output)
+    staged_bytes = disk_bytes(staging_folder) if staging_folder else 0
     if plan.nbytes > free + staged_bytes:
         raise OutputError(
             f"{plan.output}: {format_bytes(plan.nbytes)} are needed, {format_bytes(free)} are "
@@ -115,7 +116,7 @@ def execute(
     identity = source_identity(plan.source)
     guard = Replacement(force=force, is_folder=plan.is_folder)
     staging = Staging(plan.output, guard, (lambda f: progress_of(f) != "") if keep else None)
-    check_plan(plan, staged_bytes=disk_bytes(staging.folder))
+    check_plan(plan, staging_folder=staging.folder)
     try:
         with ExitStack() as stack:
             with uninterrupted():
