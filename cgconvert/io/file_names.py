@@ -33,7 +33,7 @@ def is_possible(path: Path) -> bool:
 
 def is_possible_on_windows(path: PurePath) -> bool:
     """Whether a file of Windows can have this path: no part is a device or has a forbidden sign."""
-    windows_path = PureWindowsPath(path)
+    windows_path = PureWindowsPath(str(path))
     names = [part for part in windows_path.parts if part != windows_path.anchor]
     return not any(
         FORBIDDEN & set(name)

@@ -133,7 +133,7 @@ def is_temporary(name: str) -> bool:
 def is_staging_folder(path: Path) -> bool:
     """Whether a path is a folder of this user's with nothing in it but what `Staging` makes.
 
-    It is empty, or has a lock, whatever moment the run was killed at.
+    It is empty, or has a lock or another file of its own, whatever moment the run was killed at.
     """
     try:
         if not is_temporary(path.name) or not stat.S_ISDIR(path.lstat().st_mode):
@@ -143,7 +143,7 @@ def is_staging_folder(path: Path) -> bool:
         return False
     return (
         is_users(path)
-        and ("lock" in modes or not modes)
+        and (not modes or modes.keys() & FILES)
         and modes.keys() <= FOLDERS | FILES
         and all((stat.S_ISDIR if n in FOLDERS else stat.S_ISREG)(mode) for n, mode in modes.items())
     )

@@ -27,9 +27,9 @@ for, such as Metal's and Vulkan's. auto is never mps, on which cgconvert was nev
 WITHOUT_FLOAT64 = frozenset({"mps"})
 """Types of devices that have no float64."""
 
-MKL_FUNCTIONS = ("sin", "cos", "sqrt", "tanh")
+MKL_FUNCTIONS = ("sin", "cos", "sqrt", "tanh", "exp")
 """Those of the functions that torch has MKL compute which cgconvert or transformers' CodeGen calls
-(tanh is part of gelu_new in transformers)."""
+(tanh is part of gelu_new in transformers, exp of the divergences)."""
 
 
 def torch_device(name: str, *, cpu_without_gpu: bool = False) -> torch.device:

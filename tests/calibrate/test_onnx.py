@@ -178,7 +178,7 @@ def test_a_budget_is_kept_and_its_result_passes_verification(
             source, variant, few, PRESET, tmp_path / "work", SilentProgress(), nbytes
         )
 
-    for nbytes, match in ((1000, "the budget leaves"), (1 << 30, "fit into 1073741824 bytes in 8")):
+    for nbytes, match in ((1000, "the budget leaves"), (1 << 30, "fit into 1.07 GB in 8")):
         with pytest.raises(UsageError, match=match):
             fitted(nbytes)
     with pytest.raises(UsageError, match="it goes with 4"):

@@ -195,7 +195,7 @@ def test_an_imatrix_is_written_and_read(run: Callable[..., Outcome], folder: Pat
     assert (outcome.code, "--imatrix stands in place of a text" in outcome.err) == (2, True)
     (folder / "im.gguf").write_bytes(b"rubbish")
     outcome = run("--type", "Q4_K_M", "--save-imatrix", "im.gguf", "-o", "no.gguf")
-    assert (outcome.code, "im.gguf exists" in outcome.err) == (2, True)
+    assert (outcome.code, "im.gguf: exists" in outcome.err) == (2, True)
 
 
 @pytest.mark.parametrize(
@@ -227,7 +227,7 @@ def test_unusable_texts_are_refused(
         ("--bits 4 --calibration none --imatrix empty.txt", 3, "empty.txt: is empty"),
         ("--bits 4 --calibration none --effort max", 2, "leave out --calibration none"),
         ("--bits 4 --effort fast", 2, "takes no text: leave out --calibration"),
-        ("--bits 4 --max-size 2MB", 2, "say how small: one of --bits"),
+        ("--bits 4 --max-size 2MB", 2, "--bits and --max-size: give one"),
         ("--bpw 1.5", 2, "1.5 bits a weight are too few: the least is"),
         ("--max-kl 0.1 --calibration none", 2, "--max-kl is measured on a text"),
         ("--bits 4 --tensor-type blk.*.nope=Q4_K", 2, "no matrix is called 'blk.*.nope'"),

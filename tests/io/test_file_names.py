@@ -20,7 +20,7 @@ def test_names_of_files(name: str) -> None:
 
 @pytest.mark.parametrize(
     "name",
-    ["CON", "nul.gguf", r"out\com1\m.gguf", "a:b", r"C:\out\a:b", "what?", "a|b", "out.", "out ",
+    ["CON", "nul.gguf", r"out\com1\m.gguf", "out:b", r"C:\out\a:b", "what?", "a|b", "out.", "out ",
      "a\tb", "Lpt9.txt"],
 )  # fmt: skip
 def test_names_of_devices_and_forbidden_signs(name: str) -> None:
