@@ -44,6 +44,9 @@ CUDA_OPTIONS = {"use_tf32": "0"}
 CUDA_FAILURE = re.compile(r"(CUDA|CUDNN|CUBLAS) failure|CUDA_PATH is set|Failed to allocate memory")
 """Begins the part of onnxruntime's message that says what is wrong with the GPU."""
 
+OLDEST = "1.22"
+"""The oldest release that runs float graphs; it refuses those of 4 and 8 bits itself."""
+
 DATA_FOLDER = "session.model_external_initializers_file_folder_path"
 """The session option that names the folder of the weights of a graph that is loaded from memory."""
 
@@ -110,7 +113,7 @@ class OnnxRuntime(Runtime):
         cls, path: Path, device: str, threads: int | None, *, float_activations: bool
     ) -> OnnxRuntime:
         """Load a graph; `float_activations` makes every MatMulNBits compute in float32."""
-        onnxruntime = import_package("onnxruntime", "onnxruntime", "onnxruntime")
+        onnxruntime = import_package("onnxruntime", "onnxruntime", "onnxruntime", OLDEST)
         device = "cuda" if device == "gpu" else device
         if device not in PROVIDERS:
             raise UsageError(f"device {device}: onnxruntime runs on cpu or cuda (gpu is cuda) here")

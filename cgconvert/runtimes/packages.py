@@ -6,6 +6,7 @@ import importlib
 from typing import Any
 
 from packaging.requirements import InvalidRequirement, Requirement
+from packaging.specifiers import SpecifierSet
 from packaging.version import InvalidVersion, Version
 
 from cgconvert.errors import MissingRuntimeError
@@ -14,13 +15,14 @@ from cgconvert.installation import requirements
 __all__ = ["broken_package", "import_package"]
 
 
-def import_package(module: str, package: str, extra: str) -> Any:
+def import_package(module: str, package: str, extra: str, oldest: str | None = None) -> Any:
     """Import a module of a runtime's package.
 
     Args:
         module: The module, such as "llama_cpp.llama_cpp".
         package: The name under which it is installed.
         extra: The extra of cgconvert that requires it.
+        oldest: The oldest version that runs some artefacts; None for the one that `extra` requires.
 
     Raises:
         MissingRuntimeError: It is not installed, older than cgconvert needs, or cannot be imported,
@@ -36,7 +38,7 @@ def import_package(module: str, package: str, extra: str) -> Any:
         raise broken_package(package, extra, error) from error
     except Exception as error:  # each of them fails in its own way
         raise broken_package(package, extra, error) from error
-    needed = _needed(package, extra)
+    needed = _needed(package, extra) if oldest is None else SpecifierSet(f">={oldest}")
     try:
         is_old = needed is not None and not needed.contains(Version(version), prereleases=True)
     except InvalidVersion:  # none, or that of a build of one's own
