@@ -143,7 +143,7 @@ def is_staging_folder(path: Path) -> bool:
         return False
     return (
         is_users(path)
-        and (not modes or modes.keys() & FILES)
+        and (not modes or bool(modes.keys() & FILES))
         and modes.keys() <= FOLDERS | FILES
         and all((stat.S_ISDIR if n in FOLDERS else stat.S_ISREG)(mode) for n, mode in modes.items())
     )
