@@ -51,23 +51,15 @@ verbosity = Verbosity()
 
 def output_options() -> list[click.Parameter]:
     """--quiet and --verbose: every command has them, and they may stand before its name too."""
+    helps = {
+        ("-q", "--quiet"): "Print no progress and no notes; warnings and errors remain.",
+        ("-v", "--verbose"): "Show the traceback of a failure.",
+    }
     return [
         click.Option(
-            ["-q", "--quiet"],
-            is_flag=True,
-            is_eager=True,
-            expose_value=False,
-            callback=_remember,
-            help="Print no progress and no notes; warnings and errors remain.",
-        ),
-        click.Option(
-            ["-v", "--verbose"],
-            is_flag=True,
-            is_eager=True,
-            expose_value=False,
-            callback=_remember,
-            help="Show the traceback of a failure.",
-        ),
+            flags, is_flag=True, is_eager=True, expose_value=False, callback=_remember, help=text
+        )
+        for flags, text in helps.items()
     ]
 
 

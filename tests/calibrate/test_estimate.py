@@ -114,6 +114,7 @@ def test_a_dry_run_names_the_quick_way(
     assert re.search(r"time: .* by --effort fast: [\d to]+ s", text)
 
 
+@pytest.mark.skipif(sys.platform != "linux", reason="reads /proc/self/status")
 def test_memory_is_about_what_calibration_takes(tmp_path: Path) -> None:
     """One layer in a process of its own, with the whole vocabulary and the usual text."""
     code = (

@@ -132,7 +132,7 @@ print((peak() - before) / matrix.nbytes)
 """
 
 
-@pytest.mark.skipif(sys.platform != "linux", reason="the kernel's account of memory")
+@pytest.mark.skipif(sys.platform != "linux", reason="reads /proc/self/status")
 def test_inverse_cholesky_needs_the_memory_of_one_matrix() -> None:
     process = subprocess.run(
         [sys.executable, "-c", PEAK], capture_output=True, text=True, check=True
