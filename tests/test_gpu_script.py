@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import sys
 import time
 from pathlib import Path
 
@@ -10,8 +11,10 @@ import pytest
 import torch
 from click.testing import CliRunner
 
+import cgconvert
 from cgconvert.errors import MissingRuntimeError, VerificationError
-from tests.gpu.run import ARTEFACTS, ON_A_GPU_ONLY, Row, Run, main
+from cgconvert.runtimes import llamacpp
+from tests.gpu.run import ARTEFACTS, ON_A_GPU_ONLY, Row, Run, main, verify
 from tests.support.cuda_packages import no_gpu
 
 
@@ -35,8 +38,9 @@ def test_converts_and_decodes(tmp_path: Path) -> None:
     assert {row["result"] for row in rows} == {"passed"}
     converted = {row["what"] for row in rows if row["stage"] == "convert"}
     decoded = {row["what"].split(", ")[0] for row in rows if row["stage"] == "prefill + decode"}
-    assert converted == set(ARTEFACTS)
-    assert decoded == set(ARTEFACTS) - set(ON_A_GPU_ONLY)
+    names = {artefact.name for artefact in ARTEFACTS}
+    assert converted == names
+    assert decoded == names - ON_A_GPU_ONLY
     assert all("tokens/s" in row["device"] for row in rows if row["stage"] == "prefill + decode")
 
 
@@ -45,6 +49,20 @@ def test_a_missing_gpu_is_one_line(monkeypatch: pytest.MonkeyPatch) -> None:
     result = CliRunner().invoke(main, ["--device", "cuda"])
     assert result.exit_code == 2
     assert "device cuda: torch finds no CUDA device" in result.output
+
+
+def test_a_missing_runtime_is_no_wrong_result(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = cgconvert.to_gguf("codegen-tiny-mono", tmp_path / "m.gguf", type="Q8_0").path
+    run = Run("cpu", tmp_path, time.monotonic() + 600)
+    verify(run, {"gguf Q8_0": path})
+    assert [(row.result[:8], row.exit_code) for row in run.rows] == [("pass, KL", 0)]
+    llamacpp._library.cache_clear()
+    monkeypatch.setitem(sys.modules, "llama_cpp", None)
+    verify(run, {"gguf Q8_0": path})
+    assert "llama-cpp-python is not installed" in run.rows[-1].result
+    assert run.exit_code == run.rows[-1].exit_code == 2
 
 
 def test_the_exit_code_names_the_worst_row(tmp_path: Path) -> None:

@@ -21,6 +21,7 @@ import tempfile
 import time
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import asdict, dataclass, field
+from functools import partial
 from importlib import metadata
 from pathlib import Path
 from typing import Any
@@ -29,6 +30,7 @@ import click
 import torch
 
 import cgconvert
+from cgconvert.api.verification import Verification
 from cgconvert.errors import CgconvertError, UsageError
 from cgconvert.formats.registry import identify
 from cgconvert.model.device import torch_device
@@ -38,19 +40,38 @@ BUILT_IN = "codegen-tiny-mono"
 SPEED_MODEL = "codegen-350M-mono"
 PROMPT_TOKENS, STEPS, TOKEN = 384, 64, 100
 
-ARTEFACTS: Mapping[str, tuple[str, Mapping[str, Any]]] = {
-    "hf": ("to-hf", {}),
-    "onnx": ("to-onnx", {}),
-    "onnx-fp16 --target cuda": ("to-onnx", {"dtype": "float16", "target": "cuda"}),
-    "onnx-int4": ("to-onnx", {"bits": 4}),
-    "gguf F16": ("to-gguf", {"type": "F16"}),
-    "gguf Q8_0": ("to-gguf", {"type": "Q8_0"}),
-    "gguf Q4_K_M": ("to-gguf", {"type": "Q4_K_M"}),
-}
-"""The artefacts that are made, and the conversion and options of each."""
 
-ON_A_GPU_ONLY = ("onnx-fp16 --target cuda",)
-"""Artefacts whose graph is made for CUDA."""
+@dataclass(frozen=True)
+class Artefact:
+    """An artefact that is made and run: its name in the table, conversion, format and options."""
+
+    name: str
+    conversion: str
+    format: str
+    options: Mapping[str, Any] = field(default_factory=dict)
+    needs_gpu: bool = False
+
+    def write(self, source: str | Path, work: Path, prefix: str = "") -> Path:
+        """Convert a source, unless that was done before; return the artefact's path."""
+        suffix = ".gguf" if self.format == "gguf" else ""
+        output = work / f"{prefix}{self.name.replace(' ', '-')}{suffix}"
+        if not output.exists():
+            cgconvert.convert(source, self.conversion, output, **self.options)
+        return output
+
+
+ARTEFACTS = (
+    Artefact("hf", "to-hf", "huggingface"),
+    Artefact("onnx", "to-onnx", "onnx"),
+    Artefact("onnx-fp16 --target cuda", "to-onnx", "onnx",
+             {"dtype": "float16", "target": "cuda"}, needs_gpu=True),
+    Artefact("onnx-int4", "to-onnx", "onnx", {"bits": 4}),
+    Artefact("gguf F16", "to-gguf", "gguf", {"type": "F16"}),
+    Artefact("gguf Q8_0", "to-gguf", "gguf", {"type": "Q8_0"}),
+    Artefact("gguf Q4_K_M", "to-gguf", "gguf", {"type": "Q4_K_M"}),
+)  # fmt: skip
+
+ON_A_GPU_ONLY = frozenset(artefact.name for artefact in ARTEFACTS if artefact.needs_gpu)
 
 STAGES = ("convert", "calibrate", "verify", "decode")
 
@@ -113,74 +134,63 @@ def seconds(compute: Callable[[], Any]) -> tuple[float, Any]:
 def convert(run: Run) -> dict[str, Path]:
     """Write the artefacts of the built-in model; conversion itself always runs on the CPU."""
     paths: dict[str, Path] = {}
-    for name, (conversion, options) in ARTEFACTS.items():
-        suffix = ".gguf" if conversion == "to-gguf" else ""
-        output = run.work / (name.replace(" ", "-") + suffix)
 
-        def measure(
-            row: Row,
-            name: str = name,
-            conversion: str = conversion,
-            options: Mapping[str, Any] = options,
-            output: Path = output,
-        ) -> None:
-            taken, result = seconds(
-                lambda: cgconvert.convert(BUILT_IN, conversion, output, **options)
-            )
-            row.cpu = f"{taken:.1f} s"
-            paths[name] = result.path
+    def measure(artefact: Artefact, row: Row) -> None:
+        taken, paths[artefact.name] = seconds(lambda: artefact.write(BUILT_IN, run.work))
+        row.cpu = f"{taken:.1f} s"
 
-        run.row("convert", name, measure)
+    for artefact in ARTEFACTS:
+        run.row("convert", artefact.name, partial(measure, artefact))
     return paths
 
 
 def calibrate(run: Run) -> dict[str, Path]:
     """Quantize the built-in model with calibration, on the device and on the CPU."""
     paths: dict[str, Path] = {}
-    cases = {
-        "calibrated gguf": ("gguf", ".gguf"),
-        "calibrated onnx": ("onnx", ""),
-    }
-    for name, (format_, suffix) in cases.items():
 
-        def measure(row: Row, name: str = name, format_: str = format_, end: str = suffix) -> None:
-            def quantize(device: str) -> Path:
-                output = run.work / f"{name.replace(' ', '-')}-{device}{end}"
-                options = {"bits": 4, "format": format_, "device": device}
-                return cgconvert.convert(BUILT_IN, "quantize", output, **options).path
+    def quantize(format_: str, device: str) -> Path:
+        options = {"bits": 4, "format": format_, "device": device}
+        artefact = Artefact(f"calibrated {format_}", "quantize", format_, options)
+        return artefact.write(BUILT_IN, run.work, f"{device}-")
 
-            on_device, paths[name] = seconds(lambda: quantize(run.device))
-            row.device = f"{on_device:.0f} s"
-            if run.device != "cpu":
-                on_cpu, _ = seconds(lambda: quantize("cpu"))
-                row.cpu, row.ratio = f"{on_cpu:.0f} s", f"{on_cpu / on_device:.1f}"
+    def measure(format_: str, row: Row) -> None:
+        on_device, paths[row.what] = seconds(lambda: quantize(format_, run.device))
+        row.device = f"{on_device:.0f} s"
+        if run.device != "cpu":
+            on_cpu, _ = seconds(lambda: quantize(format_, "cpu"))
+            row.cpu, row.ratio = f"{on_cpu:.0f} s", f"{on_cpu / on_device:.1f}"
 
-        run.row("calibrate", name, measure)
+    for format_ in ("gguf", "onnx"):
+        run.row("calibrate", f"calibrated {format_}", partial(measure, format_))
     return paths
 
 
 def verify(run: Run, paths: Mapping[str, Path]) -> None:
     """Verify every artefact in every runtime of its format, on the device."""
+
+    def measure(path: Path, runtime: str, row: Row) -> None:
+        taken, result = seconds(
+            lambda: cgconvert.verify(path, reference=BUILT_IN, runtime=runtime, device=run.device)
+        )
+        row.device = f"{taken:.0f} s"
+        row.result, row.exit_code = outcome(result)
+
     for name, path in paths.items():
         if name in ON_A_GPU_ONLY and run.device == "cpu":
             continue
         for runtime in RUNTIMES[identify(path).format]:
+            run.row("verify", f"{name}, {runtime}", partial(measure, path, runtime))
 
-            def measure(row: Row, path: Path = path, runtime: str = runtime) -> None:
-                taken, result = seconds(
-                    lambda: cgconvert.verify(
-                        path, reference=BUILT_IN, runtime=runtime, device=run.device
-                    )
-                )
-                checks = {check.name: check for check in result.checks}
-                loss = checks.get("logits.kl_mean")
-                row.device = f"{taken:.0f} s"
-                row.result = f"{result.verdict}, KL {loss.value:.2g}" if loss else result.verdict
-                if not result.passed:
-                    failed = [check.name for check in result.checks if check.verdict == "fail"]
-                    row.result, row.exit_code = f"failed: {', '.join(failed)}", 4
 
-            run.row("verify", f"{name}, {runtime}", measure)
+def outcome(result: Verification) -> tuple[str, int]:
+    """What the table says of a verification of one artefact, and its exit code."""
+    (report,) = result.reports
+    if report.is_only_unrun:
+        return f"not run: {report.runtime['missing']}", 2
+    if not result.passed:
+        return f"failed: {', '.join(c.name for c in result.checks if c.verdict == 'fail')}", 4
+    loss = next((c.value for c in result.checks if c.name == "logits.kl_mean"), None)
+    return (f"{result.verdict}, KL {loss:.2g}" if loss is not None else str(result.verdict)), 0
 
 
 @contextlib.contextmanager
@@ -208,44 +218,30 @@ def decode(run: Run, source: str | Path, rounds: int) -> None:
 
     Device and CPU take turns, `rounds` times; figures are medians.
     """
-    for name, (conversion, options) in ARTEFACTS.items():
-        if name in ON_A_GPU_ONLY and run.device == "cpu":
+
+    def measure(artefact: Artefact, runtime: str, row: Row) -> None:
+        path = artefact.write(source, run.work, "speed-")
+        devices = [run.device] if artefact.needs_gpu else list(dict.fromkeys((run.device, "cpu")))
+        measured: dict[str, list[tuple[float, float]]] = {device: [] for device in devices}
+        for _ in range(rounds):
+            for device, speeds in measured.items():
+                speeds.append(tokens_a_second(path, device, runtime))
+        medians = {
+            device: [statistics.median(column) for column in zip(*speeds, strict=True)]
+            for device, speeds in measured.items()
+        }
+        row.device = "{:.0f} + {:.0f} tokens/s".format(*medians[run.device])
+        if run.device != "cpu" and "cpu" in medians:
+            row.cpu = "{:.0f} + {:.0f} tokens/s".format(*medians["cpu"])
+            ratios = [a / b for a, b in zip(medians[run.device], medians["cpu"], strict=True)]
+            row.ratio = "{:.1f}, {:.1f}".format(*ratios)
+
+    for artefact in ARTEFACTS:
+        if artefact.needs_gpu and run.device == "cpu":
             continue
-        suffix = ".gguf" if conversion == "to-gguf" else ""
-        output = run.work / f"speed-{name.replace(' ', '-')}{suffix}"
-        format_ = {"to-hf": "huggingface", "to-onnx": "onnx", "to-gguf": "gguf"}[conversion]
-        for runtime in RUNTIMES[format_]:
-
-            def measure(
-                row: Row,
-                name: str = name,
-                conversion: str = conversion,
-                options: Mapping[str, Any] = options,
-                output: Path = output,
-                runtime: str = runtime,
-            ) -> None:
-                if not output.exists():
-                    cgconvert.convert(source, conversion, output, **options)
-                devices = {run.device, "cpu"}
-                if name in ON_A_GPU_ONLY:
-                    devices.discard("cpu")
-                measured: dict[str, list[tuple[float, float]]] = {device: [] for device in devices}
-                for _ in range(rounds):
-                    for device, speeds in measured.items():
-                        speeds.append(tokens_a_second(output, device, runtime))
-                medians = {
-                    device: [statistics.median(column) for column in zip(*speeds, strict=True)]
-                    for device, speeds in measured.items()
-                }
-                row.device = "{:.0f} + {:.0f} tokens/s".format(*medians[run.device])
-                if run.device != "cpu" and "cpu" in medians:
-                    row.cpu = "{:.0f} + {:.0f} tokens/s".format(*medians["cpu"])
-                    ratios = [
-                        a / b for a, b in zip(medians[run.device], medians["cpu"], strict=True)
-                    ]
-                    row.ratio = "{:.1f}, {:.1f}".format(*ratios)
-
-            run.row("prefill + decode", f"{name}, {runtime}", measure)
+        for runtime in RUNTIMES[artefact.format]:
+            what = f"{artefact.name}, {runtime}"
+            run.row("prefill + decode", what, partial(measure, artefact, runtime))
 
 
 def speed_source(size: str, work: Path) -> str | Path:
