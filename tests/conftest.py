@@ -19,6 +19,7 @@ from cgconvert.io.system.signals import INTERRUPTS
 from cgconvert.model import family
 from cgconvert.model.decoder import Checkpoint, Geometry
 from cgconvert.testing import synthetic
+from tests.support import two_users
 
 # Tiny models are slower on several threads, far slower where cores are shared.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
@@ -62,12 +63,30 @@ LINUX_TESTS = {
 }
 """Tests that need what only Linux has, and what that is."""
 
-collect_ignore = [] if sys.platform == "linux" and hasattr(os, "fork") else list(LINUX_TESTS)
+ROOT_TESTS = {
+    "io/test_two_users.py": "becomes another user, which only root can",
+    "write/test_two_users.py": "becomes another user, which only root can",
+}
+"""Tests that need root, and what for."""
+
+LEFT_OUT = {
+    **({} if sys.platform == "linux" and hasattr(os, "fork") else LINUX_TESTS),
+    **({} if two_users.IS_POSSIBLE else ROOT_TESTS),
+}
+
+collect_ignore = list(LEFT_OUT)
 
 
 def pytest_report_header() -> list[str]:
     """Name the tests that this system leaves out: pytest says nothing of what is not collected."""
-    return [f"left out: {path}: {LINUX_TESTS[path]}" for path in collect_ignore]
+    return [f"left out: {path}: {reason}" for path, reason in LEFT_OUT.items()]
+
+
+@pytest.fixture(params=["sticky", "not sticky"])
+def shared_folder(request: pytest.FixtureRequest) -> Iterator[Path]:
+    """A folder that root and nobody can write, as /tmp is and without the sticky bit."""
+    with two_users.make_shared_folder(sticky=request.param == "sticky") as folder:
+        yield folder
 
 
 @pytest.fixture(scope="session")
