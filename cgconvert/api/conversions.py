@@ -16,12 +16,14 @@ from cgconvert.api.execution import ProgressOption, Result, execute, progress_fo
 from cgconvert.api.sources import Source, check_name, load, named
 from cgconvert.errors import UsageError
 from cgconvert.io.progress import shown_while_reading
+from cgconvert.io.reading import within_budget
 from cgconvert.options import accepted_values
 from cgconvert.write.plan import LazyPlan
 
 __all__ = ["convert", "plan", "to_gguf", "to_hf", "to_onnx"]
 
 
+@within_budget()
 def plan(
     source: Source, conversion: str, output: str | Path | None = None, **options: Any
 ) -> LazyPlan:

@@ -9,6 +9,7 @@ from cgconvert.api.declarations import GENERATE
 from cgconvert.api.sources import Source, load
 from cgconvert.errors import UsageError
 from cgconvert.formats.registry import artefact_format, identify
+from cgconvert.io.reading import within_budget
 from cgconvert.model.decoder import Checkpoint
 from cgconvert.options import accepted_values
 from cgconvert.runtimes import open_runtime
@@ -147,6 +148,7 @@ def stream_generate(
         opened.close()
 
 
+@within_budget()
 def _open(artefact: Source, runtime: str | None, device: str) -> Runtime:
     """Open an artefact in a runtime, or a source as it is.
 

@@ -16,6 +16,7 @@ from cgconvert.formats.read import ReadOptions, read
 from cgconvert.formats.registry import Artefact, find_all, identify
 from cgconvert.io.file_names import is_possible
 from cgconvert.io.progress import LaterSteps, shown_while_reading
+from cgconvert.io.reading import within_budget
 from cgconvert.io.remembered import remembering
 from cgconvert.model.decoder import Checkpoint
 from cgconvert.options import accepted_values
@@ -201,6 +202,7 @@ def verify(
     return Verification(tuple(reports))
 
 
+@within_budget()
 def artefacts_at(
     artefact: str | Path | Result | Sequence[str | Path | Result],
 ) -> list[Artefact]:
@@ -256,7 +258,7 @@ def reports_of(
         with shown_while_reading(shown):
             source = reference or _source_of(artefact, options or ReadOptions(), sources)
         try:
-            with remembering():
+            with remembering(), within_budget():
                 verified = verify_artefact(
                     artefact.path,
                     artefact.format,

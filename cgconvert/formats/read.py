@@ -11,6 +11,7 @@ from cgconvert.formats.headers import Headers, TensorLine, bytes_by_type, tensor
 from cgconvert.formats.locate import Located, locate
 from cgconvert.formats.qkv_groups import with_measured_groups
 from cgconvert.formats.read_options import ReadOptions, complete
+from cgconvert.io.reading import within_budget
 from cgconvert.model.decoder import Checkpoint
 from cgconvert.options import AUTO
 from cgconvert.sources.resolve import plain_name
@@ -28,6 +29,7 @@ SCHEMA = 1
 """Version of the JSON that `Description.as_dict` returns."""
 
 
+@within_budget()
 def read(location: str, options: ReadOptions | None = None) -> Checkpoint:
     """Read a checkpoint: only its headers are read, the weights are lazy.
 
@@ -91,6 +93,7 @@ class Description:
         return {"schema": SCHEMA, **asdict(self)}
 
 
+@within_budget()
 def describe(location: str, options: ReadOptions | None = None) -> Description:
     """Describe a source or an artefact, which may be quantized, from its headers alone.
 

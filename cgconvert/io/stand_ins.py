@@ -9,6 +9,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from cgconvert.errors import InputError
+from cgconvert.io.reading import read_head
 
 __all__ = ["HEAD_BYTES", "check_head", "refuse_pointer", "refuse_stand_in"]
 
@@ -45,10 +46,4 @@ def check_head(path: Path) -> None:
 
     Raises InputError if it does, or if the file cannot be read.
     """
-    try:
-        if not path.is_file():  # opening a FIFO would wait for a writer
-            raise InputError(f"{path}: cannot be read: not a regular file")
-        with path.open("rb") as file:
-            refuse_stand_in(path, file.read(HEAD_BYTES))
-    except OSError as error:
-        raise InputError(f"{path}: cannot be read: {error.strerror}") from error
+    refuse_stand_in(path, read_head(path, HEAD_BYTES))

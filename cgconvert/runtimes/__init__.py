@@ -11,6 +11,7 @@ from pkgutil import resolve_name
 from typing import TYPE_CHECKING
 
 from cgconvert.errors import InputError, UsageError
+from cgconvert.io.reading import within_budget
 from cgconvert.lazy import torch
 from cgconvert.model.device import check_device_name
 
@@ -35,6 +36,7 @@ RUNTIMES: dict[str, dict[str, str]] = {
 default."""
 
 
+@within_budget()
 def open_runtime(
     format: str,  # noqa: A002 - what a plan and a manifest call it
     path: Path,
