@@ -53,9 +53,11 @@ def first_layers(count: int, positions: int = 512) -> Checkpoint:
 
 LINUX_TESTS = {
     "faults": "a server forks itself for every command, and sets limits with resource",
+    "io/test_cache.py": "makes pipes, and gives folders rights",
     "io/test_parallel.py": "looks at forked processes in /proc",
     "io/test_signals.py": "sends SIGHUP to itself",
     "sources/test_snapshot.py": "the Hub's cache is made of links",
+    "sources/test_unpacked.py": "knows files by the times of their inodes",
     "test_portable.py": "compares Linux's ways with the portable ones",
     "write/test_execute.py": "holds a lock with fcntl",
     "write/test_hashing.py": "writes with pwrite",

@@ -57,7 +57,7 @@ class Verification:
             return
         verified: list[Report] = []
         print_and_judge(self._verified(verified, context), self._reports)
-        if record.path == self._record().path:  # no file was changed meanwhile
+        if record.name == self._record().name:  # no file was changed meanwhile
             record.write(verified, self._reports)
 
     def describe(self) -> str:

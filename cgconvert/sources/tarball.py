@@ -1,26 +1,37 @@
-"""Unpack the checkpoint in a release tarball into the cache, unless it was unpacked before."""
+"""Unpack the checkpoint in a release tarball into the cache, unless it was unpacked before.
+
+A folder in the cache is believed only with its record (see unpacked.py). Where the cache is not to
+be used, the checkpoint is unpacked into a temporary folder, which is removed when the process ends.
+"""
 
 from __future__ import annotations
 
 import gzip
 import hashlib
-import json
 import shutil
+import tempfile
 import zlib
 from collections.abc import Callable
 from pathlib import Path
-from typing import IO, Any
+from typing import IO
 
 from cgconvert.errors import InputError, OutputError
-from cgconvert.io.cache import cache_folder
+from cgconvert.io.cache import (
+    UNPACKED,
+    CacheRefusedError,
+    is_cache_allowed,
+    note_use,
+    private_folder,
+    remove_empty_folders,
+)
 from cgconvert.io.commit import Anything
 from cgconvert.io.progress import Amount, format_bytes, progress_of_reading
 from cgconvert.io.staging import Staging
 from cgconvert.io.stand_ins import check_head
-from cgconvert.io.strict_json import read_json
 from cgconvert.model.chat_templates import CHAT_TEMPLATE
 from cgconvert.model.tokenizer_files import TOKENIZER_FILES
 from cgconvert.sources.tar_stream import TarError, TarMember, TarStream
+from cgconvert.sources.unpacked import identity_of, is_as_unpacked, read_record, write_record
 
 __all__ = ["checkpoint_name", "is_tarball", "unpack"]
 
@@ -37,9 +48,6 @@ CHECKPOINT_FILES = frozenset(
     )
 )
 """The files that are unpacked; all others are skipped."""
-
-ORIGIN_FILE = ".cgconvert-archive.json"
-"""Written into a complete folder last: name and SHA-256 of its archive."""
 
 READ_BYTES = 4 << 20
 """Bytes read at once."""
@@ -67,10 +75,11 @@ def checkpoint_name(path: Path) -> str:
     return path.name
 
 
-def unpack(path: Path) -> tuple[Path, dict[str, Any]]:
+def unpack(path: Path) -> tuple[Path, dict[str, str]]:
     """Unpack the checkpoint in a tarball.
 
-    A tarball of the same path, size and modification time is not unpacked again.
+    A tarball that is as it was when it was unpacked, by its path, inode, size and times, is not
+    unpacked again if what it was unpacked to is as it was too.
 
     Returns:
         The folder with the checkpoint, and its origin for the manifest:
@@ -78,44 +87,76 @@ def unpack(path: Path) -> tuple[Path, dict[str, Any]]:
 
     Raises:
         InputError: The archive is damaged or holds no checkpoint.
-        OutputError: The disk has too little space, or writing failed.
+        OutputError: There is too little space, writing failed, or the cache's folder is refused.
     """
     try:
-        status = path.stat()
-        identity = f"{path.resolve()}\0{status.st_size}\0{status.st_mtime_ns}"
-        key = hashlib.sha256(identity.encode(errors="surrogateescape")).hexdigest()[:16]
-        folder = cache_folder() / "unpacked" / f"{checkpoint_name(path)}-{key}"
         check_head(path)
-        if not (folder / ORIGIN_FILE).is_file():
-            with Staging(folder, Anything()) as staging:  # replaces an incomplete folder
-                _unpack_into(path, staging.content)
-                staging.commit_folder()
+        if not is_cache_allowed():
+            folder = _temporary_folder()
+            origin, _ = _unpack_into(path, folder)
+            return folder, origin
+        identity = f"{path.resolve()}\0{identity_of(path)}"
+        key = hashlib.sha256(identity.encode(errors="surrogateescape")).hexdigest()[:16]
+        folder = private_folder(UNPACKED) / f"{checkpoint_name(path)}-{key}"
+        record = read_record(folder.name)
+        if record is not None and is_as_unpacked(folder, record):
+            note_use(UNPACKED)
+            return folder, dict(record.origin)
+        with Staging(folder, Anything()) as staging:  # replaces what is not as it was
+            origin, hashes = _unpack_into(path, staging.content)
+            staging.commit_folder()
+        write_record(folder, origin, hashes)
+    except CacheRefusedError as error:
+        raise OutputError(f"{path}: cannot be unpacked into the cache: {error}") from error
     except OSError as error:
         raise OutputError(f"{path}: cannot be unpacked: {error.strerror or error}") from error
-    return folder, read_json(folder / ORIGIN_FILE)
+    finally:
+        remove_empty_folders(UNPACKED)
+    return folder, origin
 
 
-def _unpack_into(path: Path, folder: Path) -> None:
-    """Extract the checkpoint's files into `folder`, hash the archive, and write ORIGIN_FILE."""
+def _temporary_folder() -> Path:
+    """Make a folder that is closed to others and lasts until this process ends."""
+    folder = tempfile.TemporaryDirectory(prefix="cgconvert-unpacked-", ignore_cleanup_errors=True)
+    _temporary_folders.append(folder)
+    return Path(folder.name)
+
+
+_temporary_folders: list[tempfile.TemporaryDirectory[str]] = []
+"""The folders of this process, which are removed with these objects."""
+
+
+def _unpack_into(path: Path, folder: Path) -> tuple[dict[str, str], dict[str, str]]:
+    """Extract the checkpoint's files into `folder` and hash the archive.
+
+    Returns the origin for the manifest, and the SHA-256 of each file by its name. Raises InputError
+    if the archive is changed meanwhile.
+    """
     progress = progress_of_reading()
+    identity = identity_of(path)
     progress.step(f"unpacking {path}", Amount(path.stat().st_size, "bytes"))
     with path.open("rb") as file:
         archive = _HashingReader(file, progress.advance)
-        _extract(path, archive, folder)
+        hashes = _extract(path, archive, folder)
         while archive.read(READ_BYTES):  # so that the hash covers the whole file
             pass
-    origin = {"archive": path.name, "archive_sha256": archive.hasher.hexdigest()}
-    (folder / ORIGIN_FILE).write_text(json.dumps(origin), encoding="utf-8")
+    if identity_of(path) != identity:
+        raise InputError(f"{path}: was changed while it was unpacked; try again")
+    return {"archive": path.name, "archive_sha256": archive.hasher.hexdigest()}, hashes
 
 
-def _extract(path: Path, archive: _HashingReader, folder: Path) -> None:
-    """Extract the checkpoint's files; `archive` reads the file at `path`."""
+def _extract(path: Path, archive: _HashingReader, folder: Path) -> dict[str, str]:
+    """Extract the checkpoint's files; `archive` reads the file at `path`.
+
+    Returns the SHA-256 of each file by its name.
+    """
+    hashes: dict[str, str] = {}
     max_bytes = MAX_RATIO * path.stat().st_size + SMALL_BYTES
     try:
         with gzip.GzipFile(fileobj=archive, mode="rb") as tar_file:  # type: ignore[call-overload]
             tar_stream = TarStream(tar_file, max_bytes)
             for member in tar_stream:
-                _extract_member(path, tar_stream, member, folder)
+                hashes |= _extract_member(path, tar_stream, member, folder)
             # Reading to the end makes gzip check its CRC.
             if tar_file.read(MAX_PADDING_BYTES).strip(b"\0") or tar_file.read(1):
                 raise TarError("data follows its end")
@@ -127,14 +168,20 @@ def _extract(path: Path, archive: _HashingReader, folder: Path) -> None:
         raise
     if not (folder / "config.json").is_file():
         raise InputError(f"{path}: holds no config.json")
+    return hashes
 
 
-def _extract_member(path: Path, tar_stream: TarStream, member: TarMember, folder: Path) -> None:
-    """Write a member's data into `folder` if it is one of CHECKPOINT_FILES, in whatever folder."""
+def _extract_member(
+    path: Path, tar_stream: TarStream, member: TarMember, folder: Path
+) -> dict[str, str]:
+    """Write a member's data into `folder` if it is one of CHECKPOINT_FILES, in whatever folder.
+
+    Returns its name and SHA-256; nothing of any other member.
+    """
     parts = Path(member.name).parts
     name = parts[-1] if parts else ""
     if name not in CHECKPOINT_FILES:
-        return
+        return {}
     if ".." in parts or Path(member.name).is_absolute() or len(parts) > 3:
         raise InputError(f"{path}: refused: member {member.name!r} points outside")
     target = folder / name
@@ -142,13 +189,17 @@ def _extract_member(path: Path, tar_stream: TarStream, member: TarMember, folder
         raise InputError(f"{path}: holds {name} twice")
     free = shutil.disk_usage(folder).free
     if member.size > free:
+        variable = "CGCONVERT_CACHE" if is_cache_allowed() else "TMPDIR"
         raise OutputError(
             f"{folder}: {path.name} needs {format_bytes(member.size)} for {name}, "
-            f"{format_bytes(free)} are free; set CGCONVERT_CACHE to another disk"
+            f"{format_bytes(free)} are free; set {variable} to another disk"
         )
+    hasher = hashlib.sha256()
     with target.open("wb") as file:
         while data := tar_stream.read(READ_BYTES):
             file.write(data)
+            hasher.update(data)
+    return {name: hasher.hexdigest()}
 
 
 class _HashingReader:

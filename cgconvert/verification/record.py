@@ -16,7 +16,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from cgconvert.io.cache import cache_folder, key_of, read_entry, write_entry
+from cgconvert.io.cache import key_of, read_entry, write_entry
 from cgconvert.model.decoder import Checkpoint
 from cgconvert.verification.report.model import Report, run_description
 from cgconvert.version import __version__
@@ -30,6 +30,10 @@ PACKAGES = (
     "onnxruntime-gpu", "onnxruntime-genai", "onnxruntime-genai-cuda", "llama-cpp-python",
 )  # fmt: skip
 """What reads artefacts, computes references and runs artefacts."""
+
+
+KIND = "verified"
+"""What the cache calls the records."""
 
 
 @dataclass(frozen=True)
@@ -46,7 +50,7 @@ class Passed:
 
 
 class VerificationRecord:
-    """The record of one verification: a file in cgconvert's cache.
+    """The record of one verification: an entry of cgconvert's cache.
 
     Args:
         subjects: Each artefact's path, with the model that it is compared with.
@@ -68,14 +72,14 @@ class VerificationRecord:
             ],
             "settings": settings,
         }  # fmt: skip
-        self.path = cache_folder() / "verified" / key_of(identity)
+        self.name = key_of(identity)
 
     def read(self, reports: Sequence[Path]) -> Passed | None:
         """Return the verification of this record; None if there is none, or if `reports` differ.
 
         Each file of a report must be as that verification wrote it.
         """
-        data = read_entry(self.path)
+        data = read_entry(KIND, self.name)
         if data is None:
             return None
         fields = json.loads(data)
@@ -92,7 +96,7 @@ class VerificationRecord:
             "runs": [run_description(vars(report)) for report in verified],
             "reports": {os.path.abspath(path): known_sha256(path) for path in reports},
         }
-        write_entry(self.path, json.dumps(fields).encode())
+        write_entry(KIND, self.name, json.dumps(fields).encode())
 
 
 def _version(package: str) -> str | None:

@@ -15,7 +15,6 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Iterator, Sequence
-from pathlib import Path
 
 import numpy as np
 from safetensors import SafetensorError
@@ -228,26 +227,28 @@ class Reference:
         return values.to(self.device, torch.float32)
 
 
+KIND = "reference"
+"""What the cache calls the outputs."""
+
 VERSION = 2
 """Raise this number if the reference's mathematics change, or the fields of a Distribution."""
 
 
 class CachedReference:
-    """A reference whose outputs are kept in a folder, one file for each sequence.
+    """A reference whose outputs are kept in cgconvert's cache, one entry for each sequence.
 
-    A file's name is a hash of everything that the output depends on: the source's SHA-256, how it
+    An entry's name is a hash of everything that the output depends on: the source's SHA-256, how it
     was read (geometry, groups of qkv), the type that weights are rounded to, the device, torch's
-    version, the tokens, and which positions and logits are kept. A file that is damaged, or that
-    could not be written, is computed again.
+    version, the tokens, and which positions and logits are kept. What is not there as this user
+    wrote it is computed again.
 
     Args:
-        reference: Computes what is not in the folder.
+        reference: Computes what is not in the cache.
         source_sha256: The digest of the files that the reference's weights come from.
-        folder: Where the outputs are kept; made if it is missing.
     """
 
-    def __init__(self, reference: Reference, source_sha256: str, folder: Path) -> None:
-        self.reference, self.folder, self.source_sha256 = reference, folder, source_sha256
+    def __init__(self, reference: Reference, source_sha256: str) -> None:
+        self.reference, self.source_sha256 = reference, source_sha256
         self._identity = [
             VERSION, TOP, source_sha256, reference.decoder.geometry.as_dict(),
             str(reference.weight_dtype), reference.device.type, torch.__version__,
@@ -259,15 +260,15 @@ class CachedReference:
         tokenizer_size: int,
         first_positions: Sequence[int] | None = None,
     ) -> list[Distribution]:
-        """See Reference.distributions. Sequences that are not on disk are computed in one pass."""
+        """See Reference.distributions. Sequences that are not cached are computed in one pass."""
         first_positions = first_positions or [0] * len(sequences)
-        paths = [
-            self._path(sequence, tokenizer_size, first)
+        names = [
+            self._name(sequence, tokenizer_size, first)
             for sequence, first in zip(sequences, first_positions, strict=True)
         ]
-        loaded = {i: _load(path) for i, path in enumerate(paths)}
+        loaded = {i: _load(name) for i, name in enumerate(names)}
         outputs = {i: output for i, output in loaded.items() if output is not None}
-        missing = [i for i in range(len(paths)) if i not in outputs]
+        missing = [i for i in range(len(names)) if i not in outputs]
         if not missing:  # a step that is complete at once, so that the count of steps stays true
             self.reference.progress.step(STEP, 1)
             self.reference.progress.advance(1)
@@ -276,25 +277,25 @@ class CachedReference:
         )
         for i, distribution in zip(missing, computed, strict=True):
             outputs[i] = distribution
-            _save(paths[i], distribution)
-        return [outputs[i] for i in range(len(paths))]
+            _save(names[i], distribution)
+        return [outputs[i] for i in range(len(names))]
 
-    def _path(self, sequence: Sequence[int], tokenizer_size: int, first_position: int) -> Path:
-        """The file of one sequence's output."""
+    def _name(self, sequence: Sequence[int], tokenizer_size: int, first_position: int) -> str:
+        """The name of the entry with one sequence's output."""
         identity = [*self._identity, tokenizer_size, first_position, list(map(int, sequence))]
-        return self.folder / f"{key_of(identity)}.safetensors"
+        return f"{key_of(identity)}.safetensors"
 
 
-def _save(path: Path, distribution: Distribution) -> None:
-    """Write an output, the whole file or nothing."""
+def _save(name: str, distribution: Distribution) -> None:
+    """Write an output, the whole entry or nothing."""
     arrays = {name: np.ascontiguousarray(getattr(distribution, name)) for name in ARRAYS}
     arrays["sizes"] = np.array([distribution.tokenizer_size, distribution.vocab_size])
-    write_entry(path, save(arrays))
+    write_entry(KIND, name, save(arrays))
 
 
-def _load(path: Path) -> Distribution | None:
-    """Read an output; None if the file is absent or damaged."""
-    data = read_entry(path)
+def _load(name: str) -> Distribution | None:
+    """Read an output; None if its entry is absent or damaged."""
+    data = read_entry(KIND, name)
     if data is None:
         return None
     try:

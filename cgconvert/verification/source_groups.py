@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import json
 from dataclasses import replace
-from pathlib import Path
 
 from cgconvert.formats.qkv_groups import FAR, STEP, GroupPerplexities, measure_groups, page_ids
 from cgconvert.io.cache import key_of, read_entry, write_entry
@@ -21,12 +20,15 @@ __all__ = ["CHECK_NAME", "check_source_groups"]
 
 CHECK_NAME = "source.groups"
 
+KIND = "groups"
+"""What the cache calls the measurements."""
+
 VERSION = 1
 """Raise this number if the mathematics of the measurement change, or the content of its file."""
 
 
 def check_source_groups(
-    source: Checkpoint, source_sha256: str, cache: Path, progress: Progress | None = None
+    source: Checkpoint, source_sha256: str, progress: Progress | None = None
 ) -> list[Check]:
     """Compare the number of groups that the source was read with to all others.
 
@@ -37,10 +39,9 @@ def check_source_groups(
     Args:
         source: The checkpoint.
         source_sha256: The digest of its files.
-        cache: A folder in which measurements are kept.
         progress: Gets a step and an advance for each layer.
     """
-    measured = _cached(source, source_sha256, cache, progress)
+    measured = _cached(source, source_sha256, progress)
     if measured is None:
         return []
     number = source.geometry.mp_num
@@ -53,14 +54,14 @@ def check_source_groups(
 
 
 def _cached(
-    source: Checkpoint, source_sha256: str, cache: Path, progress: Progress | None
+    source: Checkpoint, source_sha256: str, progress: Progress | None
 ) -> GroupPerplexities | None:
-    """Return the measurement from its file, or measure and write the file."""
+    """Return the measurement from the cache, or measure and keep it there."""
     # It is the same for every number of groups that the source is read with, but 0.
     geometry = replace(source.geometry, mp_num=min(source.geometry.mp_num, 1)).as_dict()
     identity = [VERSION, source_sha256, geometry, torch.__version__, page_ids(source)]
-    path = cache / f"{key_of(identity)}.json"
-    measured = _load(path, source)
+    name = f"{key_of(identity)}.json"
+    measured = _load(name, source)
     if measured is not None and progress is not None:
         # A step that is complete at once, so that the count of steps stays true.
         progress.step(STEP, 1)
@@ -68,13 +69,13 @@ def _cached(
     if measured is None:
         measured = measure_groups(source, progress)
         if measured is not None:
-            write_entry(path, json.dumps(measured.by_number).encode())
+            write_entry(KIND, name, json.dumps(measured.by_number).encode())
     return measured
 
 
-def _load(path: Path, source: Checkpoint) -> GroupPerplexities | None:
+def _load(name: str, source: Checkpoint) -> GroupPerplexities | None:
     """Read a measurement; None if it is absent, damaged or has not the source's number."""
-    data = read_entry(path)
+    data = read_entry(KIND, name)
     if data is None:
         return None
     try:

@@ -7,7 +7,6 @@ from pathlib import Path
 from typing import Any
 
 from cgconvert.formats.registry import load
-from cgconvert.io.cache import cache_folder
 from cgconvert.io.progress import Amount, Progress, SilentProgress, expect_steps
 from cgconvert.model.decoder import Checkpoint
 from cgconvert.model.dtype import BFLOAT16, FLOAT16, FLOAT32, DType
@@ -134,7 +133,6 @@ def verify(
         progress=progress,
     )
 
-    cache = cache_folder() / "reference"
     checks: list[Check] = []
     series: dict[str, list[float | None]] = {}
     tensor_errors: list[TensorError] = []
@@ -145,7 +143,7 @@ def verify(
     else:
         checks.append(check_provenance(artefact, hashes, source_sha256, source.origin))
         if not quick:
-            checks += check_source_groups(source, source_sha256, cache, progress)
+            checks += check_source_groups(source, source_sha256, progress)
         expect_steps(progress, most_steps - (1 if quick else FILE_STEPS - 1))
         file_checks, tensor_errors, has_source_weights = subject.check_files(quick=quick)
         checks += file_checks
@@ -159,7 +157,7 @@ def verify(
             0 if quick else new_tokens,
             files_failed=worst_verdict(file_checks) == Verdict.FAIL,
         )
-        source_outputs = CachedReference(source_reference, source_sha256, cache)
+        source_outputs = CachedReference(source_reference, source_sha256)
         if quick:
             checks += subject.judge_quickly(run, source_outputs, has_source_weights, thresholds)
         else:

@@ -10,11 +10,14 @@ import hashlib
 from pathlib import Path
 from typing import Any
 
-from cgconvert.io.cache import cache_folder, read_entry, write_entry
+from cgconvert.io.cache import read_entry, write_entry
 from cgconvert.model.decoder import Checkpoint
 from cgconvert.write.hashing import combined_sha256, file_sha256
 
 __all__ = ["known_sha256", "known_source", "remember_sha256"]
+
+KIND = "hashes"
+"""What the cache calls them."""
 
 SMALL_BYTES = 1 << 20
 """A file of fewer bytes is hashed again whenever its hash is needed."""
@@ -25,19 +28,19 @@ def known_sha256(path: Path) -> str:
     if path.stat().st_size < SMALL_BYTES:
         return file_sha256(path)
     entry = _entry(path)
-    stored = read_entry(entry)
+    stored = read_entry(KIND, entry)
     if stored is not None:
         return stored.hex()
     sha256 = file_sha256(path)
     if entry == _entry(path):  # otherwise it was changed while it was read
-        write_entry(entry, bytes.fromhex(sha256))
+        write_entry(KIND, entry, bytes.fromhex(sha256))
     return sha256
 
 
 def remember_sha256(path: Path, sha256: str) -> None:
     """Remember the SHA-256 of a file that is as it was when it was hashed."""
     if path.stat().st_size >= SMALL_BYTES:
-        write_entry(_entry(path), bytes.fromhex(sha256))
+        write_entry(KIND, _entry(path), bytes.fromhex(sha256))
 
 
 def known_source(checkpoint: Checkpoint) -> dict[str, Any]:
@@ -49,9 +52,8 @@ def known_source(checkpoint: Checkpoint) -> dict[str, Any]:
     return {"files": files, "sha256": combined_sha256(files)}
 
 
-def _entry(path: Path) -> Path:
-    """The file of the cache for a file as it is now."""
+def _entry(path: Path) -> str:
+    """The name of the entry for a file as it is now."""
     s = path.stat()
     identity = [str(path.resolve()), s.st_dev, s.st_ino, s.st_size, s.st_mtime_ns, s.st_ctime_ns]
-    key = hashlib.sha256(repr(identity).encode(errors="surrogateescape")).hexdigest()
-    return cache_folder() / "hashes" / key
+    return hashlib.sha256(repr(identity).encode(errors="surrogateescape")).hexdigest()

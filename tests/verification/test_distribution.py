@@ -8,6 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from cgconvert.io.cache import cache_folder
 from cgconvert.model.tensor import InMemoryTensor
 from cgconvert.model.tensor_names import CODEGEN
 from cgconvert.testing.synthetic import RandomState
@@ -100,16 +101,16 @@ class Counted(Reference):
         return super().distributions(sequences, tokenizer_size, first_positions)
 
 
-def counted(folder: Path, sha256: str = "a", **options: object) -> tuple[CachedReference, Counted]:
+def counted(sha256: str = "a", **options: object) -> tuple[CachedReference, Counted]:
     known = reference()
     inner = Counted(known.decoder, **options)  # type: ignore[arg-type]
-    return CachedReference(inner, sha256, folder), inner
+    return CachedReference(inner, sha256), inner
 
 
-def test_an_answer_is_computed_once(tmp_path: Path) -> None:
-    cached, inner = counted(tmp_path / "cache")
+def test_an_answer_is_computed_once() -> None:
+    cached, inner = counted()
     before = cached.distributions([[1, 2, 3], [4]], 4000)
-    cached_again, inner_again = counted(tmp_path / "cache")
+    cached_again, inner_again = counted()
     after = cached_again.distributions([[4], [1, 2, 3], [5]], 4000)
     assert (inner.asked, inner_again.asked) == (2, 1)
     for left, right in ((before[0], after[1]), (before[1], after[0])):
@@ -124,35 +125,36 @@ def test_an_answer_is_computed_once(tmp_path: Path) -> None:
         {"weight_dtype": None},
     ],
 )
-def test_another_source_or_arithmetic_is_another_question(
-    change: dict[str, object], tmp_path: Path
-) -> None:
-    counted(tmp_path)[0].distributions([[1, 2]], 4000)
-    cached, inner = counted(tmp_path, **change)  # type: ignore[arg-type]
+def test_another_source_or_arithmetic_is_another_question(change: dict[str, object]) -> None:
+    counted()[0].distributions([[1, 2]], 4000)
+    cached, inner = counted(**change)  # type: ignore[arg-type]
     cached.distributions([[1, 2]], 4000)
     assert inner.asked == 1
 
 
-def test_other_positions_or_ids_are_another_question(tmp_path: Path) -> None:
-    cached, inner = counted(tmp_path)
+def test_other_positions_or_ids_are_another_question() -> None:
+    cached, inner = counted()
     for tokenizer_size, first in ((4000, 0), (3999, 0), (4000, 1), (4000, 0)):
         cached.distributions([[1, 2]], tokenizer_size, [first])
     assert inner.asked == 3
 
 
-def test_a_damaged_answer_is_computed_again(tmp_path: Path) -> None:
-    counted(tmp_path)[0].distributions([[1, 2]], 4000)
-    (path,) = tmp_path.iterdir()
+def test_a_damaged_answer_is_computed_again() -> None:
+    counted()[0].distributions([[1, 2]], 4000)
+    (path,) = (cache_folder() / "reference").iterdir()
     for damaged in (b"", path.read_bytes()[:-1], path.read_bytes()[:-1] + b"x"):
         path.write_bytes(damaged)
-        cached, inner = counted(tmp_path)
+        cached, inner = counted()
         (distribution,) = cached.distributions([[1, 2]], 4000)
         assert inner.asked == 1
         assert len(distribution) == 2
 
 
-def test_a_cache_that_cannot_be_written_costs_only_time(tmp_path: Path) -> None:
+def test_a_cache_that_cannot_be_written_costs_only_time(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     (tmp_path / "file").write_text("in the way")
-    cached, _ = counted(tmp_path / "file" / "cache")
+    monkeypatch.setenv("CGCONVERT_CACHE", str(tmp_path / "file" / "cache"))
+    cached, _ = counted()
     assert len(cached.distributions([[1, 2]], 4000)[0]) == 2
     assert [p.name for p in tmp_path.iterdir()] == ["file"]

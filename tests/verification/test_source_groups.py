@@ -13,7 +13,7 @@ import cgconvert
 from cgconvert import embedded
 from cgconvert.formats.qkv_groups import measure_groups
 from cgconvert.formats.read import ReadOptions, read
-from cgconvert.io.cache import write_entry
+from cgconvert.io.cache import cache_folder, write_entry
 from cgconvert.model.decoder import Checkpoint, Decoder
 from cgconvert.verification.source_groups import check_source_groups
 from cgconvert.verification.thresholds import Check, Verdict
@@ -77,15 +77,15 @@ def test_a_training_run_on_another_machine_fails(tmp_path: Path) -> None:
     assert failed(cgconvert.to_gguf(source, tmp_path / "model.gguf")) == {"source.groups"}
 
 
-def check(source: Checkpoint, cache: Path) -> Check:
-    (only,) = check_source_groups(source, SHA256, cache)
+def check(source: Checkpoint) -> Check:
+    (only,) = check_source_groups(source, SHA256)
     return only
 
 
 def test_the_detail_has_the_figures(two_groups: Path, tmp_path: Path) -> None:
-    right = check(read(str(two_groups), ReadOptions(mp_num=2)), tmp_path)
+    right = check(read(str(two_groups), ReadOptions(mp_num=2)))
     assert (right.name, right.verdict, right.value) == ("source.groups", Verdict.PASS, 1.0)
-    wrong = check(read(str(two_groups), ReadOptions(mp_num=1)), tmp_path)
+    wrong = check(read(str(two_groups), ReadOptions(mp_num=1)))
     assert (wrong.verdict, wrong.threshold, wrong.comparison) == (Verdict.FAIL, 2.5, "<=")
     assert wrong.value is not None
     assert wrong.value > 4
@@ -95,21 +95,21 @@ def test_the_detail_has_the_figures(two_groups: Path, tmp_path: Path) -> None:
 def test_random_weights_are_reported_without_a_verdict(source: Checkpoint, tmp_path: Path) -> None:
     for number in (1, 2, 4):
         read_so = replace(source, decoder=source.decoder.with_groups(number))
-        outcome = check(read_so, tmp_path)
+        outcome = check(read_so)
         assert (outcome.verdict, outcome.threshold) == (Verdict.INFO, None)
         assert "the model does not know such text, so nothing follows" in outcome.detail
 
 
 def test_where_q_k_and_v_are_apart_there_is_no_check(tmp_path: Path) -> None:
     result = cgconvert.to_gguf(embedded.NAME, tmp_path / "model.gguf")
-    assert check_source_groups(read(str(result.path)), SHA256, tmp_path) == []
+    assert check_source_groups(read(str(result.path)), SHA256) == []
 
 
 def test_a_measurement_is_kept_whatever_the_number(
     two_groups: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    first = check(read(str(two_groups), ReadOptions(mp_num=2)), tmp_path)
-    (path,) = tmp_path.iterdir()
+    first = check(read(str(two_groups), ReadOptions(mp_num=2)))
+    (path,) = (cache_folder() / "groups").iterdir()
     measurements = []
 
     def counted(checkpoint: Checkpoint, progress: object) -> object:
@@ -117,14 +117,14 @@ def test_a_measurement_is_kept_whatever_the_number(
         return measure_groups(checkpoint)
 
     monkeypatch.setattr(f"{check_source_groups.__module__}.measure_groups", counted)
-    again = check(read(str(two_groups), ReadOptions(mp_num=4)), tmp_path)
+    again = check(read(str(two_groups), ReadOptions(mp_num=4)))
     assert not measurements
     assert again.detail.removeprefix("read with 4") == first.detail.removeprefix("read with 2")
     path.write_bytes(path.read_bytes()[:-1])
-    assert check(read(str(two_groups), ReadOptions(mp_num=2)), tmp_path) == first
+    assert check(read(str(two_groups), ReadOptions(mp_num=2))) == first
     assert len(measurements) == 1
     other_source = read(str(two_groups), ReadOptions(mp_num=2))
-    check_source_groups(other_source, "1" * 64, tmp_path)
+    check_source_groups(other_source, "1" * 64)
     assert len(measurements) == 2
 
 
@@ -142,7 +142,7 @@ def test_the_decoder_of_another_number_has_the_same_packed_rows(source: Checkpoi
 def test_a_measurement_of_another_form_is_made_again(
     content: bytes, source: Checkpoint, tmp_path: Path
 ) -> None:
-    first = check(source, tmp_path)
-    (path,) = tmp_path.iterdir()
-    write_entry(path, content)
-    assert check(source, tmp_path) == first
+    first = check(source)
+    (path,) = (cache_folder() / "groups").iterdir()
+    write_entry("groups", path.name, content)
+    assert check(source) == first
