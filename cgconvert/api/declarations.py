@@ -212,6 +212,12 @@ VERIFY = (
         help="Compare the files and one prompt only, and say what was left out.",
     ),
     Option(
+        name="strict",
+        type=bool,
+        default=False,
+        help="A file in the folder that belongs to no format is a failure, not a warning.",
+    ),
+    Option(
         name="reference",
         help="The source to compare with; without it the one its manifest names.",
     ),

@@ -110,6 +110,7 @@ def verify(
     artefact: str | Path | Result | Sequence[str | Path | Result],
     *,
     quick: bool = False,
+    strict: bool = False,
     reference: Source | None = None,
     text: Sequence[str | Path | Text] = (),
     text_tokens: int = TEXT_TOKENS,
@@ -134,6 +135,8 @@ def verify(
         artefact: Path or result of a conversion, several of these, or a folder with artefacts
             anywhere below it.
         quick: Compare the files and one prompt only; the report says what was left out.
+        strict: Whether a file in the folder that belongs to no format is a failure; else it is a
+            warning.
         reference: The source to compare with, see `load`; the one that the artefact's manifest
             names unless given.
         text: Files to compare logits on, beside the built-in prompts; "stdlib" for files of
@@ -189,6 +192,7 @@ def verify(
     reports = reports_of(
         artefacts_at(artefact),
         quick=quick,
+        strict=strict,
         reference=source,
         options=options,
         texts=[item if isinstance(item, Text) else read_text(str(item)) for item in text],
@@ -226,6 +230,7 @@ def reports_of(
     artefacts: Sequence[Artefact],
     *,
     quick: bool = False,
+    strict: bool = False,
     reference: Checkpoint | None = None,
     options: ReadOptions | None = None,
     texts: Sequence[Text] = (),
@@ -270,6 +275,8 @@ def reports_of(
                     texts=texts,
                     text_tokens=text_tokens,
                     quick=quick,
+                    strict=strict,
+                    checked=[other.path for other in artefacts],
                     progress=LaterSteps(shown, MOST_STEPS * (len(artefacts) - number)),
                 )
         except BaseException:

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import re
 from abc import ABC, abstractmethod
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
@@ -20,6 +20,7 @@ from cgconvert.options import Option
 if TYPE_CHECKING:  # --help needs a format's options, and nothing that brings numpy
     from cgconvert.formats.comparison import SettingsDifferences, StoredArtefact
     from cgconvert.formats.headers import Headers
+    from cgconvert.formats.loader_files import Unchecked
     from cgconvert.formats.read_options import ReadOptions
     from cgconvert.model.decoder import Checkpoint, Decoder
     from cgconvert.sources.resolve import Source
@@ -198,6 +199,20 @@ class Format(SourceFormat):
 
         Raises InputError if the artefact contains anything else.
         """
+
+    def unchecked(self, artefact: Path, checked: Collection[Path] = ()) -> Unchecked | None:
+        """List what lies in an artefact's folder and was not checked; None if it has no folder.
+
+        A program that opens the folder may take such a file in place of the artefact's own.
+
+        Args:
+            artefact: The file or folder.
+            checked: The artefacts that are checked together with it; they belong to its folder.
+
+        Raises:
+            InputError: A file that has to be read for this is broken.
+        """
+        return None
 
     @abstractmethod
     def stored_artefact(self, artefact: Path, source: Decoder) -> StoredArtefact:

@@ -16,6 +16,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from cgconvert.formats.registry import artefact_format
 from cgconvert.io.cache import key_of, read_entry, write_entry
 from cgconvert.model.decoder import Checkpoint
 from cgconvert.verification.report.model import Report, run_description
@@ -108,7 +109,13 @@ def _version(package: str) -> str | None:
 
 
 def _hashes(artefact: Path) -> dict[str, str]:
-    """SHA-256 of every file of an artefact, the manifest's too, by its path."""
+    """SHA-256 of every file of an artefact, the manifest's too, by its path.
+
+    What a program would load beside it has an entry, too, under what is said of it.
+    """
     manifest = manifest_path(artefact)
     files = {**artefact_files(artefact), manifest.name: manifest}
-    return {name: known_sha256(path) for name, path in files.items() if path.is_file()}
+    kind = artefact_format(artefact)
+    unchecked = kind.unchecked(artefact) if kind else None
+    beside = dict.fromkeys(unchecked.loaded, "") if unchecked else {}
+    return {name: known_sha256(path) for name, path in files.items() if path.is_file()} | beside

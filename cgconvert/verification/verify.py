@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -28,6 +28,7 @@ from cgconvert.verification.subject import (
     Run,
 )
 from cgconvert.verification.thresholds import Check, Verdict, thresholds_for, worst_verdict
+from cgconvert.verification.unchecked import check_unchecked
 from cgconvert.verification.weights import TensorError
 from cgconvert.write.hashing import file_sha256, hash_checkpoint
 from cgconvert.write.manifest import artefact_files
@@ -69,6 +70,8 @@ def verify(
     runtime: str | None = None,
     threads: int | None = None,
     quick: bool = False,
+    strict: bool = False,
+    checked: Collection[Path] = (),
     progress: Progress | None = None,
 ) -> Report:
     """Check an artefact against the checkpoint it was made from.
@@ -93,6 +96,8 @@ def verify(
         runtime: The runtime's name; None for the format's default.
         threads: CPU threads of the runtime; None for its default.
         quick: Whether to leave out NOT_COMPARED; the texts are not used then.
+        strict: Whether a file in its folder that belongs to no format is a failure.
+        checked: The artefacts that are verified together with it.
         progress: Gets the steps.
 
     Raises:
@@ -142,6 +147,8 @@ def verify(
         checks.append(wrong_reference)
     else:
         checks.append(check_provenance(artefact, hashes, source_sha256, source.origin))
+        folder_checks = check_unchecked(artefact, format, checked, strict=strict)
+        checks += folder_checks
         if not quick:
             checks += check_source_groups(source, source_sha256, progress)
         expect_steps(progress, most_steps - (1 if quick else FILE_STEPS - 1))
@@ -155,7 +162,7 @@ def verify(
         run = subject.run(
             [*texts_ids, *promised_windows],
             0 if quick else new_tokens,
-            files_failed=worst_verdict(file_checks) == Verdict.FAIL,
+            files_failed=worst_verdict([*folder_checks, *file_checks]) == Verdict.FAIL,
         )
         source_outputs = CachedReference(source_reference, source_sha256)
         if quick:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
 
@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from cgconvert.formats.comparison import SettingsDifferences, StoredArtefact
     from cgconvert.formats.gguf.header import GgufHeader
     from cgconvert.formats.headers import Headers, TensorLine
+    from cgconvert.formats.loader_files import Unchecked
     from cgconvert.formats.read_options import ReadOptions
     from cgconvert.model.decoder import Checkpoint, Decoder
     from cgconvert.sources.resolve import Source
@@ -195,6 +196,11 @@ class Gguf(Format):
         from cgconvert.formats.gguf.checks import admit_gguf
 
         admit_gguf(path)
+
+    def unchecked(self, artefact: Path, checked: Collection[Path] = ()) -> Unchecked | None:
+        from cgconvert.formats.gguf import folder
+
+        return folder.unchecked(artefact)
 
     def stored_artefact(self, artefact: Path, source: Decoder) -> StoredArtefact:
         from cgconvert.formats.gguf import checks

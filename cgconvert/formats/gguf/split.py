@@ -13,7 +13,7 @@ from pathlib import Path
 from cgconvert.errors import InputError, first_few
 from cgconvert.formats.gguf.header import GgufHeader, read_header
 
-__all__ = ["parts_of_one_model", "read_model_header", "refuse_split"]
+__all__ = ["part_of", "parts_of_one_model", "read_model_header", "refuse_split"]
 
 NUMBER, COUNT, TENSORS = "split.no", "split.count", "split.tensors.count"
 
@@ -70,6 +70,12 @@ def parts_of_one_model(names: list[str]) -> bool:
     matches = [_PART.fullmatch(name) for name in names]
     models = {(match["model"], match["count"]) if match else None for match in matches}
     return len(models) == 1 and None not in models
+
+
+def part_of(name: str) -> str | None:
+    """The name of the model of which a file is a part, by its name alone; None if it is none."""
+    match = _PART.fullmatch(name)
+    return match["model"] if match else None
 
 
 def _integer(header: GgufHeader, key: str) -> int | None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -12,6 +12,7 @@ from cgconvert.options import FLOAT_ALIASES, ByteSize, Option, defaults
 if TYPE_CHECKING:
     from cgconvert.formats.comparison import SettingsDifferences, StoredArtefact
     from cgconvert.formats.headers import Headers
+    from cgconvert.formats.loader_files import Unchecked
     from cgconvert.formats.read_options import ReadOptions
     from cgconvert.model.decoder import Checkpoint, Decoder
     from cgconvert.sources.resolve import Source
@@ -134,6 +135,11 @@ class HuggingFace(Format):
         from cgconvert.formats.huggingface.checks import admit_huggingface
 
         admit_huggingface(path)
+
+    def unchecked(self, artefact: Path, checked: Collection[Path] = ()) -> Unchecked | None:
+        from cgconvert.formats.huggingface import folder
+
+        return folder.unchecked(artefact)
 
     def stored_artefact(self, artefact: Path, source: Decoder) -> StoredArtefact:
         from cgconvert.formats.huggingface import checks

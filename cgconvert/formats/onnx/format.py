@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -16,6 +16,7 @@ from cgconvert.options import FLOAT_ALIASES, Option
 if TYPE_CHECKING:
     from cgconvert.formats.comparison import SettingsDifferences, StoredArtefact
     from cgconvert.formats.headers import Headers
+    from cgconvert.formats.loader_files import Unchecked
     from cgconvert.formats.read_options import ReadOptions
     from cgconvert.model.decoder import Checkpoint, Decoder
     from cgconvert.sources.resolve import Source
@@ -188,6 +189,11 @@ class Onnx(Format):
         from cgconvert.formats.onnx.reader import find_graph
 
         admit_onnx(find_graph(path))
+
+    def unchecked(self, artefact: Path, checked: Collection[Path] = ()) -> Unchecked | None:
+        from cgconvert.formats.onnx import folder
+
+        return folder.unchecked(artefact, checked)
 
     def stored_artefact(self, artefact: Path, source: Decoder) -> StoredArtefact:
         from cgconvert.formats.onnx import checks

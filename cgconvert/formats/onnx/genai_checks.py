@@ -24,6 +24,7 @@ from cgconvert.model.decoder import Checkpoint, Geometry
 
 __all__ = [
     "admit_genai_config",
+    "admit_genai_entries",
     "admit_genai_template",
     "genai_setting_differences",
     "genai_size_differences",
@@ -137,24 +138,7 @@ def admit_genai_config(config_path: Path, graph: Path) -> None:
     that cgconvert writes. All other numbers need only be possible, and all other entries may be
     absent. Raises InputError.
     """
-    config = read_json(config_path)
-    model = dict(as_mapping(config.get("model")))
-    stop_ids = model.get("eos_token_id")
-    if isinstance(stop_ids, list):
-        if not 0 < len(stop_ids) <= MAX_STOP_IDS:
-            raise InputError(f"{config_path}: model.eos_token_id has {len(stop_ids)} ids")
-        for stop_id in stop_ids:
-            _check_within(stop_id, 0, config_path, "model.eos_token_id.")
-        model["eos_token_id"] = 0
-    decoder = as_mapping(model.get("decoder"))
-    cuda = bool(as_mapping(decoder.get("session_options")).get("provider_options"))
-    geometry = _cache_geometry(graph)
-    search = {**NEUTRAL, **search_settings({}, geometry)}
-    written = genai_config(
-        geometry, NO_IDS, search, str(decoder.get("filename")), "cuda" if cuda else "cpu"
-    )
-    _check_within({**config, "model": model}, written, config_path, "")
-    sizes = written["model"]["decoder"]
+    decoder, sizes = admit_genai_entries(config_path, graph)
     for key in ("head_size", "num_attention_heads", "num_hidden_layers", "num_key_value_heads"):
         if decoder.get(key) != sizes[key]:
             raise InputError(
@@ -181,6 +165,34 @@ def admit_genai_template(folder: Path) -> None:
             raise InputError(
                 f"{place}: onnxruntime-genai cannot read the chat template: it has {fault}"
             )
+
+
+def admit_genai_entries(
+    config_path: Path, graph: Path
+) -> tuple[Mapping[str, Any], Mapping[str, Any]]:
+    """Check that a genai_config.json has no entry and no text that cgconvert never writes.
+
+    Returns the section "decoder" as it is, and as cgconvert writes it for the graph. Raises
+    InputError that names the entry.
+    """
+    config = read_json(config_path)
+    model = dict(as_mapping(config.get("model")))
+    stop_ids = model.get("eos_token_id")
+    if isinstance(stop_ids, list):
+        if not 0 < len(stop_ids) <= MAX_STOP_IDS:
+            raise InputError(f"{config_path}: model.eos_token_id has {len(stop_ids)} ids")
+        for stop_id in stop_ids:
+            _check_within(stop_id, 0, config_path, "model.eos_token_id.")
+        model["eos_token_id"] = 0
+    decoder = as_mapping(model.get("decoder"))
+    cuda = bool(as_mapping(decoder.get("session_options")).get("provider_options"))
+    geometry = _cache_geometry(graph)
+    search = {**NEUTRAL, **search_settings({}, geometry)}
+    written = genai_config(
+        geometry, NO_IDS, search, str(decoder.get("filename")), "cuda" if cuda else "cpu"
+    )
+    _check_within({**config, "model": model}, written, config_path, "")
+    return decoder, written["model"]["decoder"]
 
 
 def _cache_geometry(graph: Path) -> Geometry:

@@ -16,7 +16,7 @@ from cgconvert.verification.report.markdown import as_markdown
 from cgconvert.verification.report.model import Report, as_json, as_json_object
 from cgconvert.verification.report.text import as_text
 
-__all__ = ["WRITERS", "check_report_path", "write_reports"]
+__all__ = ["WRITERS", "check_report_path", "is_report", "write_reports"]
 
 WRITERS: Mapping[str, Callable[[Sequence[Report]], str]] = {
     ".json": as_json,
@@ -74,11 +74,28 @@ def check_report_path(path: Path) -> None:
     if not path.exists():
         return
     try:
-        if path.is_file():  # opening a pipe would wait for a writer
-            with path.open("rb") as file:
-                head = file.read(HEAD_BYTES)
-            if not head or MARKS[path.suffix].search(head):
-                return
+        head = _head(path)
     except OSError as error:
         raise OutputError(f"{path}: cannot be read: {error.strerror or error}") from error
+    if head is not None and (not head or MARKS[path.suffix].search(head)):
+        return
     raise UsageError(f"{path}: exists and is no report of cgconvert's; choose another `report`")
+
+
+def is_report(path: Path) -> bool:
+    """Whether a file is a report that cgconvert wrote, by its suffix and its beginning."""
+    if path.suffix not in MARKS:
+        return False
+    try:
+        head = _head(path)
+    except OSError:
+        return False
+    return head is not None and MARKS[path.suffix].search(head) is not None
+
+
+def _head(path: Path) -> bytes | None:
+    """The first bytes of a regular file; None of anything else. Raises OSError."""
+    if not path.is_file():  # opening a pipe would wait for a writer
+        return None
+    with path.open("rb") as file:
+        return file.read(HEAD_BYTES)

@@ -18,6 +18,7 @@ _READER = "report a bug: cgconvert and transformers read this source differently
 ADVICE: Mapping[str, str] = {
     "reference": "give the model that the artefact was made from as the reference",
     "provenance": "convert again, or get the files again from where they were published",
+    "files": "remove what is named, or convert again into an empty folder",
     "source.groups": 'convert again and read the source with mp_num "auto"',
     "weights.geometry": _WEIGHTS,
     "weights.tensors": _WEIGHTS,

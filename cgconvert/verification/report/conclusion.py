@@ -29,7 +29,7 @@ STORED = ("weights.", "settings", "tokenizer.", "end_of_text", "context", "vocab
 """Beginnings of the names of checks that judge what is in the files."""
 
 ORDER = (
-    "reference", "source.groups", "weights.tensors", "weights.geometry", "weights.finite",
+    "reference", "source.groups", "files", "weights.tensors", "weights.geometry", "weights.finite",
     "weights.equal", "weights.error", "weights.adjusted", "settings", "tokenizer.files",
     "witness.logits", "end_of_text", "context", "vocabulary", "tokenizer.ids",
     "tokenizer.round_trip", "padding", "finite", "runtime", "runtime.nmse", "runtime.", "cache",
@@ -212,6 +212,10 @@ CAUSES: tuple[Cause, ...] = (
     Cause(
         lambda s, lead, f: lead == "source.groups",
         "read it with mp_num auto and convert again",
+    ),
+    Cause(
+        lambda s, lead, f: lead == "files",
+        "it is not what was checked; remove it, or convert again into an empty folder",
     ),
     Cause(
         lambda s, lead, f: lead == "provenance" and is_source_change(f[lead]),

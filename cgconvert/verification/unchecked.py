@@ -1,0 +1,58 @@
+"""The check that nothing lies in an artefact's folder but what the other checks have judged."""
+
+from __future__ import annotations
+
+from collections.abc import Collection
+from pathlib import Path
+
+from cgconvert.errors import first_few
+from cgconvert.formats.registry import load
+from cgconvert.verification.report import is_report
+from cgconvert.verification.thresholds import MAX_NAMED, Check, Verdict
+
+__all__ = ["CHECK_NAME", "check_unchecked"]
+
+CHECK_NAME = "files"
+
+
+def check_unchecked(
+    artefact: Path,
+    format: str,  # noqa: A002
+    checked: Collection[Path] = (),
+    *,
+    strict: bool = False,
+) -> list[Check]:
+    """Name the files and entries of an artefact's folder that no other check has judged.
+
+    The value is their number. It is a failure if a program would load one of them, and with
+    `strict` for any of them; else a warning. Reports of cgconvert do not count.
+
+    Args:
+        artefact: The file or folder.
+        format: The name of its format.
+        checked: The artefacts that are verified together with it.
+        strict: Whether a file that belongs to no format is a failure.
+
+    Returns:
+        The check; none if the format has no folder.
+
+    Raises:
+        InputError: The folder cannot be listed, or a file in it is broken.
+    """
+    unchecked = load(format).unchecked(artefact, checked)
+    if unchecked is None:
+        return []
+    unknown = [
+        *(
+            f"{name} belongs to no format"
+            for name in unchecked.unknown
+            if not is_report(unchecked.folder / name)
+        ),
+        *(f"{entry}, which belongs to no format" for entry in unchecked.unknown_entries),
+    ]
+    named = [*unchecked.loaded, *unknown]
+    detail = first_few(named, MAX_NAMED)
+    verdict = Verdict.PASS
+    if named:
+        verdict = Verdict.FAIL if unchecked.loaded or strict else Verdict.WARNING
+    return [Check(CHECK_NAME, float(len(named)), 0.0, "<=", verdict, detail)]
