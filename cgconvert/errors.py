@@ -19,6 +19,7 @@ __all__ = [
     "Interrupted",
     "MissingRuntimeError",
     "OutputError",
+    "RuntimeEndedError",
     "UsageError",
     "VerificationError",
     "first_few",
@@ -83,6 +84,12 @@ class InputError(CgconvertError):
 
     code = "input"
     exit_code = 3
+
+
+class RuntimeEndedError(InputError):
+    """The process of a runtime crashed, or took more memory or time than it may."""
+
+    code = "runtime-ended"
 
 
 class VerificationError(CgconvertError):

@@ -18,7 +18,10 @@ from cgconvert.model.device import check_device_name
 if TYPE_CHECKING:
     from cgconvert.runtimes.runtime import Runtime
 
-__all__ = ["RUNTIMES", "open_runtime", "runtime_class", "runtime_names"]
+__all__ = [
+    "RUNTIMES", "open_class", "open_runtime", "open_with_float_activations", "runtime_class",
+    "runtime_names",
+]  # fmt: skip
 
 RUNTIMES: dict[str, dict[str, str]] = {
     "huggingface": {
@@ -45,7 +48,7 @@ def open_runtime(
     name: str | None = None,
     threads: int | None = None,
 ) -> Runtime:
-    """Open an artefact in a runtime.
+    """Open an artefact in a runtime, which runs in a process of its own.
 
     Args:
         format: The artefact's format, a key of `RUNTIMES`.
@@ -60,6 +63,7 @@ def open_runtime(
             not there.
         MissingRuntimeError: The runtime's package is not installed.
         InputError: The runtime cannot load the artefact.
+        RuntimeEndedError: The runtime crashed, or took more memory or time than it may.
     """
     runtime = runtime_class(format, name)
     try:
@@ -72,13 +76,44 @@ def open_runtime(
     threads = threads or int(os.environ.get("OMP_NUM_THREADS") or 0) or None
     check_device_name(device)
     if device != "auto":
-        return runtime.open(path, device, threads)
+        return open_class(runtime, path, device, threads)
     if _has_gpu():
         try:
-            return runtime.open(path, "cuda", threads)
+            return open_class(runtime, path, "cuda", threads)
         except UsageError:  # without CUDA the CPU will do; what is not installed, it says again
             pass
-    return runtime.open(path, "cpu", threads)
+    return open_class(runtime, path, "cpu", threads)
+
+
+def open_with_float_activations(
+    format: str,  # noqa: A002
+    path: Path,
+    device: str,
+    *,
+    name: str | None = None,
+    threads: int | None = None,
+) -> Runtime | None:
+    """Open an artefact as Runtime.open_with_float_activations does, in a process of its own.
+
+    The arguments are those of `open_runtime`, and so is what it raises. Returns None if the runtime
+    has no such mode, or the artefact no matrices that the mode would affect.
+    """
+    from cgconvert.runtimes.separate import open_separately
+
+    runtime = runtime_class(format, name)
+    return open_separately(runtime, path, device, threads, float_activations=True)
+
+
+def open_class(runtime: type[Runtime], path: Path, device: str, threads: int | None) -> Runtime:
+    """Open an artefact in the runtime of a class, in a process of its own.
+
+    `runtime.open` does the same in this process; tests put it in the place of this function.
+    """
+    from cgconvert.runtimes.separate import open_separately
+
+    opened = open_separately(runtime, path, device, threads)
+    assert opened is not None
+    return opened
 
 
 def runtime_names(format: str) -> list[str]:  # noqa: A002

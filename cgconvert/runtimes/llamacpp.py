@@ -14,7 +14,7 @@ import numpy as np
 
 from cgconvert.errors import CgconvertError, InputError, UsageError
 from cgconvert.formats.registry import load
-from cgconvert.lazy import torch
+from cgconvert.io.system.threads import thread_count
 from cgconvert.runtimes.packages import import_package
 from cgconvert.runtimes.runtime import Runtime
 
@@ -40,6 +40,7 @@ class LlamaCppRuntime(Runtime):
 
     name = "llama.cpp"
     package = "llama_cpp"
+    imports = ("llama_cpp.llama_cpp",)
 
     def __init__(self, library: Any, model: Any, context: Any, device: str, n_ctx: int) -> None:
         """Hold llama.cpp's pointers to a model and to its context of `n_ctx` tokens."""
@@ -100,7 +101,7 @@ class LlamaCppRuntime(Runtime):
         params.n_ctx = n_ctx = min(length, n_ctx or length)
         params.n_batch = params.n_ubatch = BATCH_TOKENS
         params.n_outputs_max_per_seq = BATCH_TOKENS  # logits after every token
-        params.n_threads = params.n_threads_batch = threads or torch.get_num_threads()
+        params.n_threads = params.n_threads_batch = threads or thread_count()
         params.type_k = params.type_v = CACHE_TYPES[cache_type]
         params.flash_attn_type = int(flash_attention)
         params.offload_kqv = params.op_offload = offload

@@ -11,6 +11,7 @@ from packaging.version import InvalidVersion, Version
 
 from cgconvert.errors import MissingRuntimeError
 from cgconvert.installation import requirements
+from cgconvert.io.traces import forbid_telemetry, forbid_telemetry_events
 
 __all__ = ["broken_package", "import_package"]
 
@@ -28,6 +29,7 @@ def import_package(module: str, package: str, extra: str, oldest: str | None = N
         MissingRuntimeError: It is not installed, older than cgconvert needs, or cannot be imported,
             as without a library of the system or after half an update.
     """
+    forbid_telemetry()
     top = module.partition(".")[0]
     try:
         imported = importlib.import_module(module)
@@ -38,6 +40,7 @@ def import_package(module: str, package: str, extra: str, oldest: str | None = N
         raise broken_package(package, extra, error) from error
     except Exception as error:  # each of them fails in its own way
         raise broken_package(package, extra, error) from error
+    forbid_telemetry_events(imported)
     needed = _needed(package, extra) if oldest is None else SpecifierSet(f">={oldest}")
     try:
         is_old = needed is not None and not needed.contains(Version(version), prereleases=True)

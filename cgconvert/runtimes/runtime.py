@@ -31,6 +31,7 @@ class Runtime(ABC):
     Attributes:
         name: The runtime's name on the command line and in reports.
         package: The Python module that does the work; its `__version__` is the runtime's.
+        imports: The modules that opening needs, if they are more than `package`.
         device: "cpu" or "cuda".
         takes_batches: Whether the runtime can run padded batches; if not, `batch` raises.
         activations: The type in which activations pass between nodes, "float32" or "float16".
@@ -38,6 +39,7 @@ class Runtime(ABC):
 
     name: str
     package: ClassVar[str]
+    imports: ClassVar[Sequence[str]] = ()
     device: str
     takes_batches: bool = False
     activations: str = "float32"

@@ -28,6 +28,15 @@ class TransformersRuntime(Runtime):
     """
 
     name = package = "transformers"
+    imports = (
+        "torch",
+        "transformers",
+        "transformers.models.auto.tokenization_auto",
+        "transformers.models.codegen.modeling_codegen",
+        "transformers.models.codegen.tokenization_codegen",
+        "transformers.models.phi.modeling_phi",
+        "transformers.models.gpt2.tokenization_gpt2",
+    )
     takes_batches = True
 
     def __init__(

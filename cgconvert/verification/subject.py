@@ -12,6 +12,7 @@ from cgconvert.errors import (
     CgconvertError,
     InputError,
     MissingRuntimeError,
+    RuntimeEndedError,
     UsageError,
     in_words,
 )
@@ -19,7 +20,7 @@ from cgconvert.formats.registry import load
 from cgconvert.io.progress import Progress, expect_steps
 from cgconvert.model.decoder import Checkpoint
 from cgconvert.model.dtype import FLOAT16, FLOAT32, DType
-from cgconvert.runtimes import open_runtime, runtime_class
+from cgconvert.runtimes import open_runtime, open_with_float_activations
 from cgconvert.runtimes.runtime import Runtime
 from cgconvert.verification.checks import LogitComparisons, run_checks
 from cgconvert.verification.evidence import gather_evidence
@@ -121,8 +122,9 @@ class ArtefactUnderTest:
         """Open the artefact in its runtime, observe what it does, and close it.
 
         If the checks of its files failed, the artefact may be unable to run, so an error of the
-        runtime becomes a failed check; a runtime that is not installed always does. Any other error
-        is raised. Without `new_tokens` a quick look is taken, at one prompt.
+        runtime becomes a failed check; a runtime that is not installed, and one that crashes,
+        always does. Any other error is raised. Without `new_tokens` a quick look is taken, at one
+        prompt.
         """
         runtime = {"name": self.runtime, "version": NOT_OPENED, "device": self.device}
         try:
@@ -151,7 +153,7 @@ class ArtefactUnderTest:
                 if self.device == "cuda" and not isinstance(error, MissingRuntimeError):
                     raise  # the device is not there, for no artefact
                 return Run({**runtime, "missing": detail}, None, failure)
-            if not files_failed:
+            if not files_failed and not isinstance(error, RuntimeEndedError):
                 raise
             return Run(runtime, None, failure)
         return Run(runtime, observation)
@@ -259,8 +261,9 @@ class ArtefactUnderTest:
 
     def open_with_float_activations(self, device: str) -> Runtime | None:
         """Open the artefact once more (see Runtime.open_with_float_activations)."""
-        runtime = runtime_class(self.format, self.runtime)
-        return runtime.open_with_float_activations(self.path, device, self.threads)
+        return open_with_float_activations(
+            self.format, self.path, device, name=self.runtime, threads=self.threads
+        )
 
     def _has_reference_weights(self, weight_checks: Sequence[Check]) -> bool:
         """Whether the stored weights are those of the source's reference, bit for bit.

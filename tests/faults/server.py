@@ -29,6 +29,9 @@ import torch
 
 from cgconvert.cli.main import cli, main
 from cgconvert.io import commit, staging
+from cgconvert.io.system.separate import prepare_imports
+from cgconvert.runtimes import RUNTIMES, runtime_class
+from cgconvert.runtimes.separate import runtime_imports
 from cgconvert.write import execute as execution
 from cgconvert.write import writer as write
 
@@ -45,6 +48,14 @@ WARM = (
     "onnxruntime_genai", "transformers.models.codegen.modeling_codegen",
     "transformers.models.phi.modeling_phi", "transformers.models.gpt2.tokenization_gpt2",
 )  # fmt: skip
+SEPARATE = [
+    module
+    for format_, names in RUNTIMES.items()
+    for name in names
+    for module in runtime_imports(runtime_class(format_, name))
+]
+"""What processes of runtimes import."""
+
 SAFETY_BYTES = 6 << 30
 """Address space that a command may add, so that a decompression bomb cannot stop the machine."""
 
@@ -126,6 +137,7 @@ def serve() -> None:
 
 
 def _forked(request: dict[str, Any]) -> dict[str, Any]:
+    prepare_imports(SEPARATE)  # the server of runtimes is started here, for all commands
     with tempfile.TemporaryFile() as out, tempfile.TemporaryFile() as err:
         before = int(Path("/proc/self/statm").read_text().split()[1]) * resource.getpagesize()
         ready, starting = os.pipe()

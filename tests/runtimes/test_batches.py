@@ -24,6 +24,7 @@ from cgconvert.runtimes.transformers import TransformersRuntime
 from cgconvert.verification.metrics import relative_error
 from cgconvert.write.execute import execute
 from cgconvert.write.plan import Plan
+from tests.support.in_process import open_runtimes_here
 from tests.support.tampering import GEOMETRY, checkpoint
 
 LENGTHS = (GEOMETRY.n_positions, 17, 9, 33)
@@ -75,6 +76,12 @@ def write(source: Checkpoint, tmp_path_factory: pytest.TempPathFactory) -> Calla
         return plans[name]
 
     return written
+
+
+@pytest.fixture
+def here(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Runtimes are opened in this process, where a test can change them."""
+    open_runtimes_here(monkeypatch)
 
 
 @pytest.fixture
@@ -144,6 +151,7 @@ def changed(runtime: Any, change: Callable[[dict[str, torch.Tensor]], object]) -
     runtime._model.forward = changed_forward
 
 
+@pytest.mark.usefixtures("here")
 @pytest.mark.parametrize("steps", [0, STEPS])
 @pytest.mark.parametrize("name", HUGGING_FACE)
 def test_a_model_that_does_not_mask_padding_shows(
@@ -154,6 +162,7 @@ def test_a_model_that_does_not_mask_padding_shows(
     assert worst_error(runtime, steps) > 1e4 * ARTEFACTS[name][1]
 
 
+@pytest.mark.usefixtures("here")
 @pytest.mark.parametrize("name", HUGGING_FACE)
 def test_a_step_that_counts_padding_shows(name: str, run: Callable[[str], Any]) -> None:
     """The prefill's positions leave padding out, those of the steps after it do not."""
@@ -167,6 +176,7 @@ def test_a_step_that_counts_padding_shows(name: str, run: Callable[[str], Any]) 
     assert worst_error(runtime, STEPS) > 1e4 * ARTEFACTS[name][1]
 
 
+@pytest.mark.usefixtures("here")
 @pytest.mark.parametrize("name", HUGGING_FACE)
 def test_mask_and_positions_are_those_of_generate(name: str, run: Callable[[str], Any]) -> None:
     runtime, prompts = run(name), sequences()[1:]

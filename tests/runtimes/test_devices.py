@@ -25,6 +25,7 @@ from cgconvert.runtimes.transformers import TransformersRuntime
 from cgconvert.verification.reference import Reference
 from cgconvert.verification.verify import verify
 from tests.support.cuda_packages import CPU, IDS, cuda_is_there, no_gpu, written
+from tests.support.in_process import open_runtimes_here
 
 NAMES = [(format_, name) for format_, table in RUNTIMES.items() for name in table]
 NO_GPU = (
@@ -268,6 +269,7 @@ def test_the_report_names_the_device(
 def test_a_runtime_is_opened_on_the_device_asked_for(
     format_: str, name: str, gpu: bool, device: str, asked: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    open_runtimes_here(monkeypatch)
     runtime, calls = runtime_class(format_, name), []
     monkeypatch.setattr(runtimes, "_has_gpu", lambda: gpu)
     monkeypatch.setattr(runtime, "open", lambda *arguments: calls.append(arguments))

@@ -15,6 +15,7 @@ from cgconvert.formats.huggingface import writer as huggingface
 from cgconvert.formats.onnx import writer as onnx
 from cgconvert.model.decoder import Checkpoint
 from cgconvert.write.execute import execute
+from tests.support.in_process import open_runtimes_here
 
 IDS = [1, 2, 3, 4, 5]
 CPU, CUDA = "CPUExecutionProvider", "CUDAExecutionProvider"
@@ -36,6 +37,7 @@ def written(source: Checkpoint, folder: Path) -> dict[str, Path]:
 
 def no_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
     """Let every package report that there is no GPU, even on a machine with a GPU."""
+    open_runtimes_here(monkeypatch)
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     monkeypatch.setattr(torch.backends.mps, "is_available", lambda: False)
     monkeypatch.setattr(llama_cpp, "llama_supports_gpu_offload", lambda: False)
@@ -46,6 +48,7 @@ def no_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def cuda_is_there(monkeypatch: pytest.MonkeyPatch) -> None:
     """Let every package report a CUDA device."""
+    open_runtimes_here(monkeypatch)
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     monkeypatch.setattr(onnxruntime, "get_available_providers", lambda: [CUDA, CPU])
     monkeypatch.setattr(onnxruntime_genai, "is_cuda_available", lambda: True)

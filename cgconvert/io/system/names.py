@@ -2,16 +2,30 @@
 
 from __future__ import annotations
 
+import atexit
 import contextlib
 import ctypes
 import errno
 import os
 import shutil
+import sys
+import tempfile
 import time
+from functools import cache
 from pathlib import Path
 from typing import Any
 
-__all__ = ["exchange", "is_users", "is_writable_folder", "link_or_copy", "rename", "rename_new"]
+__all__ = [
+    "empty_home",
+    "exchange",
+    "is_users",
+    "is_writable_folder",
+    "link_or_copy",
+    "rename",
+    "rename_new",
+]
+
+PROCESSES = Path("/proc")
 
 RENAME_EXCHANGE = 2
 AT_FDCWD = -100
@@ -97,3 +111,17 @@ def is_writable_folder(path: Path) -> bool:
 def is_users(path: Path) -> bool:
     """Whether a path belongs to the user who runs this; Windows does not say."""
     return not hasattr(os, "getuid") or path.lstat().st_uid == os.getuid()
+
+
+@cache
+def empty_home() -> str:
+    """Name a folder that libraries may take for the user's home, and leave nothing in.
+
+    On Linux not even root can make a file in it. It has to be there, because torch makes its folder
+    when it is imported, and fails otherwise. On other systems it is removed with this process.
+    """
+    if sys.platform == "linux" and PROCESSES.is_dir():
+        return str(PROCESSES)
+    folder = tempfile.TemporaryDirectory(prefix="cgconvert-")
+    atexit.register(folder.cleanup)
+    return folder.name
