@@ -36,8 +36,9 @@ from cgconvert.codecs.block_codec import BlockCodec
 from cgconvert.errors import UsageError
 from cgconvert.formats.gguf import writer
 from cgconvert.formats.gguf.generation import generation_metadata
-from cgconvert.formats.gguf.imatrix import encoded, write_imatrix
+from cgconvert.formats.gguf.imatrix import MAX_BYTES, encoded, write_imatrix
 from cgconvert.io.progress import Progress
+from cgconvert.io.reading import read_bytes
 from cgconvert.lazy import torch
 from cgconvert.model.decoder import Checkpoint, Decoder
 from cgconvert.model.device import deterministic, torch_device
@@ -138,7 +139,7 @@ class CalibratedGGUF(CalibratedPlan):
         imatrix = collect(self.source.decoder, train, self.text.name, progress, self.device)
         if not path.exists():
             write_imatrix(path, imatrix)
-        elif path.read_bytes() != encoded(imatrix):
+        elif read_bytes(path, MAX_BYTES, kind="an imatrix") != encoded(imatrix):
             raise UsageError(f"{path}: exists, with other numbers; choose another `save_imatrix`")
 
     @cached_property

@@ -13,6 +13,7 @@ import yaml
 
 from cgconvert.cli.shipped import STDIN
 from cgconvert.errors import InputError
+from cgconvert.io.reading import read_bytes
 
 __all__ = ["Entries", "Nodes", "compose"]
 
@@ -57,8 +58,7 @@ def _read(path: Path) -> bytes:
     """Read at most MAX_BYTES and one more; the path may be a pipe, whose size is not known."""
     if path == STDIN:
         return sys.stdin.buffer.read(MAX_BYTES + 1)
-    with path.open("rb") as file:
-        return file.read(MAX_BYTES + 1)
+    return read_bytes(path, MAX_BYTES, kind="a recipe")
 
 
 class Nodes:

@@ -18,6 +18,7 @@ import numpy as np
 
 from cgconvert.errors import InputError
 from cgconvert.formats.headers import TensorLine
+from cgconvert.io.reading import open_regular
 from cgconvert.io.stored_zip import Member
 from cgconvert.model.dtype import BFLOAT16, FLOAT16, FLOAT32
 from cgconvert.model.tensor import LastAxis, LazyTensor, StoredTensor
@@ -79,7 +80,7 @@ def read_array(path: Path, member: Member) -> NpyArray:
 
     Raises InputError if it is no array of at most three axes in float32, float16 or bfloat16.
     """
-    with path.open("rb") as file:
+    with open_regular(path) as file:
         file.seek(member.offset)
         header = io.BytesIO(file.read(min(MAX_NPY_HEADER, member.size)))
     try:

@@ -17,7 +17,9 @@ from pathlib import Path
 from typing import BinaryIO
 
 from cgconvert.errors import InputError
+from cgconvert.io.reading import counted, open_regular, spend
 from cgconvert.io.stand_ins import check_head
+from cgconvert.io.system.regular import size_of
 
 __all__ = ["Member", "read_members"]
 
@@ -60,10 +62,9 @@ def read_members(path: Path) -> dict[str, Member]:
     Raises InputError if the file cannot be read, or is any other kind of archive.
     """
     try:
-        size = path.stat().st_size
         check_head(path)
-        with path.open("rb") as file:
-            return _Archive(path, file, size).members()
+        with open_regular(path) as file, counted(path):
+            return _Archive(path, file, size_of(file.fileno())).members()
     except OSError as error:
         raise InputError(f"{path}: cannot be read: {error.strerror or error}") from error
 
@@ -106,6 +107,8 @@ class _Archive:
     def members(self) -> dict[str, Member]:
         """Read the central directory and all local headers, and check them."""
         count, directory_offset, directory_size = self.locate_directory()
+        spend(self.path, "parts", count)
+        spend(self.path, "bytes", directory_size)
         entries = self.parse_directory(count, self.read(directory_offset, directory_size))
         by_name: dict[str, Member] = {}
         end = 0

@@ -19,6 +19,7 @@ from pathlib import Path
 import numpy as np
 
 from cgconvert.errors import InputError
+from cgconvert.io.reading import open_unbuffered
 from cgconvert.io.system.files import read_at
 from cgconvert.lazy import torch
 from cgconvert.model.dtype import FLOAT32, DType, dtype_of
@@ -156,10 +157,7 @@ class StoredTensor(LazyTensor):
 
     def _open(self) -> FileIO:
         """Open the file. Raises InputError."""
-        try:
-            return open(self.path, "rb", buffering=0)
-        except OSError as error:
-            raise InputError(f"{self.path}: cannot be read: {error.strerror}") from error
+        return open_unbuffered(self.path)
 
     def _fill(self, descriptor: int, memory: memoryview, start: int) -> None:
         """Fill all of `memory` from the file, starting at element number `start`."""

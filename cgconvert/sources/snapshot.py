@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import TypeGuard
 
 from cgconvert.errors import InputError, first_few
+from cgconvert.io.reading import read_head
 from cgconvert.model.chat_templates import CHAT_TEMPLATE, CHAT_TEMPLATE_FOLDER, OLD_CHAT_TEMPLATE
 from cgconvert.model.tokenizer_files import TOKENIZER_FILES
 from cgconvert.sources.weight_files import WeightFiles, choose_weights, list_names, shard_names
@@ -43,6 +44,9 @@ TOKENIZERS = (("tokenizer.json",), ("vocab.json", "merges.txt"))
 """The files that make a tokenizer; either of the two."""
 
 _REPOSITORY = re.compile(r"models--[\w.-]+")
+REF_BYTES = 64
+"""Bytes of a file of the Hub's cache that are read: it has a commit of 40."""
+
 _COMMIT = re.compile(r"[0-9a-f]{40}")
 
 
@@ -172,8 +176,8 @@ def snapshot_of(folder: Path, revision: str | None) -> Path | None:
 def _ref(folder: Path, revision: str | None) -> str | None:
     """The commit that a branch or tag had when it was downloaded last."""
     try:
-        commit = (folder / "refs" / (revision or "main")).read_text(encoding="ascii").strip()
-    except (OSError, ValueError):
+        commit = read_head(folder / "refs" / (revision or "main"), REF_BYTES).decode().strip()
+    except (InputError, ValueError):
         return None
     return commit if _is_commit(commit) else None
 

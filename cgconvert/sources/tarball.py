@@ -6,11 +6,9 @@ be used, the checkpoint is unpacked into a temporary folder, which is removed wh
 
 from __future__ import annotations
 
-import gzip
 import hashlib
 import shutil
 import tempfile
-import zlib
 from collections.abc import Callable
 from pathlib import Path
 from typing import IO
@@ -26,10 +24,12 @@ from cgconvert.io.cache import (
 )
 from cgconvert.io.commit import Anything
 from cgconvert.io.progress import Amount, format_bytes, progress_of_reading
+from cgconvert.io.reading import open_regular
 from cgconvert.io.staging import Staging
 from cgconvert.io.stand_ins import check_head
 from cgconvert.model.chat_templates import CHAT_TEMPLATE
 from cgconvert.model.tokenizer_files import TOKENIZER_FILES
+from cgconvert.sources.gzip_stream import GzipStream
 from cgconvert.sources.tar_stream import TarError, TarMember, TarStream
 from cgconvert.sources.unpacked import identity_of, is_as_unpacked, read_record, write_record
 
@@ -135,7 +135,7 @@ def _unpack_into(path: Path, folder: Path) -> tuple[dict[str, str], dict[str, st
     progress = progress_of_reading()
     identity = identity_of(path)
     progress.step(f"unpacking {path}", Amount(path.stat().st_size, "bytes"))
-    with path.open("rb") as file:
+    with open_regular(path) as file:
         archive = _HashingReader(file, progress.advance)
         hashes = _extract(path, archive, folder)
         while archive.read(READ_BYTES):  # so that the hash covers the whole file
@@ -153,19 +153,17 @@ def _extract(path: Path, archive: _HashingReader, folder: Path) -> dict[str, str
     hashes: dict[str, str] = {}
     max_bytes = MAX_RATIO * path.stat().st_size + SMALL_BYTES
     try:
-        with gzip.GzipFile(fileobj=archive, mode="rb") as tar_file:  # type: ignore[call-overload]
-            tar_stream = TarStream(tar_file, max_bytes)
-            for member in tar_stream:
-                hashes |= _extract_member(path, tar_stream, member, folder)
-            # Reading to the end makes gzip check its CRC.
-            if tar_file.read(MAX_PADDING_BYTES).strip(b"\0") or tar_file.read(1):
+        tar_file = GzipStream(archive)
+        tar_stream = TarStream(tar_file, max_bytes)
+        for member in tar_stream:
+            hashes |= _extract_member(path, tar_stream, member, folder)
+        padding = 0
+        while data := tar_file.read(MAX_PADDING_BYTES):  # to the end, where the CRC is checked
+            padding += len(data)
+            if padding > MAX_PADDING_BYTES or data.strip(b"\0"):
                 raise TarError("data follows its end")
-    except (TarError, EOFError, zlib.error) as error:
+    except TarError as error:
         raise InputError(f"{path}: not a readable .tar.gz: {error}; fetch it again") from error
-    except OSError as error:
-        if error.errno is None:  # gzip's own errors have no errno, the system's have one
-            raise InputError(f"{path}: not a readable .tar.gz: {error}; fetch it again") from error
-        raise
     if not (folder / "config.json").is_file():
         raise InputError(f"{path}: holds no config.json")
     return hashes

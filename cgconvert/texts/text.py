@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from cgconvert.errors import InputError
+from cgconvert.io.reading import read_bytes
 from cgconvert.io.stand_ins import refuse_pointer
 from cgconvert.texts import corpus
 
@@ -16,6 +17,9 @@ if TYPE_CHECKING:
     from cgconvert.model.tokenizer import Tokenizer
 
 __all__ = ["STDLIB", "Text", "read_text"]
+
+MAX_BYTES = 64 << 20
+"""The largest text: far more than calibration or verification uses of one."""
 
 STDLIB = "stdlib"
 """Used in place of a path: it stands for a part of the running Python's standard library
@@ -68,15 +72,13 @@ def read_text(path: str, part: str = "evaluation") -> Text:
     """
     if path == STDLIB:
         return Text(STDLIB, tuple(corpus.text(part)), corpus.digest(part))
+    data = read_bytes(Path(path), MAX_BYTES, " as a text", kind="a text")
+    refuse_pointer(Path(path), data)
     try:
-        data = Path(path).read_bytes()
-        refuse_pointer(Path(path), data)
         text = data.decode()
-    except OSError as error:
-        raise InputError(f"{path}: cannot be read as a text: {error.strerror}") from error
     except UnicodeDecodeError as error:
         raise InputError(f"{path}: is not UTF-8: byte {error.start} begins no character") from None
-    if not text.strip():
+    if not text or text.isspace():
         raise InputError(f"{path}: is empty; a text has two tokens at least")
     return Text(path, (text,), hashlib.sha256(data).hexdigest())
 

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from cgconvert.errors import InputError, in_words
+from cgconvert.io.reading import read_bytes
 from cgconvert.verification.thresholds import Check, Verdict
 from cgconvert.write.manifest import Manifest, expected_files, find_manifest, manifest_path
 
@@ -72,7 +73,7 @@ def is_other_source(check: Check) -> bool:
 def _file_differences(artefact: Path, manifest: Manifest, hashes: Mapping[str, str]) -> list[str]:
     """List what is not as the manifest says: a phrase for each file."""
     differences = []
-    if (path := manifest_path(artefact)).read_bytes() != manifest.to_json():
+    if read_bytes(path := manifest_path(artefact)) != manifest.to_json():
         differences.append(f"{path.name} is not as it was written")
     for name, entry in expected_files(artefact, manifest).items():
         if name not in hashes:

@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from cgconvert.errors import InputError
+from cgconvert.io.reading import open_unbuffered, read_head
 from cgconvert.io.stored_zip import Member, read_members
 from cgconvert.io.system.files import open_file, read_at
 from cgconvert.model.decoder import Checkpoint
@@ -37,7 +38,7 @@ STEP_BYTES = 8 << 20
 def file_sha256(path: Path, advance: Callable[[int], None] = lambda count: None) -> str:
     """SHA-256 of a file, in hex; `advance` gets the number of bytes of each read."""
     hasher = hashlib.sha256()
-    with path.open("rb", buffering=0) as file:
+    with open_unbuffered(path) as file:
         while data := file.read(READ_BYTES):
             hasher.update(data)
             advance(len(data))
@@ -106,7 +107,7 @@ def checked_sha256(
     try:
         archive = _ArchiveCheck(path, tensors) if _is_archive(path) else None
         hasher, buffer, offset = hashlib.sha256(), bytearray(READ_BYTES), 0
-        with path.open("rb", buffering=0) as file, ThreadPoolExecutor(1) as thread:
+        with open_unbuffered(path) as file, ThreadPoolExecutor(1) as thread:
             while count := file.readinto(buffer):
                 if is_cancelled():
                     return ""
@@ -127,8 +128,7 @@ def checked_sha256(
 
 def _is_archive(path: Path) -> bool:
     """Whether the name and the first bytes are those of torch's or numpy's zip archives."""
-    with path.open("rb") as file:
-        return path.suffix in (".bin", ".npz") and file.read(4) == b"PK\3\4"
+    return path.suffix in (".bin", ".npz") and read_head(path, 4) == b"PK\3\4"
 
 
 class _ArchiveCheck:

@@ -19,8 +19,10 @@ import numpy as np
 from gguf.gguf_writer import WriterState
 
 from cgconvert.errors import InputError
+from cgconvert.io.reading import counted, open_regular, spend
 from cgconvert.io.remembered import remembered
 from cgconvert.io.stand_ins import check_head
+from cgconvert.io.system.regular import size_of
 
 __all__ = [
     "ALIGNMENT",
@@ -91,12 +93,10 @@ def read_header(path: Path) -> GgufHeader:
 
 
 def _parse(path: Path) -> GgufHeader:
+    check_head(path)
     try:
-        if not path.is_file():  # opening a FIFO would wait for a writer
-            raise InputError(f"{path}: cannot be read: not a regular file")
-        check_head(path)
-        with path.open("rb") as file:
-            return _Parser(path, file, path.stat().st_size).header()
+        with open_regular(path) as file, counted(path):
+            return _Parser(path, file, size_of(file.fileno())).header()
     except OSError as error:
         raise InputError(f"{path}: cannot be read: {error.strerror}") from error
 
@@ -129,6 +129,7 @@ class _Parser:
         for count, description in ((n_tensors, "tensors"), (n_entries, "metadata entries")):
             if count > MAX_ENTRIES:
                 raise self.fault(f"{count} {description}, more than {MAX_ENTRIES}")
+        spend(self.path, "parts", n_tensors + n_entries)
         metadata: dict[str, Any] = {}
         for _ in range(n_entries):
             self.add_entry(metadata)
@@ -169,6 +170,7 @@ class _Parser:
             self.strings += count
             if self.strings > MAX_STRINGS:
                 raise self.fault(f"{self.strings} strings, more than {MAX_STRINGS}")
+            spend(self.path, "values", self.strings)
             if count * 8 > self.end - self.position:
                 raise self.too_long(f"metadata {key!r} with {count} strings")
             return [self.string(MAX_HEADER_BYTES, key) for _ in range(count)]

@@ -32,6 +32,7 @@ from cgconvert.formats.gguf.header import (
     read_header,
 )
 from cgconvert.io.commit import Nothing
+from cgconvert.io.reading import read_bytes, spend
 from cgconvert.io.staging import Staging
 from cgconvert.io.stand_ins import refuse_pointer
 from cgconvert.lazy import torch
@@ -40,6 +41,7 @@ from cgconvert.model.tensor_names import GGUF
 
 __all__ = [
     "MATRICES",
+    "MAX_BYTES",
     "Imatrix",
     "InputStatistics",
     "encoded",
@@ -150,7 +152,7 @@ def _list(names: list[str]) -> str:
     return first_few(names, MAX_NAMED, separator=", ", conjunction=" and ")
 
 
-MAX_BYTES = 1 << 30
+MAX_BYTES = 128 << 20
 """The largest file that is read: CodeGen-16B's has 8 MB."""
 
 MAX_ENTRIES = 1 << 16
@@ -171,14 +173,7 @@ def read_imatrix(path: Path, decoder: Decoder) -> Imatrix:
     Raises InputError if the file is broken, belongs to another model, lacks a matrix, or has a
     value that cannot be a sum of squares.
     """
-    try:
-        if not path.is_file():  # opening a FIFO would wait for a writer
-            raise InputError(f"{path}: cannot be read as an imatrix: not a regular file")
-        if path.stat().st_size > MAX_BYTES:
-            raise InputError(f"{path}: is no imatrix: it has more than {MAX_BYTES >> 20} MiB")
-        raw = path.read_bytes()
-    except OSError as error:
-        raise InputError(f"{path}: cannot be read as an imatrix: {error.strerror}") from error
+    raw = read_bytes(path, MAX_BYTES, " as an imatrix", kind="an imatrix")
     refuse_pointer(path, raw)
     if not raw:
         raise InputError(f"{path}: is empty; an imatrix is what llama-imatrix writes")
@@ -307,6 +302,7 @@ class _LegacyParser:
         entry_count = self.number("the number of entries")
         if not 1 <= entry_count <= MAX_ENTRIES:
             raise self.fault(f"it would have {entry_count} entries")
+        spend(self.path, "parts", entry_count)
         inputs: dict[str, InputStatistics] = {}
         for name, entry in self.entries(entry_count):
             if name in inputs:

@@ -16,6 +16,7 @@ from cgconvert.errors import InputError
 from cgconvert.formats.base import OUT
 from cgconvert.formats.model_card import compose_card
 from cgconvert.io.progress import format_bytes
+from cgconvert.io.reading import read_bytes
 from cgconvert.io.staging import write_atomic
 from cgconvert.model.decoder import Checkpoint
 from cgconvert.write.manifest import find_manifest
@@ -105,14 +106,14 @@ def update_card(checkpoint: Checkpoint, output: Path) -> None:
             manifest = find_manifest(path)
             if manifest is not None and manifest.name == checkpoint.name:
                 files[path.name] = manifest.type, path.stat().st_size
-    with contextlib.suppress(OSError, UnicodeError):
+    with contextlib.suppress(OSError, UnicodeError, InputError):
         if files and (not os.path.lexists(card) or _is_unchanged(card)):
             write_atomic(card, model_card(checkpoint, files).encode())
 
 
 def _is_unchanged(card: Path) -> bool:
     """Whether a card is as it was written."""
-    text = card.read_text("utf-8")
+    text = read_bytes(card).decode()
     mark = _MARKED.search(text)
     if mark is None or card.is_symlink():
         return False

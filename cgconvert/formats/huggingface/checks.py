@@ -29,6 +29,7 @@ from cgconvert.formats.comparison import (
 from cgconvert.formats.huggingface import config as configs
 from cgconvert.formats.huggingface import reader
 from cgconvert.formats.huggingface.config import codegen_config, gptj_config, phi_config
+from cgconvert.io.reading import read_bytes
 from cgconvert.io.strict_json import read_json
 from cgconvert.model.chat_templates import parse_chat_templates, read_chat_templates
 from cgconvert.model.decoder import Checkpoint, Decoder
@@ -214,7 +215,7 @@ def tokenizer_differences(folder: Path, source: Checkpoint) -> Iterator[str]:
             extra = len(actual.keys() - expected.keys())
             yield from [f"{name} has {extra} tokens more"] if extra else []
     if "merges.txt" in present:
-        merges = (folder / "merges.txt").read_text(encoding="utf-8", errors="replace")
+        merges = read_bytes(folder / "merges.txt").decode(errors="replace")
         if _merges(merges) != _merges(expected_files["merges.txt"].decode()):
             yield "merges.txt has other merges, or in another order"
     yield from _role_differences(folder, source.tokenizer)

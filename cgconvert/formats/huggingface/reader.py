@@ -16,6 +16,7 @@ from cgconvert.formats.huggingface.head import complete_head, fit_vocabulary, is
 from cgconvert.formats.huggingface.quantized import refuse_quantized
 from cgconvert.formats.huggingface.state_dict import layout_tensors
 from cgconvert.formats.read_options import ReadOptions, read_tokenizer
+from cgconvert.io.reading import spend
 from cgconvert.io.strict_json import read_json
 from cgconvert.model.decoder import Checkpoint, Decoder, Geometry
 from cgconvert.model.generation_config import generation_files, read_generation_config
@@ -45,6 +46,9 @@ __all__ = [
     "read",
     "read_weights",
 ]
+
+FILE_PARTS = 64
+"""What opening a weight file costs, in parts: as much as some tensors of it."""
 
 
 def read(source: Source, options: ReadOptions) -> Checkpoint:
@@ -278,6 +282,7 @@ def read_weights(files: tuple[Path, ...]) -> dict[str, LazyTensor]:
     merged: dict[str, LazyTensor] = {}
     tensor_files: dict[str, Path] = {}
     for path in files:
+        spend(path, "parts", FILE_PARTS)
         tensors = _reader(path)(path)
         duplicates = sorted(merged.keys() & tensors.keys())
         if duplicates:
@@ -300,8 +305,9 @@ def _check_index(files: tuple[Path, ...], tensor_files: Mapping[str, Path]) -> N
         if files[0].suffix != Path(single_file).suffix:
             continue
         weight_map = read_json(index).get("weight_map") if index.is_file() else None
+        names = {path.name for path in files}
         for name, shard in weight_map.items() if isinstance(weight_map, dict) else ():
-            is_read = any(shard == path.name for path in files)
+            is_read = isinstance(shard, str) and shard in names
             if is_read and (name not in tensor_files or tensor_files[name].name != shard):
                 raise InputError(
                     f"{index}: says that tensor {name!r} is in {shard}, which does not contain it; "

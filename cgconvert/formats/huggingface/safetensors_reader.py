@@ -12,8 +12,10 @@ from pathlib import Path
 from typing import Any
 
 from cgconvert.errors import InputError
+from cgconvert.io.reading import open_regular, spend
 from cgconvert.io.stand_ins import check_head
 from cgconvert.io.strict_json import parse_json
+from cgconvert.io.system.regular import size_of
 from cgconvert.model.dtype import TORCH_DTYPES
 from cgconvert.model.tensor import StoredTensor
 
@@ -85,9 +87,9 @@ def _read_header(path: Path) -> tuple[dict[str, Any], int, int]:
 
     Raises InputError.
     """
-    try:
-        size = path.stat().st_size
-        with path.open("rb") as file:
+    with open_regular(path) as file:
+        size = size_of(file.fileno())
+        try:
             start = file.read(8)
             if start.startswith(b"PK\3\4"):
                 raise InputError(
@@ -100,11 +102,14 @@ def _read_header(path: Path) -> tuple[dict[str, Any], int, int]:
                     f"{path}: not a safetensors file, or truncated: its header would have "
                     f"{length} bytes, the file has {size}; fetch it again"
                 )
-            header = _parse(file.read(length), path)
-            if not isinstance(header.get("__metadata__", {}), dict):
-                raise InputError(f"{path}: its __metadata__ is not an object")
-    except OSError as error:
-        raise InputError(f"{path}: cannot be read: {error.strerror}") from error
+            spend(path, "bytes", length)
+            raw = file.read(length)
+        except OSError as error:
+            raise InputError(f"{path}: cannot be read: {error.strerror}") from error
+    header = _parse(raw, path)
+    spend(path, "parts", len(header))
+    if not isinstance(header.get("__metadata__", {}), dict):
+        raise InputError(f"{path}: its __metadata__ is not an object")
     return header, 8 + length, size
 
 

@@ -24,22 +24,27 @@ from cgconvert.formats.huggingface.torch_globals import (
     find_global,
     storage,
 )
+from cgconvert.io.reading import counted, spend
 
 __all__ = ["MAX_BYTES", "parse"]
 
 MAX_BYTES = 8 << 20
 """The pickle of 400 tensors has 60 kB."""
 MAX_OPCODES = 1 << 18
+COUNTED_OPCODES = 1 << 10
+"""Opcodes between two looks at what may still be read."""
 
 
-def parse(raw: bytes) -> Any:
+def parse(raw: bytes, where: object = "a pickle") -> Any:
     """Read a pickled value: tensors are Views, and values of harmless classes are INERT.
 
-    Raises RefusedError if the pickle names or does anything else, or if bytes follow its end.
+    Raises RefusedError if the pickle names or does anything else, or if bytes follow its end, and
+    InputError, which begins with `where`, if there are more opcodes than may be read.
     """
     if len(raw) > MAX_BYTES:
         raise RefusedError(f"its pickle has {len(raw)} bytes, too many for a state dict")
-    return _Machine(raw).run()
+    with counted(where):
+        return _Machine(raw, where).run()
 
 
 _MARK = object()
@@ -49,8 +54,8 @@ _MARK = object()
 class _Machine:
     """The stack machine of pickle, limited to the opcodes in `_OPCODES`."""
 
-    def __init__(self, raw: bytes) -> None:
-        self.raw = raw
+    def __init__(self, raw: bytes, where: object) -> None:
+        self.raw, self.where = raw, where
         self.stack: list[Any] = []
         self.memo: dict[int, Any] = {}
 
@@ -74,6 +79,8 @@ class _Machine:
             position = offset or 0
             if count >= MAX_OPCODES:
                 raise RefusedError(f"refused: its pickle has more than {MAX_OPCODES} opcodes")
+            if count % COUNTED_OPCODES == 0:
+                spend(f"{self.where}: its pickle", "parts", count)
             if opcode.name == "FRAME" and int(argument or 0) > len(self.raw) - position - 9:
                 raise RefusedError("refused: a frame of its pickle reaches beyond its end")
             if opcode.name != "STOP" and opcode.name not in _OPCODES:

@@ -15,6 +15,7 @@ from cgconvert.errors import InputError
 from cgconvert.formats.huggingface.state_dict import find_state_dict, is_old_buffer
 from cgconvert.formats.huggingface.torch_globals import RefusedError, View
 from cgconvert.formats.huggingface.torch_pickle import MAX_BYTES, parse
+from cgconvert.io.reading import open_regular, read_head, spend
 from cgconvert.io.stand_ins import HEAD_BYTES, refuse_stand_in
 from cgconvert.io.stored_zip import Member, read_members
 from cgconvert.model.tensor import FirstColumns, LazyTensor, StoredTensor, Zeros
@@ -46,7 +47,7 @@ def tensors(path: Path) -> dict[str, LazyTensor]:
             f"{path}: its numbers are not little-endian; save it again on this machine"
         )
     try:
-        views = find_state_dict(parse(_member_bytes(path, archive[pickles[0]])))
+        views = find_state_dict(parse(_member_bytes(path, archive[pickles[0]]), path))
     except RefusedError as error:
         raise InputError(f"{path}: {error}") from error
     return {
@@ -77,7 +78,8 @@ def _member_bytes(path: Path, member: Member) -> bytes:
     """Read the pickle or another small member. Raises InputError if it is too large or damaged."""
     if member.size > MAX_BYTES:
         raise InputError(f"{path}: its data.pkl is too large to be a state dict")
-    with path.open("rb") as file:
+    spend(path, "bytes", member.size)
+    with open_regular(path) as file:
         file.seek(member.offset)
         data = file.read(member.size)
     if zlib.crc32(data) != member.crc32:
@@ -131,11 +133,7 @@ def _is_row_major(shape: tuple[int, ...], stride: tuple[int, ...]) -> bool:
 
 def _rejection_reason(path: Path) -> str:
     """Return why a file is not a torch checkpoint by its first bytes, "" if it may be one."""
-    try:
-        with path.open("rb") as file:
-            head = file.read(HEAD_BYTES)
-    except OSError as error:
-        raise InputError(f"{path}: cannot be read: {error.strerror}") from error
+    head = read_head(path, HEAD_BYTES)
     refuse_stand_in(path, head)
     if not head:
         return "the file is empty"

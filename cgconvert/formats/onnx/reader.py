@@ -14,7 +14,7 @@ from typing import Any
 
 import numpy as np
 import onnx
-from google.protobuf.message import DecodeError
+from google.protobuf.message import DecodeError, Message
 from onnx import TensorProto
 
 from cgconvert.codecs.matmul_nbits import MatMulNBits
@@ -24,7 +24,8 @@ from cgconvert.formats.headers import most_stored, tensor_lines
 from cgconvert.formats.huggingface import config as configs
 from cgconvert.formats.onnx.files import find_graph, folder_of
 from cgconvert.formats.onnx.weights import COS, QKV, ROTARY_BASE, ROTARY_ORDER
-from cgconvert.io.progress import format_bytes
+from cgconvert.io.reading import counted, read_bytes, spend
+from cgconvert.io.remembered import remembered
 from cgconvert.io.stand_ins import check_head
 from cgconvert.io.strict_json import read_json
 from cgconvert.model.architectures import explain_architecture, explain_config
@@ -52,7 +53,9 @@ MAX_GRAPH_BYTES = 4 << 20
 """A graph of this family without its weights has a few hundred kilobytes; empty nodes of a larger
 file would take GBs in memory."""
 
-MAX_ENTRIES = 1 << 16
+MAX_PARTS = 1 << 16
+"""The most nodes, attributes, names and numbers: a graph of 34 layers has
+10,000."""
 MAX_NAME = 60
 """The most characters of a file's name: 4 bytes each at most, and file systems take 255."""
 
@@ -190,30 +193,47 @@ def read(path: Path, name: str) -> Checkpoint:
 
 
 def parse(graph: Path) -> onnx.ModelProto:
-    """Parse a graph without its external data. Raises InputError if the file is not a graph."""
-    try:
-        if not graph.is_file():
-            raise InputError(f"{graph}: cannot be read: not a regular file")
-        check_head(graph)
-        size = graph.stat().st_size
-        if size > MAX_GRAPH_BYTES:
-            raise InputError(
-                f"{graph}: has {format_bytes(size)}; a graph with its weights inside is not one of "
-                "cgconvert's"
-            )
-        model: onnx.ModelProto = onnx.ModelProto.FromString(graph.read_bytes())
-    except DecodeError as error:
-        raise InputError(f"{graph}: not an ONNX graph, or a damaged one") from error
-    except OSError as error:
-        raise InputError(f"{graph}: cannot be read: {error.strerror}") from error
-    if len(model.graph.node) + len(model.graph.initializer) > MAX_ENTRIES:
-        raise InputError(f"{graph}: more nodes and tensors than any decoder has")
+    """Parse a graph without its external data; the result must not be changed.
+
+    Raises InputError if the file is not a graph.
+    """
+    return remembered((parse, graph), lambda: _parse(graph))
+
+
+def _parse(graph: Path) -> onnx.ModelProto:
+    check_head(graph)
+    data = read_bytes(graph, MAX_GRAPH_BYTES, kind="a graph of cgconvert's, without weights inside")
+    with counted(graph):
+        try:
+            model: onnx.ModelProto = onnx.ModelProto.FromString(data)
+        except DecodeError as error:
+            raise InputError(f"{graph}: not an ONNX graph, or a damaged one") from error
+        _count_parts(graph, model)
     if not model.graph.node:
         raise InputError(f"{graph}: not an ONNX graph, or an empty one")
     # protobuf does not check UTF-8, and cgconvert writes no names of several lines.
     if not all(isinstance(text, str) and text.isprintable() for text in _texts(model)):
         raise InputError(f"{graph}: a damaged ONNX graph: a name in it is not text")
     return model
+
+
+def _count_parts(graph: Path, model: Message) -> None:
+    """Count the nodes, attributes, names, numbers and all other parts, however they are nested.
+
+    Raises InputError for more than any decoder has, before anything looks at each of them.
+    """
+    count, messages = 0, [model]
+    while messages:
+        for _, value in messages.pop().ListFields():
+            if isinstance(value, Message):
+                messages.append(value)
+            elif not isinstance(value, str | bytes | int | float):  # a repeated field
+                count += len(value)
+                if count > MAX_PARTS:
+                    raise InputError(f"{graph}: more nodes and tensors than any decoder has")
+                if isinstance(value[0], Message):
+                    messages.extend(value)
+    spend(graph, "parts", count)
 
 
 def _texts(model: onnx.ModelProto) -> Iterator[object]:

@@ -7,7 +7,8 @@ import re
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
-from cgconvert.errors import OutputError, UsageError
+from cgconvert.errors import InputError, OutputError, UsageError
+from cgconvert.io.reading import read_head
 from cgconvert.io.staging import write_atomic
 from cgconvert.io.system.names import is_writable_folder
 from cgconvert.verification.report.html import as_html
@@ -75,8 +76,8 @@ def check_report_path(path: Path) -> None:
         return
     try:
         head = _head(path)
-    except OSError as error:
-        raise OutputError(f"{path}: cannot be read: {error.strerror or error}") from error
+    except InputError as error:
+        raise OutputError(str(error)) from error
     if head is not None and (not head or MARKS[path.suffix].search(head)):
         return
     raise UsageError(f"{path}: exists and is no report of cgconvert's; choose another `report`")
@@ -88,14 +89,11 @@ def is_report(path: Path) -> bool:
         return False
     try:
         head = _head(path)
-    except OSError:
+    except InputError:
         return False
     return head is not None and MARKS[path.suffix].search(head) is not None
 
 
 def _head(path: Path) -> bytes | None:
-    """The first bytes of a regular file; None of anything else. Raises OSError."""
-    if not path.is_file():  # opening a pipe would wait for a writer
-        return None
-    with path.open("rb") as file:
-        return file.read(HEAD_BYTES)
+    """The first bytes of a regular file; None of anything else. Raises InputError."""
+    return read_head(path, HEAD_BYTES) if path.is_file() else None
