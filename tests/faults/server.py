@@ -65,6 +65,9 @@ END = "end\n"
 WALL_SECONDS = 120
 """When a command is killed. Ten times what a busy machine needs: tests bound the CPU's time."""
 
+CONNECTED = 71
+"""Exit code of a command that tried to connect to another machine."""
+
 DUMP_SECONDS = WALL_SECONDS - 10
 """When a command that hangs prints where it is."""
 
@@ -107,7 +110,8 @@ class Server:
             file_bytes: The largest file it may write (RLIMIT_FSIZE).
             journal: Bytes between two entries of its journal.
             processes: Number of worker processes.
-            env: Environment variables to set.
+            env: Environment variables to set; one whose value is None is removed.
+            stdin: The file that is its standard input; there is nothing in it otherwise.
         """
         assert self.process.stdin is not None
         assert self.process.stdout is not None
@@ -196,6 +200,15 @@ def _die_before(number: int) -> None:
         setattr(owner, name, killing(getattr(owner, name)))
 
 
+def _refuse_connections(event: str, arguments: tuple[Any, ...]) -> None:
+    """End a command that looks up a name or connects to anything but a socket of this machine."""
+    if event == "socket.getaddrinfo" or (
+        event in ("socket.connect", "socket.sendto") and not isinstance(arguments[1], str | bytes)
+    ):
+        os.write(2, f"a command without a download opened a socket: {event}\n".encode())
+        os._exit(CONNECTED)
+
+
 def _report_start(starting: int) -> None:
     """Close the pipe `starting` once cgconvert handles signals; before that, Python would."""
     begin = cli.main
@@ -214,8 +227,13 @@ def _command(request: dict[str, Any], out: int, err: int, starting: int) -> None
         signal.signal(signal.SIGHUP, signal.SIG_DFL)
         os.dup2(out, 1)
         os.dup2(err, 2)
+        os.dup2(os.open(request.get("stdin", os.devnull), os.O_RDONLY), 0)
+        sys.stdin = os.fdopen(0)
         os.chdir(request["cwd"])
-        os.environ.update(request.get("env", {}))
+        for name, value in request.get("env", {}).items():
+            os.environ.pop(name, None)
+            os.environ |= {} if value is None else {name: value}
+        sys.addaudithook(_refuse_connections)
         size = int(Path("/proc/self/statm").read_text().split()[0]) * resource.getpagesize()
         resource.setrlimit(resource.RLIMIT_AS, (size + SAFETY_BYTES, size + SAFETY_BYTES))
         if "file_bytes" in request:

@@ -11,7 +11,7 @@ import pytest
 from cgconvert.errors import InputError
 from cgconvert.formats.gguf.imatrix import encoded, read_imatrix
 from tests.faults.cases_imatrix import IMATRICES
-from tests.faults.fuzz import small_decoder, small_imatrix
+from tests.faults.small_model import small_decoder, small_imatrix
 from tests.support.imatrices import legacy
 
 
