@@ -22,10 +22,10 @@ from cgconvert.calibrate.statistics import second_moments
 from cgconvert.codecs.block_codec import BlockCodec
 from cgconvert.codecs.quantized_tensor import QuantizedTensor
 from cgconvert.formats.huggingface import safetensors_reader
+from cgconvert.io.atomic_file import atomic_path, write_atomic
 from cgconvert.io.cache import key_of
 from cgconvert.io.parallel import start_workers
 from cgconvert.io.progress import Amount, Progress
-from cgconvert.io.staging import atomic_path, write_atomic
 from cgconvert.lazy import safetensors_torch, torch
 from cgconvert.model.decoder import Decoder
 from cgconvert.model.device import float64_device, torch_device

@@ -1,44 +1,29 @@
 """Outputs that appear complete or not at all: they are written beside their path, then renamed.
 
-`Staging` is for artefacts, which take long to write, so that an interrupted run can be continued.
-`write_atomic` and `atomic_path` are for a single small file.
+`Staging` is for artefacts, which take long to write, so that an interrupted run can be continued,
+and for all else that may lie where other users can write.
 """
 
 from __future__ import annotations
 
 import contextlib
+import itertools
 import os
 import shutil
 import stat
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from types import TracebackType
 
 from cgconvert.errors import InputError, OutputError, UsageError
-from cgconvert.io.commit import Commit, Guard
+from cgconvert.io.commit import SUFFIX, Commit, Guard, staging_name
 from cgconvert.io.signals import uninterrupted
 from cgconvert.io.system.files import sync
+from cgconvert.io.system.folders import OpenFolder, is_open_to_others, is_users
 from cgconvert.io.system.locks import FileLock
-from cgconvert.io.system.names import is_users, rename
 
-__all__ = [
-    "SUFFIX",
-    "Staging",
-    "atomic_path",
-    "is_locked",
-    "is_partial",
-    "is_staging_folder",
-    "is_temporary",
-    "remove_partial",
-    "staging_folder",
-    "write_atomic",
-]
-
-SUFFIX = ".cgconvert-tmp"
-"""The end of the name of everything temporary, which begins with a dot."""
-
-LOCK_SUFFIX = f".lock{SUFFIX}"
+__all__ = ["Staging", "is_locked", "is_staging_folder", "is_temporary", "staging_folder"]
 
 FOLDERS = {"content", "steps", "replaced"}
 FILES = {"lock", "journal", "commit", "commit-new", "commit-verified"}
@@ -48,81 +33,21 @@ LOCK_SECONDS = 2.0
 """How long to wait for the lock of another run. If that run was killed, its workers hold the lock
 until they end, which takes a moment."""
 
-
-def write_atomic(path: Path, data: bytes, *, durable: bool = True) -> None:
-    """Replace the content of a file by `data` in one step; if OSError is raised, it is unchanged.
-
-    `durable` has the same meaning as in `atomic_path`.
-    """
-    with atomic_path(path, durable=durable) as partial:
-        partial.write_bytes(data)
+MAX_ATTEMPTS = 100
+"""How often a folder is made again that is not there a moment later. /proc lets none be made."""
 
 
-@contextlib.contextmanager
-def atomic_path(path: Path, *, durable: bool = True) -> Iterator[Path]:
-    """Yield a temporary path beside `path`; the file written there replaces `path` at the end.
-
-    If the block raises an error, `path` stays as it is. Several processes may replace the same file
-    at once: one waits for the other. A temporary file that a killed run has left is overwritten.
-
-    Args:
-        path: The file to replace. If it is a link, the file that it points to is replaced.
-        durable: Whether the data is synced to the disk before the rename. A cache file that is
-            checked whenever it is read needs no sync.
-    """
-    path = Path(os.path.realpath(path))
-    partial = path.with_name(f".{path.name}{SUFFIX}")
-    # A file of its own, because Windows does not rename a file that is open.
-    lock = FileLock(path.with_name(f".{path.name}{LOCK_SUFFIX}"))
-    try:
-        with uninterrupted():
-            lock.acquire()
-        partial.unlink(missing_ok=True)  # it may even be a link
-        yield partial
-        if durable:
-            sync(partial)
-        rename(partial, path)
-    except BaseException:
-        if lock.is_held:
-            partial.unlink(missing_ok=True)
-        raise
-    finally:
-        lock.release(remove=True)
-
-
-def is_locked(path: Path) -> bool:
-    """Whether a run is writing what is temporary at `path`: a staging folder or a file."""
-    lock = FileLock(_lock_path(path))
+def is_locked(folder: Path) -> bool:
+    """Whether a run is writing what is in a staging folder."""
+    lock = FileLock(folder / "lock")
     if not lock.path.exists():
         return False
     try:
-        lock.acquire(wait=False)
+        lock.acquire()
     except OSError:
         return True
     lock.release()
     return False
-
-
-def remove_partial(path: Path) -> bool:
-    """Remove the temporary file of `atomic_path`, or its lock; return False if a run uses it."""
-    lock = FileLock(_lock_path(path))
-    try:
-        lock.acquire(wait=False)
-    except OSError:
-        return False
-    if path != lock.path:
-        path.unlink(missing_ok=True)
-    lock.release(remove=True)
-    return True
-
-
-def _lock_path(path: Path) -> Path:
-    """The lock of a staging folder or of a temporary file; a lock's own path is that path."""
-    if path.is_dir():
-        return path / "lock"
-    if path.name.endswith(LOCK_SUFFIX):
-        return path
-    return path.with_name(path.name.removesuffix(SUFFIX) + LOCK_SUFFIX)
 
 
 def is_temporary(name: str) -> bool:
@@ -131,48 +56,57 @@ def is_temporary(name: str) -> bool:
 
 
 def is_staging_folder(path: Path) -> bool:
-    """Whether a path is a folder of this user's with nothing in it but what `Staging` makes.
+    """Whether a path is a folder of this user's alone, with nothing in it but what `Staging` makes.
 
     It is empty, or has a lock or another file of its own, whatever moment the run was killed at.
     """
     try:
-        if not is_temporary(path.name) or not stat.S_ISDIR(path.lstat().st_mode):
+        if not is_temporary(path.name):
             return False
-        modes = {entry.name: entry.lstat().st_mode for entry in path.iterdir()}
+        folder = OpenFolder.itself(path)
+        try:
+            return not _foreign_part(folder.path)
+        finally:
+            folder.close()
     except OSError:
         return False
-    return (
-        is_users(path)
-        and (not modes or bool(modes.keys() & FILES))
-        and modes.keys() <= FOLDERS | FILES
-        and all((stat.S_ISDIR if n in FOLDERS else stat.S_ISREG)(mode) for n, mode in modes.items())
-    )
 
 
-def is_partial(path: Path) -> bool:
-    """Whether a path is a temporary file of `atomic_path`, beside its lock, or is that lock."""
-    try:
-        if not is_temporary(path.name) or path.is_dir():
-            return False
-        files = {path, _lock_path(path)}
-        modes = [file.lstat() for file in files]
-    except OSError:
-        return False
-    return (
-        all(stat.S_ISREG(s.st_mode) for s in modes)
-        and all(map(is_users, files))
-        and _lock_path(path).lstat().st_size == 0
-    )
+def _foreign_part(folder: Path) -> str:
+    """Say what in an open folder is no staging folder's, or may be another user's work; or ""."""
+    foreign = "holds something else or belongs to another user"
+    if not is_users(folder.stat()):
+        return foreign
+    entries = {path.name: path.lstat() for path in folder.iterdir()}
+    if (
+        not all(map(is_users, entries.values()))
+        or (entries and not entries.keys() & FILES)
+        or not entries.keys() <= FOLDERS | FILES
+        or any(
+            not (stat.S_ISDIR if name in FOLDERS else stat.S_ISREG)(entry.st_mode)
+            or (name in FILES and entry.st_nlink > 1)
+            for name, entry in entries.items()
+        )
+    ):
+        return foreign
+    # On a disk without modes the lock, which is made private, seems to be open to others too.
+    has_modes = "lock" not in entries or not is_open_to_others(entries["lock"])
+    if entries and has_modes and is_open_to_others(folder.stat()):
+        return "could be written by other users"
+    return ""
 
 
 def staging_folder(output: Path) -> Path:
     """The hidden folder beside an output in which it is written."""
     output = Path(os.path.abspath(output))
-    return output.parent / f".{output.name}{SUFFIX}"
+    return output.parent / staging_name(output)
 
 
 class Staging:
-    """A hidden staging folder beside the output, which one run at a time may use.
+    """A hidden staging folder beside the output, which one run of one user at a time may use.
+
+    The folder of the output and the staging folder are opened once. Another user who exchanges
+    their names meanwhile reaches nothing of this run's and leads it nowhere else.
 
     The output itself is changed by the commit only. Leaving the context without a commit removes
     the staging folder, and the parent folders that were made for it, unless work is kept.
@@ -185,10 +119,7 @@ class Staging:
             None, nothing is kept, and what an interrupted run has left is removed.
 
     Attributes:
-        folder: The staging folder.
-        content: The folder that will become the output, or that holds the files that will.
-        journal: The file that records how much of the content is written.
-        steps: The folder for intermediate results, computed before anything is written.
+        folder: The staging folder, by the name that others see.
         is_kept: Whether the work was kept when the context was left.
     """
 
@@ -198,13 +129,33 @@ class Staging:
         self.output = Path(os.path.abspath(output))
         self.guard, self.has_work = guard, has_work
         self.folder = staging_folder(self.output)
-        self.content = self.folder / "content"
-        self.journal = self.folder / "journal"
-        self.steps = self.folder / "steps"
         self.is_kept = False
-        self._commit = Commit(self.folder, self.output, guard)
         self._made_folders: list[Path] = []
-        self._lock = FileLock(self.folder / "lock")
+        self._parent: OpenFolder | None = None
+        self._opened: OpenFolder | None = None
+        self._lock: FileLock
+        self._commit: Commit
+
+    @property
+    def content(self) -> Path:
+        """The folder that will become the output, or that holds the files that will."""
+        return self._path / "content"
+
+    @property
+    def journal(self) -> Path:
+        """The file that records how much of the content is written."""
+        return self._path / "journal"
+
+    @property
+    def steps(self) -> Path:
+        """The folder for intermediate results, computed before anything is written."""
+        return self._path / "steps"
+
+    @property
+    def _path(self) -> Path:
+        """The path of the staging folder as long as the context is open."""
+        assert self._opened is not None
+        return self._opened.path
 
     def __enter__(self) -> Staging:
         try:
@@ -217,11 +168,9 @@ class Staging:
                 shutil.rmtree(self.steps, ignore_errors=True)
             self.content.mkdir(exist_ok=True)
         except BaseException as error:
-            if self._lock.is_held:
+            if self._opened is not None:
                 self._release(keep=self._has_work())
             else:
-                with contextlib.suppress(OSError):
-                    self.folder.rmdir()
                 self._remove_made_folders()
             if isinstance(error, OSError):
                 raise OutputError(f"{self.output}: cannot be written: {error.strerror}") from error
@@ -279,52 +228,93 @@ class Staging:
         self._sync_parents()
 
     def _has_work(self) -> bool:
-        return self.has_work is not None and self.has_work(self.folder)
+        return self.has_work is not None and self.has_work(self._path)
 
     def _acquire(self) -> None:
         """Make the staging folder and lock it; try again if another run removes it meanwhile.
 
         Forked workers share the lock, so it is held as long as one of them can write.
 
-        Raises UsageError if another run holds the lock for longer than LOCK_SECONDS.
+        Raises UsageError if another run holds the lock for longer than LOCK_SECONDS, or if the
+        folder is not this user's alone.
         """
         deadline = time.monotonic() + LOCK_SECONDS
-        while True:
-            missing = [p for p in (self.folder, *self.folder.parents) if not p.exists()]
-            self._made_folders += [
-                folder for folder in missing[1:] if folder not in self._made_folders
-            ]
-            self.folder.mkdir(parents=True, exist_ok=True)
-            if not is_staging_folder(self.folder) and self.folder.exists():
-                raise UsageError(
-                    f"{self.folder}: is needed for what is not complete yet, and holds something "
-                    "else or belongs to another user; move it away or choose another `output`"
-                )
+        for attempt in itertools.count():
+            missing = [p for p in self.output.parents if not p.exists()]
+            self._made_folders += [f for f in missing if f not in self._made_folders]
+            self.output.parent.mkdir(parents=True, exist_ok=True)
             try:
-                self._lock.acquire(wait=False)
+                self._open()
                 return
-            except FileNotFoundError:
-                pass  # another run has removed the folder
+            except FileNotFoundError:  # another run has removed the folder
+                if attempt > MAX_ATTEMPTS:
+                    raise
             except BlockingIOError as error:
                 if time.monotonic() > deadline:
                     raise UsageError(f"{self.output} is being written by another run") from error
                 time.sleep(0.01)
 
+    def _open(self) -> None:
+        """Open the folder of the output, and in it the staging folder; lock that."""
+        parent = OpenFolder.at(self.output.parent)
+        try:
+            folder = self._private_folder(parent)
+            try:
+                self._lock = FileLock(folder.path / "lock")
+                self._lock.acquire()
+            except BaseException:
+                folder.close()
+                with contextlib.suppress(OSError):  # it is empty if the lock cannot be made
+                    (parent.path / self.folder.name).rmdir()
+                raise
+        except BaseException:
+            parent.close()
+            raise
+        self._parent, self._opened = parent, folder
+        self._commit = Commit(folder.path, parent.path / self.output.name, self.output, self.guard)
+
+    def _private_folder(self, parent: OpenFolder) -> OpenFolder:
+        """Open the staging folder; raises UsageError if it is not this user's alone."""
+        reason = "is no folder"
+        with contextlib.suppress(NotADirectoryError):
+            folder = parent.private(self.folder.name)
+            try:
+                reason = _foreign_part(folder.path)
+                if not reason:
+                    folder.close_to_others()
+                    return folder
+            except BaseException:
+                folder.close()
+                raise
+            folder.close()
+        raise UsageError(
+            f"{self.folder}: is needed for what is not complete yet, and {reason}; move it away or "
+            "choose another `output`"
+        )
+
     @uninterrupted()
     def _release(self, *, keep: bool) -> None:
         """Unlock the staging folder, and remove it unless `keep`, or a commit is not finished."""
+        assert self._parent is not None
+        assert self._opened is not None
         self.is_kept = keep
+        place = self._parent.path / self.folder.name
         if keep or self._commit.is_open:
             self._lock.release()
-            return
-        with contextlib.suppress(OSError):
-            for path in self.folder.iterdir():
-                if path != self._lock.path:
-                    _remove(path)
-        self._lock.release(remove=True)  # apart from the rest: Windows removes no open file
-        with contextlib.suppress(OSError):  # another run may have begun here
-            self.folder.rmdir()
-        self._remove_made_folders()
+        else:
+            with contextlib.suppress(OSError):
+                for path in self._path.iterdir():
+                    if path != self._lock.path:
+                        _remove(path)
+            self._lock.release(remove=True)  # apart from the rest: Windows removes no open file
+            with contextlib.suppress(OSError):  # another run may have begun here
+                if self._opened.is_at(place):
+                    place.rmdir()
+        self._opened.close()
+        self._parent.close()
+        self._opened = self._parent = None
+        if not keep:
+            self._remove_made_folders()
 
     def _remove_made_folders(self) -> None:
         """Remove the parent folders that were made, as far as they are empty, the deepest first."""
@@ -334,7 +324,8 @@ class Staging:
 
     def _sync_parents(self) -> None:
         """Sync the folders in which names have changed, so that the renames survive a crash."""
-        for folder in {self.output.parent, *(made.parent for made in self._made_folders)}:
+        assert self._parent is not None
+        for folder in {self._parent.path, *(made.parent for made in self._made_folders)}:
             sync(folder)
 
 

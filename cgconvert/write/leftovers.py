@@ -1,8 +1,8 @@
 """What interrupted runs have left: how much is complete, what continues it, and its removal.
 
-A leftover is the staging folder of an artefact, or the temporary file of a small file. Its name
-alone proves little: a folder has to hold a lock and only what a staging folder has, and a file has
-to lie beside its lock.
+A leftover is the staging folder of an output, or the temporary file of a small file. Both must be
+this user's. The name of a folder alone proves little: it has to hold a lock and only what a staging
+folder has. That of a file has 64 random bits.
 """
 
 from __future__ import annotations
@@ -14,14 +14,13 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
+from cgconvert.io.atomic_file import file_of_partial, is_partial, is_written
+from cgconvert.io.commit import SUFFIX
 from cgconvert.io.staging import (
-    SUFFIX,
     Staging,
     is_locked,
-    is_partial,
     is_staging_folder,
     is_temporary,
-    remove_partial,
     staging_folder,
 )
 from cgconvert.write.journal import START, Journal, plan_key
@@ -134,7 +133,10 @@ def remove_leftover(leftover: Leftover) -> bool:
         # It only decides whether an earlier output that a commit moved away may be removed.
         guard = Replacement(force=False, is_folder=False)
         return Staging(leftover.output, guard).remove()
-    return remove_partial(leftover.path)
+    if is_written(leftover.path):
+        return False
+    leftover.path.unlink(missing_ok=True)
+    return True
 
 
 def progress_of(folder: Path) -> str:
@@ -152,17 +154,21 @@ def _leftover(path: Path) -> Leftover | None:
     is_folder = is_staging_folder(path)
     if not is_folder and not is_partial(path):
         return None
-    name = path.name.removeprefix(".").removesuffix(SUFFIX)
     files = list(_files(path))
     times = [file.lstat().st_mtime for file in files if os.path.lexists(file)]
     return Leftover(
         path=path,
-        output=path.with_name(name if is_folder else name.removesuffix(".lock")),
+        output=_output_of(path) if is_folder else file_of_partial(path),
         nbytes=sum(map(_blocks, files)),
         modified=max([path.lstat().st_mtime, *times]),
         progress=progress_of(path) if is_folder else "",
-        is_running=is_locked(path),
+        is_running=is_locked(path) if is_folder else is_written(path),
     )
+
+
+def _output_of(folder: Path) -> Path:
+    """The output that is written in a staging folder."""
+    return folder.with_name(folder.name.removeprefix(".").removesuffix(SUFFIX))
 
 
 def _files(path: Path) -> Iterator[Path]:

@@ -13,6 +13,7 @@ from pathlib import Path
 
 from cgconvert.errors import InputError, UsageError, first_few
 from cgconvert.io.file_names import path_from_here
+from cgconvert.io.system.folders import is_users
 from cgconvert.write.known_hashes import SMALL_BYTES, known_sha256
 from cgconvert.write.manifest import (
     MANIFEST_NAME,
@@ -30,8 +31,8 @@ NAMED = 3
 SYSTEM_FILES = (".DS_Store", "Thumbs.db")
 """Files that macOS and Windows put into every folder that is looked at."""
 
-Snapshot = dict[str, tuple[int, int, int]]
-"""Size, modification time and inode number of each file of an artefact."""
+Snapshot = dict[str, tuple[int, ...]]
+"""What identifies each file and folder of an artefact as unchanged, by its path in it."""
 
 
 class Replacement:
@@ -44,28 +45,43 @@ class Replacement:
 
     def __init__(self, *, force: bool, is_folder: bool) -> None:
         self.force, self.is_folder = force, is_folder
-        self._proven: Snapshot = {}
-        """What was at the output when it was proven to be cgconvert's."""
+        self._proven: Snapshot | None = None
+        """What was at the output when it was looked at; all of it may be replaced."""
 
-    def check(self, output: Path) -> None:
-        """Raise UsageError unless nothing lies at `output`, or what does may be replaced.
+    def check(self, output: Path) -> bool:
+        """Whether something lies at `output`, which may be replaced.
 
-        What was proven before is not hashed again as long as it is unchanged.
+        What was proven before is not hashed again as long as it is unchanged. Without `force`,
+        nothing may have changed since the first look.
+
+        Raises UsageError if something lies there that may not be replaced.
         """
-        if self._proven and self._proven == _snapshot(output):
-            return
-        shown = path_from_here(output)
+        shown, snapshot, is_there = (
+            path_from_here(output),
+            _snapshot(output),
+            os.path.lexists(output),
+        )
+        if self._proven is not None and snapshot == self._proven:
+            return is_there
         if reason := self._reason(output):
             raise UsageError(f"{shown}: {reason}; choose another `output`")
-        if os.path.lexists(output) and not self.force:
+        if is_there and not self.force:
             raise UsageError(f"{shown} exists; give `force=True` to replace it")
-        self._proven = _snapshot(output)
+        if self._proven is not None and not self.force:
+            raise UsageError(f"{manifest_path(shown)} was made meanwhile; choose another `output`")
+        self._proven = snapshot
+        return is_there
 
     def is_own(self, path: Path) -> bool:
-        """Whether the earlier output, which was moved to `path`, may be removed."""
-        if self._proven and self._proven == _snapshot(path):
-            return True
-        return not path.is_symlink() and not foreign_part(path, all_bytes=True)
+        """Whether what was moved to `path`, and the manifest moved beside it, may be removed."""
+        if self._proven is not None:
+            if self._proven == _snapshot(path):
+                return True
+            if not self.force:
+                return False
+        if not os.path.lexists(path):
+            return not _stale_manifest(path)
+        return not path.is_symlink() and not _unprovable_part(path, all_bytes=True)
 
     def _reason(self, path: Path) -> str:
         """Say why what lies at `path` may not be replaced; "" if it may."""
@@ -75,7 +91,7 @@ class Replacement:
             return reason
         if path.is_dir() != self.is_folder and not path.is_symlink():
             return f"exists and is {'a file' if self.is_folder else 'a folder'}"
-        part = foreign_part(path, all_bytes=self.force)
+        part = _unprovable_part(path, all_bytes=self.force)
         return f"exists and is not cgconvert's to replace: {part}" if part else ""
 
 
@@ -142,6 +158,21 @@ def foreign_part(path: Path, *, all_bytes: bool) -> str:
     return ""
 
 
+def _unprovable_part(path: Path, *, all_bytes: bool) -> str:
+    """Say what at a path is not cgconvert's, or not of this user's; "" if nothing is.
+
+    A manifest proves nothing to a user who did not write it: anyone can write right hashes.
+    """
+    files = {"it": path, manifest_path(path).name: manifest_path(path)}
+    files |= dict(_walk(path)) if path.is_dir() else {}
+    strange = [
+        name for name, file in files.items() if os.path.lexists(file) and not is_users(file.lstat())
+    ]
+    if strange:
+        return f"{strange[0]} belongs to another user"
+    return foreign_part(path, all_bytes=all_bytes)
+
+
 def _is_unchanged(file: Path, entry: object, all_bytes: bool) -> bool:
     """Whether a file is a regular file of the size and, if it is compared, hash of its entry."""
     status = file.lstat()
@@ -174,21 +205,33 @@ def _is_system_file(path: Path) -> bool:
 def _stale_manifest(output: Path) -> str:
     """Say that a file which is not cgconvert's lies where the manifest of `output` has to go."""
     path = manifest_path(output)
-    if not os.path.lexists(path) or (not path.is_symlink() and is_as_written(path)):
+    if not os.path.lexists(path):
+        return ""
+    if not path.is_symlink() and is_users(path.lstat()) and is_as_written(path):
         return ""
     return f"{path.name} exists beside it and is not one that cgconvert wrote"
 
 
-def _snapshot(path: Path) -> Snapshot:
-    """Describe every file and folder at `path`; empty if there is none or one cannot be read."""
+def _snapshot(path: Path) -> Snapshot | None:
+    """Describe every file and folder at `path`, and the manifest beside it; None if it cannot be.
+
+    A rename changes nothing of it. The change time tells of every other change of a file, but a
+    rename changes that of what is renamed itself.
+    """
     try:
-        entries = (
-            dict(_walk(path)) if path.is_dir() else {"": path, "manifest": manifest_path(path)}
-        )
-        statuses = {name: file.lstat() for name, file in entries.items()}
+        inner = dict(_walk(path)) if path.is_dir() and not path.is_symlink() else {}
+        outer = {"": path} if inner else {"": path, "manifest": manifest_path(path)}
+        present = {name: file for name, file in outer.items() if os.path.lexists(file)}
+        snapshot = {name: _identity(file)[:-1] for name, file in present.items()}
+        return snapshot | {name: _identity(file) for name, file in inner.items()}
     except OSError:
-        return {}
-    return {
-        name: (0, 0, s.st_ino) if stat.S_ISDIR(s.st_mode) else (s.st_size, s.st_mtime_ns, s.st_ino)
-        for name, s in statuses.items()
-    }
+        return None
+
+
+def _identity(path: Path) -> tuple[int, ...]:
+    """Number, size and times of a file; of a folder, whose entries are listed, the number alone."""
+    status = path.lstat()
+    numbers = status.st_dev, status.st_ino
+    if stat.S_ISDIR(status.st_mode):
+        return (*numbers, 0)
+    return (*numbers, status.st_size, status.st_mtime_ns, status.st_ctime_ns)

@@ -195,7 +195,8 @@ def _die_before(number: int) -> None:
 
     for owner, name in (
         (Path, "rename"), (Path, "replace"), (Path, "unlink"), (Path, "hardlink_to"),
-        (shutil, "rmtree"), (staging, "sync"), (commit, "exchange"), (commit, "sync"),
+        (shutil, "rmtree"), (staging, "sync"), (commit, "exchange"), (commit, "rename_new"),
+        (commit, "sync"),
     ):  # fmt: skip
         setattr(owner, name, killing(getattr(owner, name)))
 

@@ -8,13 +8,12 @@ from pathlib import Path
 
 import pytest
 
-from cgconvert.io.staging import atomic_path, write_atomic
+from cgconvert.io.atomic_file import atomic_path, is_partial, is_written, write_atomic
 
 
 def test_write_atomic_replaces_and_leaves_nothing_beside(tmp_path: Path) -> None:
     path = tmp_path / "verdict.json"
     write_atomic(path, b"a long first text")
-    (tmp_path / ".verdict.json.cgconvert-tmp").write_bytes(b"of a run that was killed" * 9)
     write_atomic(path, b"second")
     assert path.read_bytes() == b"second"
     assert os.listdir(tmp_path) == ["verdict.json"]
@@ -36,12 +35,26 @@ def test_a_failed_write_leaves_the_old_file(
     assert os.listdir(tmp_path) == ["verdict.json"]
 
 
-def test_a_link_stays_one(tmp_path: Path) -> None:
-    (tmp_path / "there").mkdir()
-    (tmp_path / "link.json").symlink_to("there/real.json")
+def test_a_link_is_replaced_and_what_it_leads_to_stays(tmp_path: Path) -> None:
+    (tmp_path / "precious").write_bytes(b"precious")
+    (tmp_path / "link.json").symlink_to("precious")
     write_atomic(tmp_path / "link.json", b"text")
-    assert (tmp_path / "link.json").is_symlink()
-    assert (tmp_path / "there/real.json").read_bytes() == b"text"
+    assert not (tmp_path / "link.json").is_symlink()
+    assert (tmp_path / "link.json").read_bytes() == b"text"
+    assert (tmp_path / "precious").read_bytes() == b"precious"
+
+
+def test_temporary_names_cannot_be_foreseen_and_nothing_is_waited_for(tmp_path: Path) -> None:
+    path, partials = tmp_path / "file", []
+    with atomic_path(path) as first, atomic_path(path) as second:
+        partials = [first, second]
+        assert all(is_partial(partial) and is_written(partial) for partial in partials)
+        assert {oct(partial.stat().st_mode & 0o777) for partial in partials} == {"0o600"}
+        first.write_bytes(b"first")
+        second.write_bytes(b"second")
+    assert len({partial.name for partial in partials}) == 2
+    assert path.read_bytes() == b"first"  # its block ended last
+    assert os.listdir(tmp_path) == ["file"]
 
 
 def test_concurrent_writes_never_mix(tmp_path: Path) -> None:

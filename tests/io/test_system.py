@@ -106,14 +106,14 @@ def test_files_and_folders_are_synced_where_that_is_possible(
 @pytest.mark.usefixtures("system")
 def test_one_object_at_a_time_holds_a_lock(tmp_path: Path) -> None:
     first, second = locks.FileLock(tmp_path / "lock"), locks.FileLock(tmp_path / "lock")
-    first.acquire(wait=False)
+    first.acquire()
     with pytest.raises(BlockingIOError):
-        second.acquire(wait=False)
+        second.acquire()
     assert first.is_held
     assert not second.is_held
     first.release(remove=True)
     assert os.listdir(tmp_path) == []
-    second.acquire(wait=False)
+    second.acquire()
     assert second.is_held
     second.release()
     second.release()  # it holds none
@@ -124,7 +124,7 @@ def test_one_object_at_a_time_holds_a_lock(tmp_path: Path) -> None:
 def test_a_lock_in_a_missing_folder_is_an_error(tmp_path: Path) -> None:
     lock = locks.FileLock(tmp_path / "missing" / "lock")
     with pytest.raises(FileNotFoundError):
-        lock.acquire(wait=False)
+        lock.acquire()
     assert not lock.is_held
 
 

@@ -12,12 +12,13 @@ import os
 import re
 from pathlib import Path
 
-from cgconvert.errors import InputError
+from cgconvert.errors import CgconvertError, InputError, UsageError
 from cgconvert.formats.base import OUT
 from cgconvert.formats.model_card import compose_card
 from cgconvert.io.progress import format_bytes
 from cgconvert.io.reading import read_bytes
-from cgconvert.io.staging import write_atomic
+from cgconvert.io.staging import Staging
+from cgconvert.io.system.folders import is_users
 from cgconvert.model.decoder import Checkpoint
 from cgconvert.write.manifest import find_manifest
 
@@ -106,15 +107,30 @@ def update_card(checkpoint: Checkpoint, output: Path) -> None:
             manifest = find_manifest(path)
             if manifest is not None and manifest.name == checkpoint.name:
                 files[path.name] = manifest.type, path.stat().st_size
-    with contextlib.suppress(OSError, UnicodeError, InputError):
-        if files and (not os.path.lexists(card) or _is_unchanged(card)):
-            write_atomic(card, model_card(checkpoint, files).encode())
+    if files:
+        with contextlib.suppress(CgconvertError), Staging(card, EarlierCard()) as staging:
+            text = model_card(checkpoint, files)
+            (staging.content / card.name).write_text(text, encoding="utf-8")
+            staging.commit_files()
 
 
-def _is_unchanged(card: Path) -> bool:
-    """Whether a card is as it was written."""
-    text = read_bytes(card).decode()
-    mark = _MARKED.search(text)
-    if mark is None or card.is_symlink():
-        return False
-    return hashlib.sha256(text[: mark.start() - 1].encode()).hexdigest() == mark[1]
+class EarlierCard:
+    """A guard that lets a card replace an earlier card of this user's, as it was written."""
+
+    def check(self, output: Path) -> bool:
+        """Whether an earlier card lies at `output`; raises UsageError if anything else does."""
+        if not os.path.lexists(output):
+            return False
+        if not self.is_own(output):
+            raise UsageError(f"{output}: is not as cgconvert wrote it")
+        return True
+
+    def is_own(self, path: Path) -> bool:
+        """Whether a card is as it was written."""
+        if path.is_symlink() or not path.is_file() or not is_users(path.lstat()):
+            return False
+        text = read_bytes(path).decode(errors="replace")
+        mark = _MARKED.search(text)
+        if mark is None:
+            return False
+        return hashlib.sha256(text[: mark.start() - 1].encode()).hexdigest() == mark[1]

@@ -12,7 +12,7 @@ import shutil
 from io import FileIO
 from pathlib import Path
 
-__all__ = ["allocate", "open_file", "read_at", "sync", "sync_descriptor", "write_at"]
+__all__ = ["allocate", "open_file", "open_new", "read_at", "sync", "sync_descriptor", "write_at"]
 
 MAX_BYTES = 1 << 30
 """Bytes of one read or write. macOS refuses more than 2 GiB; others do a part of it."""
@@ -25,12 +25,23 @@ def open_file(path: Path, *, write: bool = False, create: bool = False) -> int:
     """Open a file as bytes and return its descriptor.
 
     Args:
-        path: The file.
+        path: The file. A link is followed for reading only.
         write: Open it for writing; what it holds stays.
         create: Open it for writing, and make it if it is missing.
     """
-    flags = os.O_RDWR if write or create else os.O_RDONLY
-    return os.open(path, flags | (os.O_CREAT if create else 0) | _BINARY, 0o644)
+    if not write and not create:
+        return os.open(path, os.O_RDONLY | _BINARY)
+    flags = os.O_RDWR | (os.O_CREAT if create else 0) | getattr(os, "O_NOFOLLOW", 0)
+    return os.open(path, flags | _BINARY, 0o644)
+
+
+def open_new(path: Path) -> int:
+    """Make a file that only this user can read, and open it for writing.
+
+    Raises FileExistsError if anything has this name, a link included.
+    """
+    flags = os.O_RDWR | os.O_CREAT | os.O_EXCL | getattr(os, "O_NOFOLLOW", 0)
+    return os.open(path, flags | _BINARY, 0o600)
 
 
 def read_at(descriptor: int, memory: memoryview, offset: int) -> int:

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import os
+import stat
 import warnings
 from pathlib import Path
 from typing import Any
@@ -13,7 +15,7 @@ try:
 except ImportError:  # Windows
     fcntl = None  # type: ignore[assignment]
 
-__all__ = ["FileLock"]
+__all__ = ["FileLock", "hold", "is_held"]
 
 
 class FileLock:
@@ -37,23 +39,26 @@ class FileLock:
         """Whether this object holds the lock."""
         return self._descriptor >= 0 or self._library_lock is not None
 
-    def acquire(self, *, wait: bool = True) -> None:
-        """Lock the file.
+    def acquire(self) -> None:
+        """Lock the file, at once or not at all.
 
-        Raises BlockingIOError if another process or object holds the lock and `wait` is false, and
-        OSError if the file cannot be made, for example because its folder is missing.
+        Raises BlockingIOError if another process or object holds the lock, PermissionError if the
+        file is not this user's alone, and OSError if it cannot be made, for example because its
+        folder is missing.
         """
         if fcntl is None:
-            self._acquire_by_library(wait)
+            self._acquire_by_library()
             return
-        mode = fcntl.LOCK_EX if wait else fcntl.LOCK_EX | fcntl.LOCK_NB
-        flags = os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC
+        flags = os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC | os.O_NONBLOCK
         while True:
-            descriptor = os.open(self.path, flags, 0o666)
+            descriptor = os.open(self.path, flags, 0o600)
             try:
-                fcntl.flock(descriptor, mode)
-                # Another run may have removed the file while this one opened it or waited.
-                if os.path.samestat(os.fstat(descriptor), os.lstat(self.path)):
+                status = os.fstat(descriptor)
+                if not stat.S_ISREG(status.st_mode) or status.st_uid != os.geteuid():
+                    raise PermissionError(errno.EPERM, "is not yours", str(self.path))
+                fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                # Another run may have removed the file while this one opened it.
+                if os.path.samestat(status, os.lstat(self.path)):
                     self._descriptor = descriptor
                     return
             except FileNotFoundError:
@@ -76,7 +81,7 @@ class FileLock:
             fcntl.flock(descriptor, fcntl.LOCK_UN)
             os.close(descriptor)
 
-    def _acquire_by_library(self, wait: bool) -> None:
+    def _acquire_by_library(self) -> None:
         # Imported where it is needed: it takes a tenth of a second.
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # that there is neither fcntl nor LockFileEx
@@ -85,7 +90,28 @@ class FileLock:
             raise FileNotFoundError(errno.ENOENT, os.strerror(errno.ENOENT), str(self.path))
         lock = filelock.FileLock(self.path, thread_local=False)
         try:
-            lock.acquire(blocking=wait, poll_interval=0.01)
+            lock.acquire(blocking=False)
         except filelock.Timeout as error:
             raise BlockingIOError(f"{self.path} is locked") from error
         self._library_lock = lock
+
+
+def hold(descriptor: int) -> None:
+    """Lock an open file until its descriptor is closed, so that `is_held` tells others."""
+    with contextlib.suppress(OSError):  # a disk without locks
+        if fcntl is not None:
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+
+
+def is_held(path: Path) -> bool:
+    """Whether a process holds a file; always false where there is no fcntl."""
+    if fcntl is None:
+        return False
+    descriptor = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC | os.O_NONBLOCK)
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_SH | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return True
+    finally:
+        os.close(descriptor)
+    return False

@@ -1,4 +1,7 @@
-"""Names of files and folders: renames that other programs cannot see halfway."""
+"""Names of files and folders: renames that other programs cannot see halfway.
+
+No rename here takes the place of something else, `rename` alone excepted.
+"""
 
 from __future__ import annotations
 
@@ -11,25 +14,26 @@ import shutil
 import sys
 import tempfile
 import time
+from collections.abc import Callable
 from functools import cache
 from pathlib import Path
 from typing import Any
 
-__all__ = [
-    "empty_home",
-    "exchange",
-    "is_users",
-    "is_writable_folder",
-    "link_or_copy",
-    "rename",
-    "rename_new",
-]
+__all__ = ["empty_home", "exchange", "is_writable_folder", "link_or_copy", "rename", "rename_new"]
 
 PROCESSES = Path("/proc")
 
-RENAME_EXCHANGE = 2
+NO_REPLACE, EXCHANGE = 1, 2
+"""Flags of renameat2 on Linux (linux/fs.h)."""
+
+MAC_EXCHANGE, MAC_NO_REPLACE = 2, 4
+"""Flags of renamex_np on macOS (sys/stdio.h)."""
+
 AT_FDCWD = -100
-"""Constants of renameat2 (linux/fs.h, linux/fcntl.h)."""
+"""The working folder, for renameat2 (linux/fcntl.h)."""
+
+UNSUPPORTED = (errno.EINVAL, errno.ENOSYS, errno.ENOTSUP)
+"""What a system or disk answers that has no such rename."""
 
 IN_USE = (5, 32)
 """ERROR_ACCESS_DENIED and ERROR_SHARING_VIOLATION of Windows, for a file that a program has open.
@@ -40,21 +44,16 @@ IN_USE_SECONDS = 2.0
 
 
 def exchange(new: Path, old: Path, replaced: Path) -> None:
-    """Exchange the names of two folders in one step.
+    """Exchange the names of two files or folders in one step.
 
     If the system cannot do that, move `old` to `replaced`, then `new` to the place of `old`.
+
+    Raises FileExistsError if something appears in the place of `old` between these two steps.
     """
-    libc: Any = ctypes.CDLL(None, use_errno=True) if os.name == "posix" else None
-    if hasattr(libc, "renameat2"):
-        status = libc.renameat2(
-            AT_FDCWD, os.fsencode(new), AT_FDCWD, os.fsencode(old), RENAME_EXCHANGE
-        )
-        if status == 0:
-            return
-        if ctypes.get_errno() not in (errno.EINVAL, errno.ENOSYS, errno.ENOTSUP):
-            raise OSError(ctypes.get_errno(), os.strerror(ctypes.get_errno()), str(old))
+    if _renamed(new, old, EXCHANGE, MAC_EXCHANGE):
+        return
     rename(old, replaced)
-    rename(new, old)
+    rename_new(new, old)
 
 
 def rename(source: Path, target: Path) -> None:
@@ -62,32 +61,32 @@ def rename(source: Path, target: Path) -> None:
 
     Windows renames nothing that is open, so this process must have closed it.
     """
-    deadline = time.monotonic() + IN_USE_SECONDS
-    while True:
-        try:
-            source.replace(target)
-            return
-        except PermissionError as error:
-            if getattr(error, "winerror", 0) not in IN_USE or time.monotonic() > deadline:
-                raise
-            time.sleep(0.01)
+    _when_free(lambda: source.replace(target))
 
 
 def rename_new(new: Path, output: Path) -> None:
-    """Rename to a place where nothing lies; raises FileExistsError if something does by now."""
-    if not new.is_dir():
+    """Rename to a place where nothing lies; raises FileExistsError if something does by now.
+
+    Where no rename refuses to replace, a file gets the second name first, which never replaces
+    anything, and a folder takes the place of a new, empty one: no other folder can be replaced. A
+    file on a disk without hard links takes the place of a new, empty file.
+    """
+    if _renamed(new, output, NO_REPLACE, MAC_NO_REPLACE):
+        return
+    if os.name == "nt":
+        _when_free(lambda: new.rename(output))  # which replaces nothing there
+    elif new.is_dir():
+        output.mkdir()
+        rename(new, output)
+    else:
         try:
             output.hardlink_to(new)
         except FileExistsError:
             raise
         except (OSError, NotImplementedError):
-            pass  # a disk without hard links
+            _rename_over_empty(new, output)
         else:
             new.unlink()
-            return
-    if os.path.lexists(output):
-        raise FileExistsError(f"{output} was made meanwhile")
-    rename(new, output)
 
 
 def link_or_copy(path: Path, target: Path) -> None:
@@ -108,11 +107,6 @@ def is_writable_folder(path: Path) -> bool:
     return path.is_dir() and os.access(path, os.W_OK | os.X_OK)
 
 
-def is_users(path: Path) -> bool:
-    """Whether a path belongs to the user who runs this; Windows does not say."""
-    return not hasattr(os, "getuid") or path.lstat().st_uid == os.getuid()
-
-
 @cache
 def empty_home() -> str:
     """Name a folder that libraries may take for the user's home, and leave nothing in.
@@ -125,3 +119,41 @@ def empty_home() -> str:
     folder = tempfile.TemporaryDirectory(prefix="cgconvert-")
     atexit.register(folder.cleanup)
     return folder.name
+
+
+def _when_free(move: Callable[[], object]) -> None:
+    """Rename, and try again for a while if another program of Windows has the file open."""
+    deadline = time.monotonic() + IN_USE_SECONDS
+    while True:
+        try:
+            move()
+            return
+        except PermissionError as error:
+            if getattr(error, "winerror", 0) not in IN_USE or time.monotonic() > deadline:
+                raise
+            time.sleep(0.01)
+
+
+def _renamed(new: Path, old: Path, flag: int, mac_flag: int) -> bool:
+    """Rename by a call that takes a flag; return False if this system or disk has none."""
+    libc: Any = ctypes.CDLL(None, use_errno=True) if os.name == "posix" else None
+    names = os.fsencode(new), os.fsencode(old)
+    if hasattr(libc, "renameat2"):
+        status = libc.renameat2(AT_FDCWD, names[0], AT_FDCWD, names[1], flag)
+    elif hasattr(libc, "renamex_np"):
+        status = libc.renamex_np(*names, mac_flag)
+    else:
+        return False
+    if status and ctypes.get_errno() not in UNSUPPORTED:
+        raise OSError(ctypes.get_errno(), os.strerror(ctypes.get_errno()), str(old))
+    return bool(status == 0)
+
+
+def _rename_over_empty(new: Path, output: Path) -> None:
+    """Make an empty file, then rename another over it, unless it is not that empty file by now."""
+    with output.open("xb") as file:
+        own = os.fstat(file.fileno())
+    status = output.lstat()
+    if not os.path.samestat(status, own) or status.st_size:
+        raise FileExistsError(errno.EEXIST, os.strerror(errno.EEXIST), str(output))
+    rename(new, output)

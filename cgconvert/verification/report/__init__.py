@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import os
 import re
+import stat
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
 from cgconvert.errors import InputError, OutputError, UsageError
 from cgconvert.io.reading import read_head
-from cgconvert.io.staging import write_atomic
+from cgconvert.io.staging import Staging
+from cgconvert.io.system.folders import is_users
 from cgconvert.io.system.names import is_writable_folder
 from cgconvert.verification.report.html import as_html
 from cgconvert.verification.report.junit import as_junit
@@ -49,13 +51,14 @@ def write_reports(reports: Sequence[Report], path: Path) -> None:
     Raises UsageError for a suffix without a format, OutputError if writing fails.
     """
     check_report_path(path)
-    try:
-        # Names of files may hold bytes that are not UTF-8; these are escaped, as in JSON.
-        text = WRITERS[path.suffix](reports)
-        Path(os.path.realpath(path)).parent.mkdir(parents=True, exist_ok=True)
-        write_atomic(path, text.encode(errors="backslashreplace"))
-    except OSError as error:
-        raise OutputError(f"{path}: cannot be written: {error.strerror or error}") from error
+    # Names of files may hold bytes that are not UTF-8; these are escaped, as in JSON.
+    text = WRITERS[path.suffix](reports).encode(errors="backslashreplace")
+    with Staging(path, EarlierReport()) as staging:
+        try:
+            (staging.content / path.name).write_bytes(text)
+            staging.commit_files()
+        except OSError as error:
+            raise OutputError(f"{path}: cannot be written: {error.strerror or error}") from error
 
 
 def check_report_path(path: Path) -> None:
@@ -66,21 +69,44 @@ def check_report_path(path: Path) -> None:
     """
     if path.suffix not in WRITERS:
         raise UsageError(f"{path}: a report ends in {', '.join(WRITERS)}")
-    if path.is_dir():
-        raise UsageError(f"{path}: is a folder; a report is a file")
+    EarlierReport().check(path)
     folder = Path(os.path.realpath(path)).parent
     existing = next(place for place in (folder, *folder.parents) if os.path.lexists(place))
     if not is_writable_folder(existing):
         raise OutputError(f"{path}: {existing} is no folder that can be written")
-    if not path.exists():
-        return
-    try:
+
+
+class EarlierReport:
+    """A guard that lets a report replace an earlier report of this user's, or an empty file."""
+
+    def check(self, output: Path) -> bool:
+        """Whether an earlier report lies at `output`; raises UsageError if anything else does."""
+        if not os.path.lexists(output):
+            return False
+        if output.is_symlink():
+            raise UsageError(
+                f"{output}: is a link, and is no report of cgconvert's; choose another `report`"
+            )
+        if output.is_dir():
+            raise UsageError(f"{output}: is a folder; a report is a file")
+        if not is_users(output.lstat()):
+            raise UsageError(f"{output}: belongs to another user; choose another `report`")
+        try:
+            if self.is_own(output):
+                return True
+        except InputError as error:
+            raise OutputError(str(error)) from error
+        raise UsageError(
+            f"{output}: exists and is no report of cgconvert's; choose another `report`"
+        )
+
+    def is_own(self, path: Path) -> bool:
+        """Whether a file is this user's, no link, and an earlier report or empty."""
+        status = path.lstat()
+        if not stat.S_ISREG(status.st_mode) or not is_users(status):
+            return False
         head = _head(path)
-    except InputError as error:
-        raise OutputError(str(error)) from error
-    if head is not None and (not head or MARKS[path.suffix].search(head)):
-        return
-    raise UsageError(f"{path}: exists and is no report of cgconvert's; choose another `report`")
+        return not head or bool(MARKS[path.suffix].search(head))
 
 
 def is_report(path: Path) -> bool:
