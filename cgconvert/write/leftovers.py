@@ -1,8 +1,7 @@
 """What interrupted runs have left: how much is complete, what continues it, and its removal.
 
-A leftover is the staging folder of an output, or the temporary file of a small file. Both must be
-this user's. The name of a folder alone proves little: it has to hold a lock and only what a staging
-folder has. That of a file has 64 random bits.
+A leftover is the staging folder of an artefact, a report or another file. Its name alone proves
+little: it has to be this user's, and to hold a lock and only what a staging folder has.
 """
 
 from __future__ import annotations
@@ -14,7 +13,6 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-from cgconvert.io.atomic_file import file_of_partial, is_partial, is_written
 from cgconvert.io.commit import SUFFIX
 from cgconvert.io.staging import (
     Staging,
@@ -55,7 +53,7 @@ class Leftover:
     """What an interrupted run has left, or what a running one is writing.
 
     Attributes:
-        path: The hidden folder or file.
+        path: The hidden folder.
         output: The artefact or file that was to be written.
         nbytes: Its bytes on the disk.
         modified: When it was last written, in seconds since 1970.
@@ -118,8 +116,8 @@ def find_leftovers(path: Path) -> Iterator[Leftover]:
             yield leftover
     if not path.is_dir() or path.is_symlink() or is_temporary(path.name):
         return
-    for parent, folders, files in os.walk(path):
-        for name in sorted((*folders, *files)):
+    for parent, folders, _ in os.walk(path):
+        for name in sorted(folders):
             if is_temporary(name) and (leftover := _leftover(Path(parent, name))) is not None:
                 yield leftover
         folders[:] = sorted(
@@ -129,14 +127,9 @@ def find_leftovers(path: Path) -> Iterator[Leftover]:
 
 def remove_leftover(leftover: Leftover) -> bool:
     """Remove a leftover; return whether it is gone. One that a run is writing stays."""
-    if leftover.path.is_dir():
-        # It only decides whether an earlier output that a commit moved away may be removed.
-        guard = Replacement(force=False, is_folder=False)
-        return Staging(leftover.output, guard).remove()
-    if is_written(leftover.path):
-        return False
-    leftover.path.unlink(missing_ok=True)
-    return True
+    # It only decides whether an earlier output that a commit moved away may be removed.
+    guard = Replacement(force=False, is_folder=False)
+    return Staging(leftover.output, guard).remove()
 
 
 def progress_of(folder: Path) -> str:
@@ -151,24 +144,18 @@ def disk_bytes(path: Path) -> int:
 
 def _leftover(path: Path) -> Leftover | None:
     """Describe the leftover at `path`; None if it is not one of cgconvert's."""
-    is_folder = is_staging_folder(path)
-    if not is_folder and not is_partial(path):
+    if not is_staging_folder(path):
         return None
     files = list(_files(path))
     times = [file.lstat().st_mtime for file in files if os.path.lexists(file)]
     return Leftover(
         path=path,
-        output=_output_of(path) if is_folder else file_of_partial(path),
+        output=path.with_name(path.name.removeprefix(".").removesuffix(SUFFIX)),
         nbytes=sum(map(_blocks, files)),
         modified=max([path.lstat().st_mtime, *times]),
-        progress=progress_of(path) if is_folder else "",
-        is_running=is_locked(path) if is_folder else is_written(path),
+        progress=progress_of(path),
+        is_running=is_locked(path),
     )
-
-
-def _output_of(folder: Path) -> Path:
-    """The output that is written in a staging folder."""
-    return folder.with_name(folder.name.removeprefix(".").removesuffix(SUFFIX))
 
 
 def _files(path: Path) -> Iterator[Path]:

@@ -184,13 +184,12 @@ def test_clean_lists_and_removes_only_what_runs_have_left(
     for name in ("m.bin", "n.bin"):
         stopped(checkpoint, name)
     Path(".n.bin.cgconvert-tmp").rename("deep/er/.n.bin.cgconvert-tmp")
-    partial = Path("deep/.verdict.json.0123456789abcdef.cgconvert-tmp")
-    partial.write_text("half")
+    Path("deep/.verdict.json.cgconvert-tmp/content").mkdir(parents=True)
+    Path("deep/.verdict.json.cgconvert-tmp/lock").touch()
     mine = {
         "deep/.mine.cgconvert-tmp/thesis.tex": "a folder with files that no staging folder has",
         "deep/.book.cgconvert-tmp/content/thesis.tex": "a folder without a lock",
-        "deep/.half.tex.cgconvert-tmp": "a file without random bits in its name",
-        "deep/.verdict.json.0123456789abcdeF.cgconvert-tmp": "bits written in another way",
+        "deep/.half.tex.cgconvert-tmp": "a file",
         ".cgconvert-tmp/thesis.tex": "another name",
         "plain/.git/.x.cgconvert-tmp": "not searched",
         "plain/file.cgconvert-tmp": "not hidden",
@@ -203,7 +202,7 @@ def test_clean_lists_and_removes_only_what_runs_have_left(
     leftovers = cgconvert.clean()
     assert [str(leftover.path) for leftover in leftovers] == [
         ".m.bin.cgconvert-tmp",
-        str(partial),
+        "deep/.verdict.json.cgconvert-tmp",
         "deep/er/.n.bin.cgconvert-tmp",
     ]
     assert [str(leftover.output) for leftover in leftovers] == [

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import errno
 import os
 import stat
@@ -15,7 +14,7 @@ try:
 except ImportError:  # Windows
     fcntl = None  # type: ignore[assignment]
 
-__all__ = ["FileLock", "hold", "is_held"]
+__all__ = ["FileLock"]
 
 
 class FileLock:
@@ -94,24 +93,3 @@ class FileLock:
         except filelock.Timeout as error:
             raise BlockingIOError(f"{self.path} is locked") from error
         self._library_lock = lock
-
-
-def hold(descriptor: int) -> None:
-    """Lock an open file until its descriptor is closed, so that `is_held` tells others."""
-    with contextlib.suppress(OSError):  # a disk without locks
-        if fcntl is not None:
-            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-
-
-def is_held(path: Path) -> bool:
-    """Whether a process holds a file; always false where there is no fcntl."""
-    if fcntl is None:
-        return False
-    descriptor = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC | os.O_NONBLOCK)
-    try:
-        fcntl.flock(descriptor, fcntl.LOCK_SH | fcntl.LOCK_NB)
-    except BlockingIOError:
-        return True
-    finally:
-        os.close(descriptor)
-    return False
