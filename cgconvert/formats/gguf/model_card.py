@@ -129,7 +129,10 @@ class EarlierCard:
         """Whether a card is as it was written."""
         if path.is_symlink() or not path.is_file() or not is_users(path.lstat()):
             return False
-        text = read_bytes(path).decode(errors="replace")
+        try:
+            text = read_bytes(path).decode()
+        except (InputError, UnicodeError):
+            return False
         mark = _MARKED.search(text)
         if mark is None:
             return False

@@ -92,7 +92,7 @@ class EarlierReport:
         if not is_users(output.lstat()):
             raise UsageError(f"{output}: belongs to another user; choose another `report`")
         try:
-            if self.is_own(output):
+            if _is_report_or_empty(output):
                 return True
         except InputError as error:
             raise OutputError(str(error)) from error
@@ -102,11 +102,18 @@ class EarlierReport:
 
     def is_own(self, path: Path) -> bool:
         """Whether a file is this user's, no link, and an earlier report or empty."""
-        status = path.lstat()
-        if not stat.S_ISREG(status.st_mode) or not is_users(status):
+        try:
+            return is_users(path.lstat()) and _is_report_or_empty(path)
+        except InputError:
             return False
-        head = _head(path)
-        return not head or bool(MARKS[path.suffix].search(head))
+
+
+def _is_report_or_empty(path: Path) -> bool:
+    """Whether a path is a regular file that is empty or a report. Raises InputError."""
+    if not stat.S_ISREG(path.lstat().st_mode):  # opening a pipe would wait for a writer
+        return False
+    head = _head(path)
+    return not head or bool(MARKS[path.suffix].search(head))
 
 
 def is_report(path: Path) -> bool:
