@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from cgconvert.api.conversion_table import conversions
-from cgconvert.api.declarations import READ, WRITE
+from cgconvert.api.declarations import CACHE, READ, WRITE
 from cgconvert.api.execution import ProgressOption, Result, execute, progress_for
 from cgconvert.api.sources import Source, check_name, load, named
 from cgconvert.errors import UsageError
@@ -52,7 +52,11 @@ def plan(
     known = conversions()
     if conversion not in known:
         raise UsageError(f"no conversion {conversion!r}; there are {', '.join(known)}")
-    reading = {option.name: options.pop(option.name) for option in READ if option.name in options}
+    reading = {
+        option.name: options.pop(option.name)
+        for option in (*READ, *CACHE)
+        if option.name in options
+    }
     own = accepted_values(known[conversion].options, options)
     name = own.pop("name", None)
     check_name(name)
@@ -84,10 +88,10 @@ def convert(
         'huggingface'
     """
     writing = {option.name: options.pop(option.name) for option in WRITE if option.name in options}
-    progress = progress_for(options.pop("progress", None))
+    progress, cache = progress_for(options.pop("progress", None)), options.get("cache", True)
     with shown_while_reading(progress):
         planned = plan(source, conversion, output, **options)
-    return execute(planned, progress=progress, **writing)
+    return execute(planned, cache=cache, progress=progress, **writing)
 
 
 def to_hf(
@@ -107,6 +111,7 @@ def to_hf(
     step: int | None = None,
     revision: str | None = None,
     adapter: str | Path | Sequence[str | Path] = (),
+    cache: bool = True,
     progress: ProgressOption = None,
 ) -> Result:
     """Write a model as Hugging Face safetensors, with configuration, tokenizer and model card.
@@ -128,6 +133,7 @@ def to_hf(
         step: See `load`.
         revision: See `load`.
         adapter: See `load`.
+        cache: See `load`.
         progress: See `execute`.
 
     Returns:
@@ -160,6 +166,7 @@ def to_hf(
         step=step,
         revision=revision,
         adapter=adapter,
+        cache=cache,
         progress=progress,
     )
 
@@ -185,6 +192,7 @@ def to_onnx(
     step: int | None = None,
     revision: str | None = None,
     adapter: str | Path | Sequence[str | Path] = (),
+    cache: bool = True,
     progress: ProgressOption = None,
 ) -> Result:
     """Write a model as an ONNX decoder with a KV cache: a complete repository.
@@ -213,6 +221,7 @@ def to_onnx(
         step: See `load`.
         revision: See `load`.
         adapter: See `load`.
+        cache: See `load`.
         progress: See `execute`.
 
     Returns:
@@ -249,6 +258,7 @@ def to_onnx(
         step=step,
         revision=revision,
         adapter=adapter,
+        cache=cache,
         progress=progress,
     )
 
@@ -268,6 +278,7 @@ def to_gguf(
     step: int | None = None,
     revision: str | None = None,
     adapter: str | Path | Sequence[str | Path] = (),
+    cache: bool = True,
     progress: ProgressOption = None,
 ) -> Result:
     """Write a model as a GGUF file that an unmodified llama.cpp runs (architecture phi2).
@@ -288,6 +299,7 @@ def to_gguf(
         step: See `load`.
         revision: See `load`.
         adapter: See `load`.
+        cache: See `load`.
         progress: See `execute`.
 
     Returns:
@@ -318,5 +330,6 @@ def to_gguf(
         step=step,
         revision=revision,
         adapter=adapter,
+        cache=cache,
         progress=progress,
     )

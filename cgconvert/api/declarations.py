@@ -18,6 +18,7 @@ from cgconvert.verification.thresholds import known_bounds, parse_bound
 
 __all__ = [
     "BUDGETS",
+    "CACHE",
     "DRY_RUNS",
     "GENERATE",
     "NAME",
@@ -96,6 +97,16 @@ READ = (
     ),
 )
 """How a source is read."""
+
+CACHE = (
+    Option(
+        name="cache",
+        type=bool,
+        default=True,
+        help="Believe nothing that is kept in the cache, and keep nothing there.",
+    ),
+)
+"""An option of whatever reads a source: tarballs, references and hashes are kept in the cache."""
 
 DRY_RUN = Option(
     name="dry_run",
@@ -284,4 +295,15 @@ Example:
 def declared_options() -> list[Option]:
     """All options there are; several have the same name."""
     conversions = (option for format_ in formats() for option in format_.options)
-    return [OUTPUT, NAME, *DRY_RUNS, *READ, *WRITE, *QUANTIZE, *VERIFY, *GENERATE, *conversions]
+    return [
+        OUTPUT,
+        NAME,
+        *DRY_RUNS,
+        *READ,
+        *CACHE,
+        *WRITE,
+        *QUANTIZE,
+        *VERIFY,
+        *GENERATE,
+        *conversions,
+    ]

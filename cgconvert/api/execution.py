@@ -9,6 +9,7 @@ from typing import Any
 
 from cgconvert.api.progress import ProgressBar, ProgressOption, progress_for
 from cgconvert.formats.registry import FORMATS, load
+from cgconvert.io.cache import with_cache
 from cgconvert.write.execute import execute as write_plan
 from cgconvert.write.manifest import Manifest
 from cgconvert.write.plan import LazyPlan
@@ -22,6 +23,7 @@ def execute(
     force: bool = False,
     keep: bool = True,
     allow_nonfinite: bool = False,
+    cache: bool = True,
     progress: ProgressOption = None,
 ) -> Result:
     """Carry out a plan. The artefact appears at its path complete, or not at all.
@@ -33,6 +35,7 @@ def execute(
         keep: Go on with what an interrupted run of this plan has left, and leave what is complete
             if this run is interrupted or the disk is full. False drops both.
         allow_nonfinite: Keep NaN, infinities and what overflows to them; never in quantized types.
+        cache: Whether to use cgconvert's cache, which remembers hashes of large files.
         progress: "auto" for a line in a terminal or a bar in a notebook; True for that, and for
             lines where there is neither; an object with `step`, `advance` and `finish` (see
             `cgconvert.io.progress.Progress`); None for silence.
@@ -50,13 +53,14 @@ def execute(
         >>> cgconvert.execute(plan).bytes == plan.nbytes
         True
     """
-    manifest = write_plan(
-        plan,
-        force=force,
-        keep=keep,
-        allow_nonfinite=allow_nonfinite,
-        progress=progress_for(progress),
-    )
+    with with_cache(cache):
+        manifest = write_plan(
+            plan,
+            force=force,
+            keep=keep,
+            allow_nonfinite=allow_nonfinite,
+            progress=progress_for(progress),
+        )
     if plan.format in FORMATS:
         load(plan.format).after_writing(plan.source, plan.output)
     return Result(plan.output, manifest)

@@ -9,6 +9,7 @@ from cgconvert.api.declarations import GENERATE
 from cgconvert.api.sources import Source, load
 from cgconvert.errors import UsageError
 from cgconvert.formats.registry import artefact_format, identify
+from cgconvert.io.cache import with_cache
 from cgconvert.io.reading import within_budget
 from cgconvert.model.decoder import Checkpoint
 from cgconvert.options import accepted_values
@@ -32,6 +33,7 @@ def generate(
     seed: int = 0,
     runtime: str | None = None,
     device: str = "auto",
+    cache: bool = True,
 ) -> str:
     """Continue a prompt with an artefact, in the runtime people use for its format, or a source.
 
@@ -50,6 +52,7 @@ def generate(
             unless given.
         device: cpu, cuda, mps, gpu (the best there is), or auto: cuda where the runtime has it,
             else cpu.
+        cache: See `load`.
 
     Returns:
         The prompt and its continuation.
@@ -73,6 +76,7 @@ def generate(
         seed=seed,
         runtime=runtime,
         device=device,
+        cache=cache,
     )
     return "".join(pieces)
 
@@ -86,6 +90,7 @@ def stream_generate(
     seed: int = 0,
     runtime: str | None = None,
     device: str = "auto",
+    cache: bool = True,
 ) -> Iterator[str]:
     """Yield the prompt, then its continuation piece by piece while it is generated.
 
@@ -97,6 +102,7 @@ def stream_generate(
         seed: See `generate`.
         runtime: See `generate`.
         device: See `generate`.
+        cache: See `load`.
 
     Yields:
         The prompt, then text of one token or more: only complete characters. Joined, the pieces
@@ -122,7 +128,8 @@ def stream_generate(
             "device": device,
         },
     )
-    opened = _open(artefact, runtime, device)
+    with with_cache(cache):
+        opened = _open(artefact, runtime, device)
     try:
         ids = opened.tokenize(prompt)
         tokens = generate_tokens(

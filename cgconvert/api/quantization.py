@@ -57,6 +57,7 @@ def quantize(
     step: int | None = None,
     revision: str | None = None,
     adapter: str | Path | Sequence[str | Path] = (),
+    cache: bool = True,
     progress: ProgressOption = None,
 ) -> Result:
     """Write a model in fewer bits, fitted to a text: GGUF, or ONNX with MatMulNBits.
@@ -95,6 +96,7 @@ def quantize(
         step: See `load`.
         revision: See `load`.
         adapter: See `load`.
+        cache: See `load`.
         progress: See `execute`.
 
     Returns:
@@ -140,6 +142,7 @@ def quantize(
         step=step,
         revision=revision,
         adapter=adapter,
+        cache=cache,
         progress=shown,
     )
     checkpoint = named(checkpoint, name)
@@ -149,6 +152,7 @@ def quantize(
         force=force,
         keep=keep,
         allow_nonfinite=allow_nonfinite,
+        cache=cache,
         progress=shown,
     )
 

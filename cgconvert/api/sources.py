@@ -14,6 +14,7 @@ from cgconvert.api.progress import ProgressOption, progress_for
 from cgconvert.errors import UsageError
 from cgconvert.formats.qkv_groups import with_doubtful_groups_warned
 from cgconvert.formats.read import Description, ReadOptions, describe, read
+from cgconvert.io.cache import with_cache
 from cgconvert.io.progress import shown_while_reading
 from cgconvert.model.decoder import Checkpoint
 from cgconvert.options import AUTO, Option
@@ -36,6 +37,7 @@ def load(
     step: int | None = None,
     revision: str | None = None,
     adapter: str | Path | Sequence[str | Path] = (),
+    cache: bool = True,
     progress: ProgressOption = None,
 ) -> Checkpoint:
     """Open a CodeGen model. Only headers are read; weights are read when they are converted.
@@ -55,6 +57,8 @@ def load(
         revision: Branch, tag or commit on the Hub.
         adapter: Folder with a LoRA adapter of peft, or several, merged in this order into the
             weights. A folder with an adapter only may also be the source: it names its base.
+        cache: Whether to use cgconvert's cache. Without it a tarball is unpacked into a temporary
+            folder, which is removed when the process ends.
         progress: See `execute`; for downloads, archives and measuring.
 
     Returns:
@@ -79,7 +83,8 @@ def load(
     )
     if not isinstance(source, Checkpoint):
         is_shown = progress is not None
-        with shown_while_reading(progress_for(progress)) if is_shown else nullcontext():
+        shown = shown_while_reading(progress_for(progress)) if is_shown else nullcontext()
+        with shown, with_cache(cache):
             checkpoint = read(str(source), options)
             is_user_number = options.mp_num is not None and options.mp_num != AUTO
             return with_doubtful_groups_warned(checkpoint) if is_user_number else checkpoint
@@ -97,6 +102,7 @@ def inspect(
     step: int | None = None,
     revision: str | None = None,
     adapter: str | Path | Sequence[str | Path] = (),
+    cache: bool = True,
 ) -> Description:
     """Describe a model or an artefact, a quantized one too, from its headers.
 
@@ -108,6 +114,7 @@ def inspect(
         step: See `load`.
         revision: See `load`.
         adapter: See `load`.
+        cache: See `load`.
 
     Returns:
         Layout, geometry, number of parameters, tokenizer, stored bytes by type, every tensor with
@@ -130,7 +137,8 @@ def inspect(
         revision=revision,
         adapter=adapter,
     )
-    return describe(str(path), options)
+    with with_cache(cache):
+        return describe(str(path), options)
 
 
 def named(checkpoint: Checkpoint, name: str | None) -> Checkpoint:

@@ -6,7 +6,7 @@ import html
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 from cgconvert.api.declarations import VERIFY
 from cgconvert.api.execution import ProgressOption, Result, progress_for
@@ -14,6 +14,7 @@ from cgconvert.api.sources import Source, read_options
 from cgconvert.errors import CgconvertError, InputError, UsageError
 from cgconvert.formats.read import ReadOptions, read
 from cgconvert.formats.registry import Artefact, find_all, identify
+from cgconvert.io.cache import KINDS, UNPACKED, cache_used, is_cache_allowed, with_cache
 from cgconvert.io.file_names import is_possible
 from cgconvert.io.progress import LaterSteps, shown_while_reading
 from cgconvert.io.reading import within_budget
@@ -21,6 +22,7 @@ from cgconvert.io.remembered import remembering
 from cgconvert.model.decoder import Checkpoint
 from cgconvert.options import accepted_values
 from cgconvert.runtimes import runtime_names
+from cgconvert.sources.tarball import is_kept
 from cgconvert.texts.text import Text, read_text
 from cgconvert.verification.prompts import TEXT_TOKENS
 from cgconvert.verification.report import WRITERS, check_report_path, write_reports
@@ -124,6 +126,7 @@ def verify(
     step: int | None = None,
     revision: str | None = None,
     adapter: str | Path | Sequence[str | Path] = (),
+    cache: bool = True,
     progress: ProgressOption = None,
 ) -> Verification:
     """Compare artefacts with the model they were made from: first what is stored, then running.
@@ -153,6 +156,7 @@ def verify(
         step: See `load`; for the reference.
         revision: See `load`; for the reference.
         adapter: See `load`; for the reference.
+        cache: See `load`; it keeps outputs of the reference too.
         progress: See `execute`.
 
     Returns:
@@ -184,26 +188,27 @@ def verify(
         adapter=adapter,
     )
     shown = progress_for(progress)
-    if reference is None or isinstance(reference, Checkpoint):
-        source = reference
-    else:
-        with shown_while_reading(shown):
-            source = read(str(reference), options)
-    reports = reports_of(
-        artefacts_at(artefact),
-        quick=quick,
-        strict=strict,
-        reference=source,
-        options=options,
-        texts=[item if isinstance(item, Text) else read_text(str(item)) for item in text],
-        text_tokens=text_tokens,
-        thresholds=dict.fromkeys(known_bounds(), bounds),
-        report=report_paths,
-        runtime=runtime,
-        device=device,
-        progress=shown,
-    )
-    return Verification(tuple(reports))
+    with with_cache(cache):
+        if reference is None or isinstance(reference, Checkpoint):
+            source = reference
+        else:
+            with shown_while_reading(shown):
+                source = read(str(reference), options)
+        reports = reports_of(
+            artefacts_at(artefact),
+            quick=quick,
+            strict=strict,
+            reference=source,
+            options=options,
+            texts=[item if isinstance(item, Text) else read_text(str(item)) for item in text],
+            text_tokens=text_tokens,
+            thresholds=dict.fromkeys(known_bounds(), bounds),
+            report=report_paths,
+            runtime=runtime,
+            device=device,
+            progress=shown,
+        )
+        return Verification(tuple(reports))
 
 
 @within_budget()
@@ -263,7 +268,7 @@ def reports_of(
         with shown_while_reading(shown):
             source = reference or _source_of(artefact, options or ReadOptions(), sources)
         try:
-            with remembering(), within_budget():
+            with remembering(), within_budget(), cache_used() as kinds:
                 verified = verify_artefact(
                     artefact.path,
                     artefact.format,
@@ -282,9 +287,17 @@ def reports_of(
         except BaseException:
             shown.finish()
             raise
+        verified = replace(verified, cache=_cache_entry(kinds, source))
         reports.append(verified)
         yield verified
     Verification(tuple(reports)).save(*report)
+
+
+def _cache_entry(kinds: set[str], source: Checkpoint) -> dict[str, Any]:
+    """The report's `cache`, from the kinds of what was taken from the cache for an artefact."""
+    taken = kinds | ({UNPACKED} if is_kept(source.path) else set())
+    words = tuple(words for kind, words in KINDS.items() if kind in taken)
+    return {"allowed": is_cache_allowed(), "used": bool(words), "for": words}
 
 
 def _checked_bounds(threshold: Bounds) -> dict[str, float | None]:

@@ -16,7 +16,16 @@ from typing import Any
 import click
 
 from cgconvert.api.conversion_table import Conversion, conversions
-from cgconvert.api.declarations import DRY_RUNS, GENERATE, OUTPUT, READ, TENSORS, VERIFY, WRITE
+from cgconvert.api.declarations import (
+    CACHE,
+    DRY_RUNS,
+    GENERATE,
+    OUTPUT,
+    READ,
+    TENSORS,
+    VERIFY,
+    WRITE,
+)
 from cgconvert.cli.completion import complete_recipe, complete_source
 from cgconvert.cli.options import click_options
 from cgconvert.cli.other_tools import AnsweringCommand
@@ -64,7 +73,7 @@ Example:
   cgconvert verify out/codegen-350M-mono/onnx --report verdict.json
 """,
         lambda: [click.Argument(["artefact"], required=False, type=click.Path(path_type=Path))],
-        (*VERIFY, *READ),
+        (*VERIFY, *READ, *CACHE),
     ),
     "inspect": Command(
         "cgconvert.cli.inspect:run",
@@ -79,7 +88,7 @@ Example:
             click.Argument(["path"], shell_complete=complete_source),
             click.Option(["--json", "as_json"], is_flag=True, help="For a machine: schema 1."),
         ],
-        (TENSORS, *READ),
+        (TENSORS, *READ, *CACHE),
     ),
     "generate": Command(
         "cgconvert.cli.generate:run",
@@ -97,7 +106,7 @@ Example:
             click.Argument(["artefact"], shell_complete=complete_source),
             click.Argument(["prompt"]),
         ],
-        GENERATE,
+        (*GENERATE, *CACHE),
     ),
     "run": Command(
         "cgconvert.cli.run:run",
@@ -118,7 +127,7 @@ Example:
                 ["recipe_file"], metavar="RECIPE", required=False, shell_complete=complete_recipe
             )
         ],
-        (RECIPE_SOURCE, WRITE[0], *DRY_RUNS, LIST_RECIPES, *WRITE[1:], *READ),
+        (RECIPE_SOURCE, WRITE[0], *DRY_RUNS, LIST_RECIPES, *WRITE[1:], *READ, *CACHE),
     ),
     "clean": Command(
         "cgconvert.cli.clean:run",
@@ -168,7 +177,7 @@ def command(name: str) -> click.Command | None:
 
 def _conversion_command(conversion: Conversion) -> click.Command:
     """The command of a conversion: SOURCE, its own options and those of writing and reading."""
-    options = (*conversion.options, OUTPUT, WRITE[0], *DRY_RUNS, *WRITE[1:], *READ)
+    options = (*conversion.options, OUTPUT, WRITE[0], *DRY_RUNS, *WRITE[1:], *READ, *CACHE)
     source = click.Argument(
         ["source"], required=conversion.name not in DEFAULT_SOURCE, shell_complete=complete_source
     )
@@ -180,5 +189,10 @@ def _conversion_command(conversion: Conversion) -> click.Command:
     )
 
 
-def _call(function: str, **values: Any) -> None:
-    resolve_name(function)(**values)
+def _call(function: str, *, cache: bool = True, **values: Any) -> None:
+    """Carry out a command, with or without the cache; what it calls need not know."""
+    # Not imported at the top: `--help` needs no cache.
+    from cgconvert.io.cache import with_cache
+
+    with with_cache(cache):
+        resolve_name(function)(**values)

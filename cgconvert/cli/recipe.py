@@ -27,7 +27,7 @@ from typing import Any
 import yaml
 
 from cgconvert.api.conversion_table import conversions
-from cgconvert.api.declarations import OUTPUT, READ, VERIFY, WRITE
+from cgconvert.api.declarations import CACHE, OUTPUT, READ, VERIFY, WRITE
 from cgconvert.cli.yaml_nodes import Entries, Nodes, compose
 from cgconvert.errors import InputError
 from cgconvert.options import ByteSize, Option, parse_size
@@ -43,7 +43,7 @@ DESCRIPTION = Option(name="description")
 
 TOP = {
     "source": SOURCE,
-    **{option.name: option for option in READ},
+    **{option.name: option for option in (*READ, *CACHE)},
     "description": DESCRIPTION,
     "steps": None,
     MATRIX: None,
@@ -81,7 +81,7 @@ class Recipe:
 
     `label` is how messages call its file. `source_options` say how its source is read, as the
     arguments of `load` do. `thresholds` holds bounds by stored type ("gguf Q4_0"), then by name of
-    check; None: the value is not judged.
+    check; None: the value is not judged. `cache` says whether cgconvert's cache is used.
     """
 
     label: str
@@ -90,15 +90,16 @@ class Recipe:
     source_options: Mapping[str, Any] = field(default_factory=dict)
     thresholds: Mapping[str, Mapping[str, float | None]] = field(default_factory=dict)
     description: str = ""
+    cache: bool = True
 
 
 def steps() -> dict[str, dict[str, Option]]:
     """The commands that can be a step, each with its options by name."""
     table = {
-        name: (OUTPUT, *conversion.options, *WRITE, *READ)
+        name: (OUTPUT, *conversion.options, *WRITE, *READ, *CACHE)
         for name, conversion in conversions().items()
     }
-    table["verify"] = (*VERIFY, *READ)
+    table["verify"] = (*VERIFY, *READ, *CACHE)
     return {name: {option.name: option for option in options} for name, options in table.items()}
 
 
@@ -185,6 +186,7 @@ class _Reader(Nodes):
             description=self.option(fields["description"][1], DESCRIPTION)
             if "description" in fields
             else "",
+            cache=self.option(fields["cache"][1], CACHE[0]) if "cache" in fields else True,
         )
         first = recipe.steps[0]
         if first.command == "verify":

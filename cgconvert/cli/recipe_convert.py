@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Container, Mapping
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -10,19 +11,20 @@ from typing import Any
 import click
 
 from cgconvert.api.conversions import plan
-from cgconvert.api.declarations import OUTPUT, READ, WRITE
+from cgconvert.api.declarations import CACHE, OUTPUT, READ, WRITE
 from cgconvert.api.output_state import OutputState, output_state
 from cgconvert.cli.conversions import carry_out
 from cgconvert.cli.recipe import Step
 from cgconvert.cli.text import printable
 from cgconvert.errors import UsageError
+from cgconvert.io.cache import with_cache
 from cgconvert.model.decoder import Checkpoint
 from cgconvert.write.leftovers import unfinished
 from cgconvert.write.plan import LazyPlan
 
-__all__ = ["READING", "Conversion", "only"]
+__all__ = ["READING", "Conversion", "cache_of", "only"]
 
-READING = {option.name for option in READ}
+READING = {option.name for option in (*READ, *CACHE)}
 WRITING = {option.name: option.default for option in WRITE}
 
 
@@ -125,6 +127,11 @@ class Conversion:
         advice = f"{first}, or give the step another {OUTPUT.name}"
         colon = "" if state.kind == "different" else ":"
         return f"{self.make_plan().output}{colon} {state.reason}; {advice}"
+
+
+def cache_of(step: Step) -> AbstractContextManager[None]:
+    """Allow the cache while a step is carried out, unless it says that it is not to be used."""
+    return with_cache(step.options.get(CACHE[0].name, CACHE[0].default))
 
 
 def only(step: Step, names: Container[str]) -> dict[str, Any]:

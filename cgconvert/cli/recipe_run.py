@@ -17,7 +17,7 @@ from cgconvert.api.declarations import OUTPUT
 from cgconvert.api.sources import load
 from cgconvert.cli.output import progress_of_command
 from cgconvert.cli.recipe import Recipe, Step
-from cgconvert.cli.recipe_convert import READING, Conversion, only
+from cgconvert.cli.recipe_convert import READING, Conversion, cache_of, only
 from cgconvert.cli.recipe_verify import Verification
 from cgconvert.cli.text import printable
 from cgconvert.errors import InputError
@@ -71,14 +71,16 @@ class RecipeRun:
         """
         for task in self.tasks:
             if isinstance(task, Conversion) and task.plan is not None:
-                task.refuse_obstacle()
+                with cache_of(task.step):
+                    task.refuse_obstacle()
         printed: set[str] = set()
         for number, task in enumerate(self.tasks, 1):
             context = self._print_title(number, task.step)
-            if isinstance(task, Conversion):
-                task.carry_out(printed, context)
-            else:
-                task.carry_out(context, again=self.writing["force"])
+            with cache_of(task.step):
+                if isinstance(task, Conversion):
+                    task.carry_out(printed, context)
+                else:
+                    task.carry_out(context, again=self.writing["force"])
 
     def describe(self, *, tensors: bool = False) -> None:
         """Print which steps are complete, and what the others would do or why they would stop.
@@ -89,10 +91,11 @@ class RecipeRun:
         outcomes = []
         for number, task in enumerate(self.tasks, 1):
             self._print_title(number, task.step)
-            if isinstance(task, Conversion):
-                outcomes.append(task.describe(printed, tensors=tensors))
-            else:
-                outcomes.append(task.describe())
+            with cache_of(task.step):
+                if isinstance(task, Conversion):
+                    outcomes.append(task.describe(printed, tensors=tensors))
+                else:
+                    outcomes.append(task.describe())
         there, to_run, stopped = map(outcomes.count, ("skip", "run", "stop"))
         if stopped:
             click.echo(f"nothing would be written: {stopped} of {len(outcomes)} steps would stop")

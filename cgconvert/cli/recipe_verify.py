@@ -123,6 +123,8 @@ class Verification:
 
     @staticmethod
     def _print_passed(passed: Passed) -> None:
-        click.echo("verified before, with the same files, bounds and versions; passed:")
+        click.echo(
+            "verified before, with the same files, bounds and versions (so says the cache); passed:"
+        )
         for run in passed.runs:
             click.echo(f"  {printable(run)}")

@@ -12,6 +12,7 @@ from cgconvert.cli.conversions import check_lists_tensors
 from cgconvert.cli.output import columns
 from cgconvert.cli.recipe_list import listing
 from cgconvert.cli.recipe_run import RecipeRun
+from cgconvert.io.cache import with_cache
 from cgconvert.verification.thresholds import known_bounds
 
 __all__ = ["run"]
@@ -32,8 +33,9 @@ def run(
     recipes = recipe.load(shipped.find(recipe_file), known_bounds(), source)
     reading = {option.name: values.pop(option.name) for option in READ}
     overriding = {name: value for name, value in reading.items() if value not in (None, ())}
-    recipe_run = RecipeRun(recipes, overriding, values)
-    if dry_run:
-        recipe_run.describe(tensors=tensors)
-    else:
-        recipe_run.carry_out()
+    with with_cache(all(recipe.cache for recipe in recipes)):
+        recipe_run = RecipeRun(recipes, overriding, values)
+        if dry_run:
+            recipe_run.describe(tensors=tensors)
+        else:
+            recipe_run.carry_out()

@@ -33,7 +33,7 @@ from cgconvert.sources.gzip_stream import GzipStream
 from cgconvert.sources.tar_stream import TarError, TarMember, TarStream
 from cgconvert.sources.unpacked import identity_of, is_as_unpacked, read_record, write_record
 
-__all__ = ["checkpoint_name", "is_tarball", "unpack"]
+__all__ = ["checkpoint_name", "is_kept", "is_tarball", "unpack"]
 
 SUFFIXES = (".tar.gz", ".tgz")
 
@@ -101,11 +101,13 @@ def unpack(path: Path) -> tuple[Path, dict[str, str]]:
         record = read_record(folder.name)
         if record is not None and is_as_unpacked(folder, record):
             note_use(UNPACKED)
+            _kept.add(folder)
             return folder, dict(record.origin)
         with Staging(folder, Anything()) as staging:  # replaces what is not as it was
             origin, hashes = _unpack_into(path, staging.content)
             staging.commit_folder()
         write_record(folder, origin, hashes)
+        _kept.discard(folder)
     except CacheRefusedError as error:
         raise OutputError(f"{path}: cannot be unpacked into the cache: {error}") from error
     except OSError as error:
@@ -113,6 +115,15 @@ def unpack(path: Path) -> tuple[Path, dict[str, str]]:
     finally:
         remove_empty_folders(UNPACKED)
     return folder, origin
+
+
+def is_kept(folder: Path) -> bool:
+    """Whether a folder was taken from the cache by this process, and not unpacked by it."""
+    return folder in _kept
+
+
+_kept: set[Path] = set()
+"""The folders that were taken from the cache."""
 
 
 def _temporary_folder() -> Path:

@@ -12,24 +12,24 @@ import pytest
 
 import cgconvert
 from cgconvert.api.conversion_table import conversions
-from cgconvert.api.declarations import GENERATE, READ, VERIFY, WRITE
+from cgconvert.api.declarations import CACHE, GENERATE, READ, VERIFY, WRITE
 from cgconvert.api.generation import stream_generate
 from cgconvert.options import Option
 
 EXPECTED: dict[str, tuple[Callable[..., Any], Sequence[Option]]] = {
-    "load": (cgconvert.load, READ),
-    "inspect": (cgconvert.inspect, READ),
-    "execute": (cgconvert.execute, WRITE),
+    "load": (cgconvert.load, (*READ, *CACHE)),
+    "inspect": (cgconvert.inspect, (*READ, *CACHE)),
+    "execute": (cgconvert.execute, (*WRITE, *CACHE)),
     **{
         name: (
             getattr(cgconvert, name.replace("-", "_")),
-            (*conversion.options, *WRITE, *READ),
+            (*conversion.options, *WRITE, *READ, *CACHE),
         )
         for name, conversion in conversions().items()
     },
-    "verify": (cgconvert.verify, (*VERIFY, *READ)),
-    "generate": (cgconvert.generate, GENERATE),
-    "stream_generate": (stream_generate, GENERATE),
+    "verify": (cgconvert.verify, (*VERIFY, *READ, *CACHE)),
+    "generate": (cgconvert.generate, (*GENERATE, *CACHE)),
+    "stream_generate": (stream_generate, (*GENERATE, *CACHE)),
 }
 
 OTHER = {"progress"}

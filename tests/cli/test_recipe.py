@@ -287,6 +287,16 @@ def test_steps_take_the_options_of_their_commands(tmp_path: Path) -> None:
     }  # fmt: skip
 
 
+def test_a_recipe_or_a_step_may_be_without_the_cache(tmp_path: Path) -> None:
+    (loaded,) = read(
+        tmp_path, "source: x\ncache: false\nsteps: [to-hf, to-gguf: {cache: false}, verify]\n"
+    )
+    assert not loaded.cache
+    assert [step.options.get("cache") for step in loaded.steps] == [None, False, None]
+    (loaded,) = read(tmp_path, "source: x\nsteps: [to-hf]\n")
+    assert loaded.cache
+
+
 def test_the_number_of_groups_may_be_a_word(tmp_path: Path) -> None:
     path = tmp_path / "measured.yaml"
     path.write_text(GOOD.replace("mp_num: 4", "mp_num: auto"))

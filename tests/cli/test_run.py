@@ -383,3 +383,28 @@ def test_a_shipped_recipe_says_how_much_it_writes(name: str) -> None:
             float(part.split()[-1]) for part in loaded.description.split(f" GB {words}")[:1]
         )
         assert stated == pytest.approx(size / 1e9, rel=0.05, abs=0.05), words
+
+
+WITHOUT_CACHE: dict[str, tuple[str, tuple[str, ...]]] = {
+    "--no-cache": ("", ("--no-cache",)),
+    "the recipe's": ("cache: false\n", ()),
+    "the steps'": ("", ()),
+}
+
+
+@pytest.mark.parametrize("place", WITHOUT_CACHE)
+def test_without_the_cache_a_recipe_neither_reads_nor_writes_it(
+    place: str, run: Run, tmp_path: Path
+) -> None:
+    top, flags = WITHOUT_CACHE[place]
+    own = ", cache: false" if place == "the steps'" else ""
+    (tmp_path / "r.yaml").write_text(
+        f"source: {TINY}\n{top}steps:\n  - to-gguf: {{type: Q8_0{own}}}\n"
+        f"  - verify: {{quick: true{own}}}\n"
+    )
+    for _ in range(2):
+        code, out, err = run("r.yaml", *flags)
+        assert code == 0, err
+        assert "verified before" not in out
+        assert "; without the cache" in out
+    assert not any((cache_folder() / kind).exists() for kind in ("hashes", "verified"))

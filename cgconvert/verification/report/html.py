@@ -181,7 +181,7 @@ def _provenance(artefact: Mapping[str, Any]) -> dict[str, str]:
     All keys of these groups are shown, so a new key needs no change here.
     """
     rows = {f"sha256 of {name}": sha for name, sha in artefact["artefact"]["files"].items()}
-    for group in ("source", "reference", "runtime", "prompts", "texts"):
+    for group in ("source", "reference", "cache", "runtime", "prompts", "texts"):
         for key, value in artefact[group].items():
             rows[f"{group}: {key}"] = _flat(value) or "-"
     return rows

@@ -55,9 +55,11 @@ def _suite(report: Mapping[str, Any], tool: Mapping[str, str]) -> Element:
 
 def _properties(report: Mapping[str, Any], tool: Mapping[str, str]) -> dict[str, str]:
     """Say what was compared with what; the names are keys of the JSON object, joined by dots."""
-    groups = {"tool": tool} | {name: report[name] for name in ("source", "reference", "runtime")}
+    groups = {"tool": tool} | {
+        name: report[name] for name in ("source", "reference", "cache", "runtime")
+    }
     values = {
-        f"{name}.{key}": str(value)
+        f"{name}.{key}": ", ".join(value) if isinstance(value, list | tuple) else str(value)
         for name, group in groups.items()
         for key, value in group.items()
     }

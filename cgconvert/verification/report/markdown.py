@@ -12,7 +12,14 @@ from html import escape
 from typing import Any
 
 from cgconvert.verification.report.advice import advice
-from cgconvert.verification.report.model import SUMMARY, bound, number, run_description, xml_safe
+from cgconvert.verification.report.model import (
+    SUMMARY,
+    bound,
+    cache_description,
+    number,
+    run_description,
+    xml_safe,
+)
 
 __all__ = ["as_markdown"]
 
@@ -73,7 +80,8 @@ def _section(artefact: Mapping[str, Any]) -> list[str]:
     )  # fmt: skip
     return [
         *lines,
-        f"<details><summary>{len(checks)} checks: {escape(run_description(artefact))}</summary>",
+        f"<details><summary>{len(checks)} checks: {escape(run_description(artefact))}; "
+        f"{cache_description(artefact)}</summary>",
         "",
         *_table(("", "check", "value", "bound", "detail"), rows),
         "",

@@ -13,6 +13,8 @@ come):
       source      {name, layout, sha256} of the checkpoint it is compared with
       reference   {weights, compute, device}: torch's names of the types the source's numbers had
                   (float16: after rounding, if they were wider) and were computed in
+      cache       {allowed, used, for}: whether anything was allowed to come from cgconvert's
+                  cache, whether anything did, and what: a list of words
       runtime     {name, version, device}; `missing` if it is not installed: what to install
       prompts     {sha256, sequences, tokens, lengths, texts}: sha256 of the prompts' texts; the
                   number of sequences and of tokens whose logits were compared, and each
@@ -55,9 +57,9 @@ from cgconvert.verification.weights import TensorError
 from cgconvert.version import __version__
 
 __all__ = [
-    "SCHEMA", "SEVERITY", "SUMMARY", "Report", "as_json", "as_json_object", "bound", "number",
-    "rounded", "run_description", "total_sentence", "worst_checks_first", "worst_reports_first",
-    "xml_safe",
+    "NO_CACHE", "SCHEMA", "SEVERITY", "SUMMARY", "Report", "as_json", "as_json_object", "bound",
+    "cache_description", "number", "rounded", "run_description", "total_sentence",
+    "worst_checks_first", "worst_reports_first", "xml_safe",
 ]  # fmt: skip
 
 SCHEMA = 1
@@ -69,6 +71,9 @@ SUMMARY: Mapping[str, str] = {
     "generation": "other tokens",
 }
 """The checks whose values stand for an artefact in a summary, and the heads of their columns."""
+
+NO_CACHE: Mapping[str, Any] = {"allowed": False, "used": False, "for": ()}
+"""What a report says of the cache where it was not to be used."""
 
 # All characters that XML 1.0 forbids (section 2.2, Char): the name of a file may hold any.
 _NOT_XML = re.compile("[^\t\n\r\x20-\ud7ff\ue000-\ufffd\U00010000-\U0010ffff]")
@@ -88,6 +93,7 @@ class Report:
     series: Mapping[str, Sequence[float | None]] = field(default_factory=dict)
     tensors: tuple[TensorError, ...] = ()
     not_compared: str = ""
+    cache: Mapping[str, Any] = field(default_factory=lambda: NO_CACHE)
 
     @property
     def verdict(self) -> Verdict:
@@ -205,6 +211,17 @@ def run_description(artefact: Mapping[str, Any]) -> str:
         f"{files['format']} {files['type']} in {runtime['name']} {runtime['version']} "
         f"on {runtime['device']}"
     )
+
+
+def cache_description(artefact: Mapping[str, Any]) -> str:
+    """Say what was taken from the cache, for example "cache used for outputs of the reference".
+
+    `artefact` is an entry of `artefacts` in the JSON object.
+    """
+    cache = artefact["cache"]
+    if not cache["allowed"]:
+        return "without the cache"
+    return f"cache used for {', '.join(cache['for'])}" if cache["used"] else "cache not used"
 
 
 def xml_safe(text: str) -> str:

@@ -14,6 +14,7 @@ from cgconvert.verification.report.model import (
     SUMMARY,
     Report,
     bound,
+    cache_description,
     number,
     run_description,
     total_sentence,
@@ -77,7 +78,7 @@ def table(report: Report, width: int | None = None) -> str:
     heads = [
         f"{report.artefact['path']}: {run_description(vars(report))}",
         f"reference: {report.source['name']}, weights {reference['weights']}, computed in "
-        f"{reference['compute']} on {reference['device']}",
+        f"{reference['compute']} on {reference['device']}; {cache_description(vars(report))}",
     ]
     rows = [("", "check", "value", "bound"), *map(_cells, checks)]
     cells = _aligned(rows, strip=False)
