@@ -42,8 +42,8 @@ CODES = (0, 2, 3, 4, 5)
 REFUSAL_SECONDS, REFUSAL_BYTES = 5.0, 1 << 30
 """What it may cost to refuse an input (exit codes 2 and 3): CPU time and memory."""
 
-PROGRESS = re.compile(r"\[?\d+(/| of )\d+")
-"""How lines of progress begin, which a busy machine sees after 20 s."""
+NOTE = re.compile(r"\[?\d+(/| of )\d+|cgconvert: without a cache: ")
+"""How lines on stderr begin that are no failure: progress, on a busy machine, and a warning."""
 
 WALL_SECONDS = 60
 """When a command is killed, as one that hangs."""
@@ -149,7 +149,7 @@ class CommandFolder:
 
 def check_outcome(outcome: Outcome, arguments: Sequence[str]) -> None:
     """Check exit code, output, time and memory of a command. Raises FaultError."""
-    lines = [line for line in outcome.err.split("\n")[:-1] if not PROGRESS.match(line)]
+    lines = [line for line in outcome.err.split("\n")[:-1] if not NOTE.match(line)]
     shown = "\n".join(ascii(line[:300]) for line in [*outcome.out.split("\n")[-4:], *lines[-12:]])
     is_verbose = any(word.startswith("-") and "v" in word for word in arguments)
     if outcome.code not in CODES:
@@ -197,7 +197,7 @@ def write_inputs(work: Path, valid_inputs: ValidInputs) -> None:
 def write_strange_files(work: Path) -> None:
     """Write files that no option takes: pipes, links, huge ones, ones with strange names."""
     for name in ("empty-folder", "foreign", "home", "cache"):
-        (work / name).mkdir()
+        (work / name).mkdir(mode=0o700 if name == "cache" else 0o755)
     (work / "foreign" / "thesis.txt").write_text(f"{SECRET}\n")
     (work / "secret").write_text(f"{SECRET}\n")
     for name in ("empty", "unreadable"):

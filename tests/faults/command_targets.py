@@ -77,6 +77,8 @@ def _artefact(name: str, *more: str) -> tuple[str, ...]:
     )  # fmt: skip
 
 
+GENAI = "generate onnx/source x --max-new-tokens 2 --runtime onnxruntime-genai"
+
 TOKENIZERS = ("tokenizer_config.json", "special_tokens_map.json", "added_tokens.json",
               "tokenizer.json")  # fmt: skip
 
@@ -96,7 +98,7 @@ JSON_FILES: Mapping[str, tuple[str, ...]] = {
     **{f"hf/source/{name}": _artefact("hf/source") for name in ARTEFACT_FILES},
     **{f"{kind}/source/{name}": _artefact(f"{kind}/source")
        for kind in ("gptj", "phi") for name in ("config.json", "generation_config.json")},
-    **{f"onnx/source/{name}": _artefact("onnx/source")
+    **{f"onnx/source/{name}": _artefact("onnx/source", GENAI, GENAI, GENAI)
        for name in ("genai_config.json", *ARTEFACT_FILES)},
     "gguf/source.gguf.cgconvert.json": _artefact("gguf/source.gguf"),
 }  # fmt: skip

@@ -93,12 +93,15 @@ OUTPUTS = (
 """Names to write to; all in the working folder."""
 
 ENVIRONMENTS: Sequence[Mapping[str, str | None]] = (
-    *({},) * 12, {"HOME": None}, {"HOME": ""}, {"HOME": "/nonexistent"}, {"HOME": "text.txt"},
+    *({},) * 12, {"HOME": None}, {"HOME": ""}, {"HOME": "/proc/nonexistent"}, {"HOME": "text.txt"},
     {"CGCONVERT_CACHE": ""}, {"CGCONVERT_CACHE": "text.txt"}, {"CGCONVERT_CACHE": "/dev/null"},
-    {"CGCONVERT_CACHE": "fifo"}, {"CGCONVERT_CACHE": "cache/x\x1b[31m"},
+    {"CGCONVERT_CACHE": "foreign"}, {"CGCONVERT_CACHE": "."},
+    {"CGCONVERT_CACHE": "earlier"}, {"CGCONVERT_CACHE": "fifo"},
+    {"CGCONVERT_CACHE": "cache/x\x1b[31m"},
     {"CGCONVERT_CACHE": os.fsdecode(b"cache/\xff")}, {"CGCONVERT_CACHE": "/proc/x"},
     {"CGCONVERT_CACHE": "link-to-itself"}, {"CGCONVERT_CACHE": "link-to-nothing"},
-    {"XDG_CACHE_HOME": "/nonexistent", "CGCONVERT_CACHE": None}, {"TMPDIR": "/nonexistent"},
+    {"XDG_CACHE_HOME": "/proc/nonexistent", "CGCONVERT_CACHE": None},
+    {"TMPDIR": "/proc/nonexistent"},
     {"TMPDIR": "fifo"}, {"COLUMNS": "0"}, {"COLUMNS": "-5"}, {"COLUMNS": "x"},
     {"COLUMNS": "9" * 30}, {"COLUMNS": "9" * 5000}, {"COLUMNS": "٣"}, {"COLUMNS": "1"},
     {"FORCE_COLOR": "1"},
