@@ -17,10 +17,15 @@ from cgconvert import errors
 from cgconvert.errors import CgconvertError
 from cgconvert.io.messages import receive, send
 from cgconvert.io.system.confinement import forbid_dumps, forbid_sockets
-from cgconvert.io.system.separate import Ending, SeparateProcess, start_separate
+from cgconvert.io.system.separate import (
+    Ending,
+    SeparateProcess,
+    prepare_imports,
+    start_separate,
+)
 from cgconvert.io.traces import private_environment
 
-__all__ = ["EndedError", "ForeignError", "SeparateObject", "serve"]
+__all__ = ["EndedError", "ForeignError", "SeparateObject", "prepare", "serve"]
 
 TARGET = "cgconvert.io.separate:serve"
 MAX_ARRAY_BYTES = 1 << 40
@@ -86,14 +91,17 @@ class SeparateObject:
         seconds: float,
         but_unix: bool = False,
     ) -> None:
+        environment = private_environment()
         request = {
             "target": target,
             "arguments": arguments,
-            "environment": private_environment(),
+            "environment": environment,
             "but_unix": but_unix,
         }
         for is_last in (False, True):
-            self._process: SeparateProcess | None = start_separate(TARGET, imports, max_bytes)
+            self._process: SeparateProcess | None = start_separate(
+                TARGET, imports, max_bytes, environment
+            )
             try:
                 self._call(request, seconds)
                 return
@@ -152,6 +160,14 @@ class SeparateObject:
         ending = self._process.wait(LAST_SECONDS)
         self.close()
         return ending or Ending(is_known=False)
+
+
+def prepare(imports: Sequence[str]) -> None:
+    """Begin to import modules for separate objects to come, while this process does other things.
+
+    It is only quicker than without. Systems that do not fork cannot do it.
+    """
+    prepare_imports(imports, private_environment())
 
 
 def serve(connection: Any) -> None:

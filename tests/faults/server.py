@@ -29,7 +29,7 @@ import torch
 
 from cgconvert.cli.main import cli, main
 from cgconvert.io import commit, staging
-from cgconvert.io.system.separate import prepare_imports
+from cgconvert.io.separate import prepare
 from cgconvert.runtimes import RUNTIMES, runtime_class
 from cgconvert.runtimes.separate import runtime_imports
 from cgconvert.write import execute as execution
@@ -141,7 +141,7 @@ def serve() -> None:
 
 
 def _forked(request: dict[str, Any]) -> dict[str, Any]:
-    prepare_imports(SEPARATE)  # the server of runtimes is started here, for all commands
+    prepare(SEPARATE)  # the server of runtimes is started here, for all commands
     with tempfile.TemporaryFile() as out, tempfile.TemporaryFile() as err:
         before = int(Path("/proc/self/statm").read_text().split()[1]) * resource.getpagesize()
         ready, starting = os.pipe()

@@ -17,7 +17,7 @@ import subprocess
 import sys
 import threading
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from multiprocessing import spawn
 from multiprocessing.connection import Connection, Pipe
@@ -71,26 +71,30 @@ class SeparateProcess(ABC):
         """Wait until it has ended by itself; None if it has not by then."""
 
 
-def start_separate(target: str, imports: Sequence[str], max_bytes: int) -> SeparateProcess:
+def start_separate(
+    target: str, imports: Sequence[str], max_bytes: int, environment: Mapping[str, str]
+) -> SeparateProcess:
     """Start a process that calls a function.
 
     Args:
         target: Module and function, such as "cgconvert.io.separate:serve".
         imports: Modules that the function will need; they are imported once for many processes.
         max_bytes: The memory that the process may take; 0 for any. Kept on Linux alone.
+        environment: The variables with which the modules are imported. A spawned process has
+            those of this one, until the function changes them.
     """
     if not can_fork():
         return _SpawnedProcess(target)
-    return _ForkedProcess(_server().start(target, imports, max_bytes))
+    return _ForkedProcess(_SERVER.start(target, imports, max_bytes, environment))
 
 
-def prepare_imports(imports: Sequence[str]) -> None:
+def prepare_imports(imports: Sequence[str], environment: Mapping[str, str]) -> None:
     """Begin to import modules for separate processes to come, while this process does other things.
 
     Only the server of forked processes can do it.
     """
     if can_fork():
-        _server().send({"imports": list(imports)}, ())
+        _SERVER.send({"imports": list(imports)}, (), environment)
 
 
 class _SpawnedProcess(SeparateProcess):
@@ -163,24 +167,26 @@ class _Server:
     control: socket.socket | None = None
 
     def start(
-        self, target: str, imports: Sequence[str], max_bytes: int
+        self, target: str, imports: Sequence[str], max_bytes: int, environment: Mapping[str, str]
     ) -> tuple[socket.socket, socket.socket]:
         """Have it fork; return this process's ends of the connection and of the status."""
         connections = socket.socketpair()
         statuses = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
         request = {"target": target, "imports": list(imports), "max_bytes": max_bytes}
-        self.send(request, (connections[1].fileno(), statuses[1].fileno()))
+        self.send(request, (connections[1].fileno(), statuses[1].fileno()), environment)
         connections[1].close()
         statuses[1].close()
         return connections[0], statuses[0]
 
-    def send(self, request: dict[str, Any], descriptors: Sequence[int]) -> None:
+    def send(
+        self, request: dict[str, Any], descriptors: Sequence[int], environment: Mapping[str, str]
+    ) -> None:
         """Send a request; the server is started anew if it has ended."""
         message = json.dumps(request).encode()
         with self.lock:
             for is_last in (False, True):
                 if self.control is None:
-                    self._launch()
+                    self._launch(environment)
                 assert self.control is not None
                 try:
                     socket.send_fds(self.control, [message], descriptors)
@@ -190,7 +196,7 @@ class _Server:
                     if is_last:
                         raise
 
-    def _launch(self) -> None:
+    def _launch(self, environment: Mapping[str, str]) -> None:
         """Start the server; its streams lead nowhere, and a terminal's signals do not reach it."""
         self.owner = os.getpid()
         self.control, other_end = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
@@ -199,12 +205,10 @@ class _Server:
             self.process = subprocess.Popen(
                 [spawn.get_executable(), "-c", SERVE, str(other_end.fileno()), paths],
                 stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL,
-                cwd="/", env=self.environment, start_new_session=True,
+                cwd="/", env=dict(environment), start_new_session=True,
                 pass_fds=(other_end.fileno(),),
             )  # fmt: skip
         atexit.register(self.end)
-
-    environment: dict[str, str] = field(default_factory=dict)
 
     def end(self) -> None:
         """End the server, if this process started it, and forget it."""
@@ -223,14 +227,6 @@ class _Server:
 
 
 _SERVER = _Server()
-
-
-def _server() -> _Server:
-    from cgconvert.io.traces import private_environment
-
-    if _SERVER.control is None:
-        _SERVER.environment = private_environment()
-    return _SERVER
 
 
 def _signal_name(number: int) -> str:

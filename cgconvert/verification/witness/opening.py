@@ -1,4 +1,4 @@
-"""Call transformers on a private folder, silently, and with one kind of error."""
+"""Call transformers on a private folder, in a process of its own, and with one kind of error."""
 
 from __future__ import annotations
 
@@ -7,11 +7,18 @@ import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 from cgconvert.errors import CgconvertError, in_words
-from cgconvert.runtimes.transformers import quiet
+from cgconvert.io.separate import SeparateObject
+from cgconvert.io.system.threads import thread_count
+from cgconvert.runtimes.limits import Limits
+from cgconvert.runtimes.separate import runtime_imports, separate_errors
+from cgconvert.runtimes.transformers import TransformersRuntime, quiet
 
-__all__ = ["NoWitnessError", "private_folder", "witnessing"]
+__all__ = ["Asking", "NoWitnessError", "asking", "private_folder", "witness_imports", "witnessing"]
+
+ASKED = "cgconvert.verification.witness.asked:AskedTransformers"
 
 
 class NoWitnessError(Exception):
@@ -47,3 +54,60 @@ def witnessing(part: str) -> Iterator[None]:
     except Exception as error:
         reason = " ".join(str(error).split())[:200]
         raise NoWitnessError(f"transformers cannot read its {part}: {reason}") from error
+
+
+class Asking:
+    """transformers in a process of its own, with the private folder that it reads."""
+
+    def __init__(self, folder: Path) -> None:
+        self._folder, self._limits = folder, Limits.of(folder)
+        with self._errors():
+            self._remote = SeparateObject(
+                ASKED,
+                (str(folder), thread_count()),
+                imports=witness_imports(),
+                max_bytes=self._limits.max_bytes,
+                seconds=self._limits.opening_seconds,
+            )
+
+    def ask(self, name: str, *arguments: Any, tokens: int = 0) -> Any:
+        """Call a method of AskedTransformers, which computes so many tokens; return its answer.
+
+        Raises NoWitnessError if transformers has none.
+        """
+        seconds = self._limits.opening_seconds + self._limits.seconds(tokens)
+        with self._errors():
+            answer = self._remote.call(name, *arguments, seconds=seconds)
+        if answer["reason"] is not None:
+            raise NoWitnessError(answer["reason"])
+        return answer["answer"]
+
+    def close(self) -> None:
+        """End the process."""
+        self._remote.close()
+
+    @contextmanager
+    def _errors(self) -> Iterator[None]:
+        """Let what ends the process be a NoWitnessError, with the name "source" for the folder."""
+        try:
+            with separate_errors(
+                Path("source"), self._folder, "transformers", self._limits, "read"
+            ):
+                yield
+        except CgconvertError as error:
+            raise NoWitnessError(in_words(str(error)).removeprefix("source: ")) from error
+
+
+@contextmanager
+def asking(folder: Path) -> Iterator[Asking]:
+    """Open a private folder with transformers, in a process that ends with the block."""
+    opened = Asking(folder)
+    try:
+        yield opened
+    finally:
+        opened.close()
+
+
+def witness_imports() -> list[str]:
+    """The modules that a process imports to be a witness."""
+    return [ASKED.partition(":")[0], *runtime_imports(TransformersRuntime)]

@@ -15,7 +15,7 @@ from cgconvert.io.strict_json import read_json
 from cgconvert.model import family
 from cgconvert.model.decoder import Checkpoint
 from cgconvert.model.tokenizer_files import TOKENIZER_FILES
-from cgconvert.verification.witness.opening import private_folder, witnessing
+from cgconvert.verification.witness.opening import asking, private_folder
 from cgconvert.verification.witness.view import (
     stored_tokens,
     write_tokenizer,
@@ -24,14 +24,6 @@ from cgconvert.verification.witness.view import (
 
 __all__ = ["TokenReading", "TokenizerReading", "read_artefact_tokens", "read_stop_ids",
            "read_tokenizer"]  # fmt: skip
-
-ROLES = ("bos", "eos", "unk", "pad")
-
-RUNS = (*(" " * n for n in range(31, 1, -1)), *("\t" * n for n in range(9, 1, -1)))
-"""What a release adds to GPT-2's tokens (salesforce/CodeGen, jaxformer/hf/sample.py:
-include_whitespace, include_tabs). Repeated here: a witness shares no constant with a reader."""
-
-END = "<|endoftext|>"
 
 CODEGEN_ROWS = 51200
 """Rows of a CodeGen that was published as GPT-J. Any other GPT-J has GPT-2's vocabulary."""
@@ -58,23 +50,18 @@ class TokenReading:
     templates: Mapping[str, str] = field(repr=False)
 
     @classmethod
-    def of(cls, tokenizer: Any, stored: frozenset[str]) -> TokenReading:
-        """Read them from a tokenizer of transformers whose files store the tokens `stored`.
+    def of(cls, answer: Mapping[str, Any], stored: frozenset[str]) -> TokenReading:
+        """Make it of transformers' answer about files that store the tokens `stored`.
 
         transformers gives an id of its own to a token that a configuration names and no file
         stores; such a token is left out.
         """
-        special_ids = {}
-        for role in ROLES:
-            token = getattr(tokenizer, f"{role}_token", None)
-            index = getattr(tokenizer, f"{role}_token_id", None)
-            special_ids[role] = index if str(token) in stored and isinstance(index, int) else None
-        templates = getattr(tokenizer, "chat_template", None) or {}
-        if isinstance(templates, str):
-            templates = {"default": templates}
-        special = {token for token in map(str, tokenizer.all_special_tokens) if token.strip(" \t")}
-        texts = {role: str(getattr(tokenizer, f"{role}_token", None)) for role in ROLES}
-        return cls(special_ids, texts, frozenset(special & stored), dict(templates))
+        texts = answer["tokens"]
+        special_ids = {
+            role: index if texts[role] in stored else None for role, index in answer["ids"].items()
+        }
+        special = {token for token in answer["special"] if token.strip(" \t")}
+        return cls(special_ids, texts, frozenset(special & stored), answer["templates"])
 
 
 @dataclass(frozen=True)
@@ -99,24 +86,11 @@ def read_tokenizer(source: Checkpoint, texts: Sequence[str]) -> TokenizerReading
     """Read the source's tokenizer, and encode and decode the texts with it."""
     with private_folder() as folder:
         is_own = write_tokenizer(source, folder)
-        with witnessing("tokenizer"):
-            from transformers import AddedToken
-
-            tokenizer = _open_tokenizer(folder)
-            if _lacks_runs(tokenizer, source, is_own=is_own):
-                tokenizer.add_tokens([AddedToken(run, normalized=False) for run in RUNS])
-            readings = {}
-            for text in texts:
-                encoded = tokenizer(text, add_special_tokens=False, verbose=False)["input_ids"]
-                ids = tuple(map(int, encoded))
-                # True, once the default, takes out spaces before punctuation.
-                decoded = tokenizer.decode(
-                    list(ids), skip_special_tokens=False, clean_up_tokenization_spaces=False
-                )
-                readings[text] = ids, str(decoded)
-        tokens = TokenReading.of(tokenizer, stored_tokens(folder))
-        numbers = frozenset(map(int, tokenizer.all_special_ids))
-    return TokenizerReading(is_own, readings, tokens, numbers)
+        with asking(folder) as transformers:
+            answer = transformers.ask("tokenizer", texts, _may_lack_runs(source, is_own=is_own))
+        tokens = TokenReading.of(answer, stored_tokens(folder))
+    readings = {text: (tuple(ids), decoded) for text, ids, decoded in answer["texts"]}
+    return TokenizerReading(is_own, readings, tokens, frozenset(answer["special_ids"]))
 
 
 def read_artefact_tokens(artefact: Path) -> TokenReading:
@@ -134,9 +108,9 @@ def read_artefact_tokens(artefact: Path) -> TokenReading:
         write_tokenizer_files(
             artefact, files, read_json(config) if config.is_file() else {}, folder
         )
-        with witnessing("tokenizer"):
-            tokenizer = _open_tokenizer(folder)
-        return TokenReading.of(tokenizer, stored_tokens(folder))
+        with asking(folder) as transformers:
+            answer = transformers.ask("tokenizer", (), False)
+        return TokenReading.of(answer, stored_tokens(folder))
 
 
 def _read_gguf_tokens(path: Path) -> TokenReading:
@@ -160,25 +134,17 @@ def _read_gguf_tokens(path: Path) -> TokenReading:
     return TokenReading(ids, texts, frozenset(special), templates)
 
 
-def _open_tokenizer(folder: Path) -> Any:
-    """Open with transformers the tokenizer whose files were written into a private folder."""
-    from transformers import AutoTokenizer
-
-    return AutoTokenizer.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
-
-
-def _lacks_runs(tokenizer: Any, source: Checkpoint, *, is_own: bool) -> bool:
-    """Whether a tokenizer is GPT-2's as it stands for a CodeGen, which has runs of white space.
+def _may_lack_runs(source: Checkpoint, *, is_own: bool) -> bool:
+    """Whether GPT-2's tokenizer as it stands would lack a CodeGen's runs of white space.
 
     That is so for a source without a tokenizer, and for a release with GPT-2's files.
     """
     if source.config.get("model_type") == "gptj" and source.geometry.vocab_size != CODEGEN_ROWS:
         return False
-    added = [str(token) for token in tokenizer.added_tokens_decoder.values()]
     is_release = family.is_published_checkpoint(source.name) and "GPT2" not in str(
         _declared_class(source)
     )
-    return added in ([], [END]) and (not is_own or is_release)
+    return not is_own or is_release
 
 
 def _declared_class(source: Checkpoint) -> object:
