@@ -22,7 +22,8 @@ from cgconvert.runtimes.limits import MEMORY_VARIABLE, SECONDS_VARIABLE, Limits
 from cgconvert.runtimes.runtime import Runtime
 
 __all__ = [
-    "SeparateRuntime", "host", "open_separately", "runtime_imports", "separate_errors",
+    "SeparateRuntime", "host", "how_it_ended", "open_separately", "runtime_imports",
+    "separate_errors",
 ]  # fmt: skip
 
 HOST = "cgconvert.runtimes.separate:host"
@@ -237,7 +238,7 @@ def separate_errors(
     try:
         yield
     except EndedError as error:
-        raise RuntimeEndedError(f"{path}: {name} {_ending(error, limits, action)}") from None
+        raise RuntimeEndedError(f"{path}: {name} {how_it_ended(error, limits, action)}") from None
     except ForeignError as error:
         hint = ""
         if error.is_memory:
@@ -249,7 +250,7 @@ def separate_errors(
         raise
 
 
-def _ending(error: EndedError, limits: Limits, action: str) -> str:
+def how_it_ended(error: EndedError, limits: Limits, action: str) -> str:
     """How a process ended and what can be done, to be put behind the runtime's name."""
     ending = error.ending
     if ending is None:

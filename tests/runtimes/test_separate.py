@@ -25,6 +25,7 @@ from cgconvert.errors import (
 from cgconvert.io.messages import receive, send
 from cgconvert.io.system.separate import _SERVER
 from cgconvert.runtimes.limits import MEMORY_VARIABLE, SECONDS_VARIABLE, Limits
+from cgconvert.runtimes.runtime import Runtime
 from cgconvert.runtimes.separate import open_separately
 from tests.support.hostile_runtimes import HostileRuntime
 
@@ -59,15 +60,22 @@ def server_children() -> list[int]:
 
 
 @pytest.fixture
-def artefact(tmp_path: Path) -> Path:
-    return tmp_path / "artefact"
+def artefact(tmp_path: Path) -> Iterator[Path]:
+    yield tmp_path / "artefact"
+    while _opened:
+        _opened.pop().close()
 
 
-def opened(artefact: Path, text: str, device: str = "cpu") -> HostileRuntime:
+_opened: list[Runtime] = []
+"""The runtimes that a test has opened; the fixture closes them."""
+
+
+def opened(artefact: Path, text: str, device: str = "cpu") -> Runtime:
     artefact.write_text(text)
     runtime = open_separately(HostileRuntime, artefact, device, 1)
     assert runtime is not None
-    return runtime  # type: ignore[return-value]
+    _opened.append(runtime)
+    return runtime
 
 
 @pytest.mark.parametrize("moment", ["load", "feed"])
@@ -169,6 +177,7 @@ SCRIPT = """
 import sys, time
 from pathlib import Path
 from cgconvert.io.system import separate
+from cgconvert.runtimes.runtime import Runtime
 from cgconvert.runtimes.separate import open_separately
 from tests.support.hostile_runtimes import HostileRuntime
 

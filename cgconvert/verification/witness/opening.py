@@ -10,10 +10,10 @@ from pathlib import Path
 from typing import Any
 
 from cgconvert.errors import CgconvertError, in_words
-from cgconvert.io.separate import SeparateObject
+from cgconvert.io.separate import EndedError, ForeignError, SeparateObject
 from cgconvert.io.system.threads import thread_count
 from cgconvert.runtimes.limits import Limits
-from cgconvert.runtimes.separate import runtime_imports, separate_errors
+from cgconvert.runtimes.separate import how_it_ended, runtime_imports
 from cgconvert.runtimes.transformers import TransformersRuntime, quiet
 
 __all__ = ["Asking", "NoWitnessError", "asking", "private_folder", "witness_imports", "witnessing"]
@@ -88,14 +88,15 @@ class Asking:
 
     @contextmanager
     def _errors(self) -> Iterator[None]:
-        """Let what ends the process be a NoWitnessError, with the name "source" for the folder."""
+        """Let what the process raises, and what ends it, be a NoWitnessError."""
         try:
-            with separate_errors(
-                Path("source"), self._folder, "transformers", self._limits, "read"
-            ):
-                yield
-        except CgconvertError as error:
-            raise NoWitnessError(in_words(str(error)).removeprefix("source: ")) from error
+            yield
+        except EndedError as error:
+            reason = how_it_ended(error, self._limits, "read")
+            raise NoWitnessError(f"transformers {reason}") from None
+        except (CgconvertError, ForeignError) as error:
+            reason = in_words(str(error)).replace(str(self._folder), "source")
+            raise NoWitnessError(f"transformers cannot read it: {reason}") from error
 
 
 @contextmanager
