@@ -230,3 +230,108 @@ def test_every_text_file_has_an_encoding() -> None:
         for line, name in texts_without_encoding(ast.parse(path.read_text("utf-8")))
     ]
     assert without == []
+
+
+READERS = {
+    "installation.py": "the package's own pyproject.toml",
+    "io/system/confinement.py": "the null device",
+    "io/system/folders.py": "folders, of which nothing is read",
+    "io/system/files.py": "the descriptors of what a run itself writes, and of folders to sync",
+    "io/system/locks.py": "locks, which it makes",
+    "io/system/memory.py": "what the kernel says of memory",
+    "io/system/private.py": "the cache's own files, without following links",
+    "io/system/regular.py": "the one place, and the kernel's list of mounts",
+    "io/system/threads.py": "what the kernel says of cores",
+    "cli/main.py": "the null device",
+    "texts/corpus.py": "Python's own standard library",
+    "testing/synthetic.py": "the checkpoints that it writes itself",
+    "verification/report/html.py": "the package's own template and style",
+}
+"""Modules of the package that open files to read them by themselves, and which."""
+
+
+def opens_for_reading(tree: ast.Module) -> Iterator[tuple[int, str]]:
+    """Every call that opens a file to read it, or lets a library do it."""
+    for node in ast.walk(tree):
+        match node:
+            case ast.Call(func=ast.Attribute(value=ast.Name(id="os"), attr="open")):
+                yield node.lineno, "os.open"
+            case ast.Call(func=ast.Attribute(value=ast.Name(id=module), attr="open")) if module in (
+                "io",
+                "gzip",
+                "bz2",
+                "lzma",
+                "tarfile",
+                "codecs",
+                "tokenize",
+            ):
+                yield node.lineno, f"{module}.open"
+            case ast.Call(func=ast.Attribute(attr="read_text" | "read_bytes" as name)):
+                yield node.lineno, name
+            case ast.Call(func=ast.Attribute(attr="fromfile" | "memmap" | "mmap" as name)):
+                yield node.lineno, name
+            case ast.Call(func=ast.Name(id="open" | "FileIO" as name), args=[_, *modes]):
+                if not modes or not is_mode_of_writing(modes[0]):
+                    yield node.lineno, name
+            case ast.Call(func=ast.Attribute(attr="open"), args=[]):
+                yield node.lineno, "open"
+            case ast.Call(func=ast.Attribute(attr="open"), args=[ast.Constant() as mode, *_]):
+                if not is_mode_of_writing(mode):
+                    yield node.lineno, "open"
+            case _:
+                pass
+
+
+def is_mode_of_writing(mode: ast.expr) -> bool:
+    """Whether this is a mode in which a file is only written."""
+    return (
+        isinstance(mode, ast.Constant) and re.fullmatch("[wxa][bt]?", str(mode.value)) is not None
+    )
+
+
+def test_files_are_opened_to_be_read_in_one_module() -> None:
+    """Elsewhere a pipe would be waited for, a device read, and nothing would count the bytes."""
+    opened = {
+        path.relative_to(ROOT / "cgconvert").as_posix(): [
+            f"{path.relative_to(ROOT).as_posix()}:{line}: {name}"
+            for line, name in opens_for_reading(ast.parse(path.read_text("utf-8")))
+        ]
+        for path in python_files("cgconvert")
+    }
+    outside = [line for name, lines in opened.items() if name not in READERS for line in lines]
+    outside = [line for line in outside if "/io/reading.py:" not in line]
+    assert outside == []
+    assert [name for name in READERS if not opened.get(name)] == []
+    assert opened["io/reading.py"]
+
+
+READING = """
+open(path)
+open(path, "rb")
+open(path, mode)
+path.open()
+path.open("rb")
+path.open("r+b")
+path.read_text("utf-8")
+path.read_bytes()
+os.open(path, os.O_RDONLY)
+io.open(path)
+gzip.open(path)
+tarfile.open(path)
+FileIO(path)
+np.fromfile(path)
+np.memmap(path)
+"""
+NOT_READING = """
+open(path, "wb")
+path.open("w", encoding="utf-8")
+path.write_text("")
+runtime.open(path, device)
+tarfile.TarFile
+read_bytes(path)
+"""
+
+
+def test_the_rule_knows_the_ways_to_open_a_file() -> None:
+    assert [line for line, _ in opens_for_reading(ast.parse(READING))] == list(range(2, 17))
+    assert list(opens_for_reading(ast.parse(NOT_READING))) == []

@@ -22,6 +22,7 @@ from cgconvert.codecs.block_codec import BlockCodec
 from cgconvert.codecs.quantized_tensor import QuantizedTensor
 from cgconvert.io.cache import key_of
 from cgconvert.io.progress import Progress, format_bytes
+from cgconvert.io.reading import read_bytes
 from cgconvert.lazy import torch
 from cgconvert.model.decoder import Checkpoint, Decoder
 from cgconvert.model.device import deterministic, torch_device
@@ -209,7 +210,7 @@ class CalibratedPlan(ABC):
         Steps in the folder stay if they have the same key; otherwise the folder is emptied.
         """
         key_file = folder / STEPS_KEY
-        if not key_file.is_file() or key_file.read_text(encoding="utf-8") != self.steps_key:
+        if not key_file.is_file() or read_bytes(key_file) != self.steps_key.encode():
             shutil.rmtree(folder, ignore_errors=True)
             folder.mkdir(parents=True)
             key_file.write_text(self.steps_key, encoding="utf-8")

@@ -26,6 +26,7 @@ from cgconvert.io.atomic_file import atomic_path, write_atomic
 from cgconvert.io.cache import key_of
 from cgconvert.io.parallel import start_workers
 from cgconvert.io.progress import Amount, Progress
+from cgconvert.io.reading import read_bytes
 from cgconvert.lazy import safetensors_torch, torch
 from cgconvert.model.decoder import Decoder
 from cgconvert.model.device import float64_device, torch_device
@@ -98,7 +99,7 @@ class Quantizer:
 
             self._measure(visit)
             write_atomic(path, json.dumps(measured).encode(), durable=False)
-        stored = json.loads(path.read_text(encoding="utf-8"))
+        stored = json.loads(read_bytes(path))
         return {
             MatrixId.from_key(key): [Choice(*choice) for choice in choices]
             for key, choices in stored.items()

@@ -16,7 +16,8 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Protocol
 
-from cgconvert.errors import OutputError, UsageError
+from cgconvert.errors import InputError, OutputError, UsageError
+from cgconvert.io.reading import read_bytes
 from cgconvert.io.signals import uninterrupted
 from cgconvert.io.system.files import sync
 from cgconvert.io.system.names import exchange, rename, rename_new
@@ -187,12 +188,10 @@ class Commit:
     def _read(self) -> dict[str, Any] | None:
         """Read the record; None if there is none. Raises OutputError if it is no such record."""
         path = self._verified if self._verified.exists() else self._record
-        with contextlib.suppress(
-            FileNotFoundError, ValueError, TypeError, KeyError, AttributeError
-        ):
+        with contextlib.suppress(InputError, ValueError, TypeError, KeyError, AttributeError):
             if not path.exists():
                 return None
-            record: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+            record: dict[str, Any] = json.loads(read_bytes(path))
             if _is_valid(record):
                 return record
         raise OutputError(

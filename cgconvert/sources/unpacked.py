@@ -15,7 +15,9 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+from cgconvert.errors import InputError
 from cgconvert.io.cache import read_entry, write_entry
+from cgconvert.io.reading import open_unbuffered
 from cgconvert.io.system.private import is_own_file
 
 __all__ = ["Unpacked", "identity_of", "is_as_unpacked", "read_record", "write_record"]
@@ -82,7 +84,7 @@ def is_as_unpacked(folder: Path, record: Unpacked) -> bool:
         }
         if any(_sha256(folder / name) != record.hashes[name] for name in touched):
             return False
-    except OSError:
+    except (OSError, InputError):
         return False
     if touched:
         write_record(folder, record.origin, record.hashes)
@@ -90,5 +92,5 @@ def is_as_unpacked(folder: Path, record: Unpacked) -> bool:
 
 
 def _sha256(path: Path) -> str:
-    with path.open("rb") as file:
+    with open_unbuffered(path) as file:
         return hashlib.file_digest(file, "sha256").hexdigest()

@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from cgconvert.errors import InputError
+from cgconvert.io.reading import read_bytes
 from cgconvert.io.system.files import sync_descriptor
 from cgconvert.model.decoder import Checkpoint
 from cgconvert.write.manifest import library_versions
@@ -93,7 +94,7 @@ class Journal:
 
         A run that was killed may have cut the last line short, so reading ends at a broken line.
         """
-        lines = self.path.read_text(encoding="utf-8", errors="replace").split("\n")[:-1]
+        lines = read_bytes(self.path).decode(errors="replace").split("\n")[:-1]
         if not lines or lines[0] != json.dumps({"key": self.key}):
             return []
         entries = []

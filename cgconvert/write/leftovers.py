@@ -13,7 +13,9 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
+from cgconvert.errors import InputError
 from cgconvert.io.commit import SUFFIX
+from cgconvert.io.reading import read_bytes, read_head
 from cgconvert.io.staging import (
     Staging,
     is_locked,
@@ -178,8 +180,8 @@ def _blocks(file: Path) -> int:
 def _written(folder: Path) -> str:
     """Say how much of the output is written, by the journal in its staging folder."""
     total = nbytes = 0
-    with contextlib.suppress(OSError, ValueError, TypeError, AttributeError):
-        for line in (folder / "journal").read_text(encoding="utf-8", errors="replace").splitlines():
+    with contextlib.suppress(InputError, ValueError, TypeError, AttributeError):
+        for line in read_bytes(folder / "journal").splitlines():
             entry = json.loads(line)
             total, nbytes = int(entry.get("total", total)), int(entry.get("bytes", nbytes))
     return _percent(nbytes, total)
@@ -195,8 +197,8 @@ def _steps(folder: Path) -> str:
     Some steps depend on the types that were chosen: those of the choice with the most steps count.
     """
     try:
-        count = int((folder / STEP_COUNT).read_text(encoding="utf-8"))
-    except (OSError, ValueError):
+        count = int(read_head(folder / STEP_COUNT, 16))
+    except (InputError, ValueError):
         return ""
     by_types = [
         sum(file.name in STEP_NAMES or file.name.startswith("layer-") for file in files.iterdir())
