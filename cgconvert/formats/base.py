@@ -22,6 +22,7 @@ if TYPE_CHECKING:  # --help needs a format's options, and nothing that brings nu
     from cgconvert.formats.headers import Headers
     from cgconvert.formats.loader_files import Unchecked
     from cgconvert.formats.read_options import ReadOptions
+    from cgconvert.io.admitted import AdmittedFiles
     from cgconvert.model.decoder import Checkpoint, Decoder
     from cgconvert.sources.resolve import Source
     from cgconvert.write.plan import Plan
@@ -189,8 +190,11 @@ class Format(SourceFormat):
         return name in self.thresholds
 
     @abstractmethod
-    def admit(self, path: Path) -> None:
-        """Check that an artefact contains only what cgconvert writes, before a runtime opens it.
+    def admit(self, path: Path) -> AdmittedFiles:
+        """Open the files of an artefact that a runtime may have, and check them.
+
+        They have to contain only what cgconvert writes. What is checked lies in the private folder
+        that is returned and that the runtime opens (see `AdmittedFiles`); the caller closes it.
 
         Runtimes trust files: llama.cpp aborts the process on a key of the wrong type, onnxruntime
         follows paths, and a configuration can make onnxruntime-genai load libraries and

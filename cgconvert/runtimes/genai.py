@@ -5,15 +5,15 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Self
 
 import numpy as np
 
 from cgconvert.errors import InputError, UsageError
 from cgconvert.formats.comparison import as_mapping
-from cgconvert.formats.onnx.checks import admit_genai
-from cgconvert.formats.onnx.files import folder_of
+from cgconvert.formats.onnx.admission import admit_genai
 from cgconvert.installation import install_command, uninstall_command
+from cgconvert.io.admitted import AdmittedFiles
 from cgconvert.io.strict_json import read_json
 from cgconvert.model.generation_config import ids_of
 from cgconvert.model.tokenizer import Tokenizer
@@ -42,6 +42,7 @@ class GenaiRuntime(Runtime):
 
     name = "onnxruntime-genai"
     package = "onnxruntime_genai"
+    format = "onnx"
 
     def __init__(self, model: onnxruntime_genai.Model, folder: Path, device: str) -> None:
         """Hold a loaded model of a folder, and open the folder's tokenizer."""
@@ -57,8 +58,13 @@ class GenaiRuntime(Runtime):
         self._generator: Any = None
 
     @classmethod
-    def open(cls, path: Path, device: str = "cpu", threads: int | None = None) -> GenaiRuntime:
-        """Load a folder that has a genai_config.json (see Runtime.open)."""
+    def admit(cls, path: Path) -> AdmittedFiles:
+        """Check a folder with a genai_config.json, or the graph that it names."""
+        return admit_genai(path)
+
+    @classmethod
+    def load(cls, path: Path, device: str = "cpu", threads: int | None = None) -> Self:
+        """Load a folder that has a genai_config.json (see Runtime.load)."""
         onnxruntime_genai = import_package("onnxruntime_genai", "onnxruntime-genai", "genai")
         device = "cuda" if device == "gpu" else device
         if device not in ("cpu", "cuda"):
@@ -71,7 +77,6 @@ class GenaiRuntime(Runtime):
                 f"{uninstall_command('onnxruntime-genai')}, then "
                 f'{install_command(["onnxruntime-genai-cuda"])}, or use `device="cpu"`'
             )
-        path = _admitted_folder(path)
         options = {"log_severity_level": 4}  # failures come as exceptions, once
         if threads is not None:
             options["intra_op_num_threads"] = threads
@@ -121,7 +126,7 @@ class GenaiRuntime(Runtime):
             self._generator.append_tokens(np.asarray(ids, dtype=np.int32))
             logits: np.ndarray = self._generator.get_output("logits")
         except Exception as error:  # a graph that loads may still fail when it runs
-            summary = f"{self._config_path.parent}: onnxruntime-genai cannot run it"
+            summary = f"{self.place}: onnxruntime-genai cannot run it"
             raise onnxruntime_error(summary, error, self.device) from error
         sequence_logits: np.ndarray = logits[0].astype(np.float32, copy=False)
         return sequence_logits
@@ -138,21 +143,7 @@ class GenaiRuntime(Runtime):
     def close(self) -> None:
         """See Runtime.close."""
         self._generator = self._tokenizer = self._model = None
-
-
-def _admitted_folder(path: Path) -> Path:
-    """Check a folder, or the folder of a graph, for onnxruntime-genai, and return it.
-
-    Raises InputError if its genai_config.json is for another graph than the one at `path`.
-    """
-    folder = path if path.is_dir() else folder_of(path)
-    graph = admit_genai(folder)
-    if path.is_file() and not path.samefile(graph):
-        raise InputError(
-            f"{folder / 'genai_config.json'}: is for {graph.name}, not {path.name}; "
-            "onnxruntime-genai runs the graph that it names"
-        )
-    return folder
+        super().close()
 
 
 def _model_entry(path: Path, key: str) -> int:

@@ -8,12 +8,11 @@ import re
 from collections.abc import Sequence
 from functools import cache, partial
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
 import numpy as np
 
 from cgconvert.errors import CgconvertError, InputError, UsageError
-from cgconvert.formats.registry import load
 from cgconvert.io.system.threads import thread_count
 from cgconvert.runtimes.packages import import_package
 from cgconvert.runtimes.runtime import Runtime
@@ -41,6 +40,7 @@ class LlamaCppRuntime(Runtime):
     name = "llama.cpp"
     package = "llama_cpp"
     imports = ("llama_cpp.llama_cpp",)
+    format = "gguf"
 
     def __init__(self, library: Any, model: Any, context: Any, device: str, n_ctx: int) -> None:
         """Hold llama.cpp's pointers to a model and to its context of `n_ctx` tokens."""
@@ -52,7 +52,7 @@ class LlamaCppRuntime(Runtime):
         self._batch = library.llama_batch_init(BATCH_TOKENS, 0, 1)
 
     @classmethod
-    def open(
+    def load(
         cls,
         path: Path,
         device: str = "cpu",
@@ -62,8 +62,8 @@ class LlamaCppRuntime(Runtime):
         cache_type: str = "F32",
         flash_attention: bool = False,
         repack_weights: bool = False,
-    ) -> LlamaCppRuntime:
-        """Load a file (see Runtime.open).
+    ) -> Self:
+        """Load a file (see Runtime.load).
 
         Args:
             path: The GGUF file.
@@ -86,8 +86,6 @@ class LlamaCppRuntime(Runtime):
             _require_cuda(library)
         if device == "gpu":
             device = f"gpu ({gpu_names(library)})"
-        # llama.cpp aborts the process on some broken files, and hangs on others.
-        load("gguf").admit(path)
         offload = device != "cpu"
         model_params = library.llama_model_default_params()
         model_params.n_gpu_layers = -1 if offload else 0
@@ -223,6 +221,7 @@ class LlamaCppRuntime(Runtime):
             self._library.llama_free(self._context)
             self._library.llama_model_free(self._model)
             self._model = self._context = self._vocab = None
+        super().close()
 
 
 @cache

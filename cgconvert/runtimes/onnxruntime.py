@@ -6,14 +6,13 @@ import re
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Self
 
 import numpy as np
 
 from cgconvert.errors import CgconvertError, InputError, UsageError
-from cgconvert.formats.onnx.reader import find_graph, folder_of, parse
+from cgconvert.formats.onnx.reader import data_files, find_graph, folder_of, parse
 from cgconvert.formats.onnx.weights import PADDING
-from cgconvert.formats.registry import load
 from cgconvert.installation import install_command, requirements, uninstall_command
 from cgconvert.io.strict_json import read_json
 from cgconvert.model.generation_config import ids_of
@@ -66,10 +65,21 @@ class OnnxRuntime(Runtime):
     """
 
     name = package = "onnxruntime"
+    format = "onnx"
 
-    def __init__(self, session: onnxruntime.InferenceSession, folder: Path, device: str) -> None:
-        """Hold a session of a decoder graph; `folder` has the tokenizer and configuration."""
+    def __init__(
+        self,
+        session: onnxruntime.InferenceSession,
+        folder: Path,
+        device: str,
+        data: Sequence[np.ndarray] = (),
+    ) -> None:
+        """Hold a session of a decoder graph, and the memory that its weights lie in, if any.
+
+        `folder` has the tokenizer and configuration.
+        """
         self.device = device
+        self._data = data
         self._session: Any = session  # None once closed
         self._folder = folder
         self._outputs = [output.name for output in session.get_outputs()]
@@ -90,28 +100,28 @@ class OnnxRuntime(Runtime):
         self._kv_cache: SharedCache | None = None  # made when the first token is fed
 
     @classmethod
-    def open(cls, path: Path, device: str = "cpu", threads: int | None = None) -> OnnxRuntime:
-        """Load the only graph of a folder, or the graph at `path` itself (see Runtime.open)."""
-        return cls._open(path, device, threads, float_activations=False)
+    def load(cls, path: Path, device: str = "cpu", threads: int | None = None) -> Self:
+        """Load the graph at `path`, or the only one of a folder (see Runtime.load)."""
+        return cls._load(path, device, threads, float_activations=False)
 
     @classmethod
-    def open_with_float_activations(
+    def load_with_float_activations(
         cls, path: Path, device: str = "cpu", threads: int | None = None
-    ) -> OnnxRuntime | None:
+    ) -> Self | None:
         """Load the graph so that every MatMulNBits computes in float32.
 
         Returns None on CUDA, where activations are never quantized (see
-        Runtime.open_with_float_activations).
+        Runtime.load_with_float_activations).
         """
         nodes = parse(find_graph(path)).graph.node
         if device != "cpu" or all(node.op_type != MATMUL_NBITS for node in nodes):
             return None
-        return cls._open(path, device, threads, float_activations=True)
+        return cls._load(path, device, threads, float_activations=True)
 
     @classmethod
-    def _open(
+    def _load(
         cls, path: Path, device: str, threads: int | None, *, float_activations: bool
-    ) -> OnnxRuntime:
+    ) -> Self:
         """Load a graph; `float_activations` makes every MatMulNBits compute in float32."""
         onnxruntime = import_package("onnxruntime", "onnxruntime", "onnxruntime", OLDEST)
         device = "cuda" if device == "gpu" else device
@@ -126,13 +136,11 @@ class OnnxRuntime(Runtime):
                 '`device="cpu"`'
             )
         graph = find_graph(path)
-        load("onnx").admit(graph)
         options = onnxruntime.SessionOptions()
         options.log_severity_level = 4  # failures come as exceptions, once
         if threads is not None:
             options.intra_op_num_threads = threads
-        if float_activations:
-            options.add_session_config_entry(DATA_FOLDER, str(graph.parent))
+        data = _add_data(options, graph) if float_activations else []
         try:
             session = onnxruntime.InferenceSession(
                 _with_float32_matrices(graph) if float_activations else str(graph),
@@ -151,7 +159,7 @@ class OnnxRuntime(Runtime):
             )
         if not is_decoder:
             raise InputError(f"{graph}: not a decoder with a KV cache: its inputs are other ones")
-        return cls(session, folder_of(graph), device)
+        return cls(session, folder_of(graph), device, data)
 
     @property
     def n_positions(self) -> int:
@@ -193,7 +201,7 @@ class OnnxRuntime(Runtime):
         """See Runtime.batch."""
         if not self.takes_batches:
             raise UsageError(
-                f"{self._folder}: made for CUDA, so it takes no padding before a prompt; "
+                f"{self.place}: made for CUDA, so it takes no padding before a prompt; "
                 'feed one prompt at a time, or write it without `target="cuda"`'
             )
         self.check_length(max(map(len, sequences), default=0))
@@ -212,6 +220,8 @@ class OnnxRuntime(Runtime):
         """See Runtime.close."""
         self._kv_cache = None
         self._session = None
+        self._data = ()
+        super().close()
 
     def _cache_with_room(self, new_tokens: int) -> SharedCache:
         """The cache of `feed`, made if there is none yet.
@@ -237,7 +247,7 @@ class OnnxRuntime(Runtime):
         try:
             yield
         except Exception as error:  # onnxruntime's errors have no common base
-            summary = f"{self._folder}: onnxruntime cannot run it"
+            summary = f"{self.place}: onnxruntime cannot run it"
             raise onnxruntime_error(summary, error, self.device) from error
 
     def _run(
@@ -354,6 +364,23 @@ def _with_float32_matrices(graph: Path) -> bytes:
                 attribute.i = FLOAT32_LEVEL
     serialized: bytes = model.SerializeToString()
     return serialized
+
+
+def _add_data(options: onnxruntime.SessionOptions, graph: Path) -> list[np.ndarray]:
+    """Give a session, which will load a graph from memory, the files of the graph's weights.
+
+    onnxruntime from 1.24 on does not follow links to them unless it knows the path of the graph. It
+    gets them as memory instead, which is returned and has to stay as long as the session.
+    """
+    if not hasattr(options, "add_external_initializers_from_files_in_memory"):
+        options.add_session_config_entry(DATA_FOLDER, str(graph.parent))
+        return []
+    paths = sorted(data_files(graph, graph))
+    data = [np.memmap(path, mode="r") for path in paths]
+    options.add_external_initializers_from_files_in_memory(
+        [path.name for path in paths], data, [len(array) for array in data]
+    )
+    return list(data)
 
 
 def _is_decoder(session: onnxruntime.InferenceSession) -> bool:

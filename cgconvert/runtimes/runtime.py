@@ -5,12 +5,15 @@ from __future__ import annotations
 import importlib
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
-from typing import ClassVar, TypeVar
+from typing import Any, ClassVar, Self, TypeVar
 
 import numpy as np
 
 from cgconvert.errors import UsageError
+from cgconvert.formats.registry import load as load_format
+from cgconvert.io.admitted import AdmittedFiles
 
 __all__ = ["Runtime", "run_left_padded"]
 
@@ -32,37 +35,86 @@ class Runtime(ABC):
         name: The runtime's name on the command line and in reports.
         package: The Python module that does the work; its `__version__` is the runtime's.
         imports: The modules that opening needs, if they are more than `package`.
+        format: The format whose artefacts it runs.
         device: "cpu" or "cuda".
         takes_batches: Whether the runtime can run padded batches; if not, `batch` raises.
         activations: The type in which activations pass between nodes, "float32" or "float16".
+        place: The artefact's path, as errors name it.
+        files: The artefact's files that this runtime has open; None if it has none.
     """
 
     name: str
     package: ClassVar[str]
     imports: ClassVar[Sequence[str]] = ()
+    format: ClassVar[str]
     device: str
     takes_batches: bool = False
     activations: str = "float32"
+    place: str = ""
+    files: AdmittedFiles | None = None
 
     @classmethod
-    @abstractmethod
-    def open(cls, path: Path, device: str = "cpu", threads: int | None = None) -> Runtime:
-        """Load the artefact at `path` on `device`, "cpu" or "cuda".
+    def open(
+        cls, path: Path, device: str = "cpu", threads: int | None = None, **options: Any
+    ) -> Self:
+        """Check the artefact at `path`, and load its admitted files on `device`, "cpu" or "cuda".
+
+        `options` are further ones of the class's `load`.
 
         Raises:
             MissingRuntimeError: The package is not installed.
             UsageError: The device is not there or has no room. The CPU never stands in for it.
-            InputError: The runtime cannot load the artefact.
+            InputError: The artefact is refused, or the runtime cannot load it.
         """
+        opened = cls._open(path, partial(cls.load, device=device, threads=threads, **options))
+        assert opened is not None
+        return opened
 
     @classmethod
     def open_with_float_activations(
         cls, path: Path, device: str = "cpu", threads: int | None = None
-    ) -> Runtime | None:
-        """Load the artefact so that it multiplies quantized matrices by unquantized activations.
+    ) -> Self | None:
+        """Open as `open`, but by `load_with_float_activations`; None if that has no such mode."""
+        load = partial(cls.load_with_float_activations, device=device, threads=threads)
+        return cls._open(path, load)
+
+    @classmethod
+    def _open(cls, path: Path, load: Callable[[Path], Self | None]) -> Self | None:
+        """Admit an artefact and load it; what is not loaded is closed."""
+        files = cls.admit(path)
+        try:
+            with files.naming_artefact():
+                runtime = load(files.path)
+            if runtime is not None:
+                runtime.files, runtime.place = files, str(path)
+                return runtime
+        except BaseException:
+            files.close()
+            raise
+        files.close()
+        return None
+
+    @classmethod
+    def admit(cls, path: Path) -> AdmittedFiles:
+        """Check an artefact, and make the private folder that `load` gets (see Format.admit)."""
+        return load_format(cls.format).admit(path)
+
+    @classmethod
+    @abstractmethod
+    def load(cls, path: Path, device: str = "cpu", threads: int | None = None) -> Self:
+        """Load what lies at `path`, which is a private folder of admitted files, or one in it.
+
+        Raises as `open` does. The errors name the files as they are called there.
+        """
+
+    @classmethod
+    def load_with_float_activations(
+        cls, path: Path, device: str = "cpu", threads: int | None = None
+    ) -> Self | None:
+        """Load as `load`, so that quantized matrices are multiplied by unquantized activations.
 
         The weights stay quantized. Returns None if the runtime has no such mode on this device, or
-        if the artefact has no matrices that the mode would affect. Raises what `open` raises.
+        if the artefact has no matrices that the mode would affect. Raises what `load` raises.
         """
         return None
 
@@ -142,9 +194,15 @@ class Runtime(ABC):
                 f"{total} tokens are more than the model's context of {self.n_positions}"
             )
 
+    def check_unchanged(self) -> None:
+        """Raise InputError if a file of the artefact is not what it was when it was opened."""
+        if self.files is not None:
+            self.files.check_unchanged()
+
     def close(self) -> None:
         """Free the memory that the runtime holds; it cannot be used afterwards."""
-        return
+        if self.files is not None:
+            self.files.close()
 
 
 def run_left_padded(

@@ -6,16 +6,18 @@ another process and hands every call to it.
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from functools import cached_property
 from pathlib import Path
 from pkgutil import resolve_name
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Self
 
 import numpy as np
 
 from cgconvert.errors import CgconvertError, InputError, RuntimeEndedError, UsageError
+from cgconvert.io.admitted import AdmittedFiles
 from cgconvert.io.progress import format_bytes
 from cgconvert.io.separate import EndedError, ForeignError, SeparateObject
 from cgconvert.runtimes.limits import MEMORY_VARIABLE, SECONDS_VARIABLE, Limits
@@ -35,13 +37,14 @@ class SeparateRuntime(Runtime):
     package: ClassVar[str] = ""
 
     def __init__(
-        self, remote: SeparateObject, path: Path, view: Path, limits: Limits, name: str
+        self, remote: SeparateObject, files: AdmittedFiles, limits: Limits, name: str
     ) -> None:
-        """Hold a HostedRuntime in another process, which has the view of an artefact open.
+        """Hold a HostedRuntime in another process, which has the admitted files open.
 
-        Errors name the artefact, `path`.
+        Errors name the artefact.
         """
-        self._remote, self._path, self._view, self._limits = remote, path, view, limits
+        self._remote, self._admitted, self._limits = remote, files, limits
+        self.files, self.place = files, str(files.artefact)
         self.name = name
         facts = self._call("facts")
         self.name, self.device, self.activations, self._version = (
@@ -50,7 +53,7 @@ class SeparateRuntime(Runtime):
         self.takes_batches = bool(facts["takes_batches"])
 
     @classmethod
-    def open(cls, path: Path, device: str = "cpu", threads: int | None = None) -> Runtime:
+    def load(cls, path: Path, device: str = "cpu", threads: int | None = None) -> Self:
         """Raise UsageError: `open_separately` opens runtimes, by their classes."""
         raise UsageError(f"{path}: a separate runtime is opened by its class")
 
@@ -109,9 +112,10 @@ class SeparateRuntime(Runtime):
     def close(self) -> None:
         """See Runtime.close; ends the process."""
         self._remote.close()
+        super().close()
 
     def _call(self, name: str, *arguments: Any, tokens: int = 0) -> Any:
-        with separate_errors(self._path, self._view, self.name, self._limits, "ran"):
+        with separate_errors(self._admitted, self.name, self._limits, "ran"):
             return self._remote.call(name, *arguments, seconds=self._limits.seconds(tokens))
 
     def _logits(self, logits: Any, rows: int | None = None) -> np.ndarray:
@@ -119,7 +123,7 @@ class SeparateRuntime(Runtime):
         shape = (rows,) if rows is not None else ()
         if isinstance(logits, np.ndarray) and logits.shape[:-1] == shape:
             return logits
-        raise InputError(f"{self._path}: {self.name} returned logits of another shape")
+        raise InputError(f"{self.place}: {self.name} returned logits of another shape")
 
 
 def _numbers(ids: Sequence[int]) -> list[int]:
@@ -157,18 +161,21 @@ class HostedRuntime:
 def host(
     kind: str, path: str, device: str, threads: int | None, float_activations: bool
 ) -> HostedRuntime:
-    """Open an artefact in this process, which is the runtime's own.
+    """Load admitted files in this process, which is the runtime's own.
 
     Args:
         kind: Module and class of the runtime.
-        path: The artefact.
-        device: See Runtime.open.
-        threads: See Runtime.open.
-        float_activations: Whether to call `open_with_float_activations`.
+        path: What the runtime opens: the private folder, or a file in it.
+        device: See Runtime.load.
+        threads: See Runtime.load.
+        float_activations: Whether to call `load_with_float_activations`.
     """
     runtime: type[Runtime] = resolve_name(kind)
-    opening = runtime.open_with_float_activations if float_activations else runtime.open
-    return HostedRuntime(opening(Path(path), device, threads))
+    loading = runtime.load_with_float_activations if float_activations else runtime.load
+    loaded = loading(Path(path), device, threads)
+    if loaded is not None:
+        loaded.place = path
+    return HostedRuntime(loaded)
 
 
 def open_separately(
@@ -179,7 +186,7 @@ def open_separately(
     *,
     float_activations: bool = False,
 ) -> Runtime | None:
-    """Open an artefact in a process of its own.
+    """Admit an artefact in this process, and open its admitted files in a process of its own.
 
     Args:
         kind: The class of the runtime.
@@ -196,25 +203,24 @@ def open_separately(
         RuntimeEndedError: The process ended, or did not answer in time.
     """
     limits = Limits.of(path)
-    view = Path(path).absolute()
-    with separate_errors(path, view, kind.name, limits, "loaded"):
+    with ExitStack() as closing:
+        files = closing.enter_context(contextlib.closing(kind.admit(path)))
+        closing.enter_context(separate_errors(files, kind.name, limits, "loaded"))
         remote = SeparateObject(
             HOST,
-            (f"{kind.__module__}:{kind.__qualname__}", str(view), device, threads,
+            (f"{kind.__module__}:{kind.__qualname__}", str(files.path), device, threads,
              float_activations),
             imports=runtime_imports(kind),
             max_bytes=limits.max_bytes,
             seconds=limits.opening_seconds,
             but_unix=device != "cpu",
         )  # fmt: skip
-        try:
-            if not remote.call("exists", seconds=limits.opening_seconds):
-                remote.close()
-                return None
-            return SeparateRuntime(remote, path, view, limits, kind.name)
-        except BaseException:
-            remote.close()
-            raise
+        closing.callback(remote.close)
+        if not remote.call("exists", seconds=limits.opening_seconds):
+            return None
+        runtime = SeparateRuntime(remote, files, limits, kind.name)
+        closing.pop_all()
+        return runtime
 
 
 def runtime_imports(kind: type[Runtime]) -> list[str]:
@@ -223,14 +229,11 @@ def runtime_imports(kind: type[Runtime]) -> list[str]:
 
 
 @contextmanager
-def separate_errors(
-    path: Path, view: Path, name: str, limits: Limits, action: str
-) -> Iterator[None]:
+def separate_errors(files: AdmittedFiles, name: str, limits: Limits, action: str) -> Iterator[None]:
     """Turn the end of a runtime's process, and exceptions in it, into errors about the artefact.
 
     Args:
-        path: The artefact, as errors name it.
-        view: The artefact as the process knows it.
+        files: The artefact, as errors name it, and its files as the process knows them.
         name: The name of the runtime.
         limits: Its limits.
         action: What it did with the artefact, such as "loaded".
@@ -238,15 +241,19 @@ def separate_errors(
     try:
         yield
     except EndedError as error:
-        raise RuntimeEndedError(f"{path}: {name} {how_it_ended(error, limits, action)}") from None
+        raise RuntimeEndedError(
+            f"{files.artefact}: {name} {how_it_ended(error, limits, action)}"
+        ) from None
     except ForeignError as error:
         hint = ""
         if error.is_memory:
             hint = f"; {format_bytes(limits.max_bytes)} are allowed, see {MEMORY_VARIABLE}"
-        text = str(error).replace(str(view), str(path))
-        raise InputError(f"{path}: {name} failed when it {action} it: {text}{hint}") from None
+        text = files.in_words_of_artefact(str(error))
+        raise InputError(
+            f"{files.artefact}: {name} failed when it {action} it: {text}{hint}"
+        ) from None
     except CgconvertError as error:
-        error.args = (str(error).replace(str(view), str(path)),)
+        error.args = (files.in_words_of_artefact(str(error)),)
         raise
 
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Self
 
 import numpy as np
 
@@ -62,8 +63,8 @@ class SourceRuntime(Runtime):
         self.reset()
 
     @classmethod
-    def open(cls, path: Path, device: str = "cpu", threads: int | None = None) -> Runtime:
-        """Raise UsageError: `load` reads sources, because it knows names, archives and adapters."""
+    def load(cls, path: Path, device: str = "cpu", threads: int | None = None) -> Self:
+        """Raise UsageError: a source may be a name or an archive, and is no folder."""
         raise UsageError(f"{path}: a source is opened as a checkpoint")
 
     @property

@@ -5,12 +5,12 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
 import numpy as np
 
 from cgconvert.errors import InputError, UsageError
-from cgconvert.formats.registry import load
+from cgconvert.io.strict_json import read_json
 from cgconvert.lazy import torch
 from cgconvert.model.device import DEVICES, torch_device, warm_up_mkl
 from cgconvert.model.generation_config import ids_of
@@ -18,6 +18,13 @@ from cgconvert.runtimes.packages import broken_package, import_package
 from cgconvert.runtimes.runtime import Runtime, run_left_padded
 
 __all__ = ["TransformersRuntime", "quiet"]
+
+MODEL_CLASSES = {
+    "codegen": "CodeGenForCausalLM",
+    "gptj": "GPTJForCausalLM",
+    "phi": "PhiForCausalLM",
+}
+"""The class of transformers that runs a model, by its model_type."""
 
 
 class TransformersRuntime(Runtime):
@@ -37,6 +44,7 @@ class TransformersRuntime(Runtime):
         "transformers.models.phi.modeling_phi",
         "transformers.models.gpt2.tokenization_gpt2",
     )
+    format = "huggingface"
     takes_batches = True
 
     def __init__(
@@ -54,27 +62,22 @@ class TransformersRuntime(Runtime):
         self.reset()
 
     @classmethod
-    def open(
-        cls, path: Path, device: str = "cpu", threads: int | None = None
-    ) -> TransformersRuntime:
-        """Load a folder (see Runtime.open). Code that comes with the folder is never run.
+    def load(cls, path: Path, device: str = "cpu", threads: int | None = None) -> Self:
+        """Load a folder (see Runtime.load). The class of the model is named here, by its type.
 
         `threads` sets PyTorch's number of threads for the whole process; `close` restores it. A
         folder whose tensors are not exactly those of the model is an InputError too.
         """
         transformers = import_package("transformers", "transformers", "transformers")
         try:
-            model_class: Any = transformers.AutoModelForCausalLM
+            model_type = str(read_json(path / "config.json").get("model_type"))
+            model_class: Any = getattr(transformers, MODEL_CLASSES[model_type])
             tokenizer_class: Any = transformers.AutoTokenizer
         except Exception as error:  # it imports its parts at first use
             raise broken_package("transformers", "transformers", error) from error
         if device not in DEVICES:
             raise UsageError(f"device {device}: transformers runs on cpu, cuda, mps or gpu here")
         device = torch_device(device).type
-        # transformers would take any other folder for a name on the Hub.
-        if not (path / "config.json").is_file():
-            raise InputError(f"{path}: not a Hugging Face folder, it has no config.json")
-        load("huggingface").admit(path)
         warm_up_mkl()
         with quiet(), _input_errors(path):
             tokenizer = tokenizer_class.from_pretrained(
@@ -141,7 +144,7 @@ class TransformersRuntime(Runtime):
         """Run the model once, see runtime.Run; `cache` is a DynamicCache, which grows in place."""
         arrays = {"input_ids": tokens, "attention_mask": mask, "position_ids": positions}
         inputs = {name: torch.tensor(array, device=self.device) for name, array in arrays.items()}
-        with torch.inference_mode(), _input_errors(self._model.name_or_path, "run"):
+        with torch.inference_mode(), _input_errors(self.place, "run"):
             logits = self._model(
                 **inputs,
                 past_key_values=cache,
@@ -170,17 +173,19 @@ class TransformersRuntime(Runtime):
         Raises InputError if there is none.
         """
         eos = self._model.generation_config.eos_token_id
-        return ids_of(eos, f"{self._model.name_or_path}: eos_token_id")
+        return ids_of(eos, f"{self.place}: eos_token_id")
 
     def close(self) -> None:
         """See Runtime.close; restores PyTorch's number of threads if `open` changed it."""
-        del self._model, self._tokenizer, self._kv_cache
+        self._model = self._tokenizer = None
+        self.reset()
         if self._threads_to_restore is not None:
             torch.set_num_threads(self._threads_to_restore)
         if self.device == "cuda":
             torch.cuda.empty_cache()
         elif self.device == "mps":
             torch.mps.empty_cache()
+        super().close()
 
 
 def _check_complete(path: Path, loading_info: Mapping[str, Any]) -> None:

@@ -14,7 +14,7 @@ from pathlib import Path
 
 from cgconvert.cli import recipe
 from cgconvert.errors import CgconvertError, InputError, UsageError
-from cgconvert.formats.gguf.checks import admit_gguf
+from cgconvert.formats.gguf.admission import admit_gguf
 from cgconvert.formats.gguf.header import read_header
 from cgconvert.formats.gguf.imatrix import encoded, read_imatrix
 from cgconvert.formats.huggingface import config, reader
@@ -25,7 +25,7 @@ from cgconvert.formats.huggingface.torch_globals import RefusedError
 from cgconvert.formats.huggingface.torch_pickle import parse
 from cgconvert.formats.jaxformer import reader as jaxformer
 from cgconvert.formats.onnx import reader as onnx
-from cgconvert.formats.onnx.checks import admit_genai, admit_onnx
+from cgconvert.formats.onnx.admission import admit_genai, admit_onnx
 from cgconvert.io.strict_json import read_json
 from cgconvert.model.tokenizer import Tokenizer
 from cgconvert.sources import tarball
@@ -94,10 +94,11 @@ PARSERS: Mapping[str, Parser] = {
     "safetensors": Parser("safetensors", "source/model.safetensors", safetensors.tensors),
     "index": Parser("safetensors-sharded", "source/model.safetensors.index.json", _folder, _json),
     "gguf": Parser("gguf", "source.gguf", read_header),
-    "gguf-llama": Parser("gguf", "source.gguf", admit_gguf),
+    "gguf-llama": Parser("gguf", "source.gguf", lambda p: admit_gguf(p).close()),
     "onnx": Parser("onnx", "source/onnx/model.onnx", onnx.stored_tensors),
-    "onnx-run": Parser("onnx-int4", "source/onnx/model_q4.onnx", admit_onnx),
-    "genai": Parser("onnx", "source/genai_config.json", lambda p: admit_genai(p.parent), _json),
+    "onnx-run": Parser("onnx-int4", "source/onnx/model_q4.onnx", lambda p: admit_onnx(p).close()),
+    "genai": Parser("onnx", "source/genai_config.json",
+                    lambda p: admit_genai(p.parent).close(), _json),
     "config": Parser("safetensors", "source/config.json",
                      lambda p: config.from_codegen(read_json(p), p, None), _json),
     "gptj": Parser("gptj", "source/config.json",

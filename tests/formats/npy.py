@@ -10,7 +10,7 @@ import json
 import math
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
 import numpy as np
 
@@ -27,6 +27,7 @@ from cgconvert.formats.headers import Headers, most_stored, tensor_lines
 from cgconvert.formats.huggingface.checks import config_differences, tokenizer_differences
 from cgconvert.formats.huggingface.config import codegen_config, from_codegen
 from cgconvert.formats.read_options import ReadOptions, read_tokenizer
+from cgconvert.io.admitted import AdmittedFiles, admitting
 from cgconvert.io.strict_json import read_json
 from cgconvert.model import forward
 from cgconvert.model.decoder import Checkpoint, Decoder
@@ -35,6 +36,7 @@ from cgconvert.model.dtype import FLOAT32
 from cgconvert.model.tensor import LazyTensor, StoredTensor
 from cgconvert.model.tensor_names import CODEGEN, named_tensors
 from cgconvert.model.tokenizer import Tokenizer
+from cgconvert.model.tokenizer_files import TOKENIZER_FILES
 from cgconvert.options import Option
 from cgconvert.runtimes.runtime import Runtime
 from cgconvert.sources.resolve import Source
@@ -118,9 +120,15 @@ class Npy(Format):
     def stored_type(self, path: Path) -> str:
         return most_stored(tensor_lines(_arrays(path).values()))
 
-    def admit(self, path: Path) -> None:
-        self.decoder(path)
-        Tokenizer.load(path)
+    def admit(self, path: Path) -> AdmittedFiles:
+        with admitting(path, path) as files:
+            files.copy("config.json")
+            files.copy_present(TOKENIZER_FILES)
+            for array in path.glob("*.npy"):
+                files.link(array.name)
+            self.decoder(files.folder)
+            Tokenizer.load(files.folder)
+        return files
 
     def decoder(self, artefact: Path) -> Decoder:
         path = artefact / "config.json"
@@ -156,9 +164,9 @@ class TorchRuntime(Runtime):
 
     name = "torch"
     package = "torch"
+    format = "npy"
 
     def __init__(self, path: Path) -> None:
-        Npy().admit(path)
         self.device = "cpu"
         self.decoder, self.tokenizer = Npy().decoder(path), Tokenizer.load(path)
         self.layers = [
@@ -172,7 +180,7 @@ class TorchRuntime(Runtime):
         self.reset()
 
     @classmethod
-    def open(cls, path: Path, device: str = "cpu", threads: int | None = None) -> TorchRuntime:
+    def load(cls, path: Path, device: str = "cpu", threads: int | None = None) -> Self:
         if device != "cpu":
             raise UsageError(f"device {device}: this runtime has the CPU alone")
         return cls(path)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Self
 
 import numpy as np
 import pytest
@@ -28,7 +29,7 @@ class Table(Runtime):
         self.resets = 0
 
     @classmethod
-    def open(cls, path: Path, device: str = "cpu", threads: int | None = None) -> Table:
+    def load(cls, path: Path, device: str = "cpu", threads: int | None = None) -> Self:
         return cls(np.eye(4))
 
     def reset(self) -> None:

@@ -45,7 +45,7 @@ def run() -> Iterator[Callable[..., LlamaCppRuntime]]:
     opened: list[LlamaCppRuntime] = []
 
     def start(path: Path, **options: object) -> LlamaCppRuntime:
-        opened.append(LlamaCppRuntime.open(path, "cpu", 1, **options))  # type: ignore[arg-type]
+        opened.append(LlamaCppRuntime.open(path, "cpu", 1, **options))
         return opened[-1]
 
     yield start

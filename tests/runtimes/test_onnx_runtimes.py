@@ -156,4 +156,4 @@ def test_an_absent_runtime_is_named(
 ) -> None:
     monkeypatch.setitem(sys.modules, module, None)
     with pytest.raises(MissingRuntimeError, match=f"install '{package}>="):
-        kind.open(Path("nowhere"))
+        kind.load(Path("nowhere"))

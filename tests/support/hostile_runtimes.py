@@ -11,10 +11,12 @@ import sys
 import time
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
+from typing import Self
 
 import numpy as np
 
 from cgconvert.errors import InputError, MissingRuntimeError, UsageError, VerificationError
+from cgconvert.io.admitted import AdmittedFiles, admitting
 from cgconvert.runtimes.runtime import Runtime
 
 __all__ = ["ACTIONS", "HostileRuntime"]
@@ -103,7 +105,13 @@ class HostileRuntime(Runtime):
             self.act()
 
     @classmethod
-    def open(cls, path: Path, device: str = "cpu", threads: int | None = None) -> HostileRuntime:
+    def admit(cls, path: Path) -> AdmittedFiles:
+        with admitting(path, path.parent) as files:
+            files.path = files.link(path.name)
+        return files
+
+    @classmethod
+    def load(cls, path: Path, device: str = "cpu", threads: int | None = None) -> Self:
         return cls(path, device)
 
     def reset(self) -> None:

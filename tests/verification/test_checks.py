@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
+from typing import Self
 
 import numpy as np
 import pytest
@@ -56,7 +57,7 @@ class StandIn(Runtime):
         self.past: list[int] = []
 
     @classmethod
-    def open(cls, path: Path, device: str = "cpu", threads: int | None = None) -> StandIn:
+    def load(cls, path: Path, device: str = "cpu", threads: int | None = None) -> Self:
         return cls(checkpoint(path))
 
     def reset(self) -> None:

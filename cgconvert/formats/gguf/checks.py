@@ -1,7 +1,4 @@
-"""Admit a GGUF file to llama.cpp, and compare it with the source: tensors, geometry, vocabulary.
-
-`admit_gguf` runs before llama.cpp gets a file, which has to be a whole CodeGen without keys that
-llama.cpp would obey.
+"""Compare a GGUF file with the source: tensors, geometry, vocabulary.
 
 This module computes keys and the vocabulary a second time on purpose: a check that shared the
 writer's code would share its mistakes.
@@ -18,7 +15,6 @@ from typing import Any
 import numpy as np
 from gguf import TokenType
 
-from cgconvert.errors import InputError
 from cgconvert.formats.comparison import (
     ABSENT,
     SettingsDifferences,
@@ -36,9 +32,8 @@ from cgconvert.formats.gguf.generation import (
     SAMPLING_PREFIX,
     TEMPLATE_NAME,
 )
-from cgconvert.formats.gguf.header import GgufHeader, read_header
-from cgconvert.formats.gguf.split import refuse_split
-from cgconvert.formats.gguf.type_names import TYPE_KEY, contradictions
+from cgconvert.formats.gguf.header import read_header
+from cgconvert.formats.gguf.type_names import contradictions
 from cgconvert.formats.gguf.writer import (
     ADJUSTED,
     ARCHITECTURE,
@@ -46,14 +41,12 @@ from cgconvert.formats.gguf.writer import (
     PRE_TOKENIZER,
     SUPPRESSED,
 )
-from cgconvert.model.chat_templates import DEFAULT, MAX_CHARACTERS
+from cgconvert.model.chat_templates import DEFAULT
 from cgconvert.model.decoder import Checkpoint, Decoder
-from cgconvert.model.dtype import FLOAT32
-from cgconvert.model.tensor import Zeros
 from cgconvert.model.tensor_names import GGUF
 from cgconvert.model.tokenizer import Tokenizer
 
-__all__ = ["admit_gguf", "kept_eos_ids", "settings", "stored_artefact"]
+__all__ = ["kept_eos_ids", "settings", "stored_artefact"]
 
 TOKENIZER_PREFIX = "tokenizer.ggml."
 END_ROLES = ("eos", "eot", "eom")
@@ -251,69 +244,3 @@ def _tokens(tokenizer: Tokenizer, rows: int) -> tuple[list[str], list[int]]:
         kind = TokenType.CONTROL if added.special else TokenType.USER_DEFINED
         tokens[added.id], types[added.id] = added.content, int(kind)
     return tokens, types
-
-
-GGUF_KEYS = frozenset(
-    (
-        *(f"{ARCHITECTURE}.{key}" for key in (
-            "context_length", "embedding_length", "feed_forward_length", "block_count",
-            "attention.head_count", "attention.head_count_kv", "attention.layer_norm_epsilon",
-            "rope.dimension_count", "rope.freq_base",
-        )),
-        *(f"tokenizer.ggml.{key}" for key in (
-            "model", "pre", "tokens", "token_type", "merges", "bos_token_id", "eos_token_id",
-            "eot_token_id", "eom_token_id", "unknown_token_id", "padding_token_id",
-            "seperator_token_id", "mask_token_id", "add_bos_token", "add_space_prefix",
-        )),
-        SUPPRESSED, ADJUSTED, TYPE_KEY, CHAT_TEMPLATE, CHAT_TEMPLATES,
-    )
-)  # fmt: skip
-"""The keys that are let through, beside SHOWN; llama.cpp obeys others or aborts on them."""
-
-SHOWN = ("general.", "quantize.")
-"""Prefixes of keys that llama.cpp only shows. In the second llama-quantize names its imatrix."""
-
-NO_WEIGHTS = ("I8", "I16", "I32", "I64", "F64")
-"""Types that ggml knows, and has no multiplication for."""
-
-
-def admit_gguf(path: Path) -> None:
-    """Check a file for llama.cpp: a whole CodeGen, keys and tensors as the architecture has them.
-
-    Raises InputError.
-    """
-    header = read_header(path)
-    refuse_split(path, header)
-    shapes = {t.name: Zeros(t.shape, FLOAT32) for t in header.tensors}
-    GGUF.decoder(reader.geometry(path, header), shapes, str(path))
-    tokenizer = reader.tokenizer(path, header)
-    for key in header.metadata:
-        named_template = key.startswith(f"{CHAT_TEMPLATE}.")
-        if key not in GGUF_KEYS and not named_template and not key.startswith(SHOWN):
-            raise InputError(f"{path}: metadata {key!r} is not CodeGen's; llama.cpp may obey it")
-    for tensor in header.tensors:
-        if len(tensor.shape) == 1 and tensor.type != "F32":
-            raise InputError(
-                f"{path}: tensor {tensor.name} is {tensor.type}; llama.cpp needs vectors as F32"
-            )
-        if tensor.type in NO_WEIGHTS:
-            raise InputError(
-                f"{path}: tensor {tensor.name} is {tensor.type}, not a type of weights"
-            )
-    _check_tokens(path, header)
-    if any(len(text) > MAX_CHARACTERS for text in tokenizer.chat_templates.values()):
-        raise InputError(f"{path}: a chat template has more than {MAX_CHARACTERS:,} characters")
-
-
-def _check_tokens(path: Path, header: GgufHeader) -> None:
-    """Check arrays that llama.cpp reads without a look at their types."""
-    tokens = header.metadata["tokenizer.ggml.tokens"]
-    if len(set(tokens)) != len(tokens):
-        raise InputError(f"{path}: tokenizer.ggml.tokens has a token twice")
-    if header.metadata["tokenizer.ggml.token_type"].dtype != np.dtype("<i4"):
-        raise InputError(f"{path}: tokenizer.ggml.token_type is not of type int32")
-    suppressed = header.metadata.get(SUPPRESSED, np.empty(0, np.int32))
-    if not isinstance(suppressed, np.ndarray) or suppressed.dtype != np.dtype("<i4"):
-        raise InputError(f"{path}: {SUPPRESSED} is not an array of int32")
-    if suppressed.size and not 0 <= suppressed.min() <= suppressed.max() < len(tokens):
-        raise InputError(f"{path}: {SUPPRESSED} names an id that no token has")

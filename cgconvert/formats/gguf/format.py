@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from cgconvert.formats.headers import Headers, TensorLine
     from cgconvert.formats.loader_files import Unchecked
     from cgconvert.formats.read_options import ReadOptions
+    from cgconvert.io.admitted import AdmittedFiles
     from cgconvert.model.decoder import Checkpoint, Decoder
     from cgconvert.sources.resolve import Source
     from cgconvert.write.plan import Plan
@@ -192,10 +193,10 @@ class Gguf(Format):
 
         return is_type_name(name) or name in self.thresholds
 
-    def admit(self, path: Path) -> None:
-        from cgconvert.formats.gguf.checks import admit_gguf
+    def admit(self, path: Path) -> AdmittedFiles:
+        from cgconvert.formats.gguf.admission import admit_gguf
 
-        admit_gguf(path)
+        return admit_gguf(path)
 
     def unchecked(self, artefact: Path, checked: Collection[Path] = ()) -> Unchecked | None:
         from cgconvert.formats.gguf import folder

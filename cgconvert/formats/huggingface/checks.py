@@ -1,7 +1,4 @@
-"""Admit a Hugging Face folder to transformers, and compare it with the source.
-
-`admit_huggingface` runs before transformers opens a folder: a complete model, and no code. The
-comparison covers tensors, configuration, ids and tokenizer.
+"""Compare a Hugging Face folder with the source: tensors, configuration, ids and tokenizer.
 
 On purpose this module repeats the constants of transformers (groups, rotary base), and
 `expected_tensors` goes through the names itself: a check that shared the writer's code would share
@@ -26,21 +23,18 @@ from cgconvert.formats.comparison import (
     pair_tensors,
     value_differences,
 )
-from cgconvert.formats.huggingface import config as configs
 from cgconvert.formats.huggingface import reader
 from cgconvert.formats.huggingface.config import codegen_config, gptj_config, phi_config
 from cgconvert.io.reading import read_bytes
 from cgconvert.io.strict_json import read_json
 from cgconvert.model.chat_templates import parse_chat_templates, read_chat_templates
 from cgconvert.model.decoder import Checkpoint, Decoder
-from cgconvert.model.tensor import Zeros
 from cgconvert.model.tensor_names import CODEGEN, GPTJ, PHI
 from cgconvert.model.tokenizer import Tokenizer
 from cgconvert.model.tokenizer_files import TOKENIZER_FILES
 
 __all__ = [
     "IDS",
-    "admit_huggingface",
     "config_differences",
     "decoder",
     "generation_differences",
@@ -273,55 +267,3 @@ def _flatten(tokenizer: Mapping[str, Any]) -> dict[str, Any]:
 def _merges(text: str) -> list[str]:
     """Return the lines of a merges.txt without its version line."""
     return [line for line in text.split("\n") if line and not line.startswith("#version")]
-
-
-RUNS_CODE = (
-    "auto_map", "quantization_config", "attn_implementation", "_attn_implementation",
-    "_attn_implementation_internal", "experts_implementation", "_experts_implementation",
-    "custom_pipelines", "adapter_config", "base_model_name_or_path",
-)  # fmt: skip
-"""Entries of a configuration by which transformers loads modules or fetches kernels."""
-
-
-def admit_huggingface(folder: Path) -> None:
-    """Check that a folder has safetensors of the shapes in its config.json and would run no code.
-
-    Raises InputError if it does not.
-    """
-    config_path = folder / "config.json"
-    config = read_json(config_path)
-    model_type = config.get("model_type")
-    if model_type not in ("codegen", "gptj", "phi"):
-        raise InputError(f"{config_path}: model_type is {model_type!r}, not codegen, gptj or phi")
-    tokenizer_path = folder / "tokenizer_config.json"
-    for path in (config_path, tokenizer_path, folder / "generation_config.json"):
-        entries = read_json(path) if path.is_file() else {}
-        code_entries = [key for key in RUNS_CODE if entries.get(key)]
-        if code_entries:
-            raise InputError(f"{path}: refused: {code_entries[0]} would run code that it names")
-    if (folder / "adapter_config.json").exists():
-        raise InputError(f"{folder}: refused: it has an adapter_config.json")
-    layout, files = reader.find_weights(folder)
-    if layout != "safetensors":
-        raise InputError(f"{folder}: has no safetensors")
-
-    def integer(*keys: str, default: int | None = None) -> int:
-        """Read a positive integer of this config.json."""
-        return configs.integer(config, config_path, *keys, default=default)
-
-    width = integer("n_embd", "hidden_size")
-    geometry = configs.geometry(
-        config_path,
-        n_layer=integer("n_layer", "num_hidden_layers"),
-        n_embd=width,
-        n_head=integer("n_head", "num_attention_heads"),
-        rotary_dim=2,  # any value: only shapes are checked, and none depends on it
-        n_positions=integer("n_positions", "n_ctx", "max_position_embeddings"),
-        vocab_size=integer("vocab_size"),
-        n_inner=integer("n_inner", "intermediate_size", default=4 * width),
-        mp_num=1,
-    )
-    names = {"codegen": CODEGEN, "gptj": GPTJ, "phi": PHI}[model_type]
-    shapes = {name: Zeros(t.shape, t.dtype) for name, t in reader.read_weights(files).items()}
-    names.decoder(geometry, shapes, str(folder))
-    Tokenizer.load(folder)

@@ -14,6 +14,7 @@ if TYPE_CHECKING:
     from cgconvert.formats.headers import Headers
     from cgconvert.formats.loader_files import Unchecked
     from cgconvert.formats.read_options import ReadOptions
+    from cgconvert.io.admitted import AdmittedFiles
     from cgconvert.model.decoder import Checkpoint, Decoder
     from cgconvert.sources.resolve import Source
     from cgconvert.write.plan import Plan
@@ -131,10 +132,10 @@ class HuggingFace(Format):
         refuse_quantized(path, {}, tensors)
         return most_stored(tensor_lines(tensors.values()))
 
-    def admit(self, path: Path) -> None:
-        from cgconvert.formats.huggingface.checks import admit_huggingface
+    def admit(self, path: Path) -> AdmittedFiles:
+        from cgconvert.formats.huggingface.admission import admit_huggingface
 
-        admit_huggingface(path)
+        return admit_huggingface(path)
 
     def unchecked(self, artefact: Path, checked: Collection[Path] = ()) -> Unchecked | None:
         from cgconvert.formats.huggingface import folder

@@ -1,4 +1,4 @@
-"""Admit an ONNX folder to onnxruntime and onnxruntime-genai, and compare it with the source.
+"""Compare an ONNX folder with the source.
 
 The comparison covers tensors, graph, configurations, ids and tokenizer.
 
@@ -14,10 +14,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import onnx
-from onnx import AttributeProto, ModelProto, TensorProto
 
-from cgconvert.errors import InputError
 from cgconvert.formats.comparison import (
     SettingsDifferences,
     StoredArtefact,
@@ -33,11 +30,8 @@ from cgconvert.formats.huggingface.checks import (
 )
 from cgconvert.formats.huggingface.config import codegen_config
 from cgconvert.formats.onnx import reader
-from cgconvert.formats.onnx.builder import MICROSOFT, OPERATORS
 from cgconvert.formats.onnx.files import graphs
 from cgconvert.formats.onnx.genai_checks import (
-    admit_genai_config,
-    admit_genai_template,
     genai_setting_differences,
     genai_size_differences,
 )
@@ -54,9 +48,8 @@ from cgconvert.io.strict_json import read_json
 from cgconvert.model.decoder import Checkpoint, Decoder, Geometry
 from cgconvert.model.tensor import LazyTensor, StoredTensor
 from cgconvert.model.tensor_names import ONNX
-from cgconvert.model.tokenizer import Tokenizer
 
-__all__ = ["admit_genai", "admit_onnx", "settings", "stored_artefact"]
+__all__ = ["settings", "stored_artefact"]
 
 
 def stored_artefact(path: Path, source: Decoder) -> StoredArtefact:
@@ -163,86 +156,3 @@ def _is_for_another(folder: Path, graph: Path) -> bool:
     return any(
         name == other.relative_to(folder).as_posix() for other in graphs(folder) if other != graph
     )
-
-
-SMALL = 64
-"""The most elements of a tensor that is kept in the graph itself."""
-
-_NUMBERS = (AttributeProto.INT, AttributeProto.INTS, AttributeProto.FLOAT, AttributeProto.FLOATS)
-
-
-def admit_onnx(graph: Path) -> None:
-    """Check that a graph has its data in its folder, and only operators that cgconvert writes.
-
-    Raises InputError.
-    """
-    reader.decoded_tensors(graph)
-    model = reader.parse(graph)
-    if model.functions or model.training_info or model.graph.sparse_initializer:
-        raise InputError(f"{graph}: has functions or other parts that no graph of cgconvert has")
-    if {entry.domain for entry in model.opset_import} - {"", "ai.onnx", MICROSOFT}:
-        raise InputError(f"{graph}: uses operators of another domain than ONNX Runtime's own")
-    _check_constants(graph, model)
-    _check_nodes(graph, model)
-
-
-def _check_constants(graph: Path, model: ModelProto) -> None:
-    """Check that tensors in the graph itself are small."""
-    for tensor in model.graph.initializer:
-        if tensor.data_location == TensorProto.EXTERNAL:
-            continue
-        try:
-            is_small = 0 <= min(tensor.dims, default=0) <= max(tensor.dims, default=0) <= SMALL
-            is_small = is_small and len(tensor.dims) < 3
-            is_small = is_small and onnx.numpy_helper.to_array(tensor).size <= SMALL
-        except Exception as error:  # onnx does not check the tensor
-            raise InputError(f"{graph}: tensor {tensor.name!r} is damaged: {error}") from error
-        if not is_small:
-            raise InputError(f"{graph}: tensor {tensor.name!r} is too large to be in the graph")
-
-
-def _check_nodes(graph: Path, model: ModelProto) -> None:
-    """Check that operators are known, come after those whose outputs they take, and that no name
-    is given twice."""
-    known = {value.name for value in model.graph.input}
-    known |= {tensor.name for tensor in model.graph.initializer} | {""}
-    for node in model.graph.node:
-        if OPERATORS.get(node.op_type) != node.domain.removeprefix("ai.onnx"):
-            kind = f"{node.domain}:{node.op_type}"
-            raise InputError(
-                f"{graph}: node {node.name!r} is {kind!r}, which cgconvert does not write"
-            )
-        if any(attribute.type not in _NUMBERS for attribute in node.attribute):
-            raise InputError(f"{graph}: node {node.name!r} has an attribute that is no number")
-        if unknown := [name for name in node.input if name not in known]:
-            raise InputError(
-                f"{graph}: node {node.name!r} takes {unknown[0]!r}, which nothing before it gives"
-            )
-        outputs = [name for name in node.output if name]
-        if twice := [name for name in outputs if name in known]:
-            raise InputError(f"{graph}: node {node.name!r} gives {twice[0]!r} a second time")
-        known.update(outputs)
-
-
-def admit_genai(folder: Path) -> Path:
-    """Check the graph and genai_config.json of a folder for onnxruntime-genai; return the graph.
-
-    The configuration may contain only what cgconvert writes for that graph. Raises InputError.
-    """
-    config_path = folder / "genai_config.json"
-    config = read_json(config_path)
-    model = config.get("model")
-    decoder = model.get("decoder") if isinstance(model, dict) else None
-    name = decoder.get("filename") if isinstance(decoder, dict) else None
-    if not isinstance(name, str) or ".." in Path(name).parts or Path(name).is_absolute():
-        raise InputError(f"{config_path}: names the graph {name!r}, outside the folder")
-    if len(name) > 200:
-        raise InputError(f"{config_path}: names the graph {name!r}, too long a name")
-    graph = folder / name
-    if not graph.is_file():
-        raise InputError(f"{config_path}: names the graph {name!r}, which is not there")
-    admit_onnx(graph)
-    Tokenizer.load(folder)
-    admit_genai_config(config_path, graph)
-    admit_genai_template(folder)
-    return graph

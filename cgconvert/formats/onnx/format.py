@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from cgconvert.formats.headers import Headers
     from cgconvert.formats.loader_files import Unchecked
     from cgconvert.formats.read_options import ReadOptions
+    from cgconvert.io.admitted import AdmittedFiles
     from cgconvert.model.decoder import Checkpoint, Decoder
     from cgconvert.sources.resolve import Source
     from cgconvert.write.plan import Plan
@@ -184,11 +185,10 @@ class Onnx(Format):
 
         return reader.stored_type(reader.find_graph(path))
 
-    def admit(self, path: Path) -> None:
-        from cgconvert.formats.onnx.checks import admit_onnx
-        from cgconvert.formats.onnx.reader import find_graph
+    def admit(self, path: Path) -> AdmittedFiles:
+        from cgconvert.formats.onnx.admission import admit_onnx
 
-        admit_onnx(find_graph(path))
+        return admit_onnx(path)
 
     def unchecked(self, artefact: Path, checked: Collection[Path] = ()) -> Unchecked | None:
         from cgconvert.formats.onnx import folder

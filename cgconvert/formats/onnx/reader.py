@@ -39,6 +39,7 @@ from cgconvert.model.tokenizer import Tokenizer
 from cgconvert.model.tokenizer_files import TOKENIZER_FILES
 
 __all__ = [
+    "data_files",
     "decoded_tensors",
     "decoder",
     "find_graph",
@@ -73,6 +74,20 @@ def stored_tensors(graph: Path) -> dict[str, StoredTensor]:
     regular file in the graph's folder.
     """
     return _tensors(graph, parse(graph))
+
+
+def data_files(graph: Path, beside: Path) -> set[Path]:
+    """Return the files that a graph names as its data, in the folder of the file `beside`.
+
+    Raises InputError if it is no graph, or if a file is not there or lies outside the folder.
+    """
+    return {
+        _data_file(beside, f"{beside}: tensor {tensor.name!r}", entry.value)
+        for tensor in parse(graph).graph.initializer
+        if tensor.data_location == TensorProto.EXTERNAL
+        for entry in tensor.external_data
+        if entry.key == "location"
+    }
 
 
 def stored_type(graph: Path) -> str:

@@ -11,14 +11,44 @@ import os
 import shutil
 from io import FileIO
 from pathlib import Path
+from typing import NamedTuple
 
-__all__ = ["allocate", "open_file", "open_new", "read_at", "sync", "sync_descriptor", "write_at"]
+__all__ = [
+    "FileIdentity", "allocate", "file_identity", "open_file", "open_new", "read_at",
+    "sync", "sync_descriptor", "write_at",
+]  # fmt: skip
 
 MAX_BYTES = 1 << 30
 """Bytes of one read or write. macOS refuses more than 2 GiB; others do a part of it."""
 
 _BINARY = getattr(os, "O_BINARY", 0) | getattr(os, "O_CLOEXEC", 0)
 """Without O_BINARY, Windows changes every byte 10 that is written."""
+
+
+class FileIdentity(NamedTuple):
+    """Which file a path or a descriptor means, and the state of its content.
+
+    Attributes:
+        device, inode: Which file.
+        size: Its bytes.
+        modified: When its content was last written, in nanoseconds; its owner can set this.
+        changed: When it, or its names and rights, were last changed; nobody can set this. On
+            Windows this is when it was made.
+    """
+
+    device: int
+    inode: int
+    size: int
+    modified: int
+    changed: int
+
+
+def file_identity(file: Path | int) -> FileIdentity:
+    """Say which file lies at a path, or is open under a descriptor, and in what state."""
+    status = os.fstat(file) if isinstance(file, int) else file.stat()
+    return FileIdentity(
+        status.st_dev, status.st_ino, status.st_size, status.st_mtime_ns, status.st_ctime_ns
+    )
 
 
 def open_file(path: Path, *, write: bool = False, create: bool = False) -> int:

@@ -13,7 +13,8 @@ import pytest
 from llama_cpp import Llama, llama_cpp
 
 from cgconvert.errors import InputError
-from cgconvert.formats.gguf.checks import admit_gguf, settings
+from cgconvert.formats.gguf.admission import admit_gguf
+from cgconvert.formats.gguf.checks import settings
 from cgconvert.formats.gguf.generation import ENDING_TEXTS
 from cgconvert.formats.gguf.header import read_header
 from cgconvert.formats.gguf.types import data_size

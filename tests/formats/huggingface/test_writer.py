@@ -423,6 +423,7 @@ def test_the_runtime_refuses_damaged_folders(
     (tmp_path / "model.safetensors").write_bytes(renamed)
     with pytest.raises(InputError, match=r"transformer\.ln_f\.bias is missing"):
         TransformersRuntime.open(tmp_path)
+    (tmp_path / "model.safetensors").write_bytes(weights)
     with pytest.raises(UsageError, match="device tpu"):
         TransformersRuntime.open(tmp_path, device="tpu")
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)

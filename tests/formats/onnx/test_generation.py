@@ -12,7 +12,8 @@ import onnxruntime_genai as og
 import pytest
 
 from cgconvert.errors import InputError
-from cgconvert.formats.onnx.checks import admit_genai, settings
+from cgconvert.formats.onnx.admission import admit_genai
+from cgconvert.formats.onnx.checks import settings
 from cgconvert.formats.onnx.genai import template_fault
 from cgconvert.formats.onnx.writer import plan
 from cgconvert.formats.read import describe, read
@@ -220,7 +221,7 @@ def test_what_genai_cannot_hold_is_named(
     stored = json.loads((folder / "generation_config.json").read_text())
     assert {name: stored[name] for name in entries} == entries
     assert settings(folder, checkpoint).settings == []
-    admit_genai(folder)
+    admit_genai(folder).close()
 
 
 def test_a_folder_as_a_source_says_the_same(chat: tuple[Checkpoint, Path]) -> None:
