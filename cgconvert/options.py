@@ -2,21 +2,27 @@
 
 The command line (`cli/options.py`) makes its flags from the declarations, recipes
 (`cli/recipe.py`) their schema, and a test compares them with the signatures of the Python API.
+All three have a value checked by the declaration, and say the same line about one that is refused.
 """
 
 from __future__ import annotations
 
+import math
+import os
 import re
 import typing
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
+from numbers import Integral, Real
 from pathlib import Path
-from typing import Any, Final
+from typing import Any, Final, NoReturn
 
 from cgconvert.errors import UsageError
+from cgconvert.escaping import abridged
 
 __all__ = [
     "AUTO",
+    "DECIMAL_NUMBER",
     "FLOAT_ALIASES",
     "ByteSize",
     "Option",
@@ -25,6 +31,15 @@ __all__ = [
     "parse_size",
     "shown",
 ]
+
+WHOLE_NUMBER = re.compile(r"[+-]?[0-9]+")
+DECIMAL_NUMBER = re.compile(r"[+-]?([0-9]+\.?[0-9]*|\.[0-9]+)([eE][+-]?[0-9]+)?")
+NO_NUMBER = re.compile(r"[+-]?(nan|inf|infinity)", re.IGNORECASE)
+"""How numbers are written on a command line. Python's own int and float would also take 1_000 and
+digits of every script, and refuse whole numbers of more than 4300 digits."""
+
+MAX_DIGITS = 40
+"""Digits of a whole number that is compared with bounds; with more it is beyond all of them."""
 
 AUTO: Final = "auto"
 """The word that has a number measured in place of being given, as that of groups in qkv_proj."""
@@ -52,6 +67,9 @@ FLOAT_ALIASES: Mapping[str, str] = {
 LEAST_BARE_SIZE = 100_000
 """The least size that is believed to be bytes if it has no unit: no model is smaller."""
 
+LARGEST_SIZE = 1 << 60
+"""The largest size: no disk is larger."""
+
 
 class ByteSize(int):
     """The type of options that are a size: a number of bytes, or text such as 5GB or 512MiB."""
@@ -76,9 +94,10 @@ class Option:
         exclusive_minimum: Whether a number must be larger than `minimum`.
         must_exist: Whether the path must exist.
         repeatable: Whether the flag may be given several times; the API takes a sequence.
-        parse: Reads one value from the text on the command line; for a Mapping, one entry as a
-            pair of name and value. Raises ValueError saying what is wrong. None: the text is read
-            as `type`.
+        parse: For a Mapping: reads the text of one entry on the command line as a pair of name and
+            value. Raises ValueError saying what is wrong.
+        check: For a Mapping: returns the value of one entry, from its name and what was given.
+            Raises ValueError saying what is wrong. None: the value is text.
         metavar: What `--help` shows for the value.
         short: A short flag beside the long one, such as `-o`.
     """
@@ -95,7 +114,8 @@ class Option:
     exclusive_minimum: bool = False
     must_exist: bool = False
     repeatable: bool = False
-    parse: Callable[[str], Any] | None = None
+    parse: Callable[[str], tuple[str, Any]] | None = None
+    check: Callable[[str, Any], Any] | None = None
     metavar: str | None = None
     short: str | None = None
 
@@ -121,28 +141,120 @@ class Option:
         return accepted | None if self.default is None else accepted
 
     def accept(self, value: Any) -> Any:
-        """Return `value` in the type that the code works with: bytes of a size, a Path.
+        """Return `value` in the type that the code works with: bytes of a size, a Path, a tuple.
 
-        Raises UsageError unless it is one of the choices and within the bounds.
+        Raises UsageError unless it is of the option's type, one of the choices and in the range.
         """
+        if self.is_mapping:
+            if not isinstance(value, Mapping):
+                self._refuse(value, "is not a mapping of names to values")
+            return {self._entry_name(name): self.accept_entry(name, value[name]) for name in value}
+        if not self.repeatable:
+            return self.accept_item(value)
+        items = [value] if isinstance(value, str | Path) else value
+        if not isinstance(items, Sequence) or isinstance(items, bytes | bytearray):
+            self._refuse(value, "is not a list")
+        return tuple(map(self.accept_item, items))
+
+    def accept_item(self, value: Any) -> Any:
+        """Check one value, of those that a repeatable option has, as `accept` does."""
+        if self.word is not None and isinstance(value, str) and value == self.word:
+            return value
         if self.choices:
             return self._choice(value)
-        if self.word is not None and isinstance(value, str):
-            if value != self.word:
-                raise UsageError(f"`{self.name}={shown(value)}` is no number, nor {self.word}")
-            return value
-        if self.out_of_bounds(value):
-            raise UsageError(f"`{self.name}={shown(value)}` is not in the range {self.bounds}")
-        if self.repeatable:
-            return tuple(value)
-        if self.type is Path:
-            return Path(value)
+        if self.type is bool:
+            return value if isinstance(value, bool) else self._refuse(value, "is not true or false")
+        if self.type is int or self.type is float:
+            return self._number(value)
         if self.type is ByteSize:
+            return self._size(value)
+        return self._text(value)
+
+    def accept_entry(self, name: str, value: Any) -> Any:
+        """Check the value of one entry of a mapping."""
+        if self.check is None:
+            return self._text(value)
+        try:
+            return self.check(name, value)
+        except ValueError as error:
+            raise UsageError(f"`{self.name}`: {error}") from None
+
+    def read(self, text: str) -> Any:
+        """Check one value as it is written on a command line; of a mapping, one entry as a pair.
+
+        Raises UsageError as `accept` does, with the same line.
+        """
+        if self.parse is not None:
             try:
-                return parse_size(value)
+                return self.parse(text)
             except ValueError as error:
                 raise UsageError(f"`{self.name}`: {error}") from None
-        return value
+        return self.accept_item(self._read_number(text) if self._is_number else text)
+
+    @property
+    def _is_number(self) -> bool:
+        return self.type is int or self.type is float
+
+    def _read_number(self, text: str) -> int | float | str:
+        """The number that a text is; the text itself if it is none."""
+        text = text.strip(" ")
+        if self.type is float:
+            is_float = DECIMAL_NUMBER.fullmatch(text) or NO_NUMBER.fullmatch(text)
+            return float(text) if is_float else text
+        if not WHOLE_NUMBER.fullmatch(text):
+            return text
+        if len(text) > MAX_DIGITS:
+            self._refuse(text, f"is not in the range {self.bounds}")
+        return int(text)
+
+    def _number(self, value: Any) -> int | float:
+        is_whole = self.type is int
+        kind: Any = Integral if is_whole else Real
+        if isinstance(value, bool) or not isinstance(value, kind):
+            nor = "" if self.word is None else f", nor {self.word}"
+            self._refuse(value, f"is not a {'whole ' * is_whole}number{nor}")
+        try:
+            number = int(value) if is_whole else float(value) + 0.0  # which makes 0.0 of -0.0
+        except OverflowError:
+            number = math.inf
+        if not is_whole and not math.isfinite(number):
+            self._refuse(value, "is not a finite number")
+        if self.out_of_bounds(number):
+            self._refuse(value, f"is not in the range {self.bounds}")
+        return number
+
+    def _size(self, value: Any) -> int:
+        if isinstance(value, bool) or not isinstance(value, str | int | float):
+            self._refuse(value, "is not a size")
+        try:
+            return parse_size(value)
+        except ValueError as error:
+            raise UsageError(f"`{self.name}`: {error}") from None
+
+    def _text(self, value: Any) -> Any:
+        """A text or path; neither has a NUL or what stands for no bytes (io/file_names.py)."""
+        is_path = self.type is Path
+        if not isinstance(value, str | Path):
+            self._refuse(value, "is not a path" if is_path else "is not text")
+        try:
+            is_possible = b"\0" not in os.fsencode(value)
+        except UnicodeEncodeError:
+            is_possible = False
+        if not is_possible:
+            self._refuse(value, "has a character that no file and no name can have")
+        if is_path and not str(value):
+            raise UsageError(f"`{self.name}`: the path is empty")
+        return Path(value) if is_path else str(value)
+
+    def _entry_name(self, name: object) -> str:
+        return name if isinstance(name, str) else self._refuse(name, "is not a name")
+
+    def _refuse(self, value: object, reason: str) -> NoReturn:
+        text = shown(value)
+        # Between backticks a message has no white space (errors.ARGUMENT).
+        is_argument = re.fullmatch(r"[^`\s]+", text)
+        named = f"`{self.name}={text}`" if is_argument else f"`{self.name}` {text}"
+        raise UsageError(f"{named} {reason}")
 
     def canonical(self, value: Any) -> Any:
         """Return the choice that a text stands for, in any case and by any alias.
@@ -158,10 +270,10 @@ class Option:
 
     def _choice(self, value: Any) -> Any:
         value = self.canonical(value)
-        if value not in self.choices or isinstance(value, bool):
-            allowed = ", ".join(map(str, self.choices))
-            raise UsageError(f"`{self.name}={shown(value)}` is not one of {allowed}")
-        return value
+        kind = Integral if self.type is int else str
+        if isinstance(value, bool) or not isinstance(value, kind) or value not in self.choices:
+            self._refuse(value, f"is not one of {', '.join(map(str, self.choices))}")
+        return self.choices[self.choices.index(value)]
 
     def out_of_bounds(self, value: Any) -> bool:
         """Whether a number is smaller than the least or larger than the largest."""
@@ -214,8 +326,11 @@ def parse_size(value: int | float | str) -> int:
 
     Raises ValueError for anything else, and for text without a unit that can hardly mean bytes.
     """
-    text = str(value).strip()
-    match = re.fullmatch(r"(\d+(?:\.\d+)?)\s*([KMGT]I?)?(B?)", text.upper())
+    try:
+        text = str(value).strip()
+    except ValueError:  # a whole number of more than 4300 digits
+        text = "the number"
+    match = re.fullmatch(r"([0-9]+(?:\.[0-9]+)?)\s*([KMGT]I?)?(B?)", text.upper())
     size = 0
     if match and len(match[1]) < 20:
         has_unit = bool(match[2] or match[3])
@@ -224,11 +339,17 @@ def parse_size(value: int | float | str) -> int:
             unit = "GB" if float(text) < 100 else "MB"
             raise ValueError(f"{text} bytes? write {text}{unit}")
         size = int(float(match[1]) * _UNITS[match[2] or ""])
-    if size < 1:
-        raise ValueError(f"{value!r} is not a size; write 5GB, 500MB or a number of bytes")
+    if not 1 <= size <= LARGEST_SIZE:
+        quoted = repr(abridged(text))
+        raise ValueError(f"{quoted} is not a size; write 5GB, 500MB or a number of bytes")
     return size
 
 
 def shown(value: Any) -> str:
-    """A value as a message shows it, text in double quotes: `4`, `"fast"`."""
-    return f'"{value}"' if isinstance(value, str | Path) else repr(value)
+    """A value as a message shows it, text in double quotes and shortened: `4`, `"fast"`."""
+    if isinstance(value, str | Path):
+        return f'"{abridged(str(value))}"'
+    try:
+        return abridged(repr(value))
+    except Exception:  # a whole number of more than 4300 digits, or an object of the caller's
+        return f"a value of type {type(value).__name__}"

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from cgconvert.api.conversion_table import conversions
-from cgconvert.api.declarations import CACHE, READ, WRITE
+from cgconvert.api.declarations import CACHE, OUTPUT, READ, WRITE
 from cgconvert.api.execution import ProgressOption, Result, execute, progress_for
 from cgconvert.api.sources import Source, check_name, load, named
 from cgconvert.errors import UsageError
@@ -57,11 +57,12 @@ def plan(
         for option in (*READ, *CACHE)
         if option.name in options
     }
+    path = accepted_values((OUTPUT,), {"output": output}).get("output")
     own = accepted_values(known[conversion].options, options)
     name = own.pop("name", None)
     check_name(name)
     checkpoint = named(load(source, **reading), name)
-    return known[conversion].plan(checkpoint, None if output is None else Path(output), **own)
+    return known[conversion].plan(checkpoint, path, **own)
 
 
 def convert(

@@ -6,11 +6,12 @@ from collections.abc import Mapping
 from pathlib import Path
 
 from cgconvert.calibrate.presets import FAST, PRESETS
+from cgconvert.escaping import abridged
 from cgconvert.formats.gguf.type_choices import QUANTIZED_TYPES, TYPE_ALIASES
 from cgconvert.formats.onnx.format import MATRIX_BLOCKS
 from cgconvert.formats.registry import formats
 from cgconvert.model.device import DEVICES
-from cgconvert.options import AUTO, ByteSize, Option
+from cgconvert.options import AUTO, ByteSize, Option, shown
 from cgconvert.runtimes import RUNTIMES
 from cgconvert.texts.text import STDLIB
 from cgconvert.verification.prompts import TEXT_TOKENS
@@ -31,6 +32,21 @@ __all__ = [
     "declared_options",
 ]
 
+MAX_GROUPS = 4096
+"""The largest number of groups in qkv_proj: no model of the family has so many heads."""
+
+MAX_STEP = 10**12
+MAX_TOKENS = 10**9
+MAX_SEED = 2**64 - 1
+"""Far more than any run has, and few enough for each number that is computed from them."""
+
+MAX_NATS = 100
+"""The largest loss that can be asked for; a model that knows nothing loses the logarithm of its
+vocabulary, 10.8 nats."""
+
+MAX_TEMPERATURE = 100
+"""The largest temperature; at 100 all tokens are nearly equally likely."""
+
 
 def device_option(purpose: str) -> Option:
     """The option that says where `purpose` (the subject of a sentence) computes."""
@@ -45,15 +61,25 @@ def device_option(purpose: str) -> Option:
 def _pattern_and_type(text: str) -> tuple[str, str]:
     pattern, equals, type_ = text.rpartition("=")
     if not (pattern and equals and type_):
-        raise ValueError(f"{text!r} is not PATTERN=TYPE, as in blk.*.attn_v.weight=Q6_K")
-    return pattern, type_.upper()
+        raise ValueError(f"{shown(text)} is not PATTERN=TYPE, as in blk.*.attn_v.weight=Q6_K")
+    return pattern, _matrix_type(pattern, type_)
+
+
+def _matrix_type(pattern: str, type_: object) -> str:
+    if not isinstance(type_, str):
+        raise ValueError(f"{abridged(pattern)}: its type is not text, as in Q6_K")
+    return type_.upper()
 
 
 def _check_and_bound(text: str) -> tuple[str, float | None]:
     check, equals, bound = text.partition("=")
     if not equals:
-        raise ValueError(f"{text!r}: write CHECK=VALUE, as in logits.kl_mean=0.05")
-    return check, parse_bound(check, bound, sorted(set().union(*known_bounds().values())))
+        raise ValueError(f"{shown(text)}: write CHECK=VALUE, as in logits.kl_mean=0.05")
+    return check, _bound(check, bound)
+
+
+def _bound(check: str, value: object) -> float | None:
+    return parse_bound(check, value, sorted(set().union(*known_bounds().values())))
 
 
 OUTPUT = Option(name="output", type=Path, short="-o", help="Where to write (under ./out/<name>).")
@@ -81,11 +107,18 @@ READ = (
         name="mp_num",
         type=int,
         minimum=1,
+        maximum=MAX_GROUPS,
         word=AUTO,
         metavar=f"N|{AUTO}",
         help="Groups in qkv_proj, where the configuration does not tell; auto measures it.",
     ),
-    Option(name="step", type=int, minimum=0, help="Step of a Jaxformer run (the last)."),
+    Option(
+        name="step",
+        type=int,
+        minimum=0,
+        maximum=MAX_STEP,
+        help="Step of a Jaxformer run (the last).",
+    ),
     Option(name="revision", help="Branch, tag or commit on the Hub."),
     Option(
         name="adapter",
@@ -167,12 +200,14 @@ QUANTIZE = (
         type=float,
         minimum=0,
         exclusive_minimum=True,
+        maximum=MAX_NATS,
         help="The smallest file that loses no more: nats a token.",
     ),
     Option(
         name="tensor_type",
         type=Mapping[str, str],
         parse=_pattern_and_type,
+        check=_matrix_type,
         metavar="PATTERN=TYPE",
         help="The type of matrices by name, as blk.*.attn_v.weight=Q6_K; repeatable.",
     ),
@@ -242,6 +277,7 @@ VERIFY = (
         name="text_tokens",
         type=int,
         minimum=2,
+        maximum=MAX_TOKENS,
         default=TEXT_TOKENS,
         metavar="N",
         help="Use the first N tokens of each text.",
@@ -250,6 +286,7 @@ VERIFY = (
         name="threshold",
         type=Mapping[str, float | None],
         parse=_check_and_bound,
+        check=_bound,
         metavar="CHECK=VALUE",
         help="Another bound, as in logits.kl_mean=0.05; none to only report. Repeatable.",
     ),
@@ -265,15 +302,18 @@ VERIFY = (
 )
 
 GENERATE = (
-    Option(name="max_new_tokens", type=int, minimum=1, default=128, metavar="N"),
+    Option(
+        name="max_new_tokens", type=int, minimum=1, maximum=MAX_TOKENS, default=128, metavar="N"
+    ),
     Option(
         name="temperature",
         type=float,
         minimum=0,
+        maximum=MAX_TEMPERATURE,
         default=0.0,
         help="0 takes the most likely token each time.",
     ),
-    Option(name="seed", type=int, minimum=0, default=0),
+    Option(name="seed", type=int, minimum=0, maximum=MAX_SEED, default=0),
     RUNTIME,
     device_option("the runtime"),
 )

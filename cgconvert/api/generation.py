@@ -119,27 +119,28 @@ def stream_generate(
         >>> list(cgconvert.stream_generate("model.gguf", "import os", max_new_tokens=2))
         ['import os', '\\n', 'import']
     """
-    accepted_values(
+    accepted = accepted_values(
         GENERATE,
         {
             "max_new_tokens": max_new_tokens,
             "temperature": temperature,
             "seed": seed,
+            "runtime": runtime,
             "device": device,
         },
     )
     with with_cache(cache):
-        opened = _open(artefact, runtime, device)
+        opened = _open(artefact, accepted.get("runtime"), accepted["device"])
     try:
         ids = opened.tokenize(prompt)
         tokens = generate_tokens(
             opened,
             ids,
-            max_new_tokens,
+            accepted["max_new_tokens"],
             tokenizer_size=opened.tokenizer_size,
             eos_token_ids=opened.stopping_ids,
-            temperature=temperature,
-            seed=seed,
+            temperature=accepted["temperature"],
+            seed=accepted["seed"],
         )
         yielded = opened.detokenize(ids)
         yield yielded

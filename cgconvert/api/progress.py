@@ -8,15 +8,10 @@ import time
 from dataclasses import dataclass
 from typing import Any, Literal, Protocol, TextIO
 
+from cgconvert.escaping import printable
 from cgconvert.io.pace import Pace, format_rate, format_time_left
 from cgconvert.io.progress import Progress, SilentProgress, format_duration
-from cgconvert.io.terminal import (
-    cell_width,
-    is_controllable,
-    printable,
-    shorten,
-    terminal_width,
-)
+from cgconvert.io.terminal import cell_width, is_controllable, shorten, terminal_width
 from cgconvert.io.ticker import Ticker
 
 __all__ = ["ProgressBar", "ProgressOption", "Status", "fit_line", "progress_for"]

@@ -10,7 +10,7 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
-from cgconvert.api.declarations import BUDGETS, QUANTIZE
+from cgconvert.api.declarations import BUDGETS, NAME, OUTPUT, QUANTIZE
 from cgconvert.api.execution import ProgressOption, Result, execute, progress_for
 from cgconvert.api.sources import Source, check_name, load, named
 from cgconvert.errors import UsageError
@@ -113,8 +113,10 @@ def quantize(
         ('Q3_K', True)
     """
     values = accepted_values(
-        QUANTIZE,
+        (OUTPUT, NAME, *QUANTIZE),
         {
+            "output": output,
+            "name": name,
             "bits": bits,
             "type": type,
             "max_size": max_size,
@@ -132,6 +134,7 @@ def quantize(
             "accuracy_level": accuracy_level,
         },
     )
+    path, name = values.pop("output", None), values.pop("name", None)
     check_name(name)
     shown = progress_for(progress)
     checkpoint = load(
@@ -146,7 +149,7 @@ def quantize(
         progress=shown,
     )
     checkpoint = named(checkpoint, name)
-    plan = plan_quantized(checkpoint, None if output is None else Path(output), **values)
+    plan = plan_quantized(checkpoint, path, **values)
     return execute(
         plan,
         force=force,

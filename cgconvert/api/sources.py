@@ -17,7 +17,7 @@ from cgconvert.formats.read import Description, ReadOptions, describe, read
 from cgconvert.io.cache import with_cache
 from cgconvert.io.progress import shown_while_reading
 from cgconvert.model.decoder import Checkpoint
-from cgconvert.options import AUTO, Option
+from cgconvert.options import AUTO, accepted_values
 
 __all__ = ["Source", "check_name", "inspect", "load", "named", "read_options"]
 
@@ -173,23 +173,6 @@ def _fault_of_name(name: str) -> str:
 def read_options(**values: Any) -> ReadOptions:
     """Reading options from the arguments of a function of the API.
 
-    Bounds of numbers are the readers' to check: the errors name the file that a number does not
-    fit. Raises UsageError for a word that is not a number of groups.
+    Raises UsageError for a value that an option does not take.
     """
-    return ReadOptions(
-        **{
-            option.name: _argument(option, values[option.name])
-            for option in READ
-            if values.get(option.name) is not None
-        }
-    )
-
-
-def _argument(option: Option, value: Any) -> Any:
-    """A value as ReadOptions has it: paths as Path, repeatable options as a tuple."""
-    if option.repeatable:
-        values = [value] if isinstance(value, str | Path) else value
-        return tuple(Path(item) if option.type is Path else item for item in values)
-    if option.word is not None:
-        return option.accept(value)
-    return Path(value) if option.type is Path else value
+    return ReadOptions(**accepted_values(READ, values))

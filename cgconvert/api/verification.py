@@ -31,7 +31,6 @@ from cgconvert.verification.thresholds import (
     Check,
     Verdict,
     known_bounds,
-    parse_bound,
     worst_verdict,
 )
 from cgconvert.verification.verify import MOST_STEPS
@@ -174,11 +173,20 @@ def verify(
         >>> verification.passed, str(verification.verdict), verification.checks[0].name
         (True, 'pass', 'provenance')
     """
-    accepted_values(VERIFY, {"text_tokens": text_tokens, "runtime": runtime, "device": device})
-    report_paths = [Path(path) for path in report]
-    for path in report_paths:
+    accepted = accepted_values(
+        VERIFY,
+        {
+            "quick": quick,
+            "strict": strict,
+            "text_tokens": text_tokens,
+            "threshold": threshold,
+            "report": report,
+            "runtime": runtime,
+            "device": device,
+        },
+    )
+    for path in accepted["report"]:
         check_report_path(path)
-    bounds = _checked_bounds(threshold or {})
     options = read_options(
         tokenizer=tokenizer,
         config=config,
@@ -188,6 +196,7 @@ def verify(
         adapter=adapter,
     )
     shown = progress_for(progress)
+    documents = [text] if isinstance(text, str | Path | Text) else text
     with with_cache(cache):
         if reference is None or isinstance(reference, Checkpoint):
             source = reference
@@ -196,17 +205,12 @@ def verify(
                 source = read(str(reference), options)
         reports = reports_of(
             artefacts_at(artefact),
-            quick=quick,
-            strict=strict,
             reference=source,
             options=options,
-            texts=[item if isinstance(item, Text) else read_text(str(item)) for item in text],
-            text_tokens=text_tokens,
-            thresholds=dict.fromkeys(known_bounds(), bounds),
-            report=report_paths,
-            runtime=runtime,
-            device=device,
+            texts=[t if isinstance(t, Text) else read_text(_text_name(t)) for t in documents],
+            thresholds=dict.fromkeys(known_bounds(), accepted.pop("threshold", {})),
             progress=shown,
+            **accepted,
         )
         return Verification(tuple(reports))
 
@@ -300,12 +304,9 @@ def _cache_entry(kinds: set[str], source: Checkpoint) -> dict[str, Any]:
     return {"allowed": is_cache_allowed(), "used": bool(words), "for": words}
 
 
-def _checked_bounds(threshold: Bounds) -> dict[str, float | None]:
-    known = sorted(set().union(*known_bounds().values()))
-    try:
-        return {check: parse_bound(check, bound, known) for check, bound in threshold.items()}
-    except ValueError as error:
-        raise UsageError(f"`threshold`: {error}") from None
+def _text_name(text: object) -> str:
+    (name,) = accepted_values(VERIFY, {"text": [text]})["text"]
+    return str(name)
 
 
 def _bounds_of(artefact: Artefact, thresholds: Mapping[str, Bounds]) -> Bounds:

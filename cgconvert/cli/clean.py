@@ -8,7 +8,7 @@ from pathlib import Path
 import click
 
 from cgconvert.api.cleaning import Leftover, clean
-from cgconvert.cli.text import printable
+from cgconvert.escaping import printable
 from cgconvert.io.progress import format_bytes
 
 __all__ = ["run"]

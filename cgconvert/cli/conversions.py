@@ -17,8 +17,9 @@ from cgconvert.api.declarations import DRY_RUNS, OUTPUT, READ, WRITE, declared_o
 from cgconvert.api.execution import execute
 from cgconvert.cli.options import arguments
 from cgconvert.cli.output import columns, progress_of_command, verbosity
-from cgconvert.cli.text import one_line, printable, with_flags
+from cgconvert.cli.text import one_line, with_flags
 from cgconvert.errors import UsageError
+from cgconvert.escaping import printable
 from cgconvert.formats.registry import FORMATS, OUT, Artefact, find_all, load
 from cgconvert.io.progress import Progress, format_bytes, shown_while_reading
 from cgconvert.io.terminal import wrapped_fields

@@ -11,7 +11,7 @@ import click
 
 from cgconvert.api.sources import inspect
 from cgconvert.cli.output import columns, progress_of_command
-from cgconvert.cli.text import printable
+from cgconvert.escaping import printable
 from cgconvert.formats.read import Description
 from cgconvert.io.progress import format_bytes, shown_while_reading
 from cgconvert.io.terminal import wrapped_fields

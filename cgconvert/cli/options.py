@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -13,7 +13,8 @@ from cgconvert.api.declarations import declared_options
 from cgconvert.cli.completion import COMPLETIONS, begun_words
 from cgconvert.cli.output import output_options, verbosity
 from cgconvert.cli.text import with_flags
-from cgconvert.options import ByteSize, Option, parse_size
+from cgconvert.errors import UsageError
+from cgconvert.options import ByteSize, Option
 
 __all__ = ["arguments", "click_option", "click_options", "verbosity"]
 
@@ -71,40 +72,37 @@ def arguments(options: Iterable[Option], values: Mapping[str, Any]) -> dict[str,
     return parsed
 
 
-def _type(option: Option) -> ParamType | type:
+def _type(option: Option) -> ParamType:
     if option.choices:
         return _Choice(option)
-    if option.parse is not None:
-        return _Parsed(option.parse, option.metavar or "text")
-    if option.type is ByteSize:
-        return _Parsed(parse_size, "size")
-    if option.type is Path:
-        return _Path(exists=option.must_exist, path_type=Path)
-    if option.bounds and option.type is int:
-        whole = click.IntRange(
-            _whole(option.minimum), _whole(option.maximum), option.exclusive_minimum
-        )
-        whole.name = "integer"  # "not a valid integer", without click's word "range"
-        return whole if option.word is None else _NumberOrWord(whole, option.word)
-    if option.bounds:
-        number = click.FloatRange(option.minimum, option.maximum, option.exclusive_minimum)
-        number.name = "number"
-        return number
-    plain: type = option.type
-    return plain
+    return _Path(option) if option.type is Path else _Value(option)
 
 
-def _whole(bound: float | None) -> int | None:
-    return None if bound is None else int(bound)
+class _Value(ParamType):
+    """The value of an option, which its declaration reads and checks."""
+
+    def __init__(self, option: Option) -> None:
+        self.option = option
+        self.name = {int: "integer", float: "number", ByteSize: "size"}.get(option.type, "text")
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
+        return _read(self.option, value, ctx)
+
+    def shell_complete(
+        self, ctx: click.Context, param: click.Parameter, incomplete: str
+    ) -> list[CompletionItem]:
+        return begun_words((self.option.word,) if self.option.word else (), incomplete)
 
 
 class _Path(click.Path):
-    """A path; an empty text, as of a variable that is not set, would be the working folder."""
+    """A path, which the shell completes."""
+
+    def __init__(self, option: Option) -> None:
+        super().__init__(exists=option.must_exist, path_type=Path)
+        self.option = option
 
     def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
-        if value == "":
-            self.fail("the path is empty.", param, ctx)
-        return super().convert(value, param, ctx)
+        return super().convert(_read(self.option, value, ctx), param, ctx)
 
 
 class _Choice(click.Choice[Any]):
@@ -115,7 +113,7 @@ class _Choice(click.Choice[Any]):
         self.option = option
 
     def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
-        return super().convert(self.option.canonical(value), param, ctx)
+        return _read(self.option, value, ctx)
 
     def shell_complete(
         self, ctx: click.Context, param: click.Parameter, incomplete: str
@@ -123,40 +121,12 @@ class _Choice(click.Choice[Any]):
         return begun_words(map(str, self.option.choices), incomplete)
 
 
-class _NumberOrWord(ParamType):
-    """A whole number within bounds, or one word in its place."""
-
-    def __init__(self, number: click.IntRange, word: str) -> None:
-        self.number, self.word, self.name = number, word, "whole number or word"
-
-    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
-        if value == self.word:
-            return value
-        try:
-            number = int(value)
-        except ValueError:
-            self.fail(f"{value!r} is neither a whole number nor {self.word}.", param, ctx)
-        return self.number.convert(number, param, ctx)
-
-    def shell_complete(
-        self, ctx: click.Context, param: click.Parameter, incomplete: str
-    ) -> list[CompletionItem]:
-        return begun_words((self.word,), incomplete)
-
-
-class _Parsed(ParamType):
-    """A value that a function reads from the text, raising ValueError where it cannot."""
-
-    def __init__(self, parse: Callable[[str], Any], name: str) -> None:
-        self.parse, self.name = parse, name
-
-    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
-        if not isinstance(value, str):
-            return value
-        try:
-            return self.parse(value)
-        except ValueError as error:
-            self.fail(str(error), param, ctx)
+def _read(option: Option, value: Any, ctx: click.Context | None) -> Any:
+    """Read the text of an option; what is no text is a default."""
+    try:
+        return option.read(value) if isinstance(value, str) else value
+    except UsageError as error:
+        raise click.UsageError(with_flags(str(error), (option,)), ctx) from None
 
 
 def _first_of_each(pairs: Iterable[tuple[str, Any]]) -> dict[str, Any]:

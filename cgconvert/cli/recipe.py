@@ -19,8 +19,9 @@ Whatever is not expected is an error with the file and the line, before anything
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -29,8 +30,8 @@ import yaml
 from cgconvert.api.conversion_table import conversions
 from cgconvert.api.declarations import CACHE, OUTPUT, READ, VERIFY, WRITE
 from cgconvert.cli.yaml_nodes import Entries, Nodes, compose
-from cgconvert.errors import InputError
-from cgconvert.options import ByteSize, Option, parse_size
+from cgconvert.errors import InputError, UsageError, in_words
+from cgconvert.options import DECIMAL_NUMBER, ByteSize, Option
 from cgconvert.verification.thresholds import parse_bound
 
 __all__ = ["Recipe", "Step", "load", "steps"]
@@ -53,8 +54,6 @@ TOP = {
 
 PER_MODEL = {"source": SOURCE, **{option.name: option for option in READ}}
 """The options that a matrix at the top of a recipe sets, as if they stood there alone."""
-
-TYPE_NAMES = {int: "a whole number", float: "a number", bool: "true or false"}
 
 
 @dataclass(frozen=True)
@@ -263,9 +262,8 @@ class _Reader(Nodes):
             return self.bounds(node, None, "threshold")
         node = self.resolve(node)
         if option.is_mapping:
-            entry = Option(name=option.name)
             return {
-                key: self.scalar(value, entry)
+                key: self.accepted(value, option, partial(option.accept_entry, key))
                 for key, (_, value) in self.mapping(node, option.name).items()
             }
         if option.repeatable:
@@ -298,32 +296,21 @@ class _Reader(Nodes):
         return bounds
 
     def scalar(self, node: yaml.Node, option: Option) -> Any:
-        """The checked value of an option; a size that is a number becomes text, as 5GB is."""
+        """The checked value of an option; sizes and paths stay as they are written."""
+        accepted = self.accepted(node, option, option.accept_item)
+        return str(self.plain(node, option.name)) if option.type in (ByteSize, Path) else accepted
+
+    def accepted(self, node: yaml.Node, option: Option, accept: Callable[[Any], Any]) -> Any:
+        """The value of a node that an option accepts; an error names its line."""
         node = self.resolve(node)
-        value, name = self.plain(node, option.name), option.name
-        if option.choices:
-            value = option.canonical(value)
-            if value not in option.choices or isinstance(value, bool):
-                self.fail(node, f"{name} is one of {', '.join(map(str, option.choices))}")
-            return value
-        if option.word is not None and value == option.word:
-            return value
-        number = isinstance(value, int | float) and not isinstance(value, bool)
-        if option.type is ByteSize and (number or isinstance(value, str)):
-            try:
-                parse_size(str(value))
-            except ValueError as error:
-                self.fail(node, f"{name}: {error}")
-            return str(value)
-        if option.type is float and number:
-            value = float(value)
-        expected = option.type if option.type in TYPE_NAMES else str
-        if not isinstance(value, expected) or isinstance(value, bool) != (expected is bool):
-            word = f", nor {option.word}" if option.word is not None else ""
-            self.fail(node, f"{name} is not {TYPE_NAMES.get(expected, 'text')}{word}")
-        if option.out_of_bounds(value):
-            self.fail(node, f"{name} {value} is not in the range {option.bounds}")
-        return value
+        value = self.plain(node, option.name)
+        is_unquoted = isinstance(node, yaml.ScalarNode) and node.style is None
+        if option.type is float and is_unquoted and isinstance(value, str):
+            value = float(value) if DECIMAL_NUMBER.fullmatch(value) else value  # such as 1e-3
+        try:
+            return accept(value)
+        except UsageError as error:
+            self.fail(node, in_words(str(error)))
 
 
 def _name(written: str) -> str:

@@ -15,8 +15,8 @@ from cgconvert.api.declarations import CACHE, OUTPUT, READ, WRITE
 from cgconvert.api.output_state import OutputState, output_state
 from cgconvert.cli.conversions import carry_out
 from cgconvert.cli.recipe import Step
-from cgconvert.cli.text import printable
 from cgconvert.errors import UsageError
+from cgconvert.escaping import printable
 from cgconvert.io.cache import with_cache
 from cgconvert.model.decoder import Checkpoint
 from cgconvert.write.leftovers import unfinished

@@ -19,8 +19,8 @@ from cgconvert.cli.output import progress_of_command
 from cgconvert.cli.recipe import Recipe, Step
 from cgconvert.cli.recipe_convert import READING, Conversion, cache_of, only
 from cgconvert.cli.recipe_verify import Verification
-from cgconvert.cli.text import printable
 from cgconvert.errors import InputError
+from cgconvert.escaping import printable
 from cgconvert.io.file_names import path_from_here
 from cgconvert.model.decoder import Checkpoint
 from cgconvert.texts.text import Text, read_text

@@ -13,8 +13,8 @@ from cgconvert.api.verification import artefacts_at, reports_of
 from cgconvert.cli.output import progress_of_command
 from cgconvert.cli.recipe import Step
 from cgconvert.cli.recipe_convert import READING, Conversion, only
-from cgconvert.cli.text import printable
 from cgconvert.cli.verify import print_and_judge
+from cgconvert.escaping import printable
 from cgconvert.model.decoder import Checkpoint
 from cgconvert.texts.text import Text
 from cgconvert.verification.record import Passed, VerificationRecord

@@ -6,10 +6,10 @@ import re
 from collections.abc import Iterable
 
 from cgconvert.errors import ARGUMENT
-from cgconvert.io.terminal import printable
+from cgconvert.escaping import printable
 from cgconvert.options import Option
 
-__all__ = ["one_line", "printable", "with_flags"]
+__all__ = ["one_line", "with_flags"]
 
 MAX_LINE = 2000
 

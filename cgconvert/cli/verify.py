@@ -14,8 +14,8 @@ from cgconvert.api.sources import read_options
 from cgconvert.api.verification import artefacts_at, reports_of
 from cgconvert.cli.options import arguments
 from cgconvert.cli.output import columns, echo, progress_of_command
-from cgconvert.cli.text import printable
 from cgconvert.errors import UsageError, VerificationError
+from cgconvert.escaping import printable
 from cgconvert.formats.read import read
 from cgconvert.formats.registry import OUT, find_all
 from cgconvert.io.progress import shown_while_reading

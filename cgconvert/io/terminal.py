@@ -13,7 +13,6 @@ __all__ = [
     "cell_width",
     "is_controllable",
     "is_terminal",
-    "printable",
     "shorten",
     "shorten_path",
     "terminal_width",
@@ -74,18 +73,6 @@ def uses_color(stream: TextIO) -> bool:
     if force:
         return force not in ("0", "false")
     return is_controllable(stream)
-
-
-def printable(text: str) -> str:
-    """Escape control characters and lone surrogates.
-
-    Text from a file may hold sequences that change colours, move the cursor or worse.
-    """
-    if text.isprintable():
-        return text
-    return "".join(
-        c if c.isprintable() else c.encode("unicode_escape", "surrogatepass").decode() for c in text
-    )
 
 
 def cell_width(text: str) -> int:

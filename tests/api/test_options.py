@@ -66,9 +66,19 @@ def test_annotation_of_a_parameter(option: Option, annotation: Any) -> None:
         (Option(name="dtype", choices=("a", "b")), "c", '`dtype="c"` is not one of a, b'),
         (Option(name="bits", type=int, choices=(1, 8)), True, "`bits=True` is not one of 1, 8"),
         (Option(name="n", type=int, minimum=2), 1, "`n=1` is not in the range x>=2"),
-        (Option(name="n", minimum=0, exclusive_minimum=True), 0, "`n=0` is not in the range x>0"),
-        (Option(name="n", minimum=1, maximum=16), 17, "`n=17` is not in the range 1<=x<=16"),
-        (Option(name="n", minimum=1), float("nan"), "`n=nan` is not in the range x>=1"),
+        (
+            Option(name="n", type=int, minimum=0, exclusive_minimum=True),
+            0,
+            "`n=0` is not in the range x>0",
+        ),
+        (
+            Option(name="n", type=int, minimum=1, maximum=16),
+            17,
+            "`n=17` is not in the range 1<=x<=16",
+        ),
+        (Option(name="n", type=float, minimum=1), float("nan"), "`n=nan` is not a finite number"),
+        (Option(name="n", type=int, word="auto"), "4", '`n="4"` is not a whole number, nor auto'),
+        (Option(name="dtype", choices=("a",)), "b c", '`dtype` "b c" is not one of a'),
     ],
 )
 def test_values_that_are_refused(option: Option, refused: Any, message: str) -> None:

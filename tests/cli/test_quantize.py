@@ -232,7 +232,7 @@ def test_unusable_texts_are_refused(
         ("--max-kl 0.1 --calibration none", 2, "--max-kl is measured on a text"),
         ("--bits 4 --tensor-type blk.*.nope=Q4_K", 2, "no matrix is called 'blk.*.nope'"),
         ("--bits 4 --tensor-type blk.*", 2, "is not PATTERN=TYPE"),
-        ("--type Q9", 2, "'Q9' is not one of 'Q8_0', 'Q6_K'"),
+        ("--type Q9", 2, "--type Q9 is not one of Q8_0, Q6_K"),
     ],
 )
 def test_impossible_requests_fail_in_one_line_and_write_nothing(

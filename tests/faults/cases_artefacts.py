@@ -151,7 +151,7 @@ RECIPES: dict[str, Case] = {
     "groups below 0": Case(
         "recipe",
         write_text("source: source\nmp_num: -4\nsteps: [to-gguf]\n"),
-        "mp_num -4 is not in the range x>=1",
+        "mp_num -4 is not in the range 1<=x<=4096",
         "recipe.yaml:2",
         ("run",),
     ),

@@ -278,9 +278,9 @@ def test_a_context_of_one_token_decides_nothing(tmp_path: Path) -> None:
 
 def test_a_word_that_is_no_number_is_refused(two_groups: Path) -> None:
     for value in ("four", "Auto", ""):
-        with pytest.raises(UsageError, match=f'`mp_num="{value}"` is no number, nor auto'):
+        with pytest.raises(UsageError, match=f'`mp_num="{value}"` is not a whole number, nor auto'):
             cgconvert.load(two_groups, mp_num=value)  # type: ignore[arg-type]
-    with pytest.raises(UsageError, match="`mp_num=0` is not in the range x>=1"):
+    with pytest.raises(UsageError, match="`mp_num=0` is not in the range 1<=x<=4096"):
         cgconvert.load(two_groups, mp_num=0)
 
 
