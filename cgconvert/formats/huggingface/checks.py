@@ -74,6 +74,7 @@ HARMLESS = frozenset((*IDS, "_from_model_config", "transformers_version", "use_c
 """Entries of a generation_config.json that are not settings of sampling."""
 
 TOKEN_ADDING = ("add_bos_token", "add_eos_token")
+EXTRA_TOKENS = ("additional_special_tokens", "extra_special_tokens")
 
 
 def decoder(folder: Path) -> Decoder:
@@ -212,8 +213,30 @@ def tokenizer_differences(folder: Path, source: Checkpoint) -> Iterator[str]:
         merges = read_bytes(folder / "merges.txt").decode(errors="replace")
         if _merges(merges) != _merges(expected_files["merges.txt"].decode()):
             yield "merges.txt has other merges, or in another order"
+    if "special_tokens_map.json" in present:
+        path = folder / "special_tokens_map.json"
+        yield from _further_special_tokens(path.name, read_json(path), source.tokenizer)
     yield from _role_differences(folder, source.tokenizer)
     yield from _chat_template_differences(folder, source.tokenizer)
+
+
+def _further_special_tokens(
+    name: str, entries: Mapping[str, Any], expected: Tokenizer
+) -> Iterator[str]:
+    """Name the special tokens in a file that the source has not, whether or not a reader asks it.
+
+    transformers does not read special_tokens_map.json where tokenizer_config.json lists its tokens;
+    other programs do.
+    """
+    roles = {**expected.roles, **expected.extra_roles}
+    for key, value in entries.items():
+        if key in EXTRA_TOKENS and isinstance(value, list):
+            texts = [as_mapping(token).get("content", token) for token in value]
+            extra = [text for text in texts if text not in expected.extra_special_tokens]
+            extra = [text for text in extra if text not in roles.values()]
+            yield from [f"{name}: {key} has {reprlib.repr(extra)} more"] if extra else []
+        elif key not in roles and key.endswith("_token") and value:
+            yield f"{name}: {key} is {reprlib.repr(value)}, and the source has none"
 
 
 def _role_differences(folder: Path, expected: Tokenizer) -> Iterator[str]:
