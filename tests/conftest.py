@@ -52,6 +52,7 @@ def first_layers(count: int, positions: int = 512) -> Checkpoint:
 
 
 LINUX_TESTS = {
+    "decoys/test_opened_files.py": "strace is Linux's",
     "faults": "a server forks itself for every command, and sets limits with resource",
     "io/test_cache.py": "makes pipes, and gives folders rights",
     "io/test_parallel.py": "looks at forked processes in /proc",

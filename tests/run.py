@@ -108,6 +108,28 @@ def set_up(steps: Steps, environment: str, constraints: str, *packages: str) -> 
     )
 
 
+def install_strace(steps: Steps) -> None:
+    """Install strace where it is missing: tests see with it which files a runtime opens.
+
+    It is a package of Debian, not of Python. Without the rights for it the step fails, and a line
+    says what to install.
+    """
+    if shutil.which("strace") or not sys.platform.startswith("linux"):
+        return
+    is_root = os.geteuid() == 0
+    prefix = () if is_root else ("sudo", "-n")
+    if shutil.which("apt-get") and (is_root or shutil.which("sudo")):
+        steps.run(
+            "strace",
+            (*prefix, "apt-get", "update", "-q"),
+            (*prefix, "apt-get", "install", "-qy", "--no-install-recommends", "strace"),
+        )
+    else:
+        steps.run("strace", ("strace", "--version"))
+    if steps.outcomes["strace"] != "passed":
+        print("strace is missing, and tests need it: apt-get install strace, as root", flush=True)
+
+
 def run_oldest_onnxruntime(steps: Steps, version: str, environment: str) -> None:
     python, name = python_of(environment), f".venv-onnxruntime-{version}"
     folder, install = ROOT / name, []
@@ -129,6 +151,7 @@ def run_oldest_onnxruntime(steps: Steps, version: str, environment: str) -> None
 def main() -> None:
     steps, test, optimum = Steps(), ".venv-test", ".venv-optimum"
     python = python_of(test)
+    install_strace(steps)
     set_up(steps, test, "constraints-main.txt", "-e", ".[runtimes,test,lint,docs,node]")
     steps.run("ruff check", (python, "-m", "ruff", "check"), needs=[test])
     steps.run("ruff format", (python, "-m", "ruff", "format", "--check"), needs=[test])

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import sys
+from pathlib import Path
 
 import pytest
 
-from tests.run import Steps
+from tests.run import Steps, install_strace
 
 
 def python(code: str) -> tuple[str, ...]:
@@ -36,3 +37,24 @@ def test_commands_of_a_step_get_its_environment() -> None:
     reads = python("import os; exit(os.environ['GREETING'] != 'hello')")
     steps.run("reads", reads, environment={"GREETING": "hello"})
     assert steps.table().endswith("1 passed, 0 failed")
+
+
+def test_a_missing_strace_fails_and_a_line_says_what_to_install(
+    capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    steps = Steps()
+    monkeypatch.setenv("PATH", str(tmp_path))
+    monkeypatch.setattr(sys, "platform", "linux")
+    install_strace(steps)
+    assert steps.failures == 1
+    assert capfd.readouterr().out.splitlines()[-1].endswith("apt-get install strace, as root")
+
+
+def test_nothing_is_installed_where_strace_is(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    (tmp_path / "strace").touch(mode=0o755)
+    monkeypatch.setenv("PATH", str(tmp_path))
+    steps = Steps()
+    install_strace(steps)
+    assert not steps.outcomes

@@ -26,7 +26,7 @@ from tests.decoys.decoy import (
 )
 from tests.support.gguf_metadata import change_metadata
 
-__all__ = ["DECOYS"]
+__all__ = ["DECOYS", "GRAPH"]
 
 CONFIG, TOKENIZER_CONFIG = "config.json", "tokenizer_config.json"
 GRAPH, DATA = "onnx/model.onnx", "onnx/model.onnx_data"
@@ -189,7 +189,7 @@ CODES = (
         named="auto_map",
     ),
     Decoy("custom_generate", HF, file("custom_generate/generate.py", CODE), named="custom_gen"),
-    Decoy("a link to a folder of code", HF, link_to_folder, named="custom_generate"),
+    Decoy("a link to a folder of code", ONNX, link_to_folder, named="custom_generate"),
     Decoy(
         "kernels", HF, entry(CONFIG, attn_implementation="someone/kernel"),
         named="attn_implementation",

@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from tests.decoys.decoy import GGUF, HARMLESS, HF, NAMED, ONNX, Decoy, file
-from tests.decoys.table import DECOYS
+from tests.decoys.table import DECOYS, GRAPH
 from tests.support.traced import OpenedFile, traced
 
 ROOT = Path(__file__).parents[2]
@@ -35,29 +35,63 @@ def within(files: tuple[OpenedFile, ...], folder: Path) -> set[str]:
     return {str(name.relative_to(folder)) for name in names if name.is_relative_to(folder)}
 
 
+def folder_of_decoy(artefact: Path) -> Path:
+    """The folder that an artefact and its decoys have for themselves."""
+    return next(path for path in artefact.resolve().parents if path.name.isdigit())
+
+
+def own_names(artefact: Path) -> set[str]:
+    """The paths of the own files of an artefact, or of that of a graph, in that folder."""
+    name = artefact.resolve().relative_to(folder_of_decoy(artefact)).parts[0]
+    return {name, *(f"{name}/{own}" for own in OWN)}
+
+
+def contents(artefact: Path) -> dict[str, bytes]:
+    """The contents of an artefact's own files, by their names."""
+    files = [artefact] if artefact.is_file() else [artefact / name for name in OWN]
+    return {str(path): path.read_bytes() for path in files if path.is_file()}
+
+
+def planted_in_few(
+    decoys: list[Decoy], kind: str, planted: Callable[[Decoy], Path]
+) -> dict[str, Path]:
+    """Plant decoys: those that lie beside the artefact's own files all in one, others each alone.
+
+    Returns the artefacts by the name of the decoy.
+    """
+    beside = planted(Decoy("beside", kind, lambda artefact: None))
+    own = contents(beside)
+    artefacts = {"everything beside": beside / GRAPH if kind == ONNX else beside}
+    for decoy in decoys:
+        artefact = planted(decoy)
+        is_changed = set(contents(artefact).values()) != set(own.values())
+        if is_changed or decoy.name == "an adapter":  # beside an adapter nothing is admitted
+            artefacts[decoy.name] = artefact / decoy.graph
+        else:
+            decoy.plant(beside)
+    assert contents(beside) == own
+    return artefacts
+
+
 @pytest.mark.parametrize("runtime", RUNTIMES)
 def test_a_runtime_opens_only_files_that_were_admitted(
     runtime: str, planted: Callable[[Decoy], Path], tmp_path: Path
 ) -> None:
     format_name, kind = RUNTIMES[runtime]
-    decoys = [
-        Decoy("nothing", kind, lambda artefact: None, HARMLESS),
-        *(decoy for decoy in DECOYS if decoy.kind == kind),
-    ]
-    artefacts = {decoy.name: planted(decoy) for decoy in decoys}
-    paths = {decoy.name: str(artefacts[decoy.name] / decoy.graph) for decoy in decoys}
-    command = [sys.executable, "-m", "tests.decoys.open_all", format_name, runtime, *paths.values()]
+    decoys = [decoy for decoy in DECOYS if decoy.kind == kind]
+    artefacts = planted_in_few(decoys, kind, planted)
+    command = [sys.executable, "-m", "tests.decoys.open_all", format_name, runtime]
+    command += [str(artefact) for artefact in artefacts.values()]
     trace = traced(command, tmp_path / "strace", {"PYTHONPATH": str(ROOT)})
     outcomes = json.loads(trace.output)
-    ran = {name for name, path in paths.items() if not outcomes[path]}
+    refused = {name: text for name, path in artefacts.items() if (text := outcomes[str(path)])}
     harmless = {decoy.name for decoy in decoys if decoy.answer in (HARMLESS, NAMED)}
-    assert ran >= harmless, {name: outcomes[paths[name]] for name in harmless - ran}
-    wrong = {}
-    for name, artefact in artefacts.items():
-        opened = within(trace.files, artefact.parent.resolve())
-        own = {artefact.name} | {f"{artefact.name}/{name}" for name in OWN}
-        if unexpected := opened - own:
-            wrong[name] = sorted(unexpected)
+    assert not refused.keys() & {"everything beside", *harmless}
+    wrong = {
+        name: sorted(unexpected)
+        for name, artefact in artefacts.items()
+        if (unexpected := within(trace.files, folder_of_decoy(artefact)) - own_names(artefact))
+    }
     assert not wrong
 
 
