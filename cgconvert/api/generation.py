@@ -13,7 +13,7 @@ from cgconvert.io.cache import with_cache
 from cgconvert.io.reading import within_budget
 from cgconvert.model.decoder import Checkpoint
 from cgconvert.options import accepted_values
-from cgconvert.runtimes import open_runtime
+from cgconvert.runtimes import RUNTIMES, open_runtime, prepare_runtime
 from cgconvert.runtimes.generate import generate as generate_tokens
 from cgconvert.runtimes.runtime import Runtime
 from cgconvert.runtimes.source import SourceRuntime
@@ -166,7 +166,9 @@ def _open(artefact: Source, runtime: str | None, device: str) -> Runtime:
     if isinstance(artefact, Checkpoint):
         return SourceRuntime(artefact, device)
     path = Path(artefact)
-    if path.exists() and artefact_format(path) is not None:
+    if path.exists() and (artefact_kind := artefact_format(path)) is not None:
+        if runtime in (None, *RUNTIMES.get(artefact_kind.name, ())):
+            prepare_runtime(artefact_kind.name, runtime)
         identified = identify(path)
         is_source = identified.format == "huggingface" and identified.manifest is None
         if runtime is not None or not is_source:

@@ -19,8 +19,8 @@ if TYPE_CHECKING:
     from cgconvert.runtimes.runtime import Runtime
 
 __all__ = [
-    "RUNTIMES", "open_class", "open_runtime", "open_with_float_activations", "runtime_class",
-    "runtime_names",
+    "RUNTIMES", "open_class", "open_runtime", "open_with_float_activations", "prepare_runtime",
+    "runtime_class", "runtime_names",
 ]  # fmt: skip
 
 RUNTIMES: dict[str, dict[str, str]] = {
@@ -83,6 +83,24 @@ def open_runtime(
         except UsageError:  # without CUDA the CPU will do; what is not installed, it says again
             pass
     return open_class(runtime, path, "cpu", threads)
+
+
+def prepare_runtime(
+    format: str,  # noqa: A002
+    name: str | None = None,
+    *further_modules: str,
+) -> None:
+    """Begin to import what a runtime of a format needs, in another process, for `open_runtime`.
+
+    It takes no time of this process, which has other things to do before. Nothing is imported so
+    while a runtime is open. `further_modules` are imported with it.
+
+    Raises UsageError if the format has no runtime, or none of that name.
+    """
+    from cgconvert.io.separate import prepare
+    from cgconvert.runtimes.separate import runtime_imports
+
+    prepare([*runtime_imports(runtime_class(format, name)), *further_modules])
 
 
 def open_with_float_activations(

@@ -11,6 +11,7 @@ from threading import Thread
 from typing import TYPE_CHECKING
 
 from cgconvert.errors import CgconvertError, InputError, first_few
+from cgconvert.io.traces import forbid_telemetry
 from cgconvert.model.architectures import explain_config
 from cgconvert.model.tokenizer_files import TOKENIZER_FILES
 from cgconvert.sources.download import shown_download
@@ -98,6 +99,7 @@ def _cached_snapshot(repository: str, revision: str | None) -> Path | None:
 
     The client's own search takes a folder for incomplete unless it has all files of the repository.
     """
+    forbid_telemetry()
     from huggingface_hub import constants
 
     folder = Path(constants.HF_HUB_CACHE) / f"models--{repository.replace('/', '--')}"
@@ -144,6 +146,7 @@ def _ask(repository: str, revision: str | None) -> ModelInfo:
 
     Raises TimeoutError, or what the client raises.
     """
+    forbid_telemetry()
     from huggingface_hub import HfApi
 
     wait = float(os.environ.get("HF_HUB_ETAG_TIMEOUT") or WAIT)
@@ -174,6 +177,7 @@ def _fetch(
 
     Returns the folder of their commit.
     """
+    forbid_telemetry()
     from huggingface_hub import snapshot_download
 
     exact = [glob.escape(name) for name in names]

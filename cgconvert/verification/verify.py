@@ -10,7 +10,7 @@ from cgconvert.formats.registry import load
 from cgconvert.io.progress import Amount, Progress, SilentProgress, expect_steps
 from cgconvert.model.decoder import Checkpoint
 from cgconvert.model.dtype import BFLOAT16, FLOAT16, FLOAT32, DType
-from cgconvert.runtimes import runtime_class
+from cgconvert.runtimes import prepare_runtime, runtime_class
 from cgconvert.texts.text import Text
 from cgconvert.verification.observe import NEW_TOKENS, Observation
 from cgconvert.verification.other_model import check_reference
@@ -30,6 +30,7 @@ from cgconvert.verification.subject import (
 from cgconvert.verification.thresholds import Check, Verdict, thresholds_for, worst_verdict
 from cgconvert.verification.unchecked import check_unchecked
 from cgconvert.verification.weights import TensorError
+from cgconvert.verification.witness.opening import witness_imports
 from cgconvert.write.hashing import file_sha256, hash_checkpoint
 from cgconvert.write.manifest import artefact_files
 from cgconvert.write.promise import Promise
@@ -106,6 +107,7 @@ def verify(
         UsageError: The device is not there.
     """
     progress = progress or SilentProgress()
+    prepare_runtime(format, runtime, *(() if quick else witness_imports()))
     unquantized_dtype = load(format).unquantized_types.get(type)
     is_named = type not in load(format).thresholds and load(format).is_type_name(type)
     bounds_type = load(format).bounds_type(artefact) if is_named else type

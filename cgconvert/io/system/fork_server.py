@@ -126,7 +126,8 @@ class _Server:
         if not raw:
             return False
         request: dict[str, Any] = json.loads(raw)
-        _import(request["imports"])
+        if not self.children:  # which have to be watched meanwhile; a fork imports for itself
+            _import(request["imports"])
         if len(descriptors) == 2:
             self._fork(request, *descriptors)
         return True
