@@ -152,6 +152,7 @@ def stream_generate(
                 yielded = text
         if rest := opened.detokenize(ids)[len(yielded) :]:
             yield rest
+        opened.check_unchanged()
     finally:
         opened.close()
 

@@ -25,7 +25,7 @@ from cgconvert.io.reading import MAX_FILE_BYTES, open_unbuffered
 from cgconvert.io.system.files import FileIdentity, file_identity
 from cgconvert.io.system.names import Link, link_to_open_file
 
-__all__ = ["AdmittedFiles", "admitting"]
+__all__ = ["AdmittedFiles", "UnchangedFiles", "admitting"]
 
 MOST_OPEN = 256
 """The most files that are held open, of which a process may often have 1024."""
@@ -132,19 +132,7 @@ class AdmittedFiles:
     def check_unchanged(self) -> None:
         """Raise InputError if a file is not what it was when it was opened."""
         for admitted in self._files.values():
-            try:
-                identities = [file_identity(admitted.path)]
-                if admitted.file is not None:
-                    identities.append(file_identity(admitted.file.fileno()))
-            except OSError:
-                identities = []
-            if not admitted.identity.changed:
-                identities = [identity._replace(changed=0) for identity in identities]
-            if set(identities) != {admitted.identity}:
-                raise InputError(
-                    f"{admitted.path}: was changed or replaced while it was in use, so what was "
-                    "checked is not what is there now; run the command again"
-                )
+            _check_unchanged(admitted.path, admitted.identity)
 
     def in_words_of_artefact(self, text: str) -> str:
         """Replace paths of the private folder in a text by those of the artefact's own files."""
@@ -175,6 +163,33 @@ class AdmittedFiles:
         path = self.folder / name
         path.parent.mkdir(parents=True, exist_ok=True)
         return path
+
+
+class UnchangedFiles:
+    """Files that must not change while the parts of a command read them one after the other."""
+
+    def __init__(self, paths: Iterable[Path]) -> None:
+        self._identities = {path: file_identity(path) for path in paths}
+
+    def check(self) -> None:
+        """Raise InputError if a file is not what it was at first."""
+        for path, identity in self._identities.items():
+            _check_unchanged(path, identity)
+
+
+def _check_unchanged(path: Path, before: FileIdentity) -> None:
+    """Raise InputError if the file at a path is another one, or has been changed."""
+    try:
+        now = file_identity(path)
+    except OSError:
+        now = None
+    if now is not None and not before.changed:
+        now = now._replace(changed=0)
+    if now != before:
+        raise InputError(
+            f"{path}: was changed or replaced while it was in use, so what was checked is not what "
+            "is there now; run the command again"
+        )
 
 
 @contextlib.contextmanager

@@ -144,6 +144,7 @@ class ArtefactUnderTest:
                     if new_tokens
                     else observe_quickly(opened, self.source, self.progress)
                 )
+                opened.check_unchanged()
             finally:
                 opened.close()
         except CgconvertError as error:

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from cgconvert.formats.registry import load
+from cgconvert.io.admitted import UnchangedFiles
 from cgconvert.io.progress import Amount, Progress, SilentProgress, expect_steps
 from cgconvert.model.decoder import Checkpoint
 from cgconvert.model.dtype import BFLOAT16, FLOAT16, FLOAT32, DType
@@ -127,6 +128,7 @@ def verify(
     }
     most_steps = QUICK_STEPS if quick else MOST_STEPS
     expect_steps(progress, most_steps)
+    unchanged = UnchangedFiles(artefact_files(artefact).values())
     hashes, source_sha256 = _hashes(artefact, source, progress)
     subject = ArtefactUnderTest(
         path=artefact,
@@ -174,6 +176,7 @@ def verify(
                 run, source_outputs, has_source_weights, thresholds, promise
             )
             checks += more_checks
+    unchanged.check()  # what was hashed, compared and run was one and the same
     expect_steps(progress, 0)
     progress.finish()
     return Report(

@@ -7,6 +7,7 @@ from pathlib import Path
 from cgconvert.errors import InputError
 from cgconvert.formats.huggingface import config as configs
 from cgconvert.formats.huggingface import reader
+from cgconvert.formats.huggingface.admitted_entries import admit_configuration, admit_tokenizer
 from cgconvert.io.admitted import AdmittedFiles, admitting
 from cgconvert.io.strict_json import read_json
 from cgconvert.model.tensor import Zeros
@@ -18,13 +19,6 @@ from cgconvert.sources.weight_files import INDEX_SUFFIX, STANDARD_NAMES
 __all__ = ["admit_huggingface", "check_folder"]
 
 WEIGHTS = STANDARD_NAMES["safetensors"]
-
-RUNS_CODE = (
-    "auto_map", "quantization_config", "attn_implementation", "_attn_implementation",
-    "_attn_implementation_internal", "experts_implementation", "_experts_implementation",
-    "custom_pipelines", "adapter_config", "base_model_name_or_path",
-)  # fmt: skip
-"""Entries of a configuration by which transformers loads modules or fetches kernels."""
 
 
 def admit_huggingface(folder: Path) -> AdmittedFiles:
@@ -43,11 +37,21 @@ def admit_huggingface(folder: Path) -> AdmittedFiles:
         for path in weights:
             files.link(path.name)
         check_folder(files.folder)
+        admit_configuration(files)
+        admit_tokenizer(files, with_template=False)
+        _admit_index(files)
     return files
 
 
+def _admit_index(files: AdmittedFiles) -> None:
+    """Let transformers have an index with nothing but the names of tensors and shards."""
+    path = files.folder / f"{WEIGHTS}{INDEX_SUFFIX}"
+    if path.is_file():
+        files.write_json(path.name, {"metadata": {}, "weight_map": read_json(path)["weight_map"]})
+
+
 def check_folder(folder: Path) -> None:
-    """Check that a folder has safetensors of the shapes in its config.json and would run no code.
+    """Check that a folder has safetensors of the shapes in its config.json, and a tokenizer.
 
     Raises InputError if it does not.
     """
@@ -56,12 +60,6 @@ def check_folder(folder: Path) -> None:
     model_type = config.get("model_type")
     if model_type not in ("codegen", "gptj", "phi"):
         raise InputError(f"{config_path}: model_type is {model_type!r}, not codegen, gptj or phi")
-    tokenizer_path = folder / "tokenizer_config.json"
-    for path in (config_path, tokenizer_path, folder / "generation_config.json"):
-        entries = read_json(path) if path.is_file() else {}
-        code_entries = [key for key in RUNS_CODE if entries.get(key)]
-        if code_entries:
-            raise InputError(f"{path}: refused: {code_entries[0]} would run code that it names")
     _, files = reader.find_weights(folder)
 
     def integer(*keys: str, default: int | None = None) -> int:

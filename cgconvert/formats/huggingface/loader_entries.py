@@ -16,7 +16,10 @@ from cgconvert.formats.comparison import as_mapping
 from cgconvert.formats.loader_files import Unchecked
 from cgconvert.io.strict_json import read_json
 
-__all__ = ["unchecked_entries"]
+__all__ = [
+    "CLASSES", "TOKENIZER_CLASSES", "loaded_config_entries", "loaded_tokenizer_entries",
+    "unchecked_entries",
+]  # fmt: skip
 
 CODE = "transformers and vLLM run code that it names"
 TOKENIZER_FILE = "transformers reads this file in place of the tokenizer's own"
@@ -129,11 +132,9 @@ def unchecked_entries(folder: Path, graph: Path | None = None) -> Unchecked:
     )
     known = CONFIG_KNOWN if graph is None else CONFIG_KNOWN | {JS_CONFIG}
     loaded = [
-        *(f"config.json: {text}" for text in _loaded(config, CONFIG_LOADED)),
-        *(f"config.json: {text}" for text in _other_classes(config)),
+        *(f"config.json: {text}" for text in loaded_config_entries(config)),
         *(f"config.json: {text}" for text in _other_graph(config, graph)),
-        *(f"tokenizer_config.json: {text}" for text in _loaded(tokenizer, TOKENIZER_LOADED)),
-        *(f"tokenizer_config.json: {text}" for text in _other_tokenizer(tokenizer)),
+        *(f"tokenizer_config.json: {text}" for text in loaded_tokenizer_entries(tokenizer)),
     ]
     known_to_tokenizer = {*TOKENIZER_KNOWN, *TOKENIZER_LOADED, *_roles(tokenizer)}
     unknown = [
@@ -141,6 +142,16 @@ def unchecked_entries(folder: Path, graph: Path | None = None) -> Unchecked:
         *(f"tokenizer_config.json has {key}" for key in _others(tokenizer, known_to_tokenizer)),
     ]
     return Unchecked(folder, tuple(loaded), (), tuple(unknown))
+
+
+def loaded_config_entries(config: Mapping[str, Any]) -> list[str]:
+    """Describe the entries of a config.json that load something, or name another class."""
+    return [*_loaded(config, CONFIG_LOADED), *_other_classes(config)]
+
+
+def loaded_tokenizer_entries(tokenizer: Mapping[str, Any]) -> list[str]:
+    """Describe the entries of a tokenizer_config.json that load something, or another class."""
+    return [*_loaded(tokenizer, TOKENIZER_LOADED), *_other_tokenizer(tokenizer)]
 
 
 def _loaded(entries: Mapping[str, Any], table: Mapping[str, str]) -> Iterator[str]:

@@ -13,6 +13,7 @@ from onnx import AttributeProto, ModelProto, TensorProto
 
 from cgconvert.errors import InputError
 from cgconvert.formats.comparison import as_mapping
+from cgconvert.formats.huggingface.admitted_entries import admit_configuration, admit_tokenizer
 from cgconvert.formats.onnx import reader
 from cgconvert.formats.onnx.builder import MICROSOFT, OPERATORS
 from cgconvert.formats.onnx.files import GRAPH_FOLDER, find_graph, folder_of
@@ -42,6 +43,8 @@ def admit_onnx(path: Path) -> AdmittedFiles:
         files.copy_present((*SETTINGS, *TOKENIZER_FILES))
         check_graph(files.path)
         Tokenizer.load(files.folder)
+        admit_configuration(files)
+        admit_tokenizer(files, with_template=False)
     return files
 
 
@@ -64,6 +67,9 @@ def admit_genai(path: Path) -> AdmittedFiles:
         Tokenizer.load(files.folder)
         admit_genai_config(config_path, graph)
         admit_genai_template(files.folder)
+        if (files.folder / "config.json").is_file():
+            admit_configuration(files)
+        admit_tokenizer(files, with_template=True)
     return files
 
 
