@@ -23,7 +23,7 @@ from typing import Any
 from cgconvert.errors import CgconvertError, InputError
 from cgconvert.io.reading import MAX_FILE_BYTES, open_unbuffered
 from cgconvert.io.system.files import FileIdentity, file_identity
-from cgconvert.io.system.names import Link, link_to_open_file
+from cgconvert.io.system.links import Link, link_to_open_file
 
 __all__ = ["AdmittedFiles", "UnchangedFiles", "admitting"]
 
@@ -151,6 +151,7 @@ class AdmittedFiles:
         try:
             yield
         except CgconvertError as error:
+            self.check_unchanged()  # or else the change may be all that is wrong
             error.args = (self.in_words_of_artefact(str(error)), *error.args[1:])
             raise
 

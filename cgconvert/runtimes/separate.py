@@ -253,6 +253,7 @@ def separate_errors(files: AdmittedFiles, name: str, limits: Limits, action: str
             f"{files.artefact}: {name} failed when it {action} it: {text}{hint}"
         ) from None
     except CgconvertError as error:
+        files.check_unchanged()  # or else the change may be all that is wrong
         error.args = (files.in_words_of_artefact(str(error)),)
         raise
 

@@ -60,8 +60,8 @@ ROLES = (
 )  # fmt: skip
 
 TOKENIZER_CONFIG = (
-    *ROLES, "added_tokens_decoder", "add_prefix_space", "add_bos_token", "add_eos_token", "clean_up_tokenization_spaces", "errors",
-    "chat_template", "tokenizer_class",
+    *ROLES, "added_tokens_decoder", "add_prefix_space", "add_bos_token", "add_eos_token",
+    "clean_up_tokenization_spaces", "errors", "chat_template", "tokenizer_class",
 )  # fmt: skip
 
 TOKEN_FIELDS = ("content", "single_word", "lstrip", "rstrip", "normalized", "special", "__type")

@@ -15,19 +15,15 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable
-from enum import Enum, auto
 from functools import cache
-from io import FileIO
 from pathlib import Path
 from typing import Any
 
 __all__ = [
-    "Link",
     "empty_home",
     "exchange",
     "is_writable_folder",
     "link_or_copy",
-    "link_to_open_file",
     "rename",
     "rename_new",
 ]
@@ -112,48 +108,6 @@ def link_or_copy(path: Path, target: Path) -> None:
             make(target)
             return
     shutil.copyfile(target, path)
-
-
-class Link(Enum):
-    """The kinds of links that `link_to_open_file` makes."""
-
-    DESCRIPTOR = auto()
-    NAME = auto()
-    COPY = auto()
-
-
-def link_to_open_file(
-    path: Path, descriptor: int, target: Path, *, by_descriptor: bool = True
-) -> Link:
-    """Make `path` lead to a file that is open, even if another file takes its name later.
-
-    Args:
-        path: The new name.
-        descriptor: The open file. It has to stay open for a link to the descriptor.
-        target: The name under which it was opened.
-        by_descriptor: Whether the link may lead to the descriptor. Other processes of this user
-            can follow such a link too.
-
-    Returns:
-        What was made: a link to the descriptor, a second name of the same file where the system
-        has no such links, or a copy where the file is on another disk or belongs to another user.
-    """
-    status = os.fstat(descriptor)
-    if by_descriptor:
-        open_file = PROCESSES / str(os.getpid()) / "fd" / str(descriptor)
-        with contextlib.suppress(OSError, NotImplementedError):
-            if os.path.samestat(open_file.stat(), status):
-                path.symlink_to(open_file)
-                return Link.DESCRIPTOR
-    with contextlib.suppress(OSError, NotImplementedError):
-        path.hardlink_to(target.resolve())
-        if os.path.samestat(path.stat(), status):
-            return Link.NAME
-        path.unlink()
-    with FileIO(descriptor, closefd=False) as source, path.open("wb") as copy:
-        source.seek(0)
-        shutil.copyfileobj(source, copy, 1 << 20)
-    return Link.COPY
 
 
 def is_writable_folder(path: Path) -> bool:
