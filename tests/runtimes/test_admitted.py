@@ -162,7 +162,7 @@ def test_an_entry_that_loads_something_else_is_refused_by_name(
         assert "\n" not in str(caught.value)
 
 
-UNKNOWN = {
+UNKNOWN: Mapping[str, dict[str, Any]] = {
     CONFIG: {"num_labels": 10**9, "is_decoder": True, "_commit_hash": "abc", "x": "y",
              "_name_or_path": "someone/model", "pruned_heads": {"0": [1]}},
     "generation_config.json": {"max_length": 3, "cache_implementation": "offloaded"},
