@@ -27,6 +27,7 @@ from cgconvert.errors import (
 from cgconvert.version import __version__
 
 if TYPE_CHECKING:
+    from cgconvert.api.caching import CacheItem, cached
     from cgconvert.api.cleaning import Leftover, clean
     from cgconvert.api.conversions import convert, plan, to_gguf, to_hf, to_onnx
     from cgconvert.api.execution import Result, execute
@@ -36,6 +37,7 @@ if TYPE_CHECKING:
     from cgconvert.api.verification import Verification, verify
 
 __all__ = [
+    "CacheItem",
     "CgconvertError",
     "InputError",
     "Leftover",
@@ -46,6 +48,7 @@ __all__ = [
     "Verification",
     "VerificationError",
     "__version__",
+    "cached",
     "clean",
     "convert",
     "execute",
@@ -62,6 +65,7 @@ __all__ = [
 ]
 
 _MODULES = {
+    "caching": ("CacheItem", "cached"),
     "cleaning": ("Leftover", "clean"),
     "conversions": ("convert", "plan", "to_gguf", "to_hf", "to_onnx"),
     "execution": ("Result", "execute"),

@@ -67,6 +67,7 @@ LINUX_TESTS = {
 """Tests that need what only Linux has, and what that is."""
 
 ROOT_TESTS = {
+    "io/test_cache_two_users.py": "becomes another user, which only root can",
     "io/test_two_users.py": "becomes another user, which only root can",
     "write/test_two_users.py": "becomes another user, which only root can",
 }

@@ -8,13 +8,11 @@ from pathlib import Path
 import click
 
 from cgconvert.api.cleaning import Leftover, clean
+from cgconvert.cli.text import age
 from cgconvert.escaping import printable
 from cgconvert.io.progress import format_bytes
 
 __all__ = ["run"]
-
-UNITS = ((86400, "days"), (3600, "h"), (60, "min"), (1, "s"))
-"""Units of an age, in seconds."""
 
 
 def run(path: Path, delete: bool) -> None:
@@ -33,14 +31,9 @@ def run(path: Path, delete: bool) -> None:
 
 
 def _line(leftover: Leftover, *, is_removed: bool) -> str:
-    parts = [format_bytes(leftover.nbytes), f"{_age(time.time() - leftover.modified)} old"]
+    parts = [format_bytes(leftover.nbytes), f"{age(time.time() - leftover.modified)} old"]
     parts += [f"{leftover.progress} of {leftover.output.name}"] * bool(leftover.progress)
     if leftover.is_running:
         parts.append("a run is writing it")
     start = "removed  " if is_removed else ""
     return f"{start}{printable(str(leftover.path))}  {printable(', '.join(parts))}"
-
-
-def _age(seconds: float) -> str:
-    size, unit = next(((s, u) for s, u in UNITS if seconds >= 2 * s), UNITS[-1])
-    return f"{max(0, seconds) / size:.0f} {unit}"

@@ -53,6 +53,8 @@ class Command:
 
 RECIPE_SOURCE = Option(name="source", help="A source to use instead of the recipe's.")
 
+CACHE_ACTIONS = ("list", "verify", "clear")
+
 LIST_RECIPES = Option(
     name="list",
     type=bool,
@@ -135,8 +137,8 @@ Example:
 List what interrupted runs have left in PATH and below it; --delete removes it.
 
 PATH is a folder (the working folder unless given), or the output of a run that was interrupted.
-Running the same command again continues it. The cache ($CGCONVERT_CACHE, or ~/.cache/cgconvert) is
-not listed.
+Running the same command again continues it. The cache is not listed: see
+cgconvert cache.
 
 \b
 Example:
@@ -146,6 +148,27 @@ Example:
         lambda: [
             click.Argument(["path"], required=False, type=click.Path(path_type=Path), default="."),
             click.Option(["--delete"], is_flag=True, help="Remove what is listed."),
+        ],
+        (),
+    ),
+    "cache": Command(
+        "cgconvert.cli.cache:run",
+        """\
+List, verify or clear the cache: $CGCONVERT_CACHE, or ~/.cache/cgconvert.
+
+It keeps outputs of references, hashes of large files, and unpacked tarballs. Only what you wrote
+yourself is believed: verify names what is not, and exits with 4. --no-cache leaves the cache out.
+
+\b
+Example:
+  cgconvert cache
+  cgconvert cache verify
+  cgconvert cache clear
+""",
+        lambda: [
+            click.Argument(
+                ["action"], required=False, type=click.Choice(CACHE_ACTIONS), default="list"
+            )
         ],
         (),
     ),

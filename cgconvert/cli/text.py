@@ -9,9 +9,12 @@ from cgconvert.errors import ARGUMENT
 from cgconvert.escaping import printable
 from cgconvert.options import Option
 
-__all__ = ["one_line", "with_flags"]
+__all__ = ["age", "one_line", "with_flags"]
 
 MAX_LINE = 2000
+
+UNITS = ((86400, "days"), (3600, "h"), (60, "min"), (1, "s"))
+"""Units of an age, in seconds."""
 
 
 def with_flags(message: str, options: Iterable[Option]) -> str:
@@ -32,6 +35,12 @@ def with_flags(message: str, options: Iterable[Option]) -> str:
         return f"{flags[name]} {value.strip(chr(34))}"
 
     return ARGUMENT.sub(flag, message)
+
+
+def age(seconds: float) -> str:
+    """Write an age in one unit, of which there are two or more: "90 s", "3 h", "2 days"."""
+    size, unit = next(((s, u) for s, u in UNITS if seconds >= 2 * s), UNITS[-1])
+    return f"{max(0, seconds) / size:.0f} {unit}"
 
 
 def one_line(text: str) -> str:

@@ -22,6 +22,7 @@ from contextvars import ContextVar
 from pathlib import Path
 from typing import Any, Final
 
+from cgconvert.escaping import printable
 from cgconvert.io.cache_key import KEY_FILE, made_key, read_key
 from cgconvert.io.system.private import (
     close_folder,
@@ -181,7 +182,8 @@ def private_folder(kind: str, *, make: bool = True) -> Path:
     if fault := fault_of_place(folder):
         raise _refused(fault)
     if make and not folder.parent.is_dir():
-        folder.parent.mkdir(parents=True, exist_ok=True)
+        for parent in reversed([path for path in folder.parents if not path.exists()]):
+            parent.mkdir(0o700, exist_ok=True)
         if fault := fault_of_place(folder):
             raise _refused(fault)
     for path in (folder, folder / kind):
@@ -222,8 +224,7 @@ def _print_once(error: CacheRefusedError) -> None:
     """Print once that there is no cache, and why."""
     if str(error) not in _printed:
         _printed.add(str(error))
-        line = f"cgconvert: without a cache: {error}"
-        print("".join(c if c.isprintable() else "?" for c in line), file=sys.stderr)
+        print(printable(f"cgconvert: without a cache: {error}"), file=sys.stderr)
 
 
 def _digest(key: bytes, kind: str, name: str, data: bytes) -> bytes:

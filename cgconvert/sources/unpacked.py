@@ -68,10 +68,15 @@ def write_record(folder: Path, origin: Mapping[str, str], hashes: Mapping[str, s
     write_entry(KIND, folder.name, json.dumps(fields).encode())
 
 
-def is_as_unpacked(folder: Path, record: Unpacked) -> bool:
+def is_as_unpacked(folder: Path, record: Unpacked, *, all_bytes: bool = False) -> bool:
     """Whether a folder has exactly the files of its record, with the same bytes.
 
-    They must be the user's own. Files that were touched are recorded as they are now.
+    They must be the user's own. Files that were touched are hashed, and recorded as they are now.
+
+    Args:
+        folder: The folder.
+        record: What it was when it was unpacked.
+        all_bytes: Whether to hash the files that were not touched too.
     """
     try:
         statuses = {path.name: path.lstat() for path in folder.iterdir()}
@@ -82,7 +87,8 @@ def is_as_unpacked(folder: Path, record: Unpacked) -> bool:
         touched = {
             name for name in statuses if identity_of(folder / name) != record.identities.get(name)
         }
-        if any(_sha256(folder / name) != record.hashes[name] for name in touched):
+        hashed = statuses if all_bytes else touched
+        if any(_sha256(folder / name) != record.hashes[name] for name in hashed):
             return False
     except (OSError, InputError):
         return False

@@ -84,6 +84,7 @@ PLANS: dict[str, list[str]] = {
     "run": ["run", "recipe.yaml", "--dry-run"],
     "run --list": ["run", "--list"],
     "clean": ["clean"],
+    "cache": ["cache"],
 }
 
 RECIPE = f"source: {SOURCE}\nsteps:\n  - to-hf\n  - to-onnx: {{bits: 8}}\n  - to-gguf\n"
