@@ -23,7 +23,7 @@ DATA, FORGED = b"what root wrote", b"what nobody wrote"
 
 @pytest.fixture
 def folder(shared_folder: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """Where the cache is to lie; nothing is there yet."""
+    """The path of the cache, at which nothing lies yet."""
     monkeypatch.setenv("CGCONVERT_CACHE", str(shared_folder / "cache"))
     return shared_folder / "cache"
 
