@@ -7,9 +7,12 @@ line where nobody expects it. They appear as Python writes them: `\\x1b`, `\\u20
 
 from __future__ import annotations
 
+import json
 import re
+from collections.abc import Mapping
+from typing import Any
 
-__all__ = ["abridged", "printable"]
+__all__ = ["abridged", "escaped", "json_escaped", "printable"]
 
 UNSEEN = re.compile(
     "[\u034f\u115f\u1160\u17b4\u17b5\u180b-\u180f\u3164\ufe00-\ufe0f\uffa0\U000e0100-\U000e01ef]"
@@ -19,14 +22,32 @@ those of Unicode's Default_Ignorable_Code_Point. All others of these, such as ze
 format characters (Cf), which do not pass."""
 
 
-def printable(text: str) -> str:
+def printable(text: str, keep: str = "") -> str:
     """Escape control and format characters, line separators, lone surrogates and unseen letters.
 
-    What is left is one line in which every character is seen.
+    What is left is one line in which every character is seen, but for the characters in `keep`.
     """
     if text.isascii() and text.isprintable():
         return text
-    return "".join(map(_escaped, text))
+    return "".join(c if c in keep else _escaped(c) for c in text)
+
+
+def escaped(value: Any, keep: str = "") -> Any:
+    """Escape all texts in a value of JSON's kinds as `printable` does, names too."""
+    if isinstance(value, str):
+        return printable(value, keep)
+    if isinstance(value, Mapping):
+        return {escaped(name, keep): escaped(entry, keep) for name, entry in value.items()}
+    if isinstance(value, list | tuple):
+        return type(value)(escaped(entry, keep) for entry in value)
+    return value
+
+
+def json_escaped(text: str) -> str:
+    """Write what `printable` escapes as JSON does (`\\u202e`), in the text of a JSON document."""
+    if text.isascii() and "\x7f" not in text:
+        return text
+    return "".join(c if c == "\n" or _escaped(c) == c else json.dumps(c)[1:-1] for c in text)
 
 
 def abridged(text: str, limit: int = 80) -> str:

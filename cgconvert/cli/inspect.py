@@ -11,7 +11,7 @@ import click
 
 from cgconvert.api.sources import inspect
 from cgconvert.cli.output import columns, progress_of_command
-from cgconvert.escaping import printable
+from cgconvert.escaping import json_escaped, printable
 from cgconvert.formats.read import Description
 from cgconvert.io.progress import format_bytes, shown_while_reading
 from cgconvert.io.terminal import wrapped_fields
@@ -31,7 +31,8 @@ def run(path: str, as_json: bool, tensors: bool, **reading: Any) -> None:
     with shown_while_reading(progress_of_command()):
         description = inspect(path, **reading)
     if as_json:
-        click.echo(json.dumps(description.as_dict(), indent=2, ensure_ascii=False))
+        text = json.dumps(description.as_dict(), indent=2, ensure_ascii=False)
+        click.echo(json_escaped(text))
         return
     if tensors:
         click.echo("\n".join([*map(printable, _tensor_lines(description)), ""]))

@@ -119,6 +119,10 @@ def load(
     label, root = compose(path)
     if root is None:
         raise InputError(f"{label}: is empty; a recipe has source and steps")
+    if isinstance(root, yaml.MappingNode) and not {"source", "steps"} & {
+        key.value for key, _ in root.value if isinstance(key, yaml.ScalarNode)
+    }:
+        raise InputError(f"{label}: is not a recipe: it has neither source nor steps")
     entries = Nodes(label).mapping(root, "a recipe")
     if MATRIX not in entries:
         return (_Reader(label, {}, known_bounds).recipe(root, source),)

@@ -88,12 +88,12 @@ def print_and_judge(reports: Iterable[Report], paths: Sequence[Path] = ()) -> No
             f"{complete[0].artefact['path']}: {check.detail}; give the right one with "
             "`reference=SOURCE`"
         )
-    _print("\n".join(wrapped(total_sentence(complete), width)))
+    _print("\n".join(wrapped(printable(total_sentence(complete)), width)))
     _raise_if_failed(complete)
 
 
 def _print_sentence(report: Report, width: int | None) -> None:
-    _print("\n".join([*wrapped(report.sentence, width), ""]))
+    _print("\n".join([*wrapped(printable(report.sentence), width), ""]))
 
 
 def _raise_if_failed(reports: Sequence[Report]) -> None:

@@ -27,6 +27,12 @@ MAX_COMBINATIONS = 256
 REFERENCE = re.compile(r"\$\{\{\s*(.*?)\s*\}\}")
 """A value of the matrix in a text: `${{ matrix.type }}`."""
 
+SIGNS = re.compile(r"'(\W{1,3}|<[a-z ]+>)'")
+"""What a message of PyYAML quotes of its own grammar."""
+
+QUOTED = re.compile(r",? ?(but )?(found )?(['\"]).*\3.*", re.DOTALL)
+"""What a message of PyYAML quotes of a file, which may be no recipe at all, and what follows."""
+
 Entries = Mapping[str, tuple[yaml.Node, yaml.Node]]
 """Names and values of a mapping, by the text of the name."""
 
@@ -49,9 +55,16 @@ def compose(path: Path) -> tuple[str, yaml.Node | None]:
         raise InputError(f"{label}: is not UTF-8 text") from error
     except (yaml.YAMLError, ValueError, OverflowError, RecursionError) as error:
         mark = getattr(error, "problem_mark", None)
-        line = f":{mark.line + 1}" if mark else ""
-        problem = getattr(error, "problem", None) or "is not YAML"
-        raise InputError(f"{label}{line}: {problem}") from error
+        place = f":{mark.line + 1}:{mark.column + 1}" if mark else ""
+        raise InputError(f"{label}{place}: is not YAML{_problem(error)}") from error
+
+
+def _problem(error: Exception) -> str:
+    """What PyYAML says of an error, without the words of the file that it quotes."""
+    problem = str(getattr(error, "problem", None) or "")
+    if {"'", '"'} & set(SIGNS.sub("", problem)):
+        problem = QUOTED.sub("", problem)
+    return f": {' '.join(problem.split())}" if problem.strip() else ""
 
 
 def _read(path: Path) -> bytes:

@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING
 
 from cgconvert.errors import InputError, UsageError
 from cgconvert.formats.base import OUT, Format, SourceFormat
+from cgconvert.io.links import name_by_user
 
 if TYPE_CHECKING:
     from cgconvert.write.manifest import Manifest
@@ -125,6 +126,7 @@ def identify(path: Path) -> Artefact:
     """
     if not path.exists():
         raise InputError(f"{path}: no such file or folder")
+    name_by_user(path)
     format_ = artefact_format(path)
     if format_ is None:
         raise InputError(
@@ -137,6 +139,8 @@ def identify(path: Path) -> Artefact:
 def _artefact(path: Path, format_: Format) -> Artefact:
     from cgconvert.write.manifest import find_manifest
 
+    if path.is_dir():
+        name_by_user(path)
     return Artefact(path, format_.name, find_manifest(path))
 
 

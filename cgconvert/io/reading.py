@@ -21,6 +21,7 @@ from pathlib import Path
 from typing import Literal
 
 from cgconvert.errors import InputError
+from cgconvert.io.links import check_links
 from cgconvert.io.progress import format_bytes
 from cgconvert.io.system.regular import open_regular as open_descriptor
 from cgconvert.io.system.regular import size_of
@@ -155,7 +156,8 @@ def open_regular(path: Path, purpose: str = "") -> BufferedReader:
         purpose: What it is read as, such as " as a text", for the error.
 
     Raises:
-        InputError: It is not there, cannot be opened, or is no regular file on a disk.
+        InputError: It is not there, cannot be opened, is no regular file on a disk, or is reached
+            by a link that is not followed (io/links.py).
     """
     return BufferedReader(open_unbuffered(path, purpose), DEFAULT_BUFFER_SIZE)
 
@@ -163,6 +165,7 @@ def open_regular(path: Path, purpose: str = "") -> BufferedReader:
 def open_unbuffered(path: Path, purpose: str = "") -> FileIO:
     """Open a regular file for large reads; see `open_regular`."""
     try:
+        check_links(path)
         return FileIO(open_descriptor(path), "rb")
     except OSError as error:
         raise InputError(f"{path}: cannot be read{purpose}: {error.strerror}") from error

@@ -51,7 +51,7 @@ def parse_json(text: str, where: object) -> dict[str, Any]:
         unique = dict(pairs)
         if len(unique) != len(pairs):
             duplicate = Counter(key for key, _ in pairs).most_common(1)[0][0]
-            raise InputError(f"{where}: duplicate key {duplicate[:200]!r} in a JSON object")
+            raise InputError(f"{where}: duplicate key in a JSON object{_place(text, duplicate)}")
         return unique
 
     def refuse_constant(constant: str) -> NoReturn:
@@ -70,3 +70,10 @@ def parse_json(text: str, where: object) -> dict[str, Any]:
     if not isinstance(value, dict):
         raise InputError(f"{where}: is not a JSON object")
     return value
+
+
+def _place(text: str, key: str) -> str:
+    """Where a key that stands twice is likely to stand: the file may be no JSON of a model."""
+    first = text.find(json.dumps(key))
+    second = text.find(json.dumps(key), first + 1)
+    return "" if second < 0 else f", line {text.count(chr(10), 0, second) + 1}"

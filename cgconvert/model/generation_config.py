@@ -194,7 +194,10 @@ def read_generation_config(
     if path.is_file():
         entries, notes = read_json(path), []
         unknown = [] if entries.get("_from_model_config") else _unknown(entries)
-        if unknown:
+        if unknown and not entries.keys() & (SAMPLING.keys() | WITHOUT_EFFECT):
+            # It may be a file of another kind, of which a note quotes nothing.
+            notes.append(f"{path.name}: is left out: it has no known setting of sampling")
+        elif unknown:
             verb = "is" if len(unknown) == 1 else "are"
             keys = first_few(unknown, 3, separator=", ")
             notes.append(f"{path.name}: {keys} {verb} left out: not a known setting of sampling")

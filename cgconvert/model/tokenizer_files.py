@@ -75,7 +75,7 @@ class TokenizerParts:
             InputError: Text, id or flags are not valid, or the token has another id already.
         """
         if not isinstance(content, str) or not content or not _is_id(index):
-            raise InputError(f"{where}: an added token is {content!r} with id {index!r}")
+            raise InputError(f"{where}: an added token has no text or no whole number as its id")
         if not _is_unicode(content):
             raise InputError(f"{where}: added token {content!r} is not valid Unicode")
         if self.added.setdefault(content, index) != index:  # type: ignore[arg-type]

@@ -11,6 +11,7 @@ from typing import Any
 
 from cgconvert import embedded
 from cgconvert.errors import InputError, UsageError
+from cgconvert.io.links import name_by_user
 from cgconvert.model import family
 from cgconvert.sources import hub, tarball
 from cgconvert.sources.snapshot import cached_repository
@@ -75,6 +76,12 @@ def resolve(location: str, revision: str | None = None, *, needs_tokenizer: bool
         UsageError: A revision is given for a path that does not lie in the Hub's cache, or the
             location is empty.
     """
+    source = _resolved(location, revision, needs_tokenizer)
+    name_by_user(source.path)
+    return source
+
+
+def _resolved(location: str, revision: str | None, needs_tokenizer: bool) -> Source:
     if not location.strip():
         raise UsageError("the source is empty; give a path, a name such as codegen-350M-mono, or "
                          f"the built-in {embedded.NAME}")  # fmt: skip

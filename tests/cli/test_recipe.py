@@ -179,7 +179,7 @@ MISTAKES = [
     ("  - to-hf: {max-shard-size: 5GB}\n", "", "4: verify has nothing to verify"),
     ("Q4_0: {", "Q9: {", "10: no type 'gguf Q9'"),
     ("source: codegen-tiny-mono", "source: !!python/object:os.system x", "1: "),
-    ("mp_num: 4", "mp_num: [4", "3: "),
+    ("mp_num: 4", "mp_num: [4", "3:6: is not YAML: expected ',' or ']', but got ':'"),
 ]
 
 

@@ -142,7 +142,7 @@ RECIPES: dict[str, Case] = {
         "source: !!python/object/apply:os.system ['touch payload-was-run']\nsteps: [verify]\n",
         "recipe.yaml:1",
     ),
-    "aliases of aliases": recipe_case(ALIASES, "not part of a recipe"),
+    "aliases of aliases": recipe_case(ALIASES, "is not a recipe"),
     "brackets in brackets": recipe_case("steps: " + "[" * 60_000, "is not YAML"),
     "2 MB": recipe_case("source: x\n" + "# comment\n" * 200_000, "too large"),
     "a name twice": recipe_case("source: a\nsource: b\nsteps: [verify]\n", "stands twice"),

@@ -142,7 +142,7 @@ def test_what_is_no_setting_is_named(tmp_path: Path) -> None:
     assert (
         note == "generation_config.json: 'chat_format' is left out: not a known setting of sampling"
     )
-    (note,) = read(tmp_path, {f"key{n}": n + 1 for n in range(9)}).notes
+    (note,) = read(tmp_path, {**quiet, **{f"key{n}": n + 1 for n in range(9)}}).notes
     assert "'key0', 'key1', 'key2', 6 more are left out" in note
 
 

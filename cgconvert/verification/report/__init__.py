@@ -16,17 +16,17 @@ from cgconvert.io.system.names import is_writable_folder
 from cgconvert.verification.report.html import as_html
 from cgconvert.verification.report.junit import as_junit
 from cgconvert.verification.report.markdown import as_markdown
-from cgconvert.verification.report.model import Report, as_json, as_json_object
+from cgconvert.verification.report.model import Report, as_json, as_printable_object
 from cgconvert.verification.report.text import as_text
 
 __all__ = ["WRITERS", "check_report_path", "is_report", "write_reports"]
 
 WRITERS: Mapping[str, Callable[[Sequence[Report]], str]] = {
     ".json": as_json,
-    ".xml": lambda reports: as_junit(as_json_object(reports)),
-    ".html": lambda reports: as_html(as_json_object(reports)),
+    ".xml": lambda reports: as_junit(as_printable_object(reports)),
+    ".html": lambda reports: as_html(as_printable_object(reports)),
     ".txt": as_text,
-    ".md": lambda reports: as_markdown(as_json_object(reports)),
+    ".md": lambda reports: as_markdown(as_printable_object(reports)),
 }
 """Functions that turn reports into the text of a file, by the suffix of the file."""
 

@@ -48,16 +48,18 @@ import json
 import math
 import re
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from typing import Any
 
+from cgconvert.escaping import escaped, json_escaped, printable
 from cgconvert.verification.report.conclusion import Subject, conclusion, total
 from cgconvert.verification.thresholds import Check, Verdict, worst_verdict
 from cgconvert.verification.weights import TensorError
 from cgconvert.version import __version__
 
 __all__ = [
-    "NO_CACHE", "SCHEMA", "SEVERITY", "SUMMARY", "Report", "as_json", "as_json_object", "bound",
+    "NO_CACHE", "SCHEMA", "SEVERITY", "SUMMARY", "Report", "as_json", "as_json_object",
+    "as_printable_object", "bound",
     "cache_description", "number", "rounded", "run_description", "total_sentence",
     "worst_checks_first", "worst_reports_first", "xml_safe",
 ]  # fmt: skip
@@ -130,6 +132,17 @@ class Report:
             )
         )
 
+    def printable(self) -> Report:
+        """This report with what a terminal would obey or nobody sees escaped in all its texts."""
+        fields = ("artefact", "source", "reference", "runtime", "not_compared", "cache")
+        checks = tuple(
+            replace(check, name=printable(check.name), detail=printable(check.detail))
+            for check in self.checks
+        )
+        return replace(
+            self, checks=checks, **{name: escaped(getattr(self, name)) for name in fields}
+        )
+
     def as_dict(self) -> dict[str, Any]:
         """This artefact's entry of `artefacts` in the JSON object."""
         return {
@@ -154,9 +167,16 @@ def as_json_object(reports: Sequence[Report]) -> dict[str, Any]:
     }
 
 
+def as_printable_object(reports: Sequence[Report]) -> dict[str, Any]:
+    """The JSON object for what people read: its texts are escaped, but for their line breaks."""
+    content: dict[str, Any] = escaped(as_json_object(reports), keep="\n\t")
+    return content
+
+
 def as_json(reports: Sequence[Report]) -> str:
     """The JSON object as text. The same reports give the same text."""
-    return json.dumps(as_json_object(reports), indent=2, ensure_ascii=False, allow_nan=False) + "\n"
+    text = json.dumps(as_json_object(reports), indent=2, ensure_ascii=False, allow_nan=False)
+    return json_escaped(text) + "\n"
 
 
 def number(value: float | None) -> str:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+from cgconvert.escaping import printable
 from cgconvert.io.terminal import wrapped
 from cgconvert.verification.report.advice import advice
 from cgconvert.verification.report.model import (
@@ -43,14 +44,14 @@ def as_text(reports: Sequence[Report], width: int | None = None) -> str:
 
 def summary(reports: Sequence[Report], width: int | None = None) -> str:
     """Write a line for each artefact, the failed ones first, and a sentence on all of them."""
-    sentence = wrapped(total_sentence(reports), width)
+    sentence = wrapped(printable(total_sentence(reports)), width)
     return "\n".join([overview(reports, width), *sentence]) + "\n"
 
 
 def overview(reports: Sequence[Report], width: int | None = None) -> str:
     """Write a line for each artefact, the failed ones first."""
     rows: list[tuple[str, ...]] = [("", "artefact", "type", "runtime", *SUMMARY.values())]
-    for report in worst_reports_first(reports):
+    for report in worst_reports_first([report.printable() for report in reports]):
         values = {check.name: check.value for check in report.checks}
         rows.append(
             (
@@ -69,11 +70,12 @@ def overview(reports: Sequence[Report], width: int | None = None) -> str:
 
 def as_table(report: Report, width: int | None = None) -> str:
     """Write what was compared, the checks with the failed ones first, and the sentence."""
-    return "\n".join([table(report, width), *wrapped(report.sentence, width)]) + "\n"
+    return "\n".join([table(report, width), *wrapped(printable(report.sentence), width)]) + "\n"
 
 
 def table(report: Report, width: int | None = None) -> str:
     """Write what was compared, the checks with the failed ones first, and their number."""
+    report = report.printable()
     reference, checks = report.reference, worst_checks_first(report.checks)
     heads = [
         f"{report.artefact['path']}: {run_description(vars(report))}",
