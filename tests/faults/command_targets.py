@@ -11,6 +11,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
 from tests.faults.command_folder import CommandFolder
+from tests.faults.inflated import inflated_bytes, inflated_json
 from tests.faults.mutated_bytes import Choose, mutated_bytes, pick
 from tests.faults.mutated_json import CHAT_TEMPLATES, mutated_json
 from tests.faults.random_command_line import random_command_line
@@ -129,6 +130,14 @@ def _recipe(seed: bytes, choose: Choose) -> bytes:
     return random_recipe(choose)
 
 
+def _json(seed: bytes, choose: Choose) -> bytes:
+    return (mutated_json if choose(0, 9) else inflated_json)(seed, choose)
+
+
+def _bytes(seed: bytes, choose: Choose) -> bytes:
+    return (mutated_bytes if choose(0, 9) else inflated_bytes)(seed, choose)
+
+
 def _line(seed: bytes, choose: Choose) -> bytes:
     return json.dumps(vars(random_command_line(choose))).encode()
 
@@ -137,9 +146,9 @@ COMMAND_TARGETS: Mapping[str, CommandTarget] = {
     "command-line": CommandTarget(_line),
     "run": CommandTarget(_recipe, RECIPE, "recipe.yaml"),
     "text": CommandTarget(_text, TEXT, "text.txt"),
-    **{name: CommandTarget(mutated_bytes, tuple(line.format(name) for line in IMATRIX), name)
+    **{name: CommandTarget(_bytes, tuple(line.format(name) for line in IMATRIX), name)
        for name in ("imatrix.gguf", "imatrix.dat")},
-    **{file: CommandTarget(mutated_json, commands, file) for file, commands in JSON_FILES.items()},
+    **{file: CommandTarget(_json, commands, file) for file, commands in JSON_FILES.items()},
     "checkpoint/generation_config.json":
         CommandTarget(mutated_json, _source("checkpoint"), "checkpoint/generation_config.json",
                       b'{"eos_token_id": 4095, "bos_token_id": 1}'),
@@ -147,5 +156,5 @@ COMMAND_TARGETS: Mapping[str, CommandTarget] = {
         CommandTarget(_template, _source("checkpoint"), "checkpoint/chat_template.jinja"),
     "hf/source/chat_template.jinja":
         CommandTarget(_template, _artefact("hf/source"), "hf/source/chat_template.jinja"),
-    "slow/merges.txt": CommandTarget(mutated_bytes, _source("slow"), "slow/merges.txt"),
+    "slow/merges.txt": CommandTarget(_bytes, _source("slow"), "slow/merges.txt"),
 }  # fmt: skip
