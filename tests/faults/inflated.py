@@ -39,9 +39,7 @@ def inflated_json(raw: bytes, choose: Choose) -> bytes:
     """Give one entry of an object or list a huge value, or repeat it under many names."""
     document: Any = json.loads(raw)
     parent: Any = document
-    while (children := [c for c in _values(parent) if isinstance(c, dict | list) and c]) and choose(
-        0, 1
-    ):
+    while (children := _containers(parent)) and choose(0, 1):
         parent = pick(choose, children)
     size, mark = pick(choose, SIZES), '"\x7f"'
     if isinstance(parent, dict):
