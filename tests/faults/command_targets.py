@@ -10,6 +10,7 @@ import zlib
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
+from tests.faults.cache_target import CacheTarget
 from tests.faults.command_folder import CommandFolder
 from tests.faults.inflated import inflated_bytes, inflated_json
 from tests.faults.mutated_bytes import Choose, mutated_bytes, pick
@@ -142,9 +143,10 @@ def _line(seed: bytes, choose: Choose) -> bytes:
     return json.dumps(vars(random_command_line(choose))).encode()
 
 
-COMMAND_TARGETS: Mapping[str, CommandTarget] = {
+COMMAND_TARGETS: Mapping[str, CommandTarget | CacheTarget] = {
     "command-line": CommandTarget(_line),
     "run": CommandTarget(_recipe, RECIPE, "recipe.yaml"),
+    "cache": CacheTarget(),
     "text": CommandTarget(_text, TEXT, "text.txt"),
     **{name: CommandTarget(_bytes, tuple(line.format(name) for line in IMATRIX), name)
        for name in ("imatrix.gguf", "imatrix.dat")},
