@@ -20,8 +20,8 @@ from tests.faults.server import Server
 EXAMPLES = int(os.environ.get("CGCONVERT_TEST_EXAMPLES", "100"))
 """Inputs for each parser."""
 
-COMMAND_EXAMPLES = {"command-line": 2 * EXAMPLES // 5, "run": EXAMPLES // 5}
-"""Inputs for each target of commands, and EXAMPLES / 50 for those that stand for one file."""
+COMMAND_EXAMPLES = {"command-line": 3 * EXAMPLES // 10, "run": EXAMPLES // 5}
+"""Inputs for each target of commands, and EXAMPLES / 100 for those that stand for one file."""
 
 KEPT = sorted(path.relative_to(CORPUS) for path in CORPUS.rglob("*") if path.is_file())
 
@@ -63,7 +63,7 @@ def test_a_command_with_random_input_ends_as_promised(name: str, commands: Comma
     """Its inputs are always the same; hypothesis would begin with the simplest, and run many."""
     target = COMMAND_TARGETS[name]
     valid = target.valid(commands)
-    for number in range(COMMAND_EXAMPLES.get(name, max(1, EXAMPLES // 50))):
+    for number in range(COMMAND_EXAMPLES.get(name, max(1, EXAMPLES // 100))):
         target.check(commands, target.make(valid, random.Random(f"{name} {number}").randint))
 
 
