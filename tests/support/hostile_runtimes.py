@@ -17,9 +17,10 @@ import numpy as np
 
 from cgconvert.errors import InputError, MissingRuntimeError, UsageError, VerificationError
 from cgconvert.io.admitted import AdmittedFiles, admitting
+from cgconvert.runtimes.llamacpp import LlamaCppRuntime
 from cgconvert.runtimes.runtime import Runtime
 
-__all__ = ["ACTIONS", "HostileRuntime"]
+__all__ = ["ACTIONS", "CrashingLlama", "HangingLlama", "HostileRuntime"]
 
 
 def crash() -> None:
@@ -127,3 +128,24 @@ class HostileRuntime(Runtime):
 
     def detokenize(self, ids: Sequence[int]) -> str:
         return "".join(chr(0xD800 + index) for index in ids)
+
+
+class CrashingLlama(LlamaCppRuntime):
+    """llama.cpp that crashes at the second token that is computed alone."""
+
+    steps = 0
+
+    def feed_last(self, ids: Sequence[int]) -> np.ndarray:
+        if len(ids) == 1:
+            self.steps += 1
+        if self.steps == 2:
+            crash()
+        return super().feed_last(ids)
+
+
+class HangingLlama(LlamaCppRuntime):
+    """llama.cpp that does not come back from computing."""
+
+    def feed_last(self, ids: Sequence[int]) -> np.ndarray:
+        wait_for_ever()
+        return super().feed_last(ids)
