@@ -26,7 +26,7 @@ from tests.decoys.decoy import (
 )
 from tests.support.gguf_metadata import change_metadata
 
-__all__ = ["DECOYS", "GRAPH"]
+__all__ = ["CONFIG", "DECOYS", "GRAPH", "TOKENIZER_CONFIG", "genai"]
 
 CONFIG, TOKENIZER_CONFIG = "config.json", "tokenizer_config.json"
 GRAPH, DATA = "onnx/model.onnx", "onnx/model.onnx_data"

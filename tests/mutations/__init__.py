@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from tests.mutations.calibrations import CALIBRATIONS
 from tests.mutations.configs import CONFIGS
+from tests.mutations.decoys import DECOYS
 from tests.mutations.fine_tunes import FINE_TUNES
 from tests.mutations.graphs import GRAPHS
 from tests.mutations.keys import KEYS
@@ -25,5 +26,5 @@ WRONG = {mutation.name: mutation.model for mutation in WRITERS if mutation.model
 
 MUTATIONS: tuple[Mutation, ...] = (
     *READERS, *FINE_TUNES, *WRITERS, *TENSORS, *CONFIGS, *GRAPHS, *KEYS,
-    *CALIBRATIONS,
+    *CALIBRATIONS, *DECOYS,
 )  # fmt: skip
