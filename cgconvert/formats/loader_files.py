@@ -168,7 +168,7 @@ HARMLESS = (
 """Files that no program loads, and that nobody misses in a model's folder."""
 
 HIDDEN_FOLDERS = (".git", ".cache")
-"""Folders of git and of the Hub's client, in which no program looks for a model."""
+"""Folders of git and of the Hub's client, in which only programs that search all folders look."""
 
 
 def unchecked_files(folder: Path, own: Collection[str]) -> Unchecked:
@@ -185,15 +185,18 @@ def unchecked_files(folder: Path, own: Collection[str]) -> Unchecked:
     """
     loaded, unknown = [], []
     parents = {parent.as_posix() for name in own for parent in Path(name).parents}
-    for number, name in enumerate(_files_below(folder)):
-        if number >= MAX_FILES:
+    number = 0
+    for name, is_regular in _files_below(folder):
+        is_hidden = name.split("/")[0] in HIDDEN_FOLDERS and "/" in name
+        number += not is_hidden
+        if number > MAX_FILES:
             raise InputError(f"{folder}: has more than {MAX_FILES:,} files; it is no artefact")
-        if name in own or name in parents:
+        if (name in own and is_regular) or name in parents:
             continue
         effect = next((entry.effect for entry in IN_FOLDER if entry.matches(name)), None)
-        if effect is not None and not _matches(name, TRAINING_STATE):
+        if effect is not None and name not in own and not _matches(name, TRAINING_STATE):
             loaded.append(f"{name} ({effect})")
-        elif not _matches(name, HARMLESS):
+        elif not is_hidden and not _matches(name, HARMLESS):
             unknown.append(name)
     return Unchecked(folder, tuple(loaded), tuple(unknown))
 
@@ -204,8 +207,11 @@ def _matches(name: str, patterns: Sequence[str]) -> bool:
     return any(fnmatchcase(base, pattern) for pattern in patterns)
 
 
-def _files_below(folder: Path) -> Iterator[str]:
-    """Yield the path of everything below a folder that is no folder itself, in order of names."""
+def _files_below(folder: Path) -> Iterator[tuple[str, bool]]:
+    """List everything below a folder that is no folder itself, in order of names.
+
+    Yields the path in the folder, and whether it is a regular file or a link to one.
+    """
     remaining = [""]
     while remaining:
         prefix = remaining.pop()
@@ -216,7 +222,7 @@ def _files_below(folder: Path) -> Iterator[str]:
             raise InputError(f"{folder / prefix}: cannot be listed: {error.strerror}") from error
         for entry in entries:
             name = f"{prefix}{entry.name}"
-            if not entry.is_dir(follow_symlinks=False):
-                yield name
-            elif prefix or entry.name not in HIDDEN_FOLDERS:
+            if entry.is_dir(follow_symlinks=False):
                 remaining.append(f"{name}/")
+            else:
+                yield name, entry.is_file()

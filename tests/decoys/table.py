@@ -1,4 +1,4 @@
-"""The decoys of every format, and of every file that a loader may look at."""
+"""The decoys of every format."""
 
 from __future__ import annotations
 
@@ -110,8 +110,8 @@ def key(name: str, value: object, kind: gguf.GGUFValueType) -> Plant:
     return plant
 
 
-def named_pipe(artefact: Path) -> None:
-    os.mkfifo(artefact / "notes.json")
+def named_pipe(name: str) -> Plant:
+    return lambda artefact: os.mkfifo(artefact / name)
 
 
 def link_to_folder(artefact: Path) -> None:
@@ -302,7 +302,9 @@ GRAPHS = (
           second_copy("onnx/decoder_model_merged.onnx", GRAPH), named="decoder_model_merged",
           graph=GRAPH),
     Decoy("a second graph at the root", ONNX, second_copy("model.onnx", GRAPH),
-          named="model.onnx (a second graph"),
+          named="model.onnx (a second"),
+    Decoy("a second graph in a hidden folder", ONNX,
+          second_copy(".git/decoder_model_merged.onnx", GRAPH), named=".git/decoder_model_merged"),
     Decoy("a second graph deep below", ONNX, second_copy("a/b/model.onnx", GRAPH),
           named="a/b/model.onnx"),
     Decoy("external data that shadows", ONNX, second_copy("model.onnx_data", DATA),
@@ -366,7 +368,9 @@ BESIDE_GGUF = (
 
 ODD_FILES = (
     Decoy("a file that belongs to nothing", HF, file("notes.dat"), NAMED, "notes.dat"),
-    Decoy("a pipe", HF, named_pipe, NAMED, "notes.json"),
+    Decoy("a pipe", HF, named_pipe("notes.json"), NAMED, "notes.json"),
+    Decoy("a pipe of a file's name", HF, all_of(lambda artefact: (artefact / "merges.txt").unlink(),
+          named_pipe("merges.txt")), NAMED, "merges.txt"),
     Decoy("a name of control characters", HF, file("no\x1b[2Jtes"), NAMED, "belongs to no format"),
     Decoy("a hidden file", ONNX, file(".notes"), NAMED, ".notes"),
     Decoy("a name that differs in case", HF, file("PyTorch_Model.BIN"), named="PyTorch_Model.BIN"),

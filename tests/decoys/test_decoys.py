@@ -12,6 +12,7 @@ from cgconvert.errors import InputError
 from cgconvert.formats.loader_files import Unchecked
 from cgconvert.formats.registry import load
 from cgconvert.model.decoder import Checkpoint
+from cgconvert.verification.report import WRITERS
 from cgconvert.verification.report.model import Report
 from cgconvert.verification.thresholds import Check, Verdict
 from cgconvert.verification.verify import verify
@@ -123,6 +124,28 @@ def test_the_detail_names_a_few_and_counts_the_rest(
     assert check.detail.startswith("second.safetensors (vLLM loads every safetensors file")
     assert check.detail.endswith("28 more")
     assert report.sentence.startswith(f"Do not ship {report.artefact['path']}: second.safetensors")
+
+
+def test_every_report_names_a_decoy_and_what_to_do(
+    planted: Planted, right: dict[str, Plan], decoy_source: Checkpoint
+) -> None:
+    artefact = planted(Decoy("a pickle", HF, file("pytorch_model.bin")))
+    reports = (verified(artefact, right[HF], decoy_source),)
+    for suffix, write in WRITERS.items():
+        text = write(reports).replace("\\", "")  # Markdown's
+        assert "pytorch_model.bin (a second set of weights" in text, suffix
+        if suffix != ".json":
+            assert "remove what is named" in text, suffix
+
+
+@pytest.mark.parametrize("is_strict", [False, True])
+def test_a_verification_is_strict_if_it_is_asked(
+    is_strict: bool, planted: Planted, decoy_source: Checkpoint
+) -> None:
+    artefact = planted(Decoy("notes", HF, file("notes.dat")))
+    result = cgconvert.verify(artefact, reference=decoy_source, quick=True, strict=is_strict)
+    assert result.passed is not is_strict
+    assert "notes.dat belongs to no format" in str(result)
 
 
 def test_a_folder_of_too_many_files_is_refused(

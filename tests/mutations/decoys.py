@@ -15,7 +15,7 @@ from tests.mutations.mutation import GGUF, HF, ONNX, Files, Mutation
 __all__ = ["DECOYS", "WHERE"]
 
 WHERE = "decoy"
-"""Where all of them are planted; `python -m tests.mutations --only decoy` plants them alone."""
+"""The place of all of them; `python -m tests.mutations --only decoy` plants them alone."""
 
 MODEL = ("sharp",)
 
