@@ -100,7 +100,7 @@ def fault_of_folder(path: Path) -> str:
         return ""
     if status.st_uid != os.geteuid():
         return f"{path} belongs to another user"
-    if _others_can_write(status):
+    if _others_can_write(path, status):
         return f"others can write in {path}"
     return ""
 
@@ -136,12 +136,12 @@ def read_own_file(
         OSError: It is not there, is not the user's own (see `is_own_file`), or is larger.
     """
     descriptor = os.open(path, os.O_RDONLY | _FLAGS)
-    with open(descriptor, "rb") as file:
+    with open(descriptor, "rb", buffering=0) as file:  # one read: a buffer would copy it
         status = os.fstat(descriptor)
         is_closed = not HAS_OWNERS or stat.S_IMODE(status.st_mode) == CLOSED
         if not is_own_file(status) or status.st_size > max_bytes or not is_closed >= closed:
             raise PermissionError(f"{path} is not a file of the user's own")
-        return file.read(status.st_size + 1), status
+        return file.read(), status
 
 
 def replace_own_file(path: Path, data: bytes) -> None:
@@ -171,21 +171,30 @@ def _fault_of_parent(path: Path) -> str:
         return f"{path} is not a folder"
     if status.st_uid not in (0, os.geteuid()):
         return f"{path} belongs to another user"
-    if _others_can_write(status) and not status.st_mode & stat.S_ISVTX:
+    if _others_can_write(path, status) and not status.st_mode & stat.S_ISVTX:
         return f"others can write in {path}"
     return ""
 
 
-def _others_can_write(status: os.stat_result) -> bool:
-    """Whether users other than its owner and root can write in a file or folder.
+def _others_can_write(path: Path, status: os.stat_result) -> bool:
+    """Whether users other than its owner and root can write in a folder.
 
-    Many systems give each user a group of his own, which may write in what he makes.
+    Many systems give each user a group of his own, which may write in what he makes. The bits of
+    the group stand for other users too where the folder has a list of rights (acl(5)).
     """
     if status.st_mode & stat.S_IWOTH:
         return True
-    return bool(status.st_mode & stat.S_IWGRP) and not _is_group_of_one(
-        status.st_gid, status.st_uid
-    )
+    if not status.st_mode & stat.S_IWGRP:
+        return False
+    return _has_rights_list(path) or not _is_group_of_one(status.st_gid, status.st_uid)
+
+
+def _has_rights_list(path: Path) -> bool:
+    """Whether a folder grants rights to users or groups by name."""
+    try:
+        return "system.posix_acl_access" in os.listxattr(path)
+    except (OSError, AttributeError):  # a disk or a system without them
+        return False
 
 
 @lru_cache
