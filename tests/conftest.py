@@ -68,8 +68,7 @@ LINUX_TESTS = {
 
 ROOT_TESTS = {
     "io/test_cache_two_users.py": "becomes another user, which only root can",
-    "io/test_two_users.py": "becomes another user, which only root can",
-    "write/test_two_users.py": "becomes another user, which only root can",
+    "faults/test_two_users.py": "becomes another user, which only root can",
 }
 """Tests that need root, and what for."""
 

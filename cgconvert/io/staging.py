@@ -78,6 +78,8 @@ def _foreign_part(folder: Path) -> str:
     if not is_users(folder.stat()):
         return foreign
     entries = {path.name: path.lstat() for path in folder.iterdir()}
+    if "commit" in entries:
+        entries.pop("content", None)  # the commit may have exchanged it with what lay at the output
     if (
         not all(map(is_users, entries.values()))
         or (entries and not entries.keys() & FILES)

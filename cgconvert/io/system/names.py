@@ -85,7 +85,12 @@ def rename_new(new: Path, output: Path) -> None:
         _when_free(lambda: new.rename(output))  # which replaces nothing there
     elif new.is_dir():
         output.mkdir()
-        rename(new, output)
+        try:
+            rename(new, output)
+        except OSError as error:
+            if error.errno not in (errno.ENOTEMPTY, errno.EEXIST, errno.ENOTDIR):
+                raise
+            raise FileExistsError(errno.EEXIST, os.strerror(errno.EEXIST), str(output)) from error
     else:
         try:
             output.hardlink_to(new)

@@ -11,7 +11,7 @@ from pathlib import Path
 from cgconvert.errors import InputError, OutputError, UsageError
 from cgconvert.io.reading import read_head
 from cgconvert.io.staging import Staging
-from cgconvert.io.system.folders import is_users
+from cgconvert.io.system.folders import OpenFolder, is_users
 from cgconvert.io.system.names import is_writable_folder
 from cgconvert.verification.report.html import as_html
 from cgconvert.verification.report.junit import as_junit
@@ -65,7 +65,8 @@ def check_report_path(path: Path) -> None:
     """Raise UsageError if no report can be written to this path; call this before long work.
 
     No report format has its suffix then, something lies there that is no earlier report, or its
-    folder can be neither written nor made: that is an OutputError.
+    folder can be neither written nor made: that is an OutputError. Nor may the path lead through a
+    link that another user has put into a folder of all.
     """
     if path.suffix not in WRITERS:
         raise UsageError(f"{path}: a report ends in {', '.join(WRITERS)}")
@@ -74,6 +75,8 @@ def check_report_path(path: Path) -> None:
     existing = next(place for place in (folder, *folder.parents) if os.path.lexists(place))
     if not is_writable_folder(existing):
         raise OutputError(f"{path}: {existing} is no folder that can be written")
+    parents = Path(os.path.abspath(path)).parents
+    OpenFolder.at(next(place for place in parents if place.is_dir())).close()
 
 
 class EarlierReport:
