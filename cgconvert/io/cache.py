@@ -39,12 +39,12 @@ __all__ = [
     "CacheRefusedError",
     "cache_folder",
     "cache_used",
+    "empty_folders_removed",
     "is_cache_allowed",
     "key_of",
     "note_use",
     "private_folder",
     "read_entry",
-    "remove_empty_folders",
     "with_cache",
     "write_entry",
 ]
@@ -197,11 +197,16 @@ def private_folder(kind: str, *, make: bool = True) -> Path:
     return folder / kind
 
 
-def remove_empty_folders(kind: str) -> None:
-    """Remove the folder of a kind, and the cache's, if nothing is in them."""
-    with contextlib.suppress(OSError):
-        (cache_folder() / kind).rmdir()
-        cache_folder().rmdir()
+@contextlib.contextmanager
+def empty_folders_removed(kind: str) -> Iterator[None]:
+    """Remove the folders of a kind and of the cache at the end, if the block made them in vain."""
+    made = [path for path in (cache_folder() / kind, cache_folder()) if not path.exists()]
+    try:
+        yield
+    finally:
+        for path in made:
+            with contextlib.suppress(OSError):
+                path.rmdir()
 
 
 def _close(path: Path, *, is_whole: bool) -> str:

@@ -17,10 +17,10 @@ from cgconvert.errors import InputError, OutputError
 from cgconvert.io.cache import (
     UNPACKED,
     CacheRefusedError,
+    empty_folders_removed,
     is_cache_allowed,
     note_use,
     private_folder,
-    remove_empty_folders,
 )
 from cgconvert.io.commit import Anything
 from cgconvert.io.progress import Amount, format_bytes, progress_of_reading
@@ -75,6 +75,7 @@ def checkpoint_name(path: Path) -> str:
     return path.name
 
 
+@empty_folders_removed(UNPACKED)
 def unpack(path: Path) -> tuple[Path, dict[str, str]]:
     """Unpack the checkpoint in a tarball.
 
@@ -112,8 +113,6 @@ def unpack(path: Path) -> tuple[Path, dict[str, str]]:
         raise OutputError(f"{path}: cannot be unpacked into the cache: {error}") from error
     except OSError as error:
         raise OutputError(f"{path}: cannot be unpacked: {error.strerror or error}") from error
-    finally:
-        remove_empty_folders(UNPACKED)
     return folder, origin
 
 

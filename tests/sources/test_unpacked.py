@@ -13,7 +13,7 @@ from typing import Any
 
 import pytest
 
-from cgconvert.errors import OutputError
+from cgconvert.errors import InputError, OutputError
 from cgconvert.io.cache import cache_folder, cache_used, with_cache, write_entry
 from cgconvert.sources import tarball
 from cgconvert.sources.tarball import unpack
@@ -227,3 +227,15 @@ def test_a_refused_cache_is_an_error_that_says_why(archive: Path) -> None:
     with pytest.raises(OutputError, match=expected):
         unpack(archive)
     assert not any(cache_folder().iterdir())
+
+
+def test_a_refused_archive_leaves_the_folders_that_were_there(tmp_path: Path) -> None:
+    broken = tmp_path / "broken.tar.gz"
+    broken.write_bytes(b"no archive")
+    with pytest.raises(InputError):
+        unpack(broken)
+    assert not cache_folder().exists()
+    cache_folder().mkdir(mode=0o700)
+    with pytest.raises(InputError):
+        unpack(broken)
+    assert list(cache_folder().iterdir()) == []
