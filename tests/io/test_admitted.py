@@ -77,7 +77,10 @@ def test_a_private_folder_has_the_admitted_files_and_is_closed_to_others(
     paths = {path.relative_to(files.folder).as_posix() for path in files.folder.rglob("*")}
     assert paths == {"config.json", "onnx", "onnx/weights"}
     assert files.files == {name: artefact / name for name in ("onnx/weights", "config.json")}
-    assert (files.folder / "onnx/weights").read_bytes() == BEFORE
+    link = files.folder / "onnx/weights"
+    assert link.read_bytes() == BEFORE
+    assert link.is_symlink() == (way == "descriptor")
+    assert artefact.joinpath("onnx/weights").stat().st_nlink == (2 if way == "name" else 1)
     files.check_unchanged()
     files.close()
     files.close()

@@ -5,7 +5,6 @@ from __future__ import annotations
 import errno
 import os
 import shutil
-from collections.abc import Callable
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -176,23 +175,6 @@ def test_folders_change_places_without_renameat2(
 
 def _refuse(*_: object) -> None:
     raise OSError(errno.EPERM, "a required privilege is not held by the client")
-
-
-@pytest.mark.parametrize(
-    ("refused", "is_kind"),
-    [((), Path.is_symlink), (("symlink_to",), lambda path: path.stat().st_nlink == 2),
-     (("symlink_to", "hardlink_to"), lambda path: path.stat().st_nlink == 1)],
-)  # fmt: skip
-def test_a_file_gets_a_second_name_or_a_copy(
-    refused: tuple[str, ...], is_kind: Callable[[Path], bool], tmp_path: Path,
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:  # fmt: skip
-    for name in refused:
-        monkeypatch.setattr(Path, name, _refuse)
-    (tmp_path / "file").write_bytes(b"weights")
-    names.link_or_copy(tmp_path / "second", tmp_path / "file")
-    assert (tmp_path / "second").read_bytes() == b"weights"
-    assert is_kind(tmp_path / "second")
 
 
 def test_available_memory_is_known_on_every_system(

@@ -24,7 +24,7 @@ from cgconvert.io.strict_json import read_json
 
 __all__ = [
     "MODEL_ENTRIES", "TOKENIZER_CONFIG", "TOKENIZER_JSON", "TOKEN_FIELDS", "admit_configuration",
-    "admit_tokenizer",
+    "admit_tokenizer", "without_further_fields",
 ]  # fmt: skip
 
 SIZES = (
@@ -144,7 +144,7 @@ def _plain_entries(path: Path, entries: Mapping[str, Any], keys: Collection[str]
     tokenizer_class = allowed.get("tokenizer_class")
     if tokenizer_class is not None:  # a text of ours, in the place of the file's
         allowed["tokenizer_class"] = TOKENIZER_CLASSES[TOKENIZER_CLASSES.index(tokenizer_class)]
-    return {key: _without_further_fields(value) for key, value in allowed.items()}
+    return {key: without_further_fields(value) for key, value in allowed.items()}
 
 
 def _is_plain(value: object, depth: int) -> bool:
@@ -158,12 +158,12 @@ def _is_plain(value: object, depth: int) -> bool:
     return value is None or isinstance(value, int | float)
 
 
-def _without_further_fields(value: Any) -> Any:
+def without_further_fields(value: Any) -> Any:
     """Leave out the fields of tokens that transformers' AddedToken does not have."""
     if isinstance(value, list):
-        return [_without_further_fields(part) for part in value]
+        return [without_further_fields(part) for part in value]
     if not isinstance(value, dict):
         return value
     if "content" in value:
         return {key: part for key, part in value.items() if key in TOKEN_FIELDS}
-    return {key: _without_further_fields(part) for key, part in value.items()}
+    return {key: without_further_fields(part) for key, part in value.items()}

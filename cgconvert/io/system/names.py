@@ -6,11 +6,9 @@ No rename here takes the place of something else, `rename` alone excepted.
 from __future__ import annotations
 
 import atexit
-import contextlib
 import ctypes
 import errno
 import os
-import shutil
 import sys
 import tempfile
 import time
@@ -23,7 +21,6 @@ __all__ = [
     "empty_home",
     "exchange",
     "is_writable_folder",
-    "link_or_copy",
     "rename",
     "rename_new",
 ]
@@ -100,19 +97,6 @@ def rename_new(new: Path, output: Path) -> None:
             _rename_over_empty(new, output)
         else:
             new.unlink()
-
-
-def link_or_copy(path: Path, target: Path) -> None:
-    """Give a file a second name; copy it where the system has no links for this user or disk.
-
-    Windows lets only administrators and developers make symbolic links, and hard links do not
-    reach another disk.
-    """
-    for make in (path.symlink_to, path.hardlink_to):
-        with contextlib.suppress(OSError, NotImplementedError):
-            make(target)
-            return
-    shutil.copyfile(target, path)
 
 
 def is_writable_folder(path: Path) -> bool:

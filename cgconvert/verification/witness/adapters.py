@@ -6,14 +6,13 @@ the merge depends. The base that the configuration names is not opened: transfor
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import Any
 
 from cgconvert.formats.adapter.config import CONFIG_NAME
 from cgconvert.formats.adapter.merge import WEIGHT_NAMES
+from cgconvert.io.admitted import AdmittedFiles
 from cgconvert.io.strict_json import read_json
-from cgconvert.io.system.names import link_or_copy
 from cgconvert.model.decoder import Checkpoint
 from cgconvert.verification.witness.opening import NoWitnessError, witnessing
 
@@ -31,8 +30,8 @@ def adapter_weights(source: Checkpoint) -> list[Path]:
     return [path for path in source.files if path.name in WEIGHT_NAMES]
 
 
-def link_adapters(source: Checkpoint, folder: Path) -> list[Path]:
-    """Make a folder for each adapter below `folder`, and return them in order.
+def link_adapters(source: Checkpoint, view: AdmittedFiles) -> list[Path]:
+    """Make a private folder for each adapter below that of the source, and return them in order.
 
     Raises NoWitnessError if peft would match a pattern of the adapter's own against all modules,
     which may take endless.
@@ -45,12 +44,11 @@ def link_adapters(source: Checkpoint, folder: Path) -> list[Path]:
         is_listed = isinstance(targets, list) or targets == "all-linear"
         if not is_listed or pattern or isinstance(excluded, str):
             raise NoWitnessError("a pattern chooses the modules of its adapter")
-        link = folder / f"adapter-{number}"
-        link.mkdir()
+        link = view.folder / f"adapter-{number}"
         kept = {name: value for name, value in settings.items() if name in SETTINGS}
         kept |= {"inference_mode": True, "base_model_name_or_path": ""}
-        (link / CONFIG_NAME).write_text(json.dumps(kept), encoding="utf-8")
-        link_or_copy(link / weights.name, weights.resolve())
+        view.write_json(f"{link.name}/{CONFIG_NAME}", kept)
+        view.link(f"{link.name}/{weights.name}", weights)
         links.append(link)
     return links
 

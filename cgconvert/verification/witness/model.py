@@ -91,11 +91,11 @@ def read_model(
         raise NoWitnessError(
             f"transformers' CodeGen has 4 groups in qkv_proj; {source.geometry.mp_num} were given"
         )
-    with private_folder() as folder:
-        write_config(source, folder)
-        is_safetensors = link_weights(source, folder)
-        adapters = link_adapters(source, folder)
-        with asking(folder) as transformers:
+    with private_folder() as view:
+        write_config(source, view.folder)
+        is_safetensors = link_weights(source, view)
+        adapters = link_adapters(source, view)
+        with asking(view.folder) as transformers:
             return _read(
                 transformers,
                 source,

@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-import tempfile
 import warnings
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from pathlib import Path
 from typing import Any
 
 from cgconvert.errors import CgconvertError, in_words
+from cgconvert.io.admitted import AdmittedFiles
 from cgconvert.io.separate import EndedError, ForeignError, SeparateObject
 from cgconvert.io.system.threads import thread_count
 from cgconvert.runtimes.limits import Limits
@@ -26,11 +26,11 @@ class NoWitnessError(Exception):
 
 
 @contextmanager
-def private_folder() -> Iterator[Path]:
+def private_folder() -> Iterator[AdmittedFiles]:
     """A temporary folder; what cgconvert cannot read for it is no witness."""
-    with tempfile.TemporaryDirectory(prefix="cgconvert-") as name:
+    with closing(AdmittedFiles(Path(), Path())) as view:
         try:
-            yield Path(name)
+            yield view
         except CgconvertError as error:
             raise NoWitnessError(in_words(str(error))) from error
         except (AttributeError, KeyError, TypeError, ValueError) as error:

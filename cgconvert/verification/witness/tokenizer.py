@@ -84,11 +84,11 @@ class TokenizerReading:
 
 def read_tokenizer(source: Checkpoint, texts: Sequence[str]) -> TokenizerReading:
     """Read the source's tokenizer, and encode and decode the texts with it."""
-    with private_folder() as folder:
-        is_own = write_tokenizer(source, folder)
-        with asking(folder) as transformers:
+    with private_folder() as view:
+        is_own = write_tokenizer(source, view)
+        with asking(view.folder) as transformers:
             answer = transformers.ask("tokenizer", texts, _may_lack_runs(source, is_own=is_own))
-        tokens = TokenReading.of(answer, stored_tokens(folder))
+        tokens = TokenReading.of(answer, stored_tokens(view.folder))
     readings = {text: (tuple(ids), decoded) for text, ids, decoded in answer["texts"]}
     return TokenizerReading(is_own, readings, tokens, frozenset(answer["special_ids"]))
 
@@ -104,13 +104,11 @@ def read_artefact_tokens(artefact: Path) -> TokenReading:
         return _read_gguf_tokens(artefact)
     files = {n: artefact / n for n in TOKENIZER_FILES if (artefact / n).is_file()}
     config = artefact / "config.json"
-    with private_folder() as folder:
-        write_tokenizer_files(
-            artefact, files, read_json(config) if config.is_file() else {}, folder
-        )
-        with asking(folder) as transformers:
+    with private_folder() as view:
+        write_tokenizer_files(artefact, files, read_json(config) if config.is_file() else {}, view)
+        with asking(view.folder) as transformers:
             answer = transformers.ask("tokenizer", (), False)
-        return TokenReading.of(answer, stored_tokens(folder))
+        return TokenReading.of(answer, stored_tokens(view.folder))
 
 
 def _read_gguf_tokens(path: Path) -> TokenReading:

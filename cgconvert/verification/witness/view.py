@@ -14,8 +14,16 @@ from collections.abc import Collection, Mapping
 from pathlib import Path
 from typing import Any
 
+from cgconvert.formats.huggingface.admitted_entries import (
+    MODEL_ENTRIES,
+    TOKEN_FIELDS,
+    TOKENIZER_CONFIG,
+    TOKENIZER_JSON,
+    without_further_fields,
+)
+from cgconvert.formats.huggingface.loader_entries import TOKENIZER_CLASSES
+from cgconvert.io.admitted import AdmittedFiles
 from cgconvert.io.strict_json import read_json, read_text
-from cgconvert.io.system.names import link_or_copy
 from cgconvert.model.decoder import Checkpoint
 from cgconvert.model.tokenizer_files import TOKENIZER_FILES
 from cgconvert.verification.witness.adapters import adapter_weights
@@ -29,32 +37,6 @@ __all__ = [
 LAYOUTS = ("torch", "safetensors", "phi", "gptj")
 """The layouts that transformers loads; it has no reader for Jaxformer, and none of our ONNX."""
 
-SIZES = (
-    "vocab_size", "n_positions", "n_ctx", "n_embd", "n_layer", "n_head", "n_inner", "rotary_dim",
-    "activation_function", "layer_norm_epsilon", "tie_word_embeddings", "max_position_embeddings",
-    "hidden_size", "num_hidden_layers", "num_attention_heads",
-)  # fmt: skip
-"""Entries of CodeGen's and of GPT-J's config.json on which the logits depend. The last ones are
-other names of the same entries (configuration_codegen.py: attribute_map)."""
-
-MODEL_TYPES: Mapping[str, Collection[str]] = {
-    "codegen": SIZES,
-    "gptj": SIZES,
-    "phi": (
-        "vocab_size", "hidden_size", "intermediate_size", "num_hidden_layers",
-        "num_attention_heads", "num_key_value_heads", "hidden_act", "max_position_embeddings",
-        "layer_norm_eps", "tie_word_embeddings", "qk_layernorm", "rope_theta", "rope_scaling",
-        "rope_parameters", "partial_rotary_factor",
-    ),
-}  # fmt: skip
-"""The entries of a config.json that transformers gets to see, by model type."""
-
-TOKENIZER_CLASSES = (
-    "CodeGenTokenizer", "CodeGenTokenizerFast", "GPT2Tokenizer", "GPT2TokenizerFast",
-    "PreTrainedTokenizerFast", "TokenizersBackend",
-)  # fmt: skip
-"""transformers' classes of byte-level BPE; a class of another family reads other files."""
-
 ROLES = (
     "bos_token", "eos_token", "unk_token", "pad_token", "sep_token", "cls_token", "mask_token",
 )  # fmt: skip
@@ -63,18 +45,6 @@ DEFAULT_ROLES, END = ROLES[:3], "<|endoftext|>"
 
 EXTRA_TOKENS = ("additional_special_tokens", "extra_special_tokens")
 ROLES_FILE, ROLE_KEYS = "special_tokens_map.json", (*ROLES, *EXTRA_TOKENS)
-TOKEN_FIELDS = ("content", "single_word", "lstrip", "rstrip", "normalized", "special", "__type")
-
-TOKENIZER_JSON = (
-    "version", "added_tokens", "normalizer", "pre_tokenizer", "post_processor", "decoder", "model",
-)  # fmt: skip
-"""Entries of tokenizer.json; `padding` and `truncation` would change what a call returns."""
-
-TOKENIZER_CONFIG = (
-    *ROLES, *EXTRA_TOKENS, "added_tokens_decoder", "add_prefix_space", "add_bos_token",
-    "add_eos_token", "clean_up_tokenization_spaces", "errors", "chat_template", "tokenizer_class",
-)  # fmt: skip
-
 SAFETENSORS, TORCH = ".safetensors", (".bin", ".pt", ".pth", ".ckpt")
 """Suffixes of weight files; cgconvert's reader has interpreted the pickles of the latter."""
 
@@ -83,8 +53,8 @@ OLD_TEMPLATE_FILE = "chat_template.json"
 MAX_TEMPLATES = 32
 
 
-def link_weights(source: Checkpoint, folder: Path) -> bool:
-    """Link the source's weight files into `folder`, under the names that transformers expects.
+def link_weights(source: Checkpoint, view: AdmittedFiles) -> bool:
+    """Link the source's weight files into the private folder, under names that transformers loads.
 
     Returns whether they are safetensors. Raises NoWitnessError if transformers would not load them.
     """
@@ -97,7 +67,7 @@ def link_weights(source: Checkpoint, folder: Path) -> bool:
         raise NoWitnessError("its weight files have names that transformers does not load")
     name = "model.safetensors" if is_safetensors else "pytorch_model.bin"
     if len(weights) == 1:
-        link_or_copy(folder / name, weights[0].resolve())
+        view.link(name, weights[0])
         return is_safetensors
     index = read_json(weights[0].with_name(f"{name}.index.json")).get("weight_map")
     weight_map = index if isinstance(index, dict) else {}
@@ -105,15 +75,15 @@ def link_weights(source: Checkpoint, folder: Path) -> bool:
     if set(weight_map.values()) != set(shards):
         raise NoWitnessError("its index names other files than were read")
     for shard, path in shards.items():
-        link_or_copy(folder / shard, path.resolve())
-    _write(folder / f"{name}.index.json", {"metadata": {}, "weight_map": weight_map})
+        view.link(shard, path)
+    view.write_json(f"{name}.index.json", {"metadata": {}, "weight_map": weight_map})
     return is_safetensors
 
 
 def write_config(source: Checkpoint, folder: Path) -> None:
     """Write a config.json for transformers into the private folder: the source's, cut down.
 
-    It has only the entries in MODEL_TYPES for the type of the model. Raises NoWitnessError if
+    It has only the entries in MODEL_ENTRIES for the type of the model. Raises NoWitnessError if
     transformers has no class of its own for the model.
     """
     _check_layout(source)
@@ -122,12 +92,12 @@ def write_config(source: Checkpoint, folder: Path) -> None:
     model_type = source.config.get("model_type")
     if not _is_known(source.config):
         raise NoWitnessError(f"transformers has no model_type {model_type!r}")
-    config = _only(source.config, ("model_type", *MODEL_TYPES[str(model_type)]))
+    config = _only(source.config, ("model_type", *MODEL_ENTRIES[str(model_type)]))
     _write(folder / "config.json", config)
 
 
-def write_tokenizer(source: Checkpoint, folder: Path) -> bool:
-    """Write the source's tokenizer files into `folder`.
+def write_tokenizer(source: Checkpoint, view: AdmittedFiles) -> bool:
+    """Write the source's tokenizer files into the private folder.
 
     Returns whether they come with the source. If they do not, they are GPT-2's, to which a release
     of CodeGen adds runs of white space. Raises NoWitnessError if transformers has no class of its
@@ -140,33 +110,34 @@ def write_tokenizer(source: Checkpoint, folder: Path) -> bool:
     if not files:
         raise NoWitnessError("the source has no tokenizer files")
     stored = next(iter(files.values())).parent
-    write_tokenizer_files(stored, files, source.config, folder)
+    write_tokenizer_files(stored, files, source.config, view)
     # The folder of GPT-2's tokenizer has nothing else of the source.
     others = [path for path in source.files if path.name not in (*TOKENIZER_FILES, TEMPLATE_FILE)]
     return stored.resolve() in {path.parent.resolve() for path in others}
 
 
 def write_tokenizer_files(
-    stored: Path, files: Mapping[str, Path], config: Mapping[str, Any], folder: Path
+    stored: Path, files: Mapping[str, Path], config: Mapping[str, Any], view: AdmittedFiles
 ) -> None:
-    """Write the tokenizer in the folder `stored` into `folder`.
+    """Write the tokenizer in the folder `stored` into the private folder.
 
     Args:
         stored: The folder of the tokenizer.
         files: Those of its files that are used, by name.
         config: The contents of the model's config.json, which may name the tokenizer's class.
-        folder: The private folder.
+        view: The private folder.
 
     Raises:
         NoWitnessError: transformers has no class of its own for the tokenizer.
     """
+    folder = view.folder
     entries = read_json(files["tokenizer_config.json"]) if "tokenizer_config.json" in files else {}
     entries["tokenizer_class"] = _tokenizer_class(entries, config, "tokenizer.json" in files)
     if "tokenizer.json" in files:
         _write(folder / "tokenizer.json", _tokenizer_json(read_json(files["tokenizer.json"])))
     else:
         for name in files.keys() & {"vocab.json", "merges.txt"}:
-            link_or_copy(folder / name, files[name].resolve())
+            view.link(name, files[name])
     if "added_tokens.json" in files:
         _write(folder / "added_tokens.json", read_json(files["added_tokens.json"]))
     roles = read_json(files[ROLES_FILE]) if ROLES_FILE in files else {}
@@ -247,7 +218,7 @@ def _tokenizer_class(
 def _is_known(config: Mapping[str, Any]) -> bool:
     """Whether transformers has the model's type."""
     model_type = config.get("model_type")
-    return isinstance(model_type, str) and model_type in MODEL_TYPES
+    return isinstance(model_type, str) and model_type in MODEL_ENTRIES
 
 
 def _write_templates(stored: Path, folder: Path) -> None:
@@ -284,16 +255,7 @@ def _tokenizer_json(stored: Mapping[str, Any]) -> dict[str, Any]:
 
 def _plain(entries: dict[str, Any]) -> dict[str, Any]:
     """Leave out the fields of tokens that transformers' AddedToken does not have."""
-    result = dict(entries)
-    decoder = result.get("added_tokens_decoder")
-    if isinstance(decoder, dict):
-        result["added_tokens_decoder"] = {
-            index: _only(token, TOKEN_FIELDS) for index, token in decoder.items()
-        }
-    for role, token in entries.items():
-        if role.endswith("_token") and isinstance(token, dict):
-            result[role] = _only(token, TOKEN_FIELDS)
-    return result
+    return {key: without_further_fields(value) for key, value in entries.items()}
 
 
 def _only(entries: Mapping[str, Any], keys: Collection[str]) -> dict[str, Any]:

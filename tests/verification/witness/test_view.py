@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import json
 import pickle
+from contextlib import closing
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from cgconvert.formats.read import read
+from cgconvert.io.admitted import AdmittedFiles
 from cgconvert.io.progress import SilentProgress
 from cgconvert.model.decoder import Checkpoint
 from cgconvert.verification.witness.call import call
@@ -61,24 +63,24 @@ def hostile(tmp_path: Path) -> Checkpoint:
     return read(str(folder))
 
 
-def view_of(source: Checkpoint, folder: Path) -> dict[str, Any]:
+def view_of(source: Checkpoint) -> dict[str, Any]:
     """The files of the private folder: the contents of JSON, the targets of links."""
-    folder.mkdir()
-    write_tokenizer(source, folder)
-    write_config(source, folder)
-    link_weights(source, folder)
-    return {
-        path.relative_to(folder).as_posix(): (
-            path.readlink() if path.is_symlink() else path.read_text(encoding="utf-8")
-        )
-        for path in sorted(folder.rglob("*"))
-    }
+    with closing(AdmittedFiles(source.path, source.path)) as view:
+        write_tokenizer(source, view)
+        write_config(source, view.folder)
+        link_weights(source, view)
+        return {
+            path.relative_to(view.folder).as_posix(): (
+                path.resolve() if path.is_symlink() else path.read_text(encoding="utf-8")
+            )
+            for path in sorted(view.folder.rglob("*"))
+        }
 
 
 def test_a_private_folder_has_the_admitted_files_and_entries_alone(
     hostile: Checkpoint, tmp_path: Path
 ) -> None:
-    files = view_of(hostile, tmp_path / "view")
+    files = view_of(hostile)
     assert set(files) == {
         "added_tokens.json", "chat_template.jinja", "config.json", "model.safetensors",
         "special_tokens_map.json", "tokenizer.json", "tokenizer_config.json",
@@ -107,6 +109,6 @@ def test_padding_and_truncation_of_a_tokenizer_are_left_out(tmp_path: Path) -> N
              "pad_id": 0, "pad_type_id": 0, "pad_token": "!"}  # fmt: skip
     path.write_text(json.dumps(entries | {"padding": fixed}))
     source = read(str(folder))
-    stored = json.loads(view_of(source, tmp_path / "view")["tokenizer.json"])
+    stored = json.loads(view_of(source)["tokenizer.json"])
     assert stored["padding"] is None
     assert stored["model"] == entries["model"]
