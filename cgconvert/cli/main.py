@@ -20,6 +20,7 @@ from cgconvert.cli.output import output_options, verbosity
 from cgconvert.cli.text import one_line, with_flags
 from cgconvert.errors import CgconvertError, Interrupted
 from cgconvert.io.system.signals import INTERRUPTS
+from cgconvert.io.system.threads import check_environment
 from cgconvert.io.terminal import is_controllable, is_terminal
 from cgconvert.version import __version__
 
@@ -97,6 +98,7 @@ def _run(arguments: Sequence[str] | None) -> int:
             sys.stdout.reconfigure(errors="backslashreplace")
         if not sys.warnoptions:
             warnings.simplefilter("ignore")  # they are meant for programmers, not for users
+        check_environment()
         # Commands return None; a number is the code of click's Exit.
         return cli.main(args=arguments, prog_name="cgconvert", standalone_mode=False) or 0
     except (Interrupted, click.Abort, KeyboardInterrupt) as error:

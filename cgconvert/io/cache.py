@@ -234,6 +234,6 @@ def _print_once(error: CacheRefusedError) -> None:
 
 def _digest(key: bytes, kind: str, name: str, data: bytes) -> bytes:
     """The digest of an entry's name and data."""
-    digest = hmac.new(key, f"{kind}/{name}\0".encode(), "sha256")
+    digest = hmac.new(key, os.fsencode(f"{kind}/{name}\0"), "sha256")
     digest.update(data)
     return digest.digest()

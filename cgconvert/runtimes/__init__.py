@@ -5,7 +5,6 @@ A new runtime is a module with a subclass of `Runtime` and a line in `RUNTIMES`.
 
 from __future__ import annotations
 
-import os
 from pathlib import Path
 from pkgutil import resolve_name
 from typing import TYPE_CHECKING
@@ -16,7 +15,8 @@ from cgconvert.lazy import torch
 from cgconvert.model.device import check_device_name
 
 if TYPE_CHECKING:
-    from cgconvert.runtimes.runtime import Runtime
+    from cgconvert.io.system.threads import threads_of_environment
+from cgconvert.runtimes.runtime import Runtime
 
 __all__ = [
     "RUNTIMES", "open_class", "open_runtime", "open_with_float_activations", "prepare_runtime",
@@ -73,7 +73,7 @@ def open_runtime(
             f"{path}: its name is not UTF-8, which no runtime can open; rename it"
         ) from None
     # torch reads this variable itself; llama.cpp and onnxruntime do not.
-    threads = threads or int(os.environ.get("OMP_NUM_THREADS") or 0) or None
+    threads = threads or threads_of_environment()
     check_device_name(device)
     if device != "auto":
         return open_class(runtime, path, device, threads)

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import pytest
 
+from cgconvert.cli.main import main
 from cgconvert.cli.text import with_flags
+from cgconvert.io.system.threads import thread_count, threads_of_environment
 from cgconvert.options import Option
 
 OPTIONS = [
@@ -30,3 +32,23 @@ OPTIONS = [
 )
 def test_arguments_become_flags(message: str, shown: str) -> None:
     assert with_flags(message, OPTIONS) == shown
+
+
+@pytest.mark.parametrize("value", ["abc", "-1", "0", "4.5", "9" * 5000, "\u0663", "\x1b[31m", "4,"])
+def test_a_number_of_threads_that_is_none_is_one_line(
+    value: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("OMP_NUM_THREADS", value)
+    with pytest.raises(SystemExit) as left:
+        main(["inspect", "nowhere"])
+    line = "cgconvert: OMP_NUM_THREADS is not a number of threads; set it to 4, or not at all\n"
+    assert (left.value.code, capsys.readouterr().err) == (2, line)
+    assert thread_count() >= 1
+
+
+@pytest.mark.parametrize(("value", "threads"), [("3", 3), (" 2 , 4", 2), ("", None)])
+def test_threads_of_the_environment(
+    value: str, threads: int | None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("OMP_NUM_THREADS", value)
+    assert threads_of_environment() == threads

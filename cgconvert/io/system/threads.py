@@ -4,10 +4,16 @@ from __future__ import annotations
 
 import os
 import platform
+import re
 import sys
 from pathlib import Path
 
-__all__ = ["thread_count"]
+from cgconvert.errors import UsageError
+
+__all__ = ["check_environment", "thread_count", "threads_of_environment"]
+
+THREADS = re.compile(r"\s*([1-9][0-9]{0,4})\s*(,\s*[1-9][0-9]{0,4}\s*)*")
+"""The value of OMP_NUM_THREADS: a number for each level of parallel regions (OpenMP 5.2)."""
 
 CPU_FOLDER = Path("/sys/devices/system/cpu")
 
@@ -22,10 +28,22 @@ def thread_count() -> int:
     if torch_count is not None:
         return int(torch_count())
     for variable in ("OMP_NUM_THREADS", "MKL_NUM_THREADS"):  # c10's get_intraop_num_threads
-        first = os.environ.get(variable, "").split(",")[0].strip()
-        if first.isdecimal() and int(first):
-            return min(int(first), _core_count())  # MKL takes no more threads than cores
+        if threads := threads_of_environment(variable):
+            return min(threads, _core_count())  # MKL takes no more threads than cores
     return _core_count()
+
+
+def threads_of_environment(variable: str = "OMP_NUM_THREADS") -> int | None:
+    """The number of threads that a variable of the environment sets; None if it sets none."""
+    match = THREADS.fullmatch(os.environ.get(variable, ""))
+    return int(match[1]) if match else None
+
+
+def check_environment() -> None:
+    """Raise UsageError if OMP_NUM_THREADS is no number, of which libgomp would print a line."""
+    value = os.environ.get("OMP_NUM_THREADS", "")
+    if value.strip() and threads_of_environment() is None:
+        raise UsageError("OMP_NUM_THREADS is not a number of threads; set it to 4, or not at all")
 
 
 def _core_count() -> int:
