@@ -23,8 +23,8 @@ from typing import Literal
 from cgconvert.errors import InputError
 from cgconvert.io.links import check_links
 from cgconvert.io.progress import format_bytes
+from cgconvert.io.system.regular import has_holes, size_of
 from cgconvert.io.system.regular import open_regular as open_descriptor
-from cgconvert.io.system.regular import size_of
 
 __all__ = [
     "MAX_FILE_BYTES",
@@ -33,6 +33,7 @@ __all__ = [
     "counted",
     "open_regular",
     "open_unbuffered",
+    "open_whole",
     "read_bytes",
     "read_head",
     "spend",
@@ -171,6 +172,23 @@ def open_unbuffered(path: Path, purpose: str = "") -> FileIO:
         raise InputError(f"{path}: cannot be read{purpose}: {error.strerror}") from error
     except ValueError as error:  # NUL or a lone surrogate in the name
         raise InputError(f"{path}: cannot be read{purpose}: no file has such a name") from error
+
+
+def open_whole(path: Path) -> FileIO:
+    """Open a regular file to read all of it, however large, as for its hash.
+
+    Raises InputError as `open_regular` does, and for a file that is one hole: such a file takes no
+    space on the disk, and hours to read.
+    """
+    file = open_unbuffered(path)
+    if has_holes(file.fileno()):
+        size = size_of(file.fileno())
+        file.close()
+        raise InputError(
+            f"{path}: refused: nearly all of its {format_bytes(size)} are a hole, not data; fetch "
+            "it again"
+        )
+    return file
 
 
 def read_bytes(

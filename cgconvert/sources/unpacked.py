@@ -17,7 +17,7 @@ from typing import Any
 
 from cgconvert.errors import InputError
 from cgconvert.io.cache import read_entry, write_entry
-from cgconvert.io.reading import open_unbuffered
+from cgconvert.io.reading import open_whole
 from cgconvert.io.system.private import is_own_file
 
 __all__ = ["Unpacked", "identity_of", "is_as_unpacked", "read_record", "write_record"]
@@ -98,5 +98,5 @@ def is_as_unpacked(folder: Path, record: Unpacked, *, all_bytes: bool = False) -
 
 
 def _sha256(path: Path) -> str:
-    with open_unbuffered(path) as file:
+    with open_whole(path) as file:
         return hashlib.file_digest(file, "sha256").hexdigest()

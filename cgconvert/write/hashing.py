@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from cgconvert.errors import InputError
-from cgconvert.io.reading import open_unbuffered, read_head
+from cgconvert.io.reading import open_whole, read_head
 from cgconvert.io.stored_zip import Member, read_members
 from cgconvert.io.system.files import open_file, read_at
 from cgconvert.model.decoder import Checkpoint
@@ -38,7 +38,7 @@ STEP_BYTES = 8 << 20
 def file_sha256(path: Path, advance: Callable[[int], None] = lambda count: None) -> str:
     """SHA-256 of a file, in hex; `advance` gets the number of bytes of each read."""
     hasher = hashlib.sha256()
-    with open_unbuffered(path) as file:
+    with open_whole(path) as file:
         while data := file.read(READ_BYTES):
             hasher.update(data)
             advance(len(data))
@@ -107,7 +107,7 @@ def checked_sha256(
     try:
         archive = _ArchiveCheck(path, tensors) if _is_archive(path) else None
         hasher, buffer, offset = hashlib.sha256(), bytearray(READ_BYTES), 0
-        with open_unbuffered(path) as file, ThreadPoolExecutor(1) as thread:
+        with open_whole(path) as file, ThreadPoolExecutor(1) as thread:
             while count := file.readinto(buffer):
                 if is_cancelled():
                     return ""

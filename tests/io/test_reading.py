@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import os
 import socket
 import sys
@@ -23,6 +24,7 @@ from cgconvert.io.reading import (
     within_budget,
 )
 from cgconvert.io.strict_json import read_json
+from cgconvert.write.hashing import checked_sha256, file_sha256
 
 
 def make_socket(path: Path) -> None:
@@ -92,6 +94,19 @@ def test_a_size_is_looked_at_before_the_bytes(tmp_path: Path) -> None:
     os.truncate(path, 8 << 40)
     with pytest.raises(InputError, match=r"8\.8 TB, too large for a recipe"):
         read_bytes(path, 1 << 20, kind="a recipe")
+
+
+def test_a_file_that_is_a_hole_is_not_read_to_its_end(tmp_path: Path) -> None:
+    path = tmp_path / "file"
+    path.write_bytes(b"header")
+    os.truncate(path, 8 << 40)
+    began = time.monotonic()
+    for read_all in (file_sha256, checked_sha256):
+        with pytest.raises(InputError, match=r"file: refused: .* 8\.8 TB are a hole"):
+            read_all(path)
+    assert time.monotonic() - began < 2
+    os.truncate(path, 6)
+    assert file_sha256(path) == checked_sha256(path) == hashlib.sha256(b"header").hexdigest()
 
 
 def test_many_files_cost_no_more_than_one(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -7,7 +7,7 @@ import stat
 from functools import cache
 from pathlib import Path
 
-__all__ = ["NotRegularError", "open_regular", "size_of"]
+__all__ = ["NotRegularError", "has_holes", "open_regular", "size_of"]
 
 MOUNTS = Path("/proc/self/mountinfo")
 """Every mounted file system with its device (proc(5): /proc/pid/mountinfo)."""
@@ -21,6 +21,9 @@ MADE_BY_THE_KERNEL = frozenset(
 )  # fmt: skip
 """File systems whose files the kernel makes while they are read: their sizes are false, and some
 never end."""
+
+MIN_BYTES_OF_HOLES = 256 << 20
+"""A smaller file is read in no time, whatever it stores."""
 
 _FLAGS = (
     os.O_RDONLY
@@ -60,6 +63,19 @@ def open_regular(path: Path) -> int:
 def size_of(descriptor: int) -> int:
     """The size of an open file in bytes."""
     return os.fstat(descriptor).st_size
+
+
+def has_holes(descriptor: int) -> bool:
+    """Whether hardly anything of a large open file is stored; Windows does not say.
+
+    Of a file without holes a compressing file system stores less than its size too, but weights
+    are not compressed to a small part.
+    """
+    status = os.fstat(descriptor)
+    blocks = getattr(status, "st_blocks", None)
+    if blocks is None or status.st_size < MIN_BYTES_OF_HOLES:
+        return False
+    return bool(blocks * 512 < status.st_size // 64)
 
 
 def _check(status: os.stat_result) -> None:
