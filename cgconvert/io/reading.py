@@ -58,10 +58,9 @@ class Budget:
     Attributes:
         bytes: Bytes of small files and of headers.
         values: Values in JSON, strings and numbers in metadata. 200,000 tokens and 440,000 merges
-            are 1.6 million values in a tokenizer.json, and `verify` reads two.
+            are 1.8 million values in a tokenizer.json, and `verify` reads two.
         parts: Tensors, members of archives, nodes of graphs, files: what takes microseconds each.
-        seconds: CPU time of this thread. It is for what the other limits do not foresee: with
-            these, no input takes half as long.
+        seconds: CPU time of this thread. It is for what the other limits do not foresee.
     """
 
     bytes: int = 160 << 20

@@ -11,28 +11,40 @@ from pathlib import Path
 from typing import Any, NoReturn
 
 from cgconvert.errors import InputError
-from cgconvert.io.reading import counted, read_bytes
+from cgconvert.io.reading import MAX_FILE_BYTES, counted, read_bytes
 from cgconvert.io.stand_ins import HEAD_BYTES, refuse_pointer, refuse_stand_in
 
 __all__ = ["parse_json", "read_json", "read_text"]
 
+MAX_BYTES = 4 << 20
+"""The largest JSON file but for those of a tokenizer: the index of 35,000 tensors has 3 MB."""
 
-def read_json(path: Path) -> dict[str, Any]:
+LARGE_FILES = frozenset(
+    {"tokenizer.json", "tokenizer_config.json", "vocab.json", "added_tokens.json"}
+)
+"""JSON files with an entry for each token, which may have up to MAX_FILE_BYTES."""
+
+
+def read_json(path: Path, max_bytes: int | None = None) -> dict[str, Any]:
     """Read a JSON object from a regular file.
+
+    It may have `max_bytes`; if that is None, as many as a file of its name can need.
 
     Raises InputError if the file is missing or too large, or if its JSON is not an object or
     contains a duplicate key, NaN or an infinity.
     """
-    text = read_text(path)
+    if max_bytes is None:
+        max_bytes = MAX_FILE_BYTES if path.name in LARGE_FILES else MAX_BYTES
+    text = read_text(path, max_bytes)
     if not text:
         raise InputError(f"{path}: is not valid JSON: the file is empty; fetch it again")
     refuse_stand_in(path, text[:HEAD_BYTES].encode())
     return parse_json(text, path)
 
 
-def read_text(path: Path) -> str:
-    """Read a regular file of at most MAX_FILE_BYTES as UTF-8. Raises InputError for any other."""
-    data = read_bytes(path)
+def read_text(path: Path, max_bytes: int = MAX_FILE_BYTES) -> str:
+    """Read a regular file of at most `max_bytes` as UTF-8. Raises InputError for any other."""
+    data = read_bytes(path, max_bytes)
     refuse_pointer(path, data[:HEAD_BYTES])
     try:
         return data.decode("utf-8")
@@ -59,8 +71,9 @@ def parse_json(text: str, where: object) -> dict[str, Any]:
 
     try:
         with counted(where) as budget:
-            # Each value but the first stands behind one of these; those in strings count too.
-            budget.spend(where, "values", 1 + sum(map(text.count, ",[{")))
+            # Each key and each value but the first stands behind one of these; those in strings
+            # count too.
+            budget.spend(where, "values", 1 + sum(map(text.count, ",[{:")))
             value = json.loads(
                 text, object_pairs_hook=refuse_duplicates, parse_constant=refuse_constant
             )

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from cgconvert.errors import InputError
+from cgconvert.io.reading import MAX_FILE_BYTES, spend
 from cgconvert.io.stand_ins import HEAD_BYTES, refuse_stand_in
 from cgconvert.io.strict_json import read_json, read_text
 from cgconvert.model.byte_level import check_byte_level_bpe
@@ -31,6 +32,9 @@ ROLES = (
 )  # fmt: skip
 """Keys under which a configuration names special tokens; it may have others that end alike."""
 
+
+MAX_TOKENS = 1 << 19
+"""The most tokens of a vocabulary: twice the largest that is known."""
 
 MATCHING_FLAGS = ("lstrip", "rstrip", "single_word")
 """Flags of an added token: it takes white space beside it, or is never part of a word."""
@@ -117,7 +121,7 @@ def read_parts(path: Path) -> TokenizerParts:
 
 def _read_tokenizer_json(path: Path) -> TokenizerParts:
     """Read the parts from a tokenizer.json of the tokenizers library."""
-    data = read_json(path)
+    data = read_json(path, MAX_FILE_BYTES)
     check_byte_level_bpe(path, data)
     model = data["model"]
     merges = model.get("merges")
@@ -127,6 +131,7 @@ def _read_tokenizer_json(path: Path) -> TokenizerParts:
     added = data.get("added_tokens") or []
     if not isinstance(added, list) or not all(isinstance(entry, dict) for entry in added):
         raise InputError(f"{path}: added_tokens is not a list of objects")
+    spend(path, "parts", len(added))
     for entry in added:
         parts.add(path, entry.get("content"), entry.get("id"), entry)
     return parts
@@ -140,7 +145,9 @@ def _read_configurations(folder: Path, parts: TokenizerParts) -> None:
     """
     added = folder / "added_tokens.json"
     if added.is_file():
-        for content, index in read_json(added).items():
+        tokens = read_json(added)
+        spend(added, "parts", len(tokens))
+        for content, index in tokens.items():
             parts.add(added, content, index, {})
     paths = [folder / "tokenizer_config.json", folder / "special_tokens_map.json"]
     configurations = [read_json(path) if path.is_file() else {} for path in paths]
@@ -157,6 +164,7 @@ def _read_configurations(folder: Path, parts: TokenizerParts) -> None:
         decoder = data.get("added_tokens_decoder") or {}
         if not isinstance(decoder, dict):
             raise InputError(f"{path}: added_tokens_decoder is not an object")
+        spend(path, "parts", len(decoder))
         for index, entry in decoder.items():
             is_number = index.isascii() and index.isdigit() and len(index) < 10
             number = int(index) if is_number else index  # `add` refuses what is not a number
@@ -205,6 +213,8 @@ def _check_vocabulary(path: Path, data: object) -> dict[str, int]:
     """Return the vocabulary if it maps tokens to ids; raise InputError if not."""
     if not isinstance(data, dict) or not all(_is_id(index) for index in data.values()):
         raise InputError(f"{path}: the vocabulary is not an object of tokens and ids")
+    if len(data) > MAX_TOKENS:
+        raise InputError(f"{path}: {len(data):,} tokens, more than {MAX_TOKENS:,}")
     return data
 
 
@@ -214,8 +224,12 @@ def _read_merges_txt(path: Path) -> list[tuple[str, str]]:
     refuse_stand_in(path, text[:HEAD_BYTES].encode())
     if not text:  # without merges, each byte would be a token of its own
         raise InputError(f"{path}: the file is empty; fetch it again")
+    spend(path, "values", text.count("\n"))
     lines = map(str.rstrip, text.split("\n"))
-    return _parse_merges(path, (ln for ln in lines if ln and not ln.startswith("#version")))
+    merges = _parse_merges(path, (ln for ln in lines if ln and not ln.startswith("#version")))
+    if not merges:
+        raise InputError(f"{path}: has no merge; fetch it again")
+    return merges
 
 
 def _parse_merges(path: Path, entries: Iterable[object]) -> list[tuple[str, str]]:

@@ -239,8 +239,9 @@ JSON: Mapping[str, tuple[bytes, str]] = {
     "a number of a million digits": (b'{"n_layer": ' + b"9" * 1_000_000 + b"}", "not valid JSON"),
     "UTF-16": ('{"n_layer": 1}'.encode("utf-16"), "not UTF-8"),
     "bytes of no encoding": (b"\xff\xfe\xfd", "not UTF-8"),
-    "51 MB": (b"{" + b" " * (49 << 20) + b"}", "too large"),
-    "16 MB of objects": (b'{"a":[' + b"{}," * 5_500_000 + b"{}]}", "11,000,004 values to read"),
+    "5 MB": (b"{" + b" " * (5 << 20) + b"}", "too large"),
+    "16 MB of objects": (b'{"a":[' + b"{}," * 5_500_000 + b"{}]}", "too large"),
+    "4 MB of objects": (b'{"a":[' + b"{}," * 1_390_000 + b"{}]}", "is missing|model_type"),
 }
 
 

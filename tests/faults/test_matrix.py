@@ -20,6 +20,7 @@ from tests.faults.cases_artefacts import ARTEFACTS
 from tests.faults.cases_invalid_values import INVALID_VALUES
 from tests.faults.cases_pickle import PICKLES
 from tests.faults.cases_safetensors import SAFETENSORS
+from tests.faults.cases_sizes import SIZES
 from tests.faults.cases_tar import TARS
 from tests.faults.cases_training import TRAINING
 from tests.faults.cases_zip import ZIPS
@@ -29,6 +30,7 @@ from tests.faults.valid_inputs import INPUT_NAMES, ValidInputs
 
 CASES: dict[str, Case] = {
     **PICKLES, **ZIPS, **TARS, **SAFETENSORS, **TRAINING, **INVALID_VALUES, **ARTEFACTS, **ADAPTERS,
+    **SIZES,
 }  # fmt: skip
 NUMBERS = {name: number for number, name in enumerate(CASES)}
 

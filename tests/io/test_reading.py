@@ -133,7 +133,7 @@ def test_the_same_file_costs_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
 
 
 def test_values_are_counted_before_they_are_parsed(tmp_path: Path) -> None:
-    path = tmp_path / "a.json"
+    path = tmp_path / "tokenizer.json"
     path.write_text('{"a": [' + "[]," * (5 << 20) + "[]]}")
     with pytest.raises(InputError, match="values to read before the work begins"):
         read_json(path)
