@@ -22,9 +22,9 @@ __all__ = ["STDLIB", "Text", "read_text"]
 MAX_BYTES = 64 << 20
 """The largest text: far more than calibration or verification uses of one."""
 
-MAX_CHARACTERS = 4 << 20
-"""The characters of a text that are turned into ids: a million tokens of code. The tokenizer takes
-up to 130 bytes of memory and a microsecond for each."""
+MAX_ENCODED_BYTES = 1 << 20
+"""The bytes of a text that are turned into ids: 300,000 tokens of code. The tokenizer takes up to
+400 bytes of memory and a microsecond for each."""
 
 STDLIB = "stdlib"
 """Used in place of a path: it stands for a part of the running Python's standard library
@@ -50,15 +50,15 @@ class Text:
         """Return the token ids of all documents, with an end-of-text token between two documents.
 
         With `tokens`, return only so many ids, the first. Of a document only the first
-        MAX_CHARACTERS count, or 16 for each of `tokens` if these are more.
+        MAX_ENCODED_BYTES count, or 16 for each of `tokens` if these are more.
 
         Raises InputError if a document is not valid Unicode.
         """
         ids: list[int] = []
         longest_token = max(len(spelling) for spelling in _spellings(tokenizer))
-        most = max(MAX_CHARACTERS, 16 * (tokens or 0))
+        most = max(MAX_ENCODED_BYTES, 16 * (tokens or 0))
         for text in self.documents:
-            document = text[:most]
+            document = _beginning(text, most)
             if tokens is not None:
                 # Text behind this point cannot be reached: no token is longer.
                 document = document[: (tokens - len(ids)) * longest_token]
@@ -90,6 +90,13 @@ def read_text(path: str, part: str = "evaluation") -> Text:
     if not text or text.isspace():
         raise InputError(f"{path}: is empty; a text has two tokens at least")
     return Text(path, (text,), hashlib.sha256(data).hexdigest())
+
+
+def _beginning(text: str, most: int) -> str:
+    """The first `most` bytes of a text, as UTF-8, without a part of a character at the end."""
+    if 4 * len(text) <= most or len(text.encode(errors="surrogatepass")) <= most:
+        return text
+    return text[:most].encode(errors="surrogatepass")[:most].decode(errors="ignore")
 
 
 def _spellings(tokenizer: Tokenizer) -> Sequence[str]:

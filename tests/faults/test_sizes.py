@@ -98,7 +98,7 @@ def test_only_the_beginning_of_a_long_text_is_turned_into_ids(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     tokenizer = Tokenizer.load(embedded.path())
-    monkeypatch.setattr(texts, "MAX_CHARACTERS", 100)
+    monkeypatch.setattr(texts, "MAX_ENCODED_BYTES", 100)
     text = Text("text", ("x = 1\n" * 1000, "y"), "")
     assert len(text.ids(tokenizer)) < 120
     assert len(text.ids(tokenizer, 500)) == 500
