@@ -78,21 +78,20 @@ class TokenizerParts:
         Raises:
             InputError: Text, id or flags are not valid, or the token has another id already.
         """
+        shown = reprlib.repr(content)
         if not isinstance(content, str) or not content or not _is_id(index):
             raise InputError(f"{where}: an added token has no text or no whole number as its id")
         if not _is_unicode(content):
-            raise InputError(f"{where}: added token {content!r} is not valid Unicode")
+            raise InputError(f"{where}: added token {shown} is not valid Unicode")
         if self.added.setdefault(content, index) != index:  # type: ignore[arg-type]
             raise InputError(
-                f"{where}: added token {content!r} has the ids {self.added[content]} and {index}"
+                f"{where}: added token {shown} has the ids {self.added[content]} and {index}"
             )
         if entry.get("special"):
             self.special.add(content)
         flags = [flag for flag in MATCHING_FLAGS if flag in entry]
         if any(not isinstance(entry[flag], bool) for flag in flags):
-            raise InputError(
-                f"{where}: added token {content!r} has a flag that is not true or false"
-            )
+            raise InputError(f"{where}: added token {shown} has a flag that is not true or false")
         if flags:
             self.matching[content] = frozenset(flag for flag in flags if entry[flag])
 
@@ -238,7 +237,7 @@ def _parse_merges(path: Path, entries: Iterable[object]) -> list[tuple[str, str]
     for number, entry in enumerate(entries, 1):
         pair = entry.split(" ") if isinstance(entry, str) else entry
         if not isinstance(pair, list) or len(pair) != 2 or not all(map(_is_token, pair)):
-            raise InputError(f"{path}: merge {number} is {entry!r}, not two tokens")
+            raise InputError(f"{path}: merge {number} is {reprlib.repr(entry)}, not two tokens")
         merges.append((pair[0], pair[1]))
     return merges
 
