@@ -86,7 +86,7 @@ def parse_json(text: str, where: object) -> dict[str, Any]:
 
 
 def _place(text: str, key: str) -> str:
-    """Where a key that stands twice is likely to stand: the file may be no JSON of a model."""
+    """Name the line of a key that stands twice, not the key: the file may be no model's."""
     first = text.find(json.dumps(key))
     second = text.find(json.dumps(key), first + 1)
     return "" if second < 0 else f", line {text.count(chr(10), 0, second) + 1}"
