@@ -237,7 +237,7 @@ def _parse_merges(path: Path, entries: Iterable[object]) -> list[tuple[str, str]
     for number, entry in enumerate(entries, 1):
         pair = entry.split(" ") if isinstance(entry, str) else entry
         if not isinstance(pair, list) or len(pair) != 2 or not all(map(_is_token, pair)):
-            raise InputError(f"{path}: merge {number} is {reprlib.repr(entry)}, not two tokens")
+            raise InputError(f"{path}: merge {number} is not two tokens")
         merges.append((pair[0], pair[1]))
     return merges
 

@@ -115,7 +115,7 @@ IMATRICES: Mapping[str, tuple[MakeFile, str]] = {
     "empty": (constant(b""), "is empty"),
     "text": (constant(b"def f(x):\n    return x\n" * 9), "no imatrix, neither GGUF nor .dat"),
     "rubbish": (constant(bytes(range(256)) * 9), "no imatrix, neither GGUF nor .dat"),
-    "zeros": (constant(bytes(4096)), "it would have 0 entries"),
+    "zeros": (constant(bytes(4096)), "it would have no entries"),
     "GGUF and rubbish": (constant(b"GGUF" + bytes(range(256))), "not a valid GGUF file"),
     "a model": (replace_bytes(b"imatrix", b"adapter"), "GGUF of type 'adapter', not an imatrix"),
     "truncated GGUF": (lambda i: encoded(i)[:-600], "it ends in tensor"),
@@ -148,7 +148,7 @@ IMATRICES: Mapping[str, tuple[MakeFile, str]] = {
         lambda i: legacy(i).replace(b"blk.0.attn_k.weight", b"blk.0.attn_q.weight"),
         "is there twice",
     ),
-    "a negative number of entries": (constant(struct.pack("<i", -1)), "would have -1 entries"),
+    "a negative number of entries": (constant(struct.pack("<i", -1)), "would have no entries"),
     "a name without end": (
         constant(dat_entry(1 << 30, b"x", 1, 2)),
         "would be 1073741824 bytes long",

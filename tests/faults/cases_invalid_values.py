@@ -220,7 +220,7 @@ TOKENIZERS: dict[str, Case] = {
             "tokenizer_config.json",
             json.dumps({"added_tokens_decoder": {"9" * 5000: {"content": "x"}}}),
         ),
-        "with id",
+        "no whole number as its id",
         "tokenizer_config.json",
     ),
     "more entries than the embedding": tokenizer_case(

@@ -108,14 +108,14 @@ HEADERS: dict[str, Case] = {
         write_file(FILE, b"version https://git-lfs.github.com/x\n"), "it is a git-lfs pointer"
     ),
     "a header of 2^64": header_case(
-        rewrite_file(lambda t, d: b"\xff" * 8 + t + d), "its header would have 18446744073709551615"
+        rewrite_file(lambda t, d: b"\xff" * 8 + t + d), "its header would be longer"
     ),
     "a header of 101 MB": header_case(
         lambda s: (
             write_file(FILE, struct.pack("<Q", 101 << 20) + b"{")(s),
             truncate_to(102 << 20)(s),
         ),
-        "its header would have",
+        "its header would be longer",
     ),
     "a header of 4 MB of nothing": header_case(
         replace_header(b"{" + b'"a":{},' * 550_000 + b'"b":1}'), "duplicate key"

@@ -38,6 +38,9 @@ REPLACEABLE = ("earlier", "earlier.gguf", "earlier.gguf.cgconvert.json", "empty"
 """What a command may replace if it is the named output: artefacts of cgconvert, empty files."""
 
 SECRET = "root:x:0:0:a-line-that-no-message-shows"
+SECRETS = (SECRET[:6], *(str(int.from_bytes(SECRET[:size].encode(), "little")) for size in (4, 8)))
+"""What shows that a message quotes the file: its text, or its first bytes as a number."""
+
 CODES = (0, 2, 3, 4, 5)
 REFUSAL_SECONDS, REFUSAL_BYTES = 5.0, 1 << 30
 """What it may cost to refuse an input (exit codes 2 and 3): CPU time and memory."""
@@ -159,8 +162,8 @@ def check_outcome(outcome: Outcome, arguments: Sequence[str]) -> None:
         raise FaultError(f"slow: {outcome.seconds:.1f} s of CPU to refuse\n{shown}")
     if outcome.code in (2, 3) and outcome.grown > REFUSAL_BYTES:
         raise FaultError(f"memory: {outcome.grown >> 20} MiB to refuse\n{shown}")
-    if SECRET[:8] in outcome.out + outcome.err:
-        raise FaultError(f"shows a line of a file\n{shown}")
+    if any(secret in outcome.out + outcome.err for secret in SECRETS):
+        raise FaultError(f"shows what is in a file\n{shown}")
     if is_verbose:
         return
     if "Traceback" in outcome.out + outcome.err:

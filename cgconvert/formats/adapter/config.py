@@ -181,8 +181,8 @@ def _target_names(path: Path, fields: Mapping[str, Any]) -> tuple[str, ...]:
     if not isinstance(names, list) or any(_is_set(fields.get(name)) for name in narrowing):
         return ()
     saved = fields.get("modules_to_save") or []
-    if not all(isinstance(name, str) for name in (*names, *saved)):
-        raise InputError(f"{path}: target_modules or modules_to_save has a name that is not text")
+    if not isinstance(saved, list) or not all(isinstance(name, str) for name in (*names, *saved)):
+        raise InputError(f"{path}: target_modules or modules_to_save is no list of names")
     return tuple(name for name in names if name not in saved)
 
 

@@ -120,7 +120,7 @@ class _Parser:
         if magic != b"GGUF":
             if not magic:
                 raise self.fault("it is empty")
-            raise self.fault(f"it begins with {magic!r} instead of b'GGUF'")
+            raise self.fault("it does not begin with GGUF")
         version = self.number("<u4")
         if version not in (2, 3):
             order = " (big-endian?)" if version & 0xFFFF == 0 else ""

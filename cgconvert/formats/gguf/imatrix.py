@@ -302,8 +302,9 @@ class _LegacyParser:
     def imatrix(self) -> Imatrix:
         """Parse the whole file. Raises InputError."""
         entry_count = self.number("the number of entries")
-        if not 1 <= entry_count <= MAX_ENTRIES:
-            raise self.fault(f"it would have {entry_count} entries")
+        if not 1 <= entry_count <= MAX_ENTRIES:  # of another kind of file, the number is its text
+            bound = "no entries" if entry_count < 1 else f"more than {MAX_ENTRIES} entries"
+            raise self.fault(f"it would have {bound}")
         spend(self.path, "parts", entry_count)
         inputs: dict[str, InputStatistics] = {}
         for name, entry in self.entries(entry_count):

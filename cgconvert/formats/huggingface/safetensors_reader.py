@@ -99,8 +99,8 @@ def _read_header(path: Path) -> tuple[dict[str, Any], int, int]:
             length = int.from_bytes(start, "little")
             if size < 8 or length > min(MAX_HEADER_BYTES, size - 8):
                 raise InputError(
-                    f"{path}: not a safetensors file, or truncated: its header would have "
-                    f"{length} bytes, the file has {size}; fetch it again"
+                    f"{path}: not a safetensors file, or truncated: its header would be longer "
+                    f"than the file, which has {size} bytes, or than any is; fetch it again"
                 )
             spend(path, "bytes", length)
             raw = file.read(length)
