@@ -237,7 +237,7 @@ SIZES: dict[str, Case] = {
     ),
     "sizes: 100 shards of 3000 tensors": Case("safetensors", shards(100, 3000), "too large"),
     "sizes: 1000 shards of one tensor": Case("safetensors", shards(1000, 1), "has no transformer"),
-    "sizes: a header of 100 MB": Case("safetensors", safetensors_header, "its header would be longer"),
+    "sizes: a header of 100 MB": Case("safetensors", safetensors_header, "would be longer"),
     "sizes: a zip directory of 270,000 entries": Case("torch", zip_directory, OVER_BUDGET),
     **{
         f"sizes: {file} of 8 TiB": Case(kind, damage, message, commands=commands)
