@@ -33,7 +33,7 @@ from cgconvert.verification.unchecked import check_unchecked
 from cgconvert.verification.weights import TensorError
 from cgconvert.verification.witness.opening import witness_imports
 from cgconvert.write.hashing import file_sha256, hash_checkpoint
-from cgconvert.write.manifest import artefact_files
+from cgconvert.write.manifest import artefact_files, expected_files, find_manifest
 from cgconvert.write.promise import Promise
 
 __all__ = ["MOST_STEPS", "verify"]
@@ -236,12 +236,22 @@ def _texts_entry(observation: Observation | None) -> dict[str, Any]:
 
 
 def _hashes(artefact: Path, source: Checkpoint, progress: Progress) -> tuple[dict[str, str], str]:
-    """Hash every file of an artefact but its manifest, and the source.
+    """Hash the files of an artefact that its manifest names, all without one, and the source.
 
+    A file of another size than the manifest's is not read; its hash is "".
     Returns the SHA-256 of each file by its path in the artefact, and that of the source.
     """
-    paths = artefact_files(artefact)
-    total = sum(path.stat().st_size for path in (*paths.values(), *source.files))
+    paths, manifest = artefact_files(artefact), find_manifest(artefact)
+    named = None if manifest is None else expected_files(artefact, manifest)
+    sizes = {name: path.stat().st_size for name, path in paths.items()}
+    if named is not None:
+        sizes = {name: size for name, size in sizes.items() if name in named}
+    changed = {name for name, size in sizes.items() if named and named[name].get("bytes") != size}
+    total = sum(size for name, size in sizes.items() if name not in changed)
+    total += sum(path.stat().st_size for path in source.files)
     progress.step("hashing", Amount(total, "bytes"))
-    hashes = {name: file_sha256(path, progress.advance) for name, path in paths.items()}
+    hashes = {
+        name: "" if name in changed else file_sha256(paths[name], progress.advance)
+        for name in sizes
+    }
     return hashes, hash_checkpoint(source, advance=progress.advance)["sha256"]
