@@ -18,7 +18,9 @@ RESERVED_SHARE, RESERVED_BYTES = 1 / 16, 256 << 20
 LEAST_BYTES = 512 << 20
 """What a runtime may take at least, however little is available."""
 
-BASE_SECONDS = 120.0
+BASE_SECONDS, MOST_SECONDS = 120.0, 1e6
+"""The time of a call on a small artefact, and the longest that a wait on a pipe can take."""
+
 READ_RATE, COMPUTE_RATE = 10e6, 100e6
 """Bytes of an artefact that the slowest machine loads in a second, and passes over for a token: a
 hundredth of what two cores of 2020 do."""
@@ -59,11 +61,16 @@ class Limits:
     @property
     def opening_seconds(self) -> float:
         """How long opening may take."""
-        return self.fixed_seconds or BASE_SECONDS + self.artefact_bytes / READ_RATE
+        return self.fixed_seconds or _bounded(self.artefact_bytes / READ_RATE)
 
     def seconds(self, tokens: int) -> float:
         """How long a call may take that computes so many tokens."""
-        return self.fixed_seconds or BASE_SECONDS + tokens * self.artefact_bytes / COMPUTE_RATE
+        return self.fixed_seconds or _bounded(tokens * self.artefact_bytes / COMPUTE_RATE)
+
+
+def _bounded(more: float) -> float:
+    """Add to the base, up to the most: a folder may hold a sparse file of terabytes."""
+    return min(BASE_SECONDS + more, MOST_SECONDS)
 
 
 def _size(artefact: Path) -> int:
@@ -88,6 +95,6 @@ def _seconds(text: str) -> float:
         seconds = float(text)
     except ValueError:
         seconds = 0.0
-    if not 0 < seconds <= 1e7:
+    if not 0 < seconds <= MOST_SECONDS:
         raise UsageError(f"{SECONDS_VARIABLE} is {text!r}; give seconds, such as 600")
     return seconds

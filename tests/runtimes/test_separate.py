@@ -24,7 +24,7 @@ from cgconvert.errors import (
 )
 from cgconvert.io.messages import receive, send
 from cgconvert.io.system.separate import _SERVER
-from cgconvert.runtimes.limits import MEMORY_VARIABLE, SECONDS_VARIABLE, Limits
+from cgconvert.runtimes.limits import MEMORY_VARIABLE, MOST_SECONDS, SECONDS_VARIABLE, Limits
 from cgconvert.runtimes.runtime import Runtime
 from cgconvert.runtimes.separate import open_separately
 from tests.support.hostile_runtimes import HostileRuntime
@@ -330,3 +330,11 @@ def test_a_message_that_was_not_sent_so_is_refused(messages: list[bytes]) -> Non
     pipe.messages = messages
     with pytest.raises(ValueError, match=r"array|decode|xpecting"):
         receive(pipe, 1 << 20)
+
+
+def test_a_file_of_terabytes_gives_no_time_that_a_pipe_cannot_wait(tmp_path: Path) -> None:
+    (tmp_path / "extra").touch()
+    os.truncate(tmp_path / "extra", 1 << 43)
+    limits = Limits.of(tmp_path)
+    assert limits.opening_seconds <= MOST_SECONDS
+    assert limits.seconds(tokens=1000) == MOST_SECONDS
