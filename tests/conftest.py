@@ -52,6 +52,7 @@ def first_layers(count: int, positions: int = 512) -> Checkpoint:
 
 
 LINUX_TESTS = {
+    "cli/test_streams.py": "redirects to /dev/full",
     "decoys/test_opened_files.py": "strace is Linux's",
     "faults": "a server forks itself for every command, and sets limits with resource",
     "io/test_cache.py": "makes pipes, and gives folders rights",

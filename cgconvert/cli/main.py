@@ -9,7 +9,7 @@ import sys
 import warnings
 from collections.abc import Sequence
 from types import FrameType
-from typing import Any, NoReturn
+from typing import Any, NoReturn, TextIO
 
 import click
 
@@ -117,7 +117,7 @@ def _run(arguments: Sequence[str] | None) -> int:
         return _say(_with_flags(str(error)), error.exit_code, error)
     except BrokenPipeError:
         # The reader went away; what is still in the buffer has nowhere to go.
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        _discard(sys.stdout)
         return 0
     except OSError as error:
         return _say(f"{error.filename or 'I/O'}: {error.strerror or error}", IO_ERROR, error)
@@ -141,12 +141,20 @@ def _with_flags(message: str) -> str:
 
 
 def _say(message: str, code: int, error: BaseException) -> int:
-    if verbosity.verbose:
-        import traceback
+    try:
+        if verbosity.verbose:
+            import traceback
 
-        traceback.print_exception(error)
-    click.echo(f"cgconvert: {one_line(message)}", err=True)
+            traceback.print_exception(error)
+        click.echo(f"cgconvert: {one_line(message)}", err=True)
+    except OSError:  # a full disk, or nobody reads it; the code still says what happened
+        _discard(sys.stderr)
     return code
+
+
+def _discard(stream: TextIO) -> None:
+    """Let what is still in the buffer of a stream go nowhere."""
+    os.dup2(os.open(os.devnull, os.O_WRONLY), stream.fileno())
 
 
 def _leave_line() -> None:

@@ -70,6 +70,8 @@ def _problem(error: Exception) -> str:
 def _read(path: Path) -> bytes:
     """Read at most MAX_BYTES and one more; the path may be a pipe, whose size is not known."""
     if path == STDIN:
+        if sys.stdin is None:  # the shell's <&-
+            raise InputError("stdin: is closed; give the recipe as a file")
         return sys.stdin.buffer.read(MAX_BYTES + 1)
     return read_bytes(path, MAX_BYTES, kind="a recipe")
 

@@ -24,6 +24,10 @@ LARGE_FILES = frozenset(
 )
 """JSON files with an entry for each token, which may have up to MAX_FILE_BYTES."""
 
+MAX_DEPTH = 64
+"""The most levels of objects and lists in each other; a model's files have ten. Whether Python can
+walk through hundreds depends on the calls around, which its limit on recursion counts too."""
+
 
 def read_json(path: Path, max_bytes: int | None = None) -> dict[str, Any]:
     """Read a JSON object from a regular file.
@@ -82,7 +86,24 @@ def parse_json(text: str, where: object) -> dict[str, Any]:
         raise InputError(f"{where}: is not valid JSON: {reason}") from error
     if not isinstance(value, dict):
         raise InputError(f"{where}: is not a JSON object")
+    if _is_deep(value):
+        raise InputError(f"{where}: is not valid JSON for a model: more than {MAX_DEPTH} levels")
     return value
+
+
+def _is_deep(value: dict[str, Any]) -> bool:
+    """Whether there are more than MAX_DEPTH levels of objects and lists."""
+    level: list[Any] = [value]
+    for _ in range(MAX_DEPTH):
+        level = [
+            inner
+            for outer in level
+            for inner in (outer.values() if isinstance(outer, dict) else outer)
+            if isinstance(inner, dict | list)
+        ]
+        if not level:
+            return False
+    return True
 
 
 def _place(text: str, key: str) -> str:

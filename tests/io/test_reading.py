@@ -23,7 +23,7 @@ from cgconvert.io.reading import (
     spend,
     within_budget,
 )
-from cgconvert.io.strict_json import read_json
+from cgconvert.io.strict_json import MAX_DEPTH, parse_json, read_json
 from cgconvert.write.hashing import checked_sha256, file_sha256
 
 
@@ -137,6 +137,19 @@ def test_values_are_counted_before_they_are_parsed(tmp_path: Path) -> None:
     path.write_text('{"a": [' + "[]," * (5 << 20) + "[]]}")
     with pytest.raises(InputError, match="values to read before the work begins"):
         read_json(path)
+
+
+@pytest.mark.parametrize("levels", [MAX_DEPTH + 1, 900, 100_000])
+@pytest.mark.parametrize(("opening", "closing"), [("[", "]"), ('{"a": ', "}")])
+def test_levels_of_objects_and_lists_are_counted(levels: int, opening: str, closing: str) -> None:
+    inner = levels - 1
+    with pytest.raises(InputError, match="x: is not valid JSON"):
+        parse_json(f'{{"a": {opening * inner}1{closing * inner}}}', "x")
+
+
+def test_the_largest_number_of_levels_is_read() -> None:
+    inner = MAX_DEPTH - 1
+    assert parse_json(f'{{"a": {"[" * inner}1{"]" * inner}}}', "x")
 
 
 def test_time_is_counted_while_files_are_read(monkeypatch: pytest.MonkeyPatch) -> None:
