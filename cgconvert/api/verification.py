@@ -16,7 +16,7 @@ from cgconvert.formats.read import ReadOptions, read
 from cgconvert.formats.registry import Artefact, find_all, identify
 from cgconvert.io.cache import KINDS, UNPACKED, cache_used, is_cache_allowed, with_cache
 from cgconvert.io.file_names import is_possible
-from cgconvert.io.links import name_by_user
+from cgconvert.io.followed_links import note_user_path
 from cgconvert.io.progress import LaterSteps, shown_while_reading
 from cgconvert.io.reading import within_budget
 from cgconvert.io.remembered import remembering
@@ -229,7 +229,7 @@ def artefacts_at(
     for path in map(Path, paths):
         if not is_possible(path):
             raise InputError(f"{path}: no file has such a name")
-        name_by_user(path)
+        note_user_path(path)
         below = find_all(path)
         if not below and path.is_dir() and not any(path.iterdir()):
             raise InputError(f"{path}: is empty")

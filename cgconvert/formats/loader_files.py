@@ -16,7 +16,7 @@ from pathlib import Path
 
 from cgconvert.errors import InputError
 
-__all__ = ["IN_FOLDER", "LoaderFile", "Unchecked", "unchecked_files"]
+__all__ = ["LOADER_FILES", "LoaderFile", "Unchecked", "unchecked_files"]
 
 MAX_FILES = 20_000
 """The most files that are looked at below a folder; `.git` does not count."""
@@ -74,7 +74,7 @@ class Unchecked:
         )
 
 
-IN_FOLDER: tuple[LoaderFile, ...] = (
+LOADER_FILES: tuple[LoaderFile, ...] = (
     # transformers, modeling_utils.py: _get_resolved_checkpoint_files takes model.safetensors before
     # an index. vLLM, default_loader.py: _prepare_weights takes "consolidated*" first, then every
     # *.safetensors that an index names, and all of them where there is none.
@@ -193,7 +193,7 @@ def unchecked_files(folder: Path, own: Collection[str]) -> Unchecked:
             raise InputError(f"{folder}: has more than {MAX_FILES:,} files; it is no artefact")
         if (name in own and is_regular) or name in parents:
             continue
-        effect = next((entry.effect for entry in IN_FOLDER if entry.matches(name)), None)
+        effect = next((entry.effect for entry in LOADER_FILES if entry.matches(name)), None)
         if effect is not None and name not in own and not _matches(name, TRAINING_STATE):
             loaded.append(f"{name} ({effect})")
         elif not is_hidden and not _matches(name, HARMLESS):

@@ -12,7 +12,7 @@ from cgconvert.formats.adapter.base_model import find_base, has_adapter
 from cgconvert.formats.base import SourceFormat
 from cgconvert.formats.read_options import ReadOptions
 from cgconvert.formats.registry import is_source, source_format
-from cgconvert.io.links import name_by_user
+from cgconvert.io.followed_links import note_user_path
 from cgconvert.sources.resolve import Source, resolve
 
 __all__ = ["Located", "locate"]
@@ -52,7 +52,7 @@ def locate(location: str, options: ReadOptions) -> Located:
     """
     for path in (options.tokenizer, options.config, *options.adapter):
         if path is not None:
-            name_by_user(path)
+            note_user_path(path)
     source = base = resolve(location, options.revision, needs_tokenizer=options.tokenizer is None)
     adapters, origin, notes = list(options.adapter), dict[str, Any](), list[str]()
     while has_adapter(base.path) and not is_source(base.path):

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING
 
 from cgconvert.errors import InputError, UsageError
 from cgconvert.formats.base import OUT, Format, SourceFormat
-from cgconvert.io.links import name_by_user
+from cgconvert.io.followed_links import note_user_path
 
 if TYPE_CHECKING:
     from cgconvert.write.manifest import Manifest
@@ -126,7 +126,7 @@ def identify(path: Path) -> Artefact:
     """
     if not path.exists():
         raise InputError(f"{path}: no such file or folder")
-    name_by_user(path)
+    note_user_path(path)
     format_ = artefact_format(path)
     if format_ is None:
         raise InputError(
@@ -140,7 +140,7 @@ def _artefact(path: Path, format_: Format) -> Artefact:
     from cgconvert.write.manifest import find_manifest
 
     if path.is_dir():
-        name_by_user(path)
+        note_user_path(path)
     return Artefact(path, format_.name, find_manifest(path))
 
 

@@ -23,7 +23,7 @@ from typing import Any
 from cgconvert.errors import CgconvertError, InputError
 from cgconvert.io.reading import MAX_FILE_BYTES, open_unbuffered
 from cgconvert.io.system.files import FileIdentity, file_identity
-from cgconvert.io.system.links import Link, link_to_open_file
+from cgconvert.io.system.open_file_links import Link, link_to_open_file
 
 __all__ = ["AdmittedFiles", "UnchangedFiles", "admitting"]
 
@@ -31,16 +31,16 @@ MOST_OPEN = 256
 """The most files that are held open, of which a process may often have 1024."""
 
 SHORTEST_REST = 8
-"""The fewest characters of a path that a message which was cut can end with."""
+"""If a message was cut in the middle of a path, the shortest beginning of a path to look for."""
 
 
 @dataclass(frozen=True)
 class _AdmittedFile:
-    """A file of the artefact, and what it was when it was opened.
+    """A file of the artefact, and its identity when it was opened.
 
     Attributes:
         path: The artefact's own file.
-        identity: Which file that was, and in what state.
+        identity: Its device, inode, size and times then.
         file: The open file; None if it is not held open.
     """
 
@@ -50,7 +50,7 @@ class _AdmittedFile:
 
 
 class AdmittedFiles:
-    """What a runtime gets to see of an artefact.
+    """The files of an artefact that a runtime may open, in a private folder.
 
     Args:
         artefact: The artefact, as errors name it.
@@ -75,7 +75,7 @@ class AdmittedFiles:
         return {name: file.path for name, file in self._files.items()}
 
     def link(self, name: str, path: Path | None = None) -> Path:
-        """Let the runtime have a file of any size as it is, and return its path for the runtime.
+        """Link a file, of any size, into the private folder, and return its path there.
 
         Raises InputError if it is not there or no regular file.
         """
@@ -99,7 +99,7 @@ class AdmittedFiles:
         return target
 
     def copy(self, name: str, path: Path | None = None) -> Path:
-        """Let the runtime have a copy of a small file, and return its path for the runtime.
+        """Copy a small file into the private folder, and return its path there.
 
         Raises InputError if it is not there, no regular file, or too large.
         """
@@ -121,12 +121,12 @@ class AdmittedFiles:
         return present
 
     def write_json(self, name: str, content: Mapping[str, Any]) -> None:
-        """Write a JSON file for the runtime, in the place of the artefact's own."""
+        """Write a JSON file into the private folder, in the place of the artefact's own."""
         text = json.dumps(content, ensure_ascii=False)
         self._place(name).write_text(text, encoding="utf-8", errors="surrogatepass")
 
     def withhold(self, name: str) -> None:
-        """Take a file that was admitted out of what the runtime gets."""
+        """Remove a file that was admitted from the private folder."""
         (self.folder / name).unlink()
 
     def check_unchanged(self) -> None:
@@ -134,7 +134,7 @@ class AdmittedFiles:
         for admitted in self._files.values():
             _check_unchanged(admitted.path, admitted.identity)
 
-    def in_words_of_artefact(self, text: str) -> str:
+    def with_artefact_paths(self, text: str) -> str:
         """Replace paths of the private folder in a text by those of the artefact's own files."""
         for name in sorted(self._files, key=len, reverse=True):
             text = text.replace(str(self.folder / name), str(self._files[name].path))
@@ -151,8 +151,8 @@ class AdmittedFiles:
         try:
             yield
         except CgconvertError as error:
-            self.check_unchanged()  # or else the change may be all that is wrong
-            error.args = (self.in_words_of_artefact(str(error)), *error.args[1:])
+            self.check_unchanged()  # if one has changed, that is the error to show
+            error.args = (self.with_artefact_paths(str(error)), *error.args[1:])
             raise
 
     def close(self) -> None:
@@ -160,7 +160,7 @@ class AdmittedFiles:
         self._remove()
 
     def _place(self, name: str) -> Path:
-        """The path of a file in the private folder, of which the folder is there."""
+        """The path of a file in the private folder; folders on the way are made."""
         path = self.folder / name
         path.parent.mkdir(parents=True, exist_ok=True)
         return path
@@ -195,7 +195,7 @@ def _check_unchanged(path: Path, before: FileIdentity) -> None:
 
 @contextlib.contextmanager
 def admitting(artefact: Path, root: Path) -> Iterator[AdmittedFiles]:
-    """Make the private folder of an artefact, which stays if the block admits it.
+    """Make the private folder of an artefact; it is removed if the block raises an exception.
 
     The block checks what lies in the private folder; its errors name the artefact's files.
     """

@@ -4,7 +4,7 @@ An entry is a file that begins with a digest of its name and its data, made with
 this user has (HMAC-SHA-256, RFC 2104). So data that somebody else wrote, or that was written under
 another name or copied from another machine, is never believed: it is computed again.
 
-The folder must be closed to others, and lie where nobody can exchange it (io/system/private.py).
+The folder must be closed to others, and lie where nobody can exchange it (io/system/own_files.py).
 Elsewhere there is no cache.
 """
 
@@ -23,8 +23,8 @@ from pathlib import Path
 from typing import Any, Final
 
 from cgconvert.escaping import printable
-from cgconvert.io.cache_key import KEY_FILE, made_key, read_key
-from cgconvert.io.system.private import (
+from cgconvert.io.cache_key import KEY_FILE, ensure_key, read_key
+from cgconvert.io.system.own_files import (
     close_folder,
     fault_of_folder,
     fault_of_place,
@@ -70,7 +70,7 @@ KINDS: Mapping[str, str] = {
 _is_allowed: ContextVar[bool] = ContextVar("is_cache_allowed", default=True)
 _used: ContextVar[tuple[set[str], ...]] = ContextVar("cache_used", default=())
 _printed: set[str] = set()
-"""The faults of the cache's folder that this process has printed."""
+"""Messages on the cache's folder that this process has printed, each of them once."""
 
 
 class CacheRefusedError(OSError):
@@ -135,7 +135,7 @@ def write_entry(kind: str, name: str, data: bytes) -> None:
         return
     try:
         folder = private_folder(kind)
-        digest = _digest(made_key(folder.parent), kind, name, data)
+        digest = _digest(ensure_key(folder.parent), kind, name, data)
         replace_own_file(folder / name, digest + data)
     except CacheRefusedError as error:
         _print_once(error)
@@ -166,9 +166,9 @@ def read_entry(kind: str, name: str) -> bytes | None:
 
 
 def private_folder(kind: str, *, make: bool = True) -> Path:
-    """Return the folder of a kind of entries, after a look at it and at all above it.
+    """Return the folder of a kind of entries, once it and all above it have been checked.
 
-    A folder of the user's that others can only look into is closed to them.
+    If others can look into a folder of the user's, it is closed to them (mode 700).
 
     Args:
         kind: One of KINDS.
@@ -199,7 +199,10 @@ def private_folder(kind: str, *, make: bool = True) -> Path:
 
 @contextlib.contextmanager
 def empty_folders_removed(kind: str) -> Iterator[None]:
-    """Remove the folders of a kind and of the cache at the end, if the block made them in vain."""
+    """Remove the folders of a kind and of the cache at the end, if the block left them empty.
+
+    Folders that were there before stay.
+    """
     made = [path for path in (cache_folder() / kind, cache_folder()) if not path.exists()]
     try:
         yield

@@ -17,7 +17,7 @@ from cgconvert.io.cache import KINDS, UNPACKED, cache_folder, private_folder
 from cgconvert.io.cache_key import KEY_FILE
 from cgconvert.io.commit import SUFFIX, Anything
 from cgconvert.io.staging import Staging, is_locked, is_staging_folder
-from cgconvert.io.system.private import is_own_file
+from cgconvert.io.system.own_files import is_own_file
 
 __all__ = ["CacheItem", "cache_contents", "remove_item", "remove_key"]
 

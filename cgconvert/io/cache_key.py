@@ -11,9 +11,9 @@ import hmac
 import secrets
 from pathlib import Path
 
-from cgconvert.io.system.private import read_own_file, replace_own_file
+from cgconvert.io.system.own_files import read_own_file, replace_own_file
 
-__all__ = ["KEY_FILE", "made_key", "read_key"]
+__all__ = ["KEY_FILE", "ensure_key", "read_key"]
 
 KEY_FILE = "key"
 """The name of the file in the cache's folder, outside the folders of the entries."""
@@ -33,8 +33,8 @@ def read_key(folder: Path) -> bytes | None:
     return hmac.digest(data, place.encode(), "sha256")
 
 
-def made_key(folder: Path) -> bytes:
-    """Return the key of a cache; a missing one is made, and so is one that `read_key` refuses.
+def ensure_key(folder: Path) -> bytes:
+    """Return the key of a cache; a new one is made if it is missing, or if `read_key` refuses it.
 
     Of two processes that make it at once, the entries of one become void, and are made again.
     Raises OSError if it cannot be written.

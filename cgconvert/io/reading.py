@@ -1,4 +1,4 @@
-"""Everything that is read before the work begins: regular files only, and within one budget.
+"""Open and read what a command needs before its work begins: regular files, within one budget.
 
 Headers, configurations, tokenizers and texts come from strangers. So their files are opened here
 and nowhere else, their sizes are known before their bytes are read, and what they declare is
@@ -21,22 +21,22 @@ from pathlib import Path
 from typing import Literal
 
 from cgconvert.errors import InputError
-from cgconvert.io.links import check_links
+from cgconvert.io.followed_links import check_links
 from cgconvert.io.progress import format_bytes
-from cgconvert.io.system.regular import has_holes, size_of
-from cgconvert.io.system.regular import open_regular as open_descriptor
+from cgconvert.io.system.regular_files import has_holes, size_of
+from cgconvert.io.system.regular_files import open_regular as open_descriptor
 
 __all__ = [
     "MAX_FILE_BYTES",
     "Budget",
     "Kind",
-    "counted",
     "open_regular",
     "open_unbuffered",
     "open_whole",
     "read_bytes",
     "read_head",
     "spend",
+    "timed_reading",
     "within_budget",
 ]
 
@@ -112,7 +112,7 @@ _budget: ContextVar[Budget | None] = ContextVar("budget of reading", default=Non
 
 @contextmanager
 def within_budget() -> Iterator[None]:
-    """Let everything that is read in the block share one budget, that of an outer block if any."""
+    """Let all reading in the block share one budget: that of the outer block, if there is one."""
     if _budget.get() is not None:
         yield
         return
@@ -124,8 +124,8 @@ def within_budget() -> Iterator[None]:
 
 
 @contextmanager
-def counted(where: object) -> Iterator[Budget]:
-    """Take the time that the block needs to read `where` from the budget, and return the budget.
+def timed_reading(where: object) -> Iterator[Budget]:
+    """Take the time of the block from the budget, and yield the budget; `where` names the file.
 
     Outside of `within_budget` the block has a budget of its own. Raises InputError at the end of
     the block, and in `spend`, if there is no time left.
@@ -138,10 +138,11 @@ def counted(where: object) -> Iterator[Budget]:
 
 
 def spend(where: object, kind: Kind, count: int) -> None:
-    """Take from the budget what `where`, a file or a part of one, has by its header or its size.
+    """Take from the budget what a file, or a part of it, holds according to its size or header.
 
-    Raises InputError, which begins with `where`, if the budget is used up. Outside of
-    `within_budget` and `counted` only the one call counts.
+    Outside of `within_budget` and `timed_reading` each call has a budget of its own.
+
+    Raises InputError, which begins with `where`, if the budget is used up.
     """
     budget = _budget.get() or Budget()
     budget.spend(where, kind, count)
@@ -157,7 +158,7 @@ def open_regular(path: Path, purpose: str = "") -> BufferedReader:
 
     Raises:
         InputError: It is not there, cannot be opened, is no regular file on a disk, or is reached
-            by a link that is not followed (io/links.py).
+            by a link that is not followed (io/followed_links.py).
     """
     return BufferedReader(open_unbuffered(path, purpose), DEFAULT_BUFFER_SIZE)
 

@@ -17,9 +17,9 @@ from pathlib import Path
 from typing import BinaryIO
 
 from cgconvert.errors import InputError
-from cgconvert.io.reading import counted, open_regular, spend
+from cgconvert.io.reading import open_regular, spend, timed_reading
 from cgconvert.io.stand_ins import check_head
-from cgconvert.io.system.regular import size_of
+from cgconvert.io.system.regular_files import size_of
 
 __all__ = ["Member", "read_members"]
 
@@ -63,7 +63,7 @@ def read_members(path: Path) -> dict[str, Member]:
     """
     try:
         check_head(path)
-        with open_regular(path) as file, counted(path):
+        with open_regular(path) as file, timed_reading(path):
             return _Archive(path, file, size_of(file.fileno())).members()
     except OSError as error:
         raise InputError(f"{path}: cannot be read: {error.strerror or error}") from error

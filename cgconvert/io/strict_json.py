@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any, NoReturn
 
 from cgconvert.errors import InputError
-from cgconvert.io.reading import MAX_FILE_BYTES, counted, read_bytes
+from cgconvert.io.reading import MAX_FILE_BYTES, read_bytes, timed_reading
 from cgconvert.io.stand_ins import HEAD_BYTES, refuse_pointer, refuse_stand_in
 
 __all__ = ["parse_json", "read_json", "read_text"]
@@ -74,7 +74,7 @@ def parse_json(text: str, where: object) -> dict[str, Any]:
         raise InputError(f"{where}: is not valid JSON: it contains {constant}")
 
     try:
-        with counted(where) as budget:
+        with timed_reading(where) as budget:
             # Each key and each value but the first stands behind one of these; those in strings
             # count too.
             budget.spend(where, "values", 1 + sum(map(text.count, ",[{:")))

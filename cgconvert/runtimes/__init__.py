@@ -94,8 +94,8 @@ def prepare_runtime(
 
     Raises UsageError if the format has no runtime, or none of that name.
     """
-    from cgconvert.io.separate import prepare
-    from cgconvert.runtimes.separate import runtime_imports
+    from cgconvert.io.separate_object import prepare
+    from cgconvert.runtimes.separate_runtime import runtime_imports
 
     prepare([*runtime_imports(runtime_class(format, name)), *further_modules])
 
@@ -113,7 +113,7 @@ def open_with_float_activations(
     The arguments are those of `open_runtime`, and so is what it raises. Returns None if the runtime
     has no such mode, or the artefact no matrices that the mode would affect.
     """
-    from cgconvert.runtimes.separate import open_separately
+    from cgconvert.runtimes.separate_runtime import open_separately
 
     runtime = runtime_class(format, name)
     return open_separately(runtime, path, device, threads, float_activations=True)
@@ -124,7 +124,7 @@ def open_class(runtime: type[Runtime], path: Path, device: str, threads: int | N
 
     `runtime.open` does the same in this process; tests put it in the place of this function.
     """
-    from cgconvert.runtimes.separate import open_separately
+    from cgconvert.runtimes.separate_runtime import open_separately
 
     opened = open_separately(runtime, path, device, threads)
     assert opened is not None

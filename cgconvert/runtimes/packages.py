@@ -11,7 +11,7 @@ from packaging.version import InvalidVersion, Version
 
 from cgconvert.errors import MissingRuntimeError
 from cgconvert.installation import requirements
-from cgconvert.io.traces import forbid_telemetry, forbid_telemetry_events
+from cgconvert.io.telemetry import forbid_telemetry, forbid_telemetry_events
 
 __all__ = ["broken_package", "import_package"]
 

@@ -74,7 +74,7 @@ class Runtime(ABC):
     def open_with_float_activations(
         cls, path: Path, device: str = "cpu", threads: int | None = None
     ) -> Self | None:
-        """Open as `open`, but by `load_with_float_activations`; None if that has no such mode."""
+        """Open like `open`, with float activations; None if the runtime has no such mode for it."""
         load = partial(cls.load_with_float_activations, device=device, threads=threads)
         return cls._open(path, load)
 

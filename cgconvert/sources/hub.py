@@ -11,7 +11,7 @@ from threading import Thread
 from typing import TYPE_CHECKING
 
 from cgconvert.errors import CgconvertError, InputError, first_few
-from cgconvert.io.traces import forbid_telemetry
+from cgconvert.io.telemetry import forbid_telemetry
 from cgconvert.model.architectures import explain_config
 from cgconvert.model.tokenizer_files import TOKENIZER_FILES
 from cgconvert.sources.download import shown_download

@@ -11,7 +11,7 @@ from typing import Any
 
 from cgconvert import embedded
 from cgconvert.errors import InputError, UsageError
-from cgconvert.io.links import name_by_user
+from cgconvert.io.followed_links import note_user_path
 from cgconvert.model import family
 from cgconvert.sources import hub, tarball
 from cgconvert.sources.snapshot import cached_repository
@@ -77,7 +77,7 @@ def resolve(location: str, revision: str | None = None, *, needs_tokenizer: bool
             location is empty.
     """
     source = _resolved(location, revision, needs_tokenizer)
-    name_by_user(source.path)
+    note_user_path(source.path)
     return source
 
 

@@ -18,7 +18,7 @@ from typing import Any
 from cgconvert.errors import InputError
 from cgconvert.io.cache import read_entry, write_entry
 from cgconvert.io.reading import open_whole
-from cgconvert.io.system.private import is_own_file
+from cgconvert.io.system.own_files import is_own_file
 
 __all__ = ["Unpacked", "identity_of", "is_as_unpacked", "read_record", "write_record"]
 

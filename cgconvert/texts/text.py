@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from cgconvert.errors import InputError
-from cgconvert.io.links import name_by_user
+from cgconvert.io.followed_links import note_user_path
 from cgconvert.io.reading import read_bytes
 from cgconvert.io.stand_ins import refuse_pointer
 from cgconvert.texts import corpus
@@ -80,7 +80,7 @@ def read_text(path: str, part: str = "evaluation") -> Text:
     """
     if path == STDLIB:
         return Text(STDLIB, tuple(corpus.text(part)), corpus.digest(part))
-    name_by_user(Path(path))
+    note_user_path(Path(path))
     data = read_bytes(Path(path), MAX_BYTES, " as a text", kind="a text")
     refuse_pointer(Path(path), data)
     try:

@@ -13,6 +13,7 @@ from cgconvert.model.decoder import Checkpoint
 from cgconvert.model.dtype import BFLOAT16, FLOAT16, FLOAT32, DType
 from cgconvert.runtimes import prepare_runtime, runtime_class
 from cgconvert.texts.text import Text
+from cgconvert.verification.folder_contents import check_folder_contents
 from cgconvert.verification.observe import NEW_TOKENS, Observation
 from cgconvert.verification.other_model import check_reference
 from cgconvert.verification.promise import read_promise
@@ -29,7 +30,6 @@ from cgconvert.verification.subject import (
     Run,
 )
 from cgconvert.verification.thresholds import Check, Verdict, thresholds_for, worst_verdict
-from cgconvert.verification.unchecked import check_unchecked
 from cgconvert.verification.weights import TensorError
 from cgconvert.verification.witness.opening import witness_imports
 from cgconvert.write.hashing import file_sha256, hash_checkpoint
@@ -151,7 +151,7 @@ def verify(
         checks.append(wrong_reference)
     else:
         checks.append(check_provenance(artefact, hashes, source_sha256, source.origin))
-        folder_checks = check_unchecked(artefact, format, checked, strict=strict)
+        folder_checks = check_folder_contents(artefact, format, checked, strict=strict)
         checks += folder_checks
         if not quick:
             checks += check_source_groups(source, source_sha256, progress)

@@ -13,7 +13,7 @@ from pathlib import Path
 
 from cgconvert.errors import InputError, UsageError, first_few
 from cgconvert.io.file_names import path_from_here
-from cgconvert.io.system.folders import is_users
+from cgconvert.io.system.open_folder import is_users
 from cgconvert.write.known_hashes import SMALL_BYTES, known_sha256
 from cgconvert.write.manifest import (
     MANIFEST_NAME,

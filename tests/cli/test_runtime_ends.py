@@ -25,14 +25,14 @@ GEOMETRY = Geometry(
 SCRIPT = """
 import json, sys
 from cgconvert.cli.main import main
-from cgconvert.io.system import separate
+from cgconvert.io.system import separate_process
 from cgconvert.runtimes import RUNTIMES
 
 RUNTIMES["gguf"]["llama.cpp"] = "tests.support.hostile_runtimes:" + sys.argv[1]
 try:
     main(json.loads(sys.argv[2]))
 finally:
-    process = separate._SERVER.process
+    process = separate_process._SERVER.process
     print("server", process and process.pid, flush=True)
 """
 

@@ -29,9 +29,9 @@ import torch
 
 from cgconvert.cli.main import cli, main
 from cgconvert.io import commit, staging
-from cgconvert.io.separate import prepare
+from cgconvert.io.separate_object import prepare
 from cgconvert.runtimes import RUNTIMES, runtime_class
-from cgconvert.runtimes.separate import runtime_imports
+from cgconvert.runtimes.separate_runtime import runtime_imports
 from cgconvert.write import execute as execution
 from cgconvert.write import writer as write
 

@@ -16,7 +16,7 @@ import pytest
 from cgconvert.errors import InputError
 from cgconvert.io import admitted
 from cgconvert.io.admitted import AdmittedFiles, UnchangedFiles, admitting
-from cgconvert.io.system import links
+from cgconvert.io.system import open_file_links
 
 BEFORE, AFTER = b"weights that were checked", b"other weights, of a stranger"
 
@@ -29,7 +29,7 @@ def refuse(*_: object) -> None:
 def way(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str:
     """A way of linking: that of Linux, one without open files in /proc, and one without links."""
     if request.param != "descriptor":
-        monkeypatch.setattr(links, "PROCESSES", Path("nowhere"))
+        monkeypatch.setattr(open_file_links, "PROCESSES", Path("nowhere"))
     if request.param == "copy":
         monkeypatch.setattr(Path, "hardlink_to", refuse)
     return str(request.param)
@@ -120,7 +120,7 @@ def test_a_file_with_a_second_name_is_watched_by_its_content(
     artefact: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Another run makes and removes second names of its own meanwhile."""
-    monkeypatch.setattr(links, "PROCESSES", Path("nowhere"))
+    monkeypatch.setattr(open_file_links, "PROCESSES", Path("nowhere"))
     files = admit(artefact)
     admit(artefact).close()
     files.check_unchanged()

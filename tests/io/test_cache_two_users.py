@@ -13,7 +13,7 @@ from cgconvert.errors import OutputError
 from cgconvert.io import cache
 from cgconvert.io.cache import read_entry, write_entry
 from cgconvert.io.cache_contents import cache_contents
-from cgconvert.io.cache_key import made_key
+from cgconvert.io.cache_key import ensure_key
 from cgconvert.sources.tarball import unpack
 from tests.sources.test_unpacked import FILES, content, pack
 from tests.support.two_users import NOBODY, call_as_nobody, make_shared_folder, run_as
@@ -36,7 +36,7 @@ def forge_cache(folder: Path) -> None:
     folder.mkdir()
     folder.chmod(0o777)
     (folder / "reference").mkdir()
-    key = made_key(folder)
+    key = ensure_key(folder)
     (folder / "reference" / "a").write_bytes(cache._digest(key, "reference", "a", FORGED) + FORGED)
     (folder / "reference" / "b").write_bytes(hashlib.sha256(FORGED).digest() + FORGED)
     for path in (folder / "reference", *(folder / "reference").iterdir()):

@@ -16,11 +16,11 @@ from cgconvert.errors import InputError
 from cgconvert.io import reading
 from cgconvert.io.reading import (
     Budget,
-    counted,
     open_regular,
     read_bytes,
     read_head,
     spend,
+    timed_reading,
     within_budget,
 )
 from cgconvert.io.strict_json import MAX_DEPTH, parse_json, read_json
@@ -156,12 +156,12 @@ def test_time_is_counted_while_files_are_read(monkeypatch: pytest.MonkeyPatch) -
     now = [0.0]
     monkeypatch.setattr(time, "thread_time", lambda: now[0])
     with within_budget():
-        with counted("a"), counted("part of a"):
+        with timed_reading("a"), timed_reading("part of a"):
             now[0] += 6
         now[0] += 100  # the work
-        with counted("a"):
+        with timed_reading("a"):
             now[0] += 3.9
-        with counted("b"):
+        with timed_reading("b"):
             now[0] += 0.2
             with pytest.raises(InputError, match="b: refused: it takes too long"):
                 spend("b", "parts", 1)

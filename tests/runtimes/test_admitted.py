@@ -16,7 +16,7 @@ import pytest
 
 import cgconvert
 from cgconvert.errors import InputError
-from cgconvert.io.system import links
+from cgconvert.io.system import open_file_links
 from cgconvert.model.decoder import Checkpoint
 from cgconvert.runtimes import RUNTIMES, open_runtime, runtime_class
 from cgconvert.verification import subject
@@ -102,7 +102,7 @@ def test_what_is_exchanged_after_the_check_is_not_run(
     format_: str, name: str, way: str, artefacts: dict[str, Path], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     if way != "descriptor":
-        monkeypatch.setattr(links, "PROCESSES", Path("nowhere"))
+        monkeypatch.setattr(open_file_links, "PROCESSES", Path("nowhere"))
     if way == "copy":
         monkeypatch.setattr(Path, "hardlink_to", refuse)
     runtime, path = runtime_class(format_, name), artefacts[format_]

@@ -199,9 +199,9 @@ class Gguf(Format):
         return admit_gguf(path)
 
     def unchecked(self, artefact: Path, checked: Collection[Path] = ()) -> Unchecked | None:
-        from cgconvert.formats.gguf import folder
+        from cgconvert.formats.gguf import folder_contents
 
-        return folder.unchecked(artefact)
+        return folder_contents.unchecked(artefact)
 
     def stored_artefact(self, artefact: Path, source: Decoder) -> StoredArtefact:
         from cgconvert.formats.gguf import checks

@@ -19,10 +19,10 @@ import numpy as np
 from gguf.gguf_writer import WriterState
 
 from cgconvert.errors import InputError
-from cgconvert.io.reading import counted, open_regular, spend
+from cgconvert.io.reading import open_regular, spend, timed_reading
 from cgconvert.io.remembered import remembered
 from cgconvert.io.stand_ins import check_head
-from cgconvert.io.system.regular import size_of
+from cgconvert.io.system.regular_files import size_of
 
 __all__ = [
     "ALIGNMENT",
@@ -95,7 +95,7 @@ def read_header(path: Path) -> GgufHeader:
 def _parse(path: Path) -> GgufHeader:
     check_head(path)
     try:
-        with open_regular(path) as file, counted(path):
+        with open_regular(path) as file, timed_reading(path):
             return _Parser(path, file, size_of(file.fileno())).header()
     except OSError as error:
         raise InputError(f"{path}: cannot be read: {error.strerror}") from error
@@ -110,7 +110,7 @@ class _Parser:
         self.strings = 0
 
     def fault(self, text: str) -> InputError:
-        """Create the error that names the file."""
+        """Create an InputError with this text, which names the file."""
         return InputError(f"{self.path}: not a valid GGUF file: {text}; fetch or convert it again")
 
     def header(self) -> GgufHeader:

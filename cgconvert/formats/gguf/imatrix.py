@@ -32,7 +32,7 @@ from cgconvert.formats.gguf.header import (
     read_header,
 )
 from cgconvert.io.commit import Nothing
-from cgconvert.io.links import name_by_user
+from cgconvert.io.followed_links import note_user_path
 from cgconvert.io.reading import read_bytes, spend
 from cgconvert.io.staging import Staging
 from cgconvert.io.stand_ins import refuse_pointer
@@ -174,7 +174,7 @@ def read_imatrix(path: Path, decoder: Decoder) -> Imatrix:
     Raises InputError if the file is broken, belongs to another model, lacks a matrix, or has a
     value that cannot be a sum of squares.
     """
-    name_by_user(path)
+    note_user_path(path)
     raw = read_bytes(path, MAX_BYTES, " as an imatrix", kind="an imatrix")
     refuse_pointer(path, raw)
     if not raw:

@@ -1,8 +1,8 @@
 """The entries of an artefact's JSON files that a runtime gets to see: allowed keys, plain values.
 
 transformers makes an attribute of each entry of a config.json, and an argument of each entry of a
-tokenizer_config.json, and new versions obey new ones. So it gets those entries alone on which the
-computation depends. `loader_entries` names entries that would load something else.
+tokenizer_config.json, and new versions obey new ones. So the runtime gets only the
+entries on which the computation depends. `loader_entries` has those that load something else.
 """
 
 from __future__ import annotations
@@ -134,7 +134,7 @@ def _roles(entries: Mapping[str, Any]) -> list[str]:
 
 
 def _plain_entries(path: Path, entries: Mapping[str, Any], keys: Collection[str]) -> dict[str, Any]:
-    """The entries with one of the keys. Raises InputError for a value that no such entry has."""
+    """The entries with one of the keys. Raises InputError if a value is nested or long."""
     allowed = {key: value for key, value in entries.items() if key in keys}
     for key, value in allowed.items():
         if not _is_plain(value, depth=2):
@@ -142,7 +142,7 @@ def _plain_entries(path: Path, entries: Mapping[str, Any], keys: Collection[str]
                 f"{path}: refused: {key} is {reprlib.repr(value)}, which no such entry is"
             )
     tokenizer_class = allowed.get("tokenizer_class")
-    if tokenizer_class is not None:  # a text of ours, in the place of the file's
+    if tokenizer_class is not None:  # our constant, not the text of the file
         allowed["tokenizer_class"] = TOKENIZER_CLASSES[TOKENIZER_CLASSES.index(tokenizer_class)]
     return {key: without_further_fields(value) for key, value in allowed.items()}
 

@@ -138,9 +138,9 @@ class HuggingFace(Format):
         return admit_huggingface(path)
 
     def unchecked(self, artefact: Path, checked: Collection[Path] = ()) -> Unchecked | None:
-        from cgconvert.formats.huggingface import folder
+        from cgconvert.formats.huggingface import folder_contents
 
-        return folder.unchecked(artefact)
+        return folder_contents.unchecked(artefact)
 
     def stored_artefact(self, artefact: Path, source: Decoder) -> StoredArtefact:
         from cgconvert.formats.huggingface import checks

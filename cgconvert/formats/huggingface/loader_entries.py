@@ -1,4 +1,4 @@
-"""Entries of configurations by which a program loads other things than those that were checked.
+"""Entries of configurations that make a program load something else than what was checked.
 
 `config.json` and `tokenizer_config.json` may name other weights, other tokenizer files, code,
 adapters, a class of another family or another graph. Entries that transformers itself writes are
@@ -92,7 +92,7 @@ CONFIG_KNOWN = frozenset((
     "summary_type", "summary_use_proj", "task_specific_params", "tokenizer_class", "torch_dtype",
     "torchscript", "transformers_version", "use_cache",
 ))  # fmt: skip
-"""Entries of config.json that are no reason for a word."""
+"""Entries of config.json that load nothing, and are not reported."""
 
 TOKENIZER_KNOWN = frozenset((
     "add_bos_token", "add_eos_token", "add_prefix_space", "added_tokens_decoder",
@@ -133,44 +133,47 @@ def unchecked_entries(folder: Path, graph: Path | None = None) -> Unchecked:
     known = CONFIG_KNOWN if graph is None else CONFIG_KNOWN | {JS_CONFIG}
     loaded = [
         *(f"config.json: {text}" for text in loaded_config_entries(config)),
-        *(f"config.json: {text}" for text in _other_graph(config, graph)),
+        *(f"config.json: {text}" for text in _foreign_graph(config, graph)),
         *(f"tokenizer_config.json: {text}" for text in loaded_tokenizer_entries(tokenizer)),
     ]
     known_to_tokenizer = {*TOKENIZER_KNOWN, *TOKENIZER_LOADED, *_roles(tokenizer)}
     unknown = [
-        *(f"config.json has {key}" for key in _others(config, known | CONFIG_LOADED.keys())),
-        *(f"tokenizer_config.json has {key}" for key in _others(tokenizer, known_to_tokenizer)),
+        *(f"config.json has {key}" for key in _unknown_keys(config, known | CONFIG_LOADED.keys())),
+        *(
+            f"tokenizer_config.json has {key}"
+            for key in _unknown_keys(tokenizer, known_to_tokenizer)
+        ),
     ]
     return Unchecked(folder, tuple(loaded), (), tuple(unknown))
 
 
 def loaded_config_entries(config: Mapping[str, Any]) -> list[str]:
     """Describe the entries of a config.json that load something, or name another class."""
-    return [*_loaded(config, CONFIG_LOADED), *_other_classes(config)]
+    return [*_loaded(config, CONFIG_LOADED), *_foreign_classes(config)]
 
 
 def loaded_tokenizer_entries(tokenizer: Mapping[str, Any]) -> list[str]:
-    """Describe the entries of a tokenizer_config.json that load something, or another class."""
-    return [*_loaded(tokenizer, TOKENIZER_LOADED), *_other_tokenizer(tokenizer)]
+    """Describe the entries of a tokenizer_config.json that name files, code or a foreign class."""
+    return [*_loaded(tokenizer, TOKENIZER_LOADED), *_foreign_tokenizer(tokenizer)]
 
 
 def _loaded(entries: Mapping[str, Any], table: Mapping[str, str]) -> Iterator[str]:
-    """Yield a phrase for each entry that a program obeys."""
+    """Yield a phrase for each entry of the table that has a value: its key, value and effect."""
     for key, effect in table.items():
         if entries.get(key):
             yield f"{key} is {reprlib.repr(entries[key])} ({effect})"
 
 
-def _other_classes(config: Mapping[str, Any]) -> Iterator[str]:
+def _foreign_classes(config: Mapping[str, Any]) -> Iterator[str]:
     """Yield a phrase if config.json names classes of another model or tokenizer."""
     expected = CLASSES.get(str(config.get("model_type")))
     classes = config.get("architectures") or [expected]
     if expected and classes != [expected]:
         yield f"architectures is {reprlib.repr(classes)} (vLLM runs that class, not {expected})"
-    yield from _other_tokenizer(config)
+    yield from _foreign_tokenizer(config)
 
 
-def _other_tokenizer(entries: Mapping[str, Any]) -> Iterator[str]:
+def _foreign_tokenizer(entries: Mapping[str, Any]) -> Iterator[str]:
     """Yield a phrase if a configuration names a tokenizer's class of another family."""
     name = entries.get("tokenizer_class")
     if name is not None and name not in TOKENIZER_CLASSES:
@@ -180,7 +183,7 @@ def _other_tokenizer(entries: Mapping[str, Any]) -> Iterator[str]:
         )
 
 
-def _other_graph(config: Mapping[str, Any], graph: Path | None) -> Iterator[str]:
+def _foreign_graph(config: Mapping[str, Any], graph: Path | None) -> Iterator[str]:
     """Yield a phrase if transformers.js would take another graph than the one that is checked."""
     if graph is None or not config.get(JS_CONFIG):
         return
@@ -192,7 +195,7 @@ def _other_graph(config: Mapping[str, Any], graph: Path | None) -> Iterator[str]
             f"{JS_CONFIG} has the dtype {reprlib.repr(dtype)} (transformers.js takes another "
             f"graph than {graph.name})"
         )
-    for key in _others(entries, JS_KNOWN):
+    for key in _unknown_keys(entries, JS_KNOWN):
         yield f"{JS_CONFIG} has {key} (transformers.js obeys it)"
 
 
@@ -211,6 +214,6 @@ def _roles(tokenizer: Mapping[str, Any]) -> Iterator[str]:
             yield key
 
 
-def _others(entries: Mapping[str, Any], known: Collection[str]) -> Iterator[str]:
-    """Yield the keys that are not known, as text."""
+def _unknown_keys(entries: Mapping[str, Any], known: Collection[str]) -> Iterator[str]:
+    """Yield the keys that are not among the known ones, as text for a message."""
     return (reprlib.repr(key) for key in entries if key not in known)

@@ -15,7 +15,7 @@ from cgconvert.errors import InputError
 from cgconvert.io.reading import open_regular, spend
 from cgconvert.io.stand_ins import check_head
 from cgconvert.io.strict_json import parse_json
-from cgconvert.io.system.regular import size_of
+from cgconvert.io.system.regular_files import size_of
 from cgconvert.model.dtype import TORCH_DTYPES
 from cgconvert.model.tensor import StoredTensor
 

@@ -24,7 +24,7 @@ from cgconvert.formats.huggingface.torch_globals import (
     find_global,
     storage,
 )
-from cgconvert.io.reading import counted, spend
+from cgconvert.io.reading import spend, timed_reading
 
 __all__ = ["MAX_BYTES", "parse"]
 
@@ -43,7 +43,7 @@ def parse(raw: bytes, where: object = "a pickle") -> Any:
     """
     if len(raw) > MAX_BYTES:
         raise RefusedError(f"its pickle has {len(raw)} bytes, too many for a state dict")
-    with counted(where):
+    with timed_reading(where):
         return _Machine(raw, where).run()
 
 

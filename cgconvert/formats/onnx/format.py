@@ -191,9 +191,9 @@ class Onnx(Format):
         return admit_onnx(path)
 
     def unchecked(self, artefact: Path, checked: Collection[Path] = ()) -> Unchecked | None:
-        from cgconvert.formats.onnx import folder
+        from cgconvert.formats.onnx import folder_contents
 
-        return folder.unchecked(artefact, checked)
+        return folder_contents.unchecked(artefact, checked)
 
     def stored_artefact(self, artefact: Path, source: Decoder) -> StoredArtefact:
         from cgconvert.formats.onnx import checks

@@ -24,7 +24,7 @@ from cgconvert.formats.headers import most_stored, tensor_lines
 from cgconvert.formats.huggingface import config as configs
 from cgconvert.formats.onnx.files import find_graph, folder_of
 from cgconvert.formats.onnx.weights import COS, QKV, ROTARY_BASE, ROTARY_ORDER
-from cgconvert.io.reading import counted, read_bytes, spend
+from cgconvert.io.reading import read_bytes, spend, timed_reading
 from cgconvert.io.remembered import remembered
 from cgconvert.io.stand_ins import check_head
 from cgconvert.io.strict_json import read_json
@@ -218,7 +218,7 @@ def parse(graph: Path) -> onnx.ModelProto:
 def _parse(graph: Path) -> onnx.ModelProto:
     check_head(graph)
     data = read_bytes(graph, MAX_GRAPH_BYTES, kind="a graph of cgconvert's, without weights inside")
-    with counted(graph):
+    with timed_reading(graph):
         try:
             model: onnx.ModelProto = onnx.ModelProto.FromString(data)
         except DecodeError as error:

@@ -37,14 +37,14 @@ class _FilterProgram(ctypes.Structure):
     _fields_ = (("length", ctypes.c_ushort), ("instructions", ctypes.c_void_p))
 
 
-def forbid_sockets(*, but_unix: bool) -> bool:
+def forbid_sockets(*, allow_unix: bool) -> bool:
     """Make every later call of socket() fail in this thread and in those that it starts.
 
     Pairs of connected sockets can still be made. Returns whether the system took the filter; only
     Linux on x86-64 and ARM has it.
 
     Args:
-        but_unix: Whether sockets of this machine alone, as CUDA's, stay allowed.
+        allow_unix: Whether Unix sockets stay allowed, which stay on this machine; CUDA needs them.
     """
     system = SYSTEMS.get(platform.machine())
     if sys.platform != "linux" or system is None or ctypes.sizeof(ctypes.c_void_p) != 8:
@@ -52,7 +52,7 @@ def forbid_sockets(*, but_unix: bool) -> bool:
     architecture, socket_number = system
     refusing_last = [(RETURN, 0, 0, REFUSE)]
     calls = [(EQUAL, 0, 1, IO_URING_SETUP), *refusing_last, (EQUAL, 0, 1, socket_number)]
-    if but_unix:
+    if allow_unix:
         calls = [
             *calls[:-1], (EQUAL, 0, 3, socket_number), (LOAD, 0, 0, FIRST_ARGUMENT),
             (EQUAL, 1, 0, AF_UNIX),

@@ -46,14 +46,14 @@ class _Child:
         process: Its id.
         status: The socket to its opener: what arrives there, or its end, asks to kill the process.
         max_bytes: The memory it may take; 0 for any.
-        is_over: Whether it took more, and was killed for it.
+        is_over_memory: Whether it took more, and was killed for it.
         is_killed: Whether it was killed, for any reason.
     """
 
     process: int
     status: socket.socket
     max_bytes: int
-    is_over: bool = False
+    is_over_memory: bool = False
     is_killed: bool = False
 
     def kill(self) -> None:
@@ -168,7 +168,7 @@ class _Server:
             if child is None:
                 continue
             code = os.waitstatus_to_exitcode(status)
-            report = {"signal": max(0, -code), "is_over": child.is_over}
+            report = {"signal": max(0, -code), "is_over_memory": child.is_over_memory}
             with contextlib.suppress(OSError):
                 child.status.send(json.dumps(report).encode())
             child.status.close()
@@ -177,7 +177,7 @@ class _Server:
         """Kill every process that has taken more memory than it may."""
         for child in self.children.values():
             if child.max_bytes and private_memory(child.process) > child.max_bytes:
-                child.is_over = True
+                child.is_over_memory = True
                 child.kill()
 
 

@@ -72,9 +72,9 @@ def rename(source: Path, target: Path) -> None:
 def rename_new(new: Path, output: Path) -> None:
     """Rename to a place where nothing lies; raises FileExistsError if something does by now.
 
-    Where no rename refuses to replace, a file gets the second name first, which never replaces
-    anything, and a folder takes the place of a new, empty one: no other folder can be replaced. A
-    file on a disk without hard links takes the place of a new, empty file.
+    Some systems and disks have no such rename. There a file gets its new name as a hard link, and
+    then loses the old name; without hard links, an empty file is made at the new place and
+    replaced. For a folder, an empty folder is made at the new place and replaced.
     """
     if _renamed(new, output, NO_REPLACE, MAC_NO_REPLACE):
         return

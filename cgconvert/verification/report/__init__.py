@@ -11,8 +11,8 @@ from pathlib import Path
 from cgconvert.errors import InputError, OutputError, UsageError
 from cgconvert.io.reading import read_head
 from cgconvert.io.staging import Staging
-from cgconvert.io.system.folders import OpenFolder, is_users
 from cgconvert.io.system.names import is_writable_folder
+from cgconvert.io.system.open_folder import OpenFolder, is_users
 from cgconvert.verification.report.html import as_html
 from cgconvert.verification.report.junit import as_junit
 from cgconvert.verification.report.markdown import as_markdown
@@ -53,7 +53,7 @@ def write_reports(reports: Sequence[Report], path: Path) -> None:
     check_report_path(path)
     # Names of files may hold bytes that are not UTF-8; these are escaped, as in JSON.
     text = WRITERS[path.suffix](reports).encode(errors="backslashreplace")
-    with Staging(path, EarlierReport()) as staging:
+    with Staging(path, ReportGuard()) as staging:
         try:
             (staging.content / path.name).write_bytes(text)
             staging.commit_files()
@@ -70,7 +70,7 @@ def check_report_path(path: Path) -> None:
     """
     if path.suffix not in WRITERS:
         raise UsageError(f"{path}: a report ends in {', '.join(WRITERS)}")
-    EarlierReport().check(path)
+    ReportGuard().check(path)
     folder = Path(os.path.realpath(path)).parent
     existing = next(place for place in (folder, *folder.parents) if os.path.lexists(place))
     if not is_writable_folder(existing):
@@ -79,7 +79,7 @@ def check_report_path(path: Path) -> None:
     OpenFolder.at(next(place for place in parents if place.is_dir())).close()
 
 
-class EarlierReport:
+class ReportGuard:
     """A guard that lets a report replace an earlier report of this user's, or an empty file."""
 
     def check(self, output: Path) -> bool:

@@ -83,7 +83,7 @@ _NOT_XML = re.compile("[^\t\n\r\x20-\ud7ff\ue000-\ufffd\U00010000-\U0010ffff]")
 
 @dataclass(frozen=True)
 class Report:
-    """One artefact's verification; the module's docstring says what each mapping holds."""
+    """One artefact's verification; the fields are those of the JSON object described above."""
 
     artefact: Mapping[str, Any]
     source: Mapping[str, Any]

@@ -69,7 +69,7 @@ def overview(reports: Sequence[Report], width: int | None = None) -> str:
 
 
 def as_table(report: Report, width: int | None = None) -> str:
-    """Write what was compared, the checks with the failed ones first, and the sentence."""
+    """Write what was compared, the checks with the failed ones first, and the conclusion."""
     return "\n".join([table(report, width), *wrapped(printable(report.sentence), width)]) + "\n"
 
 

@@ -16,10 +16,10 @@ from cgconvert.verification.prompts import PROMPTS
 from cgconvert.verification.reference import Reference
 from cgconvert.verification.witness.adapters import link_adapters
 from cgconvert.verification.witness.opening import (
-    Asking,
     NoWitnessError,
-    asking,
+    SeparateTransformers,
     private_folder,
+    separate_transformers,
 )
 from cgconvert.verification.witness.view import link_weights, write_config
 
@@ -95,7 +95,7 @@ def read_model(
         write_config(source, view.folder)
         is_safetensors = link_weights(source, view)
         adapters = link_adapters(source, view)
-        with asking(view.folder) as transformers:
+        with separate_transformers(view.folder) as transformers:
             return _read(
                 transformers,
                 source,
@@ -109,7 +109,7 @@ def read_model(
 
 
 def _read(
-    transformers: Asking,
+    transformers: SeparateTransformers,
     source: Checkpoint,
     openings: Sequence[Sequence[int]],
     new_tokens: int,
@@ -193,7 +193,9 @@ def _affordable_layers(source: Checkpoint) -> int:
     return int(count)
 
 
-def _compare_logits(transformers: Asking, source: Checkpoint, count: int) -> LogitsReading:
+def _compare_logits(
+    transformers: SeparateTransformers, source: Checkpoint, count: int
+) -> LogitsReading:
     """Compare the logits of transformers' `count` layers with those of cgconvert's reference."""
     decoder = replace(
         source.decoder,

@@ -10,15 +10,22 @@ from typing import Any
 
 from cgconvert.errors import CgconvertError, in_words
 from cgconvert.io.admitted import AdmittedFiles
-from cgconvert.io.separate import EndedError, ForeignError, SeparateObject
+from cgconvert.io.separate_object import LibraryError, ProcessEndedError, SeparateObject
 from cgconvert.io.system.threads import thread_count
 from cgconvert.runtimes.limits import Limits
-from cgconvert.runtimes.separate import how_it_ended, runtime_imports
+from cgconvert.runtimes.separate_runtime import describe_ending, runtime_imports
 from cgconvert.runtimes.transformers import TransformersRuntime, quiet
 
-__all__ = ["Asking", "NoWitnessError", "asking", "private_folder", "witness_imports", "witnessing"]
+__all__ = [
+    "NoWitnessError",
+    "SeparateTransformers",
+    "private_folder",
+    "separate_transformers",
+    "witness_imports",
+    "witnessing",
+]
 
-ASKED = "cgconvert.verification.witness.asked:AskedTransformers"
+HOSTED = "cgconvert.verification.witness.hosted_transformers:HostedTransformers"
 
 
 class NoWitnessError(Exception):
@@ -27,7 +34,7 @@ class NoWitnessError(Exception):
 
 @contextmanager
 def private_folder() -> Iterator[AdmittedFiles]:
-    """A temporary folder; what cgconvert cannot read for it is no witness."""
+    """A temporary folder; an error while it is filled becomes a NoWitnessError."""
     with closing(AdmittedFiles(Path(), Path())) as view:
         try:
             yield view
@@ -56,14 +63,14 @@ def witnessing(part: str) -> Iterator[None]:
         raise NoWitnessError(f"transformers cannot read its {part}: {reason}") from error
 
 
-class Asking:
+class SeparateTransformers:
     """transformers in a process of its own, with the private folder that it reads."""
 
     def __init__(self, folder: Path) -> None:
         self._folder, self._limits = folder, Limits.of(folder)
         with self._errors():
             self._remote = SeparateObject(
-                ASKED,
+                HOSTED,
                 (str(folder), thread_count()),
                 imports=witness_imports(),
                 max_bytes=self._limits.max_bytes,
@@ -71,7 +78,7 @@ class Asking:
             )
 
     def ask(self, name: str, *arguments: Any, tokens: int = 0) -> Any:
-        """Call a method of AskedTransformers, which computes so many tokens; return its answer.
+        """Call a method of HostedTransformers, which computes so many tokens; return its answer.
 
         Raises NoWitnessError if transformers has none.
         """
@@ -88,21 +95,21 @@ class Asking:
 
     @contextmanager
     def _errors(self) -> Iterator[None]:
-        """Let what the process raises, and what ends it, be a NoWitnessError."""
+        """Turn what the process raises, and the end of the process, into a NoWitnessError."""
         try:
             yield
-        except EndedError as error:
-            reason = how_it_ended(error, self._limits, "read")
+        except ProcessEndedError as error:
+            reason = describe_ending(error, self._limits, "read")
             raise NoWitnessError(f"transformers {reason}") from None
-        except (CgconvertError, ForeignError) as error:
+        except (CgconvertError, LibraryError) as error:
             reason = in_words(str(error)).replace(str(self._folder), "source")
             raise NoWitnessError(f"transformers cannot read it: {reason}") from error
 
 
 @contextmanager
-def asking(folder: Path) -> Iterator[Asking]:
+def separate_transformers(folder: Path) -> Iterator[SeparateTransformers]:
     """Open a private folder with transformers, in a process that ends with the block."""
-    opened = Asking(folder)
+    opened = SeparateTransformers(folder)
     try:
         yield opened
     finally:
@@ -111,4 +118,4 @@ def asking(folder: Path) -> Iterator[Asking]:
 
 def witness_imports() -> list[str]:
     """The modules that a process imports to be a witness."""
-    return [ASKED.partition(":")[0], *runtime_imports(TransformersRuntime)]
+    return [HOSTED.partition(":")[0], *runtime_imports(TransformersRuntime)]

@@ -15,7 +15,7 @@ from cgconvert.io.strict_json import read_json
 from cgconvert.model import family
 from cgconvert.model.decoder import Checkpoint
 from cgconvert.model.tokenizer_files import TOKENIZER_FILES
-from cgconvert.verification.witness.opening import asking, private_folder
+from cgconvert.verification.witness.opening import private_folder, separate_transformers
 from cgconvert.verification.witness.view import (
     stored_tokens,
     write_tokenizer,
@@ -86,7 +86,7 @@ def read_tokenizer(source: Checkpoint, texts: Sequence[str]) -> TokenizerReading
     """Read the source's tokenizer, and encode and decode the texts with it."""
     with private_folder() as view:
         is_own = write_tokenizer(source, view)
-        with asking(view.folder) as transformers:
+        with separate_transformers(view.folder) as transformers:
             answer = transformers.ask("tokenizer", texts, _may_lack_runs(source, is_own=is_own))
         tokens = TokenReading.of(answer, stored_tokens(view.folder))
     readings = {text: (tuple(ids), decoded) for text, ids, decoded in answer["texts"]}
@@ -106,7 +106,7 @@ def read_artefact_tokens(artefact: Path) -> TokenReading:
     config = artefact / "config.json"
     with private_folder() as view:
         write_tokenizer_files(artefact, files, read_json(config) if config.is_file() else {}, view)
-        with asking(view.folder) as transformers:
+        with separate_transformers(view.folder) as transformers:
             answer = transformers.ask("tokenizer", (), False)
         return TokenReading.of(answer, stored_tokens(view.folder))
 

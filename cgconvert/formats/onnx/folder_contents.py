@@ -8,7 +8,7 @@ from pathlib import Path
 
 from cgconvert.errors import InputError
 from cgconvert.formats.comparison import as_mapping
-from cgconvert.formats.huggingface.folder import configuration_files
+from cgconvert.formats.huggingface.folder_contents import configuration_files
 from cgconvert.formats.huggingface.loader_entries import unchecked_entries
 from cgconvert.formats.loader_files import Unchecked, unchecked_files
 from cgconvert.formats.onnx.files import find_graph, folder_of, graphs
@@ -34,15 +34,15 @@ def unchecked(path: Path, checked: Collection[Path] = ()) -> Unchecked:
     graph = find_graph(path)
     folder = folder_of(graph).resolve()
     belonging = {
-        other.resolve()
+        candidate.resolve()
         for artefact in (graph, *checked)
-        for other in graphs(artefact)
-        if folder_of(other).resolve() == folder
+        for candidate in graphs(artefact)
+        if folder_of(candidate).resolve() == folder
     }
     own = {*configuration_files(folder), GENAI}
-    for other in belonging:
-        data = {tensor.path for tensor in stored_tensors(other).values()}
-        own |= {file.relative_to(folder).as_posix() for file in (other, *data)}
+    for graph_path in belonging:
+        data = {tensor.path for tensor in stored_tensors(graph_path).values()}
+        own |= {file.relative_to(folder).as_posix() for file in (graph_path, *data)}
     return (
         unchecked_files(folder, own)
         | unchecked_entries(folder, graph)
@@ -51,21 +51,21 @@ def unchecked(path: Path, checked: Collection[Path] = ()) -> Unchecked:
 
 
 def _genai_faults(folder: Path, graph: Path, belonging: Collection[Path]) -> list[str]:
-    """Say what genai_config.json makes onnxruntime-genai load that is not this graph."""
-    path = folder / GENAI
-    if not path.is_file():
+    """Describe what genai_config.json makes onnxruntime-genai load other than the graph."""
+    config_path = folder / GENAI
+    if not config_path.is_file():
         return []
-    model = as_mapping(read_json(path).get("model"))
+    model = as_mapping(read_json(config_path).get("model"))
     name = as_mapping(model.get("decoder")).get("filename")
-    names = {other.relative_to(folder).as_posix(): other for other in belonging}
+    names = {path.relative_to(folder).as_posix(): path for path in belonging}
     if not isinstance(name, str) or name not in names:
         return [
             f"{GENAI} names the graph {reprlib.repr(name)} (onnxruntime-genai runs that one, not "
             f"{graph.relative_to(folder).as_posix()})"
         ]
     try:
-        admit_genai_entries(path, names[name])
+        admit_genai_entries(config_path, names[name])
     except InputError as error:
-        fault = str(error).removeprefix(f"{path}: ")
+        fault = str(error).removeprefix(f"{config_path}: ")
         return [f"{GENAI} {fault} (onnxruntime-genai obeys it)"]
     return []

@@ -1,7 +1,7 @@
-"""transformers reading a private folder, in the process of its own in which nothing else is done.
+"""transformers on a private folder; this runs in a separate process that does nothing else.
 
-`witness.model` and `witness.tokenizer` ask it through `witness.opening`. What cgconvert itself
-knows of the source is not here: only the folder, and what was put into it.
+`witness.model` and `witness.tokenizer` call it through `SeparateTransformers`. It knows nothing of
+the source but the files in the folder.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from cgconvert.model.device import warm_up_mkl
 from cgconvert.verification.witness.adapters import merge_adapters
 from cgconvert.verification.witness.opening import NoWitnessError, witnessing
 
-__all__ = ["AskedTransformers"]
+__all__ = ["HostedTransformers"]
 
 END = "<|endoftext|>"
 ROLES = ("bos", "eos", "unk", "pad")
@@ -39,8 +39,8 @@ def _answering(method: Callable[..., Any]) -> Callable[..., dict[str, Any]]:
     return call
 
 
-class AskedTransformers:
-    """transformers on one private folder; the model is loaded once, by `load`.
+class HostedTransformers:
+    """transformers on one private folder, in its own process; `load` loads the model once.
 
     Args:
         folder: The folder.

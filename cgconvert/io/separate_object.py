@@ -1,7 +1,7 @@
 """Objects that live in a process of their own, and are called through a connection.
 
-The process has no sockets, no home and no telemetry (see traces), and may take only so much memory
-and time. Whatever ends it, a crash of native code too, is an exception here.
+The process has no sockets, no home and no telemetry (telemetry.py), and its memory and time have
+limits. If it ends, even by a crash of native code, an exception is raised here.
 """
 
 from __future__ import annotations
@@ -15,19 +15,19 @@ from typing import Any
 
 from cgconvert import errors
 from cgconvert.errors import CgconvertError
-from cgconvert.io.messages import receive, send
+from cgconvert.io.process_messages import receive, send
 from cgconvert.io.system.confinement import forbid_dumps, forbid_sockets
-from cgconvert.io.system.separate import (
+from cgconvert.io.system.separate_process import (
     Ending,
     SeparateProcess,
     prepare_imports,
     start_separate,
 )
-from cgconvert.io.traces import private_environment
+from cgconvert.io.telemetry import private_environment
 
-__all__ = ["EndedError", "ForeignError", "SeparateObject", "prepare", "serve"]
+__all__ = ["LibraryError", "ProcessEndedError", "SeparateObject", "prepare", "serve"]
 
-TARGET = "cgconvert.io.separate:serve"
+TARGET = "cgconvert.io.separate_object:serve"
 MAX_ARRAY_BYTES = 1 << 40
 LAST_SECONDS = 5
 """How long it takes at most until a process that closed its connection has ended."""
@@ -40,7 +40,7 @@ CLASSES: Mapping[str, type[CgconvertError]] = {
 """The classes of errors that pass from one process to another."""
 
 
-class EndedError(Exception):
+class ProcessEndedError(Exception):
     """The process ended, or was ended, before it answered.
 
     Attributes:
@@ -52,7 +52,7 @@ class EndedError(Exception):
         self.ending = ending
 
 
-class ForeignError(Exception):
+class LibraryError(Exception):
     """An exception of a library in the process, as one line of text: its class and its message.
 
     Attributes:
@@ -68,16 +68,17 @@ class SeparateObject:
     """An object in a process of its own.
 
     Args:
-        target: Module and function that makes it, such as "cgconvert.runtimes.separate:host".
+        target: Module and function that makes it, such as HOST of runtimes/separate_runtime.py.
         arguments: The function's arguments, as JSON values.
         imports: Modules that the function needs, which are imported once for many processes.
-        max_bytes: The memory that the process may take; 0 for any.
+        max_bytes: The memory that the process may take; 0 for no limit.
         seconds: How long making the object may take.
-        but_unix: Whether the process may open sockets of this machine alone, which CUDA needs.
+        allow_unix: Whether the process may open Unix sockets, which stay on this machine; CUDA
+            needs them.
 
     Raises:
-        EndedError: The process ended, or took too long.
-        ForeignError: A library raised an exception.
+        ProcessEndedError: The process ended, or took too long.
+        LibraryError: A library raised an exception.
         CgconvertError: The function raised it.
     """
 
@@ -89,14 +90,14 @@ class SeparateObject:
         imports: Sequence[str],
         max_bytes: int,
         seconds: float,
-        but_unix: bool = False,
+        allow_unix: bool = False,
     ) -> None:
         environment = private_environment()
         request = {
             "target": target,
             "arguments": arguments,
             "environment": environment,
-            "but_unix": but_unix,
+            "allow_unix": allow_unix,
         }
         for is_last in (False, True):
             self._process: SeparateProcess | None = start_separate(
@@ -105,7 +106,7 @@ class SeparateObject:
             try:
                 self._call(request, seconds)
                 return
-            except EndedError as error:
+            except ProcessEndedError as error:
                 # A server that ends because it had nothing to do no longer takes a request.
                 is_lost = error.ending is not None and not error.ending.is_known
                 if is_last or not is_lost:
@@ -117,7 +118,7 @@ class SeparateObject:
     def call(self, name: str, *arguments: Any, seconds: float) -> Any:
         """Call a method of the object, or read its attribute, and return the value.
 
-        Raises what the class raises. After EndedError it cannot be called any more.
+        Raises what the class raises. After ProcessEndedError it cannot be called any more.
         """
         return self._call({"name": name, "arguments": arguments}, seconds)
 
@@ -129,17 +130,17 @@ class SeparateObject:
 
     def _call(self, request: Mapping[str, Any], seconds: float) -> Any:
         if self._process is None:
-            raise EndedError(Ending(is_known=False))
+            raise ProcessEndedError(Ending(is_known=False))
         connection = self._process.connection
         try:
             send(connection, request)
             if not connection.poll(seconds):
                 self.close()
-                raise EndedError(None)
+                raise ProcessEndedError(None)
             answer = receive(connection, MAX_ARRAY_BYTES)
         except (EOFError, OSError, ValueError):
-            raise EndedError(self._ending()) from None
-        except EndedError:
+            raise ProcessEndedError(self._ending()) from None
+        except ProcessEndedError:
             raise
         except BaseException:  # what is left of the answer would be taken for the next one
             self.close()
@@ -148,7 +149,7 @@ class SeparateObject:
             return answer["value"]
         text = str(answer["text"])
         if answer["error"] not in CLASSES:
-            raise ForeignError(text, is_memory=bool(answer["is_memory"]))
+            raise LibraryError(text, is_memory=bool(answer["is_memory"]))
         kind = CLASSES[answer["error"]]
         error = kind.__new__(kind)
         error.args = (text,)
@@ -179,7 +180,7 @@ def serve(connection: Any) -> None:
     os.environ.clear()
     os.environ.update(first["environment"])
     forbid_dumps()
-    forbid_sockets(but_unix=first["but_unix"])
+    forbid_sockets(allow_unix=first["allow_unix"])
     made = None
     with contextlib.suppress(EOFError, OSError):
         request = first

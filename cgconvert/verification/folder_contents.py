@@ -1,4 +1,4 @@
-"""The check that nothing lies in an artefact's folder but what the other checks have judged."""
+"""The check `files`: nothing lies in an artefact's folder but what the other checks have judged."""
 
 from __future__ import annotations
 
@@ -10,12 +10,12 @@ from cgconvert.formats.registry import load
 from cgconvert.verification.report import is_report
 from cgconvert.verification.thresholds import MAX_NAMED, Check, Verdict
 
-__all__ = ["CHECK_NAME", "check_unchecked"]
+__all__ = ["CHECK_NAME", "check_folder_contents"]
 
 CHECK_NAME = "files"
 
 
-def check_unchecked(
+def check_folder_contents(
     artefact: Path,
     format: str,  # noqa: A002
     checked: Collection[Path] = (),

@@ -1,4 +1,4 @@
-"""Links in folders of strangers: which of them are followed.
+"""Which links in a checkpoint or an artefact are followed.
 
 A link in a checkpoint or an artefact may lead to any file that the user can read, whose content or
 hash would then stand in an output, a report or a message. So a link is followed only if it stays in
@@ -15,7 +15,7 @@ from pathlib import Path
 from cgconvert.errors import InputError
 from cgconvert.io.file_names import is_possible
 
-__all__ = ["check_links", "name_by_user"]
+__all__ = ["check_links", "note_user_path"]
 
 SNAPSHOTS, BLOBS, MODELS = "snapshots", "blobs", "models--"
 
@@ -26,8 +26,8 @@ _beside: set[str] = set()
 in which these files lie."""
 
 
-def name_by_user(path: Path) -> None:
-    """Note that the user has named a folder or file, which may be a link or lie behind one."""
+def note_user_path(path: Path) -> None:
+    """Note a folder or file that the user has named; links in its path are followed."""
     if not is_possible(path):
         return
     for name in (os.path.abspath(path), os.path.realpath(path)):
@@ -39,10 +39,10 @@ def name_by_user(path: Path) -> None:
 
 
 def check_links(path: Path) -> None:
-    """Raise InputError if a path leads out of the folder that the user has named by a link.
+    """Raise InputError if a link leads from a path out of the folder that the user has named.
 
-    Beside a file that the user has named, files are checked as in a named folder. Other paths are
-    of cgconvert's own making, and are not checked.
+    If the user has named a file, its folder counts as named for the files beside it. Paths outside
+    of all these folders were made by cgconvert itself, and are not checked.
     """
     name = os.path.abspath(path)
     folder = None if name in _files else _named_folder(name)

@@ -1,4 +1,4 @@
-"""Whether a folder is the user's alone: nobody else can write in it, or put another in its place.
+"""Folders and files of the user's own: nobody else can write in them, or exchange them.
 
 The rules are those that ssh and sudo have for their files. A folder belongs to the user and is
 closed to others. Every folder above it belongs to the user or to root, and others can write in it

@@ -48,12 +48,12 @@ class Ending:
 
     Attributes:
         signal: The name of the signal that ended it, such as SIGSEGV; "" if it ended itself.
-        is_over: Whether it was ended because it took more memory than it may.
+        is_over_memory: Whether it was ended because it took more memory than it may take.
         is_known: Whether it is known how it ended; not if the server ended too.
     """
 
     signal: str = ""
-    is_over: bool = False
+    is_over_memory: bool = False
     is_known: bool = True
 
 
@@ -77,11 +77,11 @@ def start_separate(
     """Start a process that calls a function.
 
     Args:
-        target: Module and function, such as "cgconvert.io.separate:serve".
+        target: Module and function, such as "cgconvert.io.separate_object:serve".
         imports: Modules that the function will need; they are imported once for many processes.
-        max_bytes: The memory that the process may take; 0 for any. Kept on Linux alone.
-        environment: The variables with which the modules are imported. A spawned process has
-            those of this one, until the function changes them.
+        max_bytes: The memory that the process may take; 0 for no limit. Only Linux keeps to it.
+        environment: The environment variables while the modules are imported. A spawned process
+            has those of this process, until the function changes them.
     """
     if not can_fork():
         return _SpawnedProcess(target)
@@ -153,7 +153,7 @@ class _ForkedProcess(SeparateProcess):
             self._ending = Ending(is_known=False)
             if raw:
                 report = json.loads(raw)
-                self._ending = Ending(_signal_name(report["signal"]), report["is_over"])
+                self._ending = Ending(_signal_name(report["signal"]), report["is_over_memory"])
         return self._ending
 
 

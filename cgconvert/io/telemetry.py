@@ -1,4 +1,4 @@
-"""Telemetry, network and files in the home: what libraries do unasked, and how it is turned off.
+"""Turn off what libraries do unasked: telemetry, requests to the network, files in the home.
 
 onnxruntime and onnxruntime-genai for Linux write an id and a data base of events into the user's
 cache folder when they are imported, and send the events to a host of Microsoft's. The Hub's client

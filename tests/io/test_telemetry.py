@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from cgconvert.io.traces import NO_TELEMETRY, forbid_telemetry, private_environment
+from cgconvert.io.telemetry import NO_TELEMETRY, forbid_telemetry, private_environment
 from tests.support.command_runs import ROOT
 
 SCRIPT = """

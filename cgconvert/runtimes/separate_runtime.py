@@ -1,4 +1,4 @@
-"""Runtimes in a process of their own: a crash, an endless loop or a lack of memory ends that alone.
+"""Runtimes in a process of their own: a crash, an endless loop or a lack of memory ends only that.
 
 The classes of runtimes run in the process that opens them. `SeparateRuntime` opens one of them in
 another process and hands every call to it.
@@ -19,16 +19,20 @@ import numpy as np
 from cgconvert.errors import CgconvertError, InputError, RuntimeEndedError, UsageError
 from cgconvert.io.admitted import AdmittedFiles
 from cgconvert.io.progress import format_bytes
-from cgconvert.io.separate import EndedError, ForeignError, SeparateObject
+from cgconvert.io.separate_object import LibraryError, ProcessEndedError, SeparateObject
 from cgconvert.runtimes.limits import MEMORY_VARIABLE, SECONDS_VARIABLE, Limits
 from cgconvert.runtimes.runtime import Runtime
 
 __all__ = [
-    "SeparateRuntime", "host", "how_it_ended", "open_separately", "runtime_imports",
+    "SeparateRuntime",
+    "describe_ending",
+    "host",
+    "open_separately",
+    "runtime_imports",
     "separate_errors",
 ]  # fmt: skip
 
-HOST = "cgconvert.runtimes.separate:host"
+HOST = "cgconvert.runtimes.separate_runtime:host"
 
 
 class SeparateRuntime(Runtime):
@@ -213,7 +217,7 @@ def open_separately(
             imports=runtime_imports(kind),
             max_bytes=limits.max_bytes,
             seconds=limits.opening_seconds,
-            but_unix=device != "cpu",
+            allow_unix=device != "cpu",
         )  # fmt: skip
         closing.callback(remote.close)
         if not remote.call("exists", seconds=limits.opening_seconds):
@@ -240,33 +244,33 @@ def separate_errors(files: AdmittedFiles, name: str, limits: Limits, action: str
     """
     try:
         yield
-    except EndedError as error:
+    except ProcessEndedError as error:
         raise RuntimeEndedError(
-            f"{files.artefact}: {name} {how_it_ended(error, limits, action)}"
+            f"{files.artefact}: {name} {describe_ending(error, limits, action)}"
         ) from None
-    except ForeignError as error:
+    except LibraryError as error:
         hint = ""
         if error.is_memory:
             hint = f"; {format_bytes(limits.max_bytes)} are allowed, see {MEMORY_VARIABLE}"
-        text = files.in_words_of_artefact(str(error))
+        text = files.with_artefact_paths(str(error))
         raise InputError(
             f"{files.artefact}: {name} failed when it {action} it: {text}{hint}"
         ) from None
     except CgconvertError as error:
-        files.check_unchanged()  # or else the change may be all that is wrong
-        error.args = (files.in_words_of_artefact(str(error)),)
+        files.check_unchanged()  # if one has changed, that is the error to show
+        error.args = (files.with_artefact_paths(str(error)),)
         raise
 
 
-def how_it_ended(error: EndedError, limits: Limits, action: str) -> str:
-    """How a process ended and what can be done, to be put behind the runtime's name."""
+def describe_ending(error: ProcessEndedError, limits: Limits, action: str) -> str:
+    """Say how a process ended and what to do; the text follows the runtime's name."""
     ending = error.ending
     if ending is None:
         return (
             f"gave no answer in time when it {action} it, and was ended; "
             f"{SECONDS_VARIABLE}=SECONDS gives it longer for each call"
         )
-    if ending.is_over:
+    if ending.is_over_memory:
         return (
             f"took more than {format_bytes(limits.max_bytes)} of memory when it {action} it, and "
             f"was ended; {MEMORY_VARIABLE}=SIZE, such as 64GB, allows more"

@@ -1,4 +1,4 @@
-"""Folders that others can write: one is opened once, and stays the same whatever its path becomes.
+"""A folder in which others may write, opened once: it stays the same, whatever its path becomes.
 
 Another user who can write in a folder can rename what lies in it and put links in its place between
 two calls of the system. So the way to a folder is walked once, with a look at every link, and what
@@ -24,7 +24,7 @@ MAX_LINKS = 40
 
 
 class OpenFolder:
-    """A folder that is open, and private to this user if it was made here.
+    """A folder that is open; only this user can enter it if `private` made it.
 
     Attributes:
         path: The path by which everything in the folder is reached as long as it is open.
@@ -74,7 +74,7 @@ class OpenFolder:
         return cls(path, descriptor)
 
     @classmethod
-    def itself(cls, path: Path) -> OpenFolder:
+    def nofollow(cls, path: Path) -> OpenFolder:
         """Open an existing folder; raises NotADirectoryError if it is a link or a file."""
         if not hasattr(os, "O_PATH"):
             if not stat.S_ISDIR(path.lstat().st_mode):
@@ -90,7 +90,7 @@ class OpenFolder:
         """
         with contextlib.suppress(FileExistsError):
             (self.path / name).mkdir(mode=0o700)
-        return OpenFolder.itself(self.path / name)
+        return OpenFolder.nofollow(self.path / name)
 
     def close_to_others(self) -> None:
         """Let only this user read and write in this folder, which must be this user's."""

@@ -22,11 +22,11 @@ from cgconvert.errors import (
     UsageError,
     VerificationError,
 )
-from cgconvert.io.messages import receive, send
-from cgconvert.io.system.separate import _SERVER
+from cgconvert.io.process_messages import receive, send
+from cgconvert.io.system.separate_process import _SERVER
 from cgconvert.runtimes.limits import MEMORY_VARIABLE, MOST_SECONDS, SECONDS_VARIABLE, Limits
 from cgconvert.runtimes.runtime import Runtime
-from cgconvert.runtimes.separate import open_separately
+from cgconvert.runtimes.separate_runtime import open_separately
 from tests.support.hostile_runtimes import HostileRuntime
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -176,13 +176,13 @@ def test_a_server_that_was_killed_is_started_anew(artefact: Path) -> None:
 SCRIPT = """
 import sys, time
 from pathlib import Path
-from cgconvert.io.system import separate
+from cgconvert.io.system import separate_process
 from cgconvert.runtimes.runtime import Runtime
-from cgconvert.runtimes.separate import open_separately
+from cgconvert.runtimes.separate_runtime import open_separately
 from tests.support.hostile_runtimes import HostileRuntime
 
 runtime = open_separately(HostileRuntime, Path(sys.argv[1]), "cpu", 1)
-print(separate._SERVER.process.pid, flush=True)
+print(separate_process._SERVER.process.pid, flush=True)
 runtime.feed([1])
 """
 
