@@ -7,6 +7,7 @@ All three have a value checked by the declaration, and say the same line about o
 
 from __future__ import annotations
 
+import errno
 import math
 import os
 import re
@@ -244,6 +245,8 @@ class Option:
             self._refuse(value, "has a character that no file and no name can have")
         if is_path and not str(value):
             raise UsageError(f"`{self.name}`: the path is empty")
+        if self.must_exist and _is_too_long(value):
+            self._refuse(value, "is longer than the path of a file can be")
         return Path(value) if is_path else str(value)
 
     def _entry_name(self, name: object) -> str:
@@ -343,6 +346,15 @@ def parse_size(value: int | float | str) -> int:
         quoted = repr(abridged(text))
         raise ValueError(f"{quoted} is not a size; write 5GB, 500MB or a number of bytes")
     return size
+
+
+def _is_too_long(path: str | Path) -> bool:
+    """Whether this system has no file with such a path, as it or a name in it is too long."""
+    try:
+        os.lstat(path)
+    except OSError as error:
+        return error.errno == errno.ENAMETOOLONG
+    return False
 
 
 def shown(value: Any) -> str:

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from pathlib import Path
 
+from cgconvert.api.sources import check_type
 from cgconvert.errors import InputError
-from cgconvert.io.file_names import is_possible
+from cgconvert.io.file_names import can_exist
 from cgconvert.write.leftovers import Leftover, find_leftovers, remove_leftover
 
 __all__ = ["Leftover", "clean"]
@@ -33,8 +34,9 @@ def clean(path: str | Path = ".", *, delete: bool = False) -> list[Leftover]:
         >>> cgconvert.clean()
         []
     """
+    check_type("path", path, str, Path)
     path = Path(path)
-    if not is_possible(path):
+    if not can_exist(path):
         raise InputError(f"{path}: no file has such a name")
     leftovers = sorted(find_leftovers(path), key=lambda leftover: leftover.path)
     if not leftovers and not path.exists():

@@ -6,10 +6,11 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from cgconvert.api.declarations import GENERATE
-from cgconvert.api.sources import Source, load
+from cgconvert.api.sources import Source, check_type, load
 from cgconvert.errors import UsageError
 from cgconvert.formats.registry import artefact_format, identify
 from cgconvert.io.cache import with_cache
+from cgconvert.io.file_names import can_exist
 from cgconvert.io.reading import within_budget
 from cgconvert.model.decoder import Checkpoint
 from cgconvert.options import accepted_values
@@ -119,6 +120,8 @@ def stream_generate(
         >>> list(cgconvert.stream_generate("model.gguf", "import os", max_new_tokens=2))
         ['import os', '\\n', 'import']
     """
+    check_type("artefact", artefact, str, Path, Checkpoint)
+    check_type("prompt", prompt, str)
     accepted = accepted_values(
         GENERATE,
         {
@@ -167,7 +170,7 @@ def _open(artefact: Source, runtime: str | None, device: str) -> Runtime:
     if isinstance(artefact, Checkpoint):
         return SourceRuntime(artefact, device)
     path = Path(artefact)
-    if path.exists() and (artefact_kind := artefact_format(path)) is not None:
+    if can_exist(path) and path.exists() and (artefact_kind := artefact_format(path)) is not None:
         if runtime in (None, *RUNTIMES.get(artefact_kind.name, ())):
             prepare_runtime(artefact_kind.name, runtime)
         identified = identify(path)

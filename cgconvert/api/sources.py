@@ -17,9 +17,9 @@ from cgconvert.formats.read import Description, ReadOptions, describe, read
 from cgconvert.io.cache import with_cache
 from cgconvert.io.progress import shown_while_reading
 from cgconvert.model.decoder import Checkpoint
-from cgconvert.options import AUTO, accepted_values
+from cgconvert.options import AUTO, accepted_values, shown
 
-__all__ = ["Source", "check_name", "inspect", "load", "named", "read_options"]
+__all__ = ["Source", "check_name", "check_type", "inspect", "load", "named", "read_options"]
 
 MAX_NAME_BYTES = 120
 """The longest name of a model. A type stands behind it in names of files, of 255 bytes at most."""
@@ -73,6 +73,7 @@ def load(
         >>> model.geometry.n_layer, model.geometry.n_embd, model.tokenizer.eos_token_id
         (6, 256, 3967)
     """
+    check_type("source", source, str, Path, Checkpoint)
     options = read_options(
         tokenizer=tokenizer,
         config=config,
@@ -83,8 +84,8 @@ def load(
     )
     if not isinstance(source, Checkpoint):
         is_shown = progress is not None
-        shown = shown_while_reading(progress_for(progress)) if is_shown else nullcontext()
-        with shown, with_cache(cache):
+        reading = shown_while_reading(progress_for(progress)) if is_shown else nullcontext()
+        with reading, with_cache(cache):
             checkpoint = read(str(source), options)
             is_user_number = options.mp_num is not None and options.mp_num != AUTO
             return with_doubtful_groups_warned(checkpoint) if is_user_number else checkpoint
@@ -129,6 +130,7 @@ def inspect(
         >>> description.layout, description.parameters, len(description.tensors)
         ('safetensors', 6831104, 53)
     """
+    check_type("path", path, str, Path)
     options = read_options(
         tokenizer=tokenizer,
         config=config,
@@ -146,6 +148,13 @@ def named(checkpoint: Checkpoint, name: str | None) -> Checkpoint:
     if name is None or name == checkpoint.name:
         return checkpoint
     return replace(checkpoint, name=name, original_name=checkpoint.known_as)
+
+
+def check_type(argument: str, value: object, *types: type) -> None:
+    """Raise UsageError unless the value of a function's argument has one of these types."""
+    if not isinstance(value, types):
+        names = " or ".join(type_.__name__ for type_ in types)
+        raise UsageError(f"{argument}: {shown(value)} is not a {names}")
 
 
 def check_name(name: str | None) -> None:

@@ -10,12 +10,12 @@ from typing import Any, Literal
 
 from cgconvert.api.declarations import VERIFY
 from cgconvert.api.execution import ProgressOption, Result, progress_for
-from cgconvert.api.sources import Source, read_options
+from cgconvert.api.sources import Source, check_type, read_options
 from cgconvert.errors import CgconvertError, InputError, UsageError
 from cgconvert.formats.read import ReadOptions, read
 from cgconvert.formats.registry import Artefact, find_all, identify
 from cgconvert.io.cache import KINDS, UNPACKED, cache_used, is_cache_allowed, with_cache
-from cgconvert.io.file_names import is_possible
+from cgconvert.io.file_names import can_exist
 from cgconvert.io.followed_links import note_user_path
 from cgconvert.io.progress import LaterSteps, shown_while_reading
 from cgconvert.io.reading import within_budget
@@ -196,6 +196,8 @@ def verify(
         revision=revision,
         adapter=adapter,
     )
+    if reference is not None:
+        check_type("reference", reference, str, Path, Checkpoint)
     shown = progress_for(progress)
     documents = [text] if isinstance(text, str | Path | Text) else text
     with with_cache(cache):
@@ -224,10 +226,13 @@ def artefacts_at(
 
     Raises InputError if there is none at one of them.
     """
+    check_type("artefact", artefact, str, Path, Result, Sequence)
     paths = [artefact] if isinstance(artefact, str | Path | Result) else artefact
     artefacts: list[Artefact] = []
-    for path in map(Path, paths):
-        if not is_possible(path):
+    for named in paths:
+        check_type("artefact", named, str, Path, Result)
+        path = Path(named)
+        if not can_exist(path):
             raise InputError(f"{path}: no file has such a name")
         note_user_path(path)
         below = find_all(path)

@@ -5,6 +5,8 @@ from __future__ import annotations
 from pathlib import Path
 
 from cgconvert.errors import InputError
+from cgconvert.escaping import abridged
+from cgconvert.io.file_names import can_exist
 from cgconvert.model import family
 
 __all__ = ["STDIN", "find", "implied_source", "shipped", "variants"]
@@ -32,6 +34,8 @@ def find(name: str) -> Path:
         InputError: There is none.
     """
     path, table = Path(name), shipped()
+    if not can_exist(path):
+        raise InputError(f"{abridged(name)}: no file has such a name")
     if path == STDIN or (path.exists() and not path.is_dir()):
         return path
     recipe = family.canonical_name(name.removesuffix(".yaml"))

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import errno
 import os
 from pathlib import Path, PurePath, PureWindowsPath
 
-__all__ = ["is_possible", "is_possible_on_windows", "path_from_here"]
+__all__ = ["can_exist", "is_possible", "is_possible_on_windows", "path_from_here"]
 
 FORBIDDEN = frozenset('<>:"|?*') | {chr(code) for code in range(32)}
 """Characters that Windows has in no name (docs: Naming Files, Paths, and Namespaces). What follows
@@ -18,7 +19,7 @@ DEVICES = frozenset(
 
 
 def is_possible(path: Path) -> bool:
-    """Whether a file can have this path on this system.
+    """Whether a file can have this path on this system, if it is not too long.
 
     It has no NUL, and every character stands for bytes. Bytes that are not UTF-8 are lone
     surrogates in Python; those from U+DC80 to U+DCFF stand for such bytes, others for nothing.
@@ -29,6 +30,17 @@ def is_possible(path: Path) -> bool:
         return b"\0" not in os.fsencode(path)
     except UnicodeEncodeError:
         return False
+
+
+def can_exist(path: Path) -> bool:
+    """Whether a file can have this path, neither the whole of which nor a name is too long."""
+    if not is_possible(path):
+        return False
+    try:
+        os.lstat(path)
+    except OSError as error:
+        return error.errno != errno.ENAMETOOLONG
+    return True
 
 
 def is_possible_on_windows(path: PurePath) -> bool:

@@ -11,6 +11,8 @@ from typing import Any
 
 from cgconvert import embedded
 from cgconvert.errors import InputError, UsageError
+from cgconvert.escaping import abridged
+from cgconvert.io.file_names import can_exist
 from cgconvert.io.followed_links import note_user_path
 from cgconvert.model import family
 from cgconvert.sources import hub, tarball
@@ -86,6 +88,8 @@ def _resolved(location: str, revision: str | None, needs_tokenizer: bool) -> Sou
         raise UsageError("the source is empty; give a path, a name such as codegen-350M-mono, or "
                          f"the built-in {embedded.NAME}")  # fmt: skip
     path = Path(location)
+    if not can_exist(path):
+        raise InputError(f"{abridged(location)}: no file has such a name")
     name = location if path.exists() and revision is None else family.canonical_name(location)
     if name == embedded.NAME and not path.exists():
         if revision is not None:

@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from cgconvert.errors import InputError, OutputError, UsageError
-from cgconvert.io.file_names import is_possible, path_from_here
+from cgconvert.io.file_names import can_exist, is_possible, path_from_here
 from cgconvert.io.parallel import WorkerPool
 from cgconvert.io.progress import Amount, Progress, SilentProgress, expect_steps, format_bytes
 from cgconvert.io.signals import uninterrupted
@@ -60,6 +60,8 @@ def check_plan(plan: LazyPlan, *, staging_folder: Path | None = None) -> None:
     """
     if not is_possible(plan.output):
         raise UsageError(f"{plan.output}: no file can have such a name; choose another `output`")
+    if not can_exist(plan.output):
+        raise OutputError(f"{plan.output}: File name too long; choose another `output`")
     output, checkpoint = plan.output.resolve(), plan.source
     location = checkpoint.origin.get("given")
     paths = [checkpoint.path, *checkpoint.files, *([Path(str(location))] if location else [])]

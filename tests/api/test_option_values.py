@@ -267,3 +267,21 @@ def test_numbers_that_mean_something_are_taken_in_every_spelling(tmp_path: Path)
         assert recipe.load(path)[0].steps[0].options == {"max_kl": 0.001}
     assert json.dumps(options["temperature"].read("-0.0")) == "0.0"
     assert options["seed"].read(str(2**64 - 1)) == 2**64 - 1
+
+
+@pytest.mark.parametrize(
+    "value", [None, 5, b"x", [], Odd(), math.nan], ids=lambda v: type(v).__name__
+)
+def test_sources_and_paths_of_another_type_are_refused(value: Any) -> None:
+    calls: dict[str, Callable[[], object]] = {
+        "source": lambda: cgconvert.load(value),
+        "source to convert": lambda: cgconvert.to_gguf(value),
+        "path": lambda: cgconvert.inspect(value),
+        "artefact": lambda: cgconvert.verify([value]),
+        "artefact to run": lambda: cgconvert.generate(value, "x"),
+        "prompt": lambda: cgconvert.generate(TINY, value),
+        "path to clean": lambda: cgconvert.clean(value),
+    }
+    for label, call in calls.items():
+        with pytest.raises(UsageError, match=f"{label.split()[0]}: .* is not a str"):
+            call()

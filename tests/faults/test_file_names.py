@@ -76,7 +76,31 @@ def test_a_runtime_cannot_open_what_is_not_utf8(
     assert "its name is not UTF-8, which no runtime can open; rename it" in line
 
 
-@pytest.mark.parametrize("name", ["a\0b", "a\ud800b"])
+@pytest.mark.parametrize("command", ["inspect", "to-gguf", "verify", "generate", "run", "clean"])
+@pytest.mark.parametrize("name", ["n" * 300, "n/" * 3000])
+def test_a_name_that_is_too_long_is_one_line(
+    command: str, name: str, server: Server, tmp_path: Path
+) -> None:
+    outcome = server.run(command, name, *("x",) * (command == "generate"), cwd=tmp_path)
+    assert outcome.code == 3, outcome
+    assert outcome.err.startswith("cgconvert: n"), outcome
+    assert outcome.err.endswith(": no file has such a name\n"), outcome
+
+
+def test_the_base_of_an_adapter_may_have_no_possible_name(
+    server: Server, valid_inputs: ValidInputs, tmp_path: Path
+) -> None:
+    config = valid_inputs.copy("adapter", tmp_path) / "adapter_config.json"
+    entries = json.loads(config.read_bytes())
+    for name in ("n" * 5000, "n/" * 3000, "a\0b", "\ud800"):
+        config.write_text(json.dumps({**entries, "base_model_name_or_path": name}))
+        outcome = server.run("inspect", "source", cwd=tmp_path)
+        assert outcome.code == 3, outcome
+        assert outcome.err.count("\n") == 1, outcome
+        assert "source/adapter_config.json: " in outcome.err
+
+
+@pytest.mark.parametrize("name", ["a\0b", "a\ud800b", "n" * 300, "n/" * 3000])
 def test_what_cannot_be_a_name_is_refused(
     name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -90,6 +114,8 @@ def test_what_cannot_be_a_name_is_refused(
         "output folder": lambda: cgconvert.to_hf("codegen-tiny-mono", name),
         "artefact": lambda: cgconvert.verify(name),
         "artefact to run": lambda: next(cgconvert.stream_generate(name, "x")),
+        "model to describe": lambda: cgconvert.inspect(name),
+        "path to clean": lambda: cgconvert.clean(name),
     }
     for label, call in calls.items():
         with pytest.raises(CgconvertError):

@@ -9,6 +9,7 @@ from cgconvert.formats.adapter.config import CONFIG_NAME, read_config
 from cgconvert.formats.adapter.merge import WEIGHT_NAMES, adapter_weights
 from cgconvert.formats.huggingface.foreign_tensors import explain_model
 from cgconvert.formats.huggingface.reader import read_weights
+from cgconvert.io.file_names import can_exist
 from cgconvert.sources.resolve import Source, resolve
 
 __all__ = ["find_base", "has_adapter"]
@@ -42,6 +43,10 @@ def find_base(folder: Path) -> tuple[str, Source]:
     if not config.base:
         raise InputError(f"{config.path}: does not name its base model; {advice}")
     beside = folder / config.base
+    if not can_exist(beside):
+        raise InputError(
+            f"{config.path}: its base model has a name that no file can have; {advice}"
+        )
     is_beside = not Path(config.base).exists() and beside.exists()
     location = str(beside.resolve()) if is_beside else config.base
     try:
