@@ -80,9 +80,9 @@ def verify(
 
     Its manifest, stored weights and settings are checked first, before anything runs. Then the
     artefact runs and is closed, and the references run over the same tokens. A check that fails is
-    in the report and raises nothing. If the files already failed, and then the runtime cannot open
-    the artefact or breaks off, that is a failed check too, with the name "runtime"; so is a runtime
-    that is not installed. Against another model nothing but the check "reference" is made.
+    in the report and raises nothing. A failed check named "runtime" says that the runtime is not
+    installed, that its process crashed or exceeded its limits, or that it could not open or run an
+    artefact whose files have failed. Against another model only the check "reference" is made.
 
     Args:
         artefact: The file or folder.

@@ -62,11 +62,12 @@ def write_reports(reports: Sequence[Report], path: Path) -> None:
 
 
 def check_report_path(path: Path) -> None:
-    """Raise UsageError if no report can be written to this path; call this before long work.
+    """Check that a report can be written to this path; call this before long work.
 
-    No report format has its suffix then, something lies there that is no earlier report, or its
-    folder can be neither written nor made: that is an OutputError. Nor may the path lead through a
-    link that another user has put into a folder of all.
+    Raises:
+        UsageError: No report format has this suffix, something other than an earlier report lies
+            there, or another user's link in a folder that all can write is on the way.
+        OutputError: Its folder can be neither written nor made.
     """
     if path.suffix not in WRITERS:
         raise UsageError(f"{path}: a report ends in {', '.join(WRITERS)}")
