@@ -39,10 +39,10 @@ FOLDERS: dict[str, Case] = {
         change_config(auto_map={"AutoModelForCausalLM": "x.Y"}), "run code"
     ),
     "a kernel from elsewhere": folder_case(
-        change_config(_attn_implementation="evil/kernel"), "run code"
+        change_config(_attn_implementation="evil/kernel"), "transformers fetches the kernel"
     ),
     "a quantizer": folder_case(
-        change_config(quantization_config={"quant_method": "gptq"}), "run code"
+        change_config(quantization_config={"quant_method": "gptq"}), "read the weights as quantized"
     ),
     "an adapter": folder_case(write_file("adapter_config.json", "{}"), "adapter_config.json"),
     "another model": folder_case(change_config(model_type="gpt2"), "model_type is 'gpt2'"),

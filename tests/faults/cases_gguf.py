@@ -170,6 +170,7 @@ GGUFS: dict[str, Case] = {
     "a template that is no text": gguf_case(
         add_entries(metadata_entry(b"tokenizer.chat_template", 4, struct.pack("<I", 7))),
         "tokenizer.chat_template is not a text",
+        codes={"verify": 4},  # settings compare it before a runtime is asked
     ),
     "a template without end": gguf_case(
         add_entries(metadata_entry(b"tokenizer.chat_template", 8, string(b"{" * (1 << 20) + b"{"))),

@@ -96,7 +96,8 @@ def test_a_damaged_input_is_refused_in_one_line(
         arguments = [part.format(input=INPUT_NAMES[case.kind]) for part in COMMANDS[command]]
         if overwrites and ("-o" in arguments or command == "run"):
             arguments.append("--force")
-        outcome = server.run(*arguments, cwd=tmp_path, env=env)
+        # A busy machine takes long enough for lines of progress.
+        outcome = server.run("--quiet", *arguments, cwd=tmp_path, env=env)
         command_and_output = f"{name}: {' '.join(arguments)}\n{outcome.out}{outcome.err}"
         assert outcome.code == case.expected(command), command_and_output
         assert "Traceback" not in outcome.out + outcome.err, command_and_output
