@@ -2,15 +2,26 @@
 
 from __future__ import annotations
 
+from contextlib import AbstractContextManager
 from dataclasses import replace
 
+from cgconvert.api.declarations import CACHE
 from cgconvert.errors import OutputError
-from cgconvert.io.cache import UNPACKED, CacheRefusedError, read_entry
+from cgconvert.io.cache import UNPACKED, CacheRefusedError, read_entry, with_cache
 from cgconvert.io.cache_contents import CacheItem, cache_contents, remove_item, remove_key
+from cgconvert.options import accepted_values
 from cgconvert.sources.tarball import CHECKPOINT_FILES
 from cgconvert.sources.unpacked import is_as_unpacked, read_record
 
-__all__ = ["CacheItem", "cached"]
+__all__ = ["CacheItem", "cached", "checked_cache"]
+
+
+def checked_cache(cache: object) -> AbstractContextManager[None]:
+    """Allow the cache in a block, or not, as an argument of an API function says.
+
+    Raises UsageError if the argument is neither true nor false.
+    """
+    return with_cache(accepted_values(CACHE, {"cache": cache}).get("cache", CACHE[0].default))
 
 
 def cached(*, check: bool = False, delete: bool = False) -> list[CacheItem]:

@@ -7,10 +7,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from cgconvert.api.caching import checked_cache
 from cgconvert.api.declarations import WRITE
 from cgconvert.api.progress import ProgressBar, ProgressOption, progress_for
 from cgconvert.formats.registry import FORMATS, load
-from cgconvert.io.cache import with_cache
 from cgconvert.options import accepted_values
 from cgconvert.write.execute import execute as write_plan
 from cgconvert.write.manifest import Manifest
@@ -58,7 +58,7 @@ def execute(
     writing = accepted_values(
         WRITE, {"force": force, "keep": keep, "allow_nonfinite": allow_nonfinite}
     )
-    with with_cache(cache):
+    with checked_cache(cache):
         manifest = write_plan(plan, progress=progress_for(progress), **writing)
     if plan.format in FORMATS:
         load(plan.format).after_writing(plan.source, plan.output)

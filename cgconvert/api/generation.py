@@ -5,11 +5,11 @@ from __future__ import annotations
 from collections.abc import Iterator
 from pathlib import Path
 
+from cgconvert.api.caching import checked_cache
 from cgconvert.api.declarations import GENERATE
 from cgconvert.api.sources import Source, check_type, load
 from cgconvert.errors import UsageError
 from cgconvert.formats.registry import artefact_format, identify
-from cgconvert.io.cache import with_cache
 from cgconvert.io.file_names import can_exist
 from cgconvert.io.reading import within_budget
 from cgconvert.model.decoder import Checkpoint
@@ -132,7 +132,7 @@ def stream_generate(
             "device": device,
         },
     )
-    with with_cache(cache):
+    with checked_cache(cache):
         opened = _open(artefact, accepted.get("runtime"), accepted["device"])
     try:
         ids = opened.tokenize(prompt)

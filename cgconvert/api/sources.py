@@ -9,12 +9,12 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any, Literal
 
+from cgconvert.api.caching import checked_cache
 from cgconvert.api.declarations import READ
 from cgconvert.api.progress import ProgressOption, progress_for
 from cgconvert.errors import UsageError
 from cgconvert.formats.qkv_groups import with_doubtful_groups_warned
 from cgconvert.formats.read import Description, ReadOptions, describe, read
-from cgconvert.io.cache import with_cache
 from cgconvert.io.progress import shown_while_reading
 from cgconvert.model.decoder import Checkpoint
 from cgconvert.options import AUTO, accepted_values, shown
@@ -85,7 +85,7 @@ def load(
     if not isinstance(source, Checkpoint):
         is_shown = progress is not None
         reading = shown_while_reading(progress_for(progress)) if is_shown else nullcontext()
-        with reading, with_cache(cache):
+        with reading, checked_cache(cache):
             checkpoint = read(str(source), options)
             is_user_number = options.mp_num is not None and options.mp_num != AUTO
             return with_doubtful_groups_warned(checkpoint) if is_user_number else checkpoint
@@ -139,7 +139,7 @@ def inspect(
         revision=revision,
         adapter=adapter,
     )
-    with with_cache(cache):
+    with checked_cache(cache):
         return describe(str(path), options)
 
 

@@ -8,13 +8,14 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
 
+from cgconvert.api.caching import checked_cache
 from cgconvert.api.declarations import VERIFY
 from cgconvert.api.execution import ProgressOption, Result, progress_for
 from cgconvert.api.sources import Source, check_type, read_options
 from cgconvert.errors import CgconvertError, InputError, UsageError
 from cgconvert.formats.read import ReadOptions, read
 from cgconvert.formats.registry import Artefact, find_all, identify
-from cgconvert.io.cache import KINDS, UNPACKED, cache_used, is_cache_allowed, with_cache
+from cgconvert.io.cache import KINDS, UNPACKED, cache_used, is_cache_allowed
 from cgconvert.io.file_names import can_exist
 from cgconvert.io.followed_links import note_user_path
 from cgconvert.io.progress import LaterSteps, shown_while_reading
@@ -200,7 +201,7 @@ def verify(
         check_type("reference", reference, str, Path, Checkpoint)
     shown = progress_for(progress)
     documents = [text] if isinstance(text, str | Path | Text) else text
-    with with_cache(cache):
+    with checked_cache(cache):
         if reference is None or isinstance(reference, Checkpoint):
             source = reference
         else:

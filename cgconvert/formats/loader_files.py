@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Collection, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from fnmatch import fnmatchcase
 from pathlib import Path
 
@@ -57,12 +57,14 @@ class Unchecked:
         unknown: The paths in the folder of files that belong to no format and that no program
             loads.
         unknown_entries: A phrase for each entry of a configuration that no format has.
+        own: The paths in the folder of the artefact's own files, some of which may be absent.
     """
 
     folder: Path
     loaded: tuple[str, ...] = ()
     unknown: tuple[str, ...] = ()
     unknown_entries: tuple[str, ...] = ()
+    own: frozenset[str] = field(default=frozenset(), compare=False)
 
     def __or__(self, other: Unchecked) -> Unchecked:
         """What two searches of the same folder have named together."""
@@ -71,6 +73,7 @@ class Unchecked:
             self.loaded + other.loaded,
             self.unknown + other.unknown,
             self.unknown_entries + other.unknown_entries,
+            self.own | other.own,
         )
 
 
@@ -198,7 +201,7 @@ def unchecked_files(folder: Path, own: Collection[str]) -> Unchecked:
             loaded.append(f"{name} ({effect})")
         elif not is_hidden and not _matches(name, HARMLESS):
             unknown.append(name)
-    return Unchecked(folder, tuple(loaded), tuple(unknown))
+    return Unchecked(folder, tuple(loaded), tuple(unknown), own=frozenset(own))
 
 
 def _matches(name: str, patterns: Sequence[str]) -> bool:

@@ -2,16 +2,33 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 from typing import Any
 
 import yaml
 
+from cgconvert.escaping import printable
 from cgconvert.model import family
 from cgconvert.model.decoder import Geometry
 from cgconvert.model.tokenizer import Tokenizer
 
-__all__ = ["compose_card"]
+__all__ = ["code_span", "compose_card"]
+
+_MARKUP = re.compile(r"([\\`*<>\[\]&!|#~])")
+
+
+def code_span(text: str) -> str:
+    """Quote a text as code within a line of Markdown, whatever it holds (CommonMark, 6.1)."""
+    line = printable(text)
+    fence = "`" * (max(map(len, re.findall("`+", line)), default=0) + 1)
+    pad = " " if "`" in line else ""
+    return f"{fence}{pad}{line}{pad}{fence}"
+
+
+def _text(text: str) -> str:
+    """Escape a name for one line of Markdown, so that it is shown as it is."""
+    return _MARKUP.sub(r"\\\1", printable(text))
 
 
 def compose_card(
@@ -52,7 +69,7 @@ def compose_card(
         **({"tags": list(model.tags)} if model.tags else {}),
         **({"base_model": family.hub_id(original)} if is_published else {}),
     }
-    source = f"the {model.title} checkpoint `{original}`" if model.title else f"`{original}`"
+    source = f"the {model.title} checkpoint {code_span(original)}" if model.title else code_span(original)
     if is_published:
         source = f"[{family.hub_id(original)}](https://huggingface.co/{family.hub_id(original)})"
     rows = {
@@ -67,13 +84,13 @@ def compose_card(
         "context (tokens)": geometry.n_positions,
         "rows of the embedding": geometry.vocab_size,
         "tokens of the tokenizer": tokenizer.size,
-        "end of text": f"`{tokenizer.eos_token}`, id {tokenizer.eos_token_id}",
+        "end of text": f"{code_span(tokenizer.eos_token)}, id {tokenizer.eos_token_id}",
     }
     table = "".join(f"| {key} | {value} |\n" for key, value in rows.items())
     return "\n".join(
         [
             f"---\n{yaml.safe_dump(front, sort_keys=False)}---\n",
-            f"# {name}\n",
+            f"# {_text(name)}\n",
             f"Converted by cgconvert from {source}, {model.description}. Nothing was trained or "
             f"fine-tuned. {weights}\n",
             f"## Use\n\n{use}",

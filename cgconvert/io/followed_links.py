@@ -38,8 +38,11 @@ def note_user_path(path: Path) -> None:
             _beside.add(str(Path(name).parent))
 
 
-def check_links(path: Path) -> None:
+def check_links(path: Path, opened: str = "") -> None:
     """Raise InputError if a link leads from a path out of the folder that the user has named.
+
+    With `opened`, the name of the file that was opened at this path, that file is judged, whatever
+    lies at the path by now.
 
     If the user has named a file, its folder counts as named for the files beside it. Paths outside
     of all these folders were made by cgconvert itself, and are not checked.
@@ -48,7 +51,7 @@ def check_links(path: Path) -> None:
     folder = None if name in _files else _named_folder(name)
     if folder is None:
         return
-    real = os.path.realpath(name)
+    real = opened or os.path.realpath(name)
     root = os.path.realpath(folder)
     if Path(real).is_relative_to(root) or _is_blob(name, real):
         return

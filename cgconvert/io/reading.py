@@ -23,7 +23,7 @@ from typing import Literal
 from cgconvert.errors import InputError
 from cgconvert.io.followed_links import check_links
 from cgconvert.io.progress import format_bytes
-from cgconvert.io.system.regular_files import has_holes, size_of
+from cgconvert.io.system.regular_files import has_holes, name_of, size_of
 from cgconvert.io.system.regular_files import open_regular as open_descriptor
 
 __all__ = [
@@ -167,11 +167,17 @@ def open_unbuffered(path: Path, purpose: str = "") -> FileIO:
     """Open a regular file for large reads; see `open_regular`."""
     try:
         check_links(path)
-        return FileIO(open_descriptor(path), "rb")
+        file = FileIO(open_descriptor(path), "rb")
     except OSError as error:
         raise InputError(f"{path}: cannot be read{purpose}: {error.strerror}") from error
     except ValueError as error:  # NUL or a lone surrogate in the name
         raise InputError(f"{path}: cannot be read{purpose}: no file has such a name") from error
+    try:
+        check_links(path, name_of(file.fileno()))  # a link may have been put there meanwhile
+    except BaseException:
+        file.close()
+        raise
+    return file
 
 
 def open_whole(path: Path) -> FileIO:

@@ -1,16 +1,17 @@
-"""The check `files`: nothing lies in an artefact's folder but what the other checks have judged."""
+"""What of an artefact's folder is judged, and the check that nothing else lies in it."""
 
 from __future__ import annotations
 
 from collections.abc import Collection
 from pathlib import Path
 
-from cgconvert.errors import first_few
+from cgconvert.errors import InputError, first_few
 from cgconvert.formats.registry import load
 from cgconvert.verification.report import is_report
 from cgconvert.verification.thresholds import MAX_NAMED, Check, Verdict
+from cgconvert.write.manifest import artefact_files, expected_files, find_manifest
 
-__all__ = ["CHECK_NAME", "check_folder_contents"]
+__all__ = ["CHECK_NAME", "check_folder_contents", "judged_files"]
 
 CHECK_NAME = "files"
 
@@ -56,3 +57,36 @@ def check_folder_contents(
     if named:
         verdict = Verdict.FAIL if unchecked.loaded or strict else Verdict.WARNING
     return [Check(CHECK_NAME, float(len(named)), 0.0, "<=", verdict, detail)]
+
+
+def judged_files(
+    artefact: Path,
+    format: str,  # noqa: A002
+    checked: Collection[Path] = (),
+) -> dict[str, Path]:
+    """Find the files that make up an artefact, by their paths in it; its manifest is left out.
+
+    These are the files that its format reads, and those that its manifest names and that have the
+    size that stands there. Anything else in its folder may be of any size, or a link to a file of
+    the user's, and is not read.
+
+    Raises InputError as `check_folder_contents`.
+    """
+    files = artefact_files(artefact)
+    unchecked = load(format).unchecked(artefact, checked)
+    if unchecked is None or not artefact.is_dir():
+        return files
+    try:
+        manifest = find_manifest(artefact)
+    except InputError:  # the check "provenance" says so
+        manifest = None
+    sizes = {
+        name: entry.get("bytes")
+        for name, entry in (expected_files(artefact, manifest) if manifest else {}).items()
+    }
+    own = {(unchecked.folder / name).resolve() for name in unchecked.own}
+    return {
+        name: path
+        for name, path in files.items()
+        if path.resolve() in own or sizes.get(name) == path.stat().st_size
+    }

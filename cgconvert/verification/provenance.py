@@ -12,7 +12,13 @@ from typing import Any
 from cgconvert.errors import InputError, in_words
 from cgconvert.io.reading import read_bytes
 from cgconvert.verification.thresholds import Check, Verdict
-from cgconvert.write.manifest import Manifest, expected_files, find_manifest, manifest_path
+from cgconvert.write.manifest import (
+    Manifest,
+    artefact_files,
+    expected_files,
+    find_manifest,
+    manifest_path,
+)
 
 __all__ = ["check_provenance", "is_other_source", "is_source_change", "source_name"]
 
@@ -33,7 +39,8 @@ def check_provenance(
 
     Args:
         artefact: The file or folder.
-        hashes: SHA-256 of the artefact's files by their path in it.
+        hashes: SHA-256 of the artefact's files by their path in it; a file of another size than
+            the manifest's needs none.
         source_sha256: The digest of the source's files.
         origin: Where the source was read from (see Checkpoint.origin).
     """
@@ -72,22 +79,19 @@ def is_other_source(check: Check) -> bool:
 
 def _file_differences(artefact: Path, manifest: Manifest, hashes: Mapping[str, str]) -> list[str]:
     """List what is not as the manifest says: a phrase for each file."""
-    differences = []
+    differences, present = [], artefact_files(artefact)
     if read_bytes(path := manifest_path(artefact)) != manifest.to_json():
         differences.append(f"{path.name} is not as it was written")
     for name, entry in expected_files(artefact, manifest).items():
-        if name not in hashes:
+        if name not in present:
             differences.append(f"{name} is missing")
-        elif entry.get("sha256") != hashes[name]:
+        elif name in hashes and entry.get("sha256") != hashes[name]:
             differences.append(f"{name} is not as it was written: its SHA-256 differs")
-        elif entry.get("bytes") != (size := _size(artefact, name)):
+        elif entry.get("bytes") != (size := present[name].stat().st_size):
             differences.append(f"{name} has {size} bytes, the manifest says {entry.get('bytes')}")
+        elif name not in hashes:
+            differences.append(f"{name} was not read")
     return differences
-
-
-def _size(artefact: Path, name: str) -> int:
-    """The number of bytes of a file of an artefact; `name` is its path in it."""
-    return (artefact / name if artefact.is_dir() else artefact).stat().st_size
 
 
 def source_name(origin: Any) -> str | None:

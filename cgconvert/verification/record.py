@@ -20,6 +20,7 @@ from cgconvert.formats.registry import artefact_format
 from cgconvert.io.cache import key_of, read_entry, write_entry
 from cgconvert.model.decoder import Checkpoint
 from cgconvert.verification.report.model import Report, run_description
+from cgconvert.verification.folder_contents import judged_files
 from cgconvert.version import __version__
 from cgconvert.write.known_hashes import known_sha256, known_source
 from cgconvert.write.manifest import artefact_files, manifest_path
@@ -111,11 +112,11 @@ def _version(package: str) -> str | None:
 def _hashes(artefact: Path) -> dict[str, str]:
     """SHA-256 of every file of an artefact, the manifest's too, by its path.
 
-    What a program would load beside it has an entry, too, under what is said of it.
+    What lies beside it has an entry, too, under what is said of it.
     """
-    manifest = manifest_path(artefact)
-    files = {**artefact_files(artefact), manifest.name: manifest}
-    kind = artefact_format(artefact)
+    manifest, kind = manifest_path(artefact), artefact_format(artefact)
+    files = judged_files(artefact, kind.name) if kind else artefact_files(artefact)
+    files = {**files, manifest.name: manifest}
     unchecked = kind.unchecked(artefact) if kind else None
-    beside = dict.fromkeys(unchecked.loaded, "") if unchecked else {}
+    beside = dict.fromkeys((*unchecked.loaded, *unchecked.unknown), "") if unchecked else {}
     return {name: known_sha256(path) for name, path in files.items() if path.is_file()} | beside

@@ -13,7 +13,7 @@ from cgconvert.model.decoder import Checkpoint
 from cgconvert.model.dtype import BFLOAT16, FLOAT16, FLOAT32, DType
 from cgconvert.runtimes import prepare_runtime, runtime_class
 from cgconvert.texts.text import Text
-from cgconvert.verification.folder_contents import check_folder_contents
+from cgconvert.verification.folder_contents import check_folder_contents, judged_files
 from cgconvert.verification.observe import NEW_TOKENS, Observation
 from cgconvert.verification.other_model import check_reference
 from cgconvert.verification.promise import read_promise
@@ -33,7 +33,7 @@ from cgconvert.verification.thresholds import Check, Verdict, thresholds_for, wo
 from cgconvert.verification.weights import TensorError
 from cgconvert.verification.witness.opening import witness_imports
 from cgconvert.write.hashing import file_sha256, hash_checkpoint
-from cgconvert.write.manifest import artefact_files, expected_files, find_manifest
+from cgconvert.write.manifest import artefact_files
 from cgconvert.write.promise import Promise
 
 __all__ = ["MOST_STEPS", "verify"]
@@ -129,7 +129,10 @@ def verify(
     most_steps = QUICK_STEPS if quick else MOST_STEPS
     expect_steps(progress, most_steps)
     unchanged = UnchangedFiles(artefact_files(artefact).values())
-    hashes, source_sha256 = _hashes(artefact, source, progress)
+    # Headers come before bytes: a file that they refuse is not hashed first.
+    files = judged_files(artefact, format, checked)
+    load(format).stored_artefact(artefact, source.decoder)
+    hashes, source_sha256 = _hashes(files, source, progress)
     subject = ArtefactUnderTest(
         path=artefact,
         format=format,
@@ -235,23 +238,14 @@ def _texts_entry(observation: Observation | None) -> dict[str, Any]:
     return {"sha256": texts_sha256(texts), "count": len(texts)}
 
 
-def _hashes(artefact: Path, source: Checkpoint, progress: Progress) -> tuple[dict[str, str], str]:
-    """Hash the files of an artefact that its manifest names, all without one, and the source.
+def _hashes(
+    paths: Mapping[str, Path], source: Checkpoint, progress: Progress
+) -> tuple[dict[str, str], str]:
+    """Hash the files of an artefact, by their paths in it, and the source.
 
-    A file of another size than the manifest's is not read; its hash is "".
     Returns the SHA-256 of each file by its path in the artefact, and that of the source.
     """
-    paths, manifest = artefact_files(artefact), find_manifest(artefact)
-    named = None if manifest is None else expected_files(artefact, manifest)
-    sizes = {name: path.stat().st_size for name, path in paths.items()}
-    if named is not None:
-        sizes = {name: size for name, size in sizes.items() if name in named}
-    changed = {name for name, size in sizes.items() if named and named[name].get("bytes") != size}
-    total = sum(size for name, size in sizes.items() if name not in changed)
-    total += sum(path.stat().st_size for path in source.files)
+    total = sum(path.stat().st_size for path in (*paths.values(), *source.files))
     progress.step("hashing", Amount(total, "bytes"))
-    hashes = {
-        name: "" if name in changed else file_sha256(paths[name], progress.advance)
-        for name in sizes
-    }
+    hashes = {name: file_sha256(path, progress.advance) for name, path in paths.items()}
     return hashes, hash_checkpoint(source, advance=progress.advance)["sha256"]

@@ -12,7 +12,7 @@ import pytest
 
 import cgconvert
 from cgconvert.api.conversion_table import conversions
-from cgconvert.api.declarations import DRY_RUNS, GENERATE, OUTPUT, READ, VERIFY, WRITE
+from cgconvert.api.declarations import CACHE, DRY_RUNS, GENERATE, OUTPUT, READ, VERIFY, WRITE
 from cgconvert.cli import recipe
 from cgconvert.cli.main import main
 from cgconvert.cli.text import one_line, with_flags
@@ -106,14 +106,14 @@ CALLS: dict[str, Callable[..., object]] = {
     "quantize": lambda **options: cgconvert.quantize(TINY, **options),
 }
 TAKEN: dict[str, tuple[Option, ...]] = {
-    **dict.fromkeys(("load", "inspect"), READ),
-    **dict.fromkeys(("generate", "stream_generate"), GENERATE),
+    **dict.fromkeys(("load", "inspect"), (*READ, *CACHE)),
+    **dict.fromkeys(("generate", "stream_generate"), (*GENERATE, *CACHE)),
     **{
-        name.replace("-", "_"): (*conversion.options, *READ)
+        name.replace("-", "_"): (*conversion.options, *READ, *CACHE)
         for name, conversion in conversions().items()
     },
-    "plan": (*conversions()["quantize"].options, *READ),
-    "verify": (*VERIFY, *READ),
+    "plan": (*conversions()["quantize"].options, *READ, *CACHE),
+    "verify": (*VERIFY, *READ, *CACHE),
 }
 
 

@@ -10,11 +10,13 @@ import contextlib
 import hashlib
 import os
 import re
+import shlex
 from pathlib import Path
 
 from cgconvert.errors import CgconvertError, InputError, UsageError
+from cgconvert.escaping import printable
 from cgconvert.formats.base import OUT
-from cgconvert.formats.model_card import compose_card
+from cgconvert.formats.model_card import code_span, compose_card
 from cgconvert.io.progress import format_bytes
 from cgconvert.io.reading import read_bytes
 from cgconvert.io.staging import Staging
@@ -70,10 +72,10 @@ def model_card(checkpoint: Checkpoint, files: dict[str, tuple[str, int]]) -> str
         files: The type and the bytes of each file, by its name.
     """
     geometry = checkpoint.geometry
-    rows = [f"| `{n}` | {type_} | {format_bytes(size)} |\n" for n, (type_, size) in files.items()]
+    rows = [f"| {code_span(n)} | {type_} | {format_bytes(size)} |\n" for n, (type_, size) in files.items()]
     smallest = min(files, key=lambda name: files[name][1])
     use = _USE.format(
-        file=smallest,
+        file=shlex.quote(printable(smallest)),
         context=geometry.n_positions,
         name=re.sub(r"[^a-z0-9._-]+", "-", checkpoint.name.lower()),
         table="".join(rows),

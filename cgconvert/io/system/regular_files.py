@@ -7,7 +7,7 @@ import stat
 from functools import cache
 from pathlib import Path
 
-__all__ = ["NotRegularError", "has_holes", "open_regular", "size_of"]
+__all__ = ["NotRegularError", "has_holes", "name_of", "open_regular", "size_of"]
 
 MOUNTS = Path("/proc/self/mountinfo")
 """Every mounted file system with its device (proc(5): /proc/pid/mountinfo)."""
@@ -63,6 +63,19 @@ def open_regular(path: Path) -> int:
 def size_of(descriptor: int) -> int:
     """The size of an open file in bytes."""
     return os.fstat(descriptor).st_size
+
+
+def name_of(descriptor: int) -> str:
+    """The absolute path of an open file, without links; "" where the system does not say.
+
+    Only Linux says it (proc(5): /proc/pid/fd); a file that was removed has none.
+    """
+    try:
+        path = Path(f"/proc/self/fd/{descriptor}").readlink()
+        is_there = path.is_absolute() and os.path.samestat(path.stat(), os.fstat(descriptor))
+    except OSError:
+        return ""
+    return str(path) if is_there else ""
 
 
 def has_holes(descriptor: int) -> bool:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from dataclasses import replace
 from pathlib import Path
 
@@ -73,3 +74,20 @@ def test_a_known_licence_is_named() -> None:
     front = yaml.safe_load(text.split("---\n")[1])
     assert front["license"] == "bsd-3-clause"
     assert front["base_model"] == "Salesforce/codegen-350M-mono"
+
+
+def test_a_name_and_a_token_are_shown_as_they_are() -> None:
+    """Nothing in them becomes front matter, markup, a row of a table or a part of a command."""
+    source = read(TINY)
+    name = "a\n---\nlicense: mit\n---\n# b<script>`\x1b[31m$(id)"
+    eos = replace(source.tokenizer.added[0], content="`|\n<b>")
+    tokenizer = replace(source.tokenizer, added=(eos, *source.tokenizer.added[1:]))
+    strange = replace(source, name=name, tokenizer=tokenizer)
+    plain = model_card(source, {"a.gguf": ("Q8_0", 10)}).replace("\n\n", "\n")
+    text = model_card(strange, {"a\n```\n;id .gguf": ("Q8_0", 10)}).replace("\n\n", "\n")
+    assert text.count("\n") == plain.count("\n")
+    assert text.replace("\n", "").isprintable()
+    assert yaml.safe_load(text.split("---\n")[1]) == yaml.safe_load(plain.split("---\n")[1])
+    assert "<script>" not in re.sub(r"`+ ?.*?[^`] ?`+", "", text).replace("\\<", "")
+    assert r"llama-server -m 'a\n```\n;id .gguf' -c" in text
+    assert r"| `` `|\n<b> ``, id" in text
