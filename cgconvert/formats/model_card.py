@@ -69,7 +69,11 @@ def compose_card(
         **({"tags": list(model.tags)} if model.tags else {}),
         **({"base_model": family.hub_id(original)} if is_published else {}),
     }
-    source = f"the {model.title} checkpoint {code_span(original)}" if model.title else code_span(original)
+    source = (
+        f"the {model.title} checkpoint {code_span(original)}"
+        if model.title
+        else code_span(original)
+    )
     if is_published:
         source = f"[{family.hub_id(original)}](https://huggingface.co/{family.hub_id(original)})"
     rows = {

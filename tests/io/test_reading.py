@@ -14,6 +14,7 @@ import pytest
 
 from cgconvert.errors import InputError
 from cgconvert.io import reading
+from cgconvert.io.links import name_by_user
 from cgconvert.io.reading import (
     Budget,
     open_regular,
@@ -75,6 +76,23 @@ def test_what_takes_the_place_of_a_regular_file_is_not_read(
     monkeypatch.setattr(Path, "stat", lambda self: status)
     with pytest.raises(InputError, match="not a regular file"):
         open_regular(path)
+
+
+def test_a_link_that_appears_after_the_check_is_not_followed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The file that was opened is judged, not what lies at its path before or afterwards."""
+    (tmp_path / "secret").write_bytes(b"secret")
+    path = tmp_path / "folder" / "config.json"
+    path.parent.mkdir()
+    path.write_bytes(b"{}")
+    name_by_user(path.parent)
+    monkeypatch.setattr(
+        reading, "open_descriptor", lambda path: os.open(tmp_path / "secret", os.O_RDONLY)
+    )
+    if sys.platform == "linux":  # others do not tell the name of an open file
+        with pytest.raises(InputError, match="is a link out of its folder"):
+            read_bytes(path)
 
 
 def test_a_link_to_an_open_file_is_followed(tmp_path: Path) -> None:

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 from pathlib import Path
 
 import pytest
 
 import cgconvert
+from cgconvert.errors import InputError
 from cgconvert.formats.registry import load
 from cgconvert.model.decoder import Checkpoint
 from cgconvert.verification import reference as reference_module
@@ -86,3 +88,49 @@ def test_quick_takes_no_text(right: dict[str, Plan]) -> None:
         cgconvert.verify(
             right["gguf-F16"].output, quick=True, text=["stdlib"], reference="codegen-tiny-mono"
         )
+
+
+@pytest.mark.parametrize("has_manifest", [True, False])
+def test_what_is_no_part_of_an_artefact_is_not_read(
+    has_manifest: bool, source: Checkpoint, right: dict[str, Plan], tmp_path: Path
+) -> None:
+    """A report holds no hash of it: it may be a link to a secret, or take days to read."""
+    artefact, secret = copied(right["hf-float16"], tmp_path), tmp_path / "secret"
+    secret.write_text("a line of the user's")
+    (artefact / "notes.txt").symlink_to(secret)
+    with (artefact / "extra.bin").open("wb") as file:
+        file.truncate(4 << 40)
+    if has_manifest:
+        (artefact / "README.md").unlink()
+        (artefact / "README.md").symlink_to(secret)
+    else:
+        manifest_path(artefact).unlink()
+    report = quickly(right["hf-float16"], source, artefact)
+    assert {"model.safetensors", "config.json", "tokenizer.json"} <= report.artefact["files"].keys()
+    assert not {"notes.txt", "extra.bin", "README.md"} & report.artefact["files"].keys()
+    assert hashlib.sha256(secret.read_bytes()).hexdigest() not in as_json([report])
+    details = {check.name: check.detail for check in report.checks}
+    assert "extra.bin" in details["files"]
+    if has_manifest:
+        assert "README.md has 20 bytes, the manifest says" in details["provenance"]
+
+
+@pytest.mark.parametrize("name", ["hf-float16", "onnx-int4", "gguf-Q8_0"])
+def test_headers_come_before_bytes(
+    name: str,
+    source: Checkpoint,
+    right: dict[str, Plan],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    artefact = copied(right[name], tmp_path)
+    files = [artefact] if artefact.is_file() else [f for f in artefact.rglob("*") if f.is_file()]
+    with max(files, key=lambda path: path.stat().st_size).open("r+b") as file:
+        file.truncate(1000)
+    hashed: list[Path] = []
+    monkeypatch.setattr(
+        "cgconvert.verification.verify.file_sha256", lambda path, advance: hashed.append(path)
+    )
+    with pytest.raises(InputError):
+        quickly(right[name], source, artefact)
+    assert hashed == []

@@ -72,7 +72,10 @@ def model_card(checkpoint: Checkpoint, files: dict[str, tuple[str, int]]) -> str
         files: The type and the bytes of each file, by its name.
     """
     geometry = checkpoint.geometry
-    rows = [f"| {code_span(n)} | {type_} | {format_bytes(size)} |\n" for n, (type_, size) in files.items()]
+    rows = [
+        f"| {code_span(n)} | {type_} | {format_bytes(size)} |\n"
+        for n, (type_, size) in files.items()
+    ]
     smallest = min(files, key=lambda name: files[name][1])
     use = _USE.format(
         file=shlex.quote(printable(smallest)),

@@ -78,7 +78,7 @@ def test_a_known_licence_is_named() -> None:
 
 def test_a_name_and_a_token_are_shown_as_they_are() -> None:
     """Nothing in them becomes front matter, markup, a row of a table or a part of a command."""
-    source = read(TINY)
+    source = replace(read(TINY), name="mine", original_name="")
     name = "a\n---\nlicense: mit\n---\n# b<script>`\x1b[31m$(id)"
     eos = replace(source.tokenizer.added[0], content="`|\n<b>")
     tokenizer = replace(source.tokenizer, added=(eos, *source.tokenizer.added[1:]))
