@@ -17,6 +17,8 @@ from pathlib import Path
 import tokenizers
 
 from cgconvert.errors import InputError
+from cgconvert.escaping import abridged
+from cgconvert.io.foreign import foreign_call
 from cgconvert.model.tokenizer_files import ROLES, read_parts
 from cgconvert.model.tokenizer_writer import AddedToken, tokenizer_files, tokenizer_json
 
@@ -294,16 +296,22 @@ class Tokenizer:
             text.encode()
         except UnicodeEncodeError as error:
             raise InputError(f"text is not valid Unicode: {error}") from None
-        return self._backend.encode(text, add_special_tokens=False).ids
+        backend = self._backend
+        with foreign_call("tokenizer", f"cannot turn the text into ids: {abridged(text)!r}"):
+            return backend.encode(text, add_special_tokens=False).ids
 
     def decode(self, ids: Sequence[int]) -> str:
         """Return the text of ids, special tokens included; unknown ids are left out."""
-        return self._backend.decode(list(ids), skip_special_tokens=False)
+        backend = self._backend
+        with foreign_call("tokenizer", "cannot turn ids into text"):
+            return backend.decode(list(ids), skip_special_tokens=False)
 
     @cached_property
     def _backend(self) -> tokenizers.Tokenizer:
         """The tokenizers library's tokenizer, made from tokenizer.json."""
-        return tokenizers.Tokenizer.from_str(json.dumps(tokenizer_json(self)))
+        document = json.dumps(tokenizer_json(self))
+        with foreign_call("tokenizer", "the tokenizers library cannot make it from its parts"):
+            return tokenizers.Tokenizer.from_str(document)
 
     def files(self, n_positions: int) -> dict[str, bytes]:
         """Return the contents of TOKENIZER_FILES; the model's context is `n_positions` tokens."""

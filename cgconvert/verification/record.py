@@ -19,8 +19,8 @@ from typing import Any
 from cgconvert.formats.registry import artefact_format
 from cgconvert.io.cache import key_of, read_entry, write_entry
 from cgconvert.model.decoder import Checkpoint
-from cgconvert.verification.report.model import Report, run_description
 from cgconvert.verification.folder_contents import judged_files
+from cgconvert.verification.report.model import Report, run_description
 from cgconvert.version import __version__
 from cgconvert.write.known_hashes import known_sha256, known_source
 from cgconvert.write.manifest import artefact_files, manifest_path

@@ -14,7 +14,7 @@ import pytest
 
 from cgconvert.errors import InputError
 from cgconvert.io import reading
-from cgconvert.io.links import name_by_user
+from cgconvert.io.followed_links import note_user_path
 from cgconvert.io.reading import (
     Budget,
     open_regular,
@@ -86,7 +86,7 @@ def test_a_link_that_appears_after_the_check_is_not_followed(
     path = tmp_path / "folder" / "config.json"
     path.parent.mkdir()
     path.write_bytes(b"{}")
-    name_by_user(path.parent)
+    note_user_path(path.parent)
     monkeypatch.setattr(
         reading, "open_descriptor", lambda path: os.open(tmp_path / "secret", os.O_RDONLY)
     )

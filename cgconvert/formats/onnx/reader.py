@@ -24,6 +24,7 @@ from cgconvert.formats.headers import most_stored, tensor_lines
 from cgconvert.formats.huggingface import config as configs
 from cgconvert.formats.onnx.files import find_graph, folder_of
 from cgconvert.formats.onnx.weights import COS, QKV, ROTARY_BASE, ROTARY_ORDER
+from cgconvert.io.foreign import foreign_call
 from cgconvert.io.reading import read_bytes, spend, timed_reading
 from cgconvert.io.remembered import remembered
 from cgconvert.io.stand_ins import check_head
@@ -220,7 +221,8 @@ def _parse(graph: Path) -> onnx.ModelProto:
     data = read_bytes(graph, MAX_GRAPH_BYTES, kind="a graph of cgconvert's, without weights inside")
     with timed_reading(graph):
         try:
-            model: onnx.ModelProto = onnx.ModelProto.FromString(data)
+            with foreign_call(graph, "not an ONNX graph"):
+                model: onnx.ModelProto = onnx.ModelProto.FromString(data)
         except DecodeError as error:
             raise InputError(f"{graph}: not an ONNX graph, or a damaged one") from error
         _count_parts(graph, model)
