@@ -7,13 +7,16 @@ from __future__ import annotations
 
 from pathlib import Path
 from pkgutil import resolve_name
+from typing import TYPE_CHECKING
 
 from cgconvert.errors import InputError, UsageError
 from cgconvert.io.reading import within_budget
 from cgconvert.io.system.threads import threads_of_environment
 from cgconvert.lazy import torch
 from cgconvert.model.device import check_device_name
-from cgconvert.runtimes.runtime import Runtime
+
+if TYPE_CHECKING:
+    from cgconvert.runtimes.runtime import Runtime  # it needs numpy
 
 __all__ = [
     "RUNTIMES", "open_class", "open_runtime", "open_with_float_activations", "prepare_runtime",
