@@ -7,13 +7,14 @@ from typing import Any
 
 from cgconvert.errors import InputError
 
-__all__ = ["Geometry"]
+__all__ = ["MAX_SIZES", "Geometry"]
 
-# At least ten times CodeGen's sizes. A file may declare any size, and memory is allocated by these.
-_MAX_SIZES = {
+MAX_SIZES = {
     "n_layer": 1 << 10, "n_embd": 1 << 16, "n_head": 1 << 10, "n_inner": 1 << 18,
     "rotary_dim": 1 << 10, "n_positions": 1 << 16, "vocab_size": 1 << 22,
 }  # fmt: skip
+"""The largest sizes that are read, at least ten times CodeGen's. A file may declare any size, and
+memory is allocated by these."""
 
 
 @dataclass(frozen=True)
@@ -47,7 +48,7 @@ class Geometry:
     def __post_init__(self) -> None:
         if not self.n_inner:
             object.__setattr__(self, "n_inner", 4 * self.n_embd)
-        for name, maximum in _MAX_SIZES.items():
+        for name, maximum in MAX_SIZES.items():
             value = getattr(self, name)
             if not 1 <= value <= maximum:
                 raise InputError(f"config: {name} is {value}; it must be from 1 to {maximum}")

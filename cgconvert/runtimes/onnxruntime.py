@@ -16,6 +16,7 @@ from cgconvert.formats.onnx.weights import PADDING
 from cgconvert.installation import install_command, requirements, uninstall_command
 from cgconvert.io.strict_json import read_json
 from cgconvert.model.generation_config import ids_of
+from cgconvert.model.geometry import MAX_SIZES
 from cgconvert.model.tokenizer import Tokenizer
 from cgconvert.runtimes.packages import import_package
 from cgconvert.runtimes.runtime import Runtime, run_left_padded
@@ -90,7 +91,7 @@ class OnnxRuntime(Runtime):
             if value.name.startswith(PAST)
         }
         self._vocab_size = int(session.get_outputs()[0].shape[2])
-        self._n_positions = _integer(folder / "config.json", "n_positions")
+        self._n_positions = _n_positions(folder / "config.json")
         self._tokenizer = Tokenizer.load(folder)
         metadata = session.get_modelmeta().custom_metadata_map
         self.takes_batches = metadata.get(PADDING) != "after"
@@ -404,11 +405,14 @@ def _is_decoder(session: onnxruntime.InferenceSession) -> bool:
     )
 
 
-def _integer(path: Path, key: str) -> int:
-    """Read a whole number from a JSON object. Raises InputError if it is none."""
-    value = read_json(path).get(key)
-    if not isinstance(value, int):
-        raise InputError(f"{path}: {key} is {value!r}, not one number")
+def _n_positions(path: Path) -> int:
+    """Read n_positions from a config.json; the KV cache is allocated by it.
+
+    Raises InputError if it is no number, or larger than any model's.
+    """
+    value, maximum = read_json(path).get("n_positions"), MAX_SIZES["n_positions"]
+    if type(value) is not int or not 1 <= value <= maximum:
+        raise InputError(f"{path}: n_positions is {value!r}; it must be from 1 to {maximum}")
     return value
 
 

@@ -240,15 +240,16 @@ SIZES: dict[str, Case] = {
     "sizes: a header of 100 MB": Case("safetensors", safetensors_header, "would be longer"),
     "sizes: a zip directory of 270,000 entries": Case("torch", zip_directory, OVER_BUDGET),
     **{
-        f"sizes: {file} of 8 TiB": Case(kind, damage, message, commands=commands)
-        for file, kind, damage, message, commands in (
+        f"sizes: {file} of 8 TiB": Case(kind, damage, message, commands=commands, code=code)
+        for file, kind, damage, message, commands, code in (
             ("safetensors", "safetensors", lengthen("model.safetensors"), "trailing bytes",
-             SOURCE_COMMANDS),
-            ("torch", "torch", lengthen("pytorch_model.bin"), "zip archive", SOURCE_COMMANDS),
-            ("GGUF", "gguf", lengthen(""), "follow the last tensor", ARTEFACT_COMMANDS),
-            ("ONNX data", "onnx", lengthen_data, "nearly all of its", ("verify",)),
-            ("a file beside", "hf", hole(8 << 40, "extra"), "nearly all of its", ("verify",)),
-            ("a file beside a graph", "onnx", hole(8 << 40, "x"), "nearly all of its", ("verify",)),
+             SOURCE_COMMANDS, 3),
+            ("torch", "torch", lengthen("pytorch_model.bin"), "zip archive", SOURCE_COMMANDS, 3),
+            ("GGUF", "gguf", lengthen(""), "follow the last tensor", ARTEFACT_COMMANDS, 3),
+            # Only what a manifest names, with the size that it names, is hashed.
+            ("ONNX data", "onnx", lengthen_data, "verification failed", ("verify",), 4),
+            ("a file beside", "hf", hole(8 << 40, "extra"), "", ("verify",), 0),
+            ("a file beside a graph", "onnx", hole(8 << 40, "x"), "", ("verify",), 0),
         )
     },
     **{
