@@ -22,6 +22,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -54,6 +55,13 @@ TOP = {
 
 PER_MODEL = {"source": SOURCE, **{option.name: option for option in READ}}
 """The options that a matrix at the top of a recipe sets, as if they stood there alone."""
+
+
+MAX_STEPS = 512
+"""The most steps of a recipe, each combination of a matrix counted. Planning takes milliseconds for
+each of them."""
+
+TOO_MANY_STEPS = f"there are more than {MAX_STEPS} steps; make several recipes of it"
 
 
 @dataclass(frozen=True)
@@ -131,7 +139,13 @@ def load(
     if source is not None and "source" in combinations[0]:
         combinations = _with_one_source(combinations, source)
     readers = [_Reader(label, values, known_bounds) for values in combinations]
-    recipes = tuple(reader.recipe(root, source) for reader in readers)
+    recipes: list[Recipe] = []
+    count = 0
+    for reader in readers:
+        recipes.append(reader.recipe(root, source))
+        count += len(recipes[-1].steps)
+        if count > MAX_STEPS:
+            Nodes(label).fail(matrix, TOO_MANY_STEPS)
     for written, (key, _) in Nodes(label).mapping(matrix, MATRIX).items():
         name = _name(written)
         if source is None and not any(name in reader.used for reader in readers):
@@ -140,7 +154,7 @@ def load(
                 "belongs, or the matrix among the options of a step"
             )
             Nodes(label).fail(key, problem)
-    return recipes
+    return tuple(recipes)
 
 
 def _with_one_source(
@@ -200,7 +214,11 @@ class _Reader(Nodes):
     def steps(self, node: yaml.Node) -> tuple[Step, ...]:
         if not isinstance(node, yaml.SequenceNode) or not node.value:
             self.fail(node, "steps must be a list of commands")
-        return tuple(step for entry in node.value for step in self.expanded(entry))
+        steps = (step for entry in node.value for step in self.expanded(entry))
+        first_steps = tuple(islice(steps, MAX_STEPS + 1))
+        if len(first_steps) > MAX_STEPS:
+            self.fail(node, TOO_MANY_STEPS)
+        return first_steps
 
     def expanded(self, node: yaml.Node) -> Iterator[Step]:
         """Read an entry of the list: a step, or one for each combination of its matrix.

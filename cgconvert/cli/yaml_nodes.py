@@ -24,8 +24,9 @@ a megabyte."""
 MAX_COMBINATIONS = 256
 """The largest matrix: the product of the numbers of values."""
 
-REFERENCE = re.compile(r"\$\{\{\s*(.*?)\s*\}\}")
-"""A value of the matrix in a text: `${{ matrix.type }}`."""
+REFERENCE = re.compile(r"\$\{\{([^{}]*)\}\}")
+"""A value of the matrix in a text: `${{ matrix.type }}`. It matches in one way only, so its time is
+linear in the text."""
 
 SIGNS = re.compile(r"'(\W{1,3}|<[a-z ]+>)'")
 """What a message of PyYAML quotes of its own grammar."""
@@ -148,6 +149,7 @@ class Nodes:
         )
 
     def _value(self, node: yaml.Node, expression: str) -> yaml.ScalarNode:
+        expression = expression.strip()
         root, _, name = expression.partition(".")
         name = name.replace("-", "_")
         value = self.values.get(name) if root == "matrix" else None

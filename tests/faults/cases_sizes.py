@@ -195,6 +195,29 @@ RECIPES: dict[str, tuple[Damage, str]] = {
         ),
         "recipe.yaml",
     ),
+    "6,000 steps": (
+        lambda path: path.write_text(f"source: source\nsteps: [{', '.join(['to-gguf'] * 6000)}]\n"),
+        "more than 512 steps",
+    ),
+    "a matrix of 256 and 256 steps": (
+        lambda path: path.write_text(
+            f"source: source\nmatrix: {{mp-num: [{', '.join(map(str, range(1, 257)))}]}}\n"
+            f"steps: [{', '.join(['to-gguf'] * 256)}]\n"
+        ),
+        "more than 512 steps",
+    ),
+    "60,000 spaces in a reference": (
+        lambda path: path.write_text(
+            f'source: source\nsteps:\n  - to-gguf: {{type: "${{{{{" " * 60_000}"}}\n'
+        ),
+        "recipe.yaml",
+    ),
+    "5,000 references that do not end": (
+        lambda path: path.write_text(
+            f'source: "{"${{ matrix." * 5000}"\nmatrix: {{a: [1]}}\nsteps: [to-gguf]\n'
+        ),
+        "recipe.yaml",
+    ),
 }
 
 GRAPHS: dict[str, Callable[[onnx.ModelProto], object]] = {
