@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+from collections.abc import Callable
 from pathlib import Path
 
 import gguf
@@ -108,6 +109,31 @@ def key(name: str, value: object, kind: gguf.GGUFValueType) -> Plant:
         artefact.with_suffix(".new").replace(artefact)
 
     return plant
+
+
+def graph_change(change: Callable[[onnx.ModelProto], object]) -> Plant:
+    """Another content of the graph."""
+
+    def plant(artefact: Path) -> None:
+        model = onnx.load(artefact / GRAPH, load_external_data=False)
+        change(model)
+        (artefact / GRAPH).write_bytes(model.SerializeToString())
+
+    return plant
+
+
+def stored_outside(model: onnx.ModelProto) -> onnx.TensorProto:
+    """The first tensor of a graph that has its data in a file."""
+    tensors: list[onnx.TensorProto] = list(model.graph.initializer)
+    return next(tensor for tensor in tensors if tensor.data_location)
+
+
+def weight_as_input(model: onnx.ModelProto) -> None:
+    tensor = stored_outside(model)
+    shape = list(tensor.dims)
+    model.graph.input.append(
+        onnx.helper.make_tensor_value_info(tensor.name, tensor.data_type, shape)
+    )
 
 
 def named_pipe(name: str) -> Plant:
@@ -234,6 +260,34 @@ CONFIGURATIONS = (
     ),
 )  # fmt: skip
 
+OBEYED = (
+    *(
+        Decoy(f"{key} in config.json", HF, entry(CONFIG, **{key: value}), named=key)
+        for key, value in {
+            "per_layer_config": {"0": {"n_head": 1}}, "attribute_map": {"hidden_size": "n_layer"},
+            "fusion_config": {"patch_embeddings": True}, "vision_config": {"model_type": "clip"},
+            "speculators_config": {"verifier": {"name_or_path": OUTSIDE}}, "sliding_window": 2,
+            "rope_parameters": {"rope_type": "linear", "factor": 4.0}, "rope_theta": 5.0,
+            "num_key_value_heads": 1, "head_dim": 3, "model_max_length": 4, "is_causal": False,
+            "return_dict": False, "torchscript": True,
+        }.items()
+    ),
+    *(
+        Decoy(f"{key} in tokenizer_config.json", HF, entry(TOKENIZER_CONFIG, **{key: value}),
+              named=key)
+        for key, value in {
+            "post_processor": "x", "tokenizer_truncation": {"max_length": 2}, "vocab": {"a": 0},
+            "_json_padding": {"length": 3}, "merges": [["a", "b"]], "gguf_file": OUTSIDE,
+            "fix_mistral_regex": True, "split_special_tokens": True, "max_len": 3,
+            "model_specific_special_tokens": {"x_token": "se"}, "errors": "ignore",
+        }.items()
+    ),
+    Decoy("a type that no tensor has", HF, entry(CONFIG, dtype="bfloat16"), "weights.geometry",
+          "dtype is 'bfloat16'"),
+    Decoy("a type of transformers 4 that no tensor has", HF, entry(CONFIG, torch_dtype="int8"),
+          "weights.geometry", "torch_dtype is 'int8'"),
+)  # fmt: skip
+
 TOKENIZERS = (
     Decoy(
         "fast_tokenizer_files", HF,
@@ -337,6 +391,33 @@ GRAPHS = (
           file("model.safetensors"), named="model.safetensors"),
     Decoy("onnxruntime's settings in the graph", ONNX,
           graph_metadata("ort_config", '{"session_options": {}}'), HARMLESS),
+    *(
+        Decoy(name, ONNX, graph_change(change), REFUSED, named)
+        for name, change, named in (
+            ("weights that onnxruntime has packed", lambda model: stored_outside(
+                model).external_data.add(key="prepacked_0", value="MatMul|0;4;x"), "says more"),
+            ("data in the graph and in a file", lambda model: setattr(
+                stored_outside(model), "raw_data", b"decoy"), "says more"),
+            ("a file of data for a constant", lambda model: next(
+                tensor for tensor in model.graph.initializer if not tensor.data_location
+            ).external_data.add(key="location", value="/etc/passwd"), "says more"),
+            ("a weight that a client may replace", weight_as_input, "a tensor and an input"),
+            ("devices for nodes", lambda model: model.configuration.add(name="x", num_devices=2),
+             "configuration in ModelProto"),
+            ("metadata of a node", lambda model: model.graph.node[0].metadata_props.add(
+                key="ep", value="x"), "metadata_props in NodeProto"),
+            ("a second graph's function", lambda model: model.functions.add(
+                name="FastGelu", domain="com.microsoft"), "functions in ModelProto"),
+            ("a reference in an attribute", lambda model: setattr(next(
+                node for node in model.graph.node if node.attribute).attribute[0],
+                "ref_attr_name", "x"), "ref_attr_name in AttributeProto"),
+        )
+    ),
+    Decoy("an offset of data that is there twice", ONNX, graph_change(lambda model: stored_outside(
+              model).external_data.add(key="offset", value="4096")), "runtime", "says it twice"),
+    Decoy("a node that nothing reads", ONNX, graph_change(lambda model: model.graph.node.append(
+              onnx.helper.make_node("Shape", ["input_ids"], ["unread"]))), "weights.geometry",
+          "no node reads unread"),
     Decoy("a shared library", ONNX, file("custom_ops.so"), NAMED, "custom_ops.so"),
 )  # fmt: skip
 
@@ -361,6 +442,11 @@ BESIDE_GGUF = (
     Decoy("a chat template inside", GGUF,
           key("tokenizer.chat_template", TEMPLATE, STRING),
           "settings", "tokenizer.chat_template"),
+    Decoy("a space before texts", GGUF,
+          key("tokenizer.ggml.add_space_prefix", True, gguf.GGUFValueType.BOOL),
+          "settings", "add_space_prefix"),
+    Decoy("a model that says it is an adapter", GGUF, key("general.type", "adapter", STRING),
+          "weights.geometry", "general.type"),
     Decoy("another way to split texts", GGUF,
           key("tokenizer.ggml.pre", "llama-bpe", STRING),
           "tokenizer.files", "tokenizer.ggml.pre"),
@@ -392,5 +478,5 @@ ODD_FILES = (
 )  # fmt: skip
 
 DECOYS = (
-    *WEIGHTS, *CODES, *CONFIGURATIONS, *TOKENIZERS, *GRAPHS, *BESIDE_GGUF, *ODD_FILES,
+    *WEIGHTS, *CODES, *CONFIGURATIONS, *OBEYED, *TOKENIZERS, *GRAPHS, *BESIDE_GGUF, *ODD_FILES,
 )  # fmt: skip

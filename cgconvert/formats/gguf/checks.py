@@ -51,7 +51,9 @@ __all__ = ["kept_eos_ids", "settings", "stored_artefact"]
 TOKENIZER_PREFIX = "tokenizer.ggml."
 END_ROLES = ("eos", "eot", "eom")
 """The roles of the tokens at which llama.cpp stops."""
-TOKEN_ADDING = ("add_bos_token", "add_eos_token")
+GENERAL: Mapping[str, Any] = {"general.type": "model", "general.quantization_version": 2}
+"""Values of keys that may be absent; programs refuse a model, or its types, if they have others."""
+TOKEN_ADDING = ("add_bos_token", "add_eos_token", "add_space_prefix")
 
 
 def stored_artefact(path: Path, source: Decoder) -> StoredArtefact:
@@ -69,9 +71,9 @@ def stored_artefact(path: Path, source: Decoder) -> StoredArtefact:
         "rope.freq_base": float(np.float32(g.rotary_base)),
     }
     expected = {f"{ARCHITECTURE}.{key}": value for key, value in sizes.items()}
-    differences = value_differences(
-        header.metadata, {"general.architecture": ARCHITECTURE} | expected
-    )
+    general = {"general.architecture": ARCHITECTURE}
+    general |= {key: value for key, value in GENERAL.items() if key in header.metadata}
+    differences = value_differences(header.metadata, general | expected)
     # llama.cpp uses keys that no CodeGen has, such as scaling of the rotary embedding.
     differences += [
         f"{key} is there, and CodeGen has none"

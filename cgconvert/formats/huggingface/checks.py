@@ -29,6 +29,7 @@ from cgconvert.io.reading import read_bytes
 from cgconvert.io.strict_json import read_json
 from cgconvert.model.chat_templates import parse_chat_templates, read_chat_templates
 from cgconvert.model.decoder import Checkpoint, Decoder
+from cgconvert.model.tensor import LazyTensor
 from cgconvert.model.tensor_names import CODEGEN, GPTJ, PHI
 from cgconvert.model.tokenizer import Tokenizer
 from cgconvert.model.tokenizer_files import TOKENIZER_FILES
@@ -96,26 +97,37 @@ def stored_artefact(folder: Path, source: Decoder) -> StoredArtefact:
     tensors = reader.read_weights(reader.find_weights(folder)[1])
     g = source.geometry
     names = reader.model_type(config).names
+    of_types = _type_differences(config, tensors)
     if names is PHI:
         # transformers 5 prefers rope_parameters and others read the top level, so both are
         # compared; an entry that only one of the two places has counts for both.
         rope = as_mapping(config.get("rope_parameters"))
         expected = phi_config(g, {}) | {"rope_scaling": None}
         expected_rope = expected.pop("rope_parameters")
-        differences = config_differences({**rope, **config}, expected)
+        differences = of_types + config_differences({**rope, **config}, expected)
         differences += [
             f"rope_parameters: {difference}"
             for difference in config_differences({**config, **rope}, expected_rope)
         ]
         return pair_tensors(tensors, dict(expected_tensors(source, PHI)), PHI, g, differences)
     expected = gptj_config(g, {}) if names is GPTJ else codegen_config(g, {})
-    differences = config_differences(config, expected)
+    differences = of_types + config_differences(config, expected)
     if g.rotary_base != ROTARY_BASE:
         differences.append(f"rotary base is {ROTARY_BASE:g}, not {g.rotary_base:g}")
     groups = GROUPS if names is CODEGEN else 0
     return pair_tensors(
         tensors, dict(expected_tensors(source, names, groups)), names, g, differences
     )
+
+
+def _type_differences(config: Mapping[str, Any], tensors: Mapping[str, LazyTensor]) -> list[str]:
+    """Compare the type in which transformers 5 and vLLM load the weights with the stored ones."""
+    types = {tensor.dtype.name for tensor in tensors.values()}
+    return [
+        f"{key} is {reprlib.repr(config[key])}, and no tensor is"
+        for key in ("dtype", "torch_dtype")
+        if config.get(key) is not None and config[key] not in types
+    ]
 
 
 def config_differences(config: Mapping[str, Any], expected: Mapping[str, Any]) -> list[str]:

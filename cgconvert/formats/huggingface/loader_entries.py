@@ -24,6 +24,8 @@ __all__ = [
 CODE = "transformers and vLLM run code that it names"
 TOKENIZER_FILE = "transformers reads this file in place of the tokenizer's own"
 NESTED = "transformers and vLLM take it for the configuration of the model"
+OTHER_IDS = "transformers computes other ids or texts with it"
+LENGTH = "vLLM takes it for the length of the context"
 
 CONFIG_LOADED: Mapping[str, str] = {
     # transformers, modeling_utils.py: from_pretrained; configuration_utils.py: get_config_dict.
@@ -45,9 +47,44 @@ CONFIG_LOADED: Mapping[str, str] = {
     "text_encoder": NESTED,
     "decoder": NESTED,
     "generator": NESTED,
+    "vision_config": NESTED,
+    "audio_config": NESTED,
+    "thinker_config": NESTED,
+    # transformers, configuration_utils.py: __post_init__ sets every entry as an attribute;
+    # heterogeneity and fusion_mapping.py: layers and modules are exchanged.
+    "attribute_map": "transformers reads the sizes under the names that it gives",
+    "per_layer_config": "transformers builds each layer as it says",
+    "fusion_config": "transformers exchanges parts of the model as it says",
+    # vLLM, transformers_utils/config.py: maybe_override_with_speculators; config/model.py.
+    "speculators_config": "vLLM loads the model that it names",
+    "sliding_window": "vLLM lets tokens attend to so many others alone",
+    "dual_chunk_attention_config": "vLLM computes attention as it says",
+    "head_dim": "vLLM takes it for the size of a head",
+    "max_seq_len": LENGTH,
+    "max_seq_length": LENGTH,
+    "max_sequence_length": LENGTH,
+    "max_target_positions": LENGTH,
+    "model_max_length": LENGTH,
+    "seq_len": LENGTH,
+    "seq_length": LENGTH,
     "is_encoder_decoder": "transformers generates as with an encoder",
 }  # fmt: skip
 """Entries of config.json that a program obeys where they have a value, and what it does."""
+
+CONFIG_DEFAULTS: Mapping[str, tuple[object, str]] = {
+    "is_causal": (True, "vLLM runs it as a model that does not generate"),
+    "return_dict": (True, "transformers returns logits in another form"),
+    "torchscript": (False, "transformers returns logits in another form"),
+}
+"""Entries of config.json that a program obeys if they have another value than this."""
+
+OF_PHI = (
+    "hidden_act", "intermediate_size", "layer_norm_eps", "num_key_value_heads",
+    "partial_rotary_factor", "qk_layernorm", "rope_parameters", "rope_scaling", "rope_theta",
+    "rotary_pct",
+)  # fmt: skip
+"""Entries that no other family of CLASSES has. transformers' CodeGen and GPT-J pass over them, and
+vLLM, which has its own GPT-J, reads them of every model (get_total_num_kv_heads, get_rope)."""
 
 TOKENIZER_LOADED: Mapping[str, str] = {
     # transformers, tokenization_utils_base.py: from_pretrained, _from_pretrained.
@@ -57,11 +94,30 @@ TOKENIZER_LOADED: Mapping[str, str] = {
     "merges_file": TOKENIZER_FILE,
     "auto_map": CODE,
     "init_inputs": "transformers gives these arguments to the tokenizer's class",
+    "tokenizer_object": TOKENIZER_FILE,
+    "gguf_file": TOKENIZER_FILE,
+    "vocab": "transformers takes it in place of the tokenizer's own vocabulary",
+    "merges": "transformers takes it in place of the tokenizer's own merges",
+    # transformers, tokenization_utils_tokenizers.py: TokenizersBackend.__init__.
+    "post_processor": OTHER_IDS,
+    "tokenizer_padding": OTHER_IDS,
+    "tokenizer_truncation": OTHER_IDS,
+    "_json_padding": OTHER_IDS,
+    "_json_truncation": OTHER_IDS,
+    "fix_mistral_regex": OTHER_IDS,
+    "split_special_tokens": OTHER_IDS,
+    "max_len": OTHER_IDS,
+    "clean_up_tokenization_spaces_for_bpe_even_though_it_will_corrupt_output": OTHER_IDS,
     # onnxruntime-extensions, tokenizer_jsconfig.hpp.
     "tiktoken_file": "onnxruntime-genai reads this file in place of tokenizer.json",
     "template_file": "onnxruntime-genai reads this file in place of the chat template",
 }
 """Entries of tokenizer_config.json that a program obeys where they have a value."""
+
+TOKENIZER_DEFAULTS: Mapping[str, tuple[object, str]] = {
+    "errors": ("replace", OTHER_IDS),  # of the tokenizers that are written in Python
+}
+"""Entries of tokenizer_config.json that a program obeys if they have another value than this."""
 
 CLASSES: Mapping[str, str] = {
     "codegen": "CodeGenForCausalLM", "gptj": "GPTJForCausalLM", "phi": "PhiForCausalLM",
@@ -130,7 +186,8 @@ def unchecked_entries(folder: Path, graph: Path | None = None) -> Unchecked:
         read_json(path) if (path := folder / name).is_file() else {}
         for name in ("config.json", "tokenizer_config.json")
     )
-    known = CONFIG_KNOWN if graph is None else CONFIG_KNOWN | {JS_CONFIG}
+    known = {*CONFIG_KNOWN, *CONFIG_LOADED, *CONFIG_DEFAULTS, *OF_PHI}
+    known |= set() if graph is None else {JS_CONFIG}
     loaded = [
         *(f"config.json: {text}" for text in loaded_config_entries(config)),
         *(f"config.json: {text}" for text in _foreign_graph(config, graph)),
@@ -138,7 +195,7 @@ def unchecked_entries(folder: Path, graph: Path | None = None) -> Unchecked:
     ]
     known_to_tokenizer = {*TOKENIZER_KNOWN, *TOKENIZER_LOADED, *_roles(tokenizer)}
     unknown = [
-        *(f"config.json has {key}" for key in _unknown_keys(config, known | CONFIG_LOADED.keys())),
+        *(f"config.json has {key}" for key in _unknown_keys(config, known)),
         *(
             f"tokenizer_config.json has {key}"
             for key in _unknown_keys(tokenizer, known_to_tokenizer)
@@ -149,12 +206,22 @@ def unchecked_entries(folder: Path, graph: Path | None = None) -> Unchecked:
 
 def loaded_config_entries(config: Mapping[str, Any]) -> list[str]:
     """Describe the entries of a config.json that load something, or name another class."""
-    return [*_loaded(config, CONFIG_LOADED), *_foreign_classes(config)]
+    return [
+        *_loaded(config, CONFIG_LOADED),
+        *_not_default(config, CONFIG_DEFAULTS),
+        *_of_phi(config),
+        *_foreign_classes(config),
+    ]
 
 
 def loaded_tokenizer_entries(tokenizer: Mapping[str, Any]) -> list[str]:
     """Describe the entries of a tokenizer_config.json that name files, code or a foreign class."""
-    return [*_loaded(tokenizer, TOKENIZER_LOADED), *_foreign_tokenizer(tokenizer)]
+    return [
+        *_loaded(tokenizer, TOKENIZER_LOADED),
+        *_not_default(tokenizer, TOKENIZER_DEFAULTS),
+        *_new_roles(tokenizer),
+        *_foreign_tokenizer(tokenizer),
+    ]
 
 
 def _loaded(entries: Mapping[str, Any], table: Mapping[str, str]) -> Iterator[str]:
@@ -162,6 +229,36 @@ def _loaded(entries: Mapping[str, Any], table: Mapping[str, str]) -> Iterator[st
     for key, effect in table.items():
         if entries.get(key):
             yield f"{key} is {reprlib.repr(entries[key])} ({effect})"
+
+
+def _not_default(
+    entries: Mapping[str, Any], table: Mapping[str, tuple[object, str]]
+) -> Iterator[str]:
+    """Yield a phrase for each entry whose value is not the one at which nothing changes."""
+    for key, (default, effect) in table.items():
+        if entries.get(key) not in (None, default):
+            yield f"{key} is {reprlib.repr(entries[key])} ({effect})"
+
+
+def _of_phi(config: Mapping[str, Any]) -> Iterator[str]:
+    """Yield a phrase for each entry of Phi's in the configuration of another model."""
+    model_type = str(config.get("model_type"))
+    if model_type in CLASSES and model_type != "phi":
+        for key in OF_PHI:
+            if config.get(key) is not None:
+                value = reprlib.repr(config[key])
+                yield f"{key} is {value} (vLLM computes with it, and {model_type} has none)"
+
+
+def _new_roles(tokenizer: Mapping[str, Any]) -> Iterator[str]:
+    """Yield a phrase for tokens that get a role in a place that nothing compares.
+
+    transformers writes the roles that a model has of its own there a second time.
+    """
+    key = "model_specific_special_tokens"
+    roles = tokenizer.get(key) or {}
+    if not isinstance(roles, dict) or any(tokenizer.get(role) != roles[role] for role in roles):
+        yield f"{key} is {reprlib.repr(roles)} (transformers makes special tokens of them)"
 
 
 def _foreign_classes(config: Mapping[str, Any]) -> Iterator[str]:

@@ -6,9 +6,11 @@ genai_config.json names.
 
 from __future__ import annotations
 
+from collections.abc import Collection, Mapping
 from pathlib import Path
 
 import onnx
+from google.protobuf.message import Message
 from onnx import AttributeProto, ModelProto, TensorProto
 
 from cgconvert.errors import InputError
@@ -31,6 +33,30 @@ GENAI_CONFIG = "genai_config.json"
 
 SMALL = 64
 """The most elements of a tensor that is kept in the graph itself."""
+
+FIELDS: Mapping[str, Collection[str]] = {
+    "ModelProto": ("ir_version", "producer_name", "producer_version", "opset_import", "graph",
+                   "metadata_props", "domain", "model_version", "doc_string"),
+    "GraphProto": ("name", "node", "initializer", "input", "output", "value_info", "doc_string"),
+    "NodeProto": ("name", "op_type", "domain", "input", "output", "attribute", "doc_string"),
+    "AttributeProto": ("name", "type", "i", "ints", "f", "floats"),
+    "TensorProto": ("name", "dims", "data_type", "data_location", "external_data", "raw_data",
+                    "int32_data", "int64_data", "float_data"),
+    "ValueInfoProto": ("name", "type", "doc_string"),
+    "TypeProto": ("tensor_type",),
+    "Tensor": ("elem_type", "shape"),
+    "TensorShapeProto": ("dim",),
+    "Dimension": ("dim_value", "dim_param"),
+    "OperatorSetIdProto": ("domain", "version"),
+    "StringStringEntryProto": ("key", "value"),
+}  # fmt: skip
+"""The fields of each message of a graph that cgconvert writes, or that only describe it."""
+
+EXTERNAL_KEYS = ["length", "location", "offset"]
+"""What is said of data in another file. onnxruntime would take weights that it has packed itself
+from where a key that begins with "prepacked" says (tensor_external_data_info.cc)."""
+
+DATA_INSIDE = frozenset(("raw_data", "int32_data", "int64_data", "float_data"))
 
 _NUMBERS = (AttributeProto.INT, AttributeProto.INTS, AttributeProto.FLOAT, AttributeProto.FLOATS)
 
@@ -109,12 +135,39 @@ def check_graph(graph: Path) -> None:
     """
     reader.decoded_tensors(graph)
     model = reader.parse(graph)
+    _check_fields(graph, model)
     if model.functions or model.training_info or model.graph.sparse_initializer:
         raise InputError(f"{graph}: has functions or other parts that no graph of cgconvert has")
     if {entry.domain for entry in model.opset_import} - {"", "ai.onnx", MICROSOFT}:
         raise InputError(f"{graph}: uses operators of another domain than ONNX Runtime's own")
     _check_constants(graph, model)
     _check_nodes(graph, model)
+
+
+def _check_fields(graph: Path, model: ModelProto) -> None:
+    """Check that a graph has no field that cgconvert does not write, at any depth."""
+    messages: list[Message] = [model]
+    while messages:
+        message = messages.pop()
+        kind = message.DESCRIPTOR.name
+        for field, value in message.ListFields():
+            if field.name not in FIELDS.get(kind, ()):
+                raise InputError(
+                    f"{graph}: has {field.name} in {kind}, which cgconvert does not write"
+                )
+            if isinstance(value, Message):
+                messages.append(value)
+            elif field.message_type is not None:
+                messages.extend(value)
+    for tensor in model.graph.initializer:
+        is_external = tensor.data_location == TensorProto.EXTERNAL
+        keys = sorted(entry.key for entry in tensor.external_data)
+        inside = {field.name for field, _ in tensor.ListFields()} & DATA_INSIDE
+        if keys != (EXTERNAL_KEYS if is_external else []) or (is_external and inside):
+            raise InputError(
+                f"{graph}: tensor {tensor.name!r} says more of its data than the file, the offset "
+                "and the length, or says it twice"
+            )
 
 
 def _check_constants(graph: Path, model: ModelProto) -> None:
@@ -136,6 +189,8 @@ def _check_nodes(graph: Path, model: ModelProto) -> None:
     """Check that operators are known, come after those whose outputs they take, and that no name
     is given twice."""
     known = {value.name for value in model.graph.input}
+    if twice := [tensor.name for tensor in model.graph.initializer if tensor.name in known]:
+        raise InputError(f"{graph}: {twice[0]!r} is a tensor and an input")
     known |= {tensor.name for tensor in model.graph.initializer} | {""}
     for node in model.graph.node:
         if OPERATORS.get(node.op_type) != node.domain.removeprefix("ai.onnx"):

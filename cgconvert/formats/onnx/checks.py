@@ -113,6 +113,8 @@ def _graph_differences(path: Path, g: Geometry) -> list[str]:
     present = [tensor.name for tensor in model.graph.initializer]
     present += [value.name for value in model.graph.input if value.name.startswith("past_")]
     read = {name for node in model.graph.node for name in node.input}
+    present += [node.output[0] for node in model.graph.node if node.output]
+    read |= {value.name for value in model.graph.output}
     texts += [f"no node reads {name}" for name in present if name not in read]
     attributes: dict[str, list[dict[str, Any]]] = {}
     for node in model.graph.node:
