@@ -351,7 +351,7 @@ def parse_size(value: int | float | str) -> int:
 def _is_too_long(path: str | Path) -> bool:
     """Whether this system has no file with such a path, as it or a name in it is too long."""
     try:
-        os.lstat(path)
+        Path(path).lstat()
     except OSError as error:
         return error.errno == errno.ENAMETOOLONG
     return False

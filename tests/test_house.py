@@ -242,6 +242,7 @@ READERS = {
     "io/system/memory.py": "what the kernel says of memory",
     "io/system/own_files.py": "the cache's own files, without following links",
     "io/system/regular_files.py": "the one place, and the kernel's list of mounts",
+    "io/system/streams.py": "the null device",
     "io/system/threads.py": "what the kernel says of cores",
     "cli/main.py": "the null device",
     "runtimes/onnxruntime.py": "the weights of a graph in the private folder",

@@ -37,7 +37,7 @@ def can_exist(path: Path) -> bool:
     if not is_possible(path):
         return False
     try:
-        os.lstat(path)
+        path.lstat()
     except OSError as error:
         return error.errno != errno.ENAMETOOLONG
     return True

@@ -8,15 +8,14 @@ Libraries in C++ write their own lines. A command prints one line for an error, 
 from __future__ import annotations
 
 import contextlib
-import os
 import threading
 from collections.abc import Iterator
 
 from cgconvert.errors import InputError
+from cgconvert.io.system.streams import without_stderr
 
 __all__ = ["foreign_call"]
 
-STDERR = 2
 PANIC = "PanicException"
 
 _lock = threading.RLock()
@@ -34,28 +33,10 @@ def foreign_call(where: object, fault: str) -> Iterator[None]:
     Raises:
         InputError: The library has panicked.
     """
-    with _lock, _without_stderr():
+    with _lock, without_stderr():
         try:
             yield
         except BaseException as error:
             if type(error).__name__ != PANIC:
                 raise
             raise InputError(f"{where}: {fault}") from None
-
-
-@contextlib.contextmanager
-def _without_stderr() -> Iterator[None]:
-    """Let the descriptor of stderr lead nowhere; where it is closed, nothing is to be done."""
-    try:
-        kept = os.dup(STDERR)
-    except OSError:
-        yield
-        return
-    try:
-        nowhere = os.open(os.devnull, os.O_WRONLY)
-        os.dup2(nowhere, STDERR)
-        os.close(nowhere)
-        yield
-    finally:
-        os.dup2(kept, STDERR)
-        os.close(kept)

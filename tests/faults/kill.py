@@ -105,7 +105,7 @@ class Killer:
             killed = self.run(work, writer, *more, kill=[signal.SIGKILL, when])
             there = file_hashes(work / "out")
             staged = [p for p in work.glob("out/.*/journal") if '"position"' in p.read_text()]
-            state = self._state(work, {k: v for k, v in there.items() if k[0] != "."},
+            state = self._state({k: v for k, v in there.items() if k[0] != "."},
                                 earlier if replaced else {}, complete)  # fmt: skip
             tally.after[state if killed.code < 0 else "finished before"] += 1
             again = self.run(work, writer, "--force", *(() if resume else ("--no-keep",)))
@@ -136,10 +136,7 @@ class Killer:
         shutil.copytree(self.folder / f"safetensors{version}", work, dirs_exist_ok=True)
         shutil.copy(self.folder / f"tarball{version}" / f"{NAME}.tar.gz", work)
 
-    def _state(self, work: Path, there: Hashes, earlier: Hashes, complete: Hashes) -> str:
-        unpacked = work.glob("cache/unpacked/[!.]*")
-        if not all((p / ".cgconvert-archive.json").is_file() for p in unpacked):
-            return "partial"
+    def _state(self, there: Hashes, earlier: Hashes, complete: Hashes) -> str:
         if there == complete:
             return "complete"
         if there == earlier:

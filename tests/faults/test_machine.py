@@ -111,10 +111,10 @@ def test_an_interruption_without_keep_ends_in_one_line_and_leaves_nothing(
     the output is complete.
     """
     killer.write_source(tmp_path, 1)
-    before = file_hashes(tmp_path)
     assert killer.run(tmp_path, "to-gguf Q8_0").code == 0
     complete = file_hashes(tmp_path)
     shutil.rmtree(tmp_path / "out")
+    before = file_hashes(tmp_path)
     codes = set()
     for part in range(6):
         outcome = killer.run(

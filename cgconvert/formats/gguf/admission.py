@@ -19,7 +19,7 @@ from cgconvert.model.dtype import FLOAT32
 from cgconvert.model.tensor import Zeros
 from cgconvert.model.tensor_names import GGUF
 
-__all__ = ["admit_gguf", "check_gguf"]
+__all__ = ["admit_gguf"]
 
 NAME = "model.gguf"
 """What the file is called in the private folder."""
@@ -56,17 +56,17 @@ def admit_gguf(path: Path) -> AdmittedFiles:
     """
     with admitting(path, path.parent) as files:
         files.path = files.link(NAME, path)
-        check_gguf(files.path)
+        header = read_header(files.path)
+        refuse_split(path, header)  # which names the parts, so it needs the file's own name
+        _check_gguf(files.path, header)
     return files
 
 
-def check_gguf(path: Path) -> None:
+def _check_gguf(path: Path, header: GgufHeader) -> None:
     """Check a file for llama.cpp: a whole CodeGen, keys and tensors as the architecture has them.
 
     Raises InputError.
     """
-    header = read_header(path)
-    refuse_split(path, header)
     shapes = {t.name: Zeros(t.shape, FLOAT32) for t in header.tensors}
     GGUF.decoder(reader.geometry(path, header), shapes, str(path))
     tokenizer = reader.tokenizer(path, header)
