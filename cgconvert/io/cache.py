@@ -24,6 +24,7 @@ from typing import Any, Final
 
 from cgconvert.escaping import printable
 from cgconvert.io.cache_key import KEY_FILE, ensure_key, read_key
+from cgconvert.io.system.names import user_home
 from cgconvert.io.system.own_files import (
     close_folder,
     fault_of_folder,
@@ -78,10 +79,18 @@ class CacheRefusedError(OSError):
 
 
 def cache_folder() -> Path:
-    """cgconvert's cache: the folder $CGCONVERT_CACHE, or cgconvert in the user's cache folder."""
+    """cgconvert's cache: the folder $CGCONVERT_CACHE, or cgconvert in the user's cache folder.
+
+    Raises CacheRefusedError if the user has no home folder.
+    """
     if folder := os.environ.get("CGCONVERT_CACHE"):
         return Path(os.path.abspath(folder))
-    base = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
+    base = os.environ.get("XDG_CACHE_HOME")
+    if not base:
+        home = user_home()
+        if home is None:
+            raise _refused("there is no home folder")
+        base = str(home / ".cache")
     return Path(os.path.abspath(base)) / "cgconvert"
 
 
@@ -188,8 +197,11 @@ def private_folder(kind: str, *, make: bool = True) -> Path:
             raise _refused(fault)
     for path in (folder, folder / kind):
         if make:
-            with contextlib.suppress(FileExistsError):
+            try:
                 path.mkdir(0o700)
+            except FileExistsError:
+                if fault := fault_of_place(path):  # it may have been made a moment ago
+                    raise _refused(fault) from None
         if path != folder and stat.S_ISLNK(path.lstat().st_mode):
             raise _refused(f"{path} is a link")
         if fault := fault_of_folder(path) or _close(path, is_whole=path == folder):
@@ -199,11 +211,10 @@ def private_folder(kind: str, *, make: bool = True) -> Path:
 
 @contextlib.contextmanager
 def empty_folders_removed(kind: str) -> Iterator[None]:
-    """Remove the folders of a kind and of the cache at the end, if the block left them empty.
-
-    Folders that were there before stay.
-    """
-    made = [path for path in (cache_folder() / kind, cache_folder()) if not path.exists()]
+    """Remove the folders of a kind and of the cache at the end, if the block made them in vain."""
+    made: list[Path] = []
+    with contextlib.suppress(CacheRefusedError):
+        made = [path for path in (cache_folder() / kind, cache_folder()) if not path.exists()]
     try:
         yield
     finally:

@@ -20,8 +20,9 @@ from cgconvert.errors import InputError, OutputError, UsageError
 from cgconvert.io.commit import SUFFIX, Commit, Guard, staging_name
 from cgconvert.io.signals import uninterrupted
 from cgconvert.io.system.files import sync
+from cgconvert.io.system.open_folder import MadeFolder, OpenFolder
 from cgconvert.io.system.locks import FileLock
-from cgconvert.io.system.open_folder import OpenFolder, is_open_to_others, is_users
+from cgconvert.io.system.owners import is_open_to_others, is_users
 
 __all__ = ["Staging", "is_locked", "is_staging_folder", "is_temporary", "staging_folder"]
 
@@ -43,7 +44,9 @@ def is_locked(folder: Path) -> bool:
     if not lock.path.exists():
         return False
     try:
-        lock.acquire()
+        lock.acquire(make=False)
+    except FileNotFoundError:
+        return False
     except OSError:
         return True
     lock.release()
@@ -132,7 +135,7 @@ class Staging:
         self.guard, self.has_work = guard, has_work
         self.folder = staging_folder(self.output)
         self.is_kept = False
-        self._made_folders: list[Path] = []
+        self._made_folders: list[MadeFolder] = []
         self._parent: OpenFolder | None = None
         self._opened: OpenFolder | None = None
         self._lock: FileLock
@@ -242,9 +245,6 @@ class Staging:
         """
         deadline = time.monotonic() + LOCK_SECONDS
         for attempt in itertools.count():
-            missing = [p for p in self.output.parents if not p.exists()]
-            self._made_folders += [f for f in missing if f not in self._made_folders]
-            self.output.parent.mkdir(parents=True, exist_ok=True)
             try:
                 self._open()
                 return
@@ -257,8 +257,8 @@ class Staging:
                 time.sleep(0.01)
 
     def _open(self) -> None:
-        """Open the folder of the output, and in it the staging folder; lock that."""
-        parent = OpenFolder.at(self.output.parent)
+        """Open or make the folder of the output, and in it the staging folder; lock that."""
+        parent = OpenFolder.at(self.output.parent, self._made_folders)
         try:
             folder = self._private_folder(parent)
             try:
@@ -284,6 +284,9 @@ class Staging:
                 reason = _foreign_part(folder.path)
                 if not reason:
                     folder.close_to_others()
+                    # Once more: others could write in an empty folder until it was closed.
+                    reason = _foreign_part(folder.path)
+                if not reason:
                     return folder
             except BaseException:
                 folder.close()
@@ -315,20 +318,23 @@ class Staging:
         self._opened.close()
         self._parent.close()
         self._opened = self._parent = None
-        if not keep:
+        if keep:
+            for folder in self._made_folders:
+                folder.parent.close()
+            self._made_folders.clear()
+        else:
             self._remove_made_folders()
 
     def _remove_made_folders(self) -> None:
         """Remove the parent folders that were made, as far as they are empty, the deepest first."""
-        for folder in sorted(self._made_folders, key=lambda f: -len(f.parts)):
-            with contextlib.suppress(OSError):
-                folder.rmdir()
+        while self._made_folders:
+            self._made_folders.pop().remove()
 
     def _sync_parents(self) -> None:
         """Sync the folders in which names have changed, so that the renames survive a crash."""
         assert self._parent is not None
-        for folder in {self._parent.path, *(made.parent for made in self._made_folders)}:
-            sync(folder)
+        for folder in (self._parent, *(made.parent for made in self._made_folders)):
+            sync(folder.path)
 
 
 def _remove(path: Path) -> None:

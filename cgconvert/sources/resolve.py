@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import difflib
 import re
 from collections.abc import Mapping
@@ -154,8 +155,9 @@ def _explain_absent(location: str) -> str:
     if "/" not in location and not is_path(location):
         asked = family.did_you_mean(location)
         return f"{text}; {asked}" if asked else f"{text}, and {_FAMILY}"
-    if location.startswith("~") and path.expanduser().exists():
-        return f"{text}; write it without quotes, or as {path.expanduser()}"
+    with contextlib.suppress(RuntimeError):  # a user without a home
+        if location.startswith("~") and path.expanduser().exists():
+            return f"{text}; write it without quotes, or as {path.expanduser()}"
     parent = path.parent
     if not parent.is_dir():
         absent = [folder for folder in path.parents if not folder.exists()]

@@ -27,6 +27,7 @@ from cgconvert.io.progress import Amount, format_bytes, progress_of_reading
 from cgconvert.io.reading import open_regular
 from cgconvert.io.staging import Staging
 from cgconvert.io.stand_ins import check_head
+from cgconvert.io.system.files import wait_for_clock
 from cgconvert.model.chat_templates import CHAT_TEMPLATE
 from cgconvert.model.tokenizer_files import TOKENIZER_FILES
 from cgconvert.sources.gzip_stream import GzipStream
@@ -143,6 +144,7 @@ def _unpack_into(path: Path, folder: Path) -> tuple[dict[str, str], dict[str, st
     if the archive is changed meanwhile.
     """
     progress = progress_of_reading()
+    wait_for_clock(path)
     identity = identity_of(path)
     progress.step(f"unpacking {path}", Amount(path.stat().st_size, "bytes"))
     with open_regular(path) as file:

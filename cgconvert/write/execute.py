@@ -22,6 +22,7 @@ from cgconvert.io.parallel import WorkerPool
 from cgconvert.io.progress import Amount, Progress, SilentProgress, expect_steps, format_bytes
 from cgconvert.io.signals import uninterrupted
 from cgconvert.io.staging import Staging
+from cgconvert.io.system.files import FileIdentity, file_identity
 from cgconvert.model.decoder import Checkpoint
 from cgconvert.write.hashing import StreamingHash, hash_checkpoint
 from cgconvert.write.journal import START, Journal, plan_key, source_identity
@@ -146,6 +147,10 @@ def execute(
             pool.close()
             target = staging.content if plan.is_folder else staging.content / plan.output.name
             manifest_path(target).write_bytes(manifest.to_json())
+            written = {
+                name: file_identity(target / name if plan.is_folder else target)
+                for name in manifest.files
+            }
             if plan.is_folder:
                 staging.commit_folder()
             else:
@@ -159,7 +164,7 @@ def execute(
         raise
     finally:
         progress.finish()
-    _remember_hashes(plan, manifest, identity)
+    _remember_hashes(plan, manifest, written, identity)
     return manifest
 
 
@@ -188,12 +193,24 @@ def _kept(staging: Staging) -> list[str]:
     ]
 
 
-def _remember_hashes(plan: Plan, manifest: Manifest, identity: list[list[str | int]]) -> None:
-    """Remember the hashes of the written files, and of the source's if they are as before."""
-    hashed = [
-        (plan.output / name if plan.is_folder else plan.output, entry["sha256"])
-        for name, entry in manifest.files.items()
-    ]
+def _remember_hashes(
+    plan: Plan,
+    manifest: Manifest,
+    written: Mapping[str, FileIdentity],
+    identity: list[list[str | int]],
+) -> None:
+    """Remember the hashes of the files that were written, and of the source's, if unchanged since.
+
+    Others may have put another file in the place of one that was written.
+    """
+    hashed = []
+    for name, entry in manifest.files.items():
+        path = plan.output / name if plan.is_folder else plan.output
+        with contextlib.suppress(OSError):
+            # The commit renames a file, which changes this one time, but not those in a folder.
+            changed = {} if plan.is_folder else {"changed": written[name].changed}
+            if file_identity(path)._replace(**changed) == written[name]:
+                hashed.append((path, entry["sha256"]))
     if source_identity(plan.source) == identity:
         entries = manifest.source["files"]
         hashed += [

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from cgconvert.io.cache import read_entry, write_entry
+from cgconvert.io.system.files import wait_for_clock
 from cgconvert.model.decoder import Checkpoint
 from cgconvert.write.hashing import combined_sha256, file_sha256
 
@@ -31,6 +32,8 @@ def known_sha256(path: Path) -> str:
     stored = read_entry(KIND, entry)
     if stored is not None:
         return stored.hex()
+    wait_for_clock(path)
+    entry = _entry(path)
     sha256 = file_sha256(path)
     if entry == _entry(path):  # otherwise it was changed while it was read
         write_entry(KIND, entry, bytes.fromhex(sha256))

@@ -13,7 +13,8 @@ from pathlib import Path
 
 from cgconvert.errors import InputError, UsageError, first_few
 from cgconvert.io.file_names import path_from_here
-from cgconvert.io.system.open_folder import is_users
+from cgconvert.io.system.names import user_home
+from cgconvert.io.system.owners import is_users
 from cgconvert.write.known_hashes import SMALL_BYTES, known_sha256
 from cgconvert.write.manifest import (
     MANIFEST_NAME,
@@ -104,7 +105,8 @@ def protected_place(path: Path) -> str:
         return "is a root folder"
     if Path(os.path.realpath(os.curdir)).is_relative_to(real):
         return "is the working folder, or holds it"
-    if Path(os.path.realpath(Path.home())).is_relative_to(real):
+    home = user_home()
+    if home is not None and Path(os.path.realpath(home)).is_relative_to(real):
         return "is your home folder, or holds it"
     if os.path.ismount(path):
         return "is a mount point"

@@ -20,7 +20,7 @@ from cgconvert.formats.model_card import code_span, compose_card
 from cgconvert.io.progress import format_bytes
 from cgconvert.io.reading import read_bytes
 from cgconvert.io.staging import Staging
-from cgconvert.io.system.open_folder import is_users
+from cgconvert.io.system.owners import is_users
 from cgconvert.model.decoder import Checkpoint
 from cgconvert.write.manifest import find_manifest
 

@@ -9,17 +9,21 @@ from __future__ import annotations
 import errno
 import os
 import shutil
+import time
 from io import FileIO
 from pathlib import Path
 from typing import NamedTuple
 
 __all__ = [
     "FileIdentity", "allocate", "file_identity", "open_file", "open_new", "read_at",
-    "sync", "sync_descriptor", "write_at",
+    "sync", "sync_descriptor", "wait_for_clock", "write_at",
 ]  # fmt: skip
 
 MAX_BYTES = 1 << 30
 """Bytes of one read or write. macOS refuses more than 2 GiB; others do a part of it."""
+
+TICK_NS = 20_000_000
+"""Two ticks of the slowest clock that Linux sets times of files by."""
 
 _BINARY = getattr(os, "O_BINARY", 0) | getattr(os, "O_CLOEXEC", 0)
 """Without O_BINARY, Windows changes every byte 10 that is written."""
@@ -49,6 +53,17 @@ def file_identity(file: Path | int) -> FileIdentity:
     return FileIdentity(
         status.st_dev, status.st_ino, status.st_size, status.st_mtime_ns, status.st_ctime_ns
     )
+
+
+def wait_for_clock(path: Path) -> None:
+    """Wait, after a file was changed a moment ago, until the next change gets another time.
+
+    Without it, a change in the same tick of the clock would not show in the file's identity.
+    """
+    identity, now = file_identity(path), time.time_ns()
+    ages = [now - identity.changed, now - identity.modified]
+    youngest = min((age for age in ages if age >= 0), default=TICK_NS)
+    time.sleep(max(0, TICK_NS - youngest) / 1e9)
 
 
 def open_file(path: Path, *, write: bool = False, create: bool = False) -> int:
@@ -125,7 +140,8 @@ def sync(path: Path) -> None:
     can_open_folders = hasattr(os, "O_DIRECTORY")
     if not can_open_folders and path.is_dir():
         return
-    descriptor = os.open(path, (os.O_RDONLY if can_open_folders else os.O_RDWR) | _BINARY)
+    flags = os.O_RDONLY | getattr(os, "O_NONBLOCK", 0) if can_open_folders else os.O_RDWR
+    descriptor = os.open(path, flags | _BINARY)
     try:
         os.fsync(descriptor)
     finally:

@@ -38,8 +38,8 @@ class FileLock:
         """Whether this object holds the lock."""
         return self._descriptor >= 0 or self._library_lock is not None
 
-    def acquire(self) -> None:
-        """Lock the file, at once or not at all.
+    def acquire(self, *, make: bool = True) -> None:
+        """Lock the file, at once or not at all; with `make`, it is made if it is missing.
 
         Raises BlockingIOError if another process or object holds the lock, PermissionError if the
         file is not this user's alone, and OSError if it cannot be made, for example because its
@@ -48,7 +48,8 @@ class FileLock:
         if fcntl is None:
             self._acquire_by_library()
             return
-        flags = os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC | os.O_NONBLOCK
+        flags = os.O_RDWR | os.O_NOFOLLOW | os.O_CLOEXEC | os.O_NONBLOCK
+        flags |= os.O_CREAT if make else 0
         while True:
             descriptor = os.open(self.path, flags, 0o600)
             try:
@@ -61,7 +62,7 @@ class FileLock:
                     self._descriptor = descriptor
                     return
             except FileNotFoundError:
-                pass
+                pass  # it is made, or found missing, in the next round
             except BaseException:
                 os.close(descriptor)
                 raise

@@ -23,6 +23,7 @@ __all__ = [
     "is_writable_folder",
     "rename",
     "rename_new",
+    "user_home",
 ]
 
 PROCESSES = Path("/proc")
@@ -116,6 +117,14 @@ def empty_home() -> str:
     folder = tempfile.TemporaryDirectory(prefix="cgconvert-")
     atexit.register(folder.cleanup)
     return folder.name
+
+
+def user_home() -> Path | None:
+    """The user's home folder; None if neither the environment nor the list of users names one."""
+    try:
+        return Path.home()
+    except RuntimeError:
+        return None
 
 
 def _when_free(move: Callable[[], object]) -> None:

@@ -13,14 +13,13 @@ import contextlib
 import errno
 import os
 import stat
+from dataclasses import dataclass
 from pathlib import Path
 
 from cgconvert.errors import UsageError
+from cgconvert.io.system.owners import MOST_LINKS, is_roots_or_users, others_can_write
 
-__all__ = ["OpenFolder", "is_open_to_others", "is_users"]
-
-MAX_LINKS = 40
-"""Links on the way to one folder; Linux follows so many as well (path_resolution(7))."""
+__all__ = ["MadeFolder", "OpenFolder"]
 
 
 class OpenFolder:
@@ -36,20 +35,38 @@ class OpenFolder:
             self.path = _descriptor_path(descriptor) or path
 
     @classmethod
-    def at(cls, path: Path) -> OpenFolder:
-        """Open an existing folder by an absolute path.
+    def at(cls, path: Path, made: list[MadeFolder] | None = None) -> OpenFolder:
+        """Open a folder by an absolute path.
+
+        Args:
+            path: The folder.
+            made: Where the folders are added that are made because they are missing. If None, the
+                folder has to be there.
 
         Raises UsageError if the path leads through a link which another user has put into a folder
-        that all users can write.
+        that others can write, and FileExistsError if a folder would be made where a link leads to.
         """
         if not hasattr(os, "O_PATH"):
-            return cls(path)
+            return cls._at_path(path, made)
         descriptor = os.open(path.anchor, os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
         names, links = list(reversed(path.parts[1:])), 0
+        following = len(names)  # names of the path itself; those of links' targets are above them
         try:
             while names:
                 name = names.pop()
-                entry = os.open(name, os.O_PATH | os.O_NOFOLLOW | os.O_CLOEXEC, dir_fd=descriptor)
+                is_of_link, following = len(names) >= following, min(following, len(names))
+                flags = os.O_PATH | os.O_NOFOLLOW | os.O_CLOEXEC
+                try:
+                    entry = os.open(name, flags, dir_fd=descriptor)
+                except FileNotFoundError:
+                    if made is None:
+                        raise
+                    if is_of_link:
+                        raise FileExistsError(
+                            errno.EEXIST, "a link on the way leads nowhere", str(path)
+                        ) from None
+                    _make(cls(path, os.dup(descriptor)), name, made)
+                    entry = os.open(name, flags, dir_fd=descriptor)
                 status, folder = os.fstat(entry), os.fstat(descriptor)
                 if not stat.S_ISLNK(status.st_mode):
                     os.close(descriptor)
@@ -58,10 +75,10 @@ class OpenFolder:
                 target = Path(os.readlink("", dir_fd=entry))
                 os.close(entry)
                 links += 1
-                if links > MAX_LINKS or not _is_trusted(status, folder):
+                if links > MOST_LINKS or not _is_trusted(status, folder, descriptor):
                     raise UsageError(
                         f"{path}: leads through the link {name}, which another user has put into a "
-                        "folder that all can write; give the path without it"
+                        "folder that others can write; give the path without it"
                     )
                 if target.is_absolute():
                     os.close(descriptor)
@@ -72,6 +89,14 @@ class OpenFolder:
             os.close(descriptor)
             raise
         return cls(path, descriptor)
+
+    @classmethod
+    def _at_path(cls, path: Path, made: list[MadeFolder] | None) -> OpenFolder:
+        """Open a folder on a system whose folders are reached by their paths alone."""
+        for folder in reversed((path, *path.parents)):
+            if made is not None and not folder.exists():
+                _make(cls(folder.parent), folder.name, made)
+        return cls(path)
 
     @classmethod
     def nofollow(cls, path: Path) -> OpenFolder:
@@ -112,26 +137,46 @@ class OpenFolder:
             self._descriptor = -1
 
 
-def is_users(status: os.stat_result) -> bool:
-    """Whether a file or folder belongs to the user who runs this; Windows does not say."""
-    return not hasattr(os, "geteuid") or status.st_uid == os.geteuid()
+@dataclass(frozen=True)
+class MadeFolder:
+    """A folder that was made on the way to another.
 
-
-def is_open_to_others(status: os.stat_result) -> bool:
-    """Whether the mode of a file or folder lets others than its owner write.
-
-    Windows, and disks that come from it, keep no modes: they show this of every file.
+    Attributes:
+        parent: The open folder in which it was made.
+        name: Its name in that.
     """
-    return bool(status.st_mode & (stat.S_IWGRP | stat.S_IWOTH))
+
+    parent: OpenFolder
+    name: str
+
+    def remove(self) -> None:
+        """Remove it if it is empty, and close its parent."""
+        with contextlib.suppress(OSError):
+            (self.parent.path / self.name).rmdir()
+        self.parent.close()
 
 
-def _is_trusted(link: os.stat_result, folder: os.stat_result) -> bool:
+def _make(parent: OpenFolder, name: str, made: list[MadeFolder]) -> None:
+    """Make a folder in an open one, unless another run is quicker."""
+    try:
+        (parent.path / name).mkdir()
+    except FileExistsError:
+        parent.close()
+    except BaseException:
+        parent.close()
+        raise
+    else:
+        made.append(MadeFolder(parent, name))
+
+
+def _is_trusted(link: os.stat_result, folder: os.stat_result, descriptor: int) -> bool:
     """Whether a link is one to follow: Linux's rule of protected_symlinks (proc_sys_fs(5)).
 
-    It holds here without the sticky bit too.
+    It holds here without the sticky bit, and for folders of a group, too.
     """
-    is_shared = bool(folder.st_mode & stat.S_IWOTH)
-    return not is_shared or link.st_uid in (0, os.geteuid(), folder.st_uid)
+    if is_roots_or_users(link) or link.st_uid == folder.st_uid:
+        return True
+    return not others_can_write(_descriptor_path(descriptor) or Path(os.curdir), folder)
 
 
 def _descriptor_path(descriptor: int) -> Path | None:

@@ -1,10 +1,9 @@
 """Folders and files of the user's own: nobody else can write in them, or exchange them.
 
-The rules are those that ssh and sudo have for their files. A folder belongs to the user and is
+A folder belongs to the user and is
 closed to others. Every folder above it belongs to the user or to root, and others can write in it
 only where the sticky bit keeps them from renaming what is not theirs, as in /tmp. A link on the way
-belongs to the user or to root. Windows has other rights, which each user's profile sets; there
-nothing is checked.
+belongs to the user or to root.
 """
 
 from __future__ import annotations
@@ -13,19 +12,18 @@ import contextlib
 import os
 import secrets
 import stat
-from functools import lru_cache
 from pathlib import Path
 
 from cgconvert.io.system.names import rename
-
-try:
-    import grp
-    import pwd
-except ImportError:  # Windows
-    grp = pwd = None  # type: ignore[assignment]
+from cgconvert.io.system.owners import (
+    HAS_OWNERS,
+    MOST_LINKS,
+    is_roots_or_users,
+    is_users,
+    others_can_write,
+)
 
 __all__ = [
-    "HAS_OWNERS",
     "close_folder",
     "fault_of_folder",
     "fault_of_place",
@@ -35,14 +33,8 @@ __all__ = [
     "replace_own_file",
 ]
 
-HAS_OWNERS = hasattr(os, "geteuid")
-"""Whether the system tells to whom a file belongs."""
-
 CLOSED = 0o600
 """The mode of a file that only its owner can read and write."""
-
-MOST_LINKS = 40
-"""The most links on the way to a folder, as Linux follows them."""
 
 _FLAGS = (
     getattr(os, "O_NOFOLLOW", 0)
@@ -77,7 +69,7 @@ def fault_of_place(path: Path) -> str:
         if not stat.S_ISLNK(status.st_mode):
             place /= name
             continue
-        if status.st_uid not in (0, os.geteuid()):
+        if not is_roots_or_users(status):
             return f"{place / name} is a link of another user"
         links += 1
         if links > MOST_LINKS:
@@ -98,9 +90,9 @@ def fault_of_folder(path: Path) -> str:
         return f"{path} is not a folder"
     if not HAS_OWNERS:
         return ""
-    if status.st_uid != os.geteuid():
+    if not is_users(status):
         return f"{path} belongs to another user"
-    if _others_can_write(path, status):
+    if others_can_write(path, status):
         return f"others can write in {path}"
     return ""
 
@@ -169,43 +161,8 @@ def _fault_of_parent(path: Path) -> str:
         return f"{path}: {error.strerror}"
     if not stat.S_ISDIR(status.st_mode):
         return f"{path} is not a folder"
-    if status.st_uid not in (0, os.geteuid()):
+    if not is_roots_or_users(status):
         return f"{path} belongs to another user"
-    if _others_can_write(path, status) and not status.st_mode & stat.S_ISVTX:
+    if others_can_write(path, status) and not status.st_mode & stat.S_ISVTX:
         return f"others can write in {path}"
     return ""
-
-
-def _others_can_write(path: Path, status: os.stat_result) -> bool:
-    """Whether users other than its owner and root can write in a folder.
-
-    Many systems give each user a group of his own, which may write in what he makes. The bits of
-    the group stand for other users too where the folder has a list of rights (acl(5)).
-    """
-    if status.st_mode & stat.S_IWOTH:
-        return True
-    if not status.st_mode & stat.S_IWGRP:
-        return False
-    return _has_rights_list(path) or not _is_group_of_one(status.st_gid, status.st_uid)
-
-
-def _has_rights_list(path: Path) -> bool:
-    """Whether a folder grants rights to users or groups by name."""
-    try:
-        return "system.posix_acl_access" in os.listxattr(path)
-    except (OSError, AttributeError):  # a disk or a system without them
-        return False
-
-
-@lru_cache
-def _is_group_of_one(group: int, user: int) -> bool:
-    """Whether a group is the main group of this user and has no other member.
-
-    Only members by name are known; that no other user has it as main group is shown by its name,
-    which is the user's.
-    """
-    try:
-        name, entry = pwd.getpwuid(user).pw_name, grp.getgrgid(group)
-    except KeyError:
-        return False
-    return entry.gr_name == name and set(entry.gr_mem) <= {name}
