@@ -55,6 +55,7 @@ LINUX_TESTS = {
     "cli/test_streams.py": "redirects to /dev/full",
     "decoys/test_opened_files.py": "strace is Linux's",
     "faults": "a server forks itself for every command, and sets limits with resource",
+    "io/test_folders.py": "opens folders without a path, and makes pipes",
     "io/test_cache.py": "makes pipes, and gives folders rights",
     "io/test_parallel.py": "looks at forked processes in /proc",
     "io/test_signals.py": "sends SIGHUP to itself",

@@ -20,8 +20,8 @@ from cgconvert.errors import InputError, OutputError, UsageError
 from cgconvert.io.commit import SUFFIX, Commit, Guard, staging_name
 from cgconvert.io.signals import uninterrupted
 from cgconvert.io.system.files import sync
-from cgconvert.io.system.open_folder import MadeFolder, OpenFolder
 from cgconvert.io.system.locks import FileLock
+from cgconvert.io.system.open_folder import MadeFolder, OpenFolder
 from cgconvert.io.system.owners import is_open_to_others, is_users
 
 __all__ = ["Staging", "is_locked", "is_staging_folder", "is_temporary", "staging_folder"]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import shutil
 from collections.abc import Callable
 from dataclasses import replace
@@ -13,6 +14,7 @@ import pytest
 from cgconvert.api.output_state import output_state
 from cgconvert.calibrate.calibrated_plan import CalibratedPlan
 from cgconvert.formats.read import read
+from cgconvert.io.staging import Staging
 from cgconvert.model.decoder import Checkpoint
 from cgconvert.texts.text import read_text
 from cgconvert.write import known_hashes
@@ -113,6 +115,44 @@ def test_a_large_file_is_hashed_once(
     checkpoint.files[0].touch()
     assert output_state(plan).kind == "complete"
     assert "model.safetensors" in hashed
+
+
+def test_a_change_at_once_after_hashing_shows(tmp_path: Path) -> None:
+    """The file has the same size and modification time as before, within a tick of the clock."""
+    path = tmp_path / "file"
+    for number in range(20):
+        text = bytes([number]) * known_hashes.SMALL_BYTES
+        path.write_bytes(text)
+        first, times = known_hashes.known_sha256(path), path.stat()
+        with path.open("r+b") as file:
+            file.write(b"changed")
+        os.utime(path, ns=(times.st_atime_ns, times.st_mtime_ns))
+        assert known_hashes.known_sha256(path) != first
+
+
+@pytest.mark.parametrize("is_folder", [True, False])
+def test_the_hash_of_a_file_that_was_exchanged_is_not_remembered(
+    is_folder: bool, checkpoint: Checkpoint, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Another program puts a file of the same size in the place of one as soon as it is there."""
+    output = tmp_path / "out" / ("hf" if is_folder else "m.gguf")
+    plan = (plans.to_hf if is_folder else plans.to_gguf)(checkpoint, output)
+    file = output / "model.safetensors" if is_folder else output
+    name = "commit_folder" if is_folder else "commit_files"
+    commit = getattr(Staging, name)
+
+    def committing(staging: Staging) -> None:
+        commit(staging)
+        status = file.stat()
+        file.unlink()
+        file.write_bytes(bytes(status.st_size))
+        os.utime(file, ns=(status.st_atime_ns, status.st_mtime_ns))
+
+    monkeypatch.setattr(Staging, name, committing)
+    manifest = execute(plan)
+    assert file.stat().st_size > known_hashes.SMALL_BYTES
+    assert known_hashes.known_sha256(file) == file_sha256(file)
+    assert file_sha256(file) not in {entry["sha256"] for entry in manifest.files.values()}
 
 
 @pytest.mark.parametrize("format_", ["gguf", "onnx"])

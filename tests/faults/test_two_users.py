@@ -6,6 +6,8 @@ import fcntl
 import itertools
 import os
 import shutil
+import subprocess
+import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -14,7 +16,15 @@ import pytest
 
 from tests.faults.kill import file_hashes
 from tests.faults.server import Server
-from tests.support.two_users import NOBODY, ROOT, background_as_nobody, call_as_nobody
+from tests.support.two_users import (
+    AS_NOBODY,
+    NOBODY,
+    REPOSITORY,
+    ROOT,
+    background_as_nobody,
+    call_as_nobody,
+    make_shared_folder,
+)
 
 CONVERSION = ("to-gguf", "codegen-tiny-mono", "-o", "m.gguf")
 STAGING = ".m.gguf.cgconvert-tmp"
@@ -112,6 +122,41 @@ def test_links_at_the_places_of_small_files_are_not_followed(
     assert sorted(os.listdir(precious.parent)) == after
     assert precious.read_bytes() == b""
     assert before == ["precious"]
+
+
+def test_links_of_a_group_are_not_followed(
+    shared_folder: Path, precious: Path, server: Server
+) -> None:
+    """Others than the owner of the folder can write in it, because they are of its group."""
+    folder = shared_folder / "groups"
+    folder.mkdir()
+    os.chown(folder, ROOT, NOBODY)
+    folder.chmod(0o775)
+    call_as_nobody((folder / "link").symlink_to, precious.parent)
+    for output in ("link/m.gguf", "link/deep/m.gguf"):
+        outcome = server.run(*CONVERSION[:3], output, cwd=folder)
+        assert outcome.code == 2, outcome.err
+        assert "another user has put into a folder that others can write" in outcome.err
+    assert os.listdir(precious.parent) == ["precious"]
+
+
+def test_a_user_without_a_home() -> None:
+    """Every command works where neither HOME nor the list of users names a home folder."""
+    prefix = [argument.replace(str(NOBODY), "54321") for argument in AS_NOBODY]
+    homes = ("HOME", "CGCONVERT_CACHE", "XDG_CACHE_HOME", "HF_HOME")
+    environment = {name: value for name, value in os.environ.items() if name not in homes}
+    environment |= {"PYTHONPATH": str(REPOSITORY), "OMP_NUM_THREADS": "1"}
+    with make_shared_folder(sticky=True) as folder:
+        for arguments, code in (
+            (CONVERSION, 0), ((*CONVERSION, "--force"), 0),
+            (("inspect", "~nobody-of-this-name/m"), 3), (("cache",), 5),
+        ):  # fmt: skip
+            result = subprocess.run(
+                [*prefix, sys.executable, "-Bm", "cgconvert", *arguments],
+                cwd=folder, env=environment, text=True, capture_output=True, check=False,
+            )  # fmt: skip
+            assert result.returncode == code, (arguments, result.stderr)
+            assert result.stderr.count("\n") <= 1
 
 
 def test_an_artefact_of_another_user_is_not_replaced(

@@ -13,7 +13,7 @@ import pytest
 
 from cgconvert.io import cache
 from cgconvert.io.cache import cache_folder, cache_used, read_entry, with_cache, write_entry
-from cgconvert.io.system import own_files
+from cgconvert.io.system import owners
 
 DATA = b"what the entry holds"
 
@@ -239,10 +239,10 @@ def test_the_users_own_group_may_write_above_it(monkeypatch: pytest.MonkeyPatch)
     """A group of one, as many systems give each user, is the user; one with more members is not."""
     folder = cache_folder().parent
     folder.chmod(0o770)
-    monkeypatch.setattr(own_files, "_is_group_of_one", lambda group, user: True)
+    monkeypatch.setattr(owners, "_is_group_of_one", lambda group, user: True)
     write_entry("reference", "a", DATA)
     assert read_entry("reference", "a") == DATA
-    monkeypatch.setattr(own_files, "_has_rights_list", lambda path: path == folder)
+    monkeypatch.setattr(owners, "_has_rights_list", lambda path: path == folder)
     assert read_entry("reference", "a") is None
     folder.chmod(0o700)
     assert read_entry("reference", "a") == DATA

@@ -14,6 +14,7 @@ from cgconvert.io import cache
 from cgconvert.io.cache import read_entry, write_entry
 from cgconvert.io.cache_contents import cache_contents
 from cgconvert.io.cache_key import ensure_key
+from cgconvert.io.system.own_files import fault_of_place
 from cgconvert.sources.tarball import unpack
 from tests.sources.test_unpacked import FILES, content, pack
 from tests.support.two_users import NOBODY, call_as_nobody, make_shared_folder, run_as
@@ -81,6 +82,25 @@ def test_what_another_user_prepared_is_refused(
         unpack(archive)
     with cache.with_cache(False):
         assert content(unpack(archive)[0]) == FILES
+
+
+def test_a_link_that_appears_after_the_look_is_refused(
+    folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder.parent.chmod(0o1777)
+    looked_at: list[Path] = []
+
+    def looking(path: Path) -> str:
+        fault = fault_of_place(path)
+        if not looked_at:
+            call_as_nobody(folder.symlink_to, tmp_path)
+        looked_at.append(path)
+        return fault
+
+    monkeypatch.setattr(cache, "fault_of_place", looking)
+    write_entry("reference", "a", DATA)
+    assert len(looked_at) > 1
+    assert os.listdir(tmp_path) == []
 
 
 def test_a_folder_above_it_of_another_user_is_refused(

@@ -18,8 +18,10 @@ from pathlib import Path
 from typing import Literal, ParamSpec, TypeVar
 
 __all__ = [
+    "AS_NOBODY",
     "IS_POSSIBLE",
     "NOBODY",
+    "REPOSITORY",
     "ROOT",
     "User",
     "background_as_nobody",
@@ -46,6 +48,7 @@ AS_NOBODY = (
     "setpriv", f"--reuid={NOBODY}", f"--regid={NOBODY}", "--clear-groups",
     "--inh-caps=-all,+dac_read_search", "--ambient-caps=-all,+dac_read_search",
 )  # fmt: skip
+"""The command that runs another as nobody, who may read every file but write no more than usual."""
 
 REPOSITORY = Path(__file__).resolve().parents[2]
 

@@ -1,4 +1,4 @@
-"""Whose files and folders are, who else can write in them, and whose links are followed.
+"""Owners of files and folders, and the rights of other users to write in them.
 
 The rules are those that ssh and sudo have for their files. Windows has other rights, which each
 user's profile sets; there everything counts as the user's.

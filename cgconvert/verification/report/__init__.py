@@ -11,8 +11,8 @@ from pathlib import Path
 from cgconvert.errors import InputError, OutputError, UsageError
 from cgconvert.io.reading import read_head
 from cgconvert.io.staging import Staging
-from cgconvert.io.system.open_folder import OpenFolder
 from cgconvert.io.system.names import is_writable_folder
+from cgconvert.io.system.open_folder import OpenFolder
 from cgconvert.io.system.owners import is_users
 from cgconvert.verification.report.html import as_html
 from cgconvert.verification.report.junit import as_junit

@@ -24,9 +24,10 @@ MODULES = ("fcntl", "pwd", "grp", "syslog")
 FUNCTIONS = (
     "fork", "forkpty", "pread", "preadv", "pwrite", "pwritev", "readv",
     "writev", "posix_fallocate", "posix_fadvise", "fdatasync", "sched_getaffinity", "sched_yield",
-    "getgid", "getegid", "getpgid", "setsid", "killpg", "nice", "wait3",
+    "getgid", "geteuid", "getegid", "getpgid", "setsid", "killpg", "nice", "wait3",
     "wait4", "waitid", "mkfifo", "mknod", "chown", "fchown", "lchown", "memfd_create",
-    "sendfile", "copy_file_range", "O_NOFOLLOW", "O_DIRECTORY", "O_CLOEXEC", "O_SYNC", "O_DSYNC",
+    "sendfile", "copy_file_range", "O_NOFOLLOW", "O_DIRECTORY", "O_CLOEXEC", "O_PATH",
+    "O_SYNC", "O_DSYNC",
 )  # fmt: skip
 """Names of os. What torch, psutil, pytest and Python's own library call here and not on Windows
 stays: register_at_fork, sysconf, getuid, statvfs, and SIGKILL of signal."""
