@@ -23,7 +23,7 @@ from typing import Any
 from cgconvert.errors import CgconvertError, InputError
 from cgconvert.io.reading import MAX_FILE_BYTES, open_unbuffered
 from cgconvert.io.system.files import FileIdentity, file_identity
-from cgconvert.io.system.open_file_links import Link, link_to_open_file
+from cgconvert.io.system.open_file_links import Link, got_second_name, link_to_open_file
 
 __all__ = ["AdmittedFiles", "UnchangedFiles", "admitting"]
 
@@ -175,7 +175,8 @@ class UnchangedFiles:
     def check(self) -> None:
         """Raise InputError if a file is not what it was at first."""
         for path, identity in self._identities.items():
-            _check_unchanged(path, identity)
+            named = got_second_name(identity.device, identity.inode)
+            _check_unchanged(path, identity._replace(changed=0) if named else identity)
 
 
 def _check_unchanged(path: Path, before: FileIdentity) -> None:

@@ -130,6 +130,21 @@ def test_a_file_with_a_second_name_is_watched_by_its_content(
     files.close()
 
 
+def test_a_second_name_of_ours_is_no_change(
+    artefact: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(open_file_links, "PROCESSES", Path("nowhere"))
+    path = next(path for path in artefact.iterdir() if path.is_file())
+    unchanged, files = UnchangedFiles([path]), AdmittedFiles(artefact, artefact)
+    files.link(path.name)
+    unchanged.check()
+    files.close()
+    unchanged.check()
+    path.write_bytes(AFTER)
+    with pytest.raises(InputError, match="was changed or replaced"):
+        unchanged.check()
+
+
 def test_another_process_of_the_user_reads_the_file_that_was_checked(
     artefact: Path, way: str
 ) -> None:

@@ -9,10 +9,14 @@ from enum import Enum, auto
 from io import FileIO
 from pathlib import Path
 
-__all__ = ["Link", "link_to_open_file"]
+__all__ = ["Link", "got_second_name", "link_to_open_file"]
 
 PROCESSES = Path("/proc")
 """The folder in which Linux shows each process and its open files (proc(5): /proc/pid/fd)."""
+
+
+_second_names: set[tuple[int, int]] = set()
+"""Device and inode of the files that got a second name here."""
 
 
 class Link(Enum):
@@ -49,9 +53,15 @@ def link_to_open_file(
     with contextlib.suppress(OSError, NotImplementedError):
         path.hardlink_to(target.resolve())
         if os.path.samestat(path.stat(), status):
+            _second_names.add((status.st_dev, status.st_ino))
             return Link.NAME
         path.unlink()
     with FileIO(descriptor, closefd=False) as source, path.open("wb") as copy:
         source.seek(0)
         shutil.copyfileobj(source, copy, 1 << 20)
     return Link.COPY
+
+
+def got_second_name(device: int, inode: int) -> bool:
+    """Whether this process gave a file a second name, which changed the file's change time."""
+    return (device, inode) in _second_names
