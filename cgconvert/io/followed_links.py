@@ -14,6 +14,7 @@ from pathlib import Path
 
 from cgconvert.errors import InputError
 from cgconvert.io.file_names import is_possible
+from cgconvert.io.system.open_folder import is_in_open_folder
 
 __all__ = ["check_links", "note_user_path"]
 
@@ -48,6 +49,8 @@ def check_links(path: Path, opened: str = "") -> None:
     of all these folders were made by cgconvert itself, and are not checked.
     """
     name = os.path.abspath(path)
+    if is_in_open_folder(name):
+        return
     folder = None if name in _files else _named_folder(name)
     if folder is None:
         return

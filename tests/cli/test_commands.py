@@ -22,6 +22,7 @@ from cgconvert.errors import UsageError
 from cgconvert.runtimes import llamacpp
 from cgconvert.testing import synthetic
 from cgconvert.write.hashing import file_sha256
+from tests.support.in_process import open_runtimes_here
 from tests.support.trained_models import OWN_CODE, trained, write_trained
 
 TINY = embedded.NAME
@@ -259,6 +260,7 @@ def test_a_missing_runtime_stops_nothing_and_is_said_at_the_end(
 ) -> None:
     run("to-gguf", TINY, "--type", "F16")
     run("to-hf", TINY)
+    open_runtimes_here(monkeypatch)
     llamacpp._library.cache_clear()
     monkeypatch.setitem(sys.modules, "llama_cpp", None)
     outcome = run("verify", "--quick", "--report", "verdict.json", "--report", "verdict.txt")

@@ -12,6 +12,7 @@ from __future__ import annotations
 import contextlib
 import errno
 import os
+import re
 import stat
 from dataclasses import dataclass
 from pathlib import Path
@@ -186,3 +187,8 @@ def _descriptor_path(descriptor: int) -> Path | None:
         return path if os.path.samestat(path.stat(), os.fstat(descriptor)) else None
     except OSError:
         return None
+
+
+def is_in_open_folder(path: str) -> bool:
+    """Whether a path leads through the descriptor of a folder, as those of `OpenFolder` do."""
+    return re.match(r"/proc/\d+/fd/\d+/", path) is not None

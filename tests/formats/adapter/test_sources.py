@@ -316,5 +316,5 @@ def test_commands_and_recipes_take_adapters(base: Path, adapter: Path, tmp_path:
     path.write_text(f"{steps}adapter: [{adapter}, {second}]\n")
     assert recipe.load(path)[0].source_options == {"adapter": (str(adapter), str(second))}
     path.write_text(f"{steps}adapter: [1]\n")
-    with pytest.raises(InputError, match=r"recipe.yaml:3: adapter is not text"):
+    with pytest.raises(InputError, match=r"recipe.yaml:3: adapter 1 is not a path"):
         recipe.load(path)
