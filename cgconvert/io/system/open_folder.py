@@ -20,7 +20,7 @@ from pathlib import Path
 from cgconvert.errors import UsageError
 from cgconvert.io.system.owners import MOST_LINKS, is_roots_or_users, others_can_write
 
-__all__ = ["MadeFolder", "OpenFolder"]
+__all__ = ["MadeFolder", "OpenFolder", "is_in_open_folder"]
 
 
 class OpenFolder:
