@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 from collections.abc import Sequence
 from contextlib import nullcontext
@@ -151,8 +152,11 @@ def named(checkpoint: Checkpoint, name: str | None) -> Checkpoint:
 
 
 def check_type(argument: str, value: object, *types: type) -> None:
-    """Raise UsageError unless the value of a function's argument has one of these types."""
-    if not isinstance(value, types):
+    """Raise UsageError unless the value of a function's argument has one of these types.
+
+    What has a path, as a `Result` has, stands for a Path.
+    """
+    if not (isinstance(value, types) or (Path in types and isinstance(value, os.PathLike))):
         names = " or ".join(type_.__name__ for type_ in types)
         raise UsageError(f"{argument}: {shown(value)} is not a {names}")
 

@@ -407,7 +407,7 @@ GRAPHS = (
             ("metadata of a node", lambda model: model.graph.node[0].metadata_props.add(
                 key="ep", value="x"), "metadata_props in NodeProto"),
             ("a second graph's function", lambda model: model.functions.add(
-                name="FastGelu", domain="com.microsoft"), "functions in ModelProto"),
+                name="FastGelu", domain="com.microsoft"), "has functions"),
             ("a reference in an attribute", lambda model: setattr(next(
                 node for node in model.graph.node if node.attribute).attribute[0],
                 "ref_attr_name", "x"), "ref_attr_name in AttributeProto"),

@@ -270,7 +270,7 @@ SIZES: dict[str, Case] = {
             ("torch", "torch", lengthen("pytorch_model.bin"), "zip archive", SOURCE_COMMANDS, 3),
             ("GGUF", "gguf", lengthen(""), "follow the last tensor", ARTEFACT_COMMANDS, 3),
             # Only what a manifest names, with the size that it names, is hashed.
-            ("ONNX data", "onnx", lengthen_data, "verification failed", ("verify",), 4),
+            ("ONNX data", "onnx", lengthen_data, "a hole", ("verify",), 3),
             ("a file beside", "hf", hole(8 << 40, "extra"), "", ("verify",), 0),
             ("a file beside a graph", "onnx", hole(8 << 40, "x"), "", ("verify",), 0),
         )

@@ -135,13 +135,13 @@ def check_graph(graph: Path) -> None:
     """
     reader.decoded_tensors(graph)
     model = reader.parse(graph)
-    _check_fields(graph, model)
     if model.functions or model.training_info or model.graph.sparse_initializer:
         raise InputError(f"{graph}: has functions or other parts that no graph of cgconvert has")
     if {entry.domain for entry in model.opset_import} - {"", "ai.onnx", MICROSOFT}:
         raise InputError(f"{graph}: uses operators of another domain than ONNX Runtime's own")
     _check_constants(graph, model)
     _check_nodes(graph, model)
+    _check_fields(graph, model)
 
 
 def _check_fields(graph: Path, model: ModelProto) -> None:
