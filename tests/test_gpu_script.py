@@ -16,6 +16,7 @@ from cgconvert.errors import MissingRuntimeError, VerificationError
 from cgconvert.runtimes import llamacpp
 from tests.gpu.run import ARTEFACTS, ON_A_GPU_ONLY, Row, Run, main, verify
 from tests.support.cuda_packages import no_gpu
+from tests.support.in_process import open_runtimes_here
 
 
 def test_converts_and_decodes(tmp_path: Path) -> None:
@@ -58,6 +59,7 @@ def test_a_missing_runtime_is_no_wrong_result(
     run = Run("cpu", tmp_path, time.monotonic() + 600)
     verify(run, {"gguf Q8_0": path})
     assert [(row.result[:8], row.exit_code) for row in run.rows] == [("pass, KL", 0)]
+    open_runtimes_here(monkeypatch)
     llamacpp._library.cache_clear()
     monkeypatch.setitem(sys.modules, "llama_cpp", None)
     verify(run, {"gguf Q8_0": path})

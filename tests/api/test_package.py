@@ -56,6 +56,7 @@ def test_codes_of_errors_are_stable() -> None:
         "UsageError": ("usage", 2),
         "MissingRuntimeError": ("missing-runtime", 2),
         "InputError": ("input", 3),
+        "RuntimeEndedError": ("runtime-ended", 3),
         "VerificationError": ("verification", 4),
         "OutputError": ("output", 5),
     }

@@ -45,7 +45,11 @@ class Watch(TorchDispatchMode):
             most[called] = max(most.get(called, 0), where.numel())
         return function(*arguments, **(options or {}))
 
+from cgconvert import runtimes
 from cgconvert.cli.main import main
+
+# Calls in a runtime's own process are not seen here.
+runtimes.open_class = lambda runtime, path, device, threads: runtime.open(path, device, threads)
 
 path, *arguments = sys.argv[1:]
 try:
